@@ -1,0 +1,70 @@
+"""What a peer must do, and nothing more: an adapter adds no work of its own and takes none away."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+Receipt = dict[str, Any]
+"""What restore needs to find the models again, as JSON: the ids or names that a user would keep."""
+
+
+class PeerMissing(Exception):
+    """The peer is not installed here; the text says how to get it."""
+
+
+class Peer(Protocol):
+    """One tool to compare. Objects are made in the process that is timed; a store is a directory of theirs."""
+
+    name: str
+    setting: str
+    """The settings that matter, for the report."""
+
+    def version(self) -> str:
+        """Return the peer's version; raise PeerMissing if it is not here."""
+
+    def prepare(self, store: Path) -> None:
+        """Make an empty store. Not timed."""
+
+    def add(self, store: Path, models: Sequence[tuple[str, Path]], *, reread: bool) -> Receipt:
+        """Add (name, folder) models one after another, as a pipeline would.
+
+        `reread` forbids to skip files because their times say that nothing changed.
+        """
+
+    def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:
+        """Write every model of the receipt to `dest`/NAME."""
+
+    def stored_bytes(self, store: Path) -> int:
+        """Return what the store costs on disk, in bytes of file content."""
+
+
+def tree_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a model as paths inside it."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def import_peer(module: str, *, install: str) -> ModuleType:
+    """Import a peer's package, which need not be there."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PeerMissing(f"{module} is not installed: {install}") from error
+
+
+def fsync_path(path: Path | str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,47 @@
+"""casstore through its library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.peers.base import Receipt, import_peer, tree_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+
+class CasstoreLibrary:
+    """One `Store.add` per model and one `Store.checkout` per model, on one open store."""
+
+    name = "casstore"
+    setting = "durability full"
+
+    def __init__(self) -> None:
+        self._casstore: ModuleType = import_peer("casstore", install="pip install .")
+
+    def version(self) -> str:
+        """The version of the package that is imported."""
+        return str(self._casstore.__version__)
+
+    def prepare(self, store: Path) -> None:
+        """`Store.open(create=True)`."""
+        self._casstore.Store.open(store, create=True).close()
+
+    def add(self, store: Path, models: Sequence[tuple[str, Path]], *, reread: bool) -> Receipt:
+        """One `Store.add` each, on one open store."""
+        with self._casstore.Store.open(store, durability="full") as opened:
+            for name, folder in models:
+                opened.add(folder, ref=f"models/{name}", stat_cache=not reread)
+        return {"models": [name for name, _ in models]}
+
+    def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:
+        """One `Store.checkout` each, on one open store."""
+        with self._casstore.Store.open(store) as opened:
+            for name in receipt["models"]:
+                opened.checkout(f"models/{name}", dest / name)
+
+    def stored_bytes(self, store: Path) -> int:
+        """Everything in the store: packs, index, refs."""
+        return tree_bytes(store)

@@ -1,0 +1,76 @@
+"""Where a store's bytes live: a local directory, memory, or any fsspec file system.
+
+README.md gives the rules that every backend keeps, with their reasons.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from casstore.backend.base import Backend, BlobWriter, Durability, Entry, validate_key
+from casstore.backend.local import LocalBackend
+from casstore.backend.location import parse_location
+from casstore.backend.memory import MemoryBackend
+from casstore.backend.retry import RetryingBackend, RetryPolicy
+from casstore.backend.wrapper import BackendWrapper, ReadonlyBackend
+from casstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = [
+    "Backend",
+    "BackendWrapper",
+    "BlobWriter",
+    "Durability",
+    "Entry",
+    "LocalBackend",
+    "MemoryBackend",
+    "ReadonlyBackend",
+    "RetryPolicy",
+    "RetryingBackend",
+    "open_backend",
+    "validate_key",
+]
+
+
+def open_backend(
+    url_or_path: str | os.PathLike[str],
+    *,
+    create: bool = False,
+    readonly: bool = False,
+    durability: Durability = "full",
+    shared: Literal["group"] | None = None,
+    **storage_options: Any,
+) -> Backend:
+    """Open the backend that a path or URL names.
+
+    A path or file:// is a local directory; memory://NAME is this process's store of that name; any other URL
+    goes to fsspec with `storage_options`, wrapped so that throttling and outages are retried. `create` makes
+    what is missing; `readonly` refuses every write and makes nothing. `durability` and `shared` matter to
+    local directories only. Raises ConfigError for what cannot be opened as given.
+    """
+    if durability not in ("full", "none"):
+        raise ConfigError(f"durability is {durability!r}: use 'full', or 'none' for a throw-away store.")
+    if shared not in (None, "group"):
+        raise ConfigError(f"shared is {shared!r}: use None or 'group'.")
+    if readonly and create:
+        raise ConfigError("A store cannot be made with readonly=True: make it first, then open it readonly.")
+    location = parse_location(url_or_path)
+    if storage_options and location.kind != "fsspec":
+        names = ", ".join(sorted(storage_options))
+        raise ConfigError(f"Storage options ({names}) are for fsspec URLs; a {location.kind} store has none.")
+    backend: Backend
+    if location.kind == "local":
+        backend = LocalBackend(location.target, create=create, durability=durability, shared=shared)
+    elif location.kind == "memory":
+        backend = MemoryBackend(location.target)
+    else:
+        # fsspec costs tens of milliseconds to import, its client libraries more: `import casstore` and
+        # stores on this machine do without.
+        from casstore.backend.fsspec_backend import FsspecBackend  # noqa: PLC0415
+
+        backend = RetryingBackend(
+            FsspecBackend(location.target, create=create, storage_options=storage_options)
+        )
+    return ReadonlyBackend(backend) if readonly else backend

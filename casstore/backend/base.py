@@ -1,0 +1,249 @@
+"""The backend contract: keys to bytes, published whole, never overwritten.
+
+README.md in this directory gives each rule with its reason; tests/contract runs one suite on every
+implementation. Numbers in comments are the invariants of the design.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import uuid
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from casstore.errors import BackendUnavailable, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+Durability = Literal["full", "none"]
+
+MAX_SEGMENT = 255  # bytes in one name: the limit of every common file system
+MAX_KEY = 900  # bytes in a key: S3 allows 1,024 with the root's own prefix
+
+_SEGMENT = r"[a-z0-9_=@+\-][a-z0-9._=@+\-]*"
+_KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
+_RESERVED_SCRATCH = "gc/probe-"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object: its key, its size in bytes, and when it was written.
+
+    `modified` is in POSIX seconds by the backend's clock, nan where it has none.
+    """
+
+    key: str
+    size: int
+    modified: float
+
+
+class Throttled(BackendUnavailable):
+    """The storage asks for fewer requests; `retry_after` is its wish in seconds, None when not stated."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def validate_key(key: str) -> str:
+    """Return `key` when it can name an object on every backend; raise ConfigError otherwise.
+
+    Keys are relative and '/'-separated, made of a-z 0-9 . _ = @ + and -, without empty segments and
+    without a leading dot in any segment: so '..' cannot occur, and hidden names are the backend's own.
+    """
+    if _KEY.fullmatch(key) is None:
+        raise ConfigError(
+            f"{key!r} cannot name an object: keys are '/'-separated names of a-z 0-9 . _ = @ + -, none of "
+            "which starts with a dot."
+        )
+    if len(key) > MAX_KEY or max(map(len, key.split("/"))) > MAX_SEGMENT:
+        raise ConfigError(
+            f"{key[:80]!r}… cannot name an object: use at most {MAX_SEGMENT} characters between slashes "
+            f"and {MAX_KEY} in all."
+        )
+    return key
+
+
+def is_key(text: str) -> bool:
+    """Say whether `text` can be a key; foreign files in a store directory cannot."""
+    return _KEY.fullmatch(text) is not None
+
+
+def validate_prefix(prefix: str) -> str:
+    """Return `prefix` when it is "" or ends with "/"; raise ConfigError otherwise."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise ConfigError(f"{prefix!r} is not a prefix: it must be empty or end with '/'.")
+        validate_key(prefix[:-1])
+    return prefix
+
+
+def validate_range(start: int, length: int | None) -> None:
+    """Raise ConfigError for a negative start or length."""
+    if start < 0 or (length is not None and length < 0):
+        raise ConfigError(f"Cannot read {length} bytes from {start}: both must be zero or more.")
+
+
+def byte_views(parts: Iterable[Buffer]) -> tuple[memoryview, ...]:
+    """Return `parts` as flat byte views without copying; empty parts are left out.
+
+    The views borrow the caller's buffers, which must stay unchanged until the write returns.
+    """
+    views = (memoryview(part) for part in parts)
+    return tuple(view.cast("B") for view in views if view.nbytes)
+
+
+class BlobWriter(ABC):
+    """Writes one object whose key is known only at the end. One thread uses it at a time.
+
+    Nothing is visible before `commit` returns or fails (invariant 2). Leaving the `with` block without a
+    commit discards what was written.
+    """
+
+    offset: int
+
+    @abstractmethod
+    def write(self, parts: Sequence[Buffer]) -> None:
+        """Append `parts`; the buffers are the caller's again when this returns. Raises BackendError."""
+
+    @abstractmethod
+    def commit(self, key: str) -> None:
+        """Publish what was written under `key`, durably. Raises ObjectExists when the key is taken."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Throw away what was not committed; harmless at any time, and never raises BackendError."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Invariant 2: whatever was not committed must not outlive its writer.
+        self.discard()
+
+
+class Backend(ABC):
+    """Key to bytes. Safe to use from several threads and, after a fork, from the child."""
+
+    url: str
+
+    @property
+    @abstractmethod
+    def creates_exclusively(self) -> bool:
+        """Whether `create` is atomic here. Found by trying, on first need. Raises BackendError."""
+
+    @abstractmethod
+    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes from `start`, `length` of them or all, clipped at the object's end.
+
+        Raises ObjectNotFound only when the object is truly absent.
+        """
+
+    @abstractmethod
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
+        """Fill the caller's writable `buffer` from `start` on, as far as the object goes; return the count."""
+
+    @abstractmethod
+    def stat(self, key: str) -> Entry:
+        """Return size and age. Raises ObjectNotFound only when truly absent; an outage raises otherwise."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield every object below `prefix` ("" or "packs/") in sorted key order.
+
+        An error is raised, never turned into a shorter listing (invariant 8). A prefix under which nothing
+        was ever written is empty, provided that the store itself is there.
+        """
+
+    @abstractmethod
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Publish a small object durably under a key that nobody else uses.
+
+        Raises ObjectExists, with the old bytes untouched, where a taken key can be seen (invariant 1).
+        """
+
+    @abstractmethod
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Publish a small object, or raise ObjectExists when another writer has the key.
+
+        Of any number of writers exactly one succeeds. The bytes must be unlike those of every other writer
+        (records carry a write id): that is how an unclear answer is told from a lost race. Raises
+        ConfigError where `creates_exclusively` is False.
+        """
+
+    @abstractmethod
+    def open_writer(self) -> BlobWriter:
+        """Return a writer for a large object, in memory bounded by a few MiB."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object, durably; one that is absent already is fine."""
+
+    def list_temporaries(self) -> Iterator[Entry]:
+        """Yield what crashed writers left behind, and what running ones are writing. Age tells them apart."""
+        return iter(())
+
+    def remove_temporary(self, key: str) -> None:
+        """Remove one leftover that `list_temporaries` gave. Raises ConfigError for any other key."""
+        raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")
+
+    def settle(self, keys: Iterable[str]) -> None:  # noqa: B027  # most backends show only what is durable
+        """Make durable that these objects, written by anyone, are where a listing or stat showed them.
+
+        A file can be seen a moment before its directory reaches the disk, and its writer may stop there.
+        Who is about to acknowledge something that depends on it settles it first (invariant 2).
+        """
+
+    def publish_lock(
+        self,
+        *,
+        exclusive: bool = False,  # noqa: ARG002  # part of the contract; this default cannot lock
+        blocking: bool = True,  # noqa: ARG002
+    ) -> AbstractContextManager[bool]:
+        """Hold the publishers' lock, shared or exclusive, and yield True; yield False where there is none.
+
+        True means that no holder of the opposite kind runs now. With `blocking=False` a lock that is taken
+        raises ConflictError at once.
+        """
+        return nullcontext(False)
+
+    def local_path(self, key: str) -> str | None:
+        """Return the path of a file that holds exactly this object, for mapping; None where there is none."""
+        validate_key(key)
+        return None
+
+    def now(self) -> float:
+        """Return the backend's clock in POSIX seconds, by writing and removing a scratch object."""
+        key = f"{_RESERVED_SCRATCH}{uuid.uuid4().hex}"
+        self.put(key, [b"clock"])
+        try:
+            modified = self.stat(key).modified
+        finally:
+            # Invariant 1 is about packs, index and refs; this scratch object belongs to nobody else.
+            self.delete(key)
+        return time.time() if math.isnan(modified) else modified
+
+    def close(self) -> None:  # noqa: B027  # most backends hold nothing open
+        """Release connections. The backend must not be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"

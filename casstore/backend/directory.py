@@ -1,0 +1,268 @@
+"""The directory tree of a local store: where files may appear, and when its directories are durable.
+
+Sources: open(2), link(2), fsync(2), rename(2); Pillai et al., "All File Systems Are Not Created Equal",
+OSDI 2014, for what a crash may lose.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+from casstore.backend.base import validate_key
+from casstore.backend.oserrors import from_os_error
+from casstore.errors import BackendUnavailable, ConfigError
+
+if TYPE_CHECKING:
+    from casstore.backend.base import Durability
+    from casstore.backend.syscalls import SystemCalls
+
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_EXCLUSIVE_RENAME = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_DIRECTORY_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class StoreDirectory:
+    """One store's root, the modes of what is made below it, and the steps that make names durable.
+
+    Methods raise OSError where they make a single call, so that callers can name what they were doing.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        calls: SystemCalls,
+        create: bool,
+        durability: Durability,
+        shared: Literal["group"] | None,
+    ) -> None:
+        text = os.fspath(root)
+        if not text or "\0" in text:
+            raise ConfigError(f"{text!r} is not a path that a store can have.")
+        self.root = os.path.abspath(text)
+        self.calls = calls
+        self.durable = durability == "full"
+        self._group = shared == "group"
+        self._settled: set[str] = set()  # directories whose own entry this process made durable
+        self._failed: set[str] = set()  # directories of which an fsync failed
+        self._links = True  # until link(2) is refused
+        if create:
+            try:
+                self._make_root()
+            except OSError as error:
+                raise from_os_error(error, f"make the directory {self.root}", retryable=False) from error
+        try:
+            status = calls.stat(self.root)
+        except FileNotFoundError:
+            # Invariant 8: a store that is not there must never look like an empty one.
+            raise ConfigError(
+                f"There is no directory {self.root}. Check the path, or make a store there with create=True "
+                "(casstore init)."
+            ) from None
+        except OSError as error:
+            raise from_os_error(error, f"open the store {self.root}") from error
+        if not status.is_directory:
+            raise ConfigError(f"{self.root} is not a directory, so it cannot be a store.")
+        self._device = status.device
+        if shared is None and status.mode & 0o2070 == 0o2070:
+            self._group = True
+
+    @property
+    def writing_mode(self) -> int:
+        """Mode of files that are being written, and of the lock."""
+        return 0o660 if self._group else 0o600
+
+    @property
+    def published_mode(self) -> int:
+        """Mode of published files: read-only, so that a slip elsewhere cannot change one (invariant 1)."""
+        return 0o440 if self._group else 0o400
+
+    def path(self, key: str) -> str:
+        """Return the path of a key. Raises ConfigError for what is not a key."""
+        return f"{self.root}/{validate_key(key)}"
+
+    # ---- directories
+
+    def _make_root(self) -> None:
+        missing = []
+        path = self.root
+        while True:
+            try:
+                self.calls.stat(path)
+                break
+            except FileNotFoundError:
+                missing.append(path)
+                path = os.path.dirname(path)
+        for path in reversed(missing):
+            self._make_directory(path, own=path == self.root)
+        if not missing:
+            # Invariant 2: whoever made it may not have come this far. A directory above that may not be
+            # read belongs to someone else, who made the root durable.
+            with suppress(PermissionError):
+                self.sync(os.path.dirname(self.root))
+
+    def _make_directory(self, path: str, *, own: bool = True) -> None:
+        """Make one directory, or find it made, and make its entry durable."""
+        made = True
+        try:
+            self.calls.mkdir(path, (0o770 if self._group else 0o700) if own else 0o777)
+        except FileExistsError:
+            made = False  # another writer was faster; what is in the way otherwise shows at the next call
+        if made and own and self._group:
+            # mkdir obeys the umask and ignores the set-group-id bit.
+            self.calls.chmod(path, 0o2770)
+        try:
+            # Invariant 2: also when it was there, since whoever made it may have stopped before this.
+            self.sync(os.path.dirname(path))
+        except OSError:
+            # Invariant 2: a failed fsync discards what it was for, so that the next writer makes it anew.
+            if made:
+                with suppress(OSError):
+                    self.calls.rmdir(path)
+            raise
+
+    def settle(self, directory: str) -> None:
+        """Make `directory` and what leads to it, and make their entries durable, once in this process."""
+        if directory == self.root or directory in self._settled:
+            return
+        self.settle(os.path.dirname(directory))
+        self._make_directory(directory)
+        self._settled.add(directory)
+
+    def settle_existing(self, directory: str) -> None:
+        """Make durable what `directory` holds and what leads to it; it must exist."""
+        self.sync(directory)
+        while directory != self.root and directory not in self._settled:
+            parent = os.path.dirname(directory)
+            self.sync(parent)
+            self._settled.add(directory)
+            directory = parent
+
+    def forget(self) -> None:
+        """Look again at which directories are there: someone removed one."""
+        self._settled.clear()
+
+    def sync(self, directory: str) -> None:
+        """Make the entries of `directory` durable.
+
+        A failure is final for this process: the kernel may have dropped an entry and answer the next call
+        with success, so there is no next call.
+        """
+        if not self.durable:
+            return
+        if directory in self._failed:
+            raise OSError(
+                errno.EIO, "an earlier fsync of this directory failed; check the disk, then open the store again"
+            )
+        fd = self.calls.open(directory, _DIRECTORY_FLAGS)
+        try:
+            # Invariant 2: a name counts only once its directory is on the disk.
+            self.calls.fsync(fd)
+        except OSError as error:
+            # Invariant 2: a file system that has no such operation cannot be asked for more.
+            if error.errno not in _NO_DIRECTORY_FSYNC:
+                self._failed.add(directory)
+                raise
+        finally:
+            self.calls.close(fd)
+
+    # ---- files
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        """Set a file's mode, where the file system has modes."""
+        try:
+            self.calls.fchmod(fd, mode)
+        except OSError as error:
+            # Modes protect from slips; invariant 1 does not rest on them.
+            if error.errno not in _NO_MODES:
+                raise
+
+    def place(self, temporary: str, final: str, *, exclusive: bool) -> bool:
+        """Give a written file its final name without replacing; return whether the old name is left over.
+
+        link(2); where links do not exist, a rename that does not replace; where that does not exist either,
+        a look and then a plain rename. The last is refused when `exclusive`: two writers of one name could
+        both succeed. For other keys that is harmless, since only equal bytes share a name.
+        """
+        if self._links:
+            try:
+                # Invariant 1: link fails with EEXIST rather than replace.
+                self.calls.link(temporary, final)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._links = False
+            else:
+                return True
+        try:
+            # Invariant 1: this rename fails with EEXIST rather than replace.
+            self.calls.rename_exclusive(temporary, final)
+        except OSError as error:
+            if error.errno not in _NO_EXCLUSIVE_RENAME:
+                raise
+        else:
+            return False
+        if exclusive:
+            raise ConfigError(
+                f"The file system of {self.root} has neither links nor a rename that does not replace, so "
+                "writers cannot be told apart there."
+            )
+        try:
+            self.calls.stat(final, follow=False)
+        except FileNotFoundError:
+            # Invariant 1, as far as this file system lets it be kept: nothing was there a moment ago.
+            self.calls.rename(temporary, final)
+            return False
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
+
+    def unlink_quietly(self, path: str) -> None:
+        """Remove a name that nobody relies on; a leftover is found by its age later."""
+        # Invariant 2: only temporary names, and files whose publication failed, are removed like this; the
+        # answer is known already, and a leftover only costs space.
+        with suppress(OSError):
+            self.calls.unlink(path)
+
+    # ---- absent, or out of reach?
+
+    def require_reachable(self, key: str) -> None:
+        """Raise BackendUnavailable unless `key`'s absence is certain (invariant 8).
+
+        An unmounted disk leaves an empty directory behind, and a link to one leads nowhere.
+        """
+        try:
+            status = self.calls.stat(self.root)
+        except OSError as error:
+            raise BackendUnavailable(
+                f"The store's directory {self.root} is out of reach. Is its disk mounted?"
+            ) from error
+        if status.device != self._device:
+            raise BackendUnavailable(
+                f"{self.root} is on another file system than when the store was opened. Is its disk mounted? "
+                "Open the store again once it is."
+            )
+        path = self.root
+        for segment in key.rstrip("/").split("/"):
+            path = f"{path}/{segment}"
+            try:
+                self.calls.stat(path)
+            except FileNotFoundError:
+                if self._is_link(path):
+                    raise BackendUnavailable(
+                        f"{path} is a link that leads nowhere. Is the disk behind it mounted?"
+                    ) from None
+                return
+            except OSError as error:
+                raise from_os_error(error, f"look for {path}") from error
+
+    def _is_link(self, path: str) -> bool:
+        try:
+            return self.calls.stat(path, follow=False).is_link
+        except FileNotFoundError:
+            # Invariant 8: not even a link has this name.
+            return False

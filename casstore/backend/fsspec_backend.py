@@ -1,0 +1,382 @@
+"""Objects on any fsspec file system.
+
+Imported only when a URL needs it: fsspec's implementations pull in large client libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+from fsspec.core import url_to_fs
+from fsspec.dircache import DirCache
+
+from casstore.backend.base import (
+    Backend,
+    byte_views,
+    is_key,
+    validate_key,
+    validate_prefix,
+    validate_range,
+)
+from casstore.backend.fserrors import RangeNotSatisfiable, redact, secret_values, translated
+from casstore.backend.fsinfo import entry, finds_natively, pipes_natively
+from casstore.backend.spool import SpoolingWriter
+from casstore.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    ObjectExists,
+    ObjectNotFound,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from typing_extensions import Buffer
+
+    from casstore.backend.base import BlobWriter, Entry
+
+Publication = Literal["put", "rename"]
+
+# File systems whose put shows the whole object or nothing. Everywhere else a half-written file would be
+# seen under its final name (invariant 2), so it gets a temporary one first.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"})
+_ATOMIC_PUTS = _OBJECT_STORES | {"memory"}
+
+_TEMPORARY = ".tmp"  # hidden, hence no key
+_TRUSTED = 16 << 20  # bytes: a longer read is clipped by the object's size first
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+    "adl": "azure",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "sftp": "sftp",
+    "ssh": "sftp",
+}
+
+
+class FsspecBackend(Backend):
+    """The store below `url`, on a file system made from `storage_options`.
+
+    `create` makes the root directory where there are directories; a bucket must exist. `publication` says
+    how objects get their names where the protocol's own way is not known. Large objects are spooled to
+    TMPDIR and sent when they are committed. Nothing is fsynced: durability is the server's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        create: bool = False,
+        publication: Publication | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.url = redact(url)
+        self._location = url
+        self._options = dict(storage_options or {})
+        self._secrets = secret_values(self._options)
+        self._file_systems: dict[int, Any] = {}
+        self._protocol = protocol = url.split("://", 1)[0]
+        self._renames = (publication or ("put" if protocol in _ATOMIC_PUTS else "rename")) == "rename"
+        self._made: set[str] = set()  # directories known to exist
+        self._exclusive: bool | None = None
+        fs = self._fs
+        # Stripping the scheme is each file system's own business.
+        self._root = str(fs._strip_protocol(url)).rstrip("/")  # noqa: SLF001  # fsspec's documented hook
+        bucket = protocol in _OBJECT_STORES
+        self._anchor = self._root.split("/", 1)[0] if bucket else self._root
+        if not bucket:
+            with translated(f"open {self.url}", self._secrets):
+                if create:
+                    fs.makedirs(self._root or "/", exist_ok=True)
+                self._require_anchor(opening=True)
+
+    @property
+    def _fs(self) -> Any:
+        """The file system of this process: connections and event loops do not survive a fork."""
+        pid = os.getpid()
+        fs = self._file_systems.get(pid)
+        if fs is None:
+            try:
+                fs, _ = url_to_fs(self._location, skip_instance_cache=True, **self._options)
+            except ImportError as error:
+                extra = _EXTRAS.get(self._protocol)
+                advice = f"pip install 'casstore[{extra}]'" if extra else str(error)
+                raise ConfigError(f"{self._protocol}:// needs another package: {advice}") from error
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"Cannot use {self.url}: {redact(str(error), self._secrets)}. Check the storage options."
+                ) from None
+            if isinstance(getattr(fs, "dircache", None), DirCache):
+                # Invariant 8: a listing is what the server says now.
+                fs.dircache = DirCache(use_listings_cache=False)
+            fs = self._file_systems.setdefault(pid, fs)
+        return fs
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _not_an_object(self, verb: str, key: str) -> ObjectNotFound:
+        return ObjectNotFound(f"Cannot {verb} {key} in {self.url}: that is a directory, not an object.")
+
+    def _doing(self, verb: str, key: str) -> str:
+        return f"{verb} {key} in {self.url}"
+
+    def _require_anchor(self, *, opening: bool = False) -> None:
+        """Raise unless the root directory, or the bucket, is there: else nothing is known to be absent."""
+        try:
+            with translated(f"find {self.url}", self._secrets):
+                if self._anchor:
+                    self._fs.info(self._anchor)
+        except ObjectNotFound:
+            if opening:
+                raise ConfigError(
+                    f"There is no store directory {self.url}. Check the URL, or make a store there with "
+                    "create=True (casstore init)."
+                ) from None
+            # Invariant 8: an outage is not an absence.
+            raise BackendUnavailable(
+                f"{self.url} is gone: its root directory or bucket is not there."
+            ) from None
+
+    # ---- reading
+
+    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Fetch a range."""
+        validate_range(start, length)
+        path = self._path(validate_key(key))
+        if length is not None and not 0 < length <= _TRUSTED:
+            # Some file systems allocate what they are asked for, and cannot be asked for nothing.
+            length = min(length, max(0, self.stat(key).size - start))
+            if not length:
+                return b""
+        end = None if length is None else start + length
+        try:
+            with translated(self._doing("read", key), self._secrets):
+                return bytes(self._fs.cat_file(path, start=start or None, end=end))
+        except ObjectNotFound:
+            self._require_anchor()
+            raise
+        except RangeNotSatisfiable:
+            # The contract clips what servers refuse.
+            return b""
+        except BackendError as error:
+            # Invariant 8: certain, unlike other errors; some name a directory, which is no object.
+            if isinstance(error.__cause__, IsADirectoryError):
+                raise self._not_an_object("read", key) from error
+            raise
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
+        """Fetch a range and copy it into the caller's buffer."""
+        data = self.read(key, start=start, length=buffer.nbytes)
+        if data:
+            buffer.cast("B")[: len(data)] = data
+        return len(data)
+
+    def stat(self, key: str) -> Entry:
+        """Ask for one object's properties."""
+        path = self._path(validate_key(key))
+        try:
+            with translated(self._doing("find", key), self._secrets):
+                info = self._fs.info(path)
+        except ObjectNotFound:
+            self._require_anchor()
+            raise
+        if info.get("type") != "file":
+            raise self._not_an_object("find", key)
+        return entry(key, info)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """List flat where the file system can, else directory by directory."""
+        validate_prefix(prefix)
+        self._fs.invalidate_cache()
+        return self._flat(prefix) if finds_natively(self._fs) else self._walk(prefix, top=True)
+
+    def _flat(self, prefix: str) -> Iterator[Entry]:
+        path = self._path(prefix).rstrip("/")
+        found: dict[str, Any]
+        try:
+            with translated(self._doing("list", prefix), self._secrets):
+                found = self._fs.find(path, detail=True)
+        except ObjectNotFound:
+            found = {}  # whether that means empty is decided next
+        if not found:
+            # Invariant 8: empty only when the store is there.
+            self._require_anchor()
+        skip = len(self._root) + 1
+        for name in sorted(found):
+            key, info = name[skip:], found[name]
+            # Not objects: markers of directories, and what other programs left.
+            if info.get("type") == "file" and is_key(key) and key.startswith(prefix):
+                yield entry(key, info)
+
+    def _walk(self, prefix: str, *, top: bool) -> Iterator[Entry]:
+        # Not fs.find or fs.walk: they leave out directories that could not be read (invariant 8).
+        try:
+            with translated(self._doing("list", prefix), self._secrets):
+                children = self._fs.ls(self._path(prefix).rstrip("/") or "/", detail=True)
+        except ObjectNotFound as error:
+            if not top:
+                # Invariant 8: casstore removes no directories, so a part of the listing got lost.
+                raise BackendUnavailable(
+                    f"Cannot list {prefix} in {self.url}: the directory disappeared while it was listed."
+                ) from error
+            self._require_anchor()
+            return
+        if top and not children:
+            self._require_anchor()
+        named = []
+        for info in children:
+            name = info["name"].rstrip("/").rsplit("/", 1)[-1]
+            if is_key(name):
+                named.append((f"{name}/" if info["type"] == "directory" else name, info))
+        for name, info in sorted(named, key=lambda pair: pair[0]):
+            if name.endswith("/"):
+                yield from self._walk(prefix + name, top=False)
+            elif info["type"] == "file":
+                yield entry(prefix + name, info)
+
+    # ---- writing
+
+    @property
+    def creates_exclusively(self) -> bool:
+        """Whether the file system has its own create-if-absent, and it works on this server.
+
+        fsspec's default for mode="create" looks first and then writes, which no trial can tell from the real
+        thing: only a file system that brings its own is tried.
+        """
+        if self._exclusive is None:
+            self._exclusive = not self._renames and pipes_natively(self._fs) and self._try_create()
+        return self._exclusive
+
+    def _try_create(self) -> bool:
+        key = f"gc/probe-{uuid.uuid4().hex}"
+        try:
+            self._pipe_new(key, b"first")
+            self._pipe_new(key, b"second")
+        except ObjectExists:
+            return self.read(key) == b"first"
+        except BackendError as error:
+            # Invariant 10: an outage is no answer; any other refusal of the option is one.
+            if error.retryable or type(error) is not BackendError:
+                raise
+            return False
+        else:
+            return False
+        finally:
+            # Invariant 1 is about packs, index and refs; this scratch object belongs to nobody else.
+            self.delete(key)
+
+    def _pipe_new(self, key: str, data: bytes) -> None:
+        with translated(self._doing("create", key), self._secrets):
+            self._fs.pipe_file(self._path(key), data, mode="create")
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Send a small object in one request, or under a temporary name first."""
+        validate_key(key)
+        data = b"".join(byte_views(parts))
+        if self._exclusive:
+            self._pipe_new(key, data)
+        else:
+            self.send(key, data)
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Send with the server's own create-if-absent."""
+        validate_key(key)
+        if not self.creates_exclusively:
+            raise ConfigError(
+                f"{self.url} cannot create an object only if it is absent, so writers cannot be told apart "
+                "there."
+            )
+        self._pipe_new(key, b"".join(byte_views(parts)))
+
+    def send(self, key: str, source: bytes | str) -> None:
+        """Publish `source`, bytes or the path of a file. Raises ObjectExists when the key is taken."""
+        try:
+            self.stat(key)
+        except ObjectNotFound:
+            pass  # as it should be (invariant 1)
+        else:
+            raise ObjectExists(f"{key} is in {self.url} already, and nothing is overwritten.")
+        final = self._path(key)
+        with translated(self._doing("write", key), self._secrets):
+            if not self._renames:
+                self._upload(source, final)
+                return
+            temporary = self._path(f"{_TEMPORARY}/{uuid.uuid4().hex}")
+            self._make_directory(temporary)
+            self._make_directory(final)
+            try:
+                self._upload(source, temporary)
+                # Invariant 2: the final name appears on a whole file.
+                self._fs.mv(temporary, final)
+            except BaseException:
+                self._remove_quietly(temporary)
+                raise
+
+    def _upload(self, source: bytes | str, path: str) -> None:
+        if isinstance(source, bytes):
+            self._fs.pipe_file(path, source)
+        else:
+            self._fs.put_file(source, path)
+
+    def _make_directory(self, path: str) -> None:
+        parent = path.rsplit("/", 1)[0]
+        if parent not in self._made:
+            self._fs.makedirs(parent, exist_ok=True)
+            self._made.add(parent)
+
+    def _remove_quietly(self, path: str) -> None:
+        # Invariant 2: a temporary name that was never published. The first error is the one to report, and
+        # a leftover is found by its age.
+        with suppress(Exception):
+            self._fs.rm_file(path)
+
+    def open_writer(self) -> BlobWriter:
+        """Return a writer that spools here and sends on commit."""
+        return SpoolingWriter(self.send, self.url)
+
+    def delete(self, key: str) -> None:
+        """Remove one object."""
+        self._remove(validate_key(key))
+
+    def _remove(self, key: str) -> None:
+        try:
+            with translated(self._doing("delete", key), self._secrets):
+                # Invariant 5: only gc and repair call this, after they confirmed what survives.
+                self._fs.rm_file(self._path(key))
+        except ObjectNotFound:
+            # Invariant 8: gone already, unless the whole store is.
+            self._require_anchor()
+
+    def list_temporaries(self) -> Iterator[Entry]:
+        """Yield the files in the hidden directory, where objects get a temporary name first."""
+        if not self._renames:
+            return
+        try:
+            with translated(self._doing("list", _TEMPORARY), self._secrets):
+                children = self._fs.ls(self._path(_TEMPORARY), detail=True)
+        except ObjectNotFound:
+            self._require_anchor()
+            return
+        for info in sorted(children, key=lambda info: str(info["name"])):
+            if info["type"] == "file":
+                yield entry(f"{_TEMPORARY}/" + info["name"].rsplit("/", 1)[-1], info)
+
+    def remove_temporary(self, key: str) -> None:
+        """Remove one leftover."""
+        directory, _, name = key.partition("/")
+        if directory != _TEMPORARY or "/" in name or not is_key(name):
+            raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")
+        self._remove(key)
+
+    def close(self) -> None:
+        """Let go of this process's connections."""
+        self._file_systems.pop(os.getpid(), None)

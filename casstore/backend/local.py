@@ -1,0 +1,297 @@
+"""Objects as files in a local directory, written for durability (invariants 1 and 2)."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal
+
+from casstore.backend import lock
+from casstore.backend.base import (
+    Backend,
+    BlobWriter,
+    Entry,
+    is_key,
+    validate_key,
+    validate_prefix,
+    validate_range,
+)
+from casstore.backend.directory import StoreDirectory
+from casstore.backend.local_writer import TEMPORARY, LocalWriter
+from casstore.backend.oserrors import from_os_error
+from casstore.backend.syscalls import SystemCalls
+from casstore.errors import BackendError, BackendUnavailable, ConfigError, ObjectExists, ObjectNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from typing_extensions import Buffer
+
+    from casstore.backend.base import Durability
+
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC
+
+
+class LocalBackend(Backend):
+    """A directory of immutable files.
+
+    `root` may be a symbolic link. `create` makes it and the directories above it; otherwise a missing one is
+    a ConfigError. Files are published with mode 0400 in directories of mode 0700; with `shared="group"`, or
+    under a root that is set-group-id and writable by its group, with 0440 in 2770. `durability="none"`
+    leaves out the fsyncs and nothing else. `calls` is for tests.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        durability: Durability = "full",
+        shared: Literal["group"] | None = None,
+        calls: SystemCalls | None = None,
+    ) -> None:
+        self._calls = calls if calls is not None else SystemCalls()
+        self._directory = StoreDirectory(
+            root, calls=self._calls, create=create, durability=durability, shared=shared
+        )
+        self._root = self._directory.root
+        self.url = f"file://{self._root}"
+        self._exclusive: bool | None = None
+        self._marked_lockless = False
+
+    # ---- reading
+
+    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Read by pread; the result is the only copy made."""
+        validate_range(start, length)
+        fd, size = self._open_object(key)
+        try:
+            # Clipped before the kernel is asked: pread allocates what it is asked for.
+            left = max(0, size - start) if length is None else min(length, max(0, size - start))
+            pieces = []
+            while left:
+                piece = self._calls.pread(fd, left, start)
+                if not piece:
+                    break
+                pieces.append(piece)
+                start += len(piece)
+                left -= len(piece)
+        except OSError as error:
+            raise from_os_error(error, f"read {key} in {self.url}") from error
+        finally:
+            self._calls.close(fd)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
+        """Read by preadv, without a copy."""
+        validate_range(start, None)
+        fd, _ = self._open_object(key)
+        filled = 0
+        try:
+            view = buffer.cast("B") if buffer.nbytes else buffer
+            while filled < view.nbytes:
+                count = self._calls.pread_into(fd, view[filled:], start + filled)
+                if not count:
+                    break
+                filled += count
+        except OSError as error:
+            raise from_os_error(error, f"read {key} in {self.url}") from error
+        finally:
+            self._calls.close(fd)
+        return filled
+
+    def _open_object(self, key: str) -> tuple[int, int]:
+        # One descriptor per read costs a few microseconds, keeps no deleted pack's space occupied, and
+        # leaves nothing to share with threads or a forked child.
+        path = self._directory.path(key)
+        try:
+            fd = self._calls.open(path, _READ_FLAGS)
+        except OSError as error:
+            raise self._explain(error, "read", key) from error
+        status = self._calls.fstat(fd)
+        if not status.is_file:
+            self._calls.close(fd)
+            raise self._not_an_object("read", key)
+        return fd, status.size
+
+    def stat(self, key: str) -> Entry:
+        """Ask the file system; an absence that an unmounted disk could explain is BackendUnavailable."""
+        try:
+            status = self._calls.stat(self._directory.path(key))
+        except OSError as error:
+            raise self._explain(error, "find", key) from error
+        if not status.is_file:
+            raise self._not_an_object("find", key)
+        return Entry(key, status.size, status.modified)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Walk the directories, one of them in memory at a time."""
+        validate_prefix(prefix)
+        return self._walk(prefix, top=True)
+
+    def _walk(self, prefix: str, *, top: bool) -> Iterator[Entry]:
+        try:
+            children = self._calls.scandir(f"{self._root}/{prefix}")
+        except FileNotFoundError as error:
+            if not top:
+                # Invariant 8: casstore removes no directories, so a part of the listing got lost.
+                raise BackendUnavailable(
+                    f"Cannot list {prefix} in {self.url}: a directory or a link in it disappeared."
+                ) from error
+            self._directory.require_reachable(prefix)
+            return
+        except OSError as error:
+            # Invariant 8: an error is an error, never an empty set.
+            raise from_os_error(error, f"list {prefix or 'everything'} in {self.url}") from error
+        if top and not children:
+            self._directory.require_reachable(prefix)
+        # A directory sorts as its name with the slash, so that whole keys come out in order.
+        for name, status in sorted(
+            (f"{name}/" if status.is_directory else name, status) for name, status in children
+        ):
+            # Hidden names are this backend's own or the file system's (.nfs…); names that are not keys
+            # belong to other programs (Thumbs.db).
+            if status.is_directory:
+                if is_key(name[:-1]):
+                    yield from self._walk(prefix + name, top=False)
+            elif status.is_file and is_key(name):
+                yield Entry(prefix + name, status.size, status.modified)
+
+    def local_path(self, key: str) -> str | None:
+        """Return the file's path; the file may be absent."""
+        path = self._directory.path(key)
+        return path if self._calls.has_real_paths else None
+
+    # ---- writing
+
+    @property
+    def creates_exclusively(self) -> bool:
+        """Whether links, or a rename that does not replace, work here."""
+        if self._exclusive is None:
+            with LocalWriter(self._directory) as probe:
+                target = f"{self._root}/{TEMPORARY}/{uuid.uuid4().hex}"
+                try:
+                    self._directory.place(probe.path, target, exclusive=True)
+                    self._exclusive = True
+                except ConfigError:
+                    # Not an error here, but the answer: forks stay visible instead (invariant 10).
+                    self._exclusive = False
+                except OSError as error:
+                    raise from_os_error(error, f"try links in {self.url}") from error
+                else:
+                    self._directory.unlink_quietly(target)
+        return self._exclusive
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write, fsync, link, fsync the directory."""
+        self._write(key, parts, exclusive=False)
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Like `put`, and refuse where two writers could both succeed."""
+        self._write(key, parts, exclusive=True)
+
+    def _write(self, key: str, parts: Sequence[Buffer], *, exclusive: bool) -> None:
+        validate_key(key)
+        with LocalWriter(self._directory) as writer:
+            writer.write(parts)
+            writer.publish(key, exclusive=exclusive)
+
+    def open_writer(self) -> BlobWriter:
+        """Return a writer that streams to a temporary file of the store."""
+        return LocalWriter(self._directory)
+
+    def delete(self, key: str) -> None:
+        """Unlink and fsync the directory."""
+        path = self._directory.path(key)
+        try:
+            # Invariant 5: only gc and repair call this, after they confirmed from footers what survives.
+            self._calls.unlink(path)
+        except FileNotFoundError:
+            # Invariant 8: gone already, unless the whole store is; an outage is not a deletion.
+            self._directory.require_reachable(key)
+            return
+        except OSError as error:
+            raise from_os_error(error, f"delete {key} in {self.url}") from error
+        try:
+            # Invariant 2, for absence: a trimmed record that came back after a crash could outlive the
+            # newer one that deleted its ref.
+            self._directory.sync(os.path.dirname(path))
+        except OSError as error:
+            raise from_os_error(
+                error, f"make the deletion of {key} durable in {self.url}", retryable=False
+            ) from error
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Fsync the directories of `keys` and those above them, each once."""
+        for directory in sorted({os.path.dirname(self._directory.path(key)) for key in keys}):
+            try:
+                # Invariant 2: another writer's file counts only once its directory is on the disk.
+                self._directory.settle_existing(directory)
+            except OSError as error:  # noqa: PERF203  # one fsync each: the handler costs nothing beside it
+                raise from_os_error(error, f"make {directory} durable", retryable=False) from error
+
+    def list_temporaries(self) -> Iterator[Entry]:
+        """Yield the files in the hidden directory where writers work."""
+        try:
+            children = self._calls.scandir(f"{self._root}/{TEMPORARY}")
+        except FileNotFoundError:
+            # Invariant 8: no directory means no writer yet, if the store itself is there.
+            self._directory.require_reachable(TEMPORARY)
+            return
+        except OSError as error:
+            raise from_os_error(error, f"list temporary files in {self.url}") from error
+        for name, status in sorted(children):
+            if status.is_file:
+                yield Entry(f"{TEMPORARY}/{name}", status.size, status.modified)
+
+    def remove_temporary(self, key: str) -> None:
+        """Unlink one leftover; an object that was linked from it keeps its own name."""
+        directory, _, name = key.partition("/")
+        if directory != TEMPORARY or "/" in name or not is_key(name):
+            raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")
+        try:
+            # Invariant 2: nothing in here was ever acknowledged under this name.
+            self._calls.unlink(f"{self._root}/{TEMPORARY}/{name}")
+        except FileNotFoundError:
+            # Invariant 8: gone already, if the store itself is there.
+            self._directory.require_reachable(TEMPORARY)
+        except OSError as error:
+            raise from_os_error(error, f"remove {key} in {self.url}") from error
+
+    @contextmanager
+    def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> Iterator[bool]:
+        """Hold flock(2) where one kernel sees every writer, and nobody is known to publish without it."""
+        fd = lock.acquire(self._directory, exclusive=exclusive, blocking=blocking)
+        if fd is None:
+            if not exclusive:
+                self._mark_lockless()
+            yield False
+            return
+        try:
+            yield not self._is_marked_lockless()
+        finally:
+            lock.release(self._directory, fd)
+
+    def _mark_lockless(self) -> None:
+        if not self._marked_lockless:
+            # Invariant 10: one marker speaks for everybody.
+            with suppress(ObjectExists):
+                self.put(lock.LOCKLESS, [b"someone publishes to this store without its lock\n"])
+            self._marked_lockless = True
+
+    def _is_marked_lockless(self) -> bool:
+        try:
+            self.stat(lock.LOCKLESS)
+        except ObjectNotFound:
+            # Invariant 10: absent for certain, an outage raises something else.
+            return False
+        return True
+
+    def _explain(self, error: OSError, doing: str, key: str) -> BackendError:
+        if isinstance(error, FileNotFoundError):
+            self._directory.require_reachable(key)
+        return from_os_error(error, f"{doing} {key} in {self.url}")
+
+    def _not_an_object(self, doing: str, key: str) -> ObjectNotFound:
+        return ObjectNotFound(f"Cannot {doing} {key} in {self.url}: that is a directory, not an object.")

@@ -1,0 +1,158 @@
+"""Writes one file of a local store: temporary name, fsync, link, fsync of the directory (invariant 2).
+
+Source for "a failed fsync is final": Rebello et al., "Can Applications Recover from fsync Failures?",
+USENIX ATC 2020.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from casstore.backend.base import BlobWriter, byte_views
+from casstore.backend.oserrors import from_os_error
+from casstore.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+    from casstore.backend.directory import StoreDirectory
+
+TEMPORARY = ".tmp"  # hidden, hence no key, and on the store's own file system
+
+_WRITEBACK = 8 << 20  # bytes after which the kernel is asked to start writing
+_WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LocalWriter(BlobWriter):
+    """A temporary file that becomes an object. Errors while writing or publishing are final."""
+
+    def __init__(self, directory: StoreDirectory) -> None:
+        self._directory = directory
+        self._calls = directory.calls
+        self.offset = 0
+        self._asked = 0  # bytes that the kernel was asked to write early
+        self._broken = False
+        self.path = f"{directory.root}/{TEMPORARY}/{uuid.uuid4().hex}"
+        self._fd: int | None = None
+        self._named = False  # whether the temporary name is (perhaps) there
+        try:
+            self._fd = self._open()
+        except OSError as error:
+            raise from_os_error(error, f"write to {directory.root}", retryable=False) from error
+        self._named = True
+
+    def _open(self) -> int:
+        mode = self._directory.writing_mode
+        try:
+            return self._calls.open(self.path, _WRITE_FLAGS, mode)
+        except FileNotFoundError:
+            # The first writer makes the directory. Never a new root: that would hide an unmounted disk.
+            self._directory.require_reachable(TEMPORARY)
+            self._directory.settle(os.path.dirname(self.path))
+            return self._calls.open(self.path, _WRITE_FLAGS, mode)
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        """Append `parts` straight to the file, in few system calls and without the GIL."""
+        fd = self._usable()
+        views = list(byte_views(parts))
+        try:
+            first = 0
+            while first < len(views):
+                written = self._calls.write(fd, views[first:] if first else views)
+                self.offset += written
+                while first < len(views) and written >= views[first].nbytes:
+                    written -= views[first].nbytes
+                    first += 1
+                if written:
+                    views[first] = views[first][written:]
+            if self._directory.durable and self.offset - self._asked >= _WRITEBACK:
+                # The disk works while the next bytes are made, and the fsync has less left to do.
+                self._calls.start_writeback(fd, self._asked, self.offset - self._asked)
+                self._asked = self.offset
+        except OSError as error:
+            self._broken = True
+            raise from_os_error(error, f"write to {self._directory.root}", retryable=False) from error
+
+    def commit(self, key: str) -> None:
+        """Publish under `key`; afterwards, or after a failure, the writer is used up."""
+        self.publish(key, exclusive=False)
+
+    def publish(self, key: str, *, exclusive: bool) -> None:
+        """Make the bytes durable, then the name, then tell. Raises ObjectExists when the key is taken."""
+        fd = self._usable()
+        final = self._directory.path(key)
+        self._broken = True
+        try:
+            self._directory.set_mode(fd, self._directory.published_mode)
+            if self._directory.durable:
+                # Invariant 2: bytes before name. Never repeated: after a failure the kernel may have
+                # dropped the bytes and answer the next call with success.
+                self._calls.fsync(fd)
+            identity = self._calls.fstat(fd)[3:]
+            self._fd = None
+            self._calls.close(fd)
+            left_over = self._place(final, identity, exclusive=exclusive)
+        except OSError as error:
+            self.discard()
+            if isinstance(error, FileNotFoundError):
+                self._directory.require_reachable(key)
+                raise BackendError(
+                    f"Cannot publish {key} in {self._directory.root}: its temporary file was removed while it "
+                    "was written. Whatever cleans up there must leave files of running writers alone."
+                ) from error
+            raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
+        self._make_name_durable(key, final)
+        if left_over:
+            self.discard()
+        self._named = False
+
+    def _place(self, final: str, identity: tuple[int, ...], *, exclusive: bool) -> bool:
+        parent = os.path.dirname(final)
+        self._directory.settle(parent)
+        try:
+            try:
+                return self._directory.place(self.path, final, exclusive=exclusive)
+            except FileNotFoundError:
+                # Someone removed an empty directory that this process knew; make it again, once.
+                self._directory.forget()
+                self._directory.settle(parent)
+                return self._directory.place(self.path, final, exclusive=exclusive)
+        except FileExistsError:
+            if self._calls.stat(final)[3:] == identity:
+                return True  # NFS repeats a link whose answer got lost: this one is ours
+            # Invariant 2: the caller will rely on the other writer's file, so its name must be durable.
+            self._directory.sync(parent)
+            raise
+
+    def _make_name_durable(self, key: str, final: str) -> None:
+        try:
+            # Invariant 2: nothing is acknowledged before its name is on the disk.
+            self._directory.sync(os.path.dirname(final))
+        except OSError as error:
+            # Invariant 2: a failed fsync discards the file, before someone comes to rely on it.
+            self._directory.unlink_quietly(final)
+            self.discard()
+            raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
+
+    def discard(self) -> None:
+        """Close and remove the temporary file; an object that was linked from it keeps its own name."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            # Invariant 2: what close could report concerns bytes that are thrown away here.
+            with suppress(OSError):
+                self._calls.close(fd)
+        if self._named:
+            self._named = False
+            self._directory.unlink_quietly(self.path)
+
+    def _usable(self) -> int:
+        if self._fd is None or self._broken:
+            raise BackendError(
+                f"This writer of {self._directory.root} was committed, discarded or failed; open another one."
+            )
+        return self._fd

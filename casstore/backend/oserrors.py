@@ -1,0 +1,79 @@
+"""One mapping from the operating system's errors to casstore's, with a sentence for people."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from casstore.errors import (
+    AccessDenied,
+    BackendError,
+    BackendUnavailable,
+    ObjectExists,
+    ObjectNotFound,
+)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM}
+_UNAVAILABLE = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EINTR,
+    errno.ENOLCK,
+    errno.ENFILE,
+    errno.EMFILE,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENETUNREACH,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ESHUTDOWN,
+}
+
+
+def from_os_error(error: OSError, doing: str, *, retryable: bool = True) -> BackendError:
+    """Return the casstore error for `error`; `doing` completes the sentence "Cannot …".
+
+    `retryable=False` marks what must not be repeated as it is, such as anything after a failed fsync.
+    """
+    number = error.errno
+    reason = error.strerror or (os.strerror(number) if number else str(error) or type(error).__name__)
+    if number == errno.ENOENT:
+        return ObjectNotFound(f"Cannot {doing}: it is not there.")
+    if number == errno.EEXIST:
+        return ObjectExists(f"Cannot {doing}: it is there already, and nothing is overwritten.")
+    if number in _FULL:
+        return BackendError(
+            f"Cannot {doing}: the disk is full or the quota is used up ({reason}). Free space or raise the "
+            "quota, then try again; nothing was published."
+        )
+    if number == errno.EROFS:
+        return AccessDenied(
+            f"Cannot {doing}: the file system is read-only. Mount it writable, or open the store with "
+            "readonly=True."
+        )
+    if number in _REFUSED:
+        return AccessDenied(
+            f"Cannot {doing}: {reason}. Check the owner and mode of the store's directories; a folder that "
+            'colleagues use is made with shared="group".'
+        )
+    if number == errno.EXDEV:
+        return BackendError(
+            f"Cannot {doing}: a directory inside the store is on another file system, so nothing can be "
+            "published there atomically. Move the whole store instead of a part of it."
+        )
+    if number in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+        return BackendError(
+            f"Cannot {doing}: {reason}. Something that casstore did not make is in the way; move it aside."
+        )
+    if number in _UNAVAILABLE:
+        return BackendUnavailable(f"Cannot {doing}: {reason}.", retryable=retryable)
+    return BackendError(f"Cannot {doing}: {reason}.")

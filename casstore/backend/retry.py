@@ -1,0 +1,197 @@
+"""Tries again what may work a moment later, and nothing else.
+
+Delays grow exponentially with full jitter, so that many clients that failed together do not come back
+together (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from casstore.backend.base import BlobWriter, Entry, byte_views
+from casstore.backend.wrapper import BackendWrapper
+from casstore.errors import BackendError, ObjectExists, ObjectNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from typing_extensions import Buffer
+
+    from casstore.backend.base import Backend
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again. All in seconds: `deadline` for one operation with its pauses, first and longest pause.
+
+    `clock`, `sleep` and `jitter` (uniform between two numbers) are for tests.
+    """
+
+    deadline: float = 120.0
+    first_pause: float = 0.1
+    longest_pause: float = 20.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[float, float], float] = random.uniform
+
+    def attempts(self) -> Iterator[_Attempt]:
+        """Yield an attempt each time one more is due."""
+        number, start = 0, self.clock()
+        while True:
+            attempt = _Attempt(number)
+            yield attempt
+            error = attempt.error
+            if error is None:
+                return
+            asked = getattr(error, "retry_after", None)
+            # 2**30 times the first pause is past any longest pause; the bound keeps the number a number.
+            ceiling = min(self.longest_pause, self.first_pause * 2 ** min(number, 30))
+            pause = max(self.jitter(0.0, ceiling), asked or 0.0)
+            if not error.retryable or self.clock() - start + pause > self.deadline:
+                raise error
+            self.sleep(pause)
+            number += 1
+            if attempt.progressed:
+                number, start = 0, self.clock()
+
+
+class _Attempt:
+    """One try; the loop body leaves the error here, and the policy decides."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.progressed = False  # whether the next failure is the first of its own
+        self.error: BackendError | None = None
+
+
+class RetryingBackend(BackendWrapper):
+    """Repeats operations that failed with a retryable error.
+
+    An answer that got lost is not a failure: when a repeated `put` or `create` finds its key taken, the
+    bytes there are compared with its own. Local fsync and commit errors are not retryable and come through
+    at once (invariant 2).
+    """
+
+    def __init__(self, inner: Backend, policy: RetryPolicy | None = None) -> None:
+        super().__init__(inner)
+        self._policy = policy if policy is not None else RetryPolicy()
+
+    def _repeat(self, operation: Callable[[bool], _T]) -> _T:
+        """Call `operation(again)` until it returns; `again` says that an earlier call may have worked."""
+        for attempt in self._policy.attempts():
+            try:
+                return operation(attempt.number > 0)
+            except BackendError as error:  # noqa: PERF203  # attempts are rare
+                # Invariant 11: not swallowed; the policy raises it unless another attempt is due.
+                attempt.error = error
+        raise AssertionError("the policy raises or yields")
+
+    @property
+    def creates_exclusively(self) -> bool:
+        """As the wrapped backend finds."""
+        return self._repeat(lambda _: self.inner.creates_exclusively)
+
+    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Read, again if need be."""
+        return self._repeat(lambda _: self.inner.read(key, start=start, length=length))
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
+        """Fill the buffer, from its beginning if need be."""
+        return self._repeat(lambda _: self.inner.read_into(key, buffer, start=start))
+
+    def stat(self, key: str) -> Entry:
+        """Look, again if need be."""
+        return self._repeat(lambda _: self.inner.stat(key))
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """List, and after a failure list again and go on behind the last key that came through."""
+        last = ""
+        for attempt in self._policy.attempts():
+            try:
+                for entry in self.inner.list(prefix):
+                    if entry.key > last:
+                        last, attempt.progressed = entry.key, True
+                        yield entry
+            except BackendError as error:  # noqa: PERF203  # attempts are rare
+                # Invariant 8: the policy raises it in the end; the listing never just stops.
+                attempt.error = error
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Publish; a key that is taken by these same bytes after a lost answer is a success."""
+        self._publish(self.inner.put, key, parts)
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Publish if absent; a key that is taken by these same bytes after a lost answer is a success."""
+        self._publish(self.inner.create, key, parts)
+
+    def _publish(
+        self, method: Callable[[str, Sequence[Buffer]], None], key: str, parts: Sequence[Buffer]
+    ) -> None:
+        def publish(again: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+            try:
+                method(key, parts)
+            except ObjectExists:
+                # Invariant 10: only these very bytes can be this writer's own (they carry a write id).
+                if not again or self.inner.read(key) != b"".join(byte_views(parts)):
+                    raise
+
+        self._repeat(publish)
+
+    def open_writer(self) -> BlobWriter:
+        """Return a writer whose commit is repeated."""
+        return _RetryingWriter(self._repeat(lambda _: self.inner.open_writer()), self)
+
+    def delete(self, key: str) -> None:
+        """Delete; repeating it is harmless."""
+        self._repeat(lambda _: self.inner.delete(key))
+
+    def list_temporaries(self) -> Iterator[Entry]:
+        """List leftovers; in one piece, since they come in no order to resume from."""
+        yield from self._repeat(lambda _: tuple(self.inner.list_temporaries()))
+
+    def remove_temporary(self, key: str) -> None:
+        """Remove a leftover; repeating it is harmless."""
+        self._repeat(lambda _: self.inner.remove_temporary(key))
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Settle `keys`; a failed fsync is not retryable and comes through at once."""
+        listed = tuple(keys)
+        self._repeat(lambda _: self.inner.settle(listed))
+
+
+class _RetryingWriter(BlobWriter):
+    def __init__(self, inner: BlobWriter, backend: RetryingBackend) -> None:
+        self._inner = inner
+        self._backend = backend
+        self.offset = inner.offset
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        # Never repeated: some of it may have been appended.
+        self._inner.write(parts)
+        self.offset = self._inner.offset
+
+    def commit(self, key: str) -> None:
+        def commit(again: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+            try:
+                self._inner.commit(key)
+            except ObjectExists:
+                # Keys of large objects are hashes of their bytes, so one of this size is this one.
+                if not again or not self._is_there(key):
+                    raise
+
+        self._backend._repeat(commit)  # noqa: SLF001  # one module, one mechanism
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            return self._backend.inner.stat(key).size == self.offset
+        except ObjectNotFound:
+            # Invariant 10: a collector was faster; then the commit's own answer stands.
+            return False
+
+    def discard(self) -> None:
+        self._inner.discard()

@@ -1,0 +1,115 @@
+"""Backends around a backend: plain delegation, and the one that refuses to write."""
+
+# ruff: noqa: D102  # every method here means what Backend says
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from casstore.backend.base import Backend, BlobWriter, Entry
+from casstore.errors import AccessDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import Buffer
+
+
+class BackendWrapper(Backend):
+    """Hands every call to `inner`; subclasses change what they must. Closing closes `inner`."""
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+        self.url = inner.url
+
+    @property
+    def creates_exclusively(self) -> bool:
+        """As the wrapped backend finds."""
+        return self.inner.creates_exclusively
+
+    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        return self.inner.read(key, start=start, length=length)
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
+        return self.inner.read_into(key, buffer, start=start)
+
+    def stat(self, key: str) -> Entry:
+        return self.inner.stat(key)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        return self.inner.list(prefix)
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        self.inner.put(key, parts)
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        self.inner.create(key, parts)
+
+    def open_writer(self) -> BlobWriter:
+        return self.inner.open_writer()
+
+    def delete(self, key: str) -> None:
+        self.inner.delete(key)
+
+    def list_temporaries(self) -> Iterator[Entry]:
+        return self.inner.list_temporaries()
+
+    def remove_temporary(self, key: str) -> None:
+        self.inner.remove_temporary(key)
+
+    def settle(self, keys: Iterable[str]) -> None:
+        self.inner.settle(keys)
+
+    def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
+        return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
+
+    def local_path(self, key: str) -> str | None:
+        return self.inner.local_path(key)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class ReadonlyBackend(BackendWrapper):
+    """Refuses every operation that would write, before it touches anything."""
+
+    @property
+    def creates_exclusively(self) -> bool:
+        """False: nothing can be created, and finding out would write."""
+        return False
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:  # noqa: ARG002  # refused whatever the bytes
+        self._refuse(f"write {key}")
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:  # noqa: ARG002  # as above
+        self._refuse(f"write {key}")
+
+    def open_writer(self) -> BlobWriter:
+        self._refuse("write")
+
+    def delete(self, key: str) -> None:
+        self._refuse(f"delete {key}")
+
+    def remove_temporary(self, key: str) -> None:
+        self._refuse(f"remove {key}")
+
+    def settle(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # only publishers settle
+        self._refuse("make objects durable")
+
+    def publish_lock(
+        self,
+        *,
+        exclusive: bool = False,  # noqa: ARG002  # only publishers and collectors lock
+        blocking: bool = True,  # noqa: ARG002  # as above
+    ) -> AbstractContextManager[bool]:
+        self._refuse("publish")
+
+    def now(self) -> float:
+        self._refuse("read the clock, which takes a scratch object,")
+
+    def _refuse(self, doing: str) -> NoReturn:
+        raise AccessDenied(
+            f"Cannot {doing} in {self.url}: the store was opened with readonly=True. Open it without that "
+            "to write."
+        )

@@ -1,0 +1,90 @@
+"""The command line: one file per command; prints, and maps errors to exit codes, nothing else.
+
+Three rules keep `casstore --help` fast and the files alike:
+
+- What a command needs is loaded when it runs: names come from `casstore`, which loads them on first use,
+  and the few imports inside functions are of modules that only one command, or only a terminal, needs.
+- typer reads annotations at run time, so the files that declare commands do not postpone their evaluation.
+- Help is plain text: rich's markup in it costs as much as the rest of the start.
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from casstore._version import __version__
+from casstore.cli import add, cat, check, demo, get, init, ls, rm, show, stats, tag
+from casstore.cli.exits import discard_output
+from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="casstore",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+    if wanted:
+        typer.echo(f"casstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    *,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep ML models in a content-addressed store: deduplicated, compressed, verified."""
+    given = {"store": store, "as_json": as_json, "quiet": quiet, "debug": debug}
+    defaults = {name: value for name, value in given.items() if value}
+    # An option in front of the command is the default of the same option behind it.
+    context.default_map = dict.fromkeys(_COMMANDS, defaults)
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init.run,
+    "add": add.run,
+    "get": get.run,
+    "ls": ls.run,
+    "show": show.run,
+    "cat": cat.run,
+    "tag": tag.run,
+    "rm": rm.run,
+    "stats": stats.run,
+    "check": check.run,
+    "demo": demo.run,
+}
+for _name, _function in _COMMANDS.items():
+    app.command(_name)(_function)
+
+
+def main() -> None:
+    """Run the command line on the process's arguments; always ends by SystemExit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is shown escaped; it must not end the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="casstore")
+    finally:
+        try:
+            with contextlib.suppress(AttributeError):  # a process may start without an output
+                sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output()  # No invariant is at stake: whoever read the output has seen enough.

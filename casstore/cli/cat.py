@@ -1,0 +1,33 @@
+"""`casstore cat`: the bytes of one file."""
+
+import shutil
+import sys
+from typing import Annotated
+
+import typer
+
+from casstore.cli.options import DebugOption, ModelArgument, StoreOption
+from casstore.cli.session import session
+
+_PIECE = 4 << 20
+
+
+def run(
+    *,
+    ref_or_id: ModelArgument,
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A file of the model, as `casstore show` prints it.", show_default=False
+        ),
+    ],
+    store: StoreOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write one file of a model to the standard output, as it is."""
+    with (
+        session(store=store, as_json=False, quiet=False, debug=debug) as out,
+        out.open(readonly=True) as opened,
+        opened.open_file(ref_or_id, path) as file,
+    ):
+        shutil.copyfileobj(file, sys.stdout.buffer, _PIECE)

@@ -1,0 +1,22 @@
+"""`casstore init`: make a store."""
+
+from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.session import session
+
+
+def run(
+    *,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make a store; one that is there already is left as it is."""
+    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
+        opened, created = out.open_or_create()
+        with opened:
+            url, store_id = opened.backend.url, opened.store_id
+        if out.as_json:
+            out.print_json({"url": url, "store_id": store_id, "created": created})
+        else:
+            out.summary(f"Made a store at {url}." if created else f"There is a store at {url} already.")

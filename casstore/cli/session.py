@@ -1,0 +1,138 @@
+"""One run of a command: which store, how to print, and what an error becomes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+import casstore
+from casstore.cli.exits import exit_codes, say
+from casstore.cli.progress import progress_bar, shows_progress, status_line
+from casstore.cli.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from casstore import Store
+    from casstore.cli.progress import ProgressCallback
+
+__all__ = ["STORE_VARIABLE", "Session", "session"]
+
+STORE_VARIABLE = "CASSTORE_STORE"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What every command is given: where its store is and how it shall print."""
+
+    store_option: str | None
+    as_json: bool
+    quiet: bool
+
+    @property
+    def place(self) -> str:
+        """The path or URL of the store: the option, else the environment, else the user's own store."""
+        return self.store_option or os.environ.get(STORE_VARIABLE) or default_place()
+
+    @property
+    def uses_default(self) -> bool:
+        """Whether nobody said which store to use."""
+        return not (self.store_option or os.environ.get(STORE_VARIABLE))
+
+    def open(self, *, readonly: bool = False) -> Store:
+        """Open the store; the caller closes it."""
+        return casstore.Store.open(self.place, readonly=readonly)
+
+    def open_or_create(self) -> tuple[Store, bool]:
+        """Open the store, making it if there is none; say whether it was made."""
+        try:
+            return self.open(), False
+        except casstore.ConfigError:
+            # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
+            return casstore.Store.open(self.place, create=True), True
+
+    def note(self, text: str) -> None:
+        """Say something on stderr, unless nobody wants to hear it."""
+        if not self.quiet:
+            say(text)
+
+    def print_json(self, value: Any) -> None:
+        """Print one JSON value."""
+        print(json.dumps(value, indent=2))  # noqa: T201
+
+    def print_line(self, *cells: str) -> None:
+        """Print one line of tab-separated cells."""
+        print("\t".join(printable(cell) for cell in cells))  # noqa: T201
+
+    def summary(self, text: str) -> None:
+        """Print a sentence about what was done."""
+        if not self.quiet:
+            print(printable(text))  # noqa: T201
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, label: str = "") -> None:
+        """Print rows: a table on a terminal, else tab-separated lines that start with `label`, if any.
+
+        Columns whose name starts with ">" are aligned to the right.
+        """
+        if not sys.stdout.isatty():
+            for row in rows:
+                self.print_line(*([label] if label else []), *row)
+            return
+        from rich import box  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            right = column.startswith(">")
+            shown.add_column(
+                column.lstrip(">"),
+                justify="right" if right else "left",
+                no_wrap=right,
+                overflow="fold",
+                header_style="bold",
+            )
+        for row in rows:
+            shown.add_row(*(Text(printable(cell)) for cell in row))
+        Console().print(shown)
+
+    def progress(self, label: str) -> AbstractContextManager[ProgressCallback | None]:
+        """Show a progress bar where a person watches, and give the callback that moves it."""
+        if self.quiet or self.as_json or not shows_progress():
+            return nullcontext()
+        return progress_bar(label)
+
+    def status(self) -> AbstractContextManager[Callable[[str], None]]:
+        """Show what is being done where a person watches, and give the function that says it."""
+        if self.quiet or self.as_json or not shows_progress():
+            return nullcontext(lambda _: None)
+        return status_line()
+
+
+@contextmanager
+def session(*, store: str | None, as_json: bool, quiet: bool, debug: bool) -> Iterator[Session]:
+    """Run a command's body: errors end as one line on stderr and an exit code."""
+    with exit_codes(debug=debug):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("casstore: %(message)s"))
+        handler.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING)
+        log = logging.getLogger("casstore")
+        log.addHandler(handler)
+        try:
+            yield Session(store, as_json, quiet)
+        finally:
+            log.removeHandler(handler)
+
+
+def default_place() -> str:
+    """Return the user's own store."""
+    return os.path.join(platformdirs.user_data_dir("casstore", appauthor=False), "store")

@@ -1,0 +1,160 @@
+"""`casstore show`: what a model consists of."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from casstore.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
+from casstore.cli.session import session
+from casstore.cli.text import human_bytes, human_percent, local_time, utc_time
+
+if TYPE_CHECKING:
+    from casstore.cli.session import Session
+    from casstore.ops.describe import EncodingShare, FileDescription, ModelDescription
+
+
+def run(
+    *,
+    ref_or_id: ModelArgument,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List every tensor.", show_default=False)
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show a model's lineage, files, tensors, chunks and encodings."""
+    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
+        from casstore.ops.describe import describe  # noqa: PLC0415 - see cli/__init__.py
+
+        with out.open(readonly=True) as opened:
+            model = describe(opened, ref_or_id)
+        if out.as_json:
+            out.print_json(_as_json(model))
+        else:
+            _print(out, model, tensors=tensors)
+
+
+def _as_json(model: "ModelDescription") -> dict[str, Any]:
+    record = model.record
+    return {
+        "ref": record.name,
+        "model_id": model.model_id,
+        "time": utc_time(record.time),
+        "time_ns": record.time,
+        "writer": record.writer,
+        "base": record.base.hex() if record.base else None,
+        "metadata": _plain(record.metadata),
+        "bytes_total": model.size,
+        "bytes_stored": model.bytes_stored,
+        "chunks": model.chunks,
+        "encodings": [_share_as_json(share) for share in model.encodings],
+        "files": [
+            {
+                "path": file.path,
+                "executable": file.executable,
+                "file_id": file.file_id,
+                "bytes_total": file.size,
+                "bytes_stored": file.bytes_stored,
+                "chunks": file.chunks,
+                "encodings": [_share_as_json(share) for share in file.encodings],
+                "tensors": [
+                    {"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "begin": s.begin, "end": s.end}
+                    for s in file.tensors
+                ],
+            }
+            for file in model.files
+        ],
+        "empty_directories": list(model.empty_directories),
+    }
+
+
+def _share_as_json(share: "EncodingShare") -> dict[str, Any]:
+    return {
+        "encoding": share.encoding,
+        "chunks": share.chunks,
+        "bytes_plain": share.bytes_plain,
+        "bytes_stored": share.bytes_stored,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return metadata as JSON can hold it: bytes as hex."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _print(out: "Session", model: "ModelDescription", *, tensors: bool) -> None:
+    record = model.record
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in model.dtypes.items())
+    out.table(
+        ("ref", record.name),
+        [
+            ("model", model.model_id),
+            ("written", f"{local_time(record.time)} on {record.writer}"),
+            ("base", record.base.hex() if record.base else "-"),
+            *((f"metadata {key}", _text(value)) for key, value in sorted(record.metadata.items())),
+            ("files", str(len(model.files))),
+            ("tensors", dtypes or "-"),
+            ("as files", human_bytes(model.size)),
+            (
+                "stored",
+                f"{human_bytes(model.bytes_stored)} ({human_percent(model.bytes_stored, model.size)})",
+            ),
+        ],
+    )
+    out.table(
+        ("file", ">size", ">stored", ">tensors", ">chunks", "encodings"),
+        (_file_row(file) for file in model.files),
+        label="file",
+    )
+    out.table(
+        ("encoding", ">chunks", ">plain", ">stored", ">share"),
+        (
+            (
+                share.encoding,
+                str(share.chunks),
+                human_bytes(share.bytes_plain),
+                human_bytes(share.bytes_stored),
+                human_percent(share.bytes_stored, share.bytes_plain),
+            )
+            for share in model.encodings
+        ),
+        label="encoding",
+    )
+    if tensors:
+        out.table(
+            ("tensor", "type", "shape", ">size", "file"),
+            (
+                (
+                    span.name,
+                    span.dtype,
+                    "x".join(map(str, span.shape)) or "scalar",
+                    human_bytes(span.end - span.begin),
+                    file.path,
+                )
+                for file in model.files
+                for span in file.tensors
+            ),
+            label="tensor",
+        )
+
+
+def _file_row(file: "FileDescription") -> tuple[str, ...]:
+    return (
+        file.path,
+        human_bytes(file.size),
+        human_bytes(file.bytes_stored),
+        str(len(file.tensors)),
+        str(file.chunks),
+        ", ".join(f"{share.chunks} {share.encoding}" for share in file.encodings) or "-",
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(_plain(value))

@@ -1,0 +1,8 @@
+"""How chunks are stored: raw, zstd, planes. Pure functions on buffers; README.md beside this file says more."""
+
+from __future__ import annotations
+
+from casstore.codecs.batch import decode, decode_into, encode_batch
+from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
+
+__all__ = ["MAX_STRIDE", "ElementHint", "Encoded", "Encoding", "decode", "decode_into", "encode_batch"]

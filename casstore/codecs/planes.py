@@ -1,0 +1,197 @@
+"""The payload of the `planes` encoding: element bytes regrouped into runs of columns, each stored on its own.
+
+The byte-exact specification is in format/README.md. In short: a header of 8 bytes (version, flags, stride,
+phase, number of runs), 8 bytes per run (columns, mode, stored length), the bytes before the first and after
+the last whole element, then the runs.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from casstore.codecs.encoding import MAX_STRIDE
+from casstore.codecs.regroup import Columns, RunData, merge_runs, scratch
+from casstore.codecs.zstd import Method, compress, decompress
+from casstore.errors import FormatError, UnsupportedVersion
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    U8 = NDArray[np.uint8]
+
+__all__ = ["Plan", "RunPlan", "decode_planes", "encode_planes", "header_size"]
+
+_VERSION = 1
+_FLAG_SIGN = 1
+_HEADER = struct.Struct("<BBHHBB")
+_RUN = struct.Struct("<HBBI")
+_MAX_RUNS = 255
+
+
+class _Mode(IntEnum):
+    RAW = 0
+    ZSTD = 1
+    CONSTANT = 2
+
+
+class RunPlan(NamedTuple):
+    """The writer's choice for `columns` adjacent columns: a zstd method, or None to store them raw."""
+
+    columns: int
+    method: Method | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The writer's choice for a chunk; the runs are in column order and cover the stride."""
+
+    stride: int
+    phase: int
+    sign: bool
+    runs: tuple[RunPlan, ...]
+
+
+def header_size(runs: int) -> int:
+    """Return the bytes that header and table take for this many runs."""
+    return _HEADER.size + _RUN.size * runs
+
+
+def encode_planes(chunk: U8, plan: Plan, out: U8) -> int | None:
+    """Write the payload for `chunk` to the start of `out`; return its length.
+
+    Returns None, with `out` in any state, when the payload would not be smaller than the chunk: then the
+    chunk is stored raw. `out` is at least as long as `chunk` and does not overlap it.
+    """
+    elements = (len(chunk) - plan.phase) // plan.stride
+    body = chunk[plan.phase : plan.phase + elements * plan.stride]
+    tail = chunk[plan.phase + len(body) :]
+    limit = len(chunk)
+    position = header_size(len(plan.runs))
+    if elements == 0 or position + plan.phase + len(tail) >= limit:
+        return None
+    table = bytearray(
+        _HEADER.pack(_VERSION, _FLAG_SIGN * plan.sign, plan.stride, plan.phase, len(plan.runs), 0)
+    )
+    for edge in (chunk[: plan.phase], tail):
+        out[position : position + len(edge)] = edge
+        position += len(edge)
+    columns = Columns(_aligned(body, plan.stride), stride=plan.stride, sign=plan.sign)
+    start = 0
+    for run in plan.runs:
+        stored = elements * run.columns
+        mode = _Mode.RAW
+        if run.method is not None:
+            plain = scratch("run", stored)
+            columns.take(start, run.columns, plain)
+            mode, data = _pack_run(plain, run)
+            stored = len(data)
+        if position + stored >= limit:
+            return None
+        target = out[position : position + stored]
+        if run.method is not None:
+            target[:] = np.frombuffer(data, np.uint8)
+        else:
+            columns.take(start, run.columns, target)
+        table += _RUN.pack(run.columns, mode, 0, stored)
+        position += stored
+        start += run.columns
+    out[: len(table)] = np.frombuffer(table, np.uint8)
+    return position
+
+
+def _aligned(body: U8, stride: int) -> U8:
+    """Return `body` at an address that integers of the stride may have: numpy is half as fast elsewhere."""
+    if stride in {2, 4} and not body.view(f"<u{stride}").flags.aligned:
+        return body.copy()
+    return body
+
+
+def _pack_run(plain: U8, run: RunPlan) -> tuple[_Mode, bytes | U8]:
+    """Return how the run is stored, by what its bytes turn out to be."""
+    assert run.method is not None
+    item = plain[: run.columns]
+    if plain[0] == plain[-run.columns] and bool((plain.reshape(-1, run.columns) == item).all()):
+        return _Mode.CONSTANT, item
+    frame = compress(plain, run.method)
+    if run.method is Method.HUFFMAN and len(frame) * 5 < len(plain):
+        # Huffman codes have a floor of one bit per byte: what comes near it may well be repeats.
+        frame = min(frame, compress(plain, Method.MATCH), key=len)
+    return (_Mode.ZSTD, frame) if len(frame) < len(plain) else (_Mode.RAW, plain)
+
+
+class _Run(NamedTuple):
+    columns: int
+    mode: _Mode
+    stored: int
+
+
+def _read_table(payload: memoryview, raw_length: int) -> tuple[int, int, bool, list[_Run]]:
+    """Return stride, phase, sign and runs after checking all of them against both lengths."""
+    if len(payload) < _HEADER.size:
+        raise FormatError(f"A planes payload of {len(payload)} bytes is shorter than its header.")
+    version, flags, stride, phase, count, reserved = _HEADER.unpack_from(payload)
+    if version != _VERSION or flags & ~_FLAG_SIGN or reserved:
+        raise UnsupportedVersion(
+            f"A planes payload has version {version} and flags {flags:#x}: a newer casstore wrote it. Upgrade to read it."
+        )
+    sign = bool(flags & _FLAG_SIGN)
+    if not 2 <= stride <= MAX_STRIDE or phase >= stride or phase + stride > raw_length:
+        raise FormatError(
+            f"A planes payload has stride {stride} and phase {phase} for {raw_length} plain bytes."
+        )
+    if len(payload) < header_size(count):
+        raise FormatError(f"A planes payload ends inside its table of {count} runs.")
+    elements = (raw_length - phase) // stride
+    runs = []
+    for columns, mode, spare, stored in _RUN.iter_unpack(payload[_HEADER.size : header_size(count)]):
+        if mode > max(_Mode) or spare:
+            raise UnsupportedVersion(
+                f"A planes run has mode {mode}: a newer casstore wrote it. Upgrade to read it."
+            )
+        size = elements * columns
+        expected = {_Mode.RAW: stored == size, _Mode.ZSTD: True, _Mode.CONSTANT: stored == columns}
+        if columns == 0 or not expected[mode]:
+            raise FormatError(f"A planes run of {columns} columns has {stored} bytes in mode {mode}.")
+        runs.append(_Run(columns, _Mode(mode), stored))
+    if sum(run.columns for run in runs) != stride:
+        raise FormatError(f"The runs of a planes payload do not make up its stride of {stride}.")
+    if sign and (stride not in {2, 4} or [run.columns for run in runs[-2:]] != [1, 1]):
+        raise FormatError(
+            "A planes payload moves the sign of elements that have no two top columns of their own."
+        )
+    edges = raw_length - elements * stride
+    if header_size(count) + edges + sum(run.stored for run in runs) != len(payload):
+        raise FormatError("The lengths in a planes payload do not add up to its size.")
+    return stride, phase, sign, runs
+
+
+def decode_planes(payload: memoryview, out: U8) -> None:
+    """Write the plain bytes of a planes payload over the whole of `out`.
+
+    Raises FormatError for a payload that does not describe exactly len(out) bytes, before it allocates;
+    UnsupportedVersion for versions, flags and modes it does not know. `out` is in any state after an error.
+    """
+    stride, phase, sign, runs = _read_table(payload, len(out))
+    elements = (len(out) - phase) // stride
+    position = header_size(len(runs))
+    data: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(payload, np.uint8)
+    body_end = phase + elements * stride
+    for begin, end in ((0, phase), (body_end, len(out))):
+        out[begin:end] = data[position : position + end - begin]
+        position += end - begin
+    plain = []
+    start = 0
+    for run in runs:
+        stored = data[position : position + run.stored]
+        if run.mode is _Mode.ZSTD:
+            frame = payload[position : position + run.stored]
+            stored = np.frombuffer(decompress(frame, elements * run.columns), np.uint8)
+        plain.append(RunData(start, run.columns, stored, run.mode is _Mode.CONSTANT))
+        position += run.stored
+        start += run.columns
+    merge_runs(plain, stride=stride, sign=sign, out=out[phase:body_end])

@@ -1,0 +1,84 @@
+"""Every error that casstore raises on purpose.
+
+The tree is part of the public interface: callers catch by class, people read the message. A message
+says what failed, on what, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class CasstoreError(Exception):
+    """Base of every error that casstore raises on purpose."""
+
+
+class BackendError(CasstoreError):
+    """The storage underneath failed; `retryable` says whether trying again may help."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class ObjectNotFound(BackendError):
+    """No object has this key."""
+
+
+class ObjectExists(BackendError):
+    """An object with this key is there already, and nothing is overwritten (invariant 1)."""
+
+
+class BackendUnavailable(BackendError):
+    """The storage does not answer, or answered that it is overloaded."""
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message, retryable=retryable)
+
+
+class AccessDenied(BackendError):
+    """The storage refuses this operation to this user."""
+
+
+class IntegrityError(CasstoreError):
+    """Stored bytes are not what they must be. Never a cache miss (invariant 11)."""
+
+
+class DigestMismatch(IntegrityError):
+    """Bytes do not hash to the id that names them.
+
+    `expected` and `actual` are 64 hex digits; `key` names the file or object that holds the bytes.
+    """
+
+    def __init__(self, expected: str, actual: str, key: str, advice: str = "") -> None:
+        tail = f" {advice}" if advice else ""
+        super().__init__(f"{key}: expected BLAKE3 {expected}, found {actual}.{tail}")
+        self.expected = expected
+        self.actual = actual
+        self.key = key
+
+
+class FormatError(IntegrityError):
+    """Bytes do not follow format/README.md."""
+
+
+class UnsupportedVersion(FormatError):
+    """Well-formed, but written by a newer casstore: upgrade to read it. Never corruption."""
+
+
+class MissingObject(IntegrityError):
+    """A manifest or layout points at an object that no pack holds."""
+
+
+class RefNotFound(CasstoreError):
+    """No ref or model answers to this name, or more than one answers to this prefix."""
+
+
+class ConflictError(CasstoreError):
+    """Another writer got there first, or the input changed while it was read."""
+
+
+class RefConflict(ConflictError):
+    """A tag was moved by someone else at the same time, or is forked."""
+
+
+class ConfigError(CasstoreError):
+    """An argument, a setting, a path or a name cannot be used as given."""

@@ -1,0 +1,115 @@
+"""A layout: how one file is cut into chunks, and which tensors lie where in it. Not identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from casstore.digest import DIGEST_SIZE
+from casstore.errors import FormatError
+from casstore.format import canonical, fields
+from casstore.format.rows import MAX_CHUNK
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+VERSION = 1
+_KIND = "layout"
+_KNOWN = frozenset({"type", "version", "requires", "cut", "file", "size", "ids", "lengths", "spans"})
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tensor inside a file: its bytes are [`begin`, `end`)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one file is cut.
+
+    `cut` is the version of the chunking rule, `file_id` the BLAKE3 of the whole file, `size` its bytes;
+    `ids` joins the chunk ids, `lengths` their bytes in the same order.
+    """
+
+    file_id: bytes
+    size: int
+    ids: bytes
+    lengths: NDArray[np.uint32]
+    spans: tuple[Span, ...] = ()
+    cut: int = 1
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return len(self.lengths)
+
+    def chunk_ids(self) -> list[bytes]:
+        """Return the chunk ids in file order."""
+        return fields.split_ids(self.ids, kind=_KIND)
+
+    def offsets(self) -> NDArray[np.int64]:
+        """Return where each chunk starts in the file, and the file's size as the last element."""
+        edges = np.zeros(len(self.lengths) + 1, np.int64)
+        np.cumsum(self.lengths, out=edges[1:])
+        return edges
+
+
+def encode(layout: Layout) -> bytes:
+    """Return the canonical bytes of a layout; its BLAKE3 is the layout id."""
+    return canonical.encode(
+        {
+            **layout.extra,
+            "type": _KIND,
+            "version": VERSION,
+            "cut": layout.cut,
+            "file": layout.file_id,
+            "size": layout.size,
+            "ids": layout.ids,
+            "lengths": layout.lengths.astype("<u4").tobytes(),
+            "spans": [[s.name, s.dtype, list(s.shape), s.begin, s.end] for s in layout.spans],
+        }
+    )
+
+
+def decode(data: Buffer) -> Layout:
+    """Read a layout; raise FormatError unless its chunks make up exactly its size."""
+    value = fields.decode_map(data, kind=_KIND, version=VERSION)
+    file_id = fields.optional_id(value, "file", kind=_KIND)
+    size = fields.field(value, "size", int, kind=_KIND)
+    ids = fields.field(value, "ids", bytes, kind=_KIND)
+    packed = fields.field(value, "lengths", bytes, kind=_KIND)
+    if file_id is None:
+        raise FormatError("A layout does not name its file.")
+    if len(ids) % DIGEST_SIZE or len(packed) * (DIGEST_SIZE // 4) != len(ids):
+        raise FormatError("A layout has as many lengths as ids, or it is no layout.")
+    lengths = np.frombuffer(packed, "<u4")
+    if np.any(lengths == 0) or np.any(lengths > MAX_CHUNK) or int(lengths.sum(dtype=np.int64)) != size:
+        raise FormatError("The chunks of a layout do not make up its file.")
+    return Layout(
+        file_id=file_id,
+        size=size,
+        ids=ids,
+        lengths=lengths,
+        spans=tuple(_span(item, size) for item in fields.field(value, "spans", list, kind=_KIND)),
+        cut=fields.field(value, "cut", int, kind=_KIND),
+        extra=fields.unknown_keys(value, _KNOWN),
+    )
+
+
+def _span(item: Any, size: int) -> Span:
+    match item:
+        case [str(name), str(dtype), list(shape), int(begin), int(end)] if 0 <= begin <= end <= size and all(
+            type(dim) is int and dim >= 0 for dim in shape
+        ):
+            return Span(name, dtype, tuple(shape), begin, end)
+    raise FormatError("A layout holds a tensor span that is not one.")

@@ -1,0 +1,83 @@
+"""Ref names and the keys of their records.
+
+A ref name is `<namespace>/<rest>`. In a key, `rest` is escaped so that it is one path component, lower
+case (two names that differ only by case stay two files everywhere) and safe in a URL: every byte outside
+`a-z 0-9 . _ - +`, and a dot in front, becomes `=` and two hex digits.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from casstore.digest import digest
+from casstore.errors import ConfigError, FormatError
+from casstore.format.paths import check_path
+
+NAMESPACES = ("models", "runs", "evaluations", "tags")
+MAX_NAME = 200
+WRITE_ID_SIZE = 16
+PREFIX = "refs/"
+
+_KEY = re.compile(r"refs/([a-z]+)/([0-9a-f]{2})/([a-z0-9._+=-]+)@([0-9a-f]{16})(?:\.([0-9a-f]{32}))?")
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-+")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordKey:
+    """What a record's key says: the ref's `name`, its `seq`, and the write id unless the key is exclusive."""
+
+    name: str
+    seq: int
+    write_id: bytes | None
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError unless `name` can name a ref."""
+    namespace, _, rest = name.partition("/")
+    if namespace not in NAMESPACES or not rest:
+        allowed = ", ".join(f"{item}/…" for item in NAMESPACES)
+        raise ConfigError(f"{name!r} is no ref name: a ref is named {allowed}.")
+    if "@" in rest:
+        raise ConfigError(f"{name!r} is no ref name: it must not contain '@'.")
+    check_path(rest)
+    if len(_escape(rest)) > MAX_NAME:
+        raise ConfigError(f"The ref name {name!r} is too long: {MAX_NAME} bytes after escaping is the limit.")
+
+
+def directory(name: str) -> str:
+    """Return the key prefix under which all records of `name` lie, with the trailing '@'."""
+    namespace, _, rest = name.partition("/")
+    return f"{PREFIX}{namespace}/{digest(name.encode()).hex()[:2]}/{_escape(rest)}@"
+
+
+def record_key(name: str, *, seq: int, write_id: bytes | None) -> str:
+    """Return the key of one record; without `write_id`, the key that only one writer can create."""
+    tail = f".{write_id.hex()}" if write_id is not None else ""
+    return f"{directory(name)}{seq:016x}{tail}"
+
+
+def parse_key(key: str) -> RecordKey:
+    """Read a record's key; raise FormatError if it is none."""
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise FormatError(f"{key} is not the key of a record.")
+    namespace, _, rest, seq, write_id = match.groups()
+    name = f"{namespace}/{_unescape(rest, key=key)}"
+    parsed = RecordKey(name, int(seq, 16), bytes.fromhex(write_id) if write_id else None)
+    if record_key(name, seq=parsed.seq, write_id=parsed.write_id) != key:
+        raise FormatError(f"{key} is not the key of a record: it names {name!r}, which has another place.")
+    return parsed
+
+
+def _escape(rest: str) -> str:
+    escaped = "".join(chr(byte) if byte in _PLAIN else f"={byte:02x}" for byte in rest.encode())
+    return f"=2e{escaped[1:]}" if escaped.startswith(".") else escaped
+
+
+def _unescape(escaped: str, *, key: str) -> str:
+    try:
+        return re.sub(rb"=([0-9a-f]{2})", lambda m: bytes.fromhex(m[1].decode()), escaped.encode()).decode()
+    except UnicodeDecodeError as error:
+        # Invariant 8: a name that cannot be read is an error, never skipped.
+        raise FormatError(f"{key} is not the key of a record: its name is not UTF-8.") from error

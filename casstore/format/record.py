@@ -1,0 +1,122 @@
+"""A record: one immutable statement about a ref. The newest verified one is the ref's value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from casstore.digest import DIGEST_SIZE
+from casstore.errors import FormatError
+from casstore.format import canonical, envelope, fields
+from casstore.format.names import WRITE_ID_SIZE, check_name, parse_key, record_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAGIC = b"cass-ref"
+VERSION = 1
+MAX_INLINE = 8 << 10
+"""Bytes of a run or evaluation manifest that sits inside its record, at most."""
+
+_KIND = "record"
+_KNOWN = frozenset(
+    {
+        "type", "version", "requires", "name", "seq", "write", "time", "writer", "target", "manifest",
+        "inline", "base", "metadata", "packs", "exclusive",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one writer said about a ref.
+
+    `seq` is one more than the highest that the writer saw, `write_id` 16 random bytes, `time` nanoseconds
+    since 1970 by the writer's clock. `target` is a model id, None for a deletion; `manifest` the object
+    that describes it, or `inline` the small manifest itself. `base` is the model that this one was made
+    from. `packs` hints at the packs that cover it. `exclusive` records have a key that one writer wins.
+    """
+
+    name: str
+    seq: int
+    write_id: bytes
+    time: int
+    writer: str
+    target: bytes | None
+    manifest: bytes | None = None
+    inline: bytes | None = None
+    base: bytes | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    packs: tuple[bytes, ...] = ()
+    exclusive: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The key this record is stored under."""
+        return record_key(self.name, seq=self.seq, write_id=None if self.exclusive else self.write_id)
+
+    @property
+    def order(self) -> tuple[int, bytes]:
+        """Records of one ref compare by this; the highest is the value."""
+        return (self.seq, self.write_id)
+
+
+def encode(record: Record) -> bytes:
+    """Return the bytes of a record's file."""
+    body = {
+        **record.extra,
+        "type": _KIND,
+        "version": VERSION,
+        "name": record.name,
+        "seq": record.seq,
+        "write": record.write_id,
+        "time": record.time,
+        "writer": record.writer,
+        "target": record.target,
+        "manifest": record.manifest,
+        "inline": record.inline,
+        "base": record.base,
+        "metadata": record.metadata,
+        "packs": b"".join(record.packs),
+        "exclusive": record.exclusive,
+    }
+    return envelope.seal(MAGIC, canonical.encode(body))
+
+
+def decode(data: Buffer, *, key: str) -> Record:
+    """Read the record stored under `key`; raise FormatError if it is damaged or belongs elsewhere."""
+    value = fields.decode_map(envelope.unseal(MAGIC, bytes(data), key=key), kind=_KIND, version=VERSION)
+    write_id = fields.field(value, "write", bytes, kind=_KIND)
+    inline = value.get("inline")
+    if len(write_id) != WRITE_ID_SIZE or not (inline is None or type(inline) is bytes):
+        raise FormatError(f"{key} holds a record that is not one.")
+    packs = fields.field(value, "packs", bytes, kind=_KIND)
+    if len(packs) % DIGEST_SIZE:
+        raise FormatError(f"{key} hints at packs that cannot exist.")
+    record = Record(
+        name=fields.field(value, "name", str, kind=_KIND),
+        seq=fields.field(value, "seq", int, kind=_KIND),
+        write_id=write_id,
+        time=fields.field(value, "time", int, kind=_KIND),
+        writer=fields.field(value, "writer", str, kind=_KIND),
+        target=fields.optional_id(value, "target", kind=_KIND),
+        manifest=fields.optional_id(value, "manifest", kind=_KIND),
+        inline=inline,
+        base=fields.optional_id(value, "base", kind=_KIND),
+        metadata=fields.field(value, "metadata", dict, kind=_KIND),
+        packs=tuple(fields.split_ids(packs, kind=_KIND)),
+        exclusive=fields.field(value, "exclusive", bool, kind=_KIND),
+        extra=fields.unknown_keys(value, _KNOWN),
+    )
+    place = parse_key(key)
+    if (place.name, place.seq) != (record.name, record.seq) or place.write_id not in (None, record.write_id):
+        raise FormatError(f"{key} holds the record of another ref ({record.name!r}).")
+    return record
+
+
+def check_writable(record: Record) -> None:
+    """Raise ConfigError or FormatError if `record` would not read back as it is."""
+    check_name(record.name)
+    if decode(encode(record), key=record.key) != record:
+        raise FormatError(f"The record for {record.name!r} does not survive a round trip.")

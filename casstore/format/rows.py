@@ -1,0 +1,188 @@
+"""The 64-byte row that describes one frame, and the lists of bases that rows share.
+
+Pack footers and index segments hold the same rows, so a footer becomes an index by sorting. Rows, not
+columns: a look-up touches one cache line and one page per id instead of one per column.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from casstore.digest import DIGEST_SIZE
+from casstore.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+    Rows = NDArray[np.void]
+
+MAX_CHUNK = 1 << 20
+"""Plain bytes of a chunk, at most."""
+
+MAX_OBJECT = 1 << 28
+"""Plain bytes of a layout, tree or manifest, at most."""
+
+MAX_RANK = 8
+MAX_BASES = 255
+
+
+class Kind(enum.IntEnum):
+    """What an object is."""
+
+    CHUNK = 1
+    LAYOUT = 2
+    MANIFEST = 3
+    TREE = 4
+
+
+ROW: np.dtype[np.void] = np.dtype(
+    [
+        ("id", ">u8", 4),
+        ("offset", "<u8"),
+        ("stored", "<u4"),
+        ("raw", "<u4"),
+        ("pack", "<u4"),
+        ("bases", "<u4"),
+        ("kind", "u1"),
+        ("encoding", "u1"),
+        ("rank", "u1"),
+        ("reserved", "u1", 5),
+    ]
+)
+"""One frame: `offset` is where its header starts in the pack, `stored` the payload's length,
+`pack` an index into the segment's pack table (0 in a footer), `bases` 1 + an index into the base lists,
+0 for none. The id is read as four big-endian words so that numpy sorts and compares it as bytes do."""
+
+assert ROW.itemsize == 64
+
+_LIST_COUNTS = struct.Struct("<II")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseLists:
+    """Deduplicated lists of base ids, in CSR form: list k is `ids[offsets[k]:offsets[k + 1]]`."""
+
+    offsets: NDArray[np.uint32]
+    ids: bytes
+
+    @classmethod
+    def empty(cls) -> BaseLists:
+        """Return no lists."""
+        return cls(np.zeros(1, "<u4"), b"")
+
+    @classmethod
+    def of(cls, lists: Sequence[tuple[bytes, ...]]) -> BaseLists:
+        """Pack `lists` of 32-byte ids."""
+        offsets = np.zeros(len(lists) + 1, "<u4")
+        np.cumsum([len(item) for item in lists], out=offsets[1:])
+        return cls(offsets, b"".join(base for item in lists for base in item))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def get(self, number: int) -> tuple[bytes, ...]:
+        """Return the bases that a row's `bases` field means; `number` 0 is no bases."""
+        if number == 0:
+            return ()
+        start, stop = int(self.offsets[number - 1]), int(self.offsets[number])
+        return tuple(self.ids[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE] for at in range(start, stop))
+
+    def encode(self) -> bytes:
+        """Return counts, offsets and ids."""
+        counts = _LIST_COUNTS.pack(len(self), len(self.ids) // DIGEST_SIZE)
+        return counts + self.offsets.astype("<u4").tobytes() + self.ids
+
+    @classmethod
+    def decode(cls, data: Buffer, *, key: str) -> BaseLists:
+        """Read what `encode` wrote; raise FormatError if a length or an offset is wrong."""
+        view = memoryview(data).cast("B")
+        if len(view) < _LIST_COUNTS.size:
+            raise FormatError(f"The base lists of {key} are cut short.")
+        lists, bases = _LIST_COUNTS.unpack_from(view)
+        split = _LIST_COUNTS.size + 4 * (lists + 1)
+        if len(view) != split + DIGEST_SIZE * bases:
+            raise FormatError(f"The base lists of {key} have the wrong length.")
+        offsets = np.frombuffer(view[_LIST_COUNTS.size : split], "<u4")
+        if offsets[0] != 0 or offsets[-1] != bases or np.any(offsets[1:] < offsets[:-1]):
+            raise FormatError(f"The base lists of {key} do not ascend.")
+        return cls(offsets, bytes(view[split:]))
+
+
+def id_words(ids: Sequence[bytes] | bytes) -> NDArray[np.uint64]:
+    """Return ids (a list of 32-byte ids, or their concatenation) as an (n, 4) array of native words."""
+    joined = ids if isinstance(ids, bytes) else b"".join(ids)
+    return np.frombuffer(joined, ">u8").reshape(-1, 4).astype(np.uint64)
+
+
+def row_ids(rows: Rows) -> list[bytes]:
+    """Return the 32-byte ids of `rows`."""
+    joined = np.ascontiguousarray(rows["id"]).tobytes()
+    return [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
+
+
+def sort_order(rows: Rows) -> NDArray[np.intp]:
+    """Return the order that sorts rows by id, ties by pack and offset.
+
+    Leading words of BLAKE3 ids nearly never tie, and a stable sort of one word runs in linear time over
+    rows that are already sorted in parts, as merged segments are.
+    """
+    words = rows["id"]
+    lead = words[:, 0].astype(np.uint64)
+    order = np.argsort(lead, kind="stable")
+    ordered = lead[order]
+    if not np.any(ordered[1:] == ordered[:-1]):
+        return order
+    keys: list[Any] = [rows["offset"], rows["pack"]]
+    keys += [words[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
+    return np.lexsort(keys)
+
+
+def check_rows(rows: Rows, *, lists: int, packs: int, key: str) -> None:
+    """Raise FormatError unless every field of every row is within its limits.
+
+    Encodings are not judged here: one that this version does not know is met when it is decoded.
+    """
+    if len(rows) == 0:
+        return
+    chunk = rows["kind"] == Kind.CHUNK
+    limit = np.where(chunk, MAX_CHUNK, MAX_OBJECT)
+    wrong = (
+        (rows["kind"] < Kind.CHUNK)
+        | (rows["kind"] > Kind.TREE)
+        | (rows["raw"] > limit)
+        | (rows["stored"] > limit)
+        | (rows["rank"] > MAX_RANK)
+        | ((rows["bases"] == 0) != (rows["rank"] == 0))
+        | (rows["bases"] > lists)
+        | (rows["pack"] >= packs)
+        | rows["reserved"].any(axis=1)
+    )
+    if wrong.any():
+        raise FormatError(f"{key} describes a frame that cannot exist (row {int(np.argmax(wrong))}).")
+
+
+def merge_base_lists(parts: Iterable[tuple[Rows, BaseLists]]) -> tuple[Rows, BaseLists]:
+    """Join rows of several sources; their `bases` fields are renumbered into one set of lists."""
+    arrays: list[Rows] = []
+    offsets: list[NDArray[np.uint32]] = [np.zeros(1, "<u4")]
+    ids: list[bytes] = []
+    lists = bases = 0
+    for rows, part in parts:
+        moved = rows.copy()
+        moved["bases"] += np.where(rows["bases"] > 0, np.uint32(lists), np.uint32(0))
+        arrays.append(moved)
+        offsets.append((part.offsets[1:] + np.uint32(bases)).astype("<u4"))
+        ids.append(part.ids)
+        lists += len(part)
+        bases += len(part.ids) // DIGEST_SIZE
+    # Without the dtype, numpy would hand back native words and the ids would no longer read as bytes.
+    joined = np.concatenate(arrays, dtype=ROW) if arrays else np.zeros(0, ROW)
+    return joined, BaseLists(np.concatenate(offsets), b"".join(ids))

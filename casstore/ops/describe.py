@@ -1,0 +1,124 @@
+"""What a model consists of and what keeping it costs: read-only, and reads no chunk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.format.manifest import Mode
+from casstore.store.usage import encoding_name
+
+if TYPE_CHECKING:
+    from casstore.format.layout import Layout, Span
+    from casstore.format.manifest import TreeEntry
+    from casstore.format.record import Record
+    from casstore.store.index import Located
+    from casstore.store.store import Store
+
+__all__ = ["EncodingShare", "FileDescription", "ModelDescription", "describe"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingShare:
+    """Distinct chunks that are stored in one encoding: their number, plain bytes, and stored bytes."""
+
+    encoding: str
+    chunks: int
+    bytes_plain: int
+    bytes_stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileDescription:
+    """One file: `chunks` counts those that recur each time, `encodings` and `bytes_stored` each chunk once."""
+
+    path: str
+    executable: bool
+    file_id: str
+    size: int
+    chunks: int
+    encodings: tuple[EncodingShare, ...]
+    tensors: tuple[Span, ...]
+
+    @property
+    def bytes_stored(self) -> int:
+        """What this file's chunks take, whoever else uses them."""
+        return sum(share.bytes_stored for share in self.encodings)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A model: `encodings` counts each chunk of the whole model once."""
+
+    model_id: str
+    record: Record
+    files: tuple[FileDescription, ...]
+    empty_directories: tuple[str, ...]
+    encodings: tuple[EncodingShare, ...]
+
+    @property
+    def size(self) -> int:
+        """Plain bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def bytes_stored(self) -> int:
+        """What the model's chunks take, whichever models share them."""
+        return sum(share.bytes_stored for share in self.encodings)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of all files, those that recur counted each time."""
+        return sum(file.chunks for file in self.files)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors there are of each element type, the most frequent first."""
+        return dict(Counter(span.dtype for file in self.files for span in file.tensors).most_common())
+
+
+def describe(store: Store, ref_or_id: str) -> ModelDescription:
+    """Describe a model. Raises RefNotFound, or MissingObject if a chunk of it is gone."""
+    model = store.manifest(ref_or_id)
+    located = store.objects.locate(b"".join(layout.ids for layout in model.layouts))
+    files: list[FileDescription] = []
+    in_model: dict[bytes, int] = {}
+    start = 0
+    for entry, layout in zip(model.tree.files, model.layouts, strict=True):
+        in_file = {chunk_id: start + at for at, chunk_id in enumerate(layout.chunk_ids())}
+        files.append(_file(entry, layout, _shares(located, in_file)))
+        in_model.update(in_file)
+        start += layout.chunks
+    return ModelDescription(
+        model_id=model.model_id,
+        record=model.record,
+        files=tuple(files),
+        empty_directories=tuple(e.path for e in model.tree.entries if e.mode == Mode.EMPTY_DIRECTORY),
+        encodings=_shares(located, in_model),
+    )
+
+
+def _file(entry: TreeEntry, layout: Layout, encodings: tuple[EncodingShare, ...]) -> FileDescription:
+    return FileDescription(
+        path=entry.path,
+        executable=entry.mode == Mode.EXECUTABLE,
+        file_id=entry.file_id.hex(),
+        size=entry.size,
+        chunks=layout.chunks,
+        encodings=encodings,
+        tensors=layout.spans,
+    )
+
+
+def _shares(located: Located, positions: dict[bytes, int]) -> tuple[EncodingShare, ...]:
+    """Sum up by encoding the rows at one position of each chunk."""
+    rows = located.rows[list(positions.values())]
+    shares = []
+    for code in np.unique(rows["encoding"]).tolist():
+        chosen = rows[rows["encoding"] == code]
+        plain, stored = int(chosen["raw"].sum(dtype=np.int64)), int(chosen["stored"].sum(dtype=np.int64))
+        shares.append(EncodingShare(encoding_name(code), len(chosen), plain, stored))
+    return tuple(shares)

@@ -1,0 +1,329 @@
+"""Writing a model's files to a directory: decode and verify in parallel, appear only when whole.
+
+Every path is opened relative to a directory descriptor and never through a link, so nothing outside the
+destination is written whatever the tree says (design §11). Checkouts can be made again from the store, so
+they are not fsynced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casstore.backend.oserrors import from_os_error
+from casstore.digest import Hasher
+from casstore.errors import ConfigError, ConflictError, DigestMismatch
+from casstore.format.manifest import Mode
+from casstore.store.buffers import BLOCK, worker_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+
+    from fsspec import Callback
+
+    from casstore.format.layout import Layout
+    from casstore.format.manifest import Tree, TreeEntry
+    from casstore.store.buffers import BlockPool
+    from casstore.store.index import Located
+    from casstore.store.objects import ObjectReader
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_PIECES = 128
+"""Files that one batch touches at most, so that few are open at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """`length` bytes of one file that a batch decodes: they end the file if `last`."""
+
+    entry: TreeEntry
+    length: int
+    last: bool
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Consecutive chunks, from position `first` of all chunks on, and the files they belong to."""
+
+    first: int
+    lengths: list[int] = field(default_factory=list)
+    pieces: list[_Piece] = field(default_factory=list)
+    size: int = 0
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    entry: TreeEntry
+    directory: int
+    name: str
+    temporary: str
+    descriptor: int
+    hasher: Hasher
+
+
+class Checkout:
+    """Writes one model to `destination`. Use once."""
+
+    def __init__(
+        self, destination: str, *, buffers: BlockPool, force: bool, callback: Callback | None
+    ) -> None:
+        self._destination = destination
+        self._buffers = buffers
+        self._force = force
+        self._callback = callback
+        self._written: list[tuple[str, bool]] = []
+
+    def run(self, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
+        """Write every file of `tree`; `layouts` are those of `tree.files`, in order.
+
+        A failure removes what was written so far, and nothing else. Raises ConfigError for a destination
+        that is not an empty directory (unless forced), IntegrityError for damage in the store.
+        """
+        if self._callback is not None:
+            self._callback.set_size(tree.size)
+        with _storage_errors(self._destination):
+            fresh = self._prepare()
+        root = self._staging() if fresh else self._destination
+        try:
+            with _storage_errors(self._destination):
+                descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    self._write(descriptor, tree, layouts, reader)
+                finally:
+                    os.close(descriptor)
+                if fresh:
+                    self._publish(root)
+        except BaseException:
+            # Invariant 4: what is not whole and checked does not stay; only own files are removed.
+            self._remove_written(root, fresh=fresh)
+            raise
+
+    def _prepare(self) -> bool:
+        """Check the destination; say whether it has yet to be made."""
+        try:
+            with os.scandir(self._destination) as listing:
+                occupied = next(listing, None) is not None
+        except FileNotFoundError:
+            if os.path.islink(self._destination):
+                raise ConfigError(f"{self._destination} is a broken link. Remove it first.") from None
+            os.makedirs(os.path.dirname(os.path.abspath(self._destination)), exist_ok=True)
+            return True
+        except NotADirectoryError:
+            raise ConfigError(f"{self._destination} is a file. Give a folder to write to.") from None
+        if occupied and not self._force:
+            raise ConfigError(
+                f"{self._destination} is not empty. Give another folder, or use --force to write into it."
+            )
+        return False
+
+    def _staging(self) -> str:
+        parent, name = os.path.split(os.path.abspath(self._destination))
+        staging = os.path.join(parent, f".{name[:100]}.{secrets.token_hex(6)}.casstore")
+        with _storage_errors(self._destination):
+            os.mkdir(staging, 0o777)
+        return staging
+
+    def _publish(self, staging: str) -> None:
+        """Give a whole checkout its name; rename replaces an empty directory at most."""
+        try:
+            os.rename(staging, self._destination)  # Invariant 4: every file in it is whole and checked.
+        except OSError as error:
+            raise ConflictError(
+                f"{self._destination} was made by someone else meanwhile: {error.strerror}."
+            ) from error
+
+    def _remove_written(self, root: str, *, fresh: bool) -> None:
+        for path, is_directory in reversed(self._written):
+            # Invariant 4; a file that is gone, or a directory that someone else filled, is left alone.
+            with contextlib.suppress(OSError):
+                (os.rmdir if is_directory else os.unlink)(os.path.join(root, path))
+        if fresh:
+            with contextlib.suppress(OSError):
+                os.rmdir(root)  # Invariant 4: the staging directory is ours.
+
+    def _write(self, root: int, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
+        for entry in tree.entries:
+            if entry.mode == Mode.EMPTY_DIRECTORY:
+                os.close(self._open_directory(root, entry.path))
+        located = reader.locate(b"".join(layout.ids for layout in layouts))
+        workers = worker_count()
+        pending: deque[tuple[_Batch, memoryview, Future[None]]] = deque()
+        open_file: _OpenFile | None = None
+        with ThreadPoolExecutor(workers, thread_name_prefix="casstore-get") as pool:
+            try:
+                for batch in _batches(tree.files, layouts):
+                    buffer = self._buffers.take()
+                    pending.append((batch, buffer, pool.submit(_decode, reader, located, batch, buffer)))
+                    if len(pending) > workers + 1:
+                        open_file = self._settle(root, pending, open_file)
+                while pending:
+                    open_file = self._settle(root, pending, open_file)
+            finally:
+                if open_file is not None:
+                    self._discard(open_file)
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _settle(
+        self,
+        root: int,
+        pending: deque[tuple[_Batch, memoryview, Future[None]]],
+        open_file: _OpenFile | None,
+    ) -> _OpenFile | None:
+        """Write the oldest decoded batch; return the file that it leaves unfinished."""
+        batch, buffer, future = pending.popleft()
+        current = open_file
+        try:
+            future.result()
+            at = 0
+            for piece in batch.pieces:
+                if current is None:
+                    current = self._create(root, piece.entry)
+                part = buffer[at : at + piece.length]
+                at += piece.length
+                current.hasher.update(part)
+                _write_full(current.descriptor, part)
+                if self._callback is not None:
+                    self._callback.relative_update(piece.length)
+                if piece.last:
+                    self._complete(current)
+                    current = None
+        except BaseException:
+            if current is not None and current is not open_file:
+                self._discard(current)
+            raise
+        self._buffers.give(buffer)
+        return current
+
+    def _create(self, root: int, entry: TreeEntry) -> _OpenFile:
+        folder, _, name = entry.path.rpartition("/")
+        directory = self._open_directory(root, folder)
+        temporary = f".{secrets.token_hex(8)}.casstore"
+        mode = 0o777 if entry.mode == Mode.EXECUTABLE else 0o666
+        try:
+            descriptor = os.open(temporary, _NEW_FILE, mode, dir_fd=directory)
+        except OSError:
+            os.close(directory)
+            raise
+        return _OpenFile(entry, directory, name, temporary, descriptor, Hasher())
+
+    def _complete(self, file: _OpenFile) -> None:
+        """Give a file its name once its bytes have the hash that the tree names (invariant 4)."""
+        actual = file.hasher.digest()
+        if actual != file.entry.file_id:
+            raise DigestMismatch(
+                file.entry.file_id.hex(),
+                actual.hex(),
+                file.entry.path,
+                "Its layout does not describe it: add the model again.",
+            )
+        os.close(file.descriptor)
+        file.descriptor = -1
+        existed = self._check_replaceable(file)
+        os.rename(file.temporary, file.name, src_dir_fd=file.directory, dst_dir_fd=file.directory)
+        os.close(file.directory)
+        file.directory = -1
+        if not existed:
+            self._written.append((file.entry.path, False))
+
+    def _check_replaceable(self, file: _OpenFile) -> bool:
+        """Say whether a regular file of this name exists; refuse to replace anything else."""
+        try:
+            status = os.stat(file.name, dir_fd=file.directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False  # Invariant 4: the name is free.
+        if not (self._force and stat.S_ISREG(status.st_mode)):
+            raise ConfigError(
+                f"{file.entry.path} is in the way in {self._destination}. Move it, then try again."
+            )
+        return True
+
+    def _discard(self, file: _OpenFile) -> None:
+        if file.descriptor >= 0:
+            os.close(file.descriptor)
+        if file.directory >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(file.temporary, dir_fd=file.directory)  # Invariant 4: never whole, so never kept.
+            os.close(file.directory)
+        file.descriptor = file.directory = -1
+
+    def _open_directory(self, root: int, path: str) -> int:
+        """Open a directory of the tree below `root`, making what is missing, following no link."""
+        current = os.dup(root)
+        done: list[str] = []
+        for part in filter(None, path.split("/")):
+            done.append(part)
+            try:
+                try:
+                    child = os.open(part, _DIRECTORY, dir_fd=current)
+                except FileNotFoundError:
+                    os.mkdir(part, 0o777, dir_fd=current)
+                    self._written.append(("/".join(done), True))
+                    child = os.open(part, _DIRECTORY, dir_fd=current)
+            except NotADirectoryError as error:
+                # Design §11: a link or a file where a folder must be is never followed or replaced.
+                raise ConfigError(
+                    f"{'/'.join(done)} is in the way in {self._destination}. Move it, then try again."
+                ) from error
+            finally:
+                os.close(current)
+            current = child
+        return current
+
+
+def _decode(reader: ObjectReader, located: Located, batch: _Batch, buffer: memoryview) -> None:
+    outs = []
+    at = 0
+    for length in batch.lengths:
+        outs.append(buffer[at : at + length])
+        at += length
+    reader.fill(located, range(batch.first, batch.first + len(outs)), outs)
+
+
+def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[_Batch]:
+    """Group all chunks, in order, into batches of at most BLOCK bytes; small files share one."""
+    batch = _Batch(0)
+    position = 0
+    for entry, layout in zip(files, layouts, strict=True):
+        lengths = layout.lengths.tolist()
+        at = 0
+        while True:
+            begin, size = at, 0
+            while at < len(lengths) and batch.size + size + lengths[at] <= BLOCK:
+                size += lengths[at]
+                at += 1
+            last = at == len(lengths)
+            batch.lengths += lengths[begin:at]
+            batch.size += size
+            position += at - begin
+            if size or last:
+                batch.pieces.append(_Piece(entry, size, last))
+            if not last or len(batch.pieces) >= _MAX_PIECES:
+                yield batch
+                batch = _Batch(position)
+            if last:
+                break
+    if batch.pieces:
+        yield batch
+
+
+def _write_full(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextlib.contextmanager
+def _storage_errors(destination: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(
+            error, f"write to {destination}"
+        ) from error  # Design §12: people get casstore's errors.

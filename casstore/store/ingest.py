@@ -1,0 +1,393 @@
+"""Adding files: read → cut → hash → look up → encode → pack.
+
+The calling thread reads, cuts and drives; hashing and encoding run on a few workers in blocks of
+megabytes, where native code holds no GIL. Everything in flight is bounded by the number of buffers.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore import tensors
+from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
+from casstore.codecs import ElementHint
+from casstore.digest import Hasher, digest
+from casstore.errors import AccessDenied, BackendUnavailable, ConflictError, MissingObject
+from casstore.format import layout as layout_format
+from casstore.format.layout import Layout, Span
+from casstore.format.rows import Kind
+from casstore.store.buffers import BLOCK, worker_count
+from casstore.store.machine import KnownFile
+from casstore.store.packs import encode_frames, encode_object
+from casstore.store.sources import check_unchanged
+from casstore.tensors.dtypes import element_width
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from fsspec import Callback
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from casstore.store.buffers import BlockPool
+    from casstore.store.machine import MachineState
+    from casstore.store.objects import ObjectReader
+    from casstore.store.packs import EncodedFrames
+    from casstore.store.publish import Publication
+    from casstore.store.sources import SourceFile, Sources
+    from casstore.tensors import TensorSpan
+
+
+@dataclass(frozen=True, slots=True)
+class AddedFile:
+    """A file that is in the store now, with the layout it was cut by."""
+
+    source: SourceFile
+    file_id: bytes
+    layout: Layout
+    layout_id: bytes
+
+
+@dataclass(slots=True)
+class AddCounts:
+    """What adding cost: `bytes_new` are plain bytes of chunks that the store did not have."""
+
+    bytes_total: int = 0
+    bytes_new: int = 0
+    chunks: int = 0
+    chunks_new: int = 0
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A file on its way through the pipeline."""
+
+    source: SourceFile
+    spans: tuple[TensorSpan, ...]
+    hints: _Hints
+    hasher: Hasher = field(default_factory=Hasher)
+    ids: list[bytes] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    file_id: bytes = b""
+
+
+@dataclass(slots=True)
+class _Block:
+    """A buffer full of chunks; `parts` says how many of them belong to which file, `last` if it ends here."""
+
+    buffer: memoryview
+    cuts: list[tuple[int, int]] = field(default_factory=list)
+    hints: list[ElementHint | None] = field(default_factory=list)
+    parts: list[tuple[_Reading, int, bool]] = field(default_factory=list)
+    used: int = 0
+
+
+class Ingest:
+    """Brings files into a publication. Use once, from one thread, as a context manager."""
+
+    def __init__(
+        self,
+        *,
+        publication: Publication,
+        reader: ObjectReader,
+        machine: MachineState,
+        buffers: BlockPool,
+        stat_cache: bool,
+        callback: Callback | None,
+    ) -> None:
+        self._publication = publication
+        self._reader = reader
+        self._machine = machine
+        self._stat_cache = stat_cache
+        self._callback = callback
+        workers = worker_count()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="casstore-add")
+        self._window = workers
+        self._buffers = buffers
+        self._hashing: deque[tuple[_Block, Future[list[bytes]]]] = deque()
+        self._encoding: deque[tuple[memoryview, Future[EncodedFrames]]] = deque()
+        self._added: list[AddedFile] = []
+        self.counts = AddCounts()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, sources: Sources) -> list[AddedFile]:
+        """Make every chunk and layout of `sources` part of the publication; return the files in tree order.
+
+        Raises ConflictError if a file changes while it is read.
+        """
+        if self._callback is not None:
+            self._callback.set_size(sum(file.identity.size for file in sources.files))
+        unknown = [file for file in sources.files if not self._take_known(file, sources)]
+        external = _external_spans(unknown, sources.files)
+        for block in self._blocks(unknown, external):
+            self._hashing.append((block, self._pool.submit(_hash_block, block)))
+            if len(self._hashing) > self._window:
+                self._settle_hashing()
+        while self._hashing:
+            self._settle_hashing()
+        while self._encoding:
+            self._settle_encoding()
+        return sorted(self._added, key=lambda added: added.source.path.encode())
+
+    def supply(self, missing: set[bytes]) -> Iterator[EncodedFrames]:
+        """Make frames again for those of `missing` that the added files hold (see publish.py)."""
+        for added in self._added:
+            if added.layout_id in missing:
+                yield encode_object(Kind.LAYOUT, layout_format.encode(added.layout))
+            edges = added.layout.offsets().tolist()
+            for at, chunk_id in enumerate(added.layout.chunk_ids()):
+                if chunk_id in missing:
+                    plain = _read_again(added.source, edges[at], edges[at + 1] - edges[at])
+                    if digest(plain) != chunk_id:
+                        raise ConflictError(
+                            f"{added.source.location} changed while it was stored. Add it again."
+                        )
+                    yield encode_object(Kind.CHUNK, plain)
+
+    def remember(self, sources: Sources, now_ns: int) -> None:
+        """Let the stat cache know the files that were last touched well before `now_ns`, when reading began."""
+        self._machine.remember_files(
+            (sources.stat_key(added.source), KnownFile(added.file_id, added.layout_id))
+            for added in self._added
+            if added.source.identity.settled(now_ns)
+        )
+
+    def _take_known(self, file: SourceFile, sources: Sources) -> bool:
+        """Take an unchanged file without reading it, if all that it needs is in the store."""
+        known = self._machine.known_file(sources.stat_key(file)) if self._stat_cache else None
+        if known is None:
+            return False
+        try:
+            layout = layout_format.decode(self._reader.read(known.layout_id))
+        except MissingObject:
+            return False  # The stat cache is a hint; the file itself can still be read.
+        ids = layout.chunk_ids()
+        if layout.file_id != known.file_id or not self._publication.known([known.layout_id, *ids]).all():
+            return False
+        self._added.append(AddedFile(file, known.file_id, layout, known.layout_id))
+        self._count(layout.size, len(ids))
+        if self._callback is not None:
+            self._callback.relative_update(layout.size)
+        return True
+
+    def _blocks(
+        self, files: Iterable[SourceFile], external: Mapping[str, tuple[TensorSpan, ...]]
+    ) -> Iterator[_Block]:
+        """Read files into blocks: a large file fills many, small files share one."""
+        block = _Block(self._buffers.take())
+        for file in files:
+            descriptor = _open(file)
+            try:
+                check_unchanged(file, os.fstat(descriptor))
+                reading = _start(file, descriptor, external.get(file.path, ()))
+                chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
+                position = 0
+                carried = 0
+                while True:
+                    begin = block.used
+                    room = block.buffer[begin + carried : BLOCK + MAX_CHUNK]
+                    count = _read_full(descriptor, room, position, file.location)
+                    position += count
+                    reading.hasher.update(room[:count])
+                    if self._callback is not None:
+                        self._callback.relative_update(count)
+                    final = position >= file.identity.size or count < len(room)
+                    data = block.buffer[begin : begin + carried + count]
+                    lengths = chunker.cut(data, offset=position - len(data), final=final).tolist()
+                    cut_to = _append(block, reading, lengths, position - len(data), final=final)
+                    carried = len(data) - (cut_to - begin)
+                    if final:
+                        break
+                    full, block = block, _Block(self._buffers.take())
+                    block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
+                    yield full
+                check_unchanged(file, os.fstat(descriptor))
+                reading.file_id = reading.hasher.digest()
+            finally:
+                os.close(descriptor)
+            if block.used >= BLOCK // 2:
+                yield block
+                block = _Block(self._buffers.take())
+        yield block
+
+    def _settle_hashing(self) -> None:
+        """Take the oldest hashed block: look its chunks up, and send the new ones to be encoded."""
+        block, future = self._hashing.popleft()
+        ids = future.result()
+        wanted = self._publication.claim(ids)
+        self._count(sum(length for _, length in block.cuts), len(ids))
+        self.counts.chunks_new += len(wanted)
+        self.counts.bytes_new += sum(block.cuts[at][1] for at in wanted)
+        self._encoding.append(
+            (
+                block.buffer,
+                self._pool.submit(
+                    encode_frames,
+                    Kind.CHUNK,
+                    [ids[at] for at in wanted],
+                    block.buffer,
+                    [block.cuts[at] for at in wanted],
+                    [block.hints[at] for at in wanted],
+                ),
+            )
+        )
+        if len(self._encoding) > self._window:
+            self._settle_encoding()
+        start = 0
+        for reading, count, last in block.parts:
+            reading.ids += ids[start : start + count]
+            reading.lengths += [length for _, length in block.cuts[start : start + count]]
+            start += count
+            if last:
+                self._finish(reading)
+
+    def _settle_encoding(self) -> None:
+        buffer, future = self._encoding.popleft()
+        self._publication.write(future.result())
+        self._buffers.give(buffer)
+
+    def _finish(self, reading: _Reading) -> None:
+        layout = Layout(
+            file_id=reading.file_id,
+            size=reading.source.identity.size,
+            ids=b"".join(reading.ids),
+            lengths=np.array(reading.lengths, "<u4"),
+            spans=tuple(Span(s.name, s.dtype, s.shape, s.begin, s.end) for s in reading.spans),
+            cut=LAYOUT_VERSION,
+        )
+        plain = layout_format.encode(layout)
+        layout_id = digest(plain)
+        self._publication.write_object(Kind.LAYOUT, layout_id, plain)
+        self._added.append(AddedFile(reading.source, reading.file_id, layout, layout_id))
+
+    def _count(self, size: int, chunks: int) -> None:
+        self.counts.bytes_total += size
+        self.counts.chunks += chunks
+
+
+class _Hints:
+    """Which element width each chunk most likely has, from the tensor that fills most of it."""
+
+    def __init__(self, spans: Sequence[TensorSpan]) -> None:
+        spans = [span for span in spans if span.end > span.begin]
+        self._begins: NDArray[np.int64] = np.array([span.begin for span in spans], np.int64)
+        self._ends = [span.end for span in spans]
+        self._widths = [element_width(span.dtype) for span in spans]
+
+    def of(self, begin: int, end: int) -> ElementHint | None:
+        """Return the hint for the chunk [`begin`, `end`), None where no tensor fills half of it."""
+        at = max(0, int(np.searchsorted(self._begins, begin, side="right")) - 1)
+        best, best_at = 0, -1
+        while at < len(self._ends) and int(self._begins[at]) < end and best <= (end - begin) // 2:
+            shared = min(end, self._ends[at]) - max(begin, int(self._begins[at]))
+            if shared > best:
+                best, best_at = shared, at
+            at += 1
+        if best_at < 0 or 2 * best < end - begin:
+            return None
+        width = self._widths[best_at]
+        return ElementHint(width, (int(self._begins[best_at]) - begin) % width)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileBytes:
+    """A file as the tensor parsers read it."""
+
+    descriptor: int
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self.descriptor, length, offset)
+
+
+def _hash_block(block: _Block) -> list[bytes]:
+    return [digest(block.buffer[offset : offset + length]) for offset, length in block.cuts]
+
+
+def _start(file: SourceFile, descriptor: int, external: tuple[TensorSpan, ...]) -> _Reading:
+    size = file.identity.size
+    spans = tensors.clip_spans(external, size) or tensors.find_spans(_FileBytes(descriptor, size))
+    return _Reading(file, spans, _Hints(spans))
+
+
+def _append(block: _Block, reading: _Reading, lengths: list[int], offset: int, *, final: bool) -> int:
+    """Add chunks that start at `block.used`, byte `offset` of the file; return where they end in the buffer."""
+    at = block.used
+    for length in lengths:
+        block.cuts.append((at, length))
+        block.hints.append(reading.hints.of(offset, offset + length))
+        at += length
+        offset += length
+    block.parts.append((reading, len(lengths), final))
+    block.used = at
+    return at
+
+
+def _external_spans(
+    files: Sequence[SourceFile], all_files: Sequence[SourceFile]
+) -> dict[str, tuple[TensorSpan, ...]]:
+    """Return the tensors that .onnx files say lie in other files, by the path of those."""
+    unread = {file.path for file in files}
+    found: dict[str, list[TensorSpan]] = {}
+    for file in all_files:
+        if not unread or not file.path.endswith(".onnx"):
+            continue
+        descriptor = _open(file)
+        try:
+            spans = tensors.find_external_spans(_FileBytes(descriptor, file.identity.size))
+        finally:
+            os.close(descriptor)
+        folder = posixpath.dirname(file.path)
+        for location, items in spans.items():
+            path = posixpath.normpath(posixpath.join(folder, location))
+            if path in unread:
+                found.setdefault(path, []).extend(items)
+    return {path: tuple(dict.fromkeys(items)) for path, items in found.items()}
+
+
+def _open(file: SourceFile) -> int:
+    try:
+        return os.open(file.location, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        # Invariant 8: a file that cannot be read stops the add, it is not left out.
+        raise AccessDenied(
+            f"{file.location} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
+    except OSError as error:
+        raise ConflictError(f"{file.location} went away while it was added: {error.strerror}.") from error
+
+
+def _read_full(descriptor: int, room: memoryview, position: int, location: str) -> int:
+    """Read until `room` is full or the file ends; return the bytes read."""
+    done = 0
+    try:
+        while done < len(room):
+            count = os.preadv(descriptor, [room[done:]], position + done)
+            if count == 0:
+                break
+            done += count
+    except OSError as error:
+        # Invariant 8: a read error stops the add; nothing of it is committed.
+        raise BackendUnavailable(f"{location} cannot be read: {error.strerror}.", retryable=False) from error
+    return done
+
+
+def _read_again(file: SourceFile, offset: int, length: int) -> bytes:
+    descriptor = _open(file)
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,28 @@
+"""Where packs and index segments live in a store."""
+
+from __future__ import annotations
+
+from casstore.digest import HEX_SIZE, digest, is_hex
+from casstore.errors import FormatError
+
+PACK_PREFIX = "packs/"
+INDEX_PREFIX = "index/"
+
+
+def pack_key(pack_id: bytes) -> str:
+    """Return the key of a pack."""
+    text = pack_id.hex()
+    return f"{PACK_PREFIX}{text[:2]}/{text}"
+
+
+def pack_id_of(key: str) -> bytes:
+    """Return the pack id in a key below PACK_PREFIX; raise FormatError for a foreign file."""
+    name = key[-HEX_SIZE:]
+    if not is_hex(name) or pack_key(bytes.fromhex(name)) != key:
+        raise FormatError(f"{key} is not a pack; move that file out of the store.")
+    return bytes.fromhex(name)
+
+
+def index_key(data: bytes) -> str:
+    """Return the key of an index segment with these bytes."""
+    return f"{INDEX_PREFIX}{digest(data).hex()}"

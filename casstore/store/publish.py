@@ -1,0 +1,202 @@
+"""Publishing: the one way in which anything becomes part of a store (design §8).
+
+1. packs, then the index segment, both durable (invariant 3);
+2. read tombstones, then check every pack that the record depends on; copy what is missing or condemned;
+3. put the record;
+4. read tombstones and check the packs once more, mend if needed, and only then return.
+
+Step 4 is what makes an acknowledged record safe beside any collector, whatever clocks and pauses do;
+step 2 keeps a record from pointing at nothing in the meantime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.digest import DIGEST_SIZE
+from casstore.errors import ConflictError, MissingObject, ObjectNotFound
+from casstore.format import marks
+from casstore.format.rows import Kind, row_ids
+from casstore.store.keys import pack_key
+from casstore.store.packs import PackWriter, encode_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from casstore.backend.base import Backend
+    from casstore.format.record import Record
+    from casstore.store.index import Index
+    from casstore.store.objects import ObjectReader
+    from casstore.store.packs import EncodedFrames
+    from casstore.store.refs import Refs
+
+    Supply = Callable[[set[bytes]], Iterator[EncodedFrames]]
+    """Makes frames again, from the source, for those of the given object ids that it can."""
+
+MAX_ROUNDS = 16
+"""Times that packs may vanish under one publish before it gives up."""
+
+MAX_HINTS = 32
+
+
+class Publication:
+    """One publish, from its first look-up to its acknowledged record. A context manager, for one thread."""
+
+    def __init__(self, *, backend: Backend, index: Index, reader: ObjectReader, refs: Refs) -> None:
+        self._backend = backend
+        self._index = index
+        self._reader = reader
+        self._refs = refs
+        self._exit = contextlib.ExitStack()
+        self._condemned: frozenset[bytes] = frozenset()
+        self._usable: dict[int, bool] = {}
+        self._own: set[bytes] = set()
+        self._depends: dict[bytes, list[bytes]] = {}
+        self.bytes_stored = 0
+
+    def __enter__(self) -> Self:
+        # On a local file system gc takes this lock exclusively and deletes at once (design §8).
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._backend.publish_lock())
+            self._condemned = read_tombstones(self._backend)
+            self._index.refresh()
+            self._writer = stack.enter_context(PackWriter(self._backend))
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exit.close()
+
+    def claim(self, ids: Sequence[bytes]) -> list[int]:
+        """Return the positions of the objects that the caller must encode and write, each object once."""
+        wanted: list[int] = []
+        for at in np.flatnonzero(~self.known(ids)).tolist():
+            if ids[at] not in self._own:
+                self._own.add(ids[at])
+                wanted.append(at)
+        return wanted
+
+    def known(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Say which objects need not be written; the record will depend on the packs that hold those.
+
+        An object in a pack that is gone or condemned counts as unknown: it is written again.
+        """
+        located = self._index.locate(ids, usable=self._is_usable)
+        found = located.found
+        self._depend(np.ascontiguousarray(located.rows[found]))
+        for at in np.flatnonzero(~found).tolist():
+            found[at] = ids[at] in self._own
+        return found
+
+    def require(self, ids: Sequence[bytes]) -> None:
+        """Depend on objects that must be in the store; raise MissingObject if one is not."""
+        self._mend(list(ids), lambda _missing: iter(()))
+
+    def write(self, frames: EncodedFrames) -> None:
+        """Append verified frames to this publish's packs."""
+        self._own.update(header.object_id for header in frames.headers)
+        self.bytes_stored += len(frames.blob)
+        self._writer.append(frames)
+
+    def write_object(self, kind: Kind, object_id: bytes, plain: bytes) -> None:
+        """Store one small object unless it is there already."""
+        if self.claim([object_id]):
+            self.write(encode_object(kind, plain))
+
+    def commit(self, make_record: Callable[[tuple[bytes, ...]], Record], supply: Supply) -> None:
+        """Make everything durable, put the record, and return when it is safe for good.
+
+        `make_record` gets the packs that cover the record, as hints; a record that is in the store already
+        is not written again. Raises MissingObject if something vanished that `supply` cannot make again.
+        """
+        self._flush()
+        self._secure(supply)
+        # Invariant 2: packs that other writers published a moment ago must be durable before our record is.
+        self._backend.settle(pack_key(pack) for pack in self._depends)
+        self._refs.put(make_record(tuple(sorted(self._depends)[:MAX_HINTS])))
+        self._secure(supply)
+
+    def _flush(self) -> None:
+        written = self._writer.finish()
+        if written:
+            self._index.publish([(item.pack_id, item.footer) for item in written])
+        for item in written:
+            self._depends.setdefault(item.pack_id, []).append(b"".join(row_ids(item.footer.rows)))
+
+    def _secure(self, supply: Supply) -> None:
+        """Make sure that each pack depended on is there and not condemned, mending what is not."""
+        for _ in range(MAX_ROUNDS):
+            self._condemned = read_tombstones(self._backend)
+            self._usable.clear()
+            lost = [pack for pack in self._depends if pack in self._condemned or not self._has_pack(pack)]
+            if not lost:
+                return
+            self._index.refresh()
+            joined = b"".join(part for pack in lost for part in self._depends.pop(pack))
+            self._mend([joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)], supply)
+            self._flush()
+        raise ConflictError(f"Packs vanished {MAX_ROUNDS} times while this was published. Try again later.")
+
+    def _mend(self, ids: list[bytes], supply: Supply) -> None:
+        """Depend on other copies of these objects, or write them again into a fresh pack."""
+        self._own.difference_update(ids)
+        missing = {object_id for object_id, known in zip(ids, self.known(ids), strict=True) if not known}
+        for object_id in sorted(missing):
+            if self._copy_condemned(object_id):
+                missing.discard(object_id)
+        if missing:
+            for frames in supply(missing):
+                self.write(frames)
+                missing.difference_update(header.object_id for header in frames.headers)
+        if missing:
+            raise MissingObject(
+                f"{len(missing)} objects of this model are gone from the store, {min(missing).hex()} among them. "
+                "Add the model again from its files."
+            )
+
+    def _copy_condemned(self, object_id: bytes) -> bool:
+        """Copy an object out of a pack that a collector will delete; say whether that was possible."""
+        try:
+            located = self._reader.locate([object_id])
+            plain = self._reader.read(object_id)
+        except (MissingObject, ObjectNotFound):
+            return False  # Invariant 5: the pack went in the meantime, so the source must supply it.
+        self.write(encode_object(Kind(int(located.rows["kind"][0])), plain))
+        return True
+
+    def _depend(self, rows: NDArray[np.void]) -> None:
+        for number in np.unique(rows["pack"]).tolist():
+            ids = rows["id"][rows["pack"] == number].tobytes()
+            self._depends.setdefault(self._index.pack_id(number), []).append(ids)
+
+    def _is_usable(self, number: int) -> bool:
+        usable = self._usable.get(number)
+        if usable is None:
+            pack = self._index.pack_id(number)
+            usable = self._usable[number] = pack not in self._condemned and self._has_pack(pack)
+        return usable
+
+    def _has_pack(self, pack_id: bytes) -> bool:
+        try:
+            self._backend.stat(pack_key(pack_id))
+        except ObjectNotFound:
+            return False  # Invariant 5: an entry whose pack is gone does not exist.
+        return True
+
+
+def read_tombstones(backend: Backend) -> frozenset[bytes]:
+    """Return the packs that any collector means to delete; any failure to read one is an error."""
+    condemned: set[bytes] = set()
+    for entry in backend.list(marks.TOMBSTONE_PREFIX):
+        try:
+            data = backend.read(entry.key)
+        except ObjectNotFound:
+            continue  # A collector has finished with it since the listing: what it deleted is gone, and seen so.
+        condemned.update(marks.decode_tombstone(data, key=entry.key).packs)
+    return frozenset(condemned)

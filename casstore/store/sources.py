@@ -1,0 +1,171 @@
+"""What is to be added: the files under a path, links followed, each named by its place in the tree."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casstore.chunking import LAYOUT_VERSION
+from casstore.digest import digest
+from casstore.errors import AccessDenied, ConfigError, ConflictError
+from casstore.format.manifest import Mode
+from casstore.format.paths import check_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RACY_NANOSECONDS = 2_000_000_000
+"""A file touched this recently may change again without its times showing it (git's racy entries)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatIdentity:
+    """What tells an unchanged file: device, inode, bytes, and both times in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> StatIdentity:
+        """Return the identity in a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def packed(self) -> bytes:
+        """Return the identity as bytes."""
+        return b"%d,%d,%d,%d,%d" % (self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns)
+
+    def settled(self, now_ns: int) -> bool:
+        """Say whether the file was last touched long enough before `now_ns` to be trusted by its times."""
+        return max(self.mtime_ns, self.ctime_ns) + RACY_NANOSECONDS < now_ns
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file to add: `path` in the tree, `location` on this machine."""
+
+    path: str
+    location: str
+    mode: Mode
+    identity: StatIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Everything to add, in the tree's order; `empty` are the directories that hold nothing."""
+
+    files: tuple[SourceFile, ...]
+    empty: tuple[str, ...]
+
+    def stat_key(self, file: SourceFile) -> bytes:
+        """Return the key under which the stat cache knows what `file` is.
+
+        It covers the .onnx files beside it, for they say where the tensors in external data lie.
+        """
+        onnx = b"" if _is_onnx(file) else b";".join(f.identity.packed() for f in self.files if _is_onnx(f))
+        return digest(b"%d|%b|%b" % (LAYOUT_VERSION, file.identity.packed(), onnx))
+
+
+def find_sources(path: str, *, follow: bool = True, exclude: str | None = None) -> Sources:
+    """List the file or directory at `path`.
+
+    Links are followed, for a Hugging Face snapshot consists of them; `follow=False` refuses them. Refused
+    by name: broken links, cycles, special files, names that are not UTF-8 or unsafe elsewhere, and a
+    directory that contains `exclude`, the store itself. Raises ConfigError or AccessDenied.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error  # Invariant 8: what cannot be listed is an error.
+    if not follow and os.path.islink(path):
+        raise ConfigError(f"{path} is a link, and following links is switched off.")
+    files: list[SourceFile] = []
+    empty: list[str] = []
+    if stat.S_ISDIR(status.st_mode):
+        _walk(path, "", [(status.st_dev, status.st_ino)], files, empty, follow=follow, exclude=exclude)
+    else:
+        name = os.path.basename(os.path.abspath(path))
+        files.append(_source_file(path, _checked_name(name, path), status))
+    files.sort(key=lambda file: file.path.encode())
+    check_paths([*(file.path for file in files), *empty])
+    return Sources(tuple(files), tuple(empty))
+
+
+def check_unchanged(file: SourceFile, status: os.stat_result) -> None:
+    """Raise ConflictError if the file is not what it was when it was listed."""
+    if StatIdentity.of(status) != file.identity:
+        raise ConflictError(f"{file.location} changed while it was read. Nothing was stored; add it again.")
+
+
+def _walk(
+    folder: str,
+    prefix: str,
+    above: Sequence[tuple[int, int]],
+    files: list[SourceFile],
+    empty: list[str],
+    *,
+    follow: bool,
+    exclude: str | None,
+) -> None:
+    if exclude is not None and os.path.realpath(folder) == exclude:
+        raise ConfigError(f"{folder} is the store itself. Add a folder that does not contain the store.")
+    try:
+        with os.scandir(folder) as listing:
+            children = sorted(listing, key=lambda child: os.fsencode(child.name))
+    except OSError as error:
+        raise _unreadable(folder, error) from error  # Invariant 8: what cannot be listed is an error.
+    if not children and prefix:
+        empty.append(prefix.rstrip("/"))
+    for child in children:
+        path = prefix + _checked_name(child.name, child.path)
+        try:
+            if not follow and child.is_symlink():
+                raise ConfigError(f"{child.path} is a link, and following links is switched off.")
+            status = os.stat(child.path)
+        except OSError as error:
+            raise _unreadable(child.path, error) from error  # Invariant 8, as above.
+        if stat.S_ISDIR(status.st_mode):
+            place = (status.st_dev, status.st_ino)
+            if place in above:
+                raise ConfigError(f"{child.path} links to a folder that it lies in. Remove the link.")
+            _walk(child.path, f"{path}/", [*above, place], files, empty, follow=follow, exclude=exclude)
+        else:
+            files.append(_source_file(child.path, path, status))
+
+
+def _source_file(location: str, path: str, status: os.stat_result) -> SourceFile:
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(
+            f"{location} is neither a file nor a folder: sockets, pipes and devices are not stored."
+        )
+    mode = Mode.EXECUTABLE if status.st_mode & stat.S_IXUSR else Mode.FILE
+    return SourceFile(path, location, mode, StatIdentity.of(status))
+
+
+def _checked_name(name: str, location: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        # Invariant 1: a name that is not text cannot be kept for every system, so it is refused by name.
+        raise ConfigError(f"The name of {location!r} is not valid UTF-8. Rename it and try again.") from error
+    return name
+
+
+def _is_onnx(file: SourceFile) -> bool:
+    return file.path.endswith(".onnx")
+
+
+def _unreadable(path: str, error: OSError) -> ConfigError | AccessDenied:
+    if os.path.islink(path) and isinstance(error, FileNotFoundError):
+        return ConfigError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist. Mend or remove the link."
+        )
+    if isinstance(error, PermissionError):
+        return AccessDenied(f"{path} cannot be read: {error.strerror}. Check its permissions.")
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(f"{path} does not exist.")
+    return ConfigError(f"{path} cannot be read: {error.strerror or error}.")

@@ -1,0 +1,395 @@
+"""Store: the door to everything that a directory or bucket holds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from casstore.backend import open_backend
+from casstore.digest import digest, is_hex
+from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound, RefNotFound
+from casstore.format import layout as layout_format
+from casstore.format import manifest as manifest_format
+from casstore.format import marks, names
+from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
+from casstore.format.rows import Kind
+from casstore.store import files
+from casstore.store.buffers import BlockPool
+from casstore.store.checkout import Checkout
+from casstore.store.index import Index
+from casstore.store.ingest import Ingest
+from casstore.store.machine import MachineState, state_path
+from casstore.store.objects import ObjectReader
+from casstore.store.packs import encode_object
+from casstore.store.publish import Publication
+from casstore.store.refs import Refs, not_found
+from casstore.store.sources import find_sources
+from casstore.store.usage import StoreStats, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+    from fsspec import Callback
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from casstore.backend.base import Backend
+    from casstore.format.layout import Layout
+    from casstore.format.manifest import Tree
+    from casstore.format.record import Record
+    from casstore.store.packs import EncodedFrames
+
+_log = logging.getLogger("casstore")
+_PREFIX = re.compile(r"[0-9a-f]{4,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """What one add did: `bytes_new` are plain bytes that the store lacked, `bytes_stored` what they cost."""
+
+    model_id: str
+    ref: str
+    files: int
+    bytes_total: int
+    bytes_new: int
+    bytes_stored: int
+    chunks: int
+    chunks_new: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order."""
+
+    model_id: str
+    tree: Tree
+    layouts: tuple[Layout, ...]
+    record: Record
+
+    def layout(self, path: str) -> Layout:
+        """Return the layout of one file; raise RefNotFound if there is no such file."""
+        for entry, layout in zip(self.tree.files, self.layouts, strict=True):
+            if entry.path == path:
+                return layout
+        some = ", ".join(entry.path for entry in self.tree.files[:5])
+        raise RefNotFound(f"{self.record.name} has no file {path!r}; it has {len(self.layouts)}: {some}, …")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a name or id means: the ref that answers to it, and the model id."""
+
+    ref: str
+    model_id: str
+    record: Record
+
+
+class Store:
+    """A content-addressed store of models. Safe in threads, and in a child process after a fork."""
+
+    def __init__(self, backend: Backend, *, store_id: bytes, machine: MachineState) -> None:
+        self.backend = backend
+        self.store_id = store_id.hex()
+        self.index = Index(backend)
+        self.objects = ObjectReader(backend, self.index)
+        self.machine = machine
+        self._refs = Refs(backend, machine)
+        self._buffers = BlockPool()
+
+    @classmethod
+    def open(
+        cls,
+        url_or_path: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        readonly: bool = False,
+        durability: Literal["full", "none"] = "full",
+        shared: Literal["group"] | None = None,
+        **storage_options: Any,
+    ) -> Self:
+        """Open the store at a path or URL; with `create`, make it if there is none yet.
+
+        `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes files that the
+        directory's group may read and write. `storage_options` go to fsspec. Raises ConfigError for a place
+        that is no store, UnsupportedVersion for one that a newer casstore made.
+        """
+        backend = open_backend(
+            os.fspath(url_or_path),
+            create=create,
+            readonly=readonly,
+            durability=durability,
+            shared=shared,
+            **storage_options,
+        )
+        try:
+            identity = _identify(backend, create=create)
+        except BaseException:
+            backend.close()
+            raise
+        keeps_state = not backend.url.startswith("memory:")
+        path = state_path(identity.store_id, backend.url) if keeps_state else None
+        return cls(backend, store_id=identity.store_id, machine=MachineState(path))
+
+    def close(self) -> None:
+        """Release files and connections; the store must not be used afterwards."""
+        self.machine.close()
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({self.backend.url!r})"
+
+    def add(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        ref: str | None = None,
+        base: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        callback: Callback | None = None,
+        follow_links: bool = True,
+        stat_cache: bool = True,
+    ) -> AddResult:
+        """Add a file or directory and make `ref` (default `models/<model id>`) name it.
+
+        `base` is the model that it was made from; it and `metadata` are kept in the ref's record.
+        `stat_cache=False` reads files even if their times say that nothing changed. Raises ConfigError for
+        paths that cannot be kept, ConflictError for a file that changes meanwhile; then nothing is added.
+        """
+        started, started_ns = time.perf_counter(), time.time_ns()
+        if ref is not None:
+            names.check_name(ref)
+        base_id = bytes.fromhex(self.resolve(base).model_id) if base is not None else None
+        root = self.backend.local_path(marks.FORMAT_KEY)
+        sources = find_sources(
+            os.fspath(path),
+            follow=follow_links,
+            exclude=os.path.realpath(os.path.dirname(root)) if root else None,
+        )
+        with (
+            self._publication() as publication,
+            Ingest(
+                publication=publication,
+                reader=self.objects,
+                machine=self.machine,
+                buffers=self._buffers,
+                stat_cache=stat_cache,
+                callback=callback,
+            ) as ingest,
+        ):
+            added = ingest.run(sources)
+            entries = [
+                TreeEntry(item.source.path, item.source.mode, item.layout.size, item.file_id)
+                for item in added
+            ]
+            entries += [TreeEntry(name, Mode.EMPTY_DIRECTORY, 0, EMPTY_FILE_ID) for name in sources.empty]
+            tree = manifest_format.encode_tree(manifest_format.make_tree(entries))
+            model_id = digest(tree)
+            manifest = manifest_format.encode_model(
+                ModelManifest(model_id, tuple(item.layout_id for item in added))
+            )
+            objects = {Kind.TREE: tree, Kind.MANIFEST: manifest}
+            for kind, plain in objects.items():
+                publication.write_object(kind, digest(plain), plain)
+            name = ref or f"models/{model_id.hex()}"
+
+            def supply(missing: set[bytes]) -> Iterator[EncodedFrames]:
+                for kind, plain in objects.items():
+                    if digest(plain) in missing:
+                        yield encode_object(kind, plain)
+                yield from ingest.supply(missing)
+
+            publication.commit(
+                lambda packs: self._refs.draft(
+                    name,
+                    target=model_id,
+                    manifest=digest(manifest),
+                    base=base_id,
+                    metadata=metadata,
+                    packs=packs,
+                ),
+                supply,
+            )
+            ingest.remember(sources, started_ns)
+        counts = ingest.counts
+        return AddResult(
+            model_id=model_id.hex(),
+            ref=name,
+            files=len(added),
+            bytes_total=counts.bytes_total,
+            bytes_new=counts.bytes_new,
+            bytes_stored=publication.bytes_stored,
+            chunks=counts.chunks,
+            chunks_new=counts.chunks_new,
+            seconds=time.perf_counter() - started,
+        )
+
+    def checkout(
+        self,
+        ref_or_id: str,
+        dest: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        callback: Callback | None = None,
+    ) -> Model:
+        """Write the files of a model into the directory `dest`, verified; return what was written.
+
+        `dest` must not exist or be empty; with `force`, files of the same names are replaced and
+        everything else in it is left alone.
+        """
+        model = self.manifest(ref_or_id)
+        Checkout(os.fspath(dest), buffers=self._buffers, force=force, callback=callback).run(
+            model.tree, model.layouts, self.objects
+        )
+        return model
+
+    def open_file(self, ref_or_id: str, path: str) -> BinaryIO:
+        """Open one file of a model for reading; only the chunks that are read are decoded."""
+        layout = self.manifest(ref_or_id).layout(path)
+        raw = files.StoredFile(layout, self.objects, name=path)
+        return io.BufferedReader(raw, buffer_size=1 << 16)
+
+    def read_tensor(self, ref_or_id: str, path: str, tensor: str) -> NDArray[Any]:
+        """Return one tensor as an array that the caller owns, reading only its chunks.
+
+        bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes.
+        """
+        return files.read_tensor(
+            self.manifest(ref_or_id).layout(path), self.objects, tensor=tensor, path=path
+        )
+
+    def manifest(self, ref_or_id: str) -> Model:
+        """Return what a model consists of: its tree, its layouts and the record that names it."""
+        record = self._find(ref_or_id)
+        if record.manifest is None or record.target is None:
+            raise ConfigError(f"{record.name} is not a model.")
+        manifest = manifest_format.decode_model(self.objects.read(record.manifest))
+        tree_data, *layouts = self.objects.read_many([manifest.model_id, *manifest.layouts])
+        tree = manifest_format.decode_tree(tree_data)
+        decoded = tuple(layout_format.decode(data) for data in layouts)
+        sizes = [(entry.file_id, entry.size) for entry in tree.files]
+        if manifest.model_id != record.target or sizes != [(item.file_id, item.size) for item in decoded]:
+            raise FormatError(f"The manifest of {record.name} does not fit its tree: add the model again.")
+        return Model(manifest.model_id.hex(), tree, decoded, record)
+
+    def refs(self, prefix: str = "") -> dict[str, Record]:
+        """Return the current record of every ref whose name starts with `prefix`."""
+        return self._refs.values(prefix)
+
+    def resolve(self, ref_or_id: str) -> Resolved:
+        """Say which model a ref, a model id, a prefix of one (4 digits or more) or a bare name means."""
+        record = self._find(ref_or_id)
+        assert record.target is not None
+        return Resolved(record.name, record.target.hex(), record)
+
+    def tag(self, name: str, ref_or_id: str) -> str:
+        """Make `tags/<name>` name a model; return the ref's full name.
+
+        Raises RefConflict if someone else moves the tag at the same time.
+        """
+        name = name if name.startswith("tags/") else f"tags/{name}"
+        names.check_name(name)
+        model = self.manifest(ref_or_id)
+        manifest_id = model.record.manifest
+        assert manifest_id is not None
+        manifest = manifest_format.decode_model(self.objects.read(manifest_id))
+        needed = [manifest_id, manifest.model_id, *manifest.layouts]
+        for layout in model.layouts:
+            needed += layout.chunk_ids()
+        with self._publication() as publication:
+            publication.require(needed)
+            publication.commit(
+                lambda packs: self._refs.draft(
+                    name, target=manifest.model_id, manifest=manifest_id, base=model.record.base, packs=packs
+                ),
+                lambda _: iter(()),
+            )
+        return name
+
+    def delete_ref(self, name: str) -> None:
+        """Delete a ref; what only it reached is freed by a later gc. Raises RefNotFound if there is none."""
+        names.check_name(name)
+        if self._refs.value(name) is None:
+            raise not_found(name)
+        self._refs.put(self._refs.draft(name, target=None))
+
+    def stats(self) -> StoreStats:
+        """Measure what the store holds and what it costs."""
+        return measure(
+            backend=self.backend,
+            store_id=self.store_id,
+            index=self.index,
+            objects=self.objects,
+            records=self.refs().values(),
+        )
+
+    def _publication(self) -> Publication:
+        return Publication(backend=self.backend, index=self.index, reader=self.objects, refs=self._refs)
+
+    def _find(self, ref_or_id: str) -> Record:
+        if not is_hex(ref_or_id):
+            for name in (ref_or_id, f"models/{ref_or_id}", f"tags/{ref_or_id}"):
+                if name.partition("/")[0] in names.NAMESPACES:
+                    record = self._refs.value(name) if _is_name(name) else None
+                    if record is not None:
+                        return record
+            if not _PREFIX.fullmatch(ref_or_id):
+                raise not_found(ref_or_id)
+        elif (record := self._refs.value(f"models/{ref_or_id}")) is not None:
+            return record
+        found: dict[bytes, Record] = {}
+        for record in self._refs.values().values():
+            if record.target is not None and record.target.hex().startswith(ref_or_id):
+                found[record.target] = record
+        if len(found) > 1:
+            some = ", ".join(sorted(target.hex()[:16] for target in found)[:4])
+            raise RefNotFound(f"{ref_or_id!r} is ambiguous: it begins {len(found)} model ids ({some}, …).")
+        if not found:
+            raise not_found(ref_or_id)
+        return next(iter(found.values()))
+
+
+def _is_name(name: str) -> bool:
+    try:
+        names.check_name(name)
+    except ConfigError:
+        return False  # Not a name at all, so nothing can be called so.
+    return True
+
+
+def _identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
+    identity = _read_format(backend) or (_create_format(backend) if create else None)
+    if identity is None:
+        raise ConfigError(f"{backend.url} is not a casstore store. `casstore init` makes one.")
+    return identity
+
+
+def _read_format(backend: Backend) -> marks.StoreFormat | None:
+    try:
+        return marks.decode_format(backend.read(marks.FORMAT_KEY))
+    except ObjectNotFound:
+        return None  # Not a store yet; whether that is an error is for the caller to say.
+
+
+def _create_format(backend: Backend) -> marks.StoreFormat:
+    if next(iter(backend.list("")), None) is not None:
+        raise ConfigError(f"{backend.url} holds other things. Give an empty place for a new store.")
+    created = marks.StoreFormat(os.urandom(marks.STORE_ID_SIZE))
+    with contextlib.suppress(ObjectExists):  # Invariant 1: who made it first made the store.
+        backend.put(marks.FORMAT_KEY, [marks.encode_format(created)])
+    found = _read_format(backend)
+    assert found is not None
+    return found

@@ -1,0 +1,81 @@
+"""Tensor spans: where the tensors of a model file lie, for every format that is known.
+
+Pure: bytes in, values out. Files are neither executed nor unpickled nor opened here; README.md says what
+each parser trusts and refuses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casstore.tensors import gguf, npy, onnx, safetensors, torch_zip
+from casstore.tensors.dtypes import DTYPES, DType, as_array, element_width
+from casstore.tensors.span import ByteSource, TensorSpan, Unrecognised, checked_spans
+from casstore.tensors.window import read_exactly
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "DTYPES",
+    "ByteSource",
+    "DType",
+    "TensorSpan",
+    "as_array",
+    "clip_spans",
+    "element_width",
+    "find_external_spans",
+    "find_spans",
+]
+
+_HEAD_BYTES = 16
+_BY_MAGIC: tuple[tuple[bytes, Callable[[ByteSource], list[TensorSpan]]], ...] = (
+    (gguf.MAGIC, gguf.spans),
+    (npy.MAGIC, npy.spans),
+    (torch_zip.MAGIC, torch_zip.spans),
+)
+
+
+def find_spans(source: ByteSource) -> tuple[TensorSpan, ...]:
+    """Return the tensors of a file, sorted by (begin, end, name); () if its format is unknown, or it is broken.
+
+    The format is told by the content. Whatever the content is, the spans lie inside the file and any two either have the
+    same range or share no byte; nothing is raised but what `source.read` raises. Reads headers only.
+    """
+    try:
+        return checked_spans(_parser(source)(source), source.size)
+    except Unrecognised:
+        return ()
+
+
+def find_external_spans(source: ByteSource) -> dict[str, tuple[TensorSpan, ...]]:
+    """Return the tensors that an ONNX file keeps in other files: location as written → spans in that file.
+
+    Locations are relative and have no `..`, but come from the file: look them up among the model's own files only. Spans
+    are not checked against the other file: pass them to `clip_spans`. {} for any other file. Raises
+    what `source.read` raises.
+    """
+    try:
+        if _parser(source) is not onnx.spans:
+            return {}
+        return {location: tuple(found) for location, found in onnx.external_spans(source).items()}
+    except Unrecognised:
+        return {}
+
+
+def clip_spans(spans: Iterable[TensorSpan], size: int) -> tuple[TensorSpan, ...]:
+    """Return external spans checked against their file's size in bytes and sorted; () if any is absurd."""
+    try:
+        return checked_spans(spans, size)
+    except Unrecognised:
+        return ()
+
+
+def _parser(source: ByteSource) -> Callable[[ByteSource], list[TensorSpan]]:
+    head = read_exactly(source, 0, min(_HEAD_BYTES, source.size))
+    for magic, parser in _BY_MAGIC:
+        if head.startswith(magic):
+            return parser
+    if safetensors.matches(head, source.size):
+        return safetensors.spans
+    return onnx.spans

@@ -1,0 +1,316 @@
+"""ONNX: a protobuf ModelProto, walked by its wire format without reading the tensors' bytes.
+
+Sources: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from casstore.tensors.dtypes import DTYPES
+from casstore.tensors.span import MAX_DIMS, MAX_NAME_BYTES, MAX_SPANS, TensorSpan, UniqueNames, Unrecognised
+from casstore.tensors.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casstore.tensors.span import ByteSource
+
+__all__ = ["external_spans", "spans"]
+
+MAX_NESTING = 16
+# Fields looked at in one file; a graph of 100,000 nodes has about a million.
+MAX_FIELDS = 4_000_000
+MAX_EXTERNAL_ENTRIES = 64
+UNNAMED = "unnamed"
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# TensorProto.DataType; strings (8) have no fixed size.
+_TYPES = {
+    1: "F32",
+    2: "U8",
+    3: "I8",
+    4: "U16",
+    5: "I16",
+    6: "I32",
+    7: "I64",
+    9: "BOOL",
+    10: "F16",
+    11: "F64",
+    12: "U32",
+    13: "U64",
+    14: "C64",
+    15: "C128",
+    16: "BF16",
+    17: "F8_E4M3",
+    18: "F8_E4M3FNUZ",
+    19: "F8_E5M2",
+    20: "F8_E5M2FNUZ",
+    21: "U4",
+    22: "I4",
+    23: "F4",
+    24: "F8_E8M0",
+    25: "U2",
+    26: "I2",
+    27: "F6_E2M3",
+    28: "F6_E3M2",
+}
+
+# Data type → field of typed values that, packed, are the same little-endian bytes as raw_data (9).
+_TYPED_FIELDS = {1: 4, 14: 4, 11: 10, 15: 10}
+
+# Message → {field number: message it holds}, for the messages that lead to tensors.
+_CHILDREN = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+}
+# Wire types of other known fields: a mismatch says that this is no ONNX file. Fields that are not listed may be newer.
+_WIRES = {
+    "Model": {
+        1: _VARINT,
+        2: _BYTES,
+        3: _BYTES,
+        4: _BYTES,
+        5: _VARINT,
+        6: _BYTES,
+        8: _BYTES,
+        14: _BYTES,
+        26: _BYTES,
+    },
+    "Graph": {2: _BYTES, 10: _BYTES, 11: _BYTES, 12: _BYTES, 13: _BYTES, 14: _BYTES, 16: _BYTES},
+    "Node": {
+        1: _BYTES,
+        2: _BYTES,
+        3: _BYTES,
+        4: _BYTES,
+        6: _BYTES,
+        7: _BYTES,
+        8: _BYTES,
+        9: _BYTES,
+        10: _BYTES,
+    },
+}
+# Newer versions add fields slowly; opaque bytes give any number.
+MAX_FIELD_NUMBER = 1000
+
+
+class _Tensor(NamedTuple):
+    """A TensorProto: `place` is the range of its bytes in this file, `external` says where else they are."""
+
+    depth: int
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    place: tuple[int, int] | None
+    external: dict[str, str] | None
+
+
+def spans(source: ByteSource) -> list[TensorSpan]:
+    """Return the tensors whose bytes lie in this file as they lie in memory, or raise Unrecognised.
+
+    Tensors without a name (those in a node's attributes) take the name of the node's first output; a name that occurs
+    again, deeper or later, gets a number. Values stored as varints have no bytes to point at and are left out.
+    """
+    names = UniqueNames()
+    found = []
+    for tensor in _outer_first(source):
+        if tensor.place is not None and tensor.external is None:
+            begin, end = tensor.place
+            dtype = _TYPES.get(tensor.data_type)
+            shape = tensor.shape if dtype else (end - begin,)
+            found.append(TensorSpan(names.claim(tensor.name or UNNAMED), dtype or "U8", shape, begin, end))
+    return found
+
+
+def external_spans(source: ByteSource) -> dict[str, list[TensorSpan]]:
+    """Return the tensors whose bytes lie in other files, by location, or raise Unrecognised.
+
+    Only relative locations that stay below their directory are returned.
+    """
+    names: dict[str, UniqueNames] = {}
+    found: dict[str, list[TensorSpan]] = {}
+    for tensor in _outer_first(source):
+        if tensor.external is None or not _stays_below(tensor.external.get("location", "")):
+            continue
+        location = tensor.external["location"]
+        begin = _decimal(tensor.external.get("offset", "0"))
+        dtype = _TYPES.get(tensor.data_type)
+        expected = DTYPES[dtype].byte_length(tensor.shape) if dtype else None
+        length = tensor.external.get("length")
+        if length is None and expected is None:
+            raise Unrecognised("an external tensor without a length")
+        size = _decimal(length) if length is not None else expected or 0
+        name = names.setdefault(location, UniqueNames()).claim(tensor.name or UNNAMED)
+        span = TensorSpan(name, dtype or "U8", tensor.shape if dtype else (size,), begin, begin + size)
+        found.setdefault(location, []).append(span)
+    return found
+
+
+def _outer_first(source: ByteSource) -> list[_Tensor]:
+    # An initializer of the main graph keeps its name, whatever a subgraph in front of it calls its own.
+    return sorted(_Walk(source).tensors(), key=attrgetter("depth"))
+
+
+def _stays_below(location: str) -> bool:
+    parts = location.replace("\\", "/").split("/")
+    return bool(parts[0]) and ".." not in parts and ":" not in location and location.isprintable()
+
+
+def _decimal(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise Unrecognised("an external tensor at no number")
+    return int(text)
+
+
+class _Walk:
+    """One pass over a ModelProto, front to back."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._window = Window(source)
+        self._size = source.size
+        self._fields_left = MAX_FIELDS
+        self._tensors_left = MAX_SPANS
+
+    def tensors(self) -> Iterator[_Tensor]:
+        """Yield every tensor; raise Unrecognised as soon as the file turns out not to be a ModelProto."""
+        seen = set()
+        for number, _, begin, end in self._fields("Model", 0, self._size):
+            if number in (1, 7) and number in seen:
+                raise Unrecognised("two versions or graphs")
+            seen.add(number)
+            child = _CHILDREN["Model"].get(number)
+            if child is not None:
+                yield from self._message(child, begin, end, 1, "")
+        if not {1, 7} <= seen:
+            raise Unrecognised("no version or no graph")
+
+    def _message(self, kind: str, begin: int, end: int, depth: int, label: str) -> Iterator[_Tensor]:
+        if depth > MAX_NESTING:
+            raise Unrecognised("absurdly deep nesting")
+        if kind == "Tensor":
+            yield self._tensor(begin, end, depth, label)
+            return
+        if kind == "Node":
+            label = ""
+        children = _CHILDREN[kind]
+        for number, _, start, stop in self._fields(kind, begin, end):
+            child = children.get(number)
+            if child is not None:
+                yield from self._message(child, start, stop, depth + 1, label)
+            elif number == 2 and kind == "Node" and not label:
+                label = self._text(start, stop)
+
+    def _tensor(self, begin: int, end: int, depth: int, label: str) -> _Tensor:
+        self._tensors_left -= 1
+        if self._tensors_left < 0:
+            raise Unrecognised("too many tensors")
+        name, data_type, external_location = label, 0, 0
+        shape: list[int] = []
+        places: dict[int, tuple[int, int]] = {}
+        entries: dict[str, str] = {}
+        for number, wire, start, stop in self._fields("Tensor", begin, end):
+            if number == 1:
+                shape += self._packed(start, stop) if wire == _BYTES else [start]
+                if len(shape) > MAX_DIMS:
+                    raise Unrecognised("too many dimensions")
+            elif number == 2:
+                data_type = self._number(wire, start)
+            elif number == 8:
+                name = self._text(start, stop, wire) or label
+            elif number in (4, 9, 10) and wire == _BYTES:
+                if number in places:
+                    raise Unrecognised("a tensor's bytes in pieces")
+                places[number] = (start, stop)
+            elif number == 13:
+                self._external_entry(entries, wire, start, stop)
+            elif number == 14:
+                external_location = self._number(wire, start)
+        place = places.get(9) or places.get(_TYPED_FIELDS.get(data_type, 9))
+        return _Tensor(
+            depth, name, data_type, tuple(shape), place, entries if external_location == 1 else None
+        )
+
+    def _external_entry(self, entries: dict[str, str], wire: int, begin: int, end: int) -> None:
+        if wire != _BYTES or len(entries) >= MAX_EXTERNAL_ENTRIES:
+            raise Unrecognised("absurd external data")
+        key = value = ""
+        for number, inner, start, stop in self._fields("Entry", begin, end):
+            if number == 1:
+                key = self._text(start, stop, inner)
+            elif number == 2:
+                value = self._text(start, stop, inner)
+        entries[key] = value
+
+    def _fields(self, kind: str, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (number, wire type, begin, end) of each field; a varint comes as (number, 0, value, 0)."""
+        window, data, base = self._window, b"", 0
+        children, wires = _CHILDREN.get(kind, {}), _WIRES.get(kind, {})
+        position = begin
+        while position < end:
+            self._fields_left -= 1
+            if self._fields_left < 0:
+                raise Unrecognised("absurdly many fields")
+            index = first = position - base
+            # Two varints of ten bytes; whoever takes the fields may have moved the window meanwhile.
+            if data is not window.data or index + 20 > len(data):
+                index = first = window.seek(position, 20)
+                data, base = window.data, window.base
+            tag, index = _varint(data, index)
+            number, wire = tag >> 3, tag & 7
+            if not 0 < number <= MAX_FIELD_NUMBER or wires.get(number, wire) != wire:
+                raise Unrecognised("no such field")
+            if number in children and wire != _BYTES:
+                raise Unrecognised("a message of another wire type")
+            if wire in (_VARINT, _BYTES):
+                value, index = _varint(data, index)
+            elif wire in (_FIXED64, _FIXED32):
+                value = 8 if wire == _FIXED64 else 4
+            else:
+                raise Unrecognised("no such wire type")
+            start = position + index - first
+            position = start if wire == _VARINT else start + value
+            if position > end:
+                raise Unrecognised("a field beyond its message")
+            yield (number, wire, value, 0) if wire == _VARINT else (number, wire, start, position)
+
+    def _packed(self, begin: int, end: int) -> list[int]:
+        if end - begin > 10 * MAX_DIMS:
+            raise Unrecognised("too many dimensions")
+        data = self._window.take(begin, end - begin)
+        values, index = [], 0
+        while index < len(data):
+            value, index = _varint(data, index)
+            values.append(value)
+        return values
+
+    def _number(self, wire: int, value: int) -> int:
+        if wire != _VARINT:
+            raise Unrecognised("a number of another wire type")
+        return value
+
+    def _text(self, begin: int, end: int, wire: int = _BYTES) -> str:
+        if wire != _BYTES or end - begin > MAX_NAME_BYTES:
+            raise Unrecognised("an absurd name")
+        try:
+            return self._window.take(begin, end - begin).decode()
+        except UnicodeDecodeError as error:
+            raise Unrecognised("a name that is not UTF-8") from error
+
+
+def _varint(data: bytes, index: int) -> tuple[int, int]:
+    """Return the varint at `index` and the index behind it."""
+    value = shift = 0
+    for byte in data[index : index + 10]:
+        index += 1
+        if byte < 0x80:
+            return (value | byte << shift) & 0xFFFF_FFFF_FFFF_FFFF, index
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    raise Unrecognised("a number without an end")

@@ -1,0 +1,64 @@
+"""A small moving window over a file, for parsers that walk a header and jump over what they do not need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casstore.tensors.span import Unrecognised
+
+if TYPE_CHECKING:
+    from casstore.tensors.span import ByteSource
+
+__all__ = ["Window", "read_exactly"]
+
+_FIRST = 4 << 10
+_LARGEST = 256 << 10
+
+
+def read_exactly(source: ByteSource, offset: int, length: int) -> bytes:
+    """Return `length` bytes at `offset`; raise Unrecognised where the file is shorter, before anything is read."""
+    if offset < 0 or length < 0 or offset + length > source.size:
+        raise Unrecognised("cut short")
+    data = source.read(offset, length)
+    if len(data) != length:
+        raise Unrecognised("cut short")
+    return data
+
+
+class Window:
+    """The bytes `data` of a file from `base` on.
+
+    A read after a jump is small, reads in sequence grow to 256 KiB: a walk over many payloads stays cheap, a walk over
+    a long header takes few reads. Memory stays at one window.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._step = _FIRST
+        self.size = source.size
+        self.base = 0
+        self.data = b""
+
+    def seek(self, position: int, length: int) -> int:
+        """Return the index in `data` of the file's byte `position`.
+
+        `length` bytes follow there, or fewer at the end of the file.
+        """
+        index = position - self.base
+        held = len(self.data)
+        if index >= 0 and (index + length <= held or self.base + held >= self.size):
+            return index
+        self._step = min(2 * self._step, _LARGEST) if 0 <= index <= held else _FIRST
+        self.data = self._source.read(position, min(max(self._step, length), max(0, self.size - position)))
+        self.base = position
+        return 0
+
+    def take(self, position: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `position`, or raise Unrecognised."""
+        if position + length > self.size:
+            raise Unrecognised("cut short")
+        index = self.seek(position, length)
+        data = self.data[index : index + length]
+        if len(data) != length:
+            raise Unrecognised("cut short")
+        return data

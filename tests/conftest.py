@@ -1,0 +1,27 @@
+"""What every test gets: a home of its own, and hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("CASSTORE_HYPOTHESIS", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory, monkeypatch):
+    """Machine state, default store and caches of a test stay in its own directory."""
+    home = tmp_path_factory.mktemp("home")
+    for name, folder in {
+        "HOME": "",
+        "XDG_CACHE_HOME": "cache",
+        "XDG_DATA_HOME": "data",
+        "XDG_CONFIG_HOME": "config",
+    }.items():
+        monkeypatch.setenv(name, str(home / folder))
+    monkeypatch.delenv("CASSTORE_STORE", raising=False)
+    return home

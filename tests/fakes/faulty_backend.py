@@ -1,0 +1,163 @@
+"""A backend that fails, lies or stops where a test tells it to."""
+
+from __future__ import annotations
+
+from casstore.backend.base import BlobWriter
+from casstore.backend.wrapper import BackendWrapper
+from casstore.errors import BackendUnavailable
+from fakes.posix_model import SimulatedCrash
+
+
+class FaultyBackend(BackendWrapper):
+    """Counts the calls that reach `inner`, writers' calls included, and breaks the ones it is told to.
+
+    `calls` lists (operation, key) of every call so far; its length is the index of the next one.
+
+        stop_at(k)             the process is gone at call k, before it has any effect, and at every later one
+        fail_at(k, error)      call k raises this error without effect
+        fail_next(op, error)   the next `times` calls of this operation do
+        lose_answer_at(k)      call k does its work and then raises BackendUnavailable
+        hide(keys)             list leaves them out, as a stale or short listing does
+        shorten_listings(n)    list stops after n entries without an error
+        freeze_listings()      list shows what there was at this moment
+        corrupt(key, offset)   reads of this key have a bit flipped at this offset
+    """
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.calls: list[tuple[str, str]] = []
+        self._stop = None
+        self._errors = {}
+        self._next: list[list] = []
+        self._lost = set()
+        self._hidden = set()
+        self._longest = None
+        self._frozen = None
+        self._flips: dict[str, list[tuple[int, int]]] = {}
+
+    def stop_at(self, index):
+        self._stop = index
+
+    def fail_at(self, index, error):
+        self._errors[index] = error
+
+    def fail_next(self, operation, error, *, times=1):
+        self._next.append([operation, error, times])
+
+    def lose_answer_at(self, index):
+        self._lost.add(index)
+
+    def hide(self, keys):
+        self._hidden.update(keys)
+
+    def shorten_listings(self, count):
+        self._longest = count
+
+    def freeze_listings(self):
+        self._frozen = list(self.inner.list(""))
+
+    def corrupt(self, key, offset, *, bit=0):
+        self._flips.setdefault(key, []).append((offset, 1 << bit))
+
+    def heal(self):
+        """Behave from now on; the count goes on."""
+        self._stop, self._longest, self._frozen = None, None, None
+        for faults in (self._errors, self._next, self._lost, self._hidden, self._flips):
+            faults.clear()
+
+    def call(self, operation, key, work):
+        index = len(self.calls)
+        if self._stop is not None and index >= self._stop:
+            raise SimulatedCrash(f"at call {index}, {operation} {key}")
+        self.calls.append((operation, key))
+        if index in self._errors:
+            raise self._errors[index]
+        for rule in self._next:
+            if rule[0] == operation and rule[2] > 0:
+                rule[2] -= 1
+                raise rule[1]
+        result = work()
+        if index in self._lost:
+            raise BackendUnavailable(f"The answer to {operation} {key} got lost.")
+        return result
+
+    def _flip(self, key, data, start):
+        data = bytearray(data)
+        for offset, mask in self._flips.get(key, ()):
+            if start <= offset < start + len(data):
+                data[offset - start] ^= mask
+        return bytes(data)
+
+    @property
+    def creates_exclusively(self):
+        return self.call("creates_exclusively", "", lambda: self.inner.creates_exclusively)
+
+    def read(self, key, *, start=0, length=None):
+        data = self.call("read", key, lambda: self.inner.read(key, start=start, length=length))
+        return self._flip(key, data, start) if key in self._flips else data
+
+    def read_into(self, key, buffer, *, start=0):
+        count = self.call("read_into", key, lambda: self.inner.read_into(key, buffer, start=start))
+        if key in self._flips:
+            buffer.cast("B")[:count] = self._flip(key, buffer.cast("B")[:count], start)
+        return count
+
+    def stat(self, key):
+        return self.call("stat", key, lambda: self.inner.stat(key))
+
+    def list(self, prefix):
+        entries = self.call("list", prefix, lambda: [*self.inner.list(prefix)])
+        if self._frozen is not None:
+            entries = [entry for entry in self._frozen if entry.key.startswith(prefix)]
+        yield from [entry for entry in entries if entry.key not in self._hidden][: self._longest]
+
+    def put(self, key, parts):
+        self.call("put", key, lambda: self.inner.put(key, parts))
+
+    def create(self, key, parts):
+        self.call("create", key, lambda: self.inner.create(key, parts))
+
+    def open_writer(self):
+        return _FaultyWriter(self, self.call("open_writer", "", self.inner.open_writer))
+
+    def delete(self, key):
+        self.call("delete", key, lambda: self.inner.delete(key))
+
+    def list_temporaries(self):
+        yield from self.call("list_temporaries", "", lambda: [*self.inner.list_temporaries()])
+
+    def remove_temporary(self, key):
+        self.call("remove_temporary", key, lambda: self.inner.remove_temporary(key))
+
+    def settle(self, keys):
+        keys = [*keys]
+        self.call("settle", " ".join(keys), lambda: self.inner.settle(keys))
+
+    def publish_lock(self, *, exclusive=False, blocking=True):
+        return self.call(
+            "publish_lock", "", lambda: self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
+        )
+
+    def local_path(self, key):
+        # A mapped file would go round the faults.
+        self.inner.local_path(key)
+
+
+class _FaultyWriter(BlobWriter):
+    def __init__(self, backend, inner):
+        self._backend = backend
+        self._inner = inner
+        self.offset = 0
+
+    def write(self, parts):
+        self._backend.call("write", "", lambda: self._inner.write(parts))
+        self.offset = self._inner.offset
+
+    def commit(self, key):
+        self._backend.call("commit", key, lambda: self._inner.commit(key))
+
+    def discard(self):
+        stop = self._backend._stop
+        # A process that is gone discards nothing; what it wrote stays behind as a temporary.
+        if stop is None or len(self._backend.calls) < stop:
+            self._inner.discard()

@@ -1,0 +1,398 @@
+"""Model files of every format that casstore.tensors reads, built by hand: small, exact and without the formats' packages.
+
+A tensor is a numpy array, or (dtype, shape, bytes) where numpy has no such type; dtype names are those of
+casstore.tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from casstore.tensors import gguf as _gguf
+from casstore.tensors import onnx as _onnx
+
+Tensor = np.ndarray | tuple[str, Sequence[int], bytes]
+Tensors = Mapping[str, Tensor]
+
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "complex64": "C64",
+    "complex128": "C128",
+}
+_GGUF_NUMBERS = {name: number for number, name in _gguf._TYPES.items()}
+_ONNX_NUMBERS = {name: number for number, name in _onnx._TYPES.items()}
+_TORCH_STORAGES = {
+    "F64": "DoubleStorage",
+    "F32": "FloatStorage",
+    "F16": "HalfStorage",
+    "BF16": "BFloat16Storage",
+    "I64": "LongStorage",
+    "I32": "IntStorage",
+    "I16": "ShortStorage",
+    "I8": "CharStorage",
+    "U8": "ByteStorage",
+    "BOOL": "BoolStorage",
+    "C64": "ComplexFloatStorage",
+    "C128": "ComplexDoubleStorage",
+}
+_TORCH_DTYPES = {
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+
+
+class Parts(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class BytesSource:
+    """A ByteSource over bytes; `reads` lists (offset, length) of what was asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.reads: list[tuple[int, int]] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert offset >= 0
+        assert length >= 0
+        self.reads.append((offset, length))
+        return self.data[offset : offset + length]
+
+
+def parts(tensor: Tensor) -> Parts:
+    """Return a tensor's dtype, shape and little-endian bytes."""
+    if isinstance(tensor, np.ndarray):
+        little = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False)
+        return Parts(_NAMES[tensor.dtype.name], tensor.shape, little.tobytes())
+    dtype, shape, data = tensor
+    return Parts(dtype, tuple(shape), bytes(data))
+
+
+# safetensors
+
+
+def safetensors_bytes(tensors: Tensors, *, metadata: Mapping[str, str] | None = None) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata is not None else {}
+    payload = []
+    offset = 0
+    for name, tensor in tensors.items():
+        dtype, shape, data = parts(tensor)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
+        payload.append(data)
+        offset += len(data)
+    return safetensors_with_header(json.dumps(header).encode(), b"".join(payload))
+
+
+def safetensors_with_header(header: bytes, payload: bytes = b"") -> bytes:
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + payload
+
+
+# npy
+
+
+def npy_bytes(array: np.ndarray, *, version: tuple[int, int] = (1, 0)) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array, version=version, allow_pickle=False)
+    return out.getvalue()
+
+
+# GGUF
+
+
+def gguf_bytes(
+    tensors: Tensors,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    alignment: int | None = None,
+    version: int = 3,
+    type_numbers: Mapping[str, int] | None = None,
+) -> bytes:
+    """Metadata values are str, bool, int, float or lists of one of these; `type_numbers` overrides a tensor's type."""
+    values = dict(metadata or {})
+    out = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(values) + (alignment is not None))]
+    if alignment is not None:
+        out += [_gguf_string("general.alignment"), struct.pack("<II", 4, alignment)]
+    for key, value in values.items():
+        kind, data = _gguf_value(value)
+        out += [_gguf_string(key), struct.pack("<I", kind), data]
+    step = alignment or 32
+    payload = []
+    offset = 0
+    for name, tensor in tensors.items():
+        dtype, shape, data = parts(tensor)
+        number = (type_numbers or {}).get(name, _GGUF_NUMBERS.get(dtype, 0))
+        dims = struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        out += [_gguf_string(name), struct.pack("<I", len(shape)), dims, struct.pack("<IQ", number, offset)]
+        payload.append(data + bytes(-len(data) % step))
+        offset += len(payload[-1])
+    header = b"".join(out)
+    return header + bytes(-len(header) % step) + b"".join(payload)
+
+
+def _gguf_string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _gguf_value(value: Any) -> tuple[int, bytes]:
+    if isinstance(value, str):
+        return 8, _gguf_string(value)
+    if isinstance(value, bool):
+        return 7, bytes([value])
+    if isinstance(value, int):
+        return 11, struct.pack("<q", value)
+    if isinstance(value, float):
+        return 6, struct.pack("<f", value)
+    pieces = [_gguf_value(item) for item in value]
+    kind = pieces[0][0] if pieces else 4
+    return 9, struct.pack("<IQ", kind, len(pieces)) + b"".join(data for _, data in pieces)
+
+
+# ONNX
+
+
+def proto_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def proto_field(number: int, value: int | str | bytes) -> bytes:
+    """One protobuf field: a varint for an int, length-delimited for text and bytes."""
+    if isinstance(value, int):
+        return proto_varint(number << 3) + proto_varint(value)
+    raw = value.encode() if isinstance(value, str) else value
+    return proto_varint(number << 3 | 2) + proto_varint(len(raw)) + raw
+
+
+def onnx_tensor(
+    name: str, tensor: Tensor, *, packed_dims: bool = False, external: tuple[str, int, int] | None = None
+) -> bytes:
+    """A TensorProto; `external` is (location, offset, length) in place of raw_data."""
+    dtype, shape, data = parts(tensor)
+    if packed_dims:
+        out = proto_field(1, b"".join(map(proto_varint, shape)))
+    else:
+        out = b"".join(proto_field(1, dim) for dim in shape)
+    out += proto_field(2, _ONNX_NUMBERS[dtype]) + proto_field(8, name)
+    if external is None:
+        return out + proto_field(9, data)
+    for key, value in zip(("location", "offset", "length"), map(str, external), strict=True):
+        out += proto_field(13, proto_field(1, key) + proto_field(2, value))
+    return out + proto_field(14, 1)
+
+
+def onnx_model(graph: bytes, *extra: bytes) -> bytes:
+    """A ModelProto around a serialised GraphProto; `extra` are further fields."""
+    head = proto_field(1, 10) + proto_field(2, "casstore-tests")
+    return head + proto_field(7, graph) + proto_field(8, proto_field(2, 21)) + b"".join(extra)
+
+
+def onnx_bytes(tensors: Tensors, *, external: str | None = None, packed_dims: bool = False) -> bytes:
+    """A model with these initializers and a node for each; with `external` their data is `onnx_external_bytes`."""
+    graph = [
+        proto_field(1, proto_field(1, name) + proto_field(2, name + "_out") + proto_field(4, "Identity"))
+        for name in tensors
+    ]
+    graph.append(proto_field(2, "graph"))
+    offset = 0
+    for name, tensor in tensors.items():
+        length = len(parts(tensor).data)
+        place = (external, offset, length) if external is not None else None
+        graph.append(proto_field(5, onnx_tensor(name, tensor, packed_dims=packed_dims, external=place)))
+        offset += length + -length % 64
+    return onnx_model(b"".join(graph))
+
+
+def onnx_external_bytes(tensors: Tensors) -> bytes:
+    """The data file of `onnx_bytes(tensors, external=…)`: each tensor begins at a multiple of 64."""
+    data = (parts(tensor).data for tensor in tensors.values())
+    return b"".join(raw + bytes(-len(raw) % 64) for raw in data)
+
+
+# torch zip
+
+
+class View(NamedTuple):
+    """A tensor on storage `key`, in elements: what torch.save writes for one that shares its storage."""
+
+    key: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of an array in C order."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def torch_zip_bytes(
+    tensors: Tensors,
+    *,
+    root: str = "archive",
+    byteorder: str | None = "little",
+    value: Callable[[dict[str, bytes]], bytes] | None = None,
+    **zip_options: Any,
+) -> bytes:
+    """What torch.save writes for a state dict of these tensors, each on a storage of its own.
+
+    `value` turns {name: pickle of one tensor} into the opcodes of another saved value (see `pickle_dict`).
+    """
+    storages = {str(key): parts(tensor) for key, tensor in enumerate(tensors.values())}
+    pickles = {
+        name: pickle_tensor(View(key, part.dtype, 0, part.shape, strides_of(part.shape)), part)
+        for name, (key, part) in zip(tensors, storages.items(), strict=True)
+    }
+    body = (value or pickle_dict)(pickles)
+    data = {key: part.data for key, part in storages.items()}
+    return torch_zip_of(pickle_of(body), data, root=root, byteorder=byteorder, **zip_options)
+
+
+def torch_views_bytes(storages: Tensors, views: Mapping[str, View], **options: Any) -> bytes:
+    """What torch.save writes for a state dict of views on shared storages."""
+    kept = {key: parts(tensor) for key, tensor in storages.items()}
+    body = pickle_dict({name: pickle_tensor(view, kept[view.key]) for name, view in views.items()})
+    return torch_zip_of(pickle_of(body), {key: part.data for key, part in kept.items()}, **options)
+
+
+def torch_zip_of(
+    data_pkl: bytes,
+    storages: Mapping[str, bytes],
+    *,
+    root: str = "archive",
+    byteorder: str | None = "little",
+    constants_pkl: bytes | None = None,
+    constants: Mapping[str, bytes] | None = None,
+    **zip_options: Any,
+) -> bytes:
+    entries = {f"{root}/data.pkl": data_pkl}
+    if byteorder is not None:
+        entries[f"{root}/byteorder"] = byteorder.encode()
+    entries.update({f"{root}/data/{key}": data for key, data in storages.items()})
+    if constants_pkl is not None:
+        entries[f"{root}/constants.pkl"] = constants_pkl
+    entries.update({f"{root}/constants/{key}": data for key, data in (constants or {}).items()})
+    entries[f"{root}/version"] = b"3\n"
+    return zip_bytes(entries, **zip_options)
+
+
+def zip_bytes(
+    entries: Mapping[str, bytes], *, align: int = 64, zip64: bool = False, deflate: Sequence[str] = ()
+) -> bytes:
+    """A zip whose entries begin at multiples of `align`; names in `deflate` are compressed."""
+    out = bytearray()
+    central = bytearray()
+    for text, plain in entries.items():
+        name = text.encode()
+        method, data = (8, zlib.compress(plain, 9, -15)) if text in deflate else (0, plain)
+        at = len(out)
+        padding = -(at + 30 + len(name) + 4) % align
+        extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
+        crc = zlib.crc32(plain)
+        sizes = (0xFFFFFFFF, 0xFFFFFFFF) if zip64 else (len(data), len(plain))
+        out += struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, method, 0, 0, crc, *sizes, len(name), len(extra))
+        out += name + extra + data
+        more = struct.pack("<2H3Q", 1, 24, len(plain), len(data), at) if zip64 else b""
+        central += struct.pack(
+            "<4s6H3I5H2I",
+            *(b"PK\1\2", 20, 20, 0, method, 0, 0, crc, *sizes, len(name), len(more), 0, 0, 0, 0),
+            0xFFFFFFFF if zip64 else at,
+        )
+        central += name + more
+    begin, count, length = len(out), len(entries), len(central)
+    out += central
+    if zip64:
+        out += struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, begin)
+        out += struct.pack("<4sIQI", b"PK\6\7", 0, begin + length, 1)
+        count, length, begin = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
+    out += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, length, begin, 0)
+    return bytes(out)
+
+
+def pickle_of(body: bytes) -> bytes:
+    return b"\x80\x02" + body + b"."
+
+
+def pickle_text(text: str) -> bytes:
+    raw = text.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def pickle_int(value: int) -> bytes:
+    if 0 <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    raw = value.to_bytes(8, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def pickle_tuple(items: Sequence[bytes]) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def pickle_call(function: str, *args: bytes) -> bytes:
+    """A call of `module name` with these arguments."""
+    module, name = function.split()
+    return b"c" + f"{module}\n{name}\n".encode() + pickle_tuple(args) + b"R"
+
+
+def pickle_dict(items: Mapping[str, bytes]) -> bytes:
+    body = b"".join(pickle_text(key) + value for key, value in items.items())
+    return b"ccollections\nOrderedDict\n)R(" + body + b"u"
+
+
+def pickle_tensor(view: View, storage: Parts) -> bytes:
+    kind, numel = _TORCH_STORAGES.get(view.dtype), len(storage.data)
+    if kind is not None:
+        type_of, rebuild, tail = f"torch\n{kind}\n", "_rebuild_tensor_v2", []
+        numel //= max(1, len(storage.data) // max(1, math.prod(storage.shape)))
+    else:
+        type_of, rebuild = "torch.storage\nUntypedStorage\n", "_rebuild_tensor_v3"
+        tail = [f"ctorch\n{_TORCH_DTYPES[view.dtype]}\n".encode()]
+    identity = [pickle_text("storage"), b"c" + type_of.encode(), pickle_text(view.key), pickle_text("cpu")]
+    return pickle_call(
+        f"torch._utils {rebuild}",
+        pickle_tuple([*identity, pickle_int(numel)]) + b"Q",
+        pickle_int(view.offset),
+        pickle_tuple(list(map(pickle_int, view.shape))),
+        pickle_tuple(list(map(pickle_int, view.strides))),
+        b"\x89",
+        b"ccollections\nOrderedDict\n)R",
+        *tail,
+    )

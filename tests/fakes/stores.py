@@ -1,0 +1,163 @@
+"""Small stores and models for tests of the store: on a disk that crashes, in memory, compared as dicts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from casstore.backend import LocalBackend
+from casstore.digest import digest
+from casstore.ops.check import check
+from casstore.store import packs
+from casstore.store.machine import MachineState
+from casstore.store.store import Store, _identify
+from fakes.posix_model import PosixModel
+
+ROOT = "/srv/store"
+_times = itertools.count(1_000_000_000)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a model is: path → (bytes, executable), and the directories that hold nothing."""
+
+    files: dict[str, tuple[bytes, bool]] = field(default_factory=dict)
+    empty: frozenset[str] = frozenset()
+
+    @property
+    def size(self):
+        return sum(len(data) for data, _ in self.files.values())
+
+
+def model_of(**files):
+    """Return a model of plain files; a double underscore in a name stands for a slash."""
+    return Content({name.replace("__", "/"): (data, False) for name, data in files.items()})
+
+
+def write_model(content, folder):
+    """Write a model to a new folder. Every file gets a time of its own, so that no two look unchanged."""
+    os.makedirs(folder)
+    for path in content.empty:
+        os.makedirs(os.path.join(folder, path), exist_ok=True)
+    for path, (data, executable) in content.files.items():
+        place = os.path.join(folder, path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "wb") as file:
+            file.write(data)
+        os.chmod(place, 0o700 if executable else 0o600)
+        seconds = next(_times)
+        os.utime(place, (seconds, seconds))
+    return str(folder)
+
+
+def read_model(store, ref):
+    """Return a model as its content, read through open_file."""
+    model = store.manifest(ref)
+    names = {entry.path: entry.mode.name for entry in model.tree.entries}
+    files = {}
+    for path, mode in names.items():
+        if mode != "EMPTY_DIRECTORY":
+            with store.open_file(ref, path) as file:
+                files[path] = (file.read(), mode == "EXECUTABLE")
+    return Content(files, frozenset(path for path, mode in names.items() if mode == "EMPTY_DIRECTORY"))
+
+
+def read_folder(folder):
+    """Return what lies in a folder as content."""
+    files, empty = {}, set()
+    for place, directories, names in os.walk(folder):
+        inside = os.path.relpath(place, folder)
+        if not directories and not names and inside != ".":
+            empty.add(inside)
+        for name in names:
+            path = os.path.join(place, name)
+            with open(path, "rb") as file:
+                executable = bool(os.stat(path).st_mode & 0o100)
+                files[os.path.normpath(os.path.join(inside, name))] = (file.read(), executable)
+    return Content(files, frozenset(empty))
+
+
+def assert_clean(store, *, read_data=True):
+    report = check(store, read_data=read_data)
+    assert report.ok, report.problems
+    return report
+
+
+class InlineExecutor:
+    """Runs work at once in the calling thread, so that calls come in one order only."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, work, *arguments, **named):
+        future = Future()
+        try:
+            future.set_result(work(*arguments, **named))
+        except BaseException as error:  # noqa: BLE001  # what an executor does
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait=True, *, cancel_futures=False):  # noqa: FBT002  # the executor's signature
+        pass
+
+
+def commit_inline(monkeypatch):
+    """Let packs be committed by the thread that writes them."""
+    monkeypatch.setattr(packs, "ThreadPoolExecutor", InlineExecutor)
+
+
+def small_packs(monkeypatch, target):
+    """Let packs be closed at `target` bytes."""
+    monkeypatch.setitem(packs.PackWriter.__init__.__kwdefaults__, "target", target)
+
+
+class Disk(PosixModel):
+    """The POSIX model for several threads: one call after the other."""
+
+    def __init__(self, **options):
+        self._turn = threading.RLock()
+        super().__init__(**options)
+
+    @classmethod
+    def holding(cls, model, **options):
+        """Return a disk with what `model` holds, sharing nothing with it but the tree."""
+        return cls(_root=model._root, **options)
+
+
+def _one_at_a_time(name):
+    inner = getattr(PosixModel, name)
+
+    def call(self, *arguments, **named):
+        with self._turn:
+            return inner(self, *arguments, **named)
+
+    return call
+
+
+for _name in (
+    "open", "close", "write", "pread", "pread_into", "fsync", "start_writeback", "fstat", "stat", "fchmod",
+    "chmod", "link", "rename", "rename_exclusive", "unlink", "mkdir", "rmdir", "scandir", "flock",
+):  # fmt: skip
+    setattr(Disk, _name, _one_at_a_time(_name))
+
+
+def open_on(disk, *, create=False):
+    """Open the store on a disk of the model, as Store.open does."""
+    backend = LocalBackend(ROOT, create=create, calls=disk)
+    identity = _identify(backend, create=create)
+    return Store(backend, store_id=identity.store_id, machine=MachineState(None))
+
+
+def noise(seed, size):
+    """Return bytes that nothing compresses, the same for the same arguments."""
+    blocks = (digest(b"%d:%d" % (seed, at)) for at in range((size + 31) // 32))
+    return b"".join(blocks)[:size]

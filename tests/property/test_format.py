@@ -1,0 +1,384 @@
+"""Every decoder of casstore.format: what was encoded comes back, and hostile bytes raise FormatError."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casstore.digest import digest
+from casstore.errors import CasstoreError, ConfigError, FormatError
+from casstore.format import (
+    canonical,
+    envelope,
+    frame,
+    index,
+    layout,
+    manifest,
+    marks,
+    names,
+    pack,
+    paths,
+    record,
+    rows,
+)
+from casstore.format.frame import FrameHeader
+from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
+from casstore.format.rows import Kind
+
+ids = st.binary(min_size=32, max_size=32)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    | st.binary(max_size=40)
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+plain_names = st.text("abcXYZ-_.09é", min_size=1, max_size=12).filter(
+    lambda n: n[-1] != "." and n not in (".", "..")
+)
+
+
+@st.composite
+def headers(draw):
+    bases = tuple(draw(st.lists(ids, max_size=3)))
+    return FrameHeader(
+        object_id=draw(ids),
+        kind=draw(st.sampled_from(list(Kind))),
+        encoding=draw(st.integers(0, 255)),
+        raw=draw(st.integers(0, 1 << 20)),
+        stored=draw(st.integers(0, 300)),
+        rank=draw(st.integers(1, 8)) if bases else 0,
+        bases=bases,
+    )
+
+
+def pack_of(frame_headers):
+    body = pack.encode_header(b"n" * 16)
+    offsets = []
+    for header in frame_headers:
+        offsets.append(len(body))
+        body += frame.encode_header(header) + bytes(header.stored)
+    footer = pack.footer_rows(frame_headers, offsets)
+    return body + pack.encode_footer(footer, begin=len(body)), footer
+
+
+def read_pack_footer(data):
+    trailer = pack.decode_trailer(data[-pack.TRAILER_SIZE :], pack_size=len(data), key="p")
+    return pack.decode_footer(data[trailer.begin : trailer.begin + trailer.size], trailer, key="p")
+
+
+@given(values)
+def test_canonical_round_trip_and_one_form(value):
+    data = canonical.encode(value)
+    assert canonical.decode(data, what="it") == value
+    assert canonical.encode(canonical.decode(data, what="it")) == data
+
+
+@given(st.binary(max_size=200))
+def test_canonical_refuses_or_decodes_to_the_same_bytes(data):
+    try:
+        value = canonical.decode(data, what="it")
+    except FormatError:
+        return
+    assert canonical.encode(value) == data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x82\xa1a\x01\xa1a\x02",  # a key twice
+        b"\x82\xa1b\x01\xa1a\x02",  # keys out of order
+        b"\x01\x01",  # trailing bytes
+        b"\xcd\x00\x01",  # an integer that is not in its shortest form
+        b"\xd4\x05\x00",  # ext type
+        b"\x81\x01\x01",  # a key that is no string
+        b"\xa2\xff\xff",  # not UTF-8
+        b"\x91" * 33 + b"\x01",  # too deep
+        b"\x91" * 100_000,  # absurdly deep
+        b"\xca\x00\x00\x00\x00",  # a 32-bit float
+    ],
+)
+def test_canonical_refuses(data):
+    with pytest.raises(FormatError):
+        canonical.decode(data, what="it")
+
+
+@pytest.mark.parametrize("value", [{1: 2}, object(), [set()], 2**64, "\ud800", {"a": np.int64(1)}])
+def test_canonical_cannot_encode(value):
+    with pytest.raises(ConfigError):
+        canonical.encode(value)
+
+
+@given(st.binary(max_size=300))
+def test_envelope_round_trip(body):
+    assert envelope.unseal(b"01234567", envelope.seal(b"01234567", body), key="k") == body
+
+
+@given(headers(), st.data())
+def test_frame_header_round_trip_and_any_flip_is_seen(header, data):
+    encoded = frame.encode_header(header)
+    assert len(encoded) == header.size
+    assert frame.decode_header(encoded + b"payload", key="p") == header
+    at = data.draw(st.integers(0, len(encoded) - 1))
+    flipped = bytearray(encoded)
+    flipped[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(FormatError):
+        frame.decode_header(bytes(flipped), key="p")
+
+
+@given(st.lists(headers(), max_size=8))
+def test_pack_footer_round_trip(frame_headers):
+    data, footer = pack_of(frame_headers)
+    found = read_pack_footer(data)
+    assert found.rows.tobytes() == footer.rows.tobytes()
+    assert [found.bases.get(int(n)) for n in found.rows["bases"]] == [h.bases for h in frame_headers]
+    assert [h for _, h in pack.scan_frames(data, key="p")] == frame_headers
+
+
+@given(st.lists(headers(), max_size=5), st.data())
+def test_any_flip_in_footer_or_trailer_is_seen(frame_headers, data):
+    whole, _ = pack_of(frame_headers)
+    begin = pack.decode_trailer(whole[-64:], pack_size=len(whole), key="p").begin
+    at = data.draw(st.integers(begin, len(whole) - 1))
+    flipped = bytearray(whole)
+    flipped[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(FormatError):
+        read_pack_footer(bytes(flipped))
+
+
+@given(st.lists(headers(), min_size=1, max_size=5), st.data())
+def test_a_torn_pack_scans_up_to_the_tear(frame_headers, data):
+    whole, footer = pack_of(frame_headers)
+    cut = data.draw(st.integers(pack.HEADER_SIZE, len(whole)))
+    found = list(pack.scan_frames(whole[:cut], key="p"))
+    ends = [int(o) + h.size + h.stored for o, h in zip(footer.rows["offset"], frame_headers, strict=True)]
+    assert [h for _, h in found] == frame_headers[: sum(end <= cut for end in ends)]
+
+
+@given(st.binary(max_size=400))
+def test_pack_decoders_take_any_bytes(data):
+    for attempt in (
+        lambda: pack.check_header(data, key="p"),
+        lambda: frame.decode_header(data, key="p"),
+        lambda: read_pack_footer(data),
+        lambda: list(pack.scan_frames(data, key="p")),
+        lambda: rows.BaseLists.decode(data, key="p"),
+    ):
+        try:
+            attempt()
+        except FormatError:
+            pass
+
+
+def segment_of(count, seed, packs=3):
+    rng = np.random.default_rng(seed)
+    table = np.zeros(count, rows.ROW)
+    table["id"] = np.frombuffer(rng.bytes(32 * count), ">u8").reshape(-1, 4)
+    table["kind"] = Kind.CHUNK
+    table["offset"] = rng.integers(32, 1 << 40, count)
+    table["pack"] = rng.integers(0, packs, count)
+    return table, index.encode(table, rows.BaseLists.empty(), [bytes([n]) * 32 for n in range(packs)])
+
+
+@given(st.integers(0, 2000), st.integers(0, 9))
+def test_index_round_trip(count, seed):
+    table, data = segment_of(count, seed)
+    shape = index.decode_shape(data, key="i")
+    assert shape.size == len(data)
+    head = index.decode_head(data, shape, key="i")
+    found = np.frombuffer(data[shape.head_size : shape.bases_begin], rows.ROW)
+    assert sorted(rows.row_ids(table)) == rows.row_ids(found)
+    for bucket in range(shape.buckets):
+        part = found[head.fanout[bucket] : head.fanout[bucket + 1]]
+        head.check_bucket(bucket, part, key="i")
+        assert (head.bucket_of(part["id"].astype(np.uint64)) == bucket).all()
+
+
+@given(st.data())
+def test_any_flip_in_an_index_is_seen(data):
+    _, encoded = segment_of(200, 1)
+    at = data.draw(st.integers(0, len(encoded) - 1))
+    flipped = bytearray(encoded)
+    flipped[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(FormatError):
+        whole_index(bytes(flipped))
+
+
+@given(st.binary(max_size=400))
+def test_index_decoders_take_any_bytes(data):
+    try:
+        whole_index(data)
+    except FormatError:
+        pass
+
+
+def whole_index(data):
+    shape = index.decode_shape(data, key="i")
+    if shape.size != len(data):
+        raise FormatError("length")
+    head = index.decode_head(data, shape, key="i")
+    index.decode_bases(data[shape.bases_begin :], shape, key="i")
+    table = np.frombuffer(data[shape.head_size : shape.bases_begin], rows.ROW)
+    for bucket in range(shape.buckets):
+        head.check_bucket(bucket, table[head.fanout[bucket] : head.fanout[bucket + 1]], key="i")
+
+
+@given(st.lists(st.tuples(ids, st.integers(1, 1 << 20)), max_size=10), ids)
+def test_layout_round_trip(chunks, file_id):
+    size = sum(length for _, length in chunks)
+    value = layout.Layout(
+        file_id=file_id,
+        size=size,
+        ids=b"".join(chunk for chunk, _ in chunks),
+        lengths=np.array([length for _, length in chunks], "<u4"),
+        spans=(layout.Span("w", "F32", (2, 3), 0, size),),
+        extra={"later": [1, {"a": b""}]},
+    )
+    found = layout.decode(layout.encode(value))
+    assert layout.encode(found) == layout.encode(value)
+    assert found.chunk_ids() == [chunk for chunk, _ in chunks]
+    assert found.spans == value.spans
+    assert found.extra == value.extra
+
+
+@given(st.lists(st.tuples(plain_names, st.sampled_from(list(Mode)), st.integers(1, 9), ids), max_size=6))
+def test_tree_round_trip(items):
+    entries = [
+        TreeEntry(f"d/{name}", mode, 0, EMPTY_FILE_ID)
+        if mode == Mode.EMPTY_DIRECTORY
+        else TreeEntry(f"d/{name}", mode, size, file_id)
+        for name, mode, size, file_id in items
+    ]
+    try:
+        tree = manifest.make_tree(entries)
+    except ConfigError:
+        return
+    assert manifest.decode_tree(manifest.encode_tree(tree)) == tree
+
+
+@given(st.lists(ids, max_size=5), ids)
+def test_model_round_trip(layouts, model_id):
+    value = ModelManifest(model_id, tuple(layouts), {"note": "kept"})
+    assert manifest.decode_model(manifest.encode_model(value)) == value
+
+
+@given(values)
+def test_decoders_of_maps_take_any_value(value):
+    for kind, decoder in {
+        "layout": layout.decode,
+        "tree": manifest.decode_tree,
+        "model": manifest.decode_model,
+    }.items():
+        data = canonical.encode(
+            {"type": kind, "version": 1, "a": value, "entries": value, "ids": value, "layouts": value}
+        )
+        with pytest.raises(FormatError):
+            decoder(data)
+
+
+@given(plain_names, st.integers(1, 2**60), st.binary(min_size=16, max_size=16), st.booleans())
+def test_record_round_trip(name, seq, write_id, exclusive):
+    value = record.Record(
+        name=f"tags/{name}",
+        seq=seq,
+        write_id=write_id,
+        time=1,
+        writer="w",
+        target=None,
+        metadata={"a": [1.5, None]},
+        packs=(b"p" * 32,),
+        exclusive=exclusive,
+        extra={"new": 1},
+    )
+    record.check_writable(value)
+    assert record.decode(record.encode(value), key=value.key) == value
+    assert names.parse_key(value.key).name == value.name
+    assert value.key == value.key.lower()
+
+
+@given(st.data())
+def test_any_flip_in_a_record_is_seen(data):
+    value = record.Record("models/m", 1, b"w" * 16, 1, "w", b"t" * 32)
+    encoded = bytearray(record.encode(value))
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(FormatError):
+        record.decode(bytes(encoded), key=value.key)
+
+
+@given(st.text(max_size=30))
+def test_names_and_paths_take_any_text(text):
+    for check in (names.check_name, paths.check_path):
+        try:
+            check(text)
+        except ConfigError:
+            pass
+    try:
+        names.parse_key(text)
+    except FormatError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "../a",
+        "a/..",
+        ".",
+        "C:a",
+        "a\\b",
+        "a\0",
+        "a\n",
+        "con",
+        "a/NUL.txt",
+        "a.",
+        "a ",
+        "x" * 256,
+        "COM1.bin",
+        "\ud800",
+    ],
+)
+def test_unsafe_paths_are_refused(path):
+    with pytest.raises(ConfigError):
+        paths.check_path(path)
+
+
+@pytest.mark.parametrize("clash", [["a", "A"], ["é", "e\u0301"], ["a", "a/b"], ["d/x", "D/y"], ["ß", "ss"]])
+def test_clashing_paths_are_refused(clash):
+    with pytest.raises(ConfigError):
+        paths.check_paths(clash)
+
+
+@given(ids, st.lists(ids, max_size=4))
+def test_marks_round_trip(one, packs):
+    value = marks.StoreFormat(one[:16])
+    assert marks.decode_format(marks.encode_format(value)) == value
+    tomb = marks.Tombstone(tuple(packs), 7)
+    assert marks.decode_tombstone(marks.encode_tombstone(tomb), key="t") == tomb
+
+
+def test_newer_versions_are_unsupported_not_corrupt():
+    for value in (
+        {"type": "tree", "version": 2, "entries": []},
+        {"type": "tree", "version": 1, "requires": ["x"], "entries": []},
+    ):
+        with pytest.raises(CasstoreError, match="upgrade"):
+            manifest.decode_tree(canonical.encode(value))
+
+
+def test_digest_is_b3sum():
+    assert digest(b"").hex() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
