@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+
+from casstore.backend import (
+    LocalBackend,
+    MemoryBackend,
+    ReadonlyBackend,
+    RetryingBackend,
+    open_backend,
+)
+from casstore.backend.fsspec_backend import FsspecBackend
+from casstore.backend.location import Location, parse_location
+from casstore.errors import ConfigError, ObjectExists
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "target"),
+    [
+        ("/srv/store", "local", "/srv/store"),
+        ("store", "local", "store"),
+        ("./a:b/c", "local", "./a:b/c"),
+        ("file:///srv/my%20store", "local", "/srv/my store"),
+        ("file://localhost/srv", "local", "/srv"),
+        ("local:///srv", "local", "/srv"),
+        ("FILE:///srv", "local", "/srv"),
+        ("memory://x", "memory", "x"),
+        ("memory://x/", "memory", "x"),
+        ("memory://", "memory", ""),
+        ("s3://bucket/a/b", "fsspec", "s3://bucket/a/b"),
+        ("S3://Bucket", "fsspec", "s3://Bucket"),
+        ("sftp://host:2222/srv", "fsspec", "sftp://host:2222/srv"),
+        ("sftp://[::1]/srv", "fsspec", "sftp://[::1]/srv"),
+        ("abfs://box@account.dfs.core.windows.net/x", "fsspec", "abfs://box@account.dfs.core.windows.net/x"),
+        ("gs://bucket/users/me@example.org", "fsspec", "gs://bucket/users/me@example.org"),
+    ],
+)
+def test_locations(text, kind, target):
+    if "[::1]" in text:
+        with pytest.raises(ConfigError, match="chained"):
+            parse_location(text)
+        return
+    assert parse_location(text) == Location(kind, target)
+
+
+def test_paths_are_never_urls():
+    assert parse_location(Path("s3://bucket")) == Location("local", "s3:/bucket")
+
+
+SECRET = "SeCrEt/with+slash"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://user:SeCrEt@bucket/x",
+        "s3://SeCrEt@bucket/x",
+        "sftp://SeCrEt@host/x",
+        "abfs://user:SeCrEt@account/x",
+        f"s3://AKIA:{SECRET}@bucket/x",
+        "az://box/x?sig=SeCrEt",
+        "https://host/x?token=SeCrEt",
+        "simplecache::s3://user:SeCrEt@bucket",
+        "file://user:SeCrEt@host/x",
+    ],
+)
+def test_secrets_in_urls_are_refused_and_not_repeated(url):
+    with pytest.raises(ConfigError) as caught:
+        open_backend(url)
+    assert "SeCrEt" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("url", ["simplecache::s3://bucket/x", "filecache::file:///x", "s3://a::file://b"])
+def test_chained_urls_are_refused(url):
+    with pytest.raises(ConfigError, match="chained"):
+        open_backend(url)
+
+
+@pytest.mark.parametrize("url", ["file://srv/x", "file://", "", "a\0b", "file:///a%00b"])
+def test_impossible_places(url):
+    with pytest.raises(ConfigError):
+        open_backend(url, create=True)
+
+
+def test_local(tmp_path):
+    for place in (tmp_path / "a", str(tmp_path / "a"), f"file://{tmp_path}/a"):
+        backend = open_backend(place, create=True)
+        assert type(backend) is LocalBackend
+        assert backend.url == f"file://{tmp_path}/a"
+
+
+def test_memory_stores_are_shared_by_name_and_between_threads():
+    one = open_backend("memory://test_location", create=True)
+    other = open_backend("memory://test_location")
+    assert type(one) is MemoryBackend
+    lost = []
+
+    def work(number):
+        for key in range(200):
+            try:
+                open_backend("memory://test_location").put(f"k/{key}", [b"%d" % number])
+            except ObjectExists:
+                lost.append(key)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(lost) == sorted(list(range(200)) * 3)
+    assert len(list(other.list("k/"))) == 200
+    assert list(open_backend("memory://test_location2").list("")) == []
+
+
+def test_other_urls_go_to_fsspec_and_are_retried():
+    backend = open_backend("objects://test_location/x", create=True)
+    assert type(backend) is RetryingBackend
+    assert type(backend.inner) is FsspecBackend
+    readonly = open_backend("objects://test_location/x", readonly=True)
+    assert type(readonly) is ReadonlyBackend
+    backend.put("format", [b"x"])
+    assert readonly.read("format") == b"x"
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("s3://bucket/x", r"casstore\[s3\]"),
+        ("az://box/x", r"casstore\[azure\]"),
+        ("abfs://box/x", r"casstore\[azure\]"),
+        ("gs://bucket/x", r"casstore\[gcs\]"),
+        ("gcs://bucket/x", r"casstore\[gcs\]"),
+        ("sftp://host/x", r"casstore\[sftp\]"),
+        ("ssh://host/x", r"casstore\[sftp\]"),
+        ("nonsense://x", "nonsense"),
+    ],
+)
+def test_what_to_install(url, advice, monkeypatch):
+    for module in ("s3fs", "adlfs", "gcsfs", "sshfs", "paramiko", "fsspec.implementations.sftp"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("fsspec.registry._registry", {})
+    with pytest.raises(ConfigError, match=advice):
+        open_backend(url)
+
+
+def test_options():
+    with pytest.raises(ConfigError, match="durability"):
+        open_backend("memory://x", durability="half")
+    with pytest.raises(ConfigError, match="shared"):
+        open_backend("memory://x", shared="world")
+    with pytest.raises(ConfigError, match="anon"):
+        open_backend("/srv/x", anon=True)
+
+
+def test_storage_options_that_the_file_system_refuses():
+    with pytest.raises(ConfigError, match="storage options"):
+        open_backend("dir:///x", create=True)
+
+
+def test_fsspec_is_imported_only_when_needed(tmp_path):
+    script = (
+        "import sys; from casstore.backend import open_backend\n"
+        "open_backend(sys.argv[1], create=True).put('format', [b'x']); open_backend('memory://x')\n"
+        "assert not [name for name in sys.modules if name.startswith('fsspec')]\n"
+        "assert 'asyncio' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "s")], check=True, timeout=60)
