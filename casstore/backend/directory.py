@@ -158,7 +158,8 @@ class StoreDirectory:
             return
         if directory in self._failed:
             raise OSError(
-                errno.EIO, "an earlier fsync of this directory failed; check the disk, then open the store again"
+                errno.EIO,
+                "an earlier fsync of this directory failed; check the disk, then open the store again",
             )
         fd = self.calls.open(directory, _DIRECTORY_FLAGS)
         try:

@@ -112,11 +112,17 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 @contextmanager
-def translated(doing: str, secrets: tuple[str, ...] = ()) -> Iterator[None]:
-    """Turn every exception but casstore's own into a BackendError; `doing` completes "Cannot …"."""
+def translated(
+    doing: str, secrets: tuple[str, ...] = (), *, passing: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn every exception but casstore's own and those `passing` into a BackendError.
+
+    `doing` completes the sentence "Cannot …".
+    """
+    untouched: tuple[type[Exception], ...] = (CasstoreError, *passing)
     try:
         yield
-    except CasstoreError:
+    except untouched:
         raise
     except Exception as error:  # client libraries share no base class
         # Invariant 11: everything below the cache raises, and raises casstore's errors.

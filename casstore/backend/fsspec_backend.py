@@ -47,6 +47,7 @@ _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ad
 _ATOMIC_PUTS = _OBJECT_STORES | {"memory"}
 
 _TEMPORARY = ".tmp"  # hidden, hence no key
+_MISUSE = (ImportError, TypeError, ValueError, AttributeError)  # what wrong options end in
 _TRUSTED = 16 << 20  # bytes: a longer read is clipped by the object's size first
 _EXTRAS = {
     "s3": "s3",
@@ -104,16 +105,7 @@ class FsspecBackend(Backend):
         pid = os.getpid()
         fs = self._file_systems.get(pid)
         if fs is None:
-            try:
-                fs, _ = url_to_fs(self._location, skip_instance_cache=True, **self._options)
-            except ImportError as error:
-                extra = _EXTRAS.get(self._protocol)
-                advice = f"pip install 'casstore[{extra}]'" if extra else str(error)
-                raise ConfigError(f"{self._protocol}:// needs another package: {advice}") from error
-            except (TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"Cannot use {self.url}: {redact(str(error), self._secrets)}. Check the storage options."
-                ) from None
+            fs = self._connect()
             if isinstance(getattr(fs, "dircache", None), DirCache):
                 # Invariant 8: a listing is what the server says now.
                 fs.dircache = DirCache(use_listings_cache=False)
@@ -122,6 +114,20 @@ class FsspecBackend(Backend):
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
+
+    def _connect(self) -> Any:
+        try:
+            with translated(f"open {self.url}", self._secrets, passing=_MISUSE):
+                return url_to_fs(self._location, skip_instance_cache=True, **self._options)[0]
+        except ImportError as error:
+            extra = _EXTRAS.get(self._protocol)
+            advice = f"pip install 'casstore[{extra}]'" if extra else str(error)
+            raise ConfigError(f"{self._protocol}:// needs another package: {advice}") from error
+        except _MISUSE as error:
+            raise ConfigError(
+                f"Cannot use {self.url}: {redact(str(error), self._secrets)}. Check the URL and the storage "
+                "options."
+            ) from None
 
     def _not_an_object(self, verb: str, key: str) -> ObjectNotFound:
         return ObjectNotFound(f"Cannot {verb} {key} in {self.url}: that is a directory, not an object.")

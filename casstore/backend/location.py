@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from casstore.errors import ConfigError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_IN_BRACKETS = re.compile(r"\[[^\]]*\]")  # an IPv6 address
 # In these the part before "@" names a container, as in abfs://container@account.dfs.core.windows.net/path.
 _CONTAINER_BEFORE_AT = frozenset({"abfs", "abfss", "az", "adl"})
 
@@ -30,17 +31,22 @@ def parse_location(url_or_path: str | os.PathLike[str]) -> Location:
     repeated in the message.
     """
     text = os.fspath(url_or_path)
-    match = _SCHEME.match(text) if isinstance(url_or_path, str) else None
-    if match is None:
-        if not text or "\0" in text:
-            raise ConfigError("A store needs a path or a URL; this one is empty or has a NUL character.")
+    if not text or "\0" in text:
+        raise ConfigError("A store needs a path or a URL; this one is empty or has a NUL character.")
+    if not isinstance(url_or_path, str) or "://" not in text or text.startswith(("/", ".")):
         return Location("local", text)
+    match = _SCHEME.match(text)
+    if match is None:
+        raise ConfigError(
+            "This is neither a path nor a URL that can hold a store. Chained URLs ('::') cannot: name the "
+            "storage itself. A path with '://' in it starts with '/' or './'."
+        )
     scheme = match[1].lower()
     rest = text[match.end() :]
     _refuse_secrets(scheme, rest)
-    if "::" in rest:
+    if "::" in _IN_BRACKETS.sub("", rest):
         raise ConfigError(
-            f"{scheme}:// URLs that are chained with '::' cannot hold a store: name the storage itself."
+            f"{scheme}:// URLs that are chained ('::') cannot hold a store: name the storage itself."
         )
     if scheme in ("file", "local"):
         return Location("local", _local_path(scheme, rest))

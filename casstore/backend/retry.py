@@ -48,11 +48,13 @@ class RetryPolicy:
             error = attempt.error
             if error is None:
                 return
+            if not error.retryable:
+                raise error
             asked = getattr(error, "retry_after", None)
             # 2**30 times the first pause is past any longest pause; the bound keeps the number a number.
             ceiling = min(self.longest_pause, self.first_pause * 2 ** min(number, 30))
             pause = max(self.jitter(0.0, ceiling), asked or 0.0)
-            if not error.retryable or self.clock() - start + pause > self.deadline:
+            if self.clock() - start + pause > self.deadline:
                 raise error
             self.sleep(pause)
             number += 1

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from contract.backend_contract import BackendContract
 from contract.backends import BACKENDS
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fakes.posix_model import SimulatedCrash
+
 from casstore.backend.base import BlobWriter
 from casstore.backend.wrapper import BackendWrapper
 from casstore.errors import BackendUnavailable
-from fakes.posix_model import SimulatedCrash
 
 
 class FaultyBackend(BackendWrapper):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -10,7 +10,7 @@ WEIGHTS = ("fp32", "bf16", "fp16", "fp64", "int8", "int64", "fp32_from_fp16", "q
 _COUNT = 1 << 17
 
 
-@lru_cache(maxsize=None)
+@cache
 def weights(kind, seed):
     """Return (bytes, element width): 128 Ki values, normally distributed with a scale per row of 256."""
     rng = np.random.default_rng(seed)
@@ -55,7 +55,12 @@ def _q6_k(rng):
     count = _COUNT // 256
     quants = rng.normal(32, 9, (count, 256)).clip(0, 63).astype(np.uint8)
     low = (quants[:, :128] & 15) | (quants[:, 128:] << 4)
-    high = quants[:, 0::4] >> 4 | quants[:, 1::4] >> 4 << 2 | quants[:, 2::4] >> 4 << 4 | quants[:, 3::4] >> 4 << 6
+    high = (
+        quants[:, 0::4] >> 4
+        | quants[:, 1::4] >> 4 << 2
+        | quants[:, 2::4] >> 4 << 4
+        | quants[:, 3::4] >> 4 << 6
+    )
     scales = rng.normal(0, 40, (count, 16)).clip(-128, 127).astype(np.int8).view(np.uint8)
     delta = rng.uniform(1e-4, 5e-4, (count, 1)).astype("<f2").view(np.uint8).reshape(-1, 2)
     return np.concatenate([low, high, scales, delta], 1)

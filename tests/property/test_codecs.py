@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import struct
 import threading
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -78,8 +81,8 @@ def test_weights_come_back_whatever_the_offset(kind, seed, begin, size, right):
 
 @given(plain=plain_bytes(), hint=hints(), data=st.data())
 def test_a_batch_gives_each_chunk_what_it_gets_alone(plain, hint, data):
-    edges = sorted(data.draw(st.lists(st.integers(0, len(plain)), max_size=4)) + [0, len(plain)])
-    cuts = [(begin, end - begin) for begin, end in zip(edges, edges[1:], strict=False)]
+    edges = sorted([*data.draw(st.lists(st.integers(0, len(plain)), max_size=4)), 0, len(plain)])
+    cuts = [(begin, end - begin) for begin, end in itertools.pairwise(edges)]
     batch = encode_batch(plain, cuts, [hint] * len(cuts))
     alone = [encode_one(plain[begin : begin + length], hint) for begin, length in cuts]
     assert [(e.encoding, bytes(e.payload)) for e in batch] == [(e.encoding, bytes(e.payload)) for e in alone]
@@ -107,7 +110,10 @@ def valid_payloads():
         "raw": encode_one(os.urandom(3000), None),
         "zstd": encode_one(b"some text, again and again. " * 100, None),
     }
-    found = [(encoded.encoding, bytes(encoded.payload), size) for encoded, size in zip(kinds.values(), (3000, 2800))]
+    found = [
+        (encoded.encoding, bytes(encoded.payload), size)
+        for encoded, size in zip(kinds.values(), (3000, 2800), strict=True)
+    ]
     for kind in WEIGHTS:
         data, width = weights(kind, 1)
         for phase in (0, 1):
@@ -149,15 +155,15 @@ def test_damaged_payloads_raise_format_error_or_decode(payload, data):
 
 @given(encoding=st.integers(-1, 300), payload=st.binary(max_size=300), length=st.integers(0, 5000))
 def test_arbitrary_payloads_raise_format_error_or_decode(encoding, payload, length):
-    try:
+    with contextlib.suppress(FormatError):
         assert len(decode_guarded(encoding, payload, length)) == length
-    except FormatError:
-        pass
 
 
 def table(*, version=1, flags=0, stride=4, phase=0, count=None, reserved=0, runs, body):
     """Build a planes payload by hand."""
-    head = struct.pack("<BBHHBB", version, flags, stride, phase, len(runs) if count is None else count, reserved)
+    head = struct.pack(
+        "<BBHHBB", version, flags, stride, phase, len(runs) if count is None else count, reserved
+    )
     return head + b"".join(struct.pack("<HBBI", *run) for run in runs) + body
 
 
@@ -183,7 +189,7 @@ def test_the_payload_that_the_bad_ones_are_made_from_is_good():
         ({"phase": 4}, FormatError),
         ({"phase": 1}, FormatError),
         ({"count": 0}, FormatError),
-        ({"count": 4}, FormatError),
+        ({"count": 2}, FormatError),
         ({"count": 255}, FormatError),
         ({"runs": [(2, 0, 0, 5), *GOOD["runs"][1:]]}, FormatError),
         ({"runs": [(0, 0, 0, 0), *GOOD["runs"]]}, FormatError),
@@ -209,7 +215,6 @@ WIDE = zstandard.ZstdCompressor(
 ).compressobj(size=600)
 WIDE = WIDE.compress(b"plain bytes " * 50) + WIDE.flush()
 SKIPPABLE = b"\x50\x2a\x4d\x18" + struct.pack("<I", 600) + bytes(600)
-DICTIONARY = zstandard.ZstdCompressionDict(b"plain bytes, many of them, " * 40, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +264,7 @@ def test_dictionaries_and_huge_windows_are_refused():
     assert decode(Encoding.ZSTD, frame_header(size=900), 900) == b"x" * 900
     assert decode(Encoding.ZSTD, frame_header(size=900, window=13), 900) == b"x" * 900
     for payload in (frame_header(size=900, window=14), frame_header(size=900, dictionary=7)):
-        with pytest.raises(FormatError, match="window|dictionary"):
+        with pytest.raises(FormatError, match=r"window|dictionary"):
             decode(Encoding.ZSTD, payload, 900)
 
 
@@ -278,7 +283,7 @@ def test_nothing_is_allocated_for_sizes_that_do_not_fit():
 
 def test_delta_and_unknown_encodings_ask_for_an_upgrade():
     for encoding in (Encoding.DELTA, 4, 200):
-        with pytest.raises(UnsupportedVersion, match="[Uu]pgrade"):
+        with pytest.raises(UnsupportedVersion, match=r"[Uu]pgrade"):
             decode(encoding, b"x", 1)
 
 
@@ -302,8 +307,15 @@ def test_threads_and_forked_children_work_with_contexts_of_their_own():
     for worker in workers:
         worker.join()
     assert not wrong
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Python 3.12 warns when a process with threads forks; numpy keeps some of its own.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
-        work()
-        os._exit(1 if wrong else 0)
+        try:
+            wrong.append(None)
+            work()
+            wrong.pop()
+        finally:
+            os._exit(1 if wrong else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

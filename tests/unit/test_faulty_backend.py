@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from fakes.faulty_backend import FaultyBackend
+from fakes.posix_model import SimulatedCrash
 
 from casstore.backend import LocalBackend, MemoryBackend
 from casstore.errors import AccessDenied, BackendUnavailable, ObjectNotFound
-from fakes.faulty_backend import FaultyBackend
-from fakes.posix_model import SimulatedCrash
 
 
 @pytest.fixture
@@ -21,6 +21,12 @@ def script(backend):
     backend.create("c", [b"3"])
     list(backend.list(""))
     backend.delete("a")
+
+
+def script_of_a_writer(backend):
+    with backend.open_writer() as writer:
+        writer.write([b"x"])
+        writer.commit("b")
 
 
 def test_calls_are_counted(faulty):
@@ -56,9 +62,8 @@ def test_a_stopped_writer_leaves_its_temporary(tmp_path):
     inner = LocalBackend(tmp_path, create=True)
     faulty = FaultyBackend(inner)
     faulty.stop_at(2)
-    with pytest.raises(SimulatedCrash), faulty.open_writer() as writer:
-        writer.write([b"x"])
-        writer.commit("b")
+    with pytest.raises(SimulatedCrash):
+        script_of_a_writer(faulty)
     assert len(list(inner.list_temporaries())) == 1
 
 

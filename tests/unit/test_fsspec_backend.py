@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 
 import fsspec
 import pytest
+from contract.backends import ObjectFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -20,7 +21,6 @@ from casstore.errors import (
     ObjectExists,
     ObjectNotFound,
 )
-from contract.backends import ObjectFileSystem
 
 KEY = "packs/ab/x"
 
@@ -136,13 +136,15 @@ class Forbidding(LocalFileSystem):
     protocol = "forbidding"
     error = PermissionError("no")
 
-    def ls(self, path, detail=False, **kwargs):
+    def ls(self, path, detail=False, **kwargs):  # noqa: FBT002  # fsspec's signature
         if path.endswith("/cd"):
             raise self.error
         return super().ls(path, detail=detail, **kwargs)
 
 
-@pytest.mark.parametrize("error", [PermissionError("no"), FileNotFoundError("x"), OSError("odd"), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [PermissionError("no"), FileNotFoundError("x"), OSError("odd"), TimeoutError()]
+)
 def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, error):
     backend = FsspecBackend(f"forbidding://{tmp_path}/s", create=True)
     for key in ("packs/ab/1", "packs/cd/2", "packs/ef/3"):

@@ -7,9 +7,9 @@ import fcntl
 import os
 
 import pytest
+from fakes.posix_model import KEEP_ALL, LOSE_ALL, PosixModel, SimulatedCrash
 
 from casstore.backend.syscalls import SystemCalls
-from fakes.posix_model import KEEP_ALL, LOSE_ALL, PosixModel, SimulatedCrash
 
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 SEEDS = range(60)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from fakes.faulty_backend import FaultyBackend
+from fakes.posix_model import PosixModel
 
 from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy
 from casstore.backend.base import Throttled
@@ -12,8 +14,6 @@ from casstore.errors import (
     ObjectExists,
     ObjectNotFound,
 )
-from fakes.faulty_backend import FaultyBackend
-from fakes.posix_model import PosixModel
 
 
 class Clock:
