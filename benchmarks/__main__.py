@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report
 from benchmarks.harness import BenchmarkError, Harness, Options
@@ -20,7 +21,7 @@ SMOKE = Options(
     cuts_corpora=("synthetic:4",),
     repeats=1,
     warmups=0,
-    memory_gb=0.008,
+    memory_gb=(0.008,),
 )
 
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _chosen(given: argparse.Namespace) -> dict[str, object]:
+def _chosen(given: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given on the command line."""
     names = ("peers", "corpora", "repeats", "warmups", "page_cache", "memory_gb", "cache", "work")
     chosen = {name: getattr(given, name) for name in names}
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--repeats", type=int, help="timed runs of each (5)")
     run.add_argument("--warmups", type=int, help="untimed runs of each before (1)")
     run.add_argument("--page-cache", choices=["warm", "cold"], help="inputs in the page cache or not (warm)")
-    run.add_argument("--memory-gb", type=float, help="size of the memory scenario's file (0.5)")
+    run.add_argument("--memory-gb", type=_sizes, help="sizes of the memory scenario's files (0.0625,0.5)")
     run.add_argument("--cache", type=Path, help="where corpora are kept (the user's cache directory)")
     run.add_argument("--work", type=Path, help="where stores are written, the disk to measure (in the cache)")
     run.add_argument("--out", type=Path, help="write the result as JSON")
@@ -78,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
 
 
 def _peers(text: str) -> tuple[str, ...]:

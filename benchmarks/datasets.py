@@ -127,9 +127,9 @@ def _recipe(name: str) -> Recipe:
     kind, _, size = name.partition(":")
     if kind == "synthetic":
         megabytes = int(size or 64)
-        return Recipe(f"1 ({megabytes} MB)", lambda folder, _: _synthetic(folder, megabytes * MB))
+        return Recipe(f"2 ({megabytes} MB)", lambda folder, _: _synthetic(folder, megabytes * MB))
     recipes = {
-        "minilm-variants": Recipe(f"1 of {_MINILM}", _minilm_variants),
+        "minilm-variants": Recipe(f"2 of {_MINILM}", _minilm_variants),
         "mid-insert": Recipe("1", lambda folder, _: _mid_insert(folder)),
         "fused": Recipe("1", lambda folder, _: _fused(folder)),
     }
@@ -218,7 +218,7 @@ def _minilm_variants(folder: Path, cache: Path) -> dict[str, str | None]:
     weights.write_safetensors(target("bf16") / "model.safetensors", weights.cast(base, "BF16"))
     weights.write_safetensors(target("rows-retrained") / "model.safetensors", rows)
     weights.write_shards(target("two-shards"), base, count=2)
-    weights.write_torch_zip(target("torch-zip") / "pytorch_model.bin", base)
+    weights.write_torch_zip(target("torch-zip") / "pytorch_model.bin", source / "model.safetensors")
     weights.write_safetensors(target("last-layer-retrained") / "model.safetensors", last)
     names = ["fp16", "bf16", "rows-retrained", "two-shards", "torch-zip", "last-layer-retrained"]
     return {"base": None} | dict.fromkeys(names, "base")
@@ -227,7 +227,7 @@ def _minilm_variants(folder: Path, cache: Path) -> dict[str, str | None]:
 def _synthetic(folder: Path, size: int) -> dict[str, str | None]:
     """Build a transformer in fp32, a copy with its last block retrained, and one in bf16: about `size` bytes in all."""
     rng = np.random.default_rng(21)
-    hidden = 256 if size < 64 * MB else 1024
+    hidden = 128 if size < 16 * MB else 256 if size < 64 * MB else 1024
     base = weights.random_transformer(rng, hidden=hidden, size=size * 2 // 5)
     last = max(name.rpartition(".")[0] for name in base if name.startswith("block."))
     retrained = dict(base)

@@ -75,7 +75,8 @@ class Options:
     repeats: int = 5
     warmups: int = 1
     page_cache: Literal["warm", "cold"] = "warm"
-    memory_gb: float = 0.5
+    memory_gb: tuple[float, ...] = (0.0625, 0.5)
+    """Sizes of the memory scenario's files."""
     cache: Path = field(default_factory=datasets.default_cache)
     work: Path | None = None
     """Where stores and outputs are written: the file system that is measured. Inside `cache` by default."""
@@ -87,11 +88,13 @@ Sample = dict[Metric, float]
 class Harness:
     """What scenarios measure with. Works in a directory of its own, which `close` removes."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, variables: Mapping[str, str] | None = None) -> None:
+        """`variables` are added to the environment of the processes that are measured."""
         self.options = options
         parent = options.work or options.cache / "work"
         parent.mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(dir=parent, prefix="run-"))
+        self.environment = {**self._environment(), **(variables or {})}
         self.corpora: dict[str, Corpus] = {}
         self.peers: dict[str, dict[str, str]] = {}
         self.missing: dict[str, str] = {}
@@ -114,21 +117,27 @@ class Harness:
 
     def fresh(self, function: str, **arguments: Any) -> Any:
         """Call "MODULE:NAME" in a new process; return its answer. Raises BenchmarkError with what it printed."""
-        environment = dict(os.environ)
-        # The machine's state of casstore (stat cache, index copies) starts empty and is thrown away with the run.
-        environment["XDG_CACHE_HOME"] = str(self.work / "user-cache")
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.worker"],
             input=json.dumps({"function": function, "arguments": arguments}),
             capture_output=True,
             text=True,
             cwd=REPOSITORY,
-            env=environment,
+            env=self.environment,
             check=False,
         )
         if done.returncode != 0:
             raise BenchmarkError(f"{function} failed with {arguments}:\n{done.stderr or done.stdout}")
         return json.loads(done.stdout.splitlines()[-1])
+
+    def _environment(self) -> dict[str, str]:
+        """Return the variables for programs that are measured: what a user's would be, whatever ours are."""
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        # The machine's state of casstore (stat cache, index copies) starts empty and is thrown away with the run.
+        variables["XDG_CACHE_HOME"] = str(self.work / "user-cache")
+        # An installed program has its byte code; here it is kept where it does not litter the repository.
+        variables["PYTHONPYCACHEPREFIX"] = str(self.options.cache / "byte-code")
+        return variables
 
     def interleave(
         self,
@@ -137,10 +146,12 @@ class Harness:
         trials: Mapping[str, Callable[[], Sample]],
         *,
         repeats: int | None = None,
+        warmups: int | None = None,
     ) -> list[Measurement]:
-        """Run every subject's trial once or more to warm up, then all in turns (A B A B); return the samples."""
+        """Run every subject's trial to warm up, then all in turns (A B A B); return the samples."""
+        warmups = self.options.warmups if warmups is None else warmups
         samples: dict[tuple[str, Metric], list[float]] = {}
-        for turn in range(-self.options.warmups, repeats or self.options.repeats):
+        for turn in range(-warmups, repeats or self.options.repeats):
             for subject, trial in trials.items():
                 say(f"{scenario} · {case} · {subject} · {'warm-up' if turn < 0 else f'repeat {turn + 1}'}")
                 for metric, value in trial().items():

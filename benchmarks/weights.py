@@ -8,27 +8,25 @@ from __future__ import annotations
 import json
 import math
 import struct
-import zipfile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from casstore.ops import weights as writers
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
-_STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage", "I64": "LongStorage"}
-_ALIGNMENT = 64
 
 
 class Tensor(NamedTuple):
     """An array and its element type as safetensors calls it."""
 
     dtype: str
-    array: NDArray[np.generic]
+    array: NDArray[Any]
 
 
 Tensors = dict[str, Tensor]
@@ -70,21 +68,18 @@ def retrained(tensor: Tensor, rng: np.random.Generator, *, rows: slice | None = 
 def cast(tensors: Tensors, dtype: str) -> Tensors:
     """Return the fp32 tensors as "F16" or "BF16", rounded to nearest even, and all others as they are."""
     return {
-        name: _cast(tensor, dtype) if tensor.dtype == "F32" else tensor for name, tensor in tensors.items()
+        name: Tensor(dtype, writers.from_float32(tensor.array, dtype)) if tensor.dtype == "F32" else tensor
+        for name, tensor in tensors.items()
     }
 
 
 def read_safetensors(path: Path) -> Tensors:
-    data = path.read_bytes()
-    (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        array = np.frombuffer(data[begin:end], _NUMPY[entry["dtype"]]).reshape(entry["shape"])
-        tensors[name] = Tensor(entry["dtype"], array)
-    return tensors
+    header, start = _read_header(path)
+    data = path.read_bytes()[start:]
+    return {
+        name: Tensor(dtype, np.frombuffer(data[begin:end], _NUMPY[dtype]).reshape(shape))
+        for name, (dtype, shape, (begin, end)) in header.items()
+    }
 
 
 def write_safetensors(path: Path, tensors: Tensors) -> None:
@@ -110,7 +105,7 @@ def write_shards(folder: Path, tensors: Tensors, *, count: int) -> None:
     for name, tensor in tensors.items():
         shards[min(done * count // total, count - 1)][name] = tensor
         done += tensor.array.nbytes
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{count:05}.safetensors"
         write_safetensors(folder / file, shard)
@@ -119,59 +114,27 @@ def write_shards(folder: Path, tensors: Tensors, *, count: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_torch_zip(path: Path, tensors: Tensors) -> None:
-    """Write what `torch.save` makes of a state dict: stored records, each aligned to 64 bytes."""
-    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-
-        def write(name: str, data: bytes | memoryview) -> None:
-            entry = zipfile.ZipInfo(f"archive/{name}")
-            start = file.tell() + 30 + len(entry.filename) + 4
-            padding = -start % _ALIGNMENT
-            entry.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-            archive.writestr(entry, data)
-
-        write("data.pkl", b"".join(_state_dict_pickle(tensors)))
-        write("byteorder", b"little")
-        for number, tensor in enumerate(tensors.values()):
-            write(f"data/{number}", _plain(tensor))
-        write("version", b"3\n")
+def write_torch_zip(path: Path, source: Path) -> None:
+    """Write the tensors of a safetensors file as `torch.save` would."""
+    header, start = _read_header(source)
+    outputs = [
+        writers.Output(
+            writers.Tensor(name, dtype, tuple(shape), str(source), start + begin, start + end), dtype
+        )
+        for name, (dtype, shape, (begin, end)) in header.items()
+    ]
+    writers.write_torch_zip(str(path), outputs)
 
 
-def _state_dict_pickle(tensors: Tensors) -> Iterator[bytes]:
-    """Yield the pickle of an OrderedDict of tensors whose storages are the records 0, 1 and so on."""
-    empty_dict = b"ccollections\nOrderedDict\n)R"
-    yield b"\x80\x02" + empty_dict + b"("
-    for number, (name, (dtype, array)) in enumerate(tensors.items()):
-        strides = np.array(array.strides) // array.itemsize
-        yield _pickle_text(name)
-        yield b"ctorch._utils\n_rebuild_tensor_v2\n(("
-        yield _pickle_text("storage") + f"ctorch\n{_STORAGES[dtype]}\n".encode()
-        yield _pickle_text(str(number)) + _pickle_text("cpu") + _pickle_int(array.size) + b"tQ"
-        yield _pickle_int(0) + _pickle_ints(array.shape) + _pickle_ints(strides.tolist())
-        yield b"\x89" + empty_dict + b"tR"
-    yield b"u."
-
-
-def _pickle_text(text: str) -> bytes:
-    data = text.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
-
-
-def _pickle_int(value: int) -> bytes:
-    return b"J" + struct.pack("<i", value)
-
-
-def _pickle_ints(values: tuple[int, ...] | list[int]) -> bytes:
-    return b"(" + b"".join(map(_pickle_int, values)) + b"t"
-
-
-def _cast(tensor: Tensor, dtype: str) -> Tensor:
-    if dtype == "F16":
-        return Tensor("F16", tensor.array.astype("<f2"))
-    bits = tensor.array.view("<u4")
-    rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-    return Tensor("BF16", (rounded >> 16).astype("<u2"))
+def _read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]], int]:
+    """Return name to (dtype, shape, offsets) of a safetensors file, and where its data starts."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    found = {name: (item["dtype"], item["shape"], item["data_offsets"]) for name, item in header.items()}
+    return found, 8 + length
 
 
 def _plain(tensor: Tensor) -> memoryview:
-    return memoryview(np.ascontiguousarray(tensor.array)).cast("B")
+    return np.ascontiguousarray(tensor.array).data.cast("B")

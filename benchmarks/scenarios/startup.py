@@ -33,22 +33,22 @@ print(time.perf_counter() - start)
 
 def run(harness: Harness) -> list[Measurement]:
     trials = {
-        "import numpy": lambda: _printed(_NUMPY),
-        "import casstore, beyond numpy": lambda: _printed(_IMPORT),
-        "python -c pass": lambda: _whole([sys.executable, "-c", "pass"]),
-        "casstore --help": lambda: _whole([*_command(), "--help"]),
+        "import numpy": lambda: _printed(harness, _NUMPY),
+        "import casstore, beyond numpy": lambda: _printed(harness, _IMPORT),
+        "python -c pass": lambda: _whole(harness, [sys.executable, "-c", "pass"]),
+        "casstore --help": lambda: _whole(harness, [*_command(), "--help"]),
     }
     return harness.interleave("startup", "fresh process", trials, repeats=max(harness.options.repeats, 7))
 
 
-def _printed(program: str) -> Sample:
-    done = _run([sys.executable, "-c", program])
+def _printed(harness: Harness, program: str) -> Sample:
+    done = _run(harness, [sys.executable, "-c", program])
     return {MILLISECONDS: 1000 * float(done)}
 
 
-def _whole(command: Sequence[str]) -> Sample:
+def _whole(harness: Harness, command: Sequence[str]) -> Sample:
     started = time.perf_counter()
-    _run(command)
+    _run(harness, command)
     return {MILLISECONDS: 1000 * (time.perf_counter() - started)}
 
 
@@ -59,8 +59,10 @@ def _command() -> list[str]:
     return [found] if found else [sys.executable, "-m", "casstore"]
 
 
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+def _run(harness: Harness, command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, env=harness.environment, check=False
+    )
     if done.returncode != 0:
         raise BenchmarkError(f"{' '.join(command)} failed:\n{done.stderr}")
     return done.stdout

@@ -99,13 +99,14 @@ class StoreDirectory:
             except FileNotFoundError:
                 missing.append(path)
                 path = os.path.dirname(path)
+        # Invariant 2: whoever made the directories that are there may have stopped before their entries were
+        # durable. One that may not be read belongs to someone else, who saw to that.
+        while path != os.path.dirname(path):
+            path = os.path.dirname(path)
+            with suppress(PermissionError):
+                self.sync(path)
         for path in reversed(missing):
             self._make_directory(path, own=path == self.root)
-        if not missing:
-            # Invariant 2: whoever made it may not have come this far. A directory above that may not be
-            # read belongs to someone else, who made the root durable.
-            with suppress(PermissionError):
-                self.sync(os.path.dirname(self.root))
 
     def _make_directory(self, path: str, *, own: bool = True) -> None:
         """Make one directory, or find it made, and make its entry durable."""
@@ -134,15 +135,6 @@ class StoreDirectory:
         self.settle(os.path.dirname(directory))
         self._make_directory(directory)
         self._settled.add(directory)
-
-    def settle_existing(self, directory: str) -> None:
-        """Make durable what `directory` holds and what leads to it; it must exist."""
-        self.sync(directory)
-        while directory != self.root and directory not in self._settled:
-            parent = os.path.dirname(directory)
-            self.sync(parent)
-            self._settled.add(directory)
-            directory = parent
 
     def forget(self) -> None:
         """Look again at which directories are there: someone removed one."""
@@ -267,3 +259,5 @@ class StoreDirectory:
         except FileNotFoundError:
             # Invariant 8: not even a link has this name.
             return False
+        except OSError as error:
+            raise from_os_error(error, f"look for {path}") from error

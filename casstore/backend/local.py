@@ -80,7 +80,7 @@ class LocalBackend(Backend):
         except OSError as error:
             raise from_os_error(error, f"read {key} in {self.url}") from error
         finally:
-            self._calls.close(fd)
+            self._close_quietly(fd)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
@@ -98,7 +98,7 @@ class LocalBackend(Backend):
         except OSError as error:
             raise from_os_error(error, f"read {key} in {self.url}") from error
         finally:
-            self._calls.close(fd)
+            self._close_quietly(fd)
         return filled
 
     def _open_object(self, key: str) -> tuple[int, int]:
@@ -109,11 +109,20 @@ class LocalBackend(Backend):
             fd = self._calls.open(path, _READ_FLAGS)
         except OSError as error:
             raise self._explain(error, "read", key) from error
-        status = self._calls.fstat(fd)
-        if not status.is_file:
+        try:
+            status = self._calls.fstat(fd)
+            if status.is_file:
+                return fd, status.size
+        except OSError as error:
+            self._close_quietly(fd)
+            raise from_os_error(error, f"read {key} in {self.url}") from error
+        self._close_quietly(fd)
+        raise self._not_an_object("read", key)
+
+    def _close_quietly(self, fd: int) -> None:
+        # Invariant 4 rests on the hash of what was read, not on what closing says afterwards.
+        with suppress(OSError):
             self._calls.close(fd)
-            raise self._not_an_object("read", key)
-        return fd, status.size
 
     def stat(self, key: str) -> Entry:
         """Ask the file system; an absence that an unmounted disk could explain is BackendUnavailable."""
@@ -223,11 +232,11 @@ class LocalBackend(Backend):
             ) from error
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Fsync the directories of `keys` and those above them, each once."""
+        """Fsync the directories of `keys`, each once; those above were durable before the files got their names."""
         for directory in sorted({os.path.dirname(self._directory.path(key)) for key in keys}):
             try:
                 # Invariant 2: another writer's file counts only once its directory is on the disk.
-                self._directory.settle_existing(directory)
+                self._directory.sync(directory)
             except OSError as error:  # noqa: PERF203  # one fsync each: the handler costs nothing beside it
                 raise from_os_error(error, f"make {directory} durable", retryable=False) from error
 

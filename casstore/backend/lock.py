@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casstore.backend.oserrors import from_os_error
@@ -66,8 +67,11 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
 
 def release(directory: StoreDirectory, fd: int) -> None:
     """Give the lock back, also when a child that was forked meanwhile still has the descriptor."""
-    directory.calls.flock(fd, fcntl.LOCK_UN)
-    directory.calls.close(fd)
+    # Invariant 10: nobody's safety rests on the lock, so an error here must not hide how the work went.
+    with suppress(OSError):
+        directory.calls.flock(fd, fcntl.LOCK_UN)
+    with suppress(OSError):
+        directory.calls.close(fd)
 
 
 def _is_still(directory: StoreDirectory, fd: int, path: str) -> bool:

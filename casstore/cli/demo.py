@@ -7,11 +7,11 @@ import typer
 
 from casstore.cli.options import DebugOption, JsonOption, QuietOption
 from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_duration, human_percent, human_rate
+from casstore.cli.text import human_bytes, human_duration, human_percent, human_rate, megabytes
 
 if TYPE_CHECKING:
     from casstore.cli.session import Session
-    from casstore.ops.demo import DemoReport
+    from casstore.ops.demo import DemoReport, DemoStep
 
 
 def run(
@@ -56,46 +56,46 @@ def _as_json(report: "DemoReport") -> dict[str, Any]:
     }
 
 
+def _saved(step: "DemoStep", encoding: str) -> int:
+    return sum(saving.bytes_saved for saving in step.encodings if saving.encoding == encoding)
+
+
 def _print(out: "Session", report: "DemoReport") -> None:
     used = sorted({saving.encoding for step in report.steps for saving in step.encodings} - {"raw"})
     out.summary(f"Model: {report.source}")
+    saved = {name: [_saved(step, name) for step in report.steps] for name in used}
     rows = [
         (
             step.title,
             human_bytes(step.bytes_total),
             human_bytes(step.bytes_dedup),
-            *(
-                human_bytes(sum(s.bytes_saved for s in step.encodings if s.encoding == encoding))
-                for encoding in used
-            ),
-            human_bytes(step.bytes_overhead),
+            *(human_bytes(saved[name][at]) for name in used),
             human_bytes(step.bytes_stored),
-            human_duration(step.seconds),
-            human_rate(step.bytes_total, step.seconds),
+            f"{step.seconds:.2f}",
+            megabytes(step.bytes_total, step.seconds),
         )
-        for step in report.steps
+        for at, step in enumerate(report.steps)
     ]
     rows.append(
         (
             "all",
             human_bytes(report.bytes_total),
             human_bytes(report.bytes_dedup),
-            *(human_bytes(report.saved_by(encoding)) for encoding in used),
-            human_bytes(sum(step.bytes_overhead for step in report.steps)),
+            *(human_bytes(sum(saved[name])) for name in used),
             human_bytes(report.bytes_stored),
-            human_duration(report.seconds),
-            human_rate(report.bytes_total, report.seconds),
+            f"{report.seconds:.2f}",
+            megabytes(report.bytes_total, report.seconds),
         )
     )
+    # The columns read as a sum: as files, less what each means saved, is what is stored.
     columns = (
         "step",
         ">as files",
-        ">saved: dedup",
-        *(f">saved: {encoding}" for encoding in used),
-        ">overhead",
-        ">stored",
-        ">time",
-        ">speed",
+        ">-dedup",
+        *(f">-{name}" for name in used),
+        ">=stored",
+        ">seconds",
+        ">MB/s",
     )
     out.table(columns, rows)
     for skipped in report.skipped:

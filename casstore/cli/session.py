@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 
@@ -82,28 +82,22 @@ class Session:
 
         Columns whose name starts with ">" are aligned to the right.
         """
-        if not sys.stdout.isatty():
+        if sys.stdout is None or not sys.stdout.isatty():
             for row in rows:
                 self.print_line(*([label] if label else []), *row)
             return
-        from rich import box  # noqa: PLC0415
         from rich.console import Console  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        # Whatever does not fit is folded, never cut: half a number is a wrong number.
+        shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for column in columns:
-            right = column.startswith(">")
-            shown.add_column(
-                column.lstrip(">"),
-                justify="right" if right else "left",
-                no_wrap=right,
-                overflow="fold",
-                header_style="bold",
-            )
+            justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+            shown.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
         for row in rows:
             shown.add_row(*(Text(printable(cell)) for cell in row))
-        Console().print(shown)
+        Console(highlight=False).print(shown, "")
 
     def progress(self, label: str) -> AbstractContextManager[ProgressCallback | None]:
         """Show a progress bar where a person watches, and give the callback that moves it."""

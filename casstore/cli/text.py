@@ -10,6 +10,7 @@ __all__ = [
     "human_percent",
     "human_rate",
     "local_time",
+    "megabytes",
     "printable",
     "short_id",
     "utc_time",
@@ -39,9 +40,14 @@ def human_bytes(count: int) -> str:
     return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def megabytes(count: int, seconds: float) -> str:
+    """Return a throughput as a number of MB/s (10^6 bytes)."""
+    return f"{count / 1e6 / seconds:,.0f}" if seconds > 0 else "-"
+
+
 def human_rate(count: int, seconds: float) -> str:
-    """Return a throughput in MB/s (10^6 bytes)."""
-    return f"{count / 1e6 / seconds:,.0f} MB/s" if seconds > 0 else "-"
+    """Return a throughput with its unit."""
+    return f"{megabytes(count, seconds)} MB/s"
 
 
 def human_duration(seconds: float) -> str:

@@ -8,12 +8,12 @@ import numpy as np
 
 from casstore.codecs.encoding import ElementHint, Encoded, Encoding
 from casstore.codecs.planes import Plan, decode_planes, encode_planes
-from casstore.codecs.select import choose
+from casstore.codecs.select import Choice, choose
 from casstore.codecs.zstd import compress, decompress
 from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
@@ -24,6 +24,8 @@ __all__ = ["decode", "decode_into", "encode_batch"]
 
 # Payloads start at multiples of this, so that integer copies into them are aligned.
 _ALIGN = 64
+# One choice of encoding serves up to this many adjacent bytes of a tensor.
+_STRETCH = 4 << 20
 
 
 def encode_batch(
@@ -31,10 +33,10 @@ def encode_batch(
 ) -> list[Encoded]:
     """Encode the chunks that `cuts`, pairs of (offset, length) in bytes, name in `block`.
 
-    One hint per cut, or None where nothing is known. A payload is never longer than its chunk. The result
-    depends on each chunk's bytes and hint alone. `block` is only read and may be reused as soon as this
-    returns. Any number of threads may call it at once; hand over 4 MiB and more, since the work runs without
-    the GIL but each chunk takes some tens of microseconds with it. Raises ValueError for a cut outside `block`.
+    One hint per cut, or None where nothing is known. A payload is never longer than its chunk. The same batch
+    gives the same result, each time and in each process; adjacent chunks with like hints share one choice.
+    `block` is only read and may be reused as soon as this returns. Any number of threads may call it at once;
+    hand over 4 MiB and more. Raises ValueError for a cut outside `block`.
     """
     data: U8 = np.frombuffer(block, np.uint8)
     for offset, length in cuts:
@@ -43,24 +45,55 @@ def encode_batch(
                 f"A cut of {length} bytes at {offset} is outside its block of {len(data)} bytes."
             )
     arena: U8 = np.empty(sum(-(-length // _ALIGN) * _ALIGN for _, length in cuts), np.uint8)
-    position = 0
     view = memoryview(arena)
+    position = 0
     encoded = []
-    for (offset, length), hint in zip(cuts, hints, strict=True):
-        encoding, stored = _encode(data[offset : offset + length], hint, arena[position : position + length])
-        encoded.append(Encoded(encoding, view[position : position + stored]))
-        position += -(-stored // _ALIGN) * _ALIGN
+    for first, end in _stretches(cuts, hints):
+        begin = cuts[first][0]
+        choice = choose(data[begin : sum(cuts[end - 1])], hints[first])
+        for offset, length in cuts[first:end]:
+            encoding, stored = _encode(
+                data[offset : offset + length], choice, offset - begin, arena[position : position + length]
+            )
+            encoded.append(Encoded(encoding, view[position : position + stored]))
+            position += -(-stored // _ALIGN) * _ALIGN
     return encoded
 
 
-def _encode(chunk: U8, hint: ElementHint | None, out: U8) -> tuple[Encoding, int]:
-    """Write the chunk's payload to the start of `out`, which is as long as the chunk; return its length."""
-    plan = choose(chunk, hint) if len(chunk) else None
+def _stretches(
+    cuts: Sequence[tuple[int, int]], hints: Sequence[ElementHint | None]
+) -> Iterator[tuple[int, int]]:
+    """Divide the batch into ranges of cuts that are adjacent and whose hints see the same elements."""
+    first = 0
+    for at in range(1, len(cuts) + 1):
+        if at < len(cuts):
+            begin, hint, next_hint = cuts[first][0], hints[first], hints[at]
+            offset, length = cuts[at]
+            if (
+                hint is not None
+                and next_hint is not None
+                and hint.width == next_hint.width > 0
+                and (hint.phase - next_hint.phase - (offset - begin)) % hint.width == 0
+                and sum(cuts[at - 1]) == offset
+                and offset + length - begin <= _STRETCH
+            ):
+                continue
+        if at > first:
+            yield first, at
+        first = at
+
+
+def _encode(chunk: U8, choice: Choice, offset: int, out: U8) -> tuple[Encoding, int]:
+    """Write the payload of the chunk at `offset` of its stretch to the start of `out`; return its length.
+
+    `out` is as long as the chunk.
+    """
+    plan = choice.plan
     if isinstance(plan, Plan):
-        stored = encode_planes(chunk, plan, out)
+        stored = encode_planes(chunk, (choice.phase - offset) % plan.stride, plan, out)
         if stored is not None:
             return Encoding.PLANES, stored
-    elif plan is not None:
+    elif plan is not None and len(chunk):
         frame = compress(chunk, plan)
         if len(frame) < len(chunk):
             out[: len(frame)] = np.frombuffer(frame, np.uint8)

@@ -48,10 +48,9 @@ class RunPlan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The writer's choice for a chunk; the runs are in column order and cover the stride."""
+    """The writer's choice for the elements of a chunk; the runs are in column order and cover the stride."""
 
     stride: int
-    phase: int
     sign: bool
     runs: tuple[RunPlan, ...]
 
@@ -61,23 +60,21 @@ def header_size(runs: int) -> int:
     return _HEADER.size + _RUN.size * runs
 
 
-def encode_planes(chunk: U8, plan: Plan, out: U8) -> int | None:
-    """Write the payload for `chunk` to the start of `out`; return its length.
+def encode_planes(chunk: U8, phase: int, plan: Plan, out: U8) -> int | None:
+    """Write the payload for `chunk`, whose elements start at `phase`, to the start of `out`; return its length.
 
     Returns None, with `out` in any state, when the payload would not be smaller than the chunk: then the
     chunk is stored raw. `out` is at least as long as `chunk` and does not overlap it.
     """
-    elements = (len(chunk) - plan.phase) // plan.stride
-    body = chunk[plan.phase : plan.phase + elements * plan.stride]
-    tail = chunk[plan.phase + len(body) :]
+    elements = (len(chunk) - phase) // plan.stride
+    body = chunk[phase : phase + elements * plan.stride]
+    tail = chunk[phase + len(body) :]
     limit = len(chunk)
     position = header_size(len(plan.runs))
-    if elements == 0 or position + plan.phase + len(tail) >= limit:
+    if elements == 0 or position + phase + len(tail) >= limit:
         return None
-    table = bytearray(
-        _HEADER.pack(_VERSION, _FLAG_SIGN * plan.sign, plan.stride, plan.phase, len(plan.runs), 0)
-    )
-    for edge in (chunk[: plan.phase], tail):
+    table = bytearray(_HEADER.pack(_VERSION, _FLAG_SIGN * plan.sign, plan.stride, phase, len(plan.runs), 0))
+    for edge in (chunk[:phase], tail):
         out[position : position + len(edge)] = edge
         position += len(edge)
     columns = Columns(_aligned(body, plan.stride), stride=plan.stride, sign=plan.sign)

@@ -2,7 +2,9 @@
 
 An element is `stride` bytes; a run is the same `count` adjacent bytes of every element, kept next to each
 other. Widths 2 and 4 go through integer shifts, which numpy vectorises; a strided byte copy moves one byte at
-a time and is 2 to 3 times slower. All integers are little-endian on every host.
+a time and is 2 to 3 times slower. Every numpy call lets go of the GIL and takes it back, and that is where threads
+wait for one another; so calls are few: they shift and narrow, or widen and multiply, at once. All integers are
+little-endian on every host.
 
 The sign transform (stride 2 or 4) moves the sign of a bfloat16 or float32 out of the exponent's byte: of the
 top 16 bits `s eeeeeeee mmmmmmm`, the top byte becomes `eeeeeeee` and the one below `smmmmmmm`. The sign is
@@ -94,29 +96,22 @@ class Columns:
     def _top_halves(self) -> Words:
         """Return the upper 16 bits of the 32-bit elements, in scratch."""
         if self._tops is None:
-            words = self._body.view(_WORD[4])
-            shifted = scratch("shift", 4 * self._elements).view(_WORD[4])
-            np.right_shift(words, 16, out=shifted)
             self._tops = scratch("tops", 2 * self._elements).view(_U16)
-            np.copyto(self._tops, shifted, casting="unsafe")
+            np.right_shift(self._body.view(_WORD[4]), 16, out=self._tops, casting="unsafe")
         return self._tops
 
     def _take_byte(self, words: Words, index: int, *, sign: bool, out: U8) -> None:
         """Write byte `index` of each 16-bit word, or of the sign-transformed word."""
-        if index == 0:
-            np.copyto(out, words, casting="unsafe")
-            if not sign:
-                return
-            np.bitwise_and(out, 0x7F, out=out)
-        shifted = scratch("shift", 2 * self._elements).view(_U16)
-        np.right_shift(words, 7 if sign and index == 1 else 8, out=shifted)
         if index == 1:
-            np.copyto(out, shifted, casting="unsafe")
-            return
-        signs = scratch("signs", self._elements)
-        np.copyto(signs, shifted, casting="unsafe")
-        np.bitwise_and(signs, 0x80, out=signs)
-        np.bitwise_or(out, signs, out=out)
+            np.right_shift(words, 7 if sign else 8, out=out, casting="unsafe")
+        elif not sign:
+            np.copyto(out, words, casting="unsafe")
+        else:
+            # Of s0000000 0mmmmmmm, one multiplication puts a copy of the low byte into the high one.
+            spread = scratch("spread", 2 * self._elements).view(_U16)
+            np.bitwise_and(words, 0x807F, out=spread)
+            np.multiply(spread, 0x101, out=spread)
+            np.right_shift(spread, 8, out=out, casting="unsafe")
 
 
 class RunData(NamedTuple):
@@ -158,18 +153,23 @@ def _merge_words(runs: Sequence[RunData], *, width: int, sign: bool, out: U8) ->
     if sign:
         exponents, mantissas = rest.pop().data, rest.pop().data
         top = elements if width == 2 else scratch("tops", 2 * len(elements)).view(_U16)
-        spread = scratch("shift", 2 * len(elements)).view(_U16)
-        np.copyto(spread, mantissas)
+        spread = scratch("spread", 2 * len(elements)).view(_U16)
         # One multiplication puts a copy of smmmmmmm eight bits higher: the mask leaves the sign of the copy.
-        np.multiply(spread, 0x101, out=spread)
+        np.multiply(mantissas, _U16.type(0x101), out=spread)
         np.bitwise_and(spread, 0x807F, out=spread)
-        np.copyto(top, exponents)
-        np.left_shift(top, 7, out=top)
+        np.multiply(exponents, _U16.type(1 << 7), out=top)
         np.bitwise_or(top, spread, out=top)
-        if width == 4:
-            np.copyto(elements, top)
+        filled = 16
     else:
-        np.copyto(elements, _words(rest.pop()))
+        run = rest.pop()
+        top = _words(run)
+        filled = 8 * run.columns
+    if filled == 8 * width:
+        return
+    # The first shift widens: it reads the top run and writes whole elements.
+    run = rest.pop()
+    np.multiply(top, elements.dtype.type(1 << 8 * run.columns), out=elements)
+    np.bitwise_or(elements, _words(run), out=elements)
     while rest:
         run = rest.pop()
         np.left_shift(elements, 8 * run.columns, out=elements)

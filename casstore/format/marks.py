@@ -76,8 +76,11 @@ def encode_tombstone(value: Tombstone) -> bytes:
 
 def decode_tombstone(data: Buffer, *, key: str) -> Tombstone:
     """Read a tombstone; raise FormatError if it is damaged, for it may name a pack that a writer needs."""
-    value = fields.decode_map(
-        envelope.unseal(_TOMBSTONE_MAGIC, bytes(data), key=key), kind="tombstone", version=TOMBSTONE_VERSION
-    )
-    packs = fields.split_ids(fields.field(value, "packs", bytes, kind="tombstone"), kind="tombstone")
-    return Tombstone(tuple(packs), fields.field(value, "time", int, kind="tombstone"))
+    body = envelope.unseal(_TOMBSTONE_MAGIC, bytes(data), key=key)
+    try:
+        value = fields.decode_map(body, kind="tombstone", version=TOMBSTONE_VERSION)
+        packs = fields.split_ids(fields.field(value, "packs", bytes, kind="tombstone"), kind="tombstone")
+        return Tombstone(tuple(packs), fields.field(value, "time", int, kind="tombstone"))
+    except FormatError as error:
+        # Invariant 8: what stops a writer is named, or nobody could mend it.
+        raise type(error)(f"{key}: {error}") from error

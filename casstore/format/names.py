@@ -16,6 +16,7 @@ from casstore.format.paths import check_path
 
 NAMESPACES = ("models", "runs", "evaluations", "tags")
 MAX_NAME = 200
+MAX_SEQ = (1 << 64) - 1
 WRITE_ID_SIZE = 16
 PREFIX = "refs/"
 

@@ -5,6 +5,8 @@ A tree may come from elsewhere, so every reader checks it before it makes a file
 
 from __future__ import annotations
 
+import itertools
+import re
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 MAX_PATH = 4096
 MAX_COMPONENT = 255
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FORBIDDEN = frozenset('<>:"|?*\\')
 _RESERVED = frozenset(
     {"con", "prn", "aux", "nul", "conin$", "conout$"}
@@ -35,23 +38,27 @@ def check_paths(paths: Iterable[str]) -> None:
 
     A file that another path uses as a directory is a clash as well.
     """
-    files: dict[str, str] = {}
-    parents: dict[str, str] = {}
+    named = []
     for path in paths:
         check_path(path)
-        folded = _fold(path)
-        if folded in files:
-            raise ConfigError(f"The paths {files[folded]!r} and {path!r} are one file on some systems.")
-        files[folded] = path
-        above, _, _ = path.rpartition("/")
-        while above:
-            spelled = parents.setdefault(_fold(above), above)
-            if spelled != above:
-                raise ConfigError(f"The folders {spelled!r} and {above!r} are one folder on some systems.")
-            above, _, _ = above.rpartition("/")
-    for folded, parent in parents.items():
-        if folded in files:
-            raise ConfigError(f"The path {files[folded]!r} is both a file and the folder {parent!r}.")
+        named.append((_fold(path).replace("/", "\0"), path))
+    # With the lowest character between their parts, paths that share a folder are neighbours, right behind
+    # that folder's own name: neighbours tell everything, in memory and time that the paths' length bounds.
+    named.sort()
+    for (folded, path), (next_folded, next_path) in itertools.pairwise(named):
+        if folded == next_folded:
+            raise ConfigError(f"The paths {path!r} and {next_path!r} are one file on some systems.")
+        parts, next_parts = path.split("/"), next_path.split("/")
+        if next_folded.startswith(f"{folded}\0"):
+            folder = "/".join(next_parts[: len(parts)])
+            raise ConfigError(f"The path {path!r} is both a file and the folder {folder!r}.")
+        folders = zip(folded.split("\0")[:-1], next_folded.split("\0")[:-1], strict=False)
+        for at, (folder, next_folder) in enumerate(folders):
+            if folder != next_folder:
+                break
+            if parts[at] != next_parts[at]:
+                one, other = "/".join(parts[: at + 1]), "/".join(next_parts[: at + 1])
+                raise ConfigError(f"The folders {one!r} and {other!r} are one folder on some systems.")
 
 
 def _fold(path: str) -> str:
@@ -65,7 +72,7 @@ def _fault(path: str) -> str:
         return "is not valid Unicode"  # Invariant 1: a name that has no bytes cannot be kept.
     if not path or len(encoded) > MAX_PATH:
         return f"is empty or longer than {MAX_PATH} bytes"
-    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in path):
+    if _CONTROL.search(path):
         return "has a control character"
     if _FORBIDDEN.intersection(path):
         return f"has one of {' '.join(sorted(_FORBIDDEN))}"

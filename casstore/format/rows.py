@@ -30,6 +30,9 @@ MAX_CHUNK = 1 << 20
 MAX_OBJECT = 1 << 28
 """Plain bytes of a layout, tree or manifest, at most."""
 
+MAX_OFFSET = 1 << 62
+"""Where a frame may start at most: no file is as long, and sums of offsets and lengths stay in 63 bits."""
+
 MAX_RANK = 8
 MAX_BASES = 255
 
@@ -159,6 +162,7 @@ def check_rows(rows: Rows, *, lists: int, packs: int, key: str) -> None:
         | (rows["kind"] > Kind.TREE)
         | (rows["raw"] > limit)
         | (rows["stored"] > limit)
+        | (rows["offset"] > MAX_OFFSET)
         | (rows["rank"] > MAX_RANK)
         | ((rows["bases"] == 0) != (rows["rank"] == 0))
         | (rows["bases"] > lists)

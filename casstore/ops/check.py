@@ -14,7 +14,7 @@ from casstore.format import index as index_format
 from casstore.format import marks, names
 from casstore.format import pack as pack_format
 from casstore.format import record as record_format
-from casstore.format.rows import ROW, row_ids
+from casstore.format.rows import ROW, check_rows, row_ids
 from casstore.store.buffers import new_buffer, worker_count
 from casstore.store.index import Located, read_footer
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
@@ -193,8 +193,11 @@ def _check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> 
     if shape.size != len(data):
         raise FormatError(f"{key} has the wrong length; remove that file, the packs rebuild it.")
     head = index_format.decode_head(data, shape, key=key)
-    index_format.decode_bases(data[shape.bases_begin :], shape, key=key)
+    bases = index_format.decode_bases(data[shape.bases_begin :], shape, key=key)
     rows = np.frombuffer(data[shape.head_size : shape.bases_begin], ROW)
+    check_rows(rows, lists=len(bases), packs=len(head.packs), key=key)
+    if index_format.encode(rows, bases, head.packs) != data:
+        raise FormatError(f"{key} is not in order; remove that file, the packs rebuild it.")
     fields = ["id", "offset", "stored", "raw", "kind", "encoding", "rank"]
     for position, pack_id in enumerate(head.packs):
         footer = footers.get(pack_id)
@@ -229,7 +232,11 @@ def _check_models(
     store: Store, records: dict[str, Record], footers: dict[bytes, Footer], progress: _Progress
 ) -> None:
     """Check that every object that a model needs has a frame in a pack that can be read."""
-    present = {object_id for footer in footers.values() for object_id in row_ids(footer.rows)}
+    present = {
+        object_id: raw
+        for footer in footers.values()
+        for object_id, raw in zip(row_ids(footer.rows), footer.rows["raw"].tolist(), strict=True)
+    }
     done: set[bytes] = set()
     for name, record in sorted(records.items()):
         if record.target is None or record.manifest is None or record.manifest in done:
@@ -242,14 +249,20 @@ def _check_models(
         )
 
 
-def _check_model(store: Store, name: str, present: set[bytes]) -> None:
+def _check_model(store: Store, name: str, present: dict[bytes, int]) -> None:
     model = store.manifest(name)
     for entry, layout in zip(model.tree.files, model.layouts, strict=True):
-        missing = [chunk for chunk in layout.chunk_ids() if chunk not in present]
+        chunks = layout.chunk_ids()
+        lengths = [present.get(chunk) for chunk in chunks]
+        missing = [chunk for chunk, length in zip(chunks, lengths, strict=True) if length is None]
         if missing:
             raise IntegrityError(
                 f"{name}: {len(missing)} of {layout.chunks} chunks of {entry.path} are missing, "
                 f"{missing[0].hex()} first. Add the model again, or restore the packs."
+            )
+        if lengths != layout.lengths.tolist():
+            raise FormatError(
+                f"{name}: the layout of {entry.path} does not fit its chunks. Add the model again."
             )
 
 

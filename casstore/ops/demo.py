@@ -107,10 +107,6 @@ class DemoReport:
         """Time of all adds."""
         return sum(step.seconds for step in self.steps)
 
-    def saved_by(self, encoding: str) -> int:
-        """Return what one encoding saved in all steps."""
-        return sum(s.bytes_saved for step in self.steps for s in step.encodings if s.encoding == encoding)
-
 
 def run_demo(
     path: str | None = None,
@@ -142,7 +138,7 @@ class _Demo:
 
     def run(self, *, temporary: bool) -> DemoReport:
         original = self._add("original", "the model itself", self._source)
-        self._add("original", "the same again, read in full", self._source, name="again")
+        self._add("original", "the same again", self._source, name="again")
         plan = plan_variants(self._store.manifest(original), self._source)
         kept = original, self._source
         for variant in plan.variants:

@@ -117,7 +117,7 @@ def plan_variants(model: Model, path: str) -> Plan:
         variants.append(
             Variant(
                 "retrained",
-                "a tenth of the rows of one tensor retrained",
+                "10% of a tensor's rows retrained",
                 partial(_write_retrained, source, largest),
             )
         )
@@ -125,15 +125,15 @@ def plan_variants(model: Model, path: str) -> Plan:
     if shards is None:
         skipped.append(Skipped("sharded", "there is only one tensor, and it has one row"))
     else:
-        title = "two safetensors shards"
+        title = "in two shards"
         if len(source.tensors) == 1:
-            title += ", the one tensor split in the middle"
+            title += ", its one tensor cut in half"
         variants.append(Variant("sharded", title, partial(_write_sharded, source, shards)))
     unknown = sorted({t.dtype for t in source.tensors} - TORCH_STORAGES.keys())
     if unknown:
         skipped.append(Skipped("torch", f"torch has no storage class for {', '.join(unknown)}"))
     else:
-        variants.append(Variant("torch", "the same tensors as a torch zip", partial(_write_torch, source)))
+        variants.append(Variant("torch", "as a torch zip", partial(_write_torch, source)))
     return Plan(tuple(variants), tuple(skipped))
 
 
@@ -265,4 +265,4 @@ def _changed(model: Model, path: str) -> Variant:
                     file.seek(begin)
                     file.write(np.random.default_rng(_SEED).bytes(count))
 
-    return Variant("changed", "some bytes of the largest file changed", write)
+    return Variant("changed", "some bytes changed", write)

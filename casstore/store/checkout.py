@@ -91,23 +91,26 @@ class Checkout:
             self._callback.set_size(tree.size)
         with _storage_errors(self._destination):
             fresh = self._prepare()
-        root = self._staging() if fresh else self._destination
-        try:
-            with _storage_errors(self._destination):
-                descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    self._write(descriptor, tree, layouts, reader)
-                finally:
-                    os.close(descriptor)
+            root = self._staging() if fresh else self._destination
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._write(descriptor, tree, layouts, reader)
                 if fresh:
                     self._publish(root)
-        except BaseException:
-            # Invariant 4: what is not whole and checked does not stay; only own files are removed.
-            self._remove_written(root, fresh=fresh)
-            raise
+            except BaseException:
+                # Invariant 4: what is not whole and checked does not stay; only own files are removed.
+                self._remove_written(descriptor)
+                if fresh:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(root)  # Invariant 4: the staging directory is ours.
+                raise
+            finally:
+                os.close(descriptor)
 
     def _prepare(self) -> bool:
         """Check the destination; say whether it has yet to be made."""
+        if not self._destination or "\0" in self._destination:
+            raise ConfigError(f"{self._destination!r} is not a path. Give a folder to write to.")
         try:
             with os.scandir(self._destination) as listing:
                 occupied = next(listing, None) is not None
@@ -127,27 +130,29 @@ class Checkout:
     def _staging(self) -> str:
         parent, name = os.path.split(os.path.abspath(self._destination))
         staging = os.path.join(parent, f".{name[:100]}.{secrets.token_hex(6)}.casstore")
-        with _storage_errors(self._destination):
-            os.mkdir(staging, 0o777)
+        os.mkdir(staging, 0o777)
         return staging
 
     def _publish(self, staging: str) -> None:
         """Give a whole checkout its name; rename replaces an empty directory at most."""
         try:
-            os.rename(staging, self._destination)  # Invariant 4: every file in it is whole and checked.
+            # Invariant 4: every file in it is whole and checked.
+            os.rename(staging, os.path.abspath(self._destination))
         except OSError as error:
             raise ConflictError(
                 f"{self._destination} was made by someone else meanwhile: {error.strerror}."
             ) from error
 
-    def _remove_written(self, root: str, *, fresh: bool) -> None:
+    def _remove_written(self, root: int) -> None:
         for path, is_directory in reversed(self._written):
-            # Invariant 4; a file that is gone, or a directory that someone else filled, is left alone.
-            with contextlib.suppress(OSError):
-                (os.rmdir if is_directory else os.unlink)(os.path.join(root, path))
-        if fresh:
-            with contextlib.suppress(OSError):
-                os.rmdir(root)  # Invariant 4: the staging directory is ours.
+            folder, _, name = path.rpartition("/")
+            # Invariant 4; what is gone, what someone else filled and what lies behind a link is left alone.
+            with contextlib.suppress(OSError, ConfigError):
+                directory = self._open_directory(root, folder, make=False)
+                try:
+                    (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
+                finally:
+                    os.close(directory)
 
     def _write(self, root: int, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
         for entry in tree.entries:
@@ -254,8 +259,8 @@ class Checkout:
             os.close(file.directory)
         file.descriptor = file.directory = -1
 
-    def _open_directory(self, root: int, path: str) -> int:
-        """Open a directory of the tree below `root`, making what is missing, following no link."""
+    def _open_directory(self, root: int, path: str, *, make: bool = True) -> int:
+        """Open a directory of the tree below `root`, following no link; `make` what is missing."""
         current = os.dup(root)
         done: list[str] = []
         for part in filter(None, path.split("/")):
@@ -264,6 +269,8 @@ class Checkout:
                 try:
                     child = os.open(part, _DIRECTORY, dir_fd=current)
                 except FileNotFoundError:
+                    if not make:
+                        raise
                     os.mkdir(part, 0o777, dir_fd=current)
                     self._written.append(("/".join(done), True))
                     child = os.open(part, _DIRECTORY, dir_fd=current)

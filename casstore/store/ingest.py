@@ -308,9 +308,10 @@ class _FileBytes:
 
     descriptor: int
     size: int
+    location: str
 
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.descriptor, length, offset)
+        return _read_range(self.descriptor, offset, length, self.location)
 
 
 def _hash_block(block: _Block) -> list[bytes]:
@@ -319,7 +320,9 @@ def _hash_block(block: _Block) -> list[bytes]:
 
 def _start(file: SourceFile, descriptor: int, external: tuple[TensorSpan, ...]) -> _Reading:
     size = file.identity.size
-    spans = tensors.clip_spans(external, size) or tensors.find_spans(_FileBytes(descriptor, size))
+    spans = tensors.clip_spans(external, size) or tensors.find_spans(
+        _FileBytes(descriptor, size, file.location)
+    )
     return _Reading(file, spans, _Hints(spans))
 
 
@@ -347,7 +350,7 @@ def _external_spans(
             continue
         descriptor = _open(file)
         try:
-            spans = tensors.find_external_spans(_FileBytes(descriptor, file.identity.size))
+            spans = tensors.find_external_spans(_FileBytes(descriptor, file.identity.size, file.location))
         finally:
             os.close(descriptor)
         folder = posixpath.dirname(file.path)
@@ -360,7 +363,8 @@ def _external_spans(
 
 def _open(file: SourceFile) -> int:
     try:
-        return os.open(file.location, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK, a pipe that took the file's place would never let us go.
+        return os.open(file.location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         # Invariant 8: a file that cannot be read stops the add, it is not left out.
         raise AccessDenied(
@@ -380,14 +384,24 @@ def _read_full(descriptor: int, room: memoryview, position: int, location: str) 
                 break
             done += count
     except OSError as error:
-        # Invariant 8: a read error stops the add; nothing of it is committed.
-        raise BackendUnavailable(f"{location} cannot be read: {error.strerror}.", retryable=False) from error
+        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
     return done
+
+
+def _read_range(descriptor: int, offset: int, length: int, location: str) -> bytes:
+    try:
+        return os.pread(descriptor, length, offset)
+    except OSError as error:
+        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
+
+
+def _read_failed(error: OSError, location: str) -> BackendUnavailable:
+    return BackendUnavailable(f"{location} cannot be read: {error.strerror}.", retryable=False)
 
 
 def _read_again(file: SourceFile, offset: int, length: int) -> bytes:
     descriptor = _open(file)
     try:
-        return os.pread(descriptor, length, offset)
+        return _read_range(descriptor, offset, length, file.location)
     finally:
         os.close(descriptor)

@@ -107,7 +107,14 @@ class ObjectReader:
             object_id = _row_id(located, at)
             header = frame.decode_header(buffer[offset : offset + _frame_size(located, at)], key=key)
             out = outs[at]
-            if header.object_id != object_id or header.raw != len(out) or header.stored != rows["stored"][at]:
+            if (
+                header.object_id != object_id
+                or header.raw != len(out)
+                or header.stored != rows["stored"][at]
+                or header.kind != rows["kind"][at]
+                or header.encoding != rows["encoding"][at]
+                or header.rank != rows["rank"][at]
+            ):
                 raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
             start = offset + header.size
             try:

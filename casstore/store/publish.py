@@ -58,6 +58,7 @@ class Publication:
         self._usable: dict[int, bool] = {}
         self._own: set[bytes] = set()
         self._depends: dict[bytes, list[bytes]] = {}
+        self._settled: set[bytes] = set()
         self.bytes_stored = 0
 
     def __enter__(self) -> Self:
@@ -117,10 +118,10 @@ class Publication:
         """
         self._flush()
         self._secure(supply)
-        # Invariant 2: packs that other writers published a moment ago must be durable before our record is.
-        self._backend.settle(pack_key(pack) for pack in self._depends)
+        self._settle()
         self._refs.put(make_record(tuple(sorted(self._depends)[:MAX_HINTS])))
         self._secure(supply)
+        self._settle()
 
     def _flush(self) -> None:
         written = self._writer.finish()
@@ -142,6 +143,13 @@ class Publication:
             self._mend([joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)], supply)
             self._flush()
         raise ConflictError(f"Packs vanished {MAX_ROUNDS} times while this was published. Try again later.")
+
+    def _settle(self) -> None:
+        """Make durable what other writers may have published a moment ago, before we rely on it (invariant 2)."""
+        fresh = sorted(self._depends.keys() - self._settled)
+        if fresh:
+            self._backend.settle(pack_key(pack) for pack in fresh)
+            self._settled.update(fresh)
 
     def _mend(self, ids: list[bytes], supply: Supply) -> None:
         """Depend on other copies of these objects, or write them again into a fresh pack."""
@@ -171,9 +179,12 @@ class Publication:
         return True
 
     def _depend(self, rows: NDArray[np.void]) -> None:
-        for number in np.unique(rows["pack"]).tolist():
-            ids = rows["id"][rows["pack"] == number].tobytes()
-            self._depends.setdefault(self._index.pack_id(number), []).append(ids)
+        if len(rows) == 0:
+            return
+        rows = rows[np.argsort(rows["pack"], kind="stable")]
+        numbers, starts = np.unique(rows["pack"], return_index=True)
+        for number, ids in zip(numbers.tolist(), np.split(rows["id"], starts[1:]), strict=True):
+            self._depends.setdefault(self._index.pack_id(number), []).append(ids.tobytes())
 
     def _is_usable(self, number: int) -> bool:
         usable = self._usable.get(number)

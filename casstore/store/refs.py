@@ -88,7 +88,8 @@ class Refs:
     ) -> Record:
         """Return the record that makes `target` the value of `name`: the newest one, if it says just that.
 
-        Raises RefConflict for a tag that has two newest records: someone must decide which one was meant.
+        Raises RefConflict for a tag that has two newest records: someone must decide which one was meant; and
+        for a ref whose newest record has the highest number there is, so that none can follow.
         """
         names.check_name(name)
         records = self.records(name)
@@ -104,6 +105,10 @@ class Refs:
             )
         ):
             return newest
+        if newest and newest.seq >= names.MAX_SEQ:
+            raise RefConflict(
+                f"{name} has used up its numbers: remove the file {newest.key}, then try again."
+            )
         exclusive = name.startswith(f"{_EXCLUSIVE_NAMESPACE}/")
         if newest and exclusive and target is not None:
             forks = {record.target for record in records if record.seq == newest.seq}

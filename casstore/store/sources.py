@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from casstore.chunking import LAYOUT_VERSION
 from casstore.digest import digest
 from casstore.errors import AccessDenied, ConfigError, ConflictError
 from casstore.format.manifest import Mode
 from casstore.format.paths import check_paths
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 RACY_NANOSECONDS = 2_000_000_000
 """A file touched this recently may change again without its times showing it (git's racy entries)."""
@@ -81,12 +77,15 @@ def find_sources(path: str, *, follow: bool = True, exclude: str | None = None) 
         status = os.stat(path)
     except OSError as error:
         raise _unreadable(path, error) from error  # Invariant 8: what cannot be listed is an error.
+    except ValueError as error:
+        # Invariant 8, as above: the system has no words for a path with a NUL.
+        raise ConfigError(f"{path!r} is not a path: {error}.") from error
     if not follow and os.path.islink(path):
         raise ConfigError(f"{path} is a link, and following links is switched off.")
     files: list[SourceFile] = []
     empty: list[str] = []
     if stat.S_ISDIR(status.st_mode):
-        _walk(path, "", [(status.st_dev, status.st_ino)], files, empty, follow=follow, exclude=exclude)
+        _walk(path, status, files, empty, follow=follow, exclude=exclude)
     else:
         name = os.path.basename(os.path.abspath(path))
         files.append(_source_file(path, _checked_name(name, path), status))
@@ -102,39 +101,58 @@ def check_unchanged(file: SourceFile, status: os.stat_result) -> None:
 
 
 def _walk(
-    folder: str,
-    prefix: str,
-    above: Sequence[tuple[int, int]],
+    top: str,
+    status: os.stat_result,
     files: list[SourceFile],
     empty: list[str],
     *,
     follow: bool,
     exclude: str | None,
 ) -> None:
-    if exclude is not None and os.path.realpath(folder) == exclude:
-        raise ConfigError(f"{folder} is the store itself. Add a folder that does not contain the store.")
-    try:
-        with os.scandir(folder) as listing:
-            children = sorted(listing, key=lambda child: os.fsencode(child.name))
-    except OSError as error:
-        raise _unreadable(folder, error) from error  # Invariant 8: what cannot be listed is an error.
-    if not children and prefix:
-        empty.append(prefix.rstrip("/"))
-    for child in children:
-        path = prefix + _checked_name(child.name, child.path)
+    """Collect what lies below `top`; a stack of its own, for folders nest deeper than Python calls."""
+    store = _store_place(exclude)
+    above: list[tuple[int, int]] = []
+    waiting = [(top, "", 0, _place(status))]
+    while waiting:
+        folder, prefix, depth, place = waiting.pop()
+        del above[depth:]
+        if place == store:
+            raise ConfigError(f"{folder} is the store itself. Add a folder that does not contain the store.")
+        if place in above:
+            raise ConfigError(f"{folder} links to a folder that it lies in. Remove the link.")
+        above.append(place)
         try:
-            if not follow and child.is_symlink():
-                raise ConfigError(f"{child.path} is a link, and following links is switched off.")
-            status = os.stat(child.path)
+            with os.scandir(folder) as listing:
+                children = sorted(listing, key=lambda child: os.fsencode(child.name))
         except OSError as error:
-            raise _unreadable(child.path, error) from error  # Invariant 8, as above.
-        if stat.S_ISDIR(status.st_mode):
-            place = (status.st_dev, status.st_ino)
-            if place in above:
-                raise ConfigError(f"{child.path} links to a folder that it lies in. Remove the link.")
-            _walk(child.path, f"{path}/", [*above, place], files, empty, follow=follow, exclude=exclude)
-        else:
-            files.append(_source_file(child.path, path, status))
+            raise _unreadable(folder, error) from error  # Invariant 8: what cannot be listed is an error.
+        if not children and prefix:
+            empty.append(prefix.rstrip("/"))
+        below = []
+        for child in children:
+            path = prefix + _checked_name(child.name, child.path)
+            try:
+                if not follow and child.is_symlink():
+                    raise ConfigError(f"{child.path} is a link, and following links is switched off.")
+                status = os.stat(child.path)
+            except OSError as error:
+                raise _unreadable(child.path, error) from error  # Invariant 8, as above.
+            if stat.S_ISDIR(status.st_mode):
+                below.append((child.path, f"{path}/", depth + 1, _place(status)))
+            else:
+                files.append(_source_file(child.path, path, status))
+        waiting += reversed(below)
+
+
+def _place(status: os.stat_result) -> tuple[int, int]:
+    return (status.st_dev, status.st_ino)
+
+
+def _store_place(path: str | None) -> tuple[int, int] | None:
+    try:
+        return _place(os.stat(path)) if path is not None else None
+    except OSError:
+        return None  # Invariant 8: a store that is out of reach is an error as soon as it is written to.
 
 
 def _source_file(location: str, path: str, status: os.stat_result) -> SourceFile:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import re
 import time
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend import open_backend
 from casstore.digest import digest, is_hex
 from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound, RefNotFound
+from casstore.format import canonical, marks, names
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
-from casstore.format import marks, names
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
 from casstore.format.rows import Kind
 from casstore.store import files
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from casstore.format.record import Record
     from casstore.store.packs import EncodedFrames
 
-_log = logging.getLogger("casstore")
+_KEPT_MODELS = 8
+"""Models whose description stays in memory, so that reading tensor after tensor does not read it again."""
+
 _PREFIX = re.compile(r"[0-9a-f]{4,63}")
 
 
@@ -72,6 +74,7 @@ class Model:
     model_id: str
     tree: Tree
     layouts: tuple[Layout, ...]
+    layout_ids: tuple[bytes, ...]
     record: Record
 
     def layout(self, path: str) -> Layout:
@@ -103,6 +106,7 @@ class Store:
         self.machine = machine
         self._refs = Refs(backend, machine)
         self._buffers = BlockPool()
+        self._models: OrderedDict[bytes, Model] = OrderedDict()
 
     @classmethod
     def open(
@@ -172,6 +176,11 @@ class Store:
         started, started_ns = time.perf_counter(), time.time_ns()
         if ref is not None:
             names.check_name(ref)
+        # Written and read once before any work is done: what cannot be kept is refused now, and compared
+        # in the form that it is kept in.
+        metadata = canonical.decode(canonical.encode({"metadata": metadata or {}}), what="metadata")[
+            "metadata"
+        ]
         base_id = bytes.fromhex(self.resolve(base).model_id) if base is not None else None
         root = self.backend.local_path(marks.FORMAT_KEY)
         sources = find_sources(
@@ -276,6 +285,9 @@ class Store:
         record = self._find(ref_or_id)
         if record.manifest is None or record.target is None:
             raise ConfigError(f"{record.name} is not a model.")
+        kept = self._models.get(record.manifest)
+        if kept is not None and kept.record.target == record.target:
+            return replace(kept, record=record)
         manifest = manifest_format.decode_model(self.objects.read(record.manifest))
         tree_data, *layouts = self.objects.read_many([manifest.model_id, *manifest.layouts])
         tree = manifest_format.decode_tree(tree_data)
@@ -283,7 +295,11 @@ class Store:
         sizes = [(entry.file_id, entry.size) for entry in tree.files]
         if manifest.model_id != record.target or sizes != [(item.file_id, item.size) for item in decoded]:
             raise FormatError(f"The manifest of {record.name} does not fit its tree: add the model again.")
-        return Model(manifest.model_id.hex(), tree, decoded, record)
+        model = Model(manifest.model_id.hex(), tree, decoded, manifest.layouts, record)
+        self._models[record.manifest] = model
+        if len(self._models) > _KEPT_MODELS:
+            self._models.popitem(last=False)
+        return model
 
     def refs(self, prefix: str = "") -> dict[str, Record]:
         """Return the current record of every ref whose name starts with `prefix`."""
@@ -305,15 +321,15 @@ class Store:
         model = self.manifest(ref_or_id)
         manifest_id = model.record.manifest
         assert manifest_id is not None
-        manifest = manifest_format.decode_model(self.objects.read(manifest_id))
-        needed = [manifest_id, manifest.model_id, *manifest.layouts]
+        model_id = bytes.fromhex(model.model_id)
+        needed = [manifest_id, model_id, *model.layout_ids]
         for layout in model.layouts:
             needed += layout.chunk_ids()
         with self._publication() as publication:
             publication.require(needed)
             publication.commit(
                 lambda packs: self._refs.draft(
-                    name, target=manifest.model_id, manifest=manifest_id, base=model.record.base, packs=packs
+                    name, target=model_id, manifest=manifest_id, base=model.record.base, packs=packs
                 ),
                 lambda _: iter(()),
             )
@@ -348,8 +364,11 @@ class Store:
                         return record
             if not _PREFIX.fullmatch(ref_or_id):
                 raise not_found(ref_or_id)
-        elif (record := self._refs.value(f"models/{ref_or_id}")) is not None:
-            return record
+        else:
+            # The name an add gives by default; anyone may have called something else so.
+            record = self._refs.value(f"models/{ref_or_id}")
+            if record is not None and record.target == bytes.fromhex(ref_or_id):
+                return record
         found: dict[bytes, Record] = {}
         for record in self._refs.values().values():
             if record.target is not None and record.target.hex().startswith(ref_or_id):

@@ -8,6 +8,7 @@ https://github.com/pytorch/pytorch/blob/main/caffe2/serialize/inline_container.h
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -104,11 +105,7 @@ def spans(source: ByteSource) -> list[TensorSpan]:
             begin = data_offset(source, entry)
             for span in _storage_spans(entry, begin, views.get(entry.name[len(folder) :], [])):
                 name = names.claim(span.name)
-                found.append(
-                    span
-                    if name == span.name
-                    else TensorSpan(name, span.dtype, span.shape, span.begin, span.end)
-                )
+                found.append(span if name == span.name else replace(span, name=name))
     return found
 
 
@@ -135,7 +132,10 @@ def _views(source: ByteSource, entry: ZipEntry | None, prefix: str) -> dict[str,
 
 
 def _named_tensors(root: object, prefix: str) -> Iterator[_View]:
-    """Yield each tensor with its path, front to back. A container that is met again is not entered again."""
+    """Yield each tensor with its path, front to back; "" stands for a path that is too long for a name.
+
+    A container that is met again is not entered again.
+    """
     # One word of the path for each level.
     path = [prefix]
     entered: set[int] = set()
@@ -149,11 +149,16 @@ def _named_tensors(root: object, prefix: str) -> Iterator[_View]:
             continue
         part, value = step
         if type(value) is TensorSymbol:
-            name = ".".join(word for word in (*path, part) if word)
-            characters += len(name)
+            words = [word for word in (*path, part) if word]
+            # Counted before joining: one long key at every level of a path is short in the pickle.
+            length = sum(map(len, words)) + len(words)
+            if length > MAX_NAME_BYTES:
+                yield "", value
+                continue
+            characters += length
             if characters > MAX_ALL_NAMES:
                 raise Unrecognised("absurdly long names")
-            yield name, value
+            yield ".".join(words), value
         elif type(value) in (list, tuple, Node) and id(value) not in entered and len(levels) < MAX_PATH_DEPTH:
             entered.add(id(value))
             path.append(part)
@@ -167,7 +172,7 @@ def _children(value: list[Any] | tuple[Any, ...] | Node) -> Iterator[tuple[str, 
     yield from ((str(index), child) for index, child in enumerate(value.args))
     for index, (key, child) in enumerate(value.items):
         word = str(key) if type(key) in (str, int) else str(index)
-        yield "" if word in _MODULE_PARTS else word, child
+        yield "" if word in _MODULE_PARTS and type(child) is Node else word, child
     # What an object was built from has its attributes as keys: the object's own path is theirs.
     yield from (("", child) for child in value.state)
 
@@ -196,7 +201,7 @@ def _disjoint_views(entry: ZipEntry, begin: int, views: list[_View]) -> list[Ten
         start = view.offset * DTYPES[dtype].block_bytes if length else 0
         if start + length > entry.length:
             return []
-        name = path if path and _writable(path) else entry.name
+        name = path if path and len(path.encode()) <= MAX_NAME_BYTES else entry.name
         placed.append((start, start + length, name, dtype, view.shape))
     # Stable: views of the same bytes keep the order of the pickle, and so their names.
     placed.sort(key=itemgetter(0, 1))
@@ -233,9 +238,3 @@ def _dtype(view: TensorSymbol) -> str | None:
 def _agreed_dtype(views: list[_View]) -> str:
     dtypes = {_dtype(view) for _, view in views}
     return (dtypes.pop() if len(dtypes) == 1 else None) or "U8"
-
-
-def _writable(name: str) -> bool:
-    return len(name) <= MAX_NAME_BYTES and (
-        name.isascii() or len(name.encode(errors="replace")) <= MAX_NAME_BYTES
-    )

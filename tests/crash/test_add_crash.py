@@ -19,11 +19,14 @@ from fakes.stores import (
     noise,
     open_on,
     read_model,
+    repeat_randomness,
     small_packs,
+    visible,
     write_model,
 )
 
 SEEDS = int(os.environ.get("CASSTORE_CRASH_SEEDS", "2"))
+THOROUGH = SEEDS > 2
 CHOICES = (LOSE_ALL, KEEP_ALL, *range(SEEDS))
 KILLED = "killed"
 MAX_CALLS = 2000
@@ -36,7 +39,7 @@ OTHER = model_of(weights__c=noise(3, 1500), tail=noise(5, 50))
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Several packs for a few kilobytes, several blocks for a few files."""
-    small_packs(monkeypatch, 800)
+    small_packs(monkeypatch, 400)
     monkeypatch.setattr(ingest, "BLOCK", 1024)
 
 
@@ -56,9 +59,9 @@ def before(folders):
     return disk.crash(LOSE_ALL)
 
 
-def survivors(disk):
+def survivors(disk, choices=CHOICES):
     """Yield (what happened, the disk afterwards): power failures of every kind, and a mere kill."""
-    for choice in CHOICES:
+    for choice in choices:
         yield choice, disk.crash(choice)
     yield KILLED, disk.kill()
 
@@ -83,56 +86,83 @@ def run(action, before, k):
     return disk, acknowledged, False
 
 
-def outcomes(action, before, names, allowed, *, again=None):
-    """Crash `action` at every call. Each ref of `names` must be as before or as after, all of it.
+class Crashes:
+    """Stops an action at every call, or at some, and judges every state that a disk can be left in.
 
-    `allowed` maps a name to its contents (before, after). `again` is what the next process does.
+    Equal states are judged once: with `restart`, runs repeat the same random bytes, so that they recur.
     """
-    seen = set()
-    for k in itertools.count():
-        assert k < MAX_CALLS
-        disk, acknowledged, crashed = run(action, before, k)
-        for choice, survivor in survivors(disk):
-            where = f"call {k} ({disk.calls[-1:]}), {choice}, acknowledged: {acknowledged}"
-            store = open_on(Disk.holding(survivor))
-            assert_clean(store)
-            for name in names:
-                old, new = allowed[name]
-                found = value(store, name)
-                assert found in ((new,) if acknowledged else (old, new)), f"{name} at {where}"
-                seen.add((name, acknowledged, found == new))
-            if again is not None:
-                _go_on(again, survivor, allowed, where)
-        if not crashed:
-            break
-    for name in names:
-        old, new = allowed[name]
-        if old != new:
-            assert {(name, False, False), (name, False, True), (name, True, True)} <= seen
-    assert k > 10
 
+    def __init__(self, before, *, restart=None, every=1, after_kill=True, inspect=None):
+        self.before = before
+        self.restart = restart
+        self.every = every
+        self.after_kill = after_kill
+        self.inspect = inspect
+        self.outcomes = set()
+        self._judged = set()
+        self._continued = set()
 
-def _go_on(again, survivor, allowed, where):
-    """The next process does it again; what it acknowledges survives another power failure."""
-    disk = Disk.holding(survivor)
-    again(open_on(disk))
-    last = Disk.holding(disk.crash(LOSE_ALL))
-    store = open_on(last)
-    assert_clean(store)
-    for name, (_, new) in allowed.items():
-        assert value(store, name) == new, f"{name} after another go from {where}"
+    def of(self, action, allowed, *, again=None):
+        """`allowed` maps a ref to its contents before and after; `again` is what the next process does."""
+        for k in itertools.count(0, self.every):
+            assert k < MAX_CALLS
+            if self.restart:
+                self.restart()
+            disk, acknowledged, crashed = run(action, self.before, k)
+            lost = visible(disk.crash(LOSE_ALL))
+            for choice, survivor in survivors(disk):
+                where = f"call {k} ({disk.calls[-1:]}), {choice}, acknowledged: {acknowledged}"
+                self._judge(survivor, acknowledged, allowed, where)
+                if again is not None and (self.after_kill or choice != KILLED):
+                    self._go_on(again, survivor, lost if choice == KILLED else None, allowed, where)
+            if not crashed:
+                break
+        assert k > 10
+        for name, (old, new) in allowed.items():
+            if old != new:
+                assert {(name, False, False), (name, False, True), (name, True, True)} <= self.outcomes
+
+    def _judge(self, survivor, acknowledged, allowed, where):
+        state = (visible(survivor), acknowledged)
+        if state in self._judged:
+            return
+        self._judged.add(state)
+        store = open_on(Disk.holding(survivor))
+        assert_clean(store)
+        if self.inspect:
+            self.inspect(store)
+        for name, (old, new) in allowed.items():
+            found = value(store, name)
+            assert found in ((new,) if acknowledged else (old, new)), f"{name} at {where}"
+            self.outcomes.add((name, acknowledged, found == new))
+
+    def _go_on(self, again, survivor, lost, allowed, where):
+        """The next process does it again; what it acknowledges survives another power failure."""
+        state = (visible(survivor), lost)
+        if state in self._continued:
+            return
+        self._continued.add(state)
+        disk = Disk.holding(survivor)
+        again(open_on(disk))
+        store = open_on(Disk.holding(disk.crash(LOSE_ALL)))
+        assert_clean(store)
+        for name, (_, new) in allowed.items():
+            assert value(store, name) == new, f"{name} after another go from {where}"
 
 
 @pytest.mark.parametrize("committer", ["inline", "threaded"])
 def test_a_crash_at_every_call_of_an_add(before, folders, committer, monkeypatch):
+    """With its own thread, as in life, the committer's calls fall between others differently each time."""
+    restart, every = None, 1 if THOROUGH else 9
     if committer == "inline":
         commit_inline(monkeypatch)
+        restart, every = repeat_randomness(monkeypatch), 1
 
     def add(store):
         store.add(folders["new"], ref="models/new", base="models/old", metadata={"step": 1})
 
     allowed = {"models/old": (OLD, OLD), "tags/stable": (OLD, OLD), "models/new": (None, NEW)}
-    outcomes(add, before, allowed, allowed, again=add)
+    Crashes(before, restart=restart, every=every).of(add, allowed, again=add)
 
 
 def test_an_add_writes_several_packs(before, folders, monkeypatch):
@@ -151,7 +181,7 @@ def test_a_crash_at_every_call_of_an_add_that_moves_a_ref(before, folders, monke
         store.add(folders["new"], ref="models/old")
 
     allowed = {"models/old": (OLD, NEW), "tags/stable": (OLD, OLD)}
-    outcomes(add, before, allowed, allowed, again=add)
+    Crashes(before, restart=repeat_randomness(monkeypatch)).of(add, allowed, again=add)
 
 
 def test_a_crash_at_every_call_of_a_tag_that_moves(before, folders, monkeypatch):
@@ -164,7 +194,7 @@ def test_a_crash_at_every_call_of_a_tag_that_moves(before, folders, monkeypatch)
         store.tag("stable", "models/new")
 
     allowed = {"models/old": (OLD, OLD), "models/new": (NEW, NEW), "tags/stable": (OLD, NEW)}
-    outcomes(tag, ready, allowed, allowed, again=tag)
+    Crashes(ready, restart=repeat_randomness(monkeypatch)).of(tag, allowed, again=tag)
 
 
 def test_a_crash_at_every_call_of_a_deletion(before, monkeypatch):
@@ -178,23 +208,10 @@ def test_a_crash_at_every_call_of_a_deletion(before, monkeypatch):
             store.delete_ref("models/old")
 
     allowed = {"models/old": (OLD, None), "tags/stable": (OLD, OLD)}
-    seen = set()
-    for k in itertools.count():
-        disk, acknowledged, crashed = run(delete, before, k)
-        for choice, survivor in survivors(disk):
-            store = open_on(Disk.holding(survivor))
-            assert_clean(store)
-            found = value(store, "models/old")
-            assert found in ((None,) if acknowledged else (OLD, None)), f"call {k}, {choice}"
-            assert value(store, "tags/stable") == OLD
-            seen.add((acknowledged, found is None))
-            if choice != KILLED:
-                # After a mere kill the deletion may be visible and not durable: deleting what is gone
-                # is an error that acknowledges nothing.
-                _go_on(delete_again, survivor, allowed, f"call {k}, {choice}")
-        if not crashed:
-            break
-    assert seen == {(False, False), (False, True), (True, True)}
+    # After a mere kill the deletion may be visible and not durable yet. Who then asks for it again is told
+    # that there is no such ref, which acknowledges nothing.
+    crashes = Crashes(before, restart=repeat_randomness(monkeypatch), after_kill=False)
+    crashes.of(delete, allowed, again=delete_again)
 
 
 def test_a_crash_at_every_call_of_making_a_store(folders, monkeypatch):
@@ -208,9 +225,7 @@ def test_a_crash_at_every_call_of_making_a_store(folders, monkeypatch):
             open_on(disk)
         except SimulatedCrash:
             pass
-        for choice, survivor in survivors(disk):
-            if acknowledged and choice != KILLED:
-                open_on(Disk.holding(survivor))
+        for choice, survivor in survivors(disk, CHOICES if THOROUGH else (LOSE_ALL, KEEP_ALL)):
             try:
                 store = open_on(Disk.holding(survivor))
             except ConfigError:
@@ -230,42 +245,50 @@ def test_a_crash_at_every_call_of_making_a_store(folders, monkeypatch):
 def test_a_crash_at_every_call_of_a_merge_of_segments(before, tmp_path, monkeypatch):
     """Segments go one by one once their successor is durable; nothing is ever out of reach."""
     commit_inline(monkeypatch)
+    restart = repeat_randomness(monkeypatch)
     small_packs(monkeypatch, 1 << 20)
+
+    def segments(store):
+        return len(list(store.backend.list("index/")))
+
     disk = Disk.holding(before.crash(LOSE_ALL))
     store = open_on(disk)
-    models, segments = {}, []
-    while True:
+    models, counts = {}, [segments(store)]
+    while len(counts) < 2 or counts[-1] > counts[-2]:
         name = f"models/m{len(models)}"
         models[name] = model_of(one=noise(100 + len(models), 40))
         folder = write_model(models[name], tmp_path / f"m{len(models)}")
         ready = disk.crash(LOSE_ALL)
         store.add(folder, ref=name)
-        segments.append(len(list(store.backend.list("index/"))))
-        if segments[-2:] and len(segments) > 1 and segments[-1] < segments[-2]:
-            break
-    deleted = 0
-    for k in itertools.count():
-        crashing, acknowledged, crashed = run(lambda store: store.add(folder, ref=name), ready, k)
-        for _, survivor in survivors(crashing):
-            store = open_on(Disk.holding(survivor))
-            assert_clean(store)
-            deleted += len(list(store.backend.list("index/"))) < segments[-2]
-            for other, content in models.items():
-                found = value(store, other)
-                assert found == content or (found is None and other == name and not acknowledged)
-        if not crashed:
-            break
-    assert deleted, "the merge was interrupted after it deleted something"
+        counts.append(segments(store))
+    restart()
+    allowed = {other: (content, content) for other, content in models.items()} | {name: (None, models[name])}
+    seen = set()
+    crashes = Crashes(ready, restart=restart, inspect=lambda store: seen.add(segments(store)))
+    crashes.of(lambda store: store.add(folder, ref=name), allowed)
+    before_merge, after_merge = counts[-2], counts[-1]
+    assert seen >= {before_merge, before_merge + 2, (before_merge + after_merge) // 2, after_merge}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
-@pytest.mark.parametrize("committer", ["inline", "threaded"])
-def test_an_error_at_every_call_of_an_add(before, folders, number, committer, monkeypatch):
+@pytest.mark.parametrize(
+    ("committer", "number", "every"),
+    [
+        ("inline", errno.EIO, 1),
+        ("inline", errno.ENOSPC, 1 if THOROUGH else 3),
+        ("inline", errno.EROFS, 1 if THOROUGH else 7),
+        ("threaded", errno.EIO, 1 if THOROUGH else 8),
+    ],
+)
+def test_an_error_at_every_call_of_an_add(before, folders, committer, number, every, monkeypatch):
+    restart = None
     if committer == "inline":
         commit_inline(monkeypatch)
-    failed = 0
-    for k in itertools.count():
+        restart = repeat_randomness(monkeypatch)
+    failed, judged = 0, set()
+    for k in itertools.count(0, every):
         assert k < MAX_CALLS
+        if restart:
+            restart()
         disk = Disk.holding(before.crash(LOSE_ALL))
         store = open_on(disk)
         begin = len(disk.calls)
@@ -277,10 +300,16 @@ def test_an_error_at_every_call_of_an_add(before, folders, number, committer, mo
             acknowledged = False
             failed += 1
             assert str(error)
-        reached = len(disk.calls) > begin + k
+        if len(disk.calls) <= begin + k:
+            assert acknowledged
+            break
         where = f"call {k}: {disk.calls[begin + k : begin + k + 1]}"
         assert disk.open_descriptors() == 0, f"a descriptor leaked at {where}"
         disk.errors = {}
+        state = (acknowledged, visible(disk), visible(disk.crash(LOSE_ALL)))
+        if state in judged:
+            continue
+        judged.add(state)
         alive = open_on(disk)
         assert_clean(alive)
         found = value(alive, "models/new")
@@ -290,14 +319,13 @@ def test_an_error_at_every_call_of_an_add(before, folders, number, committer, mo
             lost = open_on(Disk.holding(disk.crash(LOSE_ALL)))
             assert_clean(lost)
             assert value(lost, "models/new") == NEW, where
-        open_on(disk).add(folders["new"], ref="models/new", base="models/old")
-        open_on(disk).add(folders["other"], ref="models/other")
+        again = open_on(disk)
+        again.add(folders["new"], ref="models/new", base="models/old")
+        again.add(folders["other"], ref="models/other")
         last = open_on(Disk.holding(disk.crash(LOSE_ALL)))
         assert_clean(last)
         assert (value(last, "models/new"), value(last, "models/other")) == (NEW, OTHER), where
-        if not reached:
-            break
-    assert failed > 50
+    assert failed > 100 // every
 
 
 def test_an_error_leaves_the_store_object_of_use(before, folders, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from contextlib import suppress
 
 import pytest
@@ -182,13 +183,14 @@ def test_making_the_store_is_durable():
 
 
 def test_a_root_that_another_process_was_killed_over_is_made_durable():
-    for k in range(12):
+    for k in range(40):
         disk = PosixModel(crash_at=k)
         with _until_crash():
-            LocalBackend("/store", create=True, calls=disk)
+            LocalBackend("/srv/deep/store", create=True, calls=disk)
         alive = disk.kill()
-        put(LocalBackend("/store", create=True, calls=alive))
-        assert LocalBackend("/store", calls=alive.crash(LOSE_ALL)).read(KEY) == DATA
+        put(LocalBackend("/srv/deep/store", create=True, calls=alive))
+        assert LocalBackend("/srv/deep/store", calls=alive.crash(LOSE_ALL)).read(KEY) == DATA
+    assert len(disk.calls) < k, "the last one was not stopped"
 
 
 def test_durability_none_leaves_out_the_fsyncs_and_nothing_else():
@@ -227,6 +229,63 @@ def test_an_error_at_every_call(write, number):
             break
         k += 1
     assert failed > 10
+
+
+def read_into(backend):
+    buffer = bytearray(len(DATA))
+    assert backend.read_into(KEY, memoryview(buffer)) == len(DATA)
+    return bytes(buffer)
+
+
+def hold(backend, **options):
+    with backend.publish_lock(**options) as held:
+        return held
+
+
+def absent(backend):
+    with pytest.raises(ObjectNotFound) as caught:
+        backend.stat("packs/cd/x")
+    return type(caught.value)
+
+
+QUESTIONS = {
+    "open": (lambda backend: backend.url, "file:///srv/store"),
+    "read": (lambda backend: backend.read(KEY), DATA),
+    "read a range": (lambda backend: backend.read(KEY, start=5, length=7), DATA[5:12]),
+    "read into": (read_into, DATA),
+    "stat": (lambda backend: backend.stat(KEY).size, len(DATA)),
+    "stat absent": (absent, ObjectNotFound),
+    "list": (lambda backend: [entry.key for entry in backend.list("")], [KEY]),
+    "list packs": (lambda backend: [entry.key for entry in backend.list("packs/")], [KEY]),
+    "list nothing": (lambda backend: [entry.key for entry in backend.list("refs/")], []),
+    "list leftovers": (lambda backend: list(backend.list_temporaries()), []),
+    "remove a leftover": (lambda backend: backend.remove_temporary(".tmp/x"), None),
+    "settle": (lambda backend: backend.settle([KEY]), None),
+    "delete": (lambda backend: backend.delete(KEY), None),
+    "delete absent": (lambda backend: backend.delete("packs/cd/x"), None),
+    "lock": (hold, True),
+    "lock exclusively": (lambda backend: hold(backend, exclusive=True), True),
+    "probe": (lambda backend: backend.creates_exclusively, True),
+    "clock": (lambda backend: backend.now() > 1e9, True),
+}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOSPC])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_error_at_every_call_is_mapped_and_never_a_wrong_answer(question, number):
+    ask, answer = QUESTIONS[question]
+    before = fresh()
+    put(LocalBackend("/srv/store", calls=before))
+    before = before.crash(LOSE_ALL)
+    for k in itertools.count():
+        disk = PosixModel(_root=before.crash(LOSE_ALL)._root, errors={k: number})
+        # An error is one of casstore's, or it did not matter to the answer.
+        with suppress(BackendError):
+            assert ask(LocalBackend("/srv/store", calls=disk)) == answer
+        assert disk.open_descriptors() == 0, f"a descriptor leaked at call {k}: {disk.calls}"
+        if len(disk.calls) <= k:
+            break
+    assert k > 0
 
 
 @pytest.mark.parametrize("write", WRITES)

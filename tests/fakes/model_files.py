@@ -321,7 +321,7 @@ def zip_bytes(
     central = bytearray()
     for text, plain in entries.items():
         name = text.encode()
-        method, data = (8, zlib.compress(plain, 9, -15)) if text in deflate else (0, plain)
+        method, data = (8, _deflated(plain)) if text in deflate else (0, plain)
         at = len(out)
         padding = -(at + 30 + len(name) + 4) % align
         extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
@@ -344,6 +344,11 @@ def zip_bytes(
         count, length, begin = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
     out += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, length, begin, 0)
     return bytes(out)
+
+
+def _deflated(plain: bytes) -> bytes:
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflater.compress(plain) + deflater.flush()
 
 
 def pickle_of(body: bytes) -> bytes:

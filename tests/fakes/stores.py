@@ -7,11 +7,12 @@ import os
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from casstore.backend import LocalBackend
 from casstore.digest import digest
 from casstore.ops.check import check
-from casstore.store import packs
+from casstore.store import packs, refs
 from casstore.store.machine import MachineState
 from casstore.store.store import Store, _identify
 from fakes.posix_model import PosixModel
@@ -118,6 +119,35 @@ def commit_inline(monkeypatch):
 def small_packs(monkeypatch, target):
     """Let packs be closed at `target` bytes."""
     monkeypatch.setitem(packs.PackWriter.__init__.__kwdefaults__, "target", target)
+
+
+def repeat_randomness(monkeypatch):
+    """Return a function after which nonces, write ids and times are those that followed its last call.
+
+    They differ from all that came before its first call.
+    """
+    count, used = itertools.count(), b"before"
+
+    def urandom(size):
+        return digest(b"%b %d" % (used, next(count)))[:size]
+
+    def time_ns():
+        return 1_700_000_000_000_000_000 + next(count)
+
+    def restart():
+        nonlocal count, used
+        count, used = itertools.count(), b"again"
+
+    monkeypatch.setattr(packs, "os", SimpleNamespace(urandom=urandom))
+    monkeypatch.setattr(refs, "os", SimpleNamespace(urandom=urandom))
+    monkeypatch.setattr(refs, "time", SimpleNamespace(time_ns=time_ns))
+    return restart
+
+
+def visible(disk):
+    """Return a digest of every file that is not a temporary one."""
+    shown = [(path, digest(data)) for path, data in disk.tree().items() if "/.tmp/" not in path]
+    return digest(repr(sorted(shown)).encode())
 
 
 class Disk(PosixModel):

@@ -80,12 +80,23 @@ def test_weights_come_back_whatever_the_offset(kind, seed, begin, size, right):
 
 
 @given(plain=plain_bytes(), hint=hints(), data=st.data())
-def test_a_batch_gives_each_chunk_what_it_gets_alone(plain, hint, data):
-    edges = sorted([*data.draw(st.lists(st.integers(0, len(plain)), max_size=4)), 0, len(plain)])
+def test_batches_come_back_and_are_the_same_every_time(plain, hint, data):
+    edges = sorted([*data.draw(st.lists(st.integers(0, len(plain)), max_size=6)), 0, len(plain)])
     cuts = [(begin, end - begin) for begin, end in itertools.pairwise(edges)]
-    batch = encode_batch(plain, cuts, [hint] * len(cuts))
-    alone = [encode_one(plain[begin : begin + length], hint) for begin, length in cuts]
-    assert [(e.encoding, bytes(e.payload)) for e in batch] == [(e.encoding, bytes(e.payload)) for e in alone]
+    if data.draw(st.booleans()):
+        cuts = data.draw(st.permutations(cuts))
+    # Like hints for some of the chunks, so that they share a choice of encoding, and none or others between.
+    hints = [
+        data.draw(st.sampled_from([hint, None, hint and ElementHint(hint.width, hint.phase - offset)]))
+        for offset, _ in cuts
+    ]
+    batch = encode_batch(plain, cuts, hints)
+    for (offset, length), encoded in zip(cuts, batch, strict=True):
+        assert len(encoded.payload) <= length
+        decoded = decode_guarded(encoded.encoding, encoded.payload, length)
+        assert decoded == plain[offset : offset + length]
+    again = encode_batch(plain, cuts, hints)
+    assert [(e.encoding, bytes(e.payload)) for e in again] == [(e.encoding, bytes(e.payload)) for e in batch]
 
 
 def test_payloads_outlive_the_block_they_came_from():
@@ -198,6 +209,10 @@ def test_the_payload_that_the_bad_ones_are_made_from_is_good():
         ({"runs": [*GOOD["runs"][:2], (1, 1, 0, 1)]}, FormatError),
         ({"flags": 1, "runs": [(1, 2, 0, 1), (1, 2, 0, 1), (2, 2, 0, 2)], "body": b"abcd"}, FormatError),
         ({"flags": 1, "stride": 3, "runs": [(1, 2, 0, 1)] * 3, "body": b"abc"}, FormatError),
+        ({"phase": 4, "runs": [(4, 0, 0, 8)], "body": bytes(12)}, FormatError),
+        ({"stride": 16, "runs": [(16, 0, 0, 0)], "body": bytes(12)}, FormatError),
+        ({"runs": [(1, 2, 0, 1)], "body": b"z"}, FormatError),
+        ({"runs": [(5, 2, 0, 5)], "body": b"zzzzz"}, FormatError),
         ({"body": GOOD["body"] + b"."}, FormatError),
         ({"body": GOOD["body"][:-1]}, FormatError),
     ],
@@ -268,8 +283,14 @@ def test_dictionaries_and_huge_windows_are_refused():
             decode(Encoding.ZSTD, payload, 900)
 
 
-def test_nothing_is_allocated_for_sizes_that_do_not_fit():
-    huge = frame_header(size=2**31)
+def test_a_skippable_frame_is_not_taken_for_data():
+    with pytest.raises(FormatError, match="magic"):
+        decode(Encoding.ZSTD, SKIPPABLE, 600)
+
+
+@pytest.mark.parametrize("window", [None, 13])
+def test_nothing_is_allocated_for_sizes_that_do_not_fit(window):
+    huge = frame_header(size=2**31, window=window)
     planes = table(runs=[(4, 1, 0, len(huge))], body=huge)
     tracemalloc.start()
     try:

@@ -13,7 +13,7 @@ from fakes.model_files import (
     safetensors_bytes,
     torch_zip_bytes,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from casstore.tensors import DTYPES, as_array, clip_spans, element_width, find_external_spans, find_spans
@@ -54,6 +54,7 @@ def test_safetensors(given_tensors):
 
 
 @pytest.mark.parametrize("zip64", [False, True])
+@example(tensors_={"_parameters": ("U8", (1,), b"x")}, align=1)
 @given(tensors_=named(TORCH, least=0), align=st.sampled_from([1, 16, 64, 4096]))
 def test_torch_zip(zip64, tensors_, align):
     data = torch_zip_bytes(tensors_, zip64=zip64, align=align)

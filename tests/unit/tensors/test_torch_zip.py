@@ -245,10 +245,26 @@ def test_billion_laughs_end_soon():
     assert len(summary(saved(body, {"0": A}))) == 1
 
 
-def test_absurdly_long_names_are_left_out():
-    key = pickle_text("k" * 60_000) + b"q\2"
-    body = b"](" + storage_view(A) + b"q\1" + key + b"0" + b"}(" + (b"h\2h\1" * 2000) + b"u" + b"e"
-    assert summary(saved(body, {"0": A})) == [("archive/data/0", "U8", (24,))]
+def many_names(length, count):
+    """A list of one tensor, and a dict that has it again under one long key, over and over."""
+    key = pickle_text("k" * length) + b"q\2"
+    body = b"](" + storage_view(A) + b"q\1" + key + b"0" + b"}(" + b"h\2h\1" * count + b"u" + b"e"
+    return saved(body, {"0": A})
+
+
+def test_a_name_that_is_too_long_is_replaced():
+    assert summary(many_names(60_000, 1)) == [("0", "F32", (2, 3)), ("archive/data/0", "F32", (2, 3))]
+
+
+def test_absurdly_many_long_names_are_left_out():
+    assert len(summary(many_names(4000, 1000))) == 1001
+    assert summary(many_names(4000, 20_000)) == [("archive/data/0", "U8", (24,))]
+
+
+def test_one_long_key_at_every_level_stays_short():
+    key = b"X" + struct.pack("<I", 1 << 20) + b"k" * (1 << 20) + b"q\2"
+    body = key + b"0" + (b"}h\2" * 60) + storage_view(A) + b"s" * 60
+    assert summary(saved(body, {"0": A})) == [("archive/data/0", "F32", (2, 3))]
 
 
 @pytest.mark.parametrize("order", ["big", "Little", ""])

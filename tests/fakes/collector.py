@@ -1,0 +1,74 @@
+"""A collector by the design's rules, and the question that every test of publishing asks: is it all there?"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+
+from casstore.errors import ObjectNotFound
+from casstore.format import layout as layout_format
+from casstore.format import manifest as manifest_format
+from casstore.format import marks, names, record
+from casstore.format.rows import row_ids
+from casstore.store.index import Index, read_footer
+from casstore.store.keys import PACK_PREFIX, pack_id_of, pack_key
+from casstore.store.objects import ObjectReader
+
+
+def packs_of(backend):
+    """Return the ids of the packs that are listed."""
+    return [pack_id_of(entry.key) for entry in backend.list(PACK_PREFIX)]
+
+
+def condemn(backend, packs, *, name=None):
+    """Write a tombstone; return its key."""
+    key = f"{marks.TOMBSTONE_PREFIX}{name or uuid.uuid4()}"
+    backend.put(key, [marks.encode_tombstone(marks.Tombstone(tuple(packs), 0))])
+    return key
+
+
+def condemned_in(backend):
+    """Return tombstone key → packs that it names."""
+    found = {}
+    for entry in backend.list(marks.TOMBSTONE_PREFIX):
+        with contextlib.suppress(ObjectNotFound):
+            found[entry.key] = marks.decode_tombstone(backend.read(entry.key), key=entry.key).packs
+    return found
+
+
+def delete_packs(backend, packs):
+    for pack in packs:
+        backend.delete(pack_key(pack))
+
+
+def objects_by_pack(backend):
+    """Return pack id → object ids, from the packs' own footers."""
+    return {pack: set(row_ids(read_footer(backend, pack).rows)) for pack in packs_of(backend)}
+
+
+def current_records(backend):
+    """Return ref name → its newest record, without any cache."""
+    newest = {}
+    for entry in backend.list(names.PREFIX):
+        with contextlib.suppress(ObjectNotFound):
+            item = record.decode(backend.read(entry.key), key=entry.key)
+            if item.name not in newest or newest[item.name].order < item.order:
+                newest[item.name] = item
+    return {name: item for name, item in newest.items() if item.target is not None}
+
+
+def reachable(backend, item):
+    """Return every object that a model's record needs."""
+    reader = ObjectReader(backend, Index(backend))
+    manifest = manifest_format.decode_model(reader.read(item.manifest))
+    needed = {item.manifest, manifest.model_id, *manifest.layouts}
+    for layout_id in manifest.layouts:
+        needed.update(layout_format.decode(reader.read(layout_id)).chunk_ids())
+    return needed
+
+
+def unsafe_objects(backend, name):
+    """Return what the record of `name` needs and no pack holds that is listed and not condemned."""
+    doomed = {pack for packs in condemned_in(backend).values() for pack in packs}
+    safe = set().union(*(ids for pack, ids in objects_by_pack(backend).items() if pack not in doomed))
+    return reachable(backend, current_records(backend)[name]) - safe

@@ -1,0 +1,121 @@
+"""Threads that run one at a time, and change places where a seed says so: interleavings that can be repeated."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+from casstore.backend import BackendWrapper
+from casstore.backend.base import BlobWriter
+
+
+class Schedule:
+    """Runs actors by turns. An actor goes on until its next `pause`, then any one may be next."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        # Long runs find other bugs than quick turns.
+        self._stay = self.random.choice((0.0, 0.5, 0.8, 0.9))
+        self._turns = []
+        self._names = []
+        self._back = threading.Semaphore(0)
+        self._current = threading.local()
+        self._running = []
+        self.errors = []
+
+    def add(self, work):
+        turn = threading.Semaphore(0)
+
+        def body():
+            turn.acquire()
+            self._current.turn = turn
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001  # handed to the test
+                self.errors.append(error)
+            self._running.remove(turn)
+            self._back.release()
+
+        thread = threading.Thread(target=body, daemon=True)
+        self._turns.append((turn, thread))
+        self._running.append(turn)
+
+    def pause(self):
+        """Let another actor go on; in a thread that is no actor, do nothing."""
+        turn = getattr(self._current, "turn", None)
+        if turn is not None:
+            self._back.release()
+            turn.acquire()
+
+    def run(self):
+        for _, thread in self._turns:
+            thread.start()
+        last = None
+        while self._running:
+            if last not in self._running or self.random.random() >= self._stay:
+                last = self.random.choice(self._running)
+            last.release()
+            self._back.acquire()
+        for _, thread in self._turns:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+
+class ScheduledBackend(BackendWrapper):
+    """Pauses its actor before every call that changes something or that `decisive(operation, key)` names."""
+
+    def __init__(self, inner, schedule, *, decisive=lambda operation, key: True):
+        super().__init__(inner)
+        self._pause = schedule.pause
+        self._decisive = decisive
+
+    def _look(self, operation, key):
+        if self._decisive(operation, key):
+            self._pause()
+
+    def read(self, key, *, start=0, length=None):
+        self._look("read", key)
+        return self.inner.read(key, start=start, length=length)
+
+    def read_into(self, key, buffer, *, start=0):
+        self._look("read", key)
+        return self.inner.read_into(key, buffer, start=start)
+
+    def stat(self, key):
+        self._look("stat", key)
+        return self.inner.stat(key)
+
+    def list(self, prefix):
+        self._look("list", prefix)
+        return iter([*self.inner.list(prefix)])
+
+    def put(self, key, parts):
+        self._pause()
+        self.inner.put(key, parts)
+
+    def create(self, key, parts):
+        self._pause()
+        self.inner.create(key, parts)
+
+    def delete(self, key):
+        self._pause()
+        self.inner.delete(key)
+
+    def open_writer(self):
+        return _ScheduledWriter(self._pause, self.inner.open_writer())
+
+
+class _ScheduledWriter(BlobWriter):
+    def __init__(self, pause, inner):
+        self._pause, self._inner = pause, inner
+
+    def write(self, parts):
+        self._inner.write(parts)
+
+    def commit(self, key):
+        self._pause()
+        self._inner.commit(key)
+
+    def discard(self):
+        self._inner.discard()

@@ -1,0 +1,129 @@
+"""The command line as a process: exit codes, pipes, signals, what is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import casstore
+
+COMMAND = (sys.executable, "-m", "casstore")
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, check=False, timeout=60, **options
+    )
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A store with one model of 8 MB that does not compress."""
+    (tmp_path / "big.bin").write_bytes(os.urandom(8 << 20))
+    with casstore.Store.open(tmp_path / "store", create=True) as store:
+        store.add(tmp_path / "big.bin", ref="models/big")
+    return tmp_path / "store"
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout.decode()) == (0, f"casstore {casstore.__version__}\n")
+
+
+def test_help_loads_neither_the_store_nor_rich():
+    program = (
+        "import sys\n"
+        "from casstore.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'rich', 'fsspec', 'zstandard', 'numpy', 'casstore.store.store'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+    assert done.stdout.decode().splitlines()[-1] == "[]"
+
+
+def test_a_round_trip_by_the_installed_command(tmp_path):
+    command = os.path.join(os.path.dirname(sys.executable), "casstore")
+    (tmp_path / "model.bin").write_bytes(b"weights" * 1000)
+    environment = {**os.environ, "CASSTORE_STORE": str(tmp_path / "store")}
+    for arguments in (["init"], ["add", "model.bin", "--ref", "models/m"], ["get", "models/m", "out"]):
+        subprocess.run(
+            [command, *arguments], env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=60
+        )
+    assert (tmp_path / "out" / "model.bin").read_bytes() == b"weights" * 1000
+
+
+def test_piped_output_is_plain_and_json_parses(place):
+    done = run("ls", "--store", place, env={**os.environ, "COLUMNS": "20"})
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"models/big\t")
+    assert b"\x1b" not in done.stdout
+    assert json.loads(run("show", "models/big", "--json", "--store", place).stdout)["ref"] == "models/big"
+
+
+def test_errors_are_one_line_and_exit_codes_hold(place, tmp_path):
+    missing = run("show", "models/none", "--store", place)
+    assert missing.returncode == 1
+    assert len(missing.stderr.splitlines()) == 1
+    assert run("show", "--no-such-option").returncode == 2
+    debug = run("show", "models/none", "--store", place, "--debug")
+    assert debug.returncode == 1
+    assert b"Traceback" in debug.stderr
+    assert b"casstore init" in run("ls", "--store", tmp_path / "none").stderr
+
+
+@pytest.mark.parametrize("command", [["cat", "models/big", "big.bin"], ["ls"]])
+def test_a_reader_that_goes_away(place, command):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [*COMMAND, *command, "--store", str(place)],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=60,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_head_of_a_large_file(place, tmp_path):
+    line = f'"{sys.executable}" -m casstore cat models/big big.bin --store "{place}" | head -c 100000'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=60)
+    assert done.stdout == (tmp_path / "big.bin").read_bytes()[:100000]
+    assert done.stderr == b""
+
+
+def test_interrupt(place, tmp_path):
+    fifo_reader = subprocess.Popen(
+        [*COMMAND, "cat", "models/big", "big.bin", "--store", str(place)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert fifo_reader.stdout.read(1)  # it is writing now, and soon blocked by the full pipe
+    fifo_reader.send_signal(signal.SIGINT)
+    _, error = fifo_reader.communicate(timeout=60)
+    assert (fifo_reader.returncode, error) == (130, b"casstore: interrupted.\n")
+
+
+def test_a_name_that_the_encoding_lacks(place, tmp_path):
+    (tmp_path / "größe.bin").write_bytes(b"x")
+    with casstore.Store.open(place) as store:
+        store.add(tmp_path / "größe.bin", ref="models/größe")
+    done = run("ls", "--store", place, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert b"models/gr\\xf6\\xdfe" in done.stdout
+
+
+def test_a_closed_output(place):
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m casstore ls --store "{place}" >&-'],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

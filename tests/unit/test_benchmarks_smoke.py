@@ -1,0 +1,69 @@
+"""The benchmarks still run, from corpus to report, and refuse what they must."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SCENARIOS = {"add", "add-again", "restore", "memory", "cuts"}
+
+
+def _benchmarks(*arguments, expected=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == expected, done.stderr
+    return done
+
+
+def test_smoke_run_measures_every_scenario_and_reports(tmp_path):
+    out = tmp_path / "result.json"
+    run = _benchmarks("run", "--smoke", "--cache", tmp_path / "cache", "--out", out)
+    result = json.loads(out.read_text())
+    measured = {(item["scenario"], item["subject"]) for item in result["measurements"]}
+    assert {scenario for scenario, _ in measured} == SCENARIOS
+    assert {
+        (scenario, peer) for scenario in SCENARIOS - {"cuts"} for peer in ("casstore", "copy")
+    } <= measured
+    assert all(item["samples"] and min(item["samples"]) >= 0 for item in result["measurements"])
+    shares = {
+        item["subject"]: item["median"]
+        for item in result["measurements"]
+        if item["metric"]["name"] == "stored share"
+    }
+    assert shares["copy"] == 1
+    assert 0.3 < shares["casstore"] < 0.9
+    assert list((tmp_path / "cache" / "work").iterdir()) == []
+
+    report = _benchmarks("report", out)
+    assert report.stdout == run.stdout
+    assert "casstore against copy" in report.stdout
+
+
+def test_a_peer_that_is_missing_is_reported_as_missing(tmp_path):
+    shadow = tmp_path / "shadow" / "hf_xet"
+    shadow.mkdir(parents=True)
+    (shadow / "__init__.py").write_text("raise ImportError('not here')\n")
+    program = (
+        "import sys; from pathlib import Path; from benchmarks import harness, report; "
+        "options = harness.Options(peers=('hf-xet',), cache=Path(sys.argv[1])); "
+        "made = harness.Harness(options, variables={'PYTHONPATH': sys.argv[2]}); "
+        "print(report.markdown(made.result([]))); made.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "cache"), str(shadow.parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "hf-xet: missing: hf_xet is not installed" in done.stdout
