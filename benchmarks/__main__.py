@@ -29,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = _parser().parse_args(arguments)
     if given.command == "report":
-        print(report.from_file(given.file))
+        text = report.markdown(json.loads(given.file.read_text()))
+        if given.into is None:
+            print(text)
+        else:
+            given.into.write_text(report.placed(text, given.into.read_text()))
         return 0
     options = replace(SMOKE if given.smoke else Options(), **_chosen(given))
     scenarios = given.scenario or (SMOKE_SCENARIOS if given.smoke else list(SCENARIOS))
@@ -74,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--smoke", action="store_true", help="everything, tiny, in seconds: does it still work?")
     show = commands.add_parser("report", help="print a result as Markdown")
     show.add_argument("file", type=Path)
+    show.add_argument("--into", type=Path, help="replace what stands between the result marks of this file")
     return parser
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 OURS = "casstore"
 TITLES = {
     "add": "Add to an empty store",
@@ -33,8 +32,13 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def from_file(path: Path) -> str:
-    return markdown(json.loads(path.read_text()))
+def placed(report: str, page: str) -> str:
+    """Return `page` with the report between its marks; raise ValueError if it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"The page has no {BEGIN} and {END}.")
+    return f"{before}{begin}\n\n{report}\n{end}{after}"
 
 
 def _about(result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from blake3 import blake3 as Hasher
+from blake3 import blake3
 
 from casstore.errors import ConfigError
 
@@ -19,6 +19,9 @@ __all__ = ["DIGEST_SIZE", "HEX_SIZE", "Hasher", "digest", "from_hex", "is_hex", 
 
 DIGEST_SIZE = 32
 HEX_SIZE = 2 * DIGEST_SIZE
+
+Hasher = blake3
+"""Incremental hasher: `update(buffer)`, `digest()`; releases the GIL on large buffers."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 

@@ -6,39 +6,39 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness import REPOSITORY, BenchmarkError, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from benchmarks.harness import Harness, Measurement, Sample
 
+_IMPORTS = ("import casstore", "from casstore import Store")
 MILLISECONDS = Metric("time", "ms", "lower")
-_IMPORT = """
-import time, numpy
+_TIMED = """
+import time{first}
 start = time.perf_counter()
-import casstore
-print(time.perf_counter() - start)
-"""
-_NUMPY = """
-import time
-start = time.perf_counter()
-import numpy
+{timed}
 print(time.perf_counter() - start)
 """
 
 
 def run(harness: Harness) -> list[Measurement]:
-    trials = {
-        "import numpy": lambda: _printed(harness, _NUMPY),
-        "import casstore, beyond numpy": lambda: _printed(harness, _IMPORT),
+    trials: dict[str, Callable[[], Sample]] = {
+        "import numpy": lambda: _printed(harness, _TIMED.format(first="", timed="import numpy")),
+        **{f"{timed}, beyond numpy": partial(_import, harness, timed) for timed in _IMPORTS},
         "python -c pass": lambda: _whole(harness, [sys.executable, "-c", "pass"]),
         "casstore --help": lambda: _whole(harness, [*_command(), "--help"]),
     }
     return harness.interleave("startup", "fresh process", trials, repeats=max(harness.options.repeats, 7))
+
+
+def _import(harness: Harness, timed: str) -> Sample:
+    return _printed(harness, _TIMED.format(first=", numpy", timed=timed))
 
 
 def _printed(harness: Harness, program: str) -> Sample:

@@ -115,9 +115,6 @@ def _pack_run(plain: U8, run: RunPlan) -> tuple[_Mode, bytes | U8]:
     if plain[0] == plain[-run.columns] and bool((plain.reshape(-1, run.columns) == item).all()):
         return _Mode.CONSTANT, item
     frame = compress(plain, run.method)
-    if run.method is Method.HUFFMAN and len(frame) * 5 < len(plain):
-        # Huffman codes have a floor of one bit per byte: what comes near it may well be repeats.
-        frame = min(frame, compress(plain, Method.MATCH), key=len)
     return (_Mode.ZSTD, frame) if len(frame) < len(plain) else (_Mode.RAW, plain)
 
 

@@ -71,7 +71,7 @@ def choose(stretch: U8, hint: ElementHint | None) -> Choice:
     """Return what to do with the chunks that make up `stretch`, adjacent bytes of one tensor or one chunk."""
     if len(stretch) < _SMALL:
         return Choice(1.0, Method.MATCH)
-    sample = _sample(stretch, 1, 0).ravel()
+    sample = _sample(stretch, 8, 0).ravel()
     if bool((sample == sample[0]).all()) and bool((stretch == stretch[0]).all()):
         return Choice(0.0, Method.HUFFMAN)
     if hint is None or not 1 <= hint.width <= MAX_STRIDE:
@@ -178,15 +178,14 @@ def _guess(stretch: U8, sample: U8) -> Choice:
     best = _probe_whole(sample)
     if len(sample) < 2048:
         return best
-    usable = sample[: len(sample) // 8 * 8]
-    finest = usable.reshape(-1, 8)
+    finest = sample.reshape(-1, 8)
     # Noise in each eighth byte is noise in each fourth and second: nothing else needs a look.
     if best.plan is None and all(
         _probed(np.ascontiguousarray(finest[:, k])) == len(finest) for k in range(8)
     ):
         return best
     for width in (2, 4, 8):
-        best = _better(best, _probe_columns(stretch, width, _guess_phase(usable, width), (1,) * width))
+        best = _better(best, _probe_columns(stretch, width, _guess_phase(sample, width), (1,) * width))
     return best
 
 

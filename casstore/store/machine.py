@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,9 @@ class MachineState:
 
     def __init__(self, path: str | None) -> None:
         self._path = path
-        self._local = threading.local()
+        self.lock = threading.RLock()
+        self._held: sqlite3.Connection | None = None
+        _states.add(self)
 
     def known_file(self, key: bytes) -> KnownFile | None:
         """Return what the file with this stat key was when it was last read, or None."""
@@ -80,7 +83,7 @@ class MachineState:
         self._write("DELETE FROM records WHERE key = ?", [(key,) for key in keys])
 
     def _query(self, sql: str, arguments: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        with self._guard():
+        with self._guard(), self.lock:
             connection = self._connection()
             if connection is not None:
                 return connection.execute(sql, arguments).fetchall()
@@ -89,7 +92,7 @@ class MachineState:
     def _write(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
         if not rows:
             return
-        with self._guard():
+        with self._guard(), self.lock:
             connection = self._connection()
             if connection is not None:
                 with connection:
@@ -103,28 +106,50 @@ class MachineState:
             # Everything here can be made again from the store, so a failure costs time, never truth.
             _log.warning("The machine state %s is not used: %s. It is safe to delete.", self._path, error)
             self._path = None
+            self.close()
 
     def _connection(self) -> sqlite3.Connection | None:
-        """Return this thread's connection; a child process never touches its parent's (SQLite forbids it)."""
-        if self._path is None:
-            return None
-        held: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
-        if held is not None and held[0] == os.getpid():
-            return held[1]
+        """Return the connection that all threads share, one at a time."""
+        if self._path is None or self._held is not None:
+            return self._held
         os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, check_same_thread=False)
-        connection.executescript(_SCHEMA)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = OFF")
-        self._local.held = (os.getpid(), connection)
-        return connection
+        self._held = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, check_same_thread=False)
+        self._held.executescript(_SCHEMA)
+        self._held.execute("PRAGMA journal_mode = WAL")
+        self._held.execute("PRAGMA synchronous = OFF")
+        return self._held
 
     def close(self) -> None:
-        """Close this thread's connection."""
-        held: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
-        if held is not None and held[0] == os.getpid():
-            held[1].close()
-            del self._local.held
+        """Close the connection; the next use opens it again."""
+        with self.lock:
+            held, self._held = self._held, None
+            if held is not None:
+                # All that is lost with a failed close can be made again from the store.
+                with contextlib.suppress(sqlite3.Error):
+                    held.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_states: weakref.WeakSet[MachineState] = weakref.WeakSet()
+_forking: list[MachineState] = []
+
+
+def _before_fork() -> None:
+    """Close every connection: SQLite forbids to carry one into a child, which could not even close it."""
+    _forking[:] = _states
+    for state in _forking:
+        state.lock.acquire()
+        state.close()
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop().lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def state_path(store_id: bytes, url: str) -> str:

@@ -34,10 +34,18 @@ PACK_TARGET = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrames:
-    """Frames ready to append: `blob` is their bytes, one after the other, in the order of `headers`."""
+    """Frames ready to append: `parts` are their bytes, header and payload in turn, in the order of `headers`.
+
+    The payloads borrow the encoder's memory, which lives as long as they do.
+    """
 
     headers: list[FrameHeader]
-    blob: bytes
+    parts: list[bytes | memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all frames."""
+        return sum(header.size + header.stored for header in self.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ def encode_frames(
         header = FrameHeader(object_id, kind, item.encoding, length, len(payload))
         headers.append(header)
         parts += (frame.encode_header(header), payload)
-    return EncodedFrames(headers, b"".join(parts))
+    return EncodedFrames(headers, parts)
 
 
 def encode_object(kind: Kind, plain: bytes) -> EncodedFrames:
@@ -131,13 +139,13 @@ class PackWriter:
             self._hasher = Hasher()
             self._size = 0
             self._headers, self._offsets = [], []
-            self._emit(pack.encode_header(os.urandom(pack.NONCE_SIZE)))
+            self._emit([pack.encode_header(os.urandom(pack.NONCE_SIZE))])
         at = self._size
         for header in frames.headers:
             self._headers.append(header)
             self._offsets.append(at)
             at += header.size + header.stored
-        self._emit(frames.blob)
+        self._emit(frames.parts)
         if self._size >= self._target:
             self._close_pack()
 
@@ -152,16 +160,17 @@ class PackWriter:
         if writer is None:
             return
         footer = pack.footer_rows(self._headers, self._offsets)
-        self._emit(pack.encode_footer(footer, begin=self._size))
+        self._emit([pack.encode_footer(footer, begin=self._size)])
         pack_id = self._hasher.digest()
         self._writer = None
         self._commits.append(self._committer.submit(_commit, writer, pack_id, footer, self._size))
 
-    def _emit(self, data: bytes) -> None:
+    def _emit(self, parts: Sequence[bytes | memoryview]) -> None:
         assert self._writer is not None
-        self._writer.write([data])
-        self._hasher.update(data)
-        self._size += len(data)
+        self._writer.write(parts)
+        for part in parts:
+            self._hasher.update(part)
+            self._size += len(part)
 
 
 def _commit(writer: BlobWriter, pack_id: bytes, footer: Footer, size: int) -> WrittenPack:

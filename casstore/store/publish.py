@@ -102,7 +102,7 @@ class Publication:
     def write(self, frames: EncodedFrames) -> None:
         """Append verified frames to this publish's packs."""
         self._own.update(header.object_id for header in frames.headers)
-        self.bytes_stored += len(frames.blob)
+        self.bytes_stored += frames.size
         self._writer.append(frames)
 
     def write_object(self, kind: Kind, object_id: bytes, plain: bytes) -> None:

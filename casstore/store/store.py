@@ -282,7 +282,10 @@ class Store:
 
     def manifest(self, ref_or_id: str) -> Model:
         """Return what a model consists of: its tree, its layouts and the record that names it."""
-        record = self._find(ref_or_id)
+        return self.model_of(self._find(ref_or_id))
+
+    def model_of(self, record: Record) -> Model:
+        """Return what the model of one record consists of."""
         if record.manifest is None or record.target is None:
             raise ConfigError(f"{record.name} is not a model.")
         kept = self._models.get(record.manifest)

@@ -258,8 +258,8 @@ class _Walk:
             if self._fields_left < 0:
                 raise Unrecognised("absurdly many fields")
             index = first = position - base
-            # Two varints of ten bytes; whoever takes the fields may have moved the window meanwhile.
-            if data is not window.data or index + 20 > len(data):
+            # Two varints of ten bytes. The bytes held here stay true when an inner message moves the window on.
+            if index + 20 > len(data):
                 index = first = window.seek(position, 20)
                 data, base = window.data, window.base
             tag, index = _varint(data, index)

@@ -31,8 +31,8 @@ def read_symbols(data: bytes) -> object:
         raise Unrecognised("an absurd pickle")
     try:
         return _Machine(data).run()
-    except (LookupError, ValueError, TypeError, struct.error) as error:
-        # A stack that runs empty, a memo that is not there, text that is not UTF-8, an operand of another kind:
+    except (LookupError, ValueError, struct.error) as error:
+        # A stack that runs empty, an opcode or memo that is not there, text that is not UTF-8, an odd number of items:
         # nothing outside `data` is touched in there, so all of them mean that this is no pickle.
         raise Unrecognised("a pickle that is broken") from error
 

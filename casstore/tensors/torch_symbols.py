@@ -88,7 +88,7 @@ def _view(args: tuple[Any, ...], dtype: Any) -> object:
         type(storage) is StorageSymbol
         and type(shape) is type(strides) is tuple
         and len(shape) == len(strides) <= MAX_DIMS
-        and all(type(number) is int and 0 <= number < 1 << 63 for number in (offset, *shape, *strides))
+        and all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
         and (dtype is None or type(dtype) is Global)
     ):
         return TensorSymbol(storage, offset, shape, strides, dtype)

@@ -58,7 +58,10 @@ def stored_entries(source: ByteSource) -> list[ZipEntry]:
 
 
 def data_offset(source: ByteSource, entry: ZipEntry) -> int:
-    """Return where the entry's bytes begin; raise Unrecognised unless its local header agrees with the directory."""
+    """Return where the entry's bytes begin; raise Unrecognised unless its local header agrees with the directory.
+
+    Whether the entry ends inside the file is for the caller to check.
+    """
     name = entry.name.encode()
     head = read_exactly(source, entry.header, _LOCAL.size + len(name))
     fields = _LOCAL.unpack_from(head)
@@ -67,10 +70,7 @@ def data_offset(source: ByteSource, entry: ZipEntry) -> int:
         raise Unrecognised("a local header that differs")
     if name_length != len(name) or head[_LOCAL.size :] != name:
         raise Unrecognised("a local header of another entry")
-    begin = entry.header + len(head) + int(extra_length)
-    if begin + entry.length > source.size:
-        raise Unrecognised("cut short")
-    return begin
+    return entry.header + len(head) + int(extra_length)
 
 
 def _directory_place(source: ByteSource) -> tuple[int, int, int]:

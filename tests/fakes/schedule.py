@@ -1,8 +1,7 @@
-"""Threads that run one at a time, and change places where a seed says so: interleavings that can be repeated."""
+"""Threads that run one at a time, and change places where they are told to: interleavings that can be repeated."""
 
 from __future__ import annotations
 
-import random
 import threading
 
 from casstore.backend import BackendWrapper
@@ -10,18 +9,33 @@ from casstore.backend.base import BlobWriter
 
 
 class Schedule:
-    """Runs actors by turns. An actor goes on until its next `pause`, then any one may be next."""
+    """Runs actors by turns: one goes on until its next `pause`, then `change(step)` says whether another does.
 
-    def __init__(self, seed):
-        self.random = random.Random(seed)
-        # Long runs find other bugs than quick turns.
-        self._stay = self.random.choice((0.0, 0.5, 0.8, 0.9))
+    `choose(others)` picks which.
+    """
+
+    def __init__(self, change, choose):
+        self._change = change
+        self._choose = choose
         self._turns = []
-        self._names = []
         self._back = threading.Semaphore(0)
         self._current = threading.local()
         self._running = []
         self.errors = []
+        self.steps = 0
+
+    @classmethod
+    def by_chance(cls, random):
+        """Change places at any pause in some schedules, at a few in most: races take long undisturbed runs."""
+        chance = random.choice((0.5, 0.1, 0.0))
+        length = random.choice((15, 25, 50))
+        places = {random.randrange(length) for _ in range(random.randint(2, 4))}
+        return cls(lambda step: step in places or random.random() < chance, random.choice)
+
+    @classmethod
+    def changing_at(cls, places):
+        """Change places exactly there; with two actors this says everything."""
+        return cls(lambda step: step in places, lambda others: others[0])
 
     def add(self, work):
         turn = threading.Semaphore(0)
@@ -50,12 +64,14 @@ class Schedule:
     def run(self):
         for _, thread in self._turns:
             thread.start()
-        last = None
+        last = self._running[0]
         while self._running:
-            if last not in self._running or self.random.random() >= self._stay:
-                last = self.random.choice(self._running)
+            others = [turn for turn in self._running if turn is not last]
+            if others and (self._change(self.steps) or last not in self._running):
+                last = self._choose(others)
             last.release()
             self._back.acquire()
+            self.steps += 1
         for _, thread in self._turns:
             thread.join()
         if self.errors:

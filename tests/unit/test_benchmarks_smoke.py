@@ -48,6 +48,15 @@ def test_smoke_run_measures_every_scenario_and_reports(tmp_path):
     assert report.stdout == run.stdout
     assert "casstore against copy" in report.stdout
 
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- results: begin -->\nold\n<!-- results: end -->\nbelow\n")
+    _benchmarks("report", out, "--into", page)
+    text = page.read_text()
+    assert text.startswith("above\n<!-- results: begin -->\n")
+    assert text.endswith("<!-- results: end -->\nbelow\n")
+    assert report.stdout.strip() in text
+    assert "old" not in text
+
 
 def test_a_peer_that_is_missing_is_reported_as_missing(tmp_path):
     shadow = tmp_path / "shadow" / "hf_xet"

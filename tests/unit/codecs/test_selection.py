@@ -120,13 +120,6 @@ def test_repeated_rows_are_found_in_tensors_too():
     assert len(encode_one(row * 1000, ElementHint(4)).payload) < 0.02 * len(row * 1000)
 
 
-def test_repeats_within_one_column_are_found():
-    rng = np.random.default_rng(2)
-    rows = rng.integers(0, 256, (100_000, 4), dtype=np.uint8)
-    rows[:, 3] = np.resize(rng.integers(0, 2, 997, dtype=np.uint8), 100_000)
-    assert len(encode_one(rows.tobytes(), ElementHint(4)).payload) < 0.755 * rows.size
-
-
 def test_adjacent_chunks_with_the_same_elements_share_a_choice():
     f4, shifted, f2 = ElementHint(4), ElementHint(4, 3), ElementHint(2)
     cuts = [

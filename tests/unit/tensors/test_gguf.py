@@ -56,6 +56,24 @@ def test_an_absurd_alignment(alignment):
     assert summary(bytes(data)) == []
 
 
+def test_an_alignment_is_a_power_of_two():
+    assert summary(gguf_bytes(PLAIN, alignment=64)) != []
+    assert summary(gguf_bytes(PLAIN, alignment=48)) == []
+
+
+def test_the_number_of_strings_has_a_limit(monkeypatch):
+    monkeypatch.setattr("casstore.tensors.gguf.MAX_STRINGS", 10)
+    assert summary(gguf_bytes(PLAIN, metadata={"a": ["x"] * 5, "b": ["y"] * 5})) != []
+    assert summary(gguf_bytes(PLAIN, metadata={"a": ["x"] * 5, "b": ["y"] * 6})) == []
+    assert summary(gguf_bytes(PLAIN, metadata={"a": [[]] * 11})) == []
+
+
+def test_the_header_has_a_largest_size(monkeypatch):
+    monkeypatch.setattr("casstore.tensors.gguf.MAX_HEADER_BYTES", 1000)
+    assert summary(gguf_bytes(PLAIN, metadata={"a": "x" * 100})) != []
+    assert summary(gguf_bytes(PLAIN, metadata={"a": "x" * 1000})) == []
+
+
 def test_metadata_of_every_kind_is_stepped_over():
     values = {
         "text": "x" * 1000,

@@ -117,40 +117,89 @@ def test_payloads_are_not_read():
     assert sum(length for _, length in source.reads) < len(data) // 50
 
 
+GRAPH = proto_field(5, TENSOR)
+MODEL = onnx_model(GRAPH)
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        proto_field(7, proto_field(5, TENSOR)),  # no version
+        proto_field(7, GRAPH),  # no version
         proto_field(1, 10) + proto_field(2, "x"),  # no graph
-        onnx_model(b"") + proto_field(1, 3),
-        onnx_model(b"") + proto_field(7, b""),
-        proto_field(1, "ten") + proto_field(7, b""),
-        proto_field(1, 10) + proto_field(7, 3),
-        onnx_model(b"") + b"\0",
-        onnx_model(b"") + b"\x80" * 12,
-        onnx_model(b"") + proto_varint(200 << 3 | 2) + b"\x05ab",
-        onnx_model(b"") + proto_field(5000, 3),
-        onnx_model(b"") + b"\x0b",
-        onnx_model(proto_field(2, 5)),
-        onnx_model(proto_field(5, 5)),
-        onnx_model(proto_field(5, TENSOR[:-30])),
-        onnx_model(proto_field(5, TENSOR + proto_field(9, b""))),
-        onnx_model(proto_field(5, proto_field(1, 5) + TENSOR)),
-        onnx_model(proto_field(5, proto_field(2, "F32"))),
-        onnx_model(proto_field(5, proto_field(8, 5))),
-        onnx_model(proto_field(5, proto_field(8, b"\xff") + TENSOR)),
-        onnx_model(proto_field(5, onnx_tensor("n" * 5000, W))),
-        onnx_model(proto_field(5, proto_field(1, 1) * 17 + TENSOR)),
-        onnx_model(proto_field(5, proto_field(1, b"\1" * 17) + TENSOR)),
-        onnx_model(proto_field(5, proto_field(1, b"\1" * 500) + TENSOR)),
-        onnx_model(proto_field(5, proto_field(1, b"\x80") + TENSOR)),
-        onnx_model(proto_field(5, onnx_tensor("w", ("F32", ((1 << 64) - 1,), b"abcd")))),
+        MODEL + proto_field(1, 3),
+        MODEL + proto_field(7, b""),
+        proto_field(1, "ten") + proto_field(7, GRAPH),
+        proto_field(7, GRAPH) + proto_field(1, "ten"),
+        proto_field(1, 10) + proto_field(7, GRAPH) + proto_field(25, 3),
+        MODEL + b"\0",
+        MODEL + b"\x80" * 12,
+        MODEL + proto_varint(200 << 3 | 2) + b"\x05ab",
+        MODEL + proto_varint(200 << 3 | 5) + b"abc",
+        MODEL + proto_varint(200 << 3 | 1) + b"abcdefg",
+        MODEL + proto_varint(200 << 3) + b"\x80",
+        MODEL + proto_field(5000, 3),
+        MODEL + b"\x0b",
+        MODEL + b"\x0c",
     ],
-    ids=range(25),
+    ids=range(16),
 )
 def test_broken_models_are_unknown(data):
+    assert names(MODEL) == ["w"]
     assert find_spans(BytesSource(data)) == ()
     assert find_external_spans(BytesSource(data)) == {}
+
+
+HEAD = proto_field(1, 2) + proto_field(1, 3) + proto_field(2, 1)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        TENSOR[:-4],  # raw_data runs out of its message, into what follows
+        TENSOR[:-30],
+        TENSOR + proto_field(9, bytes(24)),
+        proto_field(1, 5) + TENSOR,
+        HEAD + proto_field(2, "F32") + proto_field(9, bytes(24)),
+        HEAD + proto_field(8, 5) + proto_field(9, bytes(24)),
+        HEAD + proto_field(8, b"\xff") + proto_field(9, bytes(24)),
+        HEAD + proto_field(14, "x") + proto_field(9, bytes(24)),
+        HEAD + proto_field(13, 1) + proto_field(9, bytes(24)),
+        onnx_tensor("n" * 5000, W),
+        proto_field(1, 1) * 17 + proto_field(2, 1) + proto_field(9, bytes(4)),
+        proto_field(1, b"\1" * 17) + proto_field(2, 1) + proto_field(9, bytes(4)),
+        proto_field(1, b"\1" * 500) + proto_field(2, 1) + proto_field(9, bytes(4)),
+        proto_field(1, b"\x80") + TENSOR,
+        onnx_tensor("w", ("F32", ((1 << 64) - 1,), b"abcd")),
+    ],
+    ids=range(15),
+)
+def test_one_broken_tensor_makes_the_file_unknown(tensor):
+    padding = proto_field(10, "a doc string behind it")
+    assert names(onnx_model(GRAPH + proto_field(5, HEAD + proto_field(9, bytes(24))) + padding)) == [
+        "w",
+        "unnamed",
+    ]
+    assert names(onnx_model(GRAPH + proto_field(5, tensor) + padding)) == []
+
+
+@pytest.mark.parametrize(
+    "field", [proto_field(2, 5), proto_field(5, 5), proto_field(1, 5), proto_field(11, 5)]
+)
+def test_a_graph_with_fields_of_another_type_is_unknown(field):
+    assert names(onnx_model(GRAPH + field)) == []
+    assert names(onnx_model(GRAPH + proto_field(1, proto_field(1, "in") + proto_field(5, 5)))) == []
+
+
+def test_the_number_of_fields_has_a_limit(monkeypatch):
+    assert names(onnx_model(GRAPH * 20))[:2] == ["w", "w#2"]
+    monkeypatch.setattr("casstore.tensors.onnx.MAX_FIELDS", 50)
+    assert names(onnx_model(GRAPH * 20)) == []
+
+
+def test_the_number_of_tensors_has_a_limit(monkeypatch):
+    monkeypatch.setattr("casstore.tensors.onnx.MAX_SPANS", 10)
+    assert len(names(onnx_model(GRAPH * 10))) == 10
+    assert names(onnx_model(GRAPH * 11)) == []
 
 
 def nested(levels):

@@ -170,12 +170,26 @@ WHOLE = {"archive/data/0": (64,)}
         ({"a": (1 << 62, (8,), (1,))}, WHOLE),
         ({"a": (0, (1 << 62, 1 << 62), (1 << 62, 1))}, WHOLE),
         ({"a": (0, (8, 8), (8,))}, None),
+        ({"a": (-2, (2,), (1,))}, None),
+        ({"a": (0, (-1, -8), (8, 1))}, None),
         ({"a": (0, (1,) * 17, (1,) * 17)}, None),
     ],
 )
 def test_views_are_spans_where_they_are_disjoint_runs(named, want):
     # Arguments that describe no tensor say nothing about the storage's type either.
     assert views(**named) == (want or {"archive/data/0": (256,)})
+
+
+def test_a_storage_that_is_no_whole_number_of_elements_is_bytes():
+    body = pickle_dict({"t": storage_view(FUSED, shape=(8, 8), strides=(1, 8))})
+    assert summary(torch_zip_of(pickle_of(body), {"0": bytes(258)})) == [("archive/data/0", "U8", (258,))]
+
+
+def test_containers_are_followed_to_a_depth():
+    for depth, want in ((60, "F32"), (70, "U8")):
+        body = b"]" * depth + storage_view(A) + b"a" * depth
+        ((_, dtype, _),) = summary(saved(body, {"0": A}))
+        assert dtype == want
 
 
 def test_a_whole_storage_keeps_its_type():
@@ -370,6 +384,12 @@ def test_a_lying_zip64_is_unknown(magic, offset, form, value):
     data = zip_bytes({"r/data.pkl": pickle_of(b"N"), "r/data/0": bytes(64)}, zip64=True)
     assert len(summary(data)) == 1
     assert summary(patched(data, magic, offset, form, value)) == []
+
+
+def test_two_entries_of_one_name_are_unknown():
+    data = zip_bytes({"r/data.pkl": pickle_of(b"N"), "r/data/0": bytes(8), "r/data/1": bytes(8)})
+    assert len(summary(data)) == 2
+    assert summary(data.replace(b"r/data/1", b"r/data/0")) == []
 
 
 def test_entries_that_overlap_are_unknown():

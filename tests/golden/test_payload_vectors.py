@@ -1,0 +1,29 @@
+"""The payload vectors in casstore/format/README.md decode to their plain bytes, in every version."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+
+import pytest
+
+from casstore import codecs
+from casstore.codecs import Encoding
+
+README = importlib.resources.files("casstore.format").joinpath("README.md").read_text("utf-8")
+VECTORS = {
+    name: bytes.fromhex(body) for name, body in re.findall(r"```vector ([a-z-]+)\n([0-9a-f\s]*)```", README)
+}
+PAYLOADS = sorted(name.removesuffix("-plain") for name in VECTORS if name.endswith("-plain"))
+
+
+def test_the_page_has_vectors_for_both_encodings():
+    assert {name.partition("-")[0] for name in PAYLOADS} == {"planes", "zstd"}
+    assert len(PAYLOADS) >= 6
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_payload_decodes_to_its_plain_bytes(name):
+    encoding = Encoding.ZSTD if name.startswith("zstd") else Encoding.PLANES
+    plain = VECTORS[f"{name}-plain"]
+    assert codecs.decode(encoding, VECTORS[name], len(plain)) == plain
