@@ -36,17 +36,31 @@ if TYPE_CHECKING:
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_PIECES = 128
+_MAX_PIECES = 16
 """Files that one batch touches at most, so that few are open at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """`length` bytes of one file that a batch decodes: they end the file if `last`."""
+@dataclass(slots=True, eq=False)
+class _OpenFile:
+    """A file in the making, under a temporary name in the directory that it will have its name in."""
 
     entry: TreeEntry
+    directory: int
+    name: str
+    temporary: str
+    descriptor: int
+    hasher: Hasher
+
+
+@dataclass(slots=True)
+class _Piece:
+    """`length` bytes of one file, from `offset` on, that a batch decodes: they end the file if `last`."""
+
+    entry: TreeEntry
+    offset: int
     length: int
     last: bool
+    file: _OpenFile | None = None
 
 
 @dataclass(slots=True)
@@ -57,16 +71,7 @@ class _Batch:
     lengths: list[int] = field(default_factory=list)
     pieces: list[_Piece] = field(default_factory=list)
     size: int = 0
-
-
-@dataclass(slots=True)
-class _OpenFile:
-    entry: TreeEntry
-    directory: int
-    name: str
-    temporary: str
-    descriptor: int
-    hasher: Hasher
+    buffer: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
 class Checkout:
@@ -80,6 +85,7 @@ class Checkout:
         self._force = force
         self._callback = callback
         self._written: list[tuple[str, bool]] = []
+        self._open_files: list[_OpenFile] = []
 
     def run(self, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
         """Write every file of `tree`; `layouts` are those of `tree.files`, in order.
@@ -160,52 +166,43 @@ class Checkout:
                 os.close(self._open_directory(root, entry.path))
         located = reader.locate(b"".join(layout.ids for layout in layouts))
         workers = worker_count()
-        pending: deque[tuple[_Batch, memoryview, Future[None]]] = deque()
-        open_file: _OpenFile | None = None
+        pending: deque[tuple[_Batch, Future[None]]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="casstore-get") as pool:
             try:
                 for batch in _batches(tree.files, layouts):
-                    buffer = self._buffers.take()
-                    pending.append((batch, buffer, pool.submit(_decode, reader, located, batch, buffer)))
+                    self._open_targets(root, batch)
+                    batch.buffer = self._buffers.take()
+                    pending.append((batch, pool.submit(_decode, reader, located, batch)))
                     if len(pending) > workers + 1:
-                        open_file = self._settle(root, pending, open_file)
+                        self._settle(*pending.popleft())
                 while pending:
-                    open_file = self._settle(root, pending, open_file)
+                    self._settle(*pending.popleft())
             finally:
-                if open_file is not None:
-                    self._discard(open_file)
                 pool.shutdown(wait=True, cancel_futures=True)
+                for file in list(self._open_files):
+                    self._discard(file)
 
-    def _settle(
-        self,
-        root: int,
-        pending: deque[tuple[_Batch, memoryview, Future[None]]],
-        open_file: _OpenFile | None,
-    ) -> _OpenFile | None:
-        """Write the oldest decoded batch; return the file that it leaves unfinished."""
-        batch, buffer, future = pending.popleft()
-        current = open_file
-        try:
-            future.result()
-            at = 0
-            for piece in batch.pieces:
-                if current is None:
-                    current = self._create(root, piece.entry)
-                part = buffer[at : at + piece.length]
-                at += piece.length
-                current.hasher.update(part)
-                _write_full(current.descriptor, part)
-                if self._callback is not None:
-                    self._callback.relative_update(piece.length)
-                if piece.last:
-                    self._complete(current)
-                    current = None
-        except BaseException:
-            if current is not None and current is not open_file:
-                self._discard(current)
-            raise
-        self._buffers.give(buffer)
-        return current
+    def _open_targets(self, root: int, batch: _Batch) -> None:
+        """Open a temporary file for each file that begins in `batch`; one that goes on is the newest open."""
+        for piece in batch.pieces:
+            if piece.offset == 0:
+                self._open_files.append(self._create(root, piece.entry))
+            piece.file = self._open_files[-1]
+
+    def _settle(self, batch: _Batch, decoded: Future[None]) -> None:
+        """Hash what a worker decoded and wrote, in file order; files that end there get their names."""
+        decoded.result()
+        at = 0
+        for piece in batch.pieces:
+            assert piece.file is not None
+            piece.file.hasher.update(batch.buffer[at : at + piece.length])
+            at += piece.length
+            if self._callback is not None:
+                self._callback.relative_update(piece.length)
+            if piece.last:
+                self._complete(piece.file)
+                self._open_files.remove(piece.file)
+        self._buffers.give(batch.buffer)
 
     def _create(self, root: int, entry: TreeEntry) -> _OpenFile:
         folder, _, name = entry.path.rpartition("/")
@@ -285,13 +282,19 @@ class Checkout:
         return current
 
 
-def _decode(reader: ObjectReader, located: Located, batch: _Batch, buffer: memoryview) -> None:
+def _decode(reader: ObjectReader, located: Located, batch: _Batch) -> None:
+    """Decode and verify a batch into its buffer, and write its pieces where they belong; for a worker."""
     outs = []
     at = 0
     for length in batch.lengths:
-        outs.append(buffer[at : at + length])
+        outs.append(batch.buffer[at : at + length])
         at += length
     reader.fill(located, range(batch.first, batch.first + len(outs)), outs)
+    at = 0
+    for piece in batch.pieces:
+        assert piece.file is not None
+        _write_at(piece.file.descriptor, batch.buffer[at : at + piece.length], piece.offset)
+        at += piece.length
 
 
 def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[_Batch]:
@@ -300,7 +303,7 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
     position = 0
     for entry, layout in zip(files, layouts, strict=True):
         lengths = layout.lengths.tolist()
-        at = 0
+        at = done = 0
         while True:
             begin, size = at, 0
             while at < len(lengths) and batch.size + size + lengths[at] <= BLOCK:
@@ -311,7 +314,8 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
             batch.size += size
             position += at - begin
             if size or last:
-                batch.pieces.append(_Piece(entry, size, last))
+                batch.pieces.append(_Piece(entry, done, size, last))
+                done += size
             if not last or len(batch.pieces) >= _MAX_PIECES:
                 yield batch
                 batch = _Batch(position)
@@ -321,9 +325,10 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
         yield batch
 
 
-def _write_full(descriptor: int, data: memoryview) -> None:
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        data = data[os.write(descriptor, data) :]
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.backend.oserrors import from_os_error
 from casstore.errors import FormatError, ObjectExists, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
@@ -239,8 +240,10 @@ class Index:
             for entry in self._backend.list(PACK_PREFIX):
                 pack_id = pack_id_of(entry.key)
                 if self.number_of(pack_id) not in covered:
-                    self.add_footer(pack_id, read_footer(self._backend, pack_id))
-                    found = True
+                    # Invariant 5: a pack that went since the listing does not exist, and others still count.
+                    with contextlib.suppress(ObjectNotFound):
+                        self.add_footer(pack_id, read_footer(self._backend, pack_id))
+                        found = True
             return found
 
     def merge(self) -> None:
@@ -290,8 +293,9 @@ class Index:
                 if size < index_format.HEADER_SIZE:
                     raise FormatError(f"{key} is cut short; remove that file, the packs rebuild it.")
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError as error:
-            raise ObjectNotFound(f"{key} is gone.") from error
+        except OSError as error:
+            # Design §12: people get casstore's errors; one that is gone is an ObjectNotFound.
+            raise from_os_error(error, f"read {key} in {self._backend.url}") from error
         return self._decode(key, memoryview(mapped))
 
     def _decode(self, key: str, data: memoryview) -> _Segment:

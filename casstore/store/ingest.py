@@ -46,12 +46,15 @@ if TYPE_CHECKING:
     from casstore.tensors import TensorSpan
 
 
+_SMALL_READ = 64 << 10
+"""Bytes that are hashed faster than they are handed to another thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class AddedFile:
     """A file that is in the store now, with the layout it was cut by."""
 
     source: SourceFile
-    file_id: bytes
     layout: Layout
     layout_id: bytes
 
@@ -76,7 +79,7 @@ class _Reading:
     hasher: Hasher = field(default_factory=Hasher)
     ids: list[bytes] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    file_id: bytes = b""
+    hashed: Future[Hasher] | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class _Block:
     hints: list[ElementHint | None] = field(default_factory=list)
     parts: list[tuple[_Reading, int, bool]] = field(default_factory=list)
     used: int = 0
+    hashed: Future[Hasher] | None = None
 
 
 class Ingest:
@@ -110,11 +114,13 @@ class Ingest:
         self._callback = callback
         workers = worker_count()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="casstore-add")
+        self._file_hasher = ThreadPoolExecutor(1, thread_name_prefix="casstore-file-hash")
         self._window = workers
         self._buffers = buffers
         self._hashing: deque[tuple[_Block, Future[list[bytes]]]] = deque()
-        self._encoding: deque[tuple[memoryview, Future[EncodedFrames]]] = deque()
+        self._encoding: deque[tuple[_Block, Future[EncodedFrames]]] = deque()
         self._added: list[AddedFile] = []
+        self._layouts: dict[bytes, bytes] = {}
         self.counts = AddCounts()
 
     def __enter__(self) -> Self:
@@ -122,6 +128,7 @@ class Ingest:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._file_hasher.shutdown(wait=True, cancel_futures=True)
 
     def run(self, sources: Sources) -> list[AddedFile]:
         """Make every chunk and layout of `sources` part of the publication; return the files in tree order.
@@ -140,6 +147,7 @@ class Ingest:
             self._settle_hashing()
         while self._encoding:
             self._settle_encoding()
+        self._publication.write_objects(Kind.LAYOUT, self._layouts)
         return sorted(self._added, key=lambda added: added.source.path.encode())
 
     def supply(self, missing: set[bytes]) -> Iterator[EncodedFrames]:
@@ -160,7 +168,7 @@ class Ingest:
     def remember(self, sources: Sources, now_ns: int) -> None:
         """Let the stat cache know the files that were last touched well before `now_ns`, when reading began."""
         self._machine.remember_files(
-            (sources.stat_key(added.source), KnownFile(added.file_id, added.layout_id))
+            (sources.stat_key(added.source), KnownFile(added.layout.file_id, added.layout_id))
             for added in self._added
             if added.source.identity.settled(now_ns)
         )
@@ -177,7 +185,7 @@ class Ingest:
         ids = layout.chunk_ids()
         if layout.file_id != known.file_id or not self._publication.known([known.layout_id, *ids]).all():
             return False
-        self._added.append(AddedFile(file, known.file_id, layout, known.layout_id))
+        self._added.append(AddedFile(file, layout, known.layout_id))
         self._count(layout.size, len(ids))
         if self._callback is not None:
             self._callback.relative_update(layout.size)
@@ -201,7 +209,7 @@ class Ingest:
                     room = block.buffer[begin + carried : BLOCK + MAX_CHUNK]
                     count = _read_full(descriptor, room, position, file.location)
                     position += count
-                    reading.hasher.update(room[:count])
+                    self._hash_file(reading, block, room[:count])
                     if self._callback is not None:
                         self._callback.relative_update(count)
                     final = position >= file.identity.size or count < len(room)
@@ -215,7 +223,6 @@ class Ingest:
                     block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
                     yield full
                 check_unchanged(file, os.fstat(descriptor))
-                reading.file_id = reading.hasher.digest()
             finally:
                 os.close(descriptor)
             if block.used >= BLOCK // 2:
@@ -233,7 +240,7 @@ class Ingest:
         self.counts.bytes_new += sum(block.cuts[at][1] for at in wanted)
         self._encoding.append(
             (
-                block.buffer,
+                block,
                 self._pool.submit(
                     encode_frames,
                     Kind.CHUNK,
@@ -255,13 +262,26 @@ class Ingest:
                 self._finish(reading)
 
     def _settle_encoding(self) -> None:
-        buffer, future = self._encoding.popleft()
+        block, future = self._encoding.popleft()
         self._publication.write(future.result())
-        self._buffers.give(buffer)
+        if block.hashed is not None:
+            block.hashed.result()
+        self._buffers.give(block.buffer)
+
+    def _hash_file(self, reading: _Reading, block: _Block, data: memoryview) -> None:
+        """Update the hash of a whole file; one thread does it in order, beside all other work."""
+        if len(data) <= _SMALL_READ:
+            if reading.hashed is not None:
+                reading.hashed.result()
+            reading.hasher.update(data)
+        else:
+            reading.hashed = block.hashed = self._file_hasher.submit(reading.hasher.update, data)
 
     def _finish(self, reading: _Reading) -> None:
+        if reading.hashed is not None:
+            reading.hashed.result()
         layout = Layout(
-            file_id=reading.file_id,
+            file_id=reading.hasher.digest(),
             size=reading.source.identity.size,
             ids=b"".join(reading.ids),
             lengths=np.array(reading.lengths, "<u4"),
@@ -270,8 +290,8 @@ class Ingest:
         )
         plain = layout_format.encode(layout)
         layout_id = digest(plain)
-        self._publication.write_object(Kind.LAYOUT, layout_id, plain)
-        self._added.append(AddedFile(reading.source, reading.file_id, layout, layout_id))
+        self._layouts[layout_id] = plain
+        self._added.append(AddedFile(reading.source, layout, layout_id))
 
     def _count(self, size: int, chunks: int) -> None:
         self.counts.bytes_total += size

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
+
+_MAX_WAITING = 3
+"""Writes that may wait for the disk: each holds the encoded bytes of one block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def _equal(one: memoryview, other: memoryview) -> bool:
 
 
 class PackWriter:
-    """Appends frames to packs and commits each one in the background when it is full.
+    """Appends frames to packs: one thread writes and hashes them, another one commits full packs.
 
     Use as a context manager: packs that were not finished are discarded. For one thread.
     """
@@ -111,69 +115,85 @@ class PackWriter:
     def __init__(self, backend: Backend, *, target: int = PACK_TARGET) -> None:
         self._backend = backend
         self._target = target
+        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="casstore-commit")
+        self._writes: deque[Future[None]] = deque()
         self._commits: list[Future[WrittenPack]] = []
-        self._writer: BlobWriter | None = None
-        self._hasher = Hasher()
-        self._size = 0
-        self._headers: list[FrameHeader] = []
-        self._offsets: list[int] = []
+        self._open: _OpenPack | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        writer, self._writer = self._writer, None
-        try:
-            if writer is not None:
-                writer.discard()  # Invariant 2: what has no final name was never there.
-        finally:
-            self._committer.shutdown(wait=True)
+        self._scribe.shutdown(wait=True)
+        self._committer.shutdown(wait=True)
+        if self._open is not None:
+            self._open.writer.discard()  # Invariant 2: what has no final name was never there.
+            self._open = None
 
     def append(self, frames: EncodedFrames) -> None:
-        """Append verified frames; the pack is closed behind them if it is full."""
+        """Append verified frames, soon; the pack is closed behind them if it is full."""
         if not frames.headers:
             return
-        if self._writer is None:
-            self._writer = self._backend.open_writer()
-            self._hasher = Hasher()
-            self._size = 0
-            self._headers, self._offsets = [], []
-            self._emit([pack.encode_header(os.urandom(pack.NONCE_SIZE))])
-        at = self._size
+        if self._open is None:
+            self._open = _OpenPack(self._backend.open_writer())
+            self._emit(self._open, [pack.encode_header(os.urandom(pack.NONCE_SIZE))])
+        at = self._open.size
         for header in frames.headers:
-            self._headers.append(header)
-            self._offsets.append(at)
+            self._open.headers.append(header)
+            self._open.offsets.append(at)
             at += header.size + header.stored
-        self._emit(frames.parts)
-        if self._size >= self._target:
+        self._emit(self._open, frames.parts)
+        if self._open.size >= self._target:
             self._close_pack()
 
     def finish(self) -> list[WrittenPack]:
         """Close the last pack, wait until all are durable, and return those since the last call."""
         self._close_pack()
+        self._wait_for_writes(left=0)
         commits, self._commits = self._commits, []
         return [commit.result() for commit in commits]
 
     def _close_pack(self) -> None:
-        writer = self._writer
-        if writer is None:
+        closing = self._open
+        if closing is None:
             return
-        footer = pack.footer_rows(self._headers, self._offsets)
-        self._emit([pack.encode_footer(footer, begin=self._size)])
-        pack_id = self._hasher.digest()
-        self._writer = None
-        self._commits.append(self._committer.submit(_commit, writer, pack_id, footer, self._size))
+        footer = pack.footer_rows(closing.headers, closing.offsets)
+        self._emit(closing, [pack.encode_footer(footer, begin=closing.size)])
+        written = self._writes[-1]
+        self._open = None
+        self._commits.append(self._committer.submit(_commit, closing, footer, written))
 
-    def _emit(self, parts: Sequence[bytes | memoryview]) -> None:
-        assert self._writer is not None
-        self._writer.write(parts)
-        for part in parts:
-            self._hasher.update(part)
-            self._size += len(part)
+    def _emit(self, target: _OpenPack, parts: Sequence[bytes | memoryview]) -> None:
+        target.size += sum(len(part) for part in parts)
+        self._writes.append(self._scribe.submit(_write, target, parts))
+        self._wait_for_writes(left=_MAX_WAITING)
+
+    def _wait_for_writes(self, *, left: int) -> None:
+        while len(self._writes) > left:
+            self._writes.popleft().result()
 
 
-def _commit(writer: BlobWriter, pack_id: bytes, footer: Footer, size: int) -> WrittenPack:
-    with writer:  # discards the temporary file if the commit fails (invariant 2)
+@dataclass(slots=True)
+class _OpenPack:
+    """A pack in the making; `size` counts what was handed over, `hasher` saw what was written."""
+
+    writer: BlobWriter
+    hasher: Hasher = field(default_factory=Hasher)
+    size: int = 0
+    headers: list[FrameHeader] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+
+
+def _write(target: _OpenPack, parts: Sequence[bytes | memoryview]) -> None:
+    target.writer.write(parts)
+    for part in parts:
+        target.hasher.update(part)
+
+
+def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> WrittenPack:
+    with target.writer as writer:  # discards the temporary file if the commit fails (invariant 2)
+        written.result()
+        pack_id = target.hasher.digest()
         writer.commit(pack_key(pack_id))
-    return WrittenPack(pack_id, footer, size)
+    return WrittenPack(pack_id, footer, target.size)

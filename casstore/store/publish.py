@@ -24,7 +24,7 @@ from casstore.store.keys import pack_key
 from casstore.store.packs import PackWriter, encode_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -105,10 +105,11 @@ class Publication:
         self.bytes_stored += frames.size
         self._writer.append(frames)
 
-    def write_object(self, kind: Kind, object_id: bytes, plain: bytes) -> None:
-        """Store one small object unless it is there already."""
-        if self.claim([object_id]):
-            self.write(encode_object(kind, plain))
+    def write_objects(self, kind: Kind, objects: Mapping[bytes, bytes]) -> None:
+        """Store small objects, plain bytes by id, unless they are there already."""
+        ids = list(objects)
+        for at in self.claim(ids):
+            self.write(encode_object(kind, objects[ids[at]]))
 
     def commit(self, make_record: Callable[[tuple[bytes, ...]], Record], supply: Supply) -> None:
         """Make everything durable, put the record, and return when it is safe for good.
@@ -154,7 +155,10 @@ class Publication:
     def _mend(self, ids: list[bytes], supply: Supply) -> None:
         """Depend on other copies of these objects, or write them again into a fresh pack."""
         self._own.difference_update(ids)
-        missing = {object_id for object_id, known in zip(ids, self.known(ids), strict=True) if not known}
+        missing = self._unknown(ids)
+        if missing and self._index.read_uncovered():
+            # Invariant 5: segments are hints, so what they do not name may still lie in a pack.
+            missing = self._unknown(sorted(missing))
         for object_id in sorted(missing):
             if self._copy_condemned(object_id):
                 missing.discard(object_id)
@@ -167,6 +171,9 @@ class Publication:
                 f"{len(missing)} objects of this model are gone from the store, {min(missing).hex()} among them. "
                 "Add the model again from its files."
             )
+
+    def _unknown(self, ids: list[bytes]) -> set[bytes]:
+        return {object_id for object_id, known in zip(ids, self.known(ids), strict=True) if not known}
 
     def _copy_condemned(self, object_id: bytes) -> bool:
         """Copy an object out of a pack that a collector will delete; say whether that was possible."""

@@ -201,7 +201,7 @@ class Store:
         ):
             added = ingest.run(sources)
             entries = [
-                TreeEntry(item.source.path, item.source.mode, item.layout.size, item.file_id)
+                TreeEntry(item.source.path, item.source.mode, item.layout.size, item.layout.file_id)
                 for item in added
             ]
             entries += [TreeEntry(name, Mode.EMPTY_DIRECTORY, 0, EMPTY_FILE_ID) for name in sources.empty]
@@ -212,7 +212,7 @@ class Store:
             )
             objects = {Kind.TREE: tree, Kind.MANIFEST: manifest}
             for kind, plain in objects.items():
-                publication.write_object(kind, digest(plain), plain)
+                publication.write_objects(kind, {digest(plain): plain})
             name = ref or f"models/{model_id.hex()}"
 
             def supply(missing: set[bytes]) -> Iterator[EncodedFrames]:

@@ -7,9 +7,6 @@ import itertools
 import os
 
 import pytest
-
-from casstore.errors import CasstoreError, ConfigError, RefNotFound
-from casstore.store import ingest
 from fakes.posix_model import KEEP_ALL, LOSE_ALL, SimulatedCrash
 from fakes.stores import (
     Disk,
@@ -24,6 +21,9 @@ from fakes.stores import (
     visible,
     write_model,
 )
+
+from casstore.errors import CasstoreError, ConfigError, RefNotFound
+from casstore.store import ingest
 
 SEEDS = int(os.environ.get("CASSTORE_CRASH_SEEDS", "2"))
 THOROUGH = SEEDS > 2
@@ -271,15 +271,17 @@ def test_a_crash_at_every_call_of_a_merge_of_segments(before, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("committer", "number", "every"),
+    "case",
     [
         ("inline", errno.EIO, 1),
         ("inline", errno.ENOSPC, 1 if THOROUGH else 3),
         ("inline", errno.EROFS, 1 if THOROUGH else 7),
         ("threaded", errno.EIO, 1 if THOROUGH else 8),
     ],
+    ids=lambda case: f"{case[0]}-{errno.errorcode[case[1]]}",
 )
-def test_an_error_at_every_call_of_an_add(before, folders, committer, number, every, monkeypatch):
+def test_an_error_at_every_call_of_an_add(before, folders, case, monkeypatch):
+    committer, number, every = case
     restart = None
     if committer == "inline":
         commit_inline(monkeypatch)
@@ -296,10 +298,9 @@ def test_an_error_at_every_call_of_an_add(before, folders, committer, number, ev
         acknowledged = True
         try:
             store.add(folders["new"], ref="models/new", base="models/old")
-        except CasstoreError as error:
+        except CasstoreError:
             acknowledged = False
             failed += 1
-            assert str(error)
         if len(disk.calls) <= begin + k:
             assert acknowledged
             break

@@ -9,13 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from fakes.posix_model import PosixModel
+
 from casstore.backend import LocalBackend
 from casstore.digest import digest
 from casstore.ops.check import check
 from casstore.store import packs, refs
 from casstore.store.machine import MachineState
 from casstore.store.store import Store, _identify
-from fakes.posix_model import PosixModel
 
 ROOT = "/srv/store"
 _times = itertools.count(1_000_000_000)

@@ -12,11 +12,15 @@ import itertools
 import os
 import random
 import uuid
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
+from fakes.collector import condemn, condemned_in, current_records, packs_of
+from fakes.schedule import Schedule, ScheduledBackend
+from fakes.stores import commit_inline, repeat_randomness
 
 from casstore.backend import MemoryBackend, memory
 from casstore.digest import digest
@@ -30,9 +34,9 @@ from casstore.store.objects import ObjectReader
 from casstore.store.packs import encode_object
 from casstore.store.publish import Publication
 from casstore.store.refs import Refs
-from fakes.collector import condemn, condemned_in, current_records, packs_of
-from fakes.schedule import Schedule, ScheduledBackend
-from fakes.stores import commit_inline, repeat_randomness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCHEDULES = int(os.environ.get("CASSTORE_SCHEDULES", "400"))
 THOROUGH = SCHEDULES > 1000
@@ -66,10 +70,8 @@ class Rules:
 def contents(backend):
     held = {}
     for pack in packs_of(backend):
-        try:
+        with suppress(ObjectNotFound):
             held[pack] = set(row_ids(read_footer(backend, pack).rows))
-        except ObjectNotFound:
-            continue
     return held
 
 
@@ -160,8 +162,7 @@ class Client:
                 yield encode_object(Kind.CHUNK, OBJECTS[item])
 
         with self.publication() as publication:
-            for item in sorted(objects):
-                publication.write_object(Kind.CHUNK, item, OBJECTS[item])
+            publication.write_objects(Kind.CHUNK, {item: OBJECTS[item] for item in sorted(objects)})
             publication.commit(self._draft(name, objects), supply)
             self.world.stored += publication.bytes_stored > 0
         self.world.promise(name, objects)

@@ -282,6 +282,22 @@ def test_a_tag_of_a_healthy_model_writes_no_pack(scene):
     assert packs_of(scene.plain) == scene.old_packs
 
 
+def test_a_tag_finds_objects_in_packs_that_no_segment_covers(scene, tmp_path):
+    """The index is a hint: without the segment over shared chunks, nothing is copied all the same."""
+    first, second = (model_of(big=noise(1, 400_000) + noise(seed, 100)) for seed in (2, 3))
+    writer = scene.store(scene.plain)
+    before = {entry.key for entry in scene.plain.list(INDEX_PREFIX)}
+    writer.add(write_model(first, tmp_path / "first"), ref="models/first")
+    [hidden] = {entry.key for entry in scene.plain.list(INDEX_PREFIX)} - before
+    added = writer.add(write_model(second, tmp_path / "second"), ref="models/second")
+    assert 0 < added.chunks_new < added.chunks
+    scene.plain.delete(hidden)
+    packs = packs_of(scene.plain)
+    scene.writer.tag("best", "models/second")
+    assert packs_of(scene.plain) == packs
+    scene.assert_safe("tags/best", second)
+
+
 def test_the_source_changed_and_nothing_else_has_the_bytes(scene):
     def strike():
         delete_packs(scene.plain, packs_of(scene.plain))

@@ -6,6 +6,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -394,6 +395,8 @@ def files_below(path):
 
 def test_a_readonly_store_refuses_writes_and_makes_nothing(store, models, tmp_path):
     store.add(models[0], ref="models/m")
+    for name in ("gc", ".tmp"):  # nothing that a writer would find made already
+        shutil.rmtree(tmp_path / "store" / name)
     before = files_below(tmp_path / "store")
     with Store.open(tmp_path / "store", readonly=True) as reader:
         writes = [

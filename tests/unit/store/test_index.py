@@ -1,0 +1,488 @@
+"""Index look-ups against a dict: many segments, merging, duplicates, near-equal ids, gone packs, damage."""
+
+from __future__ import annotations
+
+import random
+import uuid
+
+import numpy as np
+import pytest
+from fakes.stores import noise
+
+from casstore.backend import BackendWrapper, LocalBackend, MemoryBackend
+from casstore.digest import digest
+from casstore.errors import BackendError, CasstoreError, IntegrityError, MissingObject, ObjectNotFound
+from casstore.format import index as index_format
+from casstore.format import pack as pack_format
+from casstore.format.frame import FrameHeader, encode_header
+from casstore.format.rows import Kind
+from casstore.store.index import MERGE_FAN_IN, Index
+from casstore.store.keys import INDEX_PREFIX, index_key, pack_key
+from casstore.store.objects import ObjectReader
+
+
+def header(object_id, *, stored=7, raw=9, rank=0, bases=()):
+    return FrameHeader(object_id, Kind.CHUNK, 0, raw, stored, rank, tuple(bases))
+
+
+def footer_of(headers):
+    offsets, at = [], pack_format.HEADER_SIZE
+    for item in headers:
+        offsets.append(at)
+        at += item.size + item.stored
+    return pack_format.footer_rows(headers, offsets)
+
+
+def write_pack(backend, headers):
+    """Write a real pack with payloads of zeros; return its id."""
+    footer = footer_of(headers)
+    body = [pack_format.encode_header(uuid.uuid4().bytes)]
+    for item in headers:
+        body += [encode_header(item), bytes(item.stored)]
+    data = b"".join(body)
+    data += b"".join([pack_format.encode_footer(footer, begin=len(data))])
+    pack_id = digest(data)
+    backend.put(pack_key(pack_id), [data])
+    return pack_id, footer
+
+
+class Expected:
+    """A dict of where objects are: id → {(pack, offset)}."""
+
+    def __init__(self, backend):
+        self.backend = backend
+        self.places = {}
+        self.rows = {}
+
+    def write(self, headers):
+        pack_id, footer = write_pack(self.backend, headers)
+        self.note(pack_id, footer)
+        return pack_id, footer
+
+    def note(self, pack_id, footer):
+        for row in footer.rows:
+            place = (pack_id, int(row["offset"]))
+            self.places.setdefault(row["id"].tobytes(), set()).add(place)
+            self.rows[place] = row
+        return pack_id, footer
+
+    def check(self, index, ids, *, gone=(), usable=None):
+        located = index.locate(ids, usable=usable)
+        for at, object_id in enumerate(ids):
+            allowed = {place for place in self.places.get(object_id, ()) if place[0] not in gone}
+            assert located.found[at] == bool(allowed), object_id.hex()
+            if allowed:
+                row = located.rows[at]
+                place = (index.pack_id(int(row["pack"])), int(row["offset"]))
+                assert place in allowed
+                assert row["id"].tobytes() == object_id
+                assert [row[name] for name in ("stored", "raw", "kind", "rank")] == [
+                    self.rows[place][name] for name in ("stored", "raw", "kind", "rank")
+                ]
+
+
+@pytest.fixture(params=["memory", "local"])
+def backend(request, tmp_path):
+    if request.param == "memory":
+        return MemoryBackend(uuid.uuid4().hex)
+    return LocalBackend(tmp_path / "store", create=True, durability="none")
+
+
+@pytest.fixture
+def memory():
+    return MemoryBackend(uuid.uuid4().hex)
+
+
+def ids_of(chance, count):
+    return [chance.randbytes(32) for _ in range(count)]
+
+
+def segments(backend):
+    return [entry.key for entry in backend.list(INDEX_PREFIX)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_look_ups_agree_with_a_dict(backend, seed):
+    chance = random.Random(seed)
+    expected, index = Expected(backend), Index(backend)
+    known = []
+    for _ in range(chance.randint(5, 40)):
+        packs = []
+        for _ in range(chance.randint(1, 4)):
+            ids = ids_of(chance, chance.choice((0, 1, 3, 20, 200)))
+            ids += chance.sample(known, min(len(known), chance.randint(0, 5)))
+            known += ids
+            packs.append(expected.write([header(item, stored=chance.randint(0, 50)) for item in ids]))
+        index.publish(packs)
+    absent = ids_of(chance, 50)
+    asked = [*known, *absent]
+    chance.shuffle(asked)
+    expected.check(index, asked)
+    expected.check(Index(backend), asked)
+    expected.check(index, [])
+    for item in asked[:30]:
+        expected.check(index, [item])
+    assert len(segments(backend)) < 40
+
+
+def test_ids_may_come_as_one_string_and_twice(memory):
+    expected, index = Expected(memory), Index(memory)
+    ids = ids_of(random.Random(1), 5)
+    index.publish([expected.write([header(item) for item in ids])])
+    located = index.locate(b"".join([*ids, *ids]))
+    assert located.found.all()
+    assert np.array_equal(located.rows[:5], located.rows[5:])
+
+
+def test_a_large_segment_has_many_buckets(memory):
+    expected, index = Expected(memory), Index(memory)
+    chance = random.Random(3)
+    ids = ids_of(chance, 20_000)
+    index.publish([expected.write([header(item) for item in ids])])
+    [segment] = index._segments.values()
+    assert segment.head.shape.buckets >= 256
+    expected.check(index, [*chance.sample(ids, 500), *ids_of(chance, 500)])
+    assert 0 < segment.checked.sum() < len(segment.checked), "only what was asked for was checked"
+
+
+@pytest.mark.parametrize("rest", [24, 16, 8, 1])
+def test_ids_with_equal_leading_words(memory, rest):
+    """The table is searched by the first 64 bits; what follows must decide all the same."""
+    chance = random.Random(rest)
+    expected, index = Expected(memory), Index(memory)
+    common = chance.randbytes(32 - rest)
+    near = list({common + chance.randbytes(rest) for _ in range(200)})
+    absent = [item for item in (common + chance.randbytes(rest) for _ in range(100)) if item not in near]
+    stored = near[: len(near) // 2]
+    absent += near[len(near) // 2 :]
+    index.publish([expected.write([header(item, stored=at % 9) for at, item in enumerate(stored)])])
+    index.publish([expected.write([header(item) for item in ids_of(chance, 100)])])
+    expected.check(index, [*stored, *absent])
+    expected.check(Index(memory), [*absent, *stored])
+
+
+@pytest.mark.parametrize("lead", [b"\x00" * 32, b"\xff" * 32, b"\x80" + bytes(31), b"\x7f" + b"\xff" * 31])
+def test_ids_at_the_edges_of_buckets(memory, lead):
+    expected, index = Expected(memory), Index(memory)
+    chance = random.Random(5)
+    ids = [lead, *ids_of(chance, 600)]
+    absent = [bytes([*lead[:31], lead[31] ^ 1]), b"\x00" * 31 + b"\x01", b"\xff" * 31 + b"\xfe"]
+    index.publish([expected.write([header(item) for item in ids])])
+    expected.check(index, [*ids, *absent])
+
+
+def test_an_object_in_several_packs(memory):
+    """In one segment, in several, and in one pack twice."""
+    expected, index = Expected(memory), Index(memory)
+    shared, *own = ids_of(random.Random(7), 10)
+    packs = [expected.write([header(shared), header(item), header(shared)]) for item in own]
+    index.publish(packs[:3])
+    for pack in packs[3:]:
+        index.publish([pack])
+    expected.check(index, [shared, *own])
+    for at in range(len(packs)):
+        keep = packs[at][0]
+        others = {pack for pack, _ in packs} - {keep}
+        located = index.locate([shared], usable=lambda number: index.pack_id(number) == keep)  # noqa: B023
+        assert index.pack_id(int(located.rows["pack"][0])) == keep
+        expected.check(
+            index,
+            [shared, *own],
+            gone=others,
+            usable=lambda number: index.pack_id(number) == keep,  # noqa: B023
+        )
+    expected.check(index, [shared], gone={pack for pack, _ in packs}, usable=lambda _: False)
+
+
+def test_the_lowest_rank_of_one_segment_is_preferred(memory):
+    expected, index = Expected(memory), Index(memory)
+    item, base, other = ids_of(random.Random(8), 3)
+    packs = [
+        expected.write([header(item, rank=2, bases=[base])]),
+        expected.write([header(item, rank=1, bases=[other])]),
+        expected.write([header(item, rank=3, bases=[base, other])]),
+    ]
+    index.publish(packs)
+    located = index.locate([item])
+    assert located.rows["rank"][0] == 1
+    assert located.bases(0) == (other,)
+
+
+def test_base_lists_survive_merging(memory):
+    chance = random.Random(9)
+    expected, index = Expected(memory), Index(memory)
+    wanted = {}
+    for _ in range(3 * MERGE_FAN_IN):
+        bases = ids_of(chance, chance.randint(1, 3))
+        item, plain = ids_of(chance, 2)
+        wanted[item] = tuple(bases)
+        wanted[plain] = ()
+        index.publish([expected.write([header(item, rank=1, bases=bases), header(plain)])])
+    assert len(segments(memory)) < MERGE_FAN_IN
+    for opened in (index, Index(memory)):
+        located = opened.locate(list(wanted))
+        assert [located.bases(at) for at in range(len(wanted))] == list(wanted.values())
+
+
+def test_merging_keeps_segments_few_and_forgets_nothing(backend):
+    chance = random.Random(10)
+    expected, index = Expected(backend), Index(backend)
+    known, most = [], 0
+    for _ in range(150):
+        ids = ids_of(chance, chance.choice((1, 2, 5)))
+        known += ids
+        index.publish([expected.write([header(item) for item in ids])])
+        most = max(most, len(segments(backend)))
+    assert most <= 4 * MERGE_FAN_IN
+    assert set(segments(backend)) == set(index._segments)
+    expected.check(index, known)
+    expected.check(Index(backend), known)
+
+
+def test_a_second_process_follows_merges(backend):
+    chance = random.Random(11)
+    expected, index, stale = Expected(backend), Index(backend), Index(backend)
+    known = []
+    for step in range(60):
+        ids = ids_of(chance, 2)
+        known += ids
+        index.publish([expected.write([header(item) for item in ids])])
+        if step % 7 == 0:
+            stale.refresh()
+            expected.check(stale, known)
+    stale.refresh()
+    assert set(stale._segments) == set(index._segments)
+
+
+def test_two_processes_merge_the_same(backend):
+    """Both see enough segments; the second finds the work done and its parts gone."""
+    chance = random.Random(12)
+    expected = Expected(backend)
+    writers = [Index(backend), Index(backend)]
+    known = []
+    for _ in range(MERGE_FAN_IN - 1):
+        ids = ids_of(chance, 3)
+        known += ids
+        writers[0].publish([expected.write([header(item) for item in ids])])
+    writers[1].refresh()
+    for writer in writers:
+        ids = ids_of(chance, 3)
+        known += ids
+        writer.publish([expected.write([header(item) for item in ids])])
+    for reader in (*writers, Index(backend)):
+        reader.refresh()
+        expected.check(reader, known)
+
+
+def test_a_segment_that_goes_while_it_is_read(memory):
+    chance = random.Random(13)
+    expected = Expected(memory)
+    ids = ids_of(chance, 4)
+    packs = [expected.write([header(item)]) for item in ids]
+    writer = Index(memory)
+    writer.publish(packs[:2])
+
+    class Merging(BackendWrapper):
+        def read(self, key, *, start=0, length=None):
+            if key == first:
+                self.inner.delete(first)
+                writer.publish(packs)
+            return super().read(key, start=start, length=length)
+
+        def local_path(self, key):
+            return None
+
+    [first] = segments(memory)
+    expected.check(Index(Merging(memory)), ids)
+
+
+def test_a_gone_pack_means_nothing(memory):
+    chance = random.Random(14)
+    expected, index = Expected(memory), Index(memory)
+    shared, lost, kept = ids_of(chance, 3)
+    gone, _ = expected.write([header(shared), header(lost)])
+    packs = [
+        (gone, footer_of([header(shared), header(lost)])),
+        expected.write([header(shared), header(kept)]),
+    ]
+    index.publish(packs)
+    memory.delete(pack_key(gone))
+    index.forget_pack(index.number_of(gone))
+    expected.check(index, [shared, lost, kept], gone={gone})
+    index.refresh()
+    expected.check(index, [shared, lost, kept], gone={gone})
+
+
+def test_reading_what_only_gone_packs_held_ends(memory):
+    """Its segment is still there and names the pack for ever."""
+    expected, index = Expected(memory), Index(memory)
+    [lost] = ids_of(random.Random(15), 1)
+    pack = expected.write([header(lost)])
+    index.publish([pack])
+    memory.delete(pack_key(pack[0]))
+    with pytest.raises(MissingObject, match=lost.hex()):
+        ObjectReader(memory, index).read(lost)
+
+
+def test_reading_falls_back_to_another_pack(memory):
+    plain = noise(3, 9)
+    item = FrameHeader(digest(plain), Kind.CHUNK, 0, 9, 9)
+    body = [pack_format.encode_header(bytes(16)), encode_header(item), plain]
+    index, packs = Index(memory), []
+    for nonce in (b"a", b"b", b"c"):
+        body[0] = pack_format.encode_header(nonce * 16)
+        footer = footer_of([item])
+        data = b"".join(body)
+        data += b"".join([pack_format.encode_footer(footer, begin=len(data))])
+        memory.put(pack_key(digest(data)), [data])
+        packs.append((digest(data), footer))
+    index.publish(packs[:2])
+    index.publish(packs[2:])
+    reader = ObjectReader(memory, index)
+    for left in (3, 2, 1):
+        assert reader.read(item.object_id) == plain
+        used = index.pack_id(int(index.locate([item.object_id]).rows["pack"][0]))
+        memory.delete(pack_key(used))
+        assert len(list(memory.list("packs/"))) == left - 1
+    with pytest.raises(MissingObject):
+        reader.read(item.object_id)
+
+
+def test_packs_that_no_segment_covers(backend):
+    chance = random.Random(16)
+    expected, writer = Expected(backend), Index(backend)
+    ids = ids_of(chance, 6)
+    packs = [expected.write([header(item)]) for item in ids]
+    writer.publish(packs[:3])
+    index = Index(backend)
+    assert index.locate(ids).found.tolist() == [True] * 3 + [False] * 3
+    assert index.read_uncovered()
+    expected.check(index, ids)
+    assert not index.read_uncovered()
+    index.refresh()
+    expected.check(index, ids)
+    writer.publish(packs[3:])
+    index.refresh()
+    expected.check(index, ids)
+    assert set(index._segments) == set(segments(backend)), "footers read by hand gave way to segments"
+
+
+def test_a_pack_that_goes_while_footers_are_read(memory):
+    """A collector deletes one uncovered pack between the listing and its turn; the others count."""
+    chance = random.Random(17)
+    expected = Expected(memory)
+    packs = [expected.write([header(item)]) for item in ids_of(chance, 6)]
+
+    class Collecting(BackendWrapper):
+        def list(self, prefix):
+            entries = list(self.inner.list(prefix))
+            self.inner.delete(pack_key(packs[0][0]))
+            return iter(entries)
+
+    index = Index(Collecting(memory))
+    assert index.read_uncovered()
+    expected.check(index, list(expected.places), gone={packs[0][0]})
+
+
+def damaged(backend, change):
+    """Replace the only segment by a changed copy, under a name of its own; return its key."""
+    [key] = segments(backend)
+    data = bytearray(backend.read(key))
+    change(data)
+    backend.delete(key)
+    other = index_key(bytes(data))
+    backend.put(other, [data])
+    return other
+
+
+def answers(expected, index, item, key):
+    """Say whether a look-up works; one that does not must name the file and what to do."""
+    try:
+        expected.check(index, [item])
+    except IntegrityError as error:
+        if key not in str(error) or "packs rebuild it" not in str(error):
+            raise AssertionError("no help to anyone") from error
+        return False
+    return True
+
+
+def test_a_corrupted_bucket_is_named(backend):
+    chance = random.Random(18)
+    expected = Expected(backend)
+    ids = ids_of(chance, 300)
+    Index(backend).publish([expected.write([header(item) for item in ids])])
+    [key] = segments(backend)
+    shape = index_format.decode_shape(backend.read(key), key=key)
+
+    def flip(data):
+        data[shape.head_size + 64 * 150 + 40] ^= 1
+
+    key = damaged(backend, flip)
+    index = Index(backend)
+    bad, good = [], []
+    for item in sorted(ids):
+        (good if answers(expected, index, item, key) else bad).append(item)
+    assert good, "buckets that are whole still answer"
+    assert sorted(ids)[150] in bad
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=key):
+            index.locate(ids)
+    with pytest.raises(IntegrityError, match=key):
+        list(index.all_rows())
+
+
+def test_no_flipped_byte_gives_a_wrong_answer(memory):
+    """Every byte of a small segment: an error that names it, or the right answer."""
+    chance = random.Random(19)
+    expected = Expected(memory)
+    ids = ids_of(chance, 5)
+    Index(memory).publish([expected.write([header(ids[0], rank=1, bases=[ids[1]]), *map(header, ids[1:])])])
+    [key] = segments(memory)
+    data = memory.read(key)
+    for at in range(len(data)):
+        broken = MemoryBackend(uuid.uuid4().hex)
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << chance.randrange(8)
+        broken.put(key, [flipped])
+        with pytest.raises(IntegrityError, match=key):
+            Index(broken).locate(ids)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30, 63, 64, 100, -1])
+def test_a_segment_that_is_cut_short(backend, keep):
+    expected = Expected(backend)
+    ids = ids_of(random.Random(20), 10)
+    Index(backend).publish([expected.write([header(item) for item in ids])])
+
+    def cut(data):
+        del data[keep:]
+
+    key = damaged(backend, cut)
+    with pytest.raises(IntegrityError, match=key):
+        Index(backend).locate(ids)
+
+
+def test_a_segment_that_may_not_be_read_is_no_raw_error(tmp_path, monkeypatch):
+    backend = LocalBackend(tmp_path / "store", create=True, durability="none")
+    expected = Expected(backend)
+    ids = ids_of(random.Random(21), 3)
+    Index(backend).publish([expected.write([header(item) for item in ids])])
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(CasstoreError) as caught:
+        Index(backend).locate(ids)
+    assert not isinstance(caught.value, ObjectNotFound)
+
+
+def test_a_listing_that_fails_is_an_error(memory):
+    class Failing(BackendWrapper):
+        def list(self, prefix):
+            yield from []
+            raise BackendError("no listing")
+
+    for act in (Index.refresh, Index.read_uncovered, lambda index: index.locate([bytes(32)])):
+        with pytest.raises(BackendError, match="no listing"):
+            act(Index(Failing(memory)))
