@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,10 +32,10 @@ _RUN = struct.Struct("<HBBI")
 _MAX_RUNS = 255
 
 
-class _Mode(IntEnum):
-    RAW = 0
-    ZSTD = 1
-    CONSTANT = 2
+# Plain integers: the reader meets them for each run of each chunk, with the GIL held.
+_RAW = 0
+_ZSTD = 1
+_CONSTANT = 2
 
 
 class RunPlan(NamedTuple):
@@ -81,7 +80,7 @@ def encode_planes(chunk: U8, phase: int, plan: Plan, out: U8) -> int | None:
     start = 0
     for run in plan.runs:
         stored = elements * run.columns
-        mode = _Mode.RAW
+        mode = _RAW
         if run.method is not None:
             plain = scratch("run", stored)
             columns.take(start, run.columns, plain)
@@ -108,24 +107,20 @@ def _aligned(body: U8, stride: int) -> U8:
     return body
 
 
-def _pack_run(plain: U8, run: RunPlan) -> tuple[_Mode, bytes | U8]:
+def _pack_run(plain: U8, run: RunPlan) -> tuple[int, bytes | U8]:
     """Return how the run is stored, by what its bytes turn out to be."""
     assert run.method is not None
     item = plain[: run.columns]
     if plain[0] == plain[-run.columns] and bool((plain.reshape(-1, run.columns) == item).all()):
-        return _Mode.CONSTANT, item
+        return _CONSTANT, item
     frame = compress(plain, run.method)
-    return (_Mode.ZSTD, frame) if len(frame) < len(plain) else (_Mode.RAW, plain)
+    return (_ZSTD, frame) if len(frame) < len(plain) else (_RAW, plain)
 
 
-class _Run(NamedTuple):
-    columns: int
-    mode: _Mode
-    stored: int
-
-
-def _read_table(payload: memoryview, raw_length: int) -> tuple[int, int, bool, list[_Run]]:
-    """Return stride, phase, sign and runs after checking all of them against both lengths."""
+def _read_table(
+    payload: memoryview, raw_length: int
+) -> tuple[int, int, bool, list[tuple[int, int, int, int]]]:
+    """Return stride, phase, sign and (columns, mode, 0, stored) of each run, checked against both lengths."""
     if len(payload) < _HEADER.size:
         raise FormatError(f"A planes payload of {len(payload)} bytes is shorter than its header.")
     version, flags, stride, phase, count, reserved = _HEADER.unpack_from(payload)
@@ -133,33 +128,38 @@ def _read_table(payload: memoryview, raw_length: int) -> tuple[int, int, bool, l
         raise UnsupportedVersion(
             f"A planes payload has version {version} and flags {flags:#x}: a newer casstore wrote it. Upgrade to read it."
         )
-    sign = bool(flags & _FLAG_SIGN)
     if not 2 <= stride <= MAX_STRIDE or phase >= stride or phase + stride > raw_length:
         raise FormatError(
             f"A planes payload has stride {stride} and phase {phase} for {raw_length} plain bytes."
         )
-    if len(payload) < header_size(count):
+    table_end = header_size(count)
+    if len(payload) < table_end:
         raise FormatError(f"A planes payload ends inside its table of {count} runs.")
     elements = (raw_length - phase) // stride
-    runs = []
-    for columns, mode, spare, stored in _RUN.iter_unpack(payload[_HEADER.size : header_size(count)]):
-        if mode > max(_Mode) or spare:
+    runs = list(_RUN.iter_unpack(payload[_HEADER.size : table_end]))
+    all_columns = 0
+    all_stored = table_end + raw_length - elements * stride
+    for columns, mode, spare, stored in runs:
+        if mode > _CONSTANT or spare:
             raise UnsupportedVersion(
                 f"A planes run has mode {mode}: a newer casstore wrote it. Upgrade to read it."
             )
-        size = elements * columns
-        expected = {_Mode.RAW: stored == size, _Mode.ZSTD: True, _Mode.CONSTANT: stored == columns}
-        if columns == 0 or not expected[mode]:
+        if (
+            columns == 0
+            or (mode == _RAW and stored != elements * columns)
+            or (mode == _CONSTANT and stored != columns)
+        ):
             raise FormatError(f"A planes run of {columns} columns has {stored} bytes in mode {mode}.")
-        runs.append(_Run(columns, _Mode(mode), stored))
-    if sum(run.columns for run in runs) != stride:
+        all_columns += columns
+        all_stored += stored
+    if all_columns != stride:
         raise FormatError(f"The runs of a planes payload do not make up its stride of {stride}.")
-    if sign and (stride not in {2, 4} or [run.columns for run in runs[-2:]] != [1, 1]):
+    sign = bool(flags)
+    if sign and (stride not in {2, 4} or [run[0] for run in runs[-2:]] != [1, 1]):
         raise FormatError(
             "A planes payload moves the sign of elements that have no two top columns of their own."
         )
-    edges = raw_length - elements * stride
-    if header_size(count) + edges + sum(run.stored for run in runs) != len(payload):
+    if all_stored != len(payload):
         raise FormatError("The lengths in a planes payload do not add up to its size.")
     return stride, phase, sign, runs
 
@@ -173,19 +173,20 @@ def decode_planes(payload: memoryview, out: U8) -> None:
     stride, phase, sign, runs = _read_table(payload, len(out))
     elements = (len(out) - phase) // stride
     position = header_size(len(runs))
-    data: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(payload, np.uint8)
+    data: U8 = np.frombuffer(payload, np.uint8)
     body_end = phase + elements * stride
     for begin, end in ((0, phase), (body_end, len(out))):
-        out[begin:end] = data[position : position + end - begin]
-        position += end - begin
+        if begin < end:
+            out[begin:end] = data[position : position + end - begin]
+            position += end - begin
     plain = []
     start = 0
-    for run in runs:
-        stored = data[position : position + run.stored]
-        if run.mode is _Mode.ZSTD:
-            frame = payload[position : position + run.stored]
-            stored = np.frombuffer(decompress(frame, elements * run.columns), np.uint8)
-        plain.append(RunData(start, run.columns, stored, run.mode is _Mode.CONSTANT))
-        position += run.stored
-        start += run.columns
+    for columns, mode, _, stored in runs:
+        body = data[position : position + stored]
+        if mode == _ZSTD:
+            frame = payload[position : position + stored]
+            body = np.frombuffer(decompress(frame, elements * columns), np.uint8)
+        plain.append(RunData(start, columns, body, mode == _CONSTANT))
+        position += stored
+        start += columns
     merge_runs(plain, stride=stride, sign=sign, out=out[phase:body_end])

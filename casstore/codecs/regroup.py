@@ -86,8 +86,10 @@ class Columns:
             np.copyto(out.view(_U16) if count == 2 else out, words, casting="unsafe")
         elif count == 1 and self._stride == 2:
             self._take_byte(self._body.view(_U16), start, sign=self._sign, out=out)
-        elif count == 1 and self._stride == 4 and start >= 2:
-            self._take_byte(self._top_halves(), start - 2, sign=self._sign, out=out)
+        elif count == 1 and self._stride == 4 and start >= 2 and self._sign:
+            self._take_byte(self._top_halves(), start - 2, sign=True, out=out)
+        elif count == 1 and self._stride == 4:
+            np.right_shift(self._body.view(_WORD[4]), 8 * start, out=out, casting="unsafe")
         elif count == 1:
             np.copyto(out, self._body.reshape(-1, self._stride)[:, start])
         else:
@@ -150,27 +152,31 @@ def _merge_words(runs: Sequence[RunData], *, width: int, sign: bool, out: U8) ->
     """Merge 16-bit or 32-bit elements from the top run down, by shifts."""
     elements = _items(out, width, 0, width)
     rest = list(runs)
-    if sign:
-        exponents, mantissas = rest.pop().data, rest.pop().data
-        top = elements if width == 2 else scratch("tops", 2 * len(elements)).view(_U16)
-        spread = scratch("spread", 2 * len(elements)).view(_U16)
-        # One multiplication puts a copy of smmmmmmm eight bits higher: the mask leaves the sign of the copy.
-        np.multiply(mantissas, _U16.type(0x101), out=spread)
-        np.bitwise_and(spread, 0x807F, out=spread)
-        np.multiply(exponents, _U16.type(1 << 7), out=top)
-        np.bitwise_or(top, spread, out=top)
-        filled = 16
+    top: Words
+    if rest[-1].columns == rest[-2].columns == 1:
+        upper, lower = rest.pop().data, rest.pop().data
+        # Half as wide is twice as fast: the upper 16 bits of 32 come together in scratch.
+        top = scratch("tops", 2 * len(elements)).view(_U16) if width == 4 else elements
+        _merge_halves(upper, lower, sign=sign, out=top)
     else:
-        run = rest.pop()
-        top = _words(run)
-        filled = 8 * run.columns
-    if filled == 8 * width:
-        return
-    # The first shift widens: it reads the top run and writes whole elements.
-    run = rest.pop()
-    np.multiply(top, elements.dtype.type(1 << 8 * run.columns), out=elements)
-    np.bitwise_or(elements, _words(run), out=elements)
+        top = _words(rest.pop())
     while rest:
         run = rest.pop()
-        np.left_shift(elements, 8 * run.columns, out=elements)
+        # The first of these widens: it reads the top and writes whole elements.
+        np.multiply(top, elements.dtype.type(1 << 8 * run.columns), out=elements)
         np.bitwise_or(elements, _words(run), out=elements)
+        top = elements
+
+
+def _merge_halves(upper: U8, lower: U8, *, sign: bool, out: Words) -> None:
+    """Merge the two top bytes of each element, sign-transformed or not, to 16 bits."""
+    if not sign:
+        np.multiply(upper, _U16.type(1 << 8), out=out)
+        np.bitwise_or(out, lower, out=out)
+        return
+    spread = scratch("spread", 2 * len(out)).view(_U16)
+    # One multiplication puts a copy of smmmmmmm eight bits higher: the mask leaves the sign of the copy.
+    np.multiply(lower, _U16.type(0x101), out=spread)
+    np.bitwise_and(spread, 0x807F, out=spread)
+    np.multiply(upper, _U16.type(1 << 7), out=out)
+    np.bitwise_or(out, spread, out=out)

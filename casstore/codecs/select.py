@@ -141,13 +141,13 @@ def _probe_columns(stretch: U8, stride: int, phase: int, fields: tuple[int, ...]
         start += width
     sizes = [_probed(column) for column in columns]
     sign = False
-    if stride in {2, 4} and sizes[-1] < len(columns[-1]):
+    if stride == 2 and sizes[-1] < len(columns[-1]):
         below, top = columns[-2:]
         exponents: U8 = np.bitwise_or(np.left_shift(top, 1), np.right_shift(below, 7))
         mantissas: U8 = np.bitwise_or(np.bitwise_and(below, 0x7F), np.bitwise_and(top, 0x80))
         moved = [_probed(mantissas), _probed(exponents)]
-        # About 3% of the exponents for float32 and bfloat16; nothing, or chance, for float16 and integers.
-        if sum(moved) < sum(sizes[-2:]) - 0.01 * sizes[-1]:
+        # 0.5 to 0.7% of bfloat16, and worth it. Of float32 0.3%, and of float16 nothing: not worth the time.
+        if sum(moved) < sum(sizes[-2:]) - 0.004 * stride * count:
             sign = True
             sizes[-2:] = moved
     runs = [

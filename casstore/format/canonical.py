@@ -2,7 +2,7 @@
 
 Rules on top of https://github.com/msgpack/msgpack/blob/master/spec.md: map keys are strings in the order
 of their UTF-8 bytes, integers, strings, binaries, arrays and maps take their shortest form, floats are
-64-bit, ext types do not occur, nesting stops at 32.
+64-bit, ext types do not occur, nesting stops at 32, and a value has at most 2^24 items.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from casstore.errors import ConfigError, FormatError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["MAX_DEPTH", "decode", "encode"]
+__all__ = ["MAX_DEPTH", "MAX_ITEMS", "decode", "encode"]
 
 MAX_DEPTH = 32
+
+MAX_ITEMS = 1 << 24
+"""Elements of all arrays and maps of one value together: a million tensors have ten million. Without a
+limit, each byte of a few megabytes that zstd makes from nothing would become an object of its own."""
 
 
 def encode(value: Any) -> bytes:
     """Return the canonical bytes of `value`; raise ConfigError if it has none."""
     try:
-        return _pack(_sorted(value, depth=0))
+        return _pack(_sorted(value, _Budget(), depth=0))
     except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
         # Invariant 3: a value that cannot be written whole stops the publish before its record.
         raise ConfigError(f"This value cannot be stored as msgpack: {error}.") from error
@@ -33,9 +37,19 @@ def encode(value: Any) -> bytes:
 def decode(data: Buffer, *, what: str) -> Any:
     """Return the value of canonical bytes; raise FormatError, naming `what`, for anything else."""
     view = bytes(data)
+    budget = _Budget()
     try:
-        value = msgpack.unpackb(view, raw=False, strict_map_key=True, ext_hook=_refuse_ext)
-        again = _pack(_sorted(value, depth=0))
+        value = msgpack.unpackb(
+            view,
+            raw=False,
+            strict_map_key=True,
+            ext_hook=_refuse_ext,
+            list_hook=budget.take,
+            object_hook=budget.take,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+        )
+        again = _pack(_sorted(value, _Budget(), depth=0))
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         # Invariant 4: bytes that do not decode are reported, never guessed at.
         raise FormatError(f"{what} is not canonical msgpack: {error or type(error).__name__}.") from error
@@ -53,7 +67,21 @@ def _refuse_ext(code: int, _data: bytes) -> Any:
     raise ValueError(f"ext type {code} is not allowed")
 
 
-def _sorted(value: Any, *, depth: int) -> Any:
+class _Budget:
+    """Counts what containers hold, itself and its elements, and refuses more than MAX_ITEMS."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ITEMS
+
+    def take(self, container: Any) -> Any:
+        """Return `container`; raise ValueError once there were too many items."""
+        self._left -= 1 + len(container)
+        if self._left < 0:
+            raise ValueError(f"more than {MAX_ITEMS} items")
+        return container
+
+
+def _sorted(value: Any, budget: _Budget, *, depth: int) -> Any:
     """Rebuild `value` with sorted maps; raises TypeError or ValueError for what msgpack must not hold."""
     kind = type(value)
     if kind in _SCALARS:
@@ -63,10 +91,13 @@ def _sorted(value: Any, *, depth: int) -> Any:
     if kind is dict:
         if not all(type(key) is str for key in value):
             raise TypeError("map keys must be strings")
-        keys = sorted(value, key=lambda key: key.encode())
-        return {key: _sorted(value[key], depth=depth + 1) for key in keys}
+        keys = sorted(budget.take(value), key=lambda key: key.encode())
+        return {key: _sorted(value[key], budget, depth=depth + 1) for key in keys}
     if kind is list or kind is tuple:
-        return [item if type(item) in _SCALARS else _sorted(item, depth=depth + 1) for item in value]
+        return [
+            item if type(item) in _SCALARS else _sorted(item, budget, depth=depth + 1)
+            for item in budget.take(value)
+        ]
     raise TypeError(f"{kind.__name__} is not a msgpack type")
 
 

@@ -163,7 +163,7 @@ def _check_whole(backend: Backend, entry: Entry, pack_id: bytes) -> None:
     if hasher.digest() != pack_id:
         raise FormatError(
             f"{entry.key} does not have the hash that names it: some byte in it changed. "
-            "Restore it from another copy, or add its models again."
+            "Restore it from another copy, or move it out of the store and add its models again."
         )
 
 

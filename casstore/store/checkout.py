@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PIECES = 16
 """Files that one batch touches at most, so that few are open at once."""
+
+_MAX_OPEN = 48
+"""Files that all batches leave open; with two descriptors each, 256 (what macOS allows) are never reached."""
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +137,7 @@ class Checkout:
 
     def _staging(self) -> str:
         parent, name = os.path.split(os.path.abspath(self._destination))
-        staging = os.path.join(parent, f".{name[:100]}.{secrets.token_hex(6)}.casstore")
+        staging = os.path.join(parent, f".{name[:100]}.{os.urandom(6).hex()}.casstore")
         os.mkdir(staging, 0o777)
         return staging
 
@@ -173,7 +175,7 @@ class Checkout:
                     self._open_targets(root, batch)
                     batch.buffer = self._buffers.take()
                     pending.append((batch, pool.submit(_decode, reader, located, batch)))
-                    if len(pending) > workers + 1:
+                    while len(pending) > workers + 1 or len(self._open_files) > _MAX_OPEN:
                         self._settle(*pending.popleft())
                 while pending:
                     self._settle(*pending.popleft())
@@ -207,7 +209,7 @@ class Checkout:
     def _create(self, root: int, entry: TreeEntry) -> _OpenFile:
         folder, _, name = entry.path.rpartition("/")
         directory = self._open_directory(root, folder)
-        temporary = f".{secrets.token_hex(8)}.casstore"
+        temporary = f".{os.urandom(8).hex()}.casstore"
         mode = 0o777 if entry.mode == Mode.EXECUTABLE else 0o666
         try:
             descriptor = os.open(temporary, _NEW_FILE, mode, dir_fd=directory)

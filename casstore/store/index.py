@@ -220,7 +220,8 @@ class Index:
     def all_rows(self) -> Iterator[Rows]:
         """Yield the rows of every segment and of every pack that none covers; objects may recur."""
         self.refresh()
-        self.read_uncovered()
+        while self.read_uncovered():
+            pass  # Until a damaged pack, if there is one, is all that is left, and is raised.
         with self._lock:
             segments = list(self._segments.values())
         for segment in segments:
@@ -233,17 +234,27 @@ class Index:
             self._gone.add(number)
 
     def read_uncovered(self) -> bool:
-        """Read the footers of packs that no segment covers; say whether there were any."""
+        """Read the footers of packs that no segment covers; say whether there were any.
+
+        Raises FormatError for a damaged one only once nothing else is left to be read: who looks for an
+        object that another pack holds need not care.
+        """
         with self._lock:
             covered = {n for segment in self._segments.values() for n in segment.numbers.tolist()}
             found = False
+            damage: FormatError | None = None
             for entry in self._backend.list(PACK_PREFIX):
-                pack_id = pack_id_of(entry.key)
-                if self.number_of(pack_id) not in covered:
-                    # Invariant 5: a pack that went since the listing does not exist, and others still count.
-                    with contextlib.suppress(ObjectNotFound):
+                try:
+                    pack_id = pack_id_of(entry.key)
+                    if self.number_of(pack_id) not in covered:
                         self.add_footer(pack_id, read_footer(self._backend, pack_id))
                         found = True
+                except ObjectNotFound:  # noqa: PERF203  # one footer each: the handler costs nothing beside it
+                    continue  # Invariant 5: a pack that went since the listing does not exist.
+                except FormatError as error:
+                    damage = damage or error  # Invariant 8: raised below, unless there is more to look at.
+            if damage is not None and not found:
+                raise damage
             return found
 
     def merge(self) -> None:
@@ -266,8 +277,11 @@ class Index:
         moved: list[tuple[Rows, BaseLists]] = []
         for segment in parts:
             segment.check()
-            rows = segment.rows.copy()
-            positions = [packs.setdefault(number, len(packs)) for number in segment.numbers.tolist()]
+            numbers = segment.numbers.tolist()
+            # Two processes may have merged the same parts: a pack that was taken already is taken whole.
+            fresh = np.array([number not in packs for number in numbers], np.bool_)
+            positions = [packs.setdefault(number, len(packs)) for number in numbers]
+            rows = segment.rows[fresh[segment.rows["pack"]]]
             rows["pack"] = np.array(positions, np.uint32)[rows["pack"]]
             moved.append((rows, segment.bases))
         rows, bases = merge_base_lists(moved)

@@ -57,7 +57,7 @@ class ObjectReader:
             return located
         self._index.refresh()
         located = self._index.locate(ids)
-        if not located.found.all() and self._index.read_uncovered():
+        while not located.found.all() and self._index.read_uncovered():
             located = self._index.locate(ids)
         if not located.found.all():
             at = int(np.argmin(located.found))

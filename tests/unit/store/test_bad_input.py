@@ -7,6 +7,7 @@ import errno
 import itertools
 import math
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -27,6 +28,7 @@ from casstore.digest import digest
 from casstore.errors import AccessDenied, BackendError, BackendUnavailable, CasstoreError, UnsupportedVersion
 from casstore.format import canonical, envelope
 from casstore.format.manifest import Mode, TreeEntry, encode_tree, make_tree
+from casstore.store import checkout
 from casstore.store.machine import MachineState
 
 MIB = 1 << 20
@@ -861,6 +863,21 @@ def test_new_destinations_however_they_are_spelled(store, model, tmp_path, monke
     store.checkout("models/m", spelling)
     assert tree_of(tmp_path / "work" / spelling) == tree_of(model)
     assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+def test_many_small_files_need_few_descriptors(store, tmp_path, monkeypatch):
+    """With as many workers as a large machine has, and the 256 descriptors that some systems allow."""
+    monkeypatch.setattr(checkout, "worker_count", lambda: 16)
+    contents = {f"{number % 7}/{number}": b"%d" % number for number in range(700)}
+    write_tree(tmp_path / "m", contents)
+    store.add(tmp_path / "m", ref="models/m")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        store.checkout("models/m", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {name: data for name, data in tree_of(tmp_path / "out").items() if data is not None} == contents
 
 
 def test_an_empty_destination_and_a_link_to_one(store, kept, model, tmp_path):

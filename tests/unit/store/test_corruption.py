@@ -15,7 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.model_files import gguf_bytes, safetensors_bytes
-from fakes.stores import InlineExecutor, assert_clean, model_of, noise, read_folder, small_packs, write_model
+from fakes.stores import (
+    InlineExecutor,
+    assert_clean,
+    model_of,
+    noise,
+    read_folder,
+    read_model,
+    small_packs,
+    write_model,
+)
 
 from casstore import ConfigError, IntegrityError, Store, check
 from casstore.backend import LocalBackend, MemoryBackend
@@ -363,6 +372,30 @@ def test_without_one_segment_the_rest_is_found_too(copied):
             assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
             assert_clean(store)
         (copied / key).write_bytes(data)
+
+
+def test_without_segments_a_damaged_pack_is_no_one_elses_trouble(copied):
+    """Only who needs something from it is told, and told which pack it is."""
+    shutil.rmtree(copied / "index")
+    for key in files_of(copied, "packs"):
+        path = copied / key
+        data = path.read_bytes()
+        replace(path, data[:-5])
+        with Store.open(copied) as store:
+            right = {ref: read_all(store, {ref: model}) == len(model.files) for ref, model in SMALL.items()}
+            assert sum(right.values()) <= 1
+            for ref in [ref for ref, whole in right.items() if not whole]:
+                with pytest.raises(FormatError, match=key):
+                    read_model(store, ref)
+            with pytest.raises(FormatError, match=key):
+                store.stats()
+            seen = {problem.key for problem in check(store, read_data=True).problems}
+            assert key in seen
+        replace(path, data)
+        whole_once = any(right.values())
+        if whole_once:
+            return
+    raise AssertionError("the models need all packs: nothing was shown")
 
 
 def test_a_pack_that_is_gone_is_missed_and_adding_again_mends_it(copied, tmp_path):

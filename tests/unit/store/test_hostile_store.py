@@ -701,6 +701,54 @@ def test_a_tree_of_many_files(forge):
         assert len(store.manifest(ref).tree.files) == 20_000
 
 
+BLOWN_UP = [
+    (b"\x90", 1),
+    (b"\x80", 1),
+    (b"\xc0", 1),
+    (b"\x91" * 31 + b"\xc0", 32),
+    (b"\x81\xa0\xc0", 3),
+    (b"\xdc\x10\x00" + b"\x05" * 4096, 4099),
+]
+
+
+@pytest.mark.parametrize(("item", "size"), BLOWN_UP)
+@pytest.mark.parametrize("kind", [Kind.TREE, Kind.LAYOUT])
+def test_values_of_too_many_items(forge, monkeypatch, kind, item, size):
+    """Stored in a few bytes, each item of one byte would take a hundred in memory."""
+    monkeypatch.setattr(canonical, "MAX_ITEMS", 1 << 16)
+    count = (8 << 20) // size
+    plain = b"\xdd" + count.to_bytes(4, "big") + item * count
+    compressed = zstandard.compress(plain)
+    assert len(compressed) < 10_000
+    object_id = forge.frame(kind, plain, encoding=Encoding.ZSTD, payload=compressed)
+    manifest = encode_model(ModelManifest(object_id, ()))
+    if kind == Kind.LAYOUT:
+        tree = forge.frame(Kind.TREE, canonical.encode({"type": "tree", "version": 1, "entries": [GOOD]}))
+        manifest = encode_model(ModelManifest(tree, (object_id,)))
+    manifest_id = forge.frame(Kind.MANIFEST, manifest)
+    forge.flush()
+    forge.record("models/bomb", target=object_id, manifest=manifest_id)
+    with forge.opened() as store:
+        tracemalloc.start()
+        try:
+            with pytest.raises(FormatError, match=r"canonical|items"):
+                store.manifest("models/bomb")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 60 << 20
+
+
+def test_what_could_not_be_read_is_not_written(forge, tmp_path, monkeypatch):
+    monkeypatch.setattr(canonical, "MAX_ITEMS", 1000)
+    path = write_model(model_of(f=b"x"), tmp_path / "m")
+    with forge.opened() as store:
+        with pytest.raises(ConfigError, match="items"):
+            store.add(path, metadata={"losses": [0.5] * 1000})
+        store.add(path, metadata={"losses": [0.5] * 900})
+        assert_clean(store)
+
+
 def test_values_nested_deeper_than_allowed(forge, outside):
     for depth in (33, 500, 5000):
         deep = b"\x91" * depth + b"\xc0"
@@ -832,8 +880,8 @@ class WhileWriting(Callback):
 def test_a_folder_that_becomes_a_link_while_it_is_written_to(forge, outside):
     """Descriptors do not follow: at worst, files land in the folder that was opened."""
     plain = noise(1, 100)
-    names = [f"sub/{number}.bin" for number in range(9)]
-    ref = forge.model([[name, FILE, 100, digest(plain)] for name in names], [forge.layout_of(plain)] * 9)
+    names = [f"sub/{number:03}.bin" for number in range(400)]  # more than are ever open at once
+    ref = forge.model([[name, FILE, 100, digest(plain)] for name in names], [forge.layout_of(plain)] * 400)
 
     def swap():
         (outside / "out/sub").rename(outside / "out/moved")

@@ -274,6 +274,27 @@ def test_two_processes_merge_the_same(backend):
         expected.check(reader, known)
 
 
+def test_overlapping_segments_merge_without_repeating_rows(memory):
+    """As two processes leave them that merged the same parts at the same time."""
+    chance = random.Random(22)
+    expected, index = Expected(memory), Index(memory)
+    bases = ids_of(chance, 2)
+    packs = [
+        expected.write([header(first), header(second, rank=1, bases=bases)])
+        for first, second in zip(
+            ids_of(chance, MERGE_FAN_IN + 1), ids_of(chance, MERGE_FAN_IN + 1), strict=True
+        )
+    ]
+    for at in range(MERGE_FAN_IN):
+        index.publish([packs[at], packs[at + 1]])
+    [merged] = index._segments.values()
+    assert len(merged.rows) == 2 * len(packs)
+    assert len(set(merged.head.packs)) == len(packs)
+    expected.check(Index(memory), list(expected.places))
+    located = Index(memory).locate(list(expected.places))
+    assert [located.bases(at) for at in range(len(located.rows))] == [(), tuple(bases)] * len(packs)
+
+
 def test_a_segment_that_goes_while_it_is_read(memory):
     chance = random.Random(13)
     expected = Expected(memory)
