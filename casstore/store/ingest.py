@@ -7,7 +7,6 @@ megabytes, where native code holds no GIL. Everything in flight is bounded by th
 from __future__ import annotations
 
 import os
-import posixpath
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,28 +14,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore import tensors
 from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
-from casstore.codecs import ElementHint
 from casstore.digest import Hasher, digest
-from casstore.errors import AccessDenied, BackendUnavailable, ConflictError, MissingObject
+from casstore.errors import ConflictError, MissingObject
 from casstore.format import layout as layout_format
 from casstore.format.layout import Layout, Span
 from casstore.format.rows import Kind
 from casstore.store.buffers import BLOCK, worker_count
 from casstore.store.machine import KnownFile
 from casstore.store.packs import encode_frames, encode_object
-from casstore.store.sources import check_unchanged
-from casstore.tensors.dtypes import element_width
+from casstore.store.sources import check_unchanged, open_source, read_full, read_source
+from casstore.store.tensor_spans import ElementHints, find_external_spans, find_file_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
     from fsspec import Callback
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from casstore.codecs import ElementHint
     from casstore.store.buffers import BlockPool
     from casstore.store.machine import MachineState
     from casstore.store.objects import ObjectReader
@@ -75,11 +72,14 @@ class _Reading:
 
     source: SourceFile
     spans: tuple[TensorSpan, ...]
-    hints: _Hints
     hasher: Hasher = field(default_factory=Hasher)
     ids: list[bytes] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     hashed: Future[Hasher] | None = None
+    hints: ElementHints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hints = ElementHints(self.spans)
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class Ingest:
         if self._callback is not None:
             self._callback.set_size(sum(file.identity.size for file in sources.files))
         unknown = [file for file in sources.files if not self._take_known(file, sources)]
-        external = _external_spans(unknown, sources.files)
+        external = find_external_spans(unknown, sources.files)
         for block in self._blocks(unknown, external):
             self._hashing.append((block, self._pool.submit(_hash_block, block)))
             if len(self._hashing) > self._window:
@@ -158,7 +158,7 @@ class Ingest:
             edges = added.layout.offsets().tolist()
             for at, chunk_id in enumerate(added.layout.chunk_ids()):
                 if chunk_id in missing:
-                    plain = _read_again(added.source, edges[at], edges[at + 1] - edges[at])
+                    plain = read_source(added.source, edges[at], edges[at + 1] - edges[at])
                     if digest(plain) != chunk_id:
                         raise ConflictError(
                             f"{added.source.location} changed while it was stored. Add it again."
@@ -197,17 +197,17 @@ class Ingest:
         """Read files into blocks: a large file fills many, small files share one."""
         block = _Block(self._buffers.take())
         for file in files:
-            descriptor = _open(file)
+            descriptor = open_source(file)
             try:
                 check_unchanged(file, os.fstat(descriptor))
-                reading = _start(file, descriptor, external.get(file.path, ()))
+                reading = _Reading(file, find_file_spans(file, descriptor, external.get(file.path, ())))
                 chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
                 position = 0
                 carried = 0
                 while True:
                     begin = block.used
                     room = block.buffer[begin + carried : BLOCK + MAX_CHUNK]
-                    count = _read_full(descriptor, room, position, file.location)
+                    count = read_full(descriptor, room, position, file.location)
                     position += count
                     self._hash_file(reading, block, room[:count])
                     if self._callback is not None:
@@ -298,52 +298,8 @@ class Ingest:
         self.counts.chunks += chunks
 
 
-class _Hints:
-    """Which element width each chunk most likely has, from the tensor that fills most of it."""
-
-    def __init__(self, spans: Sequence[TensorSpan]) -> None:
-        spans = [span for span in spans if span.end > span.begin]
-        self._begins: NDArray[np.int64] = np.array([span.begin for span in spans], np.int64)
-        self._ends = [span.end for span in spans]
-        self._widths = [element_width(span.dtype) for span in spans]
-
-    def of(self, begin: int, end: int) -> ElementHint | None:
-        """Return the hint for the chunk [`begin`, `end`), None where no tensor fills half of it."""
-        at = max(0, int(np.searchsorted(self._begins, begin, side="right")) - 1)
-        best, best_at = 0, -1
-        while at < len(self._ends) and int(self._begins[at]) < end and best <= (end - begin) // 2:
-            shared = min(end, self._ends[at]) - max(begin, int(self._begins[at]))
-            if shared > best:
-                best, best_at = shared, at
-            at += 1
-        if best_at < 0 or 2 * best < end - begin:
-            return None
-        width = self._widths[best_at]
-        return ElementHint(width, (int(self._begins[best_at]) - begin) % width)
-
-
-@dataclass(frozen=True, slots=True)
-class _FileBytes:
-    """A file as the tensor parsers read it."""
-
-    descriptor: int
-    size: int
-    location: str
-
-    def read(self, offset: int, length: int) -> bytes:
-        return _read_range(self.descriptor, offset, length, self.location)
-
-
 def _hash_block(block: _Block) -> list[bytes]:
     return [digest(block.buffer[offset : offset + length]) for offset, length in block.cuts]
-
-
-def _start(file: SourceFile, descriptor: int, external: tuple[TensorSpan, ...]) -> _Reading:
-    size = file.identity.size
-    spans = tensors.clip_spans(external, size) or tensors.find_spans(
-        _FileBytes(descriptor, size, file.location)
-    )
-    return _Reading(file, spans, _Hints(spans))
 
 
 def _append(block: _Block, reading: _Reading, lengths: list[int], offset: int, *, final: bool) -> int:
@@ -357,71 +313,3 @@ def _append(block: _Block, reading: _Reading, lengths: list[int], offset: int, *
     block.parts.append((reading, len(lengths), final))
     block.used = at
     return at
-
-
-def _external_spans(
-    files: Sequence[SourceFile], all_files: Sequence[SourceFile]
-) -> dict[str, tuple[TensorSpan, ...]]:
-    """Return the tensors that .onnx files say lie in other files, by the path of those."""
-    unread = {file.path for file in files}
-    found: dict[str, list[TensorSpan]] = {}
-    for file in all_files:
-        if not unread or not file.path.endswith(".onnx"):
-            continue
-        descriptor = _open(file)
-        try:
-            spans = tensors.find_external_spans(_FileBytes(descriptor, file.identity.size, file.location))
-        finally:
-            os.close(descriptor)
-        folder = posixpath.dirname(file.path)
-        for location, items in spans.items():
-            path = posixpath.normpath(posixpath.join(folder, location))
-            if path in unread:
-                found.setdefault(path, []).extend(items)
-    return {path: tuple(dict.fromkeys(items)) for path, items in found.items()}
-
-
-def _open(file: SourceFile) -> int:
-    try:
-        # Without O_NONBLOCK, a pipe that took the file's place would never let us go.
-        return os.open(file.location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except PermissionError as error:
-        # Invariant 8: a file that cannot be read stops the add, it is not left out.
-        raise AccessDenied(
-            f"{file.location} cannot be read: {error.strerror}. Check its permissions."
-        ) from error
-    except OSError as error:
-        raise ConflictError(f"{file.location} went away while it was added: {error.strerror}.") from error
-
-
-def _read_full(descriptor: int, room: memoryview, position: int, location: str) -> int:
-    """Read until `room` is full or the file ends; return the bytes read."""
-    done = 0
-    try:
-        while done < len(room):
-            count = os.preadv(descriptor, [room[done:]], position + done)
-            if count == 0:
-                break
-            done += count
-    except OSError as error:
-        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
-    return done
-
-
-def _read_range(descriptor: int, offset: int, length: int, location: str) -> bytes:
-    try:
-        return os.pread(descriptor, length, offset)
-    except OSError as error:
-        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
-
-
-def _read_failed(error: OSError, location: str) -> BackendUnavailable:
-    return BackendUnavailable(f"{location} cannot be read: {error.strerror}.", retryable=False)
-
-
-def _read_again(file: SourceFile, offset: int, length: int) -> bytes:
-    descriptor = _open(file)
-    try:
-        return _read_range(descriptor, offset, length, file.location)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from casstore.chunking import LAYOUT_VERSION
 from casstore.digest import digest
-from casstore.errors import AccessDenied, ConfigError, ConflictError
+from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, ConflictError
 from casstore.format.manifest import Mode
 from casstore.format.paths import check_paths
 
@@ -187,3 +187,52 @@ def _unreadable(path: str, error: OSError) -> ConfigError | AccessDenied:
     if isinstance(error, FileNotFoundError):
         return ConfigError(f"{path} does not exist.")
     return ConfigError(f"{path} cannot be read: {error.strerror or error}.")
+
+
+def open_source(file: SourceFile) -> int:
+    """Open a source for reading; return the descriptor, which the caller closes."""
+    try:
+        # Without O_NONBLOCK, a pipe that took the file's place would never let us go.
+        return os.open(file.location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        # Invariant 8: a file that cannot be read stops the add, it is not left out.
+        raise AccessDenied(
+            f"{file.location} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
+    except OSError as error:
+        raise ConflictError(f"{file.location} went away while it was added: {error.strerror}.") from error
+
+
+def read_full(descriptor: int, room: memoryview, position: int, location: str) -> int:
+    """Read until `room` is full or the file ends; return the bytes read."""
+    done = 0
+    try:
+        while done < len(room):
+            count = os.preadv(descriptor, [room[done:]], position + done)
+            if count == 0:
+                break
+            done += count
+    except OSError as error:
+        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
+    return done
+
+
+def read_range(descriptor: int, offset: int, length: int, location: str) -> bytes:
+    """Return `length` bytes from `offset`, fewer at the end of the file."""
+    try:
+        return os.pread(descriptor, length, offset)
+    except OSError as error:
+        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
+
+
+def _read_failed(error: OSError, location: str) -> BackendUnavailable:
+    return BackendUnavailable(f"{location} cannot be read: {error.strerror}.", retryable=False)
+
+
+def read_source(file: SourceFile, offset: int, length: int) -> bytes:
+    """Open a source, and return `length` of its bytes from `offset`."""
+    descriptor = open_source(file)
+    try:
+        return read_range(descriptor, offset, length, file.location)
+    finally:
+        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend import open_backend
 from casstore.digest import digest, is_hex
-from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound, RefNotFound
+from casstore.errors import ConfigError, FormatError, RefNotFound
 from casstore.format import canonical, marks, names
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
@@ -22,6 +21,7 @@ from casstore.format.rows import Kind
 from casstore.store import files
 from casstore.store.buffers import BlockPool
 from casstore.store.checkout import Checkout
+from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
 from casstore.store.machine import MachineState, state_path
@@ -134,7 +134,7 @@ class Store:
             **storage_options,
         )
         try:
-            identity = _identify(backend, create=create)
+            identity = identify(backend, create=create)
         except BaseException:
             backend.close()
             raise
@@ -390,28 +390,3 @@ def _is_name(name: str) -> bool:
     except ConfigError:
         return False  # Not a name at all, so nothing can be called so.
     return True
-
-
-def _identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
-    identity = _read_format(backend) or (_create_format(backend) if create else None)
-    if identity is None:
-        raise ConfigError(f"{backend.url} is not a casstore store. `casstore init` makes one.")
-    return identity
-
-
-def _read_format(backend: Backend) -> marks.StoreFormat | None:
-    try:
-        return marks.decode_format(backend.read(marks.FORMAT_KEY))
-    except ObjectNotFound:
-        return None  # Not a store yet; whether that is an error is for the caller to say.
-
-
-def _create_format(backend: Backend) -> marks.StoreFormat:
-    if next(iter(backend.list("")), None) is not None:
-        raise ConfigError(f"{backend.url} holds other things. Give an empty place for a new store.")
-    created = marks.StoreFormat(os.urandom(marks.STORE_ID_SIZE))
-    with contextlib.suppress(ObjectExists):  # Invariant 1: who made it first made the store.
-        backend.put(marks.FORMAT_KEY, [marks.encode_format(created)])
-    found = _read_format(backend)
-    assert found is not None
-    return found

@@ -15,8 +15,9 @@ from casstore.backend import LocalBackend
 from casstore.digest import digest
 from casstore.ops.check import check
 from casstore.store import packs, refs
+from casstore.store.identity import identify
 from casstore.store.machine import MachineState
-from casstore.store.store import Store, _identify
+from casstore.store.store import Store
 
 ROOT = "/srv/store"
 _times = itertools.count(1_000_000_000)
@@ -184,7 +185,7 @@ for _name in (
 def open_on(disk, *, create=False):
     """Open the store on a disk of the model, as Store.open does."""
     backend = LocalBackend(ROOT, create=create, calls=disk)
-    identity = _identify(backend, create=create)
+    identity = identify(backend, create=create)
     return Store(backend, store_id=identity.store_id, machine=MachineState(None))
 
 

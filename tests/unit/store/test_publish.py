@@ -30,10 +30,11 @@ from casstore.errors import (
 )
 from casstore.format import marks, names
 from casstore.store import publish
+from casstore.store.identity import create_format
 from casstore.store.index import Index
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.store.machine import MachineState
-from casstore.store.store import Store, _create_format
+from casstore.store.store import Store
 
 OLD = model_of(a=noise(1, 600), b=noise(2, 700))
 NEW = model_of(a=noise(1, 600), b=noise(2, 700), c=noise(3, 500))
@@ -123,7 +124,7 @@ class Scene:
 
     def __init__(self, tmp_path):
         self.plain = MemoryBackend(uuid.uuid4().hex)
-        self.identity = _create_format(self.plain)
+        self.identity = create_format(self.plain)
         self.folders = {
             "old": write_model(OLD, tmp_path / "old"),
             "new": write_model(NEW, tmp_path / "new"),

@@ -1,0 +1,91 @@
+"""Which tensors lie where in the files to add, and what that says about each chunk's elements."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore import tensors
+from casstore.codecs import ElementHint
+from casstore.store.sources import open_source, read_range
+from casstore.tensors.dtypes import element_width
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from casstore.store.sources import SourceFile
+    from casstore.tensors import TensorSpan
+
+
+class ElementHints:
+    """Which element width each chunk most likely has, from the tensor that fills most of it."""
+
+    def __init__(self, spans: Sequence[TensorSpan]) -> None:
+        spans = [span for span in spans if span.end > span.begin]
+        self._begins: NDArray[np.int64] = np.array([span.begin for span in spans], np.int64)
+        self._ends = [span.end for span in spans]
+        self._widths = [element_width(span.dtype) for span in spans]
+
+    def of(self, begin: int, end: int) -> ElementHint | None:
+        """Return the hint for the chunk [`begin`, `end`), None where no tensor fills half of it."""
+        at = max(0, int(np.searchsorted(self._begins, begin, side="right")) - 1)
+        best, best_at = 0, -1
+        while at < len(self._ends) and int(self._begins[at]) < end and best <= (end - begin) // 2:
+            shared = min(end, self._ends[at]) - max(begin, int(self._begins[at]))
+            if shared > best:
+                best, best_at = shared, at
+            at += 1
+        if best_at < 0 or 2 * best < end - begin:
+            return None
+        width = self._widths[best_at]
+        return ElementHint(width, (int(self._begins[best_at]) - begin) % width)
+
+
+def find_file_spans(
+    file: SourceFile, descriptor: int, external: tuple[TensorSpan, ...]
+) -> tuple[TensorSpan, ...]:
+    """Return the tensors in a file: those that an .onnx file beside it names, else those it names itself."""
+    size = file.identity.size
+    return tensors.clip_spans(external, size) or tensors.find_spans(
+        _FileBytes(descriptor, size, file.location)
+    )
+
+
+def find_external_spans(
+    files: Sequence[SourceFile], all_files: Sequence[SourceFile]
+) -> dict[str, tuple[TensorSpan, ...]]:
+    """Return the tensors that .onnx files say lie in other files, by the path of those."""
+    unread = {file.path for file in files}
+    found: dict[str, list[TensorSpan]] = {}
+    for file in all_files:
+        if not unread or not file.path.endswith(".onnx"):
+            continue
+        descriptor = open_source(file)
+        try:
+            spans = tensors.find_external_spans(_FileBytes(descriptor, file.identity.size, file.location))
+        finally:
+            os.close(descriptor)
+        folder = posixpath.dirname(file.path)
+        for location, items in spans.items():
+            path = posixpath.normpath(posixpath.join(folder, location))
+            if path in unread:
+                found.setdefault(path, []).extend(items)
+    return {path: tuple(dict.fromkeys(items)) for path, items in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _FileBytes:
+    """A file as the tensor parsers read it."""
+
+    descriptor: int
+    size: int
+    location: str
+
+    def read(self, offset: int, length: int) -> bytes:
+        return read_range(self.descriptor, offset, length, self.location)
