@@ -163,7 +163,7 @@ def _merge_words(runs: Sequence[RunData], *, width: int, sign: bool, out: U8) ->
     while rest:
         run = rest.pop()
         # The first of these widens: it reads the top and writes whole elements.
-        np.multiply(top, elements.dtype.type(1 << 8 * run.columns), out=elements)
+        np.multiply(top, 1 << 8 * run.columns, out=elements, dtype=elements.dtype)
         np.bitwise_or(elements, _words(run), out=elements)
         top = elements
 
@@ -171,12 +171,12 @@ def _merge_words(runs: Sequence[RunData], *, width: int, sign: bool, out: U8) ->
 def _merge_halves(upper: U8, lower: U8, *, sign: bool, out: Words) -> None:
     """Merge the two top bytes of each element, sign-transformed or not, to 16 bits."""
     if not sign:
-        np.multiply(upper, _U16.type(1 << 8), out=out)
+        np.multiply(upper, 1 << 8, out=out, dtype=_U16)
         np.bitwise_or(out, lower, out=out)
         return
     spread = scratch("spread", 2 * len(out)).view(_U16)
     # One multiplication puts a copy of smmmmmmm eight bits higher: the mask leaves the sign of the copy.
-    np.multiply(lower, _U16.type(0x101), out=spread)
+    np.multiply(lower, 0x101, out=spread, dtype=_U16)
     np.bitwise_and(spread, 0x807F, out=spread)
-    np.multiply(upper, _U16.type(1 << 7), out=out)
+    np.multiply(upper, 1 << 7, out=out, dtype=_U16)
     np.bitwise_or(out, spread, out=out)

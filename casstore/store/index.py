@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.backend.oserrors import from_os_error
+from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError, ObjectExists, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
-from casstore.format.rows import ROW, BaseLists, check_rows, id_words, merge_base_lists
+from casstore.format.rows import ROW, BaseLists, check_rows, id_words, merge_base_lists, row_ids
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, pack_id_of, pack_key
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ NOT_FOUND = np.uint32(0xFFFFFFFF)
 
 MERGE_FAN_IN = 8
 _FOOTER_GUESS = 64 << 10
+_FEW_IDS = 128
+_SMALL_SEGMENT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +77,12 @@ class _Segment:
     bases: BaseLists
     numbers: NDArray[np.uint32]
     checked: NDArray[np.bool_] = field(repr=False)
+    table: dict[bytes, list[int]] | None = field(default=None, repr=False)
 
     def matches(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (which query, which row) for every row whose id is asked for."""
+        if len(words) <= _FEW_IDS and len(self.rows) <= _SMALL_SEGMENT:
+            return self._match_few(words)
         buckets = self.head.bucket_of(words)
         self._check_buckets(buckets)
         low = self.head.fanout[buckets].astype(np.int64)
@@ -102,6 +108,26 @@ class _Segment:
         if not queries:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         return np.concatenate(queries), np.concatenate(rows)
+
+    def _match_few(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Answer a short question to a short segment, where a dict beats numpy's overhead."""
+        buckets = self.head.bucket_of(words)
+        self._check_buckets(buckets)
+        if self.table is None:
+            table: dict[bytes, list[int]] = {}
+            for row, object_id in enumerate(row_ids(self.rows)):
+                table.setdefault(object_id, []).append(row)
+            self.table = table
+        asked = words.astype(">u8").tobytes()
+        low, end = self.head.fanout[buckets].tolist(), self.head.fanout[buckets + 1].tolist()
+        hits = [
+            (query, row)
+            for query in range(len(words))
+            for row in self.table.get(asked[query * DIGEST_SIZE : (query + 1) * DIGEST_SIZE], ())
+            if low[query] <= row < end[query]  # a row of another bucket was not checked
+        ]
+        pairs = np.array(hits, np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
 
     def check(self) -> None:
         """Check every bucket that was not checked yet."""

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
 
-_MAX_WAITING = 3
-"""Writes that may wait for the disk: each holds the encoded bytes of one block."""
+_MAX_WAITING = 1
+"""Writes that may wait for the disk: each holds the encoded bytes of one block, in memory that was never
+touched before, which costs more than the wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Refs:
             name = names.parse_key(key).name
             if not name.startswith(prefix):
                 continue
-            data = kept.get(key)
+            data = kept.get(key) if _is_unique(key) else None
             if data is None:
                 try:
                     data = self._backend.read(key)
@@ -66,7 +66,7 @@ class Refs:
                     continue  # Trimmed since the listing: what replaced it is in the listing too (§9).
                 fresh.append((key, data))
             found.setdefault(name, []).append(record_format.decode(data, key=key))
-        self._machine.remember_records(fresh)
+        self._remember(fresh)
         for records in found.values():
             records.sort(key=lambda record: record.order)
         return found
@@ -153,7 +153,7 @@ class Refs:
             # Design §9: after an unclear put, what is there decides.
             if not (error.retryable and self._is_ours(record)):
                 raise
-        self._machine.remember_records([(record.key, data)])
+        self._remember([(record.key, data)])
 
     def _is_ours(self, record: Record) -> bool:
         try:
@@ -162,17 +162,25 @@ class Refs:
             return False  # Invariant 3: what cannot be read back was not committed.
         return found.write_id == record.write_id
 
+    def _remember(self, records: list[tuple[str, bytes]]) -> None:
+        self._machine.remember_records([item for item in records if _is_unique(item[0])])
+
     def _read(self, key: str) -> Record | None:
-        data = self._machine.record(key)
+        data = self._machine.record(key) if _is_unique(key) else None
         if data is None:
             try:
                 data = self._backend.read(key)
             except ObjectNotFound:
                 return None  # Trimmed since the listing: what replaced it is in the listing too (§9).
             record = record_format.decode(data, key=key)
-            self._machine.remember_records([(key, data)])
+            self._remember([(key, data)])
             return record
         return record_format.decode(data, key=key)
+
+
+def _is_unique(key: str) -> bool:
+    """Say whether a record's key names one write for good; that of a tag recurs once it was trimmed or lost."""
+    return names.parse_key(key).write_id is not None
 
 
 def not_found(name: str) -> RefNotFound:
