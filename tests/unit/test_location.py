@@ -102,7 +102,7 @@ def test_memory_stores_are_shared_by_name_and_between_threads():
         for key in range(200):
             try:
                 open_backend("memory://test_location").put(f"k/{key}", [b"%d" % number])
-            except ObjectExists:  # noqa: PERF203  # counting them is the test
+            except ObjectExists:  # counting them is the test
                 lost.append(key)
 
     threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
