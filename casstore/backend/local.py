@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Durability
 
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC
+# Without O_NONBLOCK, a pipe that someone put where an object should be would never let a reader go.
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class LocalBackend(Backend):

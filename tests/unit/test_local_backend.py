@@ -607,3 +607,12 @@ def test_descriptors_are_closed(root):
             pass
     after = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
     assert after == before
+
+
+def test_a_pipe_in_the_place_of_an_object_is_refused_at_once(tmp_path):
+    backend = LocalBackend(tmp_path / "store", create=True)
+    backend.put("format", [b"x"])
+    os.unlink(tmp_path / "store" / "format")
+    os.mkfifo(tmp_path / "store" / "format")
+    with pytest.raises(BackendError):
+        backend.read("format")
