@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from casstore.codecs.batch import decode, decode_into, encode_batch
+from casstore.codecs.batch import decode, decode_batch, decode_into, encode_batch
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 
-__all__ = ["MAX_STRIDE", "ElementHint", "Encoded", "Encoding", "decode", "decode_into", "encode_batch"]
+__all__ = [
+    "MAX_STRIDE",
+    "ElementHint",
+    "Encoded",
+    "Encoding",
+    "decode",
+    "decode_batch",
+    "decode_into",
+    "encode_batch",
+]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casstore.codecs.encoding import ElementHint, Encoded, Encoding
-from casstore.codecs.planes import Plan, decode_planes, encode_planes
+from casstore.codecs.planes import Plan, Table, decode_planes, encode_planes, read_table
 from casstore.codecs.select import Choice, choose
-from casstore.codecs.zstd import compress, decompress
+from casstore.codecs.zstd import compress_all, decompress
 from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
@@ -20,23 +21,30 @@ if TYPE_CHECKING:
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["decode", "decode_into", "encode_batch"]
+__all__ = ["decode", "decode_batch", "decode_into", "encode_batch"]
 
-# Payloads start at multiples of this, so that integer copies into them are aligned.
-_ALIGN = 64
+# Bytes whose elements are taken apart, or put together, at once: more would leave the core's own cache.
+_GROUP = 4 << 20
 # One choice of encoding serves up to this many adjacent bytes of a tensor.
 _STRETCH = 4 << 20
 
 
 def encode_batch(
-    block: Buffer, cuts: Sequence[tuple[int, int]], hints: Sequence[ElementHint | None]
+    block: Buffer,
+    cuts: Sequence[tuple[int, int]],
+    hints: Sequence[ElementHint | None],
+    *,
+    out: memoryview | None = None,
+    lead: int = 0,
 ) -> list[Encoded]:
     """Encode the chunks that `cuts`, pairs of (offset, length) in bytes, name in `block`.
 
     One hint per cut, or None where nothing is known. A payload is never longer than its chunk. The same batch
     gives the same result, each time and in each process; adjacent chunks with like hints share one choice.
-    `block` is only read and may be reused as soon as this returns. Any number of threads may call it at once;
-    hand over 4 MiB and more. Raises ValueError for a cut outside `block`.
+    Payloads are slices of `out`, writable bytes of the caller's, or of fresh memory: one after the other in
+    the order of the cuts, `lead` bytes left alone before each. `block` is only read and may be reused as soon
+    as this returns. Any number of threads may call it at once; hand over 4 MiB and more. Raises ValueError
+    for a cut outside `block`, or an `out` that could be too short (lead and length of all cuts).
     """
     data: U8 = np.frombuffer(block, np.uint8)
     for offset, length in cuts:
@@ -44,19 +52,26 @@ def encode_batch(
             raise ValueError(
                 f"A cut of {length} bytes at {offset} is outside its block of {len(data)} bytes."
             )
-    arena: U8 = np.empty(sum(-(-length // _ALIGN) * _ALIGN for _, length in cuts), np.uint8)
-    view = memoryview(arena)
+    room = sum(lead + length for _, length in cuts)
+    if out is None:
+        out = memoryview(np.empty(room, np.uint8))
+    elif len(out) < room:
+        raise ValueError(f"{len(out)} bytes cannot take payloads of up to {room} bytes.")
+    target: U8 = np.frombuffer(out, np.uint8)
     position = 0
     encoded = []
     for first, end in _stretches(cuts, hints):
         begin = cuts[first][0]
-        choice = choose(data[begin : sum(cuts[end - 1])], hints[first])
-        for offset, length in cuts[first:end]:
-            encoding, stored = _encode(
-                data[offset : offset + length], choice, offset - begin, arena[position : position + length]
-            )
-            encoded.append(Encoded(encoding, view[position : position + stored]))
-            position += -(-stored // _ALIGN) * _ALIGN
+        stretch = data[begin : sum(cuts[end - 1])]
+        choice = choose(stretch, hints[first])
+        edges = [offset - begin for offset, _ in cuts[first:end]] + [len(stretch)]
+        for encoding, parts in _encode(stretch, edges, choice):
+            position += lead
+            start = position
+            for part in parts:
+                target[position : position + len(part)] = part
+                position += len(part)
+            encoded.append(Encoded(encoding, out[start:position]))
     return encoded
 
 
@@ -83,43 +98,90 @@ def _stretches(
         first = at
 
 
-def _encode(chunk: U8, choice: Choice, offset: int, out: U8) -> tuple[Encoding, int]:
-    """Write the payload of the chunk at `offset` of its stretch to the start of `out`; return its length.
-
-    `out` is as long as the chunk.
-    """
+def _encode(stretch: U8, edges: Sequence[int], choice: Choice) -> Iterator[tuple[Encoding, Sequence[U8]]]:
+    """Give the payload of each chunk between the `edges` of `stretch`, in parts to be used before the next."""
     plan = choice.plan
     if isinstance(plan, Plan):
-        stored = encode_planes(chunk, (choice.phase - offset) % plan.stride, plan, out)
-        if stored is not None:
-            return Encoding.PLANES, stored
-    elif plan is not None and len(chunk):
-        frame = compress(chunk, plan)
+        for first, end in _whole_elements(edges, choice.phase, plan.stride):
+            begin = edges[first]
+            part = stretch[begin : edges[end]]
+            part_edges = [edge - begin for edge in edges[first : end + 1]]
+            phase = (choice.phase - begin) % plan.stride
+            for at, planes in enumerate(encode_planes(part, part_edges, phase, plan), first):
+                if planes is None:
+                    yield Encoding.RAW, (stretch[edges[at] : edges[at + 1]],)
+                else:
+                    yield Encoding.PLANES, planes
+        return
+    for begin, end in pairwise(edges):
+        chunk = stretch[begin:end]
+        frame = compress_all([chunk], plan)[0] if plan is not None and begin < end else chunk
         if len(frame) < len(chunk):
-            out[: len(frame)] = np.frombuffer(frame, np.uint8)
-            return Encoding.ZSTD, len(frame)
-    out[:] = chunk
-    return Encoding.RAW, len(chunk)
+            yield Encoding.ZSTD, (frame,)
+        else:
+            yield Encoding.RAW, (chunk,)
 
 
-def decode_into(encoding: int, payload: Buffer, out: Buffer) -> None:
-    """Write the plain bytes of `payload` over the whole of `out`, whose length is the chunk's.
+def _whole_elements(edges: Sequence[int], phase: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Divide chunks into ranges of up to _GROUP bytes whose inner edges lie between elements."""
+    first = 0
+    for at in range(1, len(edges)):
+        if at + 1 < len(edges):
+            begin, edge, end = edges[at - 1], edges[at], edges[at + 1]
+            whole = (edge - phase) % stride == 0 and min(edge - begin, end - edge) >= 2 * stride
+            if whole and end - edges[first] <= _GROUP:
+                continue
+        yield first, at
+        first = at
 
-    Both stay the caller's; they must not overlap. Nothing outside them is read or written, and memory beyond
-    `out` is at most its size again. Raises FormatError when the payload does not make exactly len(out) bytes,
-    UnsupportedVersion for an encoding this release does not know; `out` is in any state after an error.
-    Nobody may use the bytes before their hash was checked (invariant 4).
+
+def decode_batch(payloads: Sequence[tuple[int, Buffer]], lengths: Sequence[int], out: Buffer) -> None:
+    """Write the plain bytes of (encoding, payload) pairs over `out`, one after the other.
+
+    `lengths` are the chunks' and add up to len(out). Everything else is as with `decode_into`; many chunks
+    at once take a fraction of the native calls.
     """
-    source = memoryview(payload).cast("B")
     target: U8 = np.frombuffer(out, np.uint8)
+    edges = [0, *accumulate(lengths)]
+    if edges[-1] != len(target):
+        raise ValueError(f"Chunks of {edges[-1]} bytes do not fill {len(target)} bytes.")
+    group: list[tuple[memoryview, Table]] = []
+    for at, (encoding, payload) in enumerate(payloads):
+        source = memoryview(payload).cast("B")
+        if encoding == Encoding.PLANES:
+            table = read_table(source, lengths[at])
+            fits = edges[at + 1] - edges[at - len(group)] <= _GROUP
+            if group and not (fits and _joins(group[-1][1], lengths[at - 1], table, lengths[at])):
+                _decode_group(group, edges[at - len(group) : at + 1], target)
+                group = []
+            group.append((source, table))
+            continue
+        if group:
+            _decode_group(group, edges[at - len(group) : at + 1], target)
+            group = []
+        _decode_plain(encoding, source, target[edges[at] : edges[at + 1]])
+    if group:
+        _decode_group(group, edges[len(payloads) - len(group) :], target)
+
+
+def _joins(last: Table, last_length: int, table: Table, length: int) -> bool:
+    whole = last.phase == table.phase == last_length % table.stride == length % table.stride == 0
+    return whole and last.shape == table.shape
+
+
+def _decode_group(group: Sequence[tuple[memoryview, Table]], edges: Sequence[int], target: U8) -> None:
+    begin = edges[0]
+    decode_planes(group, [edge - begin for edge in edges], target[begin : edges[-1]])
+
+
+def _decode_plain(encoding: int, source: memoryview, target: U8) -> None:
+    """Decode everything but planes."""
     if encoding == Encoding.RAW:
         if len(source) != len(target):
             raise FormatError(f"A raw payload has {len(source)} bytes instead of {len(target)}.")
         target[:] = np.frombuffer(source, np.uint8)
     elif encoding == Encoding.ZSTD:
-        target[:] = np.frombuffer(decompress(source, len(target)), np.uint8)
-    elif encoding == Encoding.PLANES:
-        decode_planes(source, target)
+        target[:] = decompress(np.frombuffer(source, np.uint8), len(target))
     elif encoding == Encoding.DELTA:
         raise UnsupportedVersion(
             "This chunk is stored as a delta against other chunks. Upgrade casstore to read it."
@@ -130,10 +192,22 @@ def decode_into(encoding: int, payload: Buffer, out: Buffer) -> None:
         )
 
 
+def decode_into(encoding: int, payload: Buffer, out: Buffer) -> None:
+    """Write the plain bytes of `payload` over the whole of `out`, whose length is the chunk's.
+
+    Both stay the caller's; they must not overlap. Nothing outside them is read or written, and memory beyond
+    `out` is at most its size again. Raises FormatError when the payload does not make exactly len(out) bytes,
+    UnsupportedVersion for an encoding this release does not know; `out` is in any state after an error.
+    Nobody may use the bytes before their hash was checked (invariant 4).
+    """
+    target = memoryview(out).cast("B")
+    decode_batch([(encoding, payload)], [len(target)], target)
+
+
 def decode(encoding: int, payload: Buffer, raw_length: int) -> bytes:
     """Return the `raw_length` plain bytes of `payload`; errors and limits as `decode_into`."""
     if encoding == Encoding.ZSTD:
-        return decompress(memoryview(payload).cast("B"), raw_length)
+        return decompress(np.frombuffer(payload, np.uint8), raw_length).tobytes()
     if encoding == Encoding.RAW and memoryview(payload).nbytes != raw_length:
         raise FormatError(f"A raw payload has {memoryview(payload).nbytes} bytes instead of {raw_length}.")
     out = bytearray(raw_length)

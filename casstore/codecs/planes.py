@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from casstore.codecs.encoding import MAX_STRIDE
 from casstore.codecs.regroup import Columns, RunData, merge_runs, scratch
-from casstore.codecs.zstd import Method, compress, decompress
+from casstore.codecs.zstd import Method, compress_all, decompress_all
 from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["Plan", "RunPlan", "decode_planes", "encode_planes", "header_size"]
+__all__ = ["Plan", "RunPlan", "Table", "decode_planes", "encode_planes", "header_size", "read_table"]
 
 _VERSION = 1
 _FLAG_SIGN = 1
@@ -59,45 +62,43 @@ def header_size(runs: int) -> int:
     return _HEADER.size + _RUN.size * runs
 
 
-def encode_planes(chunk: U8, phase: int, plan: Plan, out: U8) -> int | None:
-    """Write the payload for `chunk`, whose elements start at `phase`, to the start of `out`; return its length.
+def encode_planes(stretch: U8, edges: Sequence[int], phase: int, plan: Plan) -> list[list[U8] | None]:
+    """Return the payload, in parts, of each chunk between two `edges` of `stretch`, which they cover.
 
-    Returns None, with `out` in any state, when the payload would not be smaller than the chunk: then the
-    chunk is stored raw. `out` is at least as long as `chunk` and does not overlap it.
+    Elements start at `phase` of the first chunk, and no element crosses an inner edge. None instead of parts
+    means that they would not be smaller than the chunk. The parts borrow `stretch` and memory of this thread
+    that its next call writes over.
     """
-    elements = (len(chunk) - phase) // plan.stride
-    body = chunk[phase : phase + elements * plan.stride]
-    tail = chunk[phase + len(body) :]
-    limit = len(chunk)
-    position = header_size(len(plan.runs))
-    if elements == 0 or position + phase + len(tail) >= limit:
-        return None
-    table = bytearray(_HEADER.pack(_VERSION, _FLAG_SIGN * plan.sign, plan.stride, phase, len(plan.runs), 0))
-    for edge in (chunk[:phase], tail):
-        out[position : position + len(edge)] = edge
-        position += len(edge)
-    columns = Columns(_aligned(body, plan.stride), stride=plan.stride, sign=plan.sign)
+    stride = plan.stride
+    elements = (len(stretch) - phase) // stride
+    if elements <= 0:
+        return [None] * (len(edges) - 1)
+    # Of a chunk, the bytes before its first and after its last whole element are kept as they are.
+    firsts = [0, *((edge - phase) // stride for edge in edges[1:-1]), elements]
+    body = stretch[phase : phase + elements * stride]
+    columns = Columns(_aligned(body, stride), stride=stride, sign=plan.sign)
+    memory = scratch("runs", len(body))
+    runs: list[list[tuple[int, U8]]] = []
     start = 0
     for run in plan.runs:
-        stored = elements * run.columns
-        mode = _RAW
-        if run.method is not None:
-            plain = scratch("run", stored)
-            columns.take(start, run.columns, plain)
-            mode, data = _pack_run(plain, run)
-            stored = len(data)
-        if position + stored >= limit:
-            return None
-        target = out[position : position + stored]
-        if run.method is not None:
-            target[:] = np.frombuffer(data, np.uint8)
-        else:
-            columns.take(start, run.columns, target)
-        table += _RUN.pack(run.columns, mode, 0, stored)
-        position += stored
+        plain = memory[elements * start : elements * (start + run.columns)]
+        columns.take(start, run.columns, plain)
+        pieces = [plain[begin * run.columns : end * run.columns] for begin, end in pairwise(firsts)]
+        runs.append(_pack_run(pieces, run))
         start += run.columns
-    out[: len(table)] = np.frombuffer(table, np.uint8)
-    return position
+    payloads: list[list[U8] | None] = []
+    for k, (begin, end) in enumerate(pairwise(edges)):
+        before = phase if k == 0 else 0
+        after = end - begin - before - (firsts[k + 1] - firsts[k]) * stride
+        table = _HEADER.pack(_VERSION, _FLAG_SIGN * plan.sign, stride, before, len(plan.runs), 0)
+        parts = [stretch[begin : begin + before], stretch[end - after : end]]
+        for run, packed in zip(plan.runs, runs, strict=True):
+            mode, data = packed[k]
+            table += _RUN.pack(run.columns, mode, 0, len(data))
+            parts.append(data)
+        parts.insert(0, np.frombuffer(table, np.uint8))
+        payloads.append(parts if sum(map(len, parts)) < end - begin else None)
+    return payloads
 
 
 def _aligned(body: U8, stride: int) -> U8:
@@ -107,20 +108,47 @@ def _aligned(body: U8, stride: int) -> U8:
     return body
 
 
-def _pack_run(plain: U8, run: RunPlan) -> tuple[int, bytes | U8]:
-    """Return how the run is stored, by what its bytes turn out to be."""
-    assert run.method is not None
-    item = plain[: run.columns]
-    if plain[0] == plain[-run.columns] and bool((plain.reshape(-1, run.columns) == item).all()):
-        return _CONSTANT, item
-    frame = compress(plain, run.method)
-    return (_ZSTD, frame) if len(frame) < len(plain) else (_RAW, plain)
+def _pack_run(pieces: list[U8], run: RunPlan) -> list[tuple[int, U8]]:
+    """Return how each chunk's piece of the run is stored, by what its bytes turn out to be."""
+    if run.method is None:
+        return [(_RAW, piece) for piece in pieces]
+    packed = []
+    frames = compress_all(pieces, run.method)
+    for piece, frame in zip(pieces, frames, strict=True):
+        if piece[0] == piece[-run.columns] and bool(
+            (_rows(piece, run.columns) == piece[: run.columns]).all()
+        ):
+            packed.append((_CONSTANT, piece[: run.columns]))
+        else:
+            packed.append((_ZSTD, frame) if len(frame) < len(piece) else (_RAW, piece))
+    return packed
 
 
-def _read_table(
-    payload: memoryview, raw_length: int
-) -> tuple[int, int, bool, list[tuple[int, int, int, int]]]:
-    """Return stride, phase, sign and (columns, mode, 0, stored) of each run, checked against both lengths."""
+def _rows(run: U8, columns: int) -> U8:
+    return run.reshape(-1, columns)
+
+
+class Table(NamedTuple):
+    """What the head of a payload says, checked against the lengths of the payload and of the chunk."""
+
+    stride: int
+    phase: int
+    sign: bool
+    runs: list[tuple[int, int, int, int]]
+    """Columns, mode, 0 and stored bytes of each run."""
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What two chunks have in common when their elements can be put together at once."""
+        return (self.stride, self.sign, *(columns for columns, *_ in self.runs))
+
+
+def read_table(payload: memoryview, raw_length: int) -> Table:
+    """Read the head of a planes payload for a chunk of `raw_length` bytes.
+
+    Raises FormatError for a payload that does not describe exactly that many bytes; UnsupportedVersion for
+    versions, flags and modes it does not know.
+    """
     if len(payload) < _HEADER.size:
         raise FormatError(f"A planes payload of {len(payload)} bytes is shorter than its header.")
     version, flags, stride, phase, count, reserved = _HEADER.unpack_from(payload)
@@ -161,32 +189,81 @@ def _read_table(
         )
     if all_stored != len(payload):
         raise FormatError("The lengths in a planes payload do not add up to its size.")
-    return stride, phase, sign, runs
+    return Table(stride, phase, sign, runs)
 
 
-def decode_planes(payload: memoryview, out: U8) -> None:
-    """Write the plain bytes of a planes payload over the whole of `out`.
+def decode_planes(chunks: Sequence[tuple[memoryview, Table]], edges: Sequence[int], out: U8) -> None:
+    """Write the plain bytes of payloads over `out`, which `edges` divide into chunks.
 
-    Raises FormatError for a payload that does not describe exactly len(out) bytes, before it allocates;
-    UnsupportedVersion for versions, flags and modes it does not know. `out` is in any state after an error.
+    Of several chunks all tables have one shape, and each holds whole elements only. Raises FormatError for
+    runs that do not decode; `out` is in any state after an error.
     """
-    stride, phase, sign, runs = _read_table(payload, len(out))
+    stride, phase, sign, _ = chunks[0][1]
     elements = (len(out) - phase) // stride
-    position = header_size(len(runs))
-    data: U8 = np.frombuffer(payload, np.uint8)
-    body_end = phase + elements * stride
-    for begin, end in ((0, phase), (body_end, len(out))):
-        if begin < end:
-            out[begin:end] = data[position : position + end - begin]
-            position += end - begin
+    firsts = [0, *((edge - phase) // stride for edge in edges[1:-1]), elements]
+    bodies = [_run_bodies(payload, table) for payload, table in chunks]
+    if len(chunks) == 1:
+        _copy_edges(chunks[0][0], chunks[0][1], out)
+    _decompress_runs(bodies, [end - begin for begin, end in pairwise(firsts)])
     plain = []
     start = 0
-    for columns, mode, _, stored in runs:
-        body = data[position : position + stored]
-        if mode == _ZSTD:
-            frame = payload[position : position + stored]
-            body = np.frombuffer(decompress(frame, elements * columns), np.uint8)
-        plain.append(RunData(start, columns, body, mode == _CONSTANT))
-        position += stored
+    for at, (columns, *_) in enumerate(chunks[0][1].runs):
+        pieces = [body[at] for body in bodies]
+        if len(pieces) == 1:
+            mode, _, data = pieces[0]
+            plain.append(RunData(start, columns, data, mode == _CONSTANT))
+        else:
+            joined = scratch(f"run {at}", elements * columns)
+            _join(pieces, firsts, joined)
+            plain.append(RunData(start, columns, joined, constant=False))
         start += columns
-    merge_runs(plain, stride=stride, sign=sign, out=out[phase:body_end])
+    merge_runs(plain, stride=stride, sign=sign, out=out[phase : phase + elements * stride])
+
+
+class _RunBody(NamedTuple):
+    """One chunk's part of a run: as it is stored, and after `_decompress_runs` never in mode zstd."""
+
+    mode: int
+    columns: int
+    data: U8
+
+
+def _run_bodies(payload: memoryview, table: Table) -> list[_RunBody]:
+    bodies = []
+    data: U8 = np.frombuffer(payload, np.uint8)
+    position = len(data)
+    for columns, mode, _, stored in reversed(table.runs):
+        bodies.append(_RunBody(mode, columns, data[position - stored : position]))
+        position -= stored
+    return bodies[::-1]
+
+
+def _copy_edges(payload: memoryview, table: Table, out: U8) -> None:
+    """Copy the bytes before the first and after the last whole element."""
+    begin = header_size(len(table.runs))
+    middle = begin + table.phase
+    after = (len(out) - table.phase) % table.stride
+    out[: table.phase] = np.frombuffer(payload[begin:middle], np.uint8)
+    out[len(out) - after :] = np.frombuffer(payload[middle : middle + after], np.uint8)
+
+
+def _decompress_runs(bodies: list[list[_RunBody]], elements: Sequence[int]) -> None:
+    """Replace compressed bodies by plain ones, all in one native call."""
+    places = [
+        (k, at) for k, chunk in enumerate(bodies) for at, body in enumerate(chunk) if body.mode == _ZSTD
+    ]
+    if not places:
+        return
+    frames = [bodies[k][at].data for k, at in places]
+    plains = decompress_all(frames, [elements[k] * bodies[k][at].columns for k, at in places])
+    for (k, at), plain in zip(places, plains, strict=True):
+        bodies[k][at] = _RunBody(_RAW, bodies[k][at].columns, plain)
+
+
+def _join(pieces: Sequence[_RunBody], firsts: Sequence[int], out: U8) -> None:
+    """Put one run of several chunks together."""
+    for (mode, columns, data), (begin, end) in zip(pieces, pairwise(firsts), strict=True):
+        if mode == _CONSTANT:
+            _rows(out[begin * columns : end * columns], columns)[:] = data
+        else:
+            out[begin * columns : end * columns] = data

@@ -9,18 +9,24 @@ import threading
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zstandard
 
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-__all__ = ["Method", "compress", "decompress"]
+    U8 = NDArray[np.uint8]
+
+__all__ = ["Method", "compress", "compress_all", "decompress", "decompress_all"]
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
+# Absent where zstandard runs on cffi.
+_BATCHES = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
 # RFC 8878 recommends that decoders support this much; a frame may name more only when its content is larger.
 _MAX_WINDOW = 8 << 20
 
@@ -65,7 +71,7 @@ class _Contexts(threading.local):
     """
 
     def __init__(self) -> None:
-        self.compressors: dict[Method, Callable[[Any], bytes]] = {}
+        self.compressors: dict[Method, zstandard.ZstdCompressor] = {}
         self.decompressor = zstandard.ZstdDecompressor()
 
 
@@ -74,18 +80,58 @@ _contexts = _Contexts()
 
 def compress(data: Buffer, method: Method) -> bytes:
     """Return one zstd frame that states its content size; deterministic for one release of libzstd."""
+    return _thread_compressor(method).compress(memoryview(data))
+
+
+def compress_all(parts: Sequence[U8], method: Method) -> list[U8]:
+    """Return one frame per part, none of them empty, as `compress` makes them, in one native call."""
+    if len(parts) == 1 or not _BATCHES:
+        return [np.frombuffer(compress(part, method), np.uint8) for part in parts]
+    frames: Any = _thread_compressor(method).multi_compress_to_buffer(list[Any](parts), threads=0)
+    return [np.frombuffer(frames[at], np.uint8) for at in range(len(frames))]
+
+
+def _thread_compressor(method: Method) -> zstandard.ZstdCompressor:
     compressors = _contexts.compressors
     if method not in compressors:
-        compressors[method] = _compressor(method).compress
-    return compressors[method](data)
+        compressors[method] = _compressor(method)
+    return compressors[method]
 
 
-def decompress(frame: memoryview, size: int) -> bytes:
+def decompress(frame: U8, size: int) -> U8:
     """Return the content of `frame`, which must be exactly one zstd frame of `size` plain bytes.
 
     Raises FormatError for anything else, before memory is allocated: another or no stated size, a dictionary,
     a window over 8 MiB that the size does not ask for, bytes after the frame, a skippable frame, no content.
     """
+    return decompress_all([frame], [size])[0]
+
+
+def decompress_all(frames: Sequence[U8], sizes: Sequence[int]) -> list[U8]:
+    """Return the content of each frame, as `decompress` does, in one native call."""
+    views = [memoryview(frame) for frame in frames]
+    for view, size in zip(views, sizes, strict=True):
+        _check(view, size)
+    decompressor = _contexts.decompressor
+    try:
+        if len(views) == 1 or not _BATCHES:
+            plains = [np.frombuffer(decompressor.decompress(view), np.uint8) for view in views]
+        else:
+            room = np.array(sizes, np.uint64).tobytes()
+            joined: Any = decompressor.multi_decompress_to_buffer(
+                list[Any](views), decompressed_sizes=room, threads=0
+            )
+            plains = [np.frombuffer(joined[at], np.uint8) for at in range(len(joined))]
+    except zstandard.ZstdError as error:  # invariant 4: a frame that cannot be read is never handed on
+        raise FormatError(f"A zstd frame cannot be decoded: {error}.") from error
+    for plain, size in zip(plains, sizes, strict=True):
+        if len(plain) != size:
+            raise FormatError(f"A zstd frame decodes to {len(plain)} bytes instead of {size}.")
+    return plains
+
+
+def _check(frame: memoryview, size: int) -> None:
+    """Raise FormatError unless the frame's structure is sound and states what it must."""
     if size == 0:
         # The library returns at once for a stated size of zero and never looks at the bytes that follow.
         raise FormatError("A zstd frame stands for no bytes at all; nothing is stored raw.")
@@ -95,7 +141,8 @@ def decompress(frame: memoryview, size: int) -> bytes:
         )
     try:
         head = zstandard.get_frame_parameters(frame)
-    except zstandard.ZstdError as error:  # invariant 4: a frame that cannot be read is never handed on
+        position = zstandard.frame_header_size(frame)
+    except zstandard.ZstdError as error:  # invariant 4
         raise FormatError(f"A zstd frame's header cannot be read: {error}.") from error
     if head.content_size != size:
         raise FormatError(f"A zstd frame does not state the {size} plain bytes that it must hold.")
@@ -103,10 +150,19 @@ def decompress(frame: memoryview, size: int) -> bytes:
         raise FormatError("A zstd frame names a dictionary; casstore uses none.")
     if head.window_size > max(_MAX_WINDOW, size):
         raise FormatError(f"A zstd frame asks for a window of {head.window_size} bytes; 8 MiB is allowed.")
-    try:
-        plain = _contexts.decompressor.decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:  # invariant 4
-        raise FormatError(f"A zstd frame cannot be decoded: {error}.") from error
-    if len(plain) != size:
-        raise FormatError(f"A zstd frame decodes to {len(plain)} bytes instead of {size}.")
-    return plain
+    if _end(frame, position, checksum=head.has_checksum) != len(frame):
+        raise FormatError("A zstd frame does not end where its payload ends.")
+
+
+def _end(frame: memoryview, position: int, *, checksum: bool) -> int:
+    """Follow the block headers (RFC 8878, section 3.1.1.2) to the frame's end.
+
+    The library's batch call would ignore whatever comes after it.
+    """
+    last = False
+    while not last:
+        header = int.from_bytes(frame[position : position + 3], "little")
+        last = bool(header & 1) or position + 3 > len(frame)
+        repeated = header >> 1 & 3 == 1
+        position += 3 + (1 if repeated else header >> 3)
+    return position + 4 * checksum

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +15,10 @@ from casstore.format import marks, names
 from casstore.format import pack as pack_format
 from casstore.format import record as record_format
 from casstore.format.rows import ROW, check_rows, row_ids
-from casstore.store.buffers import new_buffer, worker_count
+from casstore.store.buffers import new_buffer
 from casstore.store.index import Located, read_footer
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
+from casstore.store.workers import TaskGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,9 +135,8 @@ def _check_packs(
             _check_frames(store, pack_id, footer)
         return footer
 
-    with ThreadPoolExecutor(worker_count(), thread_name_prefix="casstore-check") as pool:
-        tasks = [(entry, pool.submit(one, entry)) for entry in packs]
-        for entry, task in tasks:
+    with TaskGroup() as tasks:
+        for entry, task in [(entry, tasks.submit(one, entry)) for entry in packs]:
             progress.packs += 1
 
             def take(entry: Entry = entry, footer: Callable[[], Footer] = task.result) -> None:
@@ -178,8 +178,8 @@ def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:
         while stop < len(rows) and (size == 0 or size + int(rows["raw"][stop]) <= _READ):
             size += int(rows["raw"][stop])
             stop += 1
-        outs = [new_buffer(raw) for raw in rows["raw"][start:stop].tolist()]
-        store.objects.fill(located, range(start, stop), outs)
+        edges = [0, *accumulate(rows["raw"][start:stop].tolist())]
+        store.objects.fill(located, range(start, stop), new_buffer(edges[-1]), edges)
         start = stop
 
 

@@ -5,18 +5,15 @@ The first touch of a fresh page costs more than hashing it, so blocks are used a
 
 from __future__ import annotations
 
-import os
 import threading
 
 import numpy as np
 
 from casstore.format.rows import MAX_CHUNK
+from casstore.store.workers import worker_count
 
 BLOCK = 4 << 20
 """Plain bytes that one worker task takes: less costs threads their gain, more only cache and memory."""
-
-MAX_WORKERS = 16
-"""More would cost memory (a few blocks each) and find nothing to do behind one disk."""
 
 _threads = threading.local()
 
@@ -34,26 +31,21 @@ def scratch(size: int) -> memoryview:
     return held[:size]
 
 
-def worker_count() -> int:
-    """Return how many threads this process may usefully run."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_WORKERS)
+BLOCK_BUFFER = BLOCK + MAX_CHUNK
+"""Bytes of a lent buffer: a block and the chunk that it ends in."""
+
+_free: list[memoryview] = []
 
 
-class BlockPool:
-    """Buffers of one block and one chunk, lent out and kept for the next user; safe in threads."""
+def take_block() -> memoryview:
+    """Return a buffer of BLOCK_BUFFER bytes that is the caller's until it is given back; safe in threads."""
+    try:
+        return _free.pop()
+    except IndexError:  # Nothing is lost: all are lent, so a new one is made.
+        return new_buffer(BLOCK_BUFFER)
 
-    def __init__(self) -> None:
-        self._free: list[memoryview] = []
 
-    def take(self) -> memoryview:
-        """Return a buffer that is the caller's until it is given back."""
-        try:
-            return self._free.pop()
-        except IndexError:  # Nothing is lost: the pool is empty, so a new buffer is made.
-            return new_buffer(BLOCK + MAX_CHUNK)
-
-    def give(self, buffer: memoryview) -> None:
-        """Take a buffer back; nobody may use it any more."""
-        if len(self._free) < 2 * worker_count() + 2:
-            self._free.append(buffer)
+def give_block(buffer: memoryview) -> None:
+    """Take a buffer back for the next user in this process; nobody may use it any more."""
+    if len(_free) < 2 * worker_count() + 4:
+        _free.append(buffer)

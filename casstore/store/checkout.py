@@ -11,15 +11,16 @@ import contextlib
 import os
 import stat
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from casstore.backend.oserrors import from_os_error
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, ConflictError, DigestMismatch
 from casstore.format.manifest import Mode
-from casstore.store.buffers import BLOCK, worker_count
+from casstore.store.buffers import BLOCK, give_block, take_block
+from casstore.store.workers import TaskGroup, worker_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from casstore.format.layout import Layout
     from casstore.format.manifest import Tree, TreeEntry
-    from casstore.store.buffers import BlockPool
     from casstore.store.index import Located
     from casstore.store.objects import ObjectReader
 
@@ -79,11 +79,8 @@ class _Batch:
 class Checkout:
     """Writes one model to `destination`. Use once."""
 
-    def __init__(
-        self, destination: str, *, buffers: BlockPool, force: bool, callback: Callback | None
-    ) -> None:
+    def __init__(self, destination: str, *, force: bool, callback: Callback | None) -> None:
         self._destination = destination
-        self._buffers = buffers
         self._force = force
         self._callback = callback
         self._written: list[tuple[str, bool]] = []
@@ -167,22 +164,21 @@ class Checkout:
             if entry.mode == Mode.EMPTY_DIRECTORY:
                 os.close(self._open_directory(root, entry.path))
         located = reader.locate(b"".join(layout.ids for layout in layouts))
-        workers = worker_count()
+        window = worker_count() + 1
         pending: deque[tuple[_Batch, Future[None]]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="casstore-get") as pool:
-            try:
+        try:
+            with TaskGroup() as tasks:
                 for batch in _batches(tree.files, layouts):
                     self._open_targets(root, batch)
-                    batch.buffer = self._buffers.take()
-                    pending.append((batch, pool.submit(_decode, reader, located, batch)))
-                    while len(pending) > workers + 1 or len(self._open_files) > _MAX_OPEN:
+                    batch.buffer = take_block()
+                    pending.append((batch, tasks.submit(_decode, reader, located, batch)))
+                    while len(pending) > window or len(self._open_files) > _MAX_OPEN:
                         self._settle(*pending.popleft())
                 while pending:
                     self._settle(*pending.popleft())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-                for file in list(self._open_files):
-                    self._discard(file)
+        finally:
+            for file in list(self._open_files):
+                self._discard(file)
 
     def _open_targets(self, root: int, batch: _Batch) -> None:
         """Open a temporary file for each file that begins in `batch`; one that goes on is the newest open."""
@@ -204,7 +200,7 @@ class Checkout:
             if piece.last:
                 self._complete(piece.file)
                 self._open_files.remove(piece.file)
-        self._buffers.give(batch.buffer)
+        give_block(batch.buffer)
 
     def _create(self, root: int, entry: TreeEntry) -> _OpenFile:
         folder, _, name = entry.path.rpartition("/")
@@ -286,12 +282,8 @@ class Checkout:
 
 def _decode(reader: ObjectReader, located: Located, batch: _Batch) -> None:
     """Decode and verify a batch into its buffer, and write its pieces where they belong; for a worker."""
-    outs = []
-    at = 0
-    for length in batch.lengths:
-        outs.append(batch.buffer[at : at + length])
-        at += length
-    reader.fill(located, range(batch.first, batch.first + len(outs)), outs)
+    wanted = range(batch.first, batch.first + len(batch.lengths))
+    reader.fill(located, wanted, batch.buffer, [0, *accumulate(batch.lengths)])
     at = 0
     for piece in batch.pieces:
         assert piece.file is not None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError
-from casstore.store.buffers import BLOCK, new_buffer, worker_count
+from casstore.store.buffers import BLOCK, new_buffer
+from casstore.store.workers import TaskGroup
 from casstore.tensors.dtypes import as_array
 
 if TYPE_CHECKING:
@@ -102,15 +101,17 @@ def read_chunks(layout: Layout, reader: ObjectReader, start: int, stop: int) -> 
     edges = layout.offsets()[start : stop + 1]
     marks = (edges - edges[0]).tolist()
     buffer = new_buffer(marks[-1])
-    outs = [buffer[begin:end] for begin, end in itertools.pairwise(marks)]
     located = reader.locate(layout.ids[start * DIGEST_SIZE : stop * DIGEST_SIZE])
     batches = _batches(marks)
     if len(batches) == 1:
-        reader.fill(located, range(len(outs)), outs)
+        reader.fill(located, range(len(marks) - 1), buffer, marks)
         return buffer
-    with ThreadPoolExecutor(min(worker_count(), len(batches)), thread_name_prefix="casstore-read") as pool:
-        tasks = [pool.submit(reader.fill, located, range(a, b), outs[a:b]) for a, b in batches]
-        for task in tasks:
+    with TaskGroup() as tasks:
+        filled = [
+            tasks.submit(reader.fill, located, range(begin, end), buffer, marks[begin : end + 1])
+            for begin, end in batches
+        ]
+        for task in filled:
             task.result()
     return buffer
 

@@ -7,10 +7,10 @@ megabytes, where native code holds no GIL. Everything in flight is bounded by th
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,31 +20,27 @@ from casstore.errors import ConflictError, MissingObject
 from casstore.format import layout as layout_format
 from casstore.format.layout import Layout, Span
 from casstore.format.rows import Kind
-from casstore.store.buffers import BLOCK, worker_count
+from casstore.store.buffers import BLOCK, give_block, take_block
 from casstore.store.machine import KnownFile
 from casstore.store.packs import encode_frames, encode_object
 from casstore.store.sources import check_unchanged, open_source, read_full, read_source
 from casstore.store.tensor_spans import ElementHints, find_external_spans, find_file_spans
+from casstore.store.workers import TaskGroup, worker_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from fsspec import Callback
     from typing_extensions import Self
 
     from casstore.codecs import ElementHint
-    from casstore.store.buffers import BlockPool
     from casstore.store.machine import MachineState
     from casstore.store.objects import ObjectReader
     from casstore.store.packs import EncodedFrames
     from casstore.store.publish import Publication
     from casstore.store.sources import SourceFile, Sources
     from casstore.tensors import TensorSpan
-
-
-_SMALL_READ = 64 << 10
-"""Bytes that are hashed faster than they are handed to another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +71,6 @@ class _Reading:
     hasher: Hasher = field(default_factory=Hasher)
     ids: list[bytes] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    hashed: Future[Hasher] | None = None
     hints: ElementHints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +86,14 @@ class _Block:
     hints: list[ElementHint | None] = field(default_factory=list)
     parts: list[tuple[_Reading, int, bool]] = field(default_factory=list)
     used: int = 0
-    hashed: Future[Hasher] | None = None
+
+
+class _Worked(NamedTuple):
+    """What a worker made of a block: the ids of its chunks, which of them are new, and the frames of those."""
+
+    ids: list[bytes]
+    wanted: list[int]
+    frames: EncodedFrames
 
 
 class Ingest:
@@ -103,7 +105,6 @@ class Ingest:
         publication: Publication,
         reader: ObjectReader,
         machine: MachineState,
-        buffers: BlockPool,
         stat_cache: bool,
         callback: Callback | None,
     ) -> None:
@@ -112,13 +113,10 @@ class Ingest:
         self._machine = machine
         self._stat_cache = stat_cache
         self._callback = callback
-        workers = worker_count()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="casstore-add")
-        self._file_hasher = ThreadPoolExecutor(1, thread_name_prefix="casstore-file-hash")
-        self._window = workers
-        self._buffers = buffers
-        self._hashing: deque[tuple[_Block, Future[list[bytes]]]] = deque()
-        self._encoding: deque[tuple[_Block, Future[EncodedFrames]]] = deque()
+        self._tasks = TaskGroup()
+        self._claiming = threading.Lock()
+        self._window = worker_count()
+        self._working: deque[tuple[_Block, Future[_Worked]]] = deque()
         self._added: list[AddedFile] = []
         self._layouts: dict[bytes, bytes] = {}
         self.counts = AddCounts()
@@ -127,8 +125,7 @@ class Ingest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._file_hasher.shutdown(wait=True, cancel_futures=True)
+        self._tasks.__exit__()
 
     def run(self, sources: Sources) -> list[AddedFile]:
         """Make every chunk and layout of `sources` part of the publication; return the files in tree order.
@@ -140,13 +137,11 @@ class Ingest:
         unknown = [file for file in sources.files if not self._take_known(file, sources)]
         external = find_external_spans(unknown, sources.files)
         for block in self._blocks(unknown, external):
-            self._hashing.append((block, self._pool.submit(_hash_block, block)))
-            if len(self._hashing) > self._window:
-                self._settle_hashing()
-        while self._hashing:
-            self._settle_hashing()
-        while self._encoding:
-            self._settle_encoding()
+            self._working.append((block, self._tasks.submit(self._work, block)))
+            if len(self._working) > self._window:
+                self._settle()
+        while self._working:
+            self._settle()
         self._publication.write_objects(Kind.LAYOUT, self._layouts)
         return sorted(self._added, key=lambda added: added.source.path.encode())
 
@@ -192,10 +187,11 @@ class Ingest:
         return True
 
     def _blocks(
-        self, files: Iterable[SourceFile], external: Mapping[str, tuple[TensorSpan, ...]]
+        self, files: Sequence[SourceFile], external: Mapping[str, tuple[TensorSpan, ...]]
     ) -> Iterator[_Block]:
         """Read files into blocks: a large file fills many, small files share one."""
-        block = _Block(self._buffers.take())
+        block = _Block(take_block())
+        left = sum(file.identity.size for file in files)
         for file in files:
             descriptor = open_source(file)
             try:
@@ -206,10 +202,13 @@ class Ingest:
                 carried = 0
                 while True:
                     begin = block.used
-                    room = block.buffer[begin + carried : BLOCK + MAX_CHUNK]
+                    # Towards the end blocks become smaller: otherwise all wait for the worker with the last one.
+                    end = MAX_CHUNK + min(BLOCK, max(left // (2 * self._window), begin + carried))
+                    room = block.buffer[begin + carried : end]
                     count = read_full(descriptor, room, position, file.location)
+                    left -= count
                     position += count
-                    self._hash_file(reading, block, room[:count])
+                    reading.hasher.update(room[:count])
                     if self._callback is not None:
                         self._callback.relative_update(count)
                     final = position >= file.identity.size or count < len(room)
@@ -219,7 +218,7 @@ class Ingest:
                     carried = len(data) - (cut_to - begin)
                     if final:
                         break
-                    full, block = block, _Block(self._buffers.take())
+                    full, block = block, _Block(take_block())
                     block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
                     yield full
                 check_unchanged(file, os.fstat(descriptor))
@@ -227,32 +226,33 @@ class Ingest:
                 os.close(descriptor)
             if block.used >= BLOCK // 2:
                 yield block
-                block = _Block(self._buffers.take())
+                block = _Block(take_block())
         yield block
 
-    def _settle_hashing(self) -> None:
-        """Take the oldest hashed block: look its chunks up, and send the new ones to be encoded."""
-        block, future = self._hashing.popleft()
-        ids = future.result()
-        wanted = self._publication.claim(ids)
-        self._count(sum(length for _, length in block.cuts), len(ids))
-        self.counts.chunks_new += len(wanted)
-        self.counts.bytes_new += sum(block.cuts[at][1] for at in wanted)
-        self._encoding.append(
-            (
-                block,
-                self._pool.submit(
-                    encode_frames,
-                    Kind.CHUNK,
-                    [ids[at] for at in wanted],
-                    block.buffer,
-                    [block.cuts[at] for at in wanted],
-                    [block.hints[at] for at in wanted],
-                ),
-            )
+    def _work(self, block: _Block) -> _Worked:
+        """Hash the chunks of a block and encode those that are new; runs on a worker thread."""
+        ids = [digest(block.buffer[offset : offset + length]) for offset, length in block.cuts]
+        with self._claiming:
+            wanted = self._publication.claim(ids)
+        frames = encode_frames(
+            Kind.CHUNK,
+            [ids[at] for at in wanted],
+            block.buffer,
+            [block.cuts[at] for at in wanted],
+            [block.hints[at] for at in wanted],
         )
-        if len(self._encoding) > self._window:
-            self._settle_encoding()
+        return _Worked(ids, wanted, frames)
+
+    def _settle(self) -> None:
+        """Take the oldest block that was handed out: write its frames, note its chunks."""
+        block, future = self._working.popleft()
+        worked = future.result()
+        self._publication.write(worked.frames)
+        give_block(block.buffer)
+        ids = worked.ids
+        self._count(sum(length for _, length in block.cuts), len(ids))
+        self.counts.chunks_new += len(worked.wanted)
+        self.counts.bytes_new += sum(block.cuts[at][1] for at in worked.wanted)
         start = 0
         for reading, count, last in block.parts:
             reading.ids += ids[start : start + count]
@@ -261,25 +261,7 @@ class Ingest:
             if last:
                 self._finish(reading)
 
-    def _settle_encoding(self) -> None:
-        block, future = self._encoding.popleft()
-        self._publication.write(future.result())
-        if block.hashed is not None:
-            block.hashed.result()
-        self._buffers.give(block.buffer)
-
-    def _hash_file(self, reading: _Reading, block: _Block, data: memoryview) -> None:
-        """Update the hash of a whole file; one thread does it in order, beside all other work."""
-        if len(data) <= _SMALL_READ:
-            if reading.hashed is not None:
-                reading.hashed.result()
-            reading.hasher.update(data)
-        else:
-            reading.hashed = block.hashed = self._file_hasher.submit(reading.hasher.update, data)
-
     def _finish(self, reading: _Reading) -> None:
-        if reading.hashed is not None:
-            reading.hashed.result()
         layout = Layout(
             file_id=reading.hasher.digest(),
             size=reading.source.identity.size,
@@ -296,10 +278,6 @@ class Ingest:
     def _count(self, size: int, chunks: int) -> None:
         self.counts.bytes_total += size
         self.counts.chunks += chunks
-
-
-def _hash_block(block: _Block) -> list[bytes]:
-    return [digest(block.buffer[offset : offset + length]) for offset, length in block.cuts]
 
 
 def _append(block: _Block, reading: _Reading, lengths: list[int], offset: int, *, final: bool) -> int:

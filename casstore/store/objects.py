@@ -5,7 +5,8 @@ Every byte that leaves this module hashed to its id first (invariant 4).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from casstore import codecs
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import DigestMismatch, FormatError, MissingObject, ObjectNotFound
 from casstore.format import frame
-from casstore.store.buffers import new_buffer
+from casstore.store.buffers import new_buffer, scratch
 from casstore.store.index import NOT_FOUND, Located
 from casstore.store.keys import pack_key
 
@@ -46,9 +47,10 @@ class ObjectReader:
     def read_many(self, ids: Sequence[bytes]) -> list[bytes]:
         """Return the verified plain bytes of several objects, in order."""
         located = self.locate(ids)
-        buffers = [bytearray(size) for size in located.rows["raw"].tolist()]
-        self.fill(located, range(len(buffers)), [memoryview(buffer) for buffer in buffers])
-        return [bytes(buffer) for buffer in buffers]
+        edges = [0, *accumulate(located.rows["raw"].tolist())]
+        buffer = new_buffer(edges[-1])
+        self.fill(located, range(len(ids)), buffer, edges)
+        return [bytes(buffer[begin:end]) for begin, end in pairwise(edges)]
 
     def locate(self, ids: Sequence[bytes] | bytes) -> Located:
         """Find every object, looking harder as needed; raise MissingObject for one that no pack holds."""
@@ -68,19 +70,20 @@ class ObjectReader:
             )
         return located
 
-    def fill(self, located: Located, wanted: Sequence[int], outs: Sequence[memoryview]) -> None:
-        """Decode the objects at positions `wanted` of `located` into `outs`, verified.
+    def fill(self, located: Located, wanted: Sequence[int], buffer: memoryview, edges: Sequence[int]) -> None:
+        """Decode the objects at positions `wanted` of `located` into `buffer`, verified, in that order.
 
-        Each out must have exactly its object's raw length; it is owned by the caller and holds
-        unspecified bytes if this raises.
+        `edges`, one more than there are objects, say where each begins and ends; that must be exactly its raw
+        length. The buffer is the caller's, and holds unspecified bytes if this raises.
         """
-        pending = dict(zip(wanted, outs, strict=True))
+        pending = dict(zip(wanted, pairwise(edges), strict=True))
         while pending:
             gone: int | None = None
             for group in _fetch_groups(located, list(pending)):
                 number = int(located.rows["pack"][group[0]])
                 try:
-                    self._fill_group(located, group, pending, pack_key(self._index.pack_id(number)))
+                    key = pack_key(self._index.pack_id(number))
+                    self._fill_group(located, group, pending, buffer, key=key)
                 except ObjectNotFound:
                     gone = number  # Invariant 5: an entry whose pack is gone does not exist.
                     break
@@ -94,37 +97,85 @@ class ObjectReader:
                 located.sources[left] = again.sources + len(located.lists)
                 located = Located(located.rows, located.sources, located.lists + again.lists)
 
-    def _fill_group(self, located: Located, group: list[int], outs: dict[int, memoryview], key: str) -> None:
-        rows = located.rows
-        begin = int(rows["offset"][group[0]])
-        last = group[-1]
-        end = int(rows["offset"][last]) + _frame_size(located, last)
-        buffer = new_buffer(end - begin)
-        if self._backend.read_into(key, buffer, start=begin) != len(buffer):
+    def _fill_group(
+        self,
+        located: Located,
+        group: list[int],
+        places: dict[int, tuple[int, int]],
+        buffer: memoryview,
+        *,
+        key: str,
+    ) -> None:
+        """Fetch the frames of `group`, neighbours in one pack, and put their objects where `places` say."""
+        begin = int(located.rows["offset"][group[0]])
+        end = int(located.rows["offset"][group[-1]]) + _frame_size(located, group[-1])
+        fetched = scratch(end - begin)
+        if self._backend.read_into(key, fetched, start=begin) != len(fetched):
             raise FormatError(f"{key} is cut short. {_ADVICE}")
+        frames = []
         for at in group:
-            offset = int(rows["offset"][at]) - begin
-            object_id = _row_id(located, at)
-            header = frame.decode_header(buffer[offset : offset + _frame_size(located, at)], key=key)
-            out = outs[at]
-            if (
-                header.object_id != object_id
-                or header.raw != len(out)
-                or header.stored != rows["stored"][at]
-                or header.kind != rows["kind"][at]
-                or header.encoding != rows["encoding"][at]
-                or header.rank != rows["rank"][at]
-            ):
-                raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
-            start = offset + header.size
-            try:
-                codecs.decode_into(header.encoding, buffer[start : start + header.stored], out)
-            except FormatError as error:
-                # Invariant 4: the error names the file, so that a person can mend it.
-                raise type(error)(f"{key}, object {object_id.hex()}: {error} {_ADVICE}") from error
-            actual = digest(out)
-            if actual != object_id:
-                raise DigestMismatch(object_id.hex(), actual.hex(), key, _ADVICE)
+            offset = int(located.rows["offset"][at]) - begin
+            framed = fetched[offset : offset + _frame_size(located, at)]
+            frames.append(_open_frame(located, at, framed, places[at], key=key))
+        for run in _adjacent(frames):
+            _decode(run, buffer, key=key)
+        for item in frames:
+            actual = digest(buffer[item.begin : item.end])
+            if actual != item.object_id:
+                raise DigestMismatch(item.object_id.hex(), actual.hex(), key, _ADVICE)
+
+
+class _Frame(NamedTuple):
+    """A fetched frame, and where its plain bytes belong."""
+
+    object_id: bytes
+    encoding: int
+    payload: memoryview
+    begin: int
+    end: int
+
+
+def _open_frame(located: Located, at: int, framed: memoryview, place: tuple[int, int], *, key: str) -> _Frame:
+    """Check that a fetched frame is the one that the index promised."""
+    header = frame.decode_header(framed, key=key)
+    row = located.rows[at]
+    if (
+        header.object_id != row["id"].tobytes()
+        or header.raw != place[1] - place[0]
+        or header.stored != row["stored"]
+        or header.kind != row["kind"]
+        or header.encoding != row["encoding"]
+        or header.rank != row["rank"]
+    ):
+        raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
+    return _Frame(header.object_id, header.encoding, framed[header.size :], *place)
+
+
+def _adjacent(frames: list[_Frame]) -> Iterator[list[_Frame]]:
+    """Divide frames into runs whose plain bytes adjoin: those are decoded together."""
+    run: list[_Frame] = []
+    for item in frames:
+        if run and run[-1].end != item.begin:
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+def _decode(run: list[_Frame], buffer: memoryview, *, key: str) -> None:
+    try:
+        codecs.decode_batch(
+            [(item.encoding, item.payload) for item in run],
+            [item.end - item.begin for item in run],
+            buffer[run[0].begin : run[-1].end],
+        )
+    except FormatError as error:
+        if len(run) > 1:
+            for item in run:
+                _decode([item], buffer, key=key)
+        # Invariant 4: the error names the file and the object, so that a person can mend it.
+        raise type(error)(f"{key}, object {run[0].object_id.hex()}: {error} {_ADVICE}") from error
 
 
 def _row_id(located: Located, at: int) -> bytes:

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,23 +15,25 @@ from casstore import codecs
 from casstore.digest import Hasher, digest
 from casstore.errors import DigestMismatch
 from casstore.format import frame, pack
-from casstore.format.frame import FrameHeader
-from casstore.store.buffers import scratch
+from casstore.format.frame import HEADER_SIZE, FrameHeader
+from casstore.store.buffers import BLOCK, BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
 from casstore.store.keys import pack_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from typing_extensions import Self
 
     from casstore.backend.base import Backend, BlobWriter
-    from casstore.codecs import ElementHint
+    from casstore.codecs import ElementHint, Encoded
     from casstore.format.pack import Footer
     from casstore.format.rows import Kind
 
 PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
+
+_SMALL = 64 << 10
 
 _MAX_WAITING = 1
 """Writes that may wait for the disk: each holds the encoded bytes of one block, in memory that was never
@@ -39,18 +42,19 @@ touched before, which costs more than the wait."""
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrames:
-    """Frames ready to append: `parts` are their bytes, header and payload in turn, in the order of `headers`.
+    """Frames ready to append: `data` is header and payload of each, one after the other.
 
-    The payloads borrow the encoder's memory, which lives as long as they do.
+    `block`, if any, is the memory behind `data`, which is given back once it is written.
     """
 
     headers: list[FrameHeader]
-    parts: list[bytes | memoryview]
+    data: memoryview
+    block: memoryview | None = None
 
-    @property
-    def size(self) -> int:
-        """Bytes of all frames."""
-        return sum(header.size + header.stored for header in self.headers)
+    def release(self) -> None:
+        """Give the memory back; nobody may use `data` any more."""
+        if self.block is not None:
+            give_block(self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +77,64 @@ def encode_frames(
 
     Runs on a worker thread; `block` is only read. Raises DigestMismatch if an encoder is wrong.
     """
+    room = sum(length for _, length in cuts) + HEADER_SIZE * len(cuts)
+    # Little of it is not worth a block that others wait for, and more than that fits no block.
+    lent = take_block() if _SMALL < room <= BLOCK_BUFFER else None
+    data = new_buffer(room) if lent is None else lent[:room]
     headers: list[FrameHeader] = []
-    parts: list[bytes | memoryview] = []
-    encoded = codecs.encode_batch(block, cuts, hints)
-    decoded = scratch(max((length for _, length in cuts), default=0))
-    for object_id, (offset, length), item in zip(ids, cuts, encoded, strict=True):
-        plain, payload = block[offset : offset + length], item.payload
-        _verify(object_id, item.encoding, payload, plain, decoded[:length])
-        header = FrameHeader(object_id, kind, item.encoding, length, len(payload))
+    position = 0
+    encoded = codecs.encode_batch(block, cuts, hints, out=data, lead=HEADER_SIZE)
+    for object_id, (_, length), item in zip(ids, cuts, encoded, strict=True):
+        header = FrameHeader(object_id, kind, item.encoding, length, len(item.payload))
         headers.append(header)
-        parts += (frame.encode_header(header), payload)
-    return EncodedFrames(headers, parts)
+        data[position : position + HEADER_SIZE] = frame.encode_header(header)
+        position += HEADER_SIZE + header.stored
+    _verify(ids, encoded, block, cuts)
+    return EncodedFrames(headers, data[:position], lent)
 
 
 def encode_object(kind: Kind, plain: bytes) -> EncodedFrames:
     """Encode one small object, a layout, tree or manifest."""
-    return encode_frames(kind, [digest(plain)], memoryview(plain), [(0, len(plain))], [None])
+    return encode_objects(kind, {digest(plain): plain})
+
+
+def encode_objects(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
+    """Encode small objects, plain bytes by id."""
+    lengths = [len(plain) for plain in objects.values()]
+    cuts = list(zip(accumulate([0, *lengths[:-1]]), lengths, strict=True))
+    return encode_frames(
+        kind, list(objects), memoryview(b"".join(objects.values())), cuts, [None] * len(cuts)
+    )
 
 
 def _verify(
-    object_id: bytes, encoding: int, payload: bytes | memoryview, plain: memoryview, decoded: memoryview
+    ids: Sequence[bytes], encoded: Sequence[Encoded], block: memoryview, cuts: Sequence[tuple[int, int]]
 ) -> None:
-    """Decode a payload before it is published (invariant 9); equal bytes have the hash that names them."""
-    codecs.decode_into(encoding, payload, decoded)
-    if not _equal(decoded, plain):
-        raise DigestMismatch(object_id.hex(), digest(decoded).hex(), "a new frame", "Nothing was stored.")
+    """Decode payloads before they are published (invariant 9); equal bytes have the hash that names them."""
+    for first, end in _adjacent(cuts):
+        begin = cuts[first][0]
+        plain = block[begin : sum(cuts[end - 1])]
+        decoded = scratch(len(plain))
+        codecs.decode_batch(
+            [(item.encoding, item.payload) for item in encoded[first:end]],
+            [length for _, length in cuts[first:end]],
+            decoded,
+        )
+        if _equal(decoded, plain):
+            continue
+        for object_id, (offset, length) in zip(ids[first:end], cuts[first:end], strict=True):
+            actual = digest(decoded[offset - begin : offset - begin + length])
+            if actual != object_id:
+                raise DigestMismatch(object_id.hex(), actual.hex(), "a new frame", "Nothing was stored.")
+
+
+def _adjacent(cuts: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Divide the batch into ranges of cuts that adjoin, of at most a block."""
+    first = 0
+    for at in range(1, len(cuts) + 1):
+        if at == len(cuts) or sum(cuts[at - 1]) != cuts[at][0] or sum(cuts[at]) - cuts[first][0] > BLOCK:
+            yield first, at
+            first = at
 
 
 def _equal(one: memoryview, other: memoryview) -> bool:
@@ -138,13 +175,13 @@ class PackWriter:
             return
         if self._open is None:
             self._open = _OpenPack(self._backend.open_writer())
-            self._emit(self._open, [pack.encode_header(os.urandom(pack.NONCE_SIZE))])
+            self._emit(self._open, pack.encode_header(os.urandom(pack.NONCE_SIZE)))
         at = self._open.size
         for header in frames.headers:
             self._open.headers.append(header)
             self._open.offsets.append(at)
             at += header.size + header.stored
-        self._emit(self._open, frames.parts)
+        self._emit(self._open, frames.data, then=frames.release)
         if self._open.size >= self._target:
             self._close_pack()
 
@@ -160,14 +197,16 @@ class PackWriter:
         if closing is None:
             return
         footer = pack.footer_rows(closing.headers, closing.offsets)
-        self._emit(closing, [pack.encode_footer(footer, begin=closing.size)])
+        self._emit(closing, pack.encode_footer(footer, begin=closing.size))
         written = self._writes[-1]
         self._open = None
         self._commits.append(self._committer.submit(_commit, closing, footer, written))
 
-    def _emit(self, target: _OpenPack, parts: Sequence[bytes | memoryview]) -> None:
-        target.size += sum(len(part) for part in parts)
-        self._writes.append(self._scribe.submit(_write, target, parts))
+    def _emit(
+        self, target: _OpenPack, data: bytes | memoryview, *, then: Callable[[], None] | None = None
+    ) -> None:
+        target.size += len(data)
+        self._writes.append(self._scribe.submit(_write, target, data, then))
         self._wait_for_writes(left=_MAX_WAITING)
 
     def _wait_for_writes(self, *, left: int) -> None:
@@ -186,10 +225,11 @@ class _OpenPack:
     offsets: list[int] = field(default_factory=list)
 
 
-def _write(target: _OpenPack, parts: Sequence[bytes | memoryview]) -> None:
-    target.writer.write(parts)
-    for part in parts:
-        target.hasher.update(part)
+def _write(target: _OpenPack, data: bytes | memoryview, then: Callable[[], None] | None) -> None:
+    target.writer.write([data])
+    target.hasher.update(data)
+    if then is not None:
+        then()
 
 
 def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> WrittenPack:

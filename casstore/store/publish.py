@@ -21,7 +21,7 @@ from casstore.errors import ConflictError, MissingObject, ObjectNotFound
 from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.keys import pack_key
-from casstore.store.packs import PackWriter, encode_object
+from casstore.store.packs import PackWriter, encode_object, encode_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,14 +102,15 @@ class Publication:
     def write(self, frames: EncodedFrames) -> None:
         """Append verified frames to this publish's packs."""
         self._own.update(header.object_id for header in frames.headers)
-        self.bytes_stored += frames.size
+        self.bytes_stored += len(frames.data)
         self._writer.append(frames)
 
     def write_objects(self, kind: Kind, objects: Mapping[bytes, bytes]) -> None:
         """Store small objects, plain bytes by id, unless they are there already."""
         ids = list(objects)
-        for at in self.claim(ids):
-            self.write(encode_object(kind, objects[ids[at]]))
+        new = [ids[at] for at in self.claim(ids)]
+        if new:
+            self.write(encode_objects(kind, {object_id: objects[object_id] for object_id in new}))
 
     def commit(self, make_record: Callable[[tuple[bytes, ...]], Record], supply: Supply) -> None:
         """Make everything durable, put the record, and return when it is safe for good.

@@ -19,7 +19,6 @@ from casstore.format import manifest as manifest_format
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
 from casstore.format.rows import Kind
 from casstore.store import files
-from casstore.store.buffers import BlockPool
 from casstore.store.checkout import Checkout
 from casstore.store.identity import identify
 from casstore.store.index import Index
@@ -105,7 +104,6 @@ class Store:
         self.objects = ObjectReader(backend, self.index)
         self.machine = machine
         self._refs = Refs(backend, machine)
-        self._buffers = BlockPool()
         self._models: OrderedDict[bytes, Model] = OrderedDict()
 
     @classmethod
@@ -194,7 +192,6 @@ class Store:
                 publication=publication,
                 reader=self.objects,
                 machine=self.machine,
-                buffers=self._buffers,
                 stat_cache=stat_cache,
                 callback=callback,
             ) as ingest,
@@ -260,9 +257,7 @@ class Store:
         everything else in it is left alone.
         """
         model = self.manifest(ref_or_id)
-        Checkout(os.fspath(dest), buffers=self._buffers, force=force, callback=callback).run(
-            model.tree, model.layouts, self.objects
-        )
+        Checkout(os.fspath(dest), force=force, callback=callback).run(model.tree, model.layouts, self.objects)
         return model
 
     def open_file(self, ref_or_id: str, path: str) -> BinaryIO:
