@@ -45,11 +45,12 @@ def decode(data: Buffer, *, what: str) -> Any:
             strict_map_key=True,
             ext_hook=_refuse_ext,
             list_hook=budget.take,
-            object_hook=budget.take,
+            object_pairs_hook=budget.take_pairs,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
         )
-        again = _pack(_sorted(value, _Budget(), depth=0))
+        _check_depth(value, 0)
+        again = _pack(value)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         # Invariant 4: bytes that do not decode are reported, never guessed at.
         raise FormatError(f"{what} is not canonical msgpack: {error or type(error).__name__}.") from error
@@ -80,6 +81,27 @@ class _Budget:
             raise ValueError(f"more than {MAX_ITEMS} items")
         return container
 
+    def take_pairs(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        """Return a map of `pairs`; raise ValueError unless their keys are strings that ascend."""
+        self.take(pairs)
+        last = None
+        for key, _ in pairs:
+            # Strings compare by code points, and so do their UTF-8 bytes.
+            if type(key) is not str or (last is not None and key <= last):
+                raise ValueError("map keys must be strings that ascend")
+            last = key
+        return dict(pairs)
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    if type(value) not in _CONTAINERS:
+        return
+    if depth >= MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    for item in value.values() if type(value) is dict else value:
+        if type(item) in _CONTAINERS:
+            _check_depth(item, depth + 1)
+
 
 def _sorted(value: Any, budget: _Budget, *, depth: int) -> Any:
     """Rebuild `value` with sorted maps; raises TypeError or ValueError for what msgpack must not hold."""
@@ -102,3 +124,4 @@ def _sorted(value: Any, budget: _Budget, *, depth: int) -> Any:
 
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_CONTAINERS = frozenset({dict, list})

@@ -1,12 +1,12 @@
 """An index segment: a sorted, immutable table of rows with a fan-out by the ids' leading bits.
 
-A segment is read through `Head`: everything but the rows. Buckets of rows are contiguous and carry their
-own checksums, so a local reader maps the file and a remote one fetches just the buckets it needs.
+A segment is read in three steps: `Head`, which says where buckets are and what their checksums are; the keys, a
+column of four bytes for each row, which answers nearly every question about an object that is not there; and
+buckets of rows, which are contiguous and verified one by one. So nobody needs the whole table, however large.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from casstore.format.fields import split_ids
 from casstore.format.rows import ROW, BaseLists, sort_order
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
@@ -32,6 +32,7 @@ VERSION = 1
 ROWS_PER_BUCKET = 48
 """Rows a bucket holds on average, at most: with 64-byte rows, a bucket is read with one or two pages."""
 
+KEY_SIZE = 4
 CHECK_SIZE = 8
 _HEADER = struct.Struct("<8sHBBIQQ32s")
 HEADER_SIZE = _HEADER.size
@@ -54,13 +55,18 @@ class Shape:
 
     @property
     def head_size(self) -> int:
-        """Bytes before the first row."""
+        """Bytes before the keys."""
         return HEADER_SIZE + DIGEST_SIZE * self.packs + 4 * (self.buckets + 1) + CHECK_SIZE * self.buckets
+
+    @property
+    def rows_begin(self) -> int:
+        """Where the rows start."""
+        return self.head_size + KEY_SIZE * self.rows
 
     @property
     def bases_begin(self) -> int:
         """Where the base lists start."""
-        return self.head_size + ROW.itemsize * self.rows
+        return self.rows_begin + ROW.itemsize * self.rows
 
     @property
     def size(self) -> int:
@@ -70,7 +76,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A segment without its rows: the packs it covers, where buckets start, and their checksums."""
+    """The packs that a segment covers, where its buckets start, and their checksums."""
 
     shape: Shape
     packs: list[bytes]
@@ -79,42 +85,84 @@ class Head:
 
     def bucket_of(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the bucket number of each id, given as (n, 4) words."""
-        if self.shape.bits == 0:
-            return np.zeros(len(words), np.int64)
-        buckets: NDArray[np.int64] = (words[:, 0] >> np.uint64(64 - self.shape.bits)).astype(np.int64)
-        return buckets
+        return _bucket_of(words[:, 0], self.shape.bits)
 
-    def check_bucket(self, bucket: int, rows: Rows, *, key: str) -> None:
+    def key_of(self, words: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """Return what stands for each id in the column of keys: the 32 bits after its bucket's number."""
+        return _key_of(words[:, 0], self.shape.bits)
+
+    def check_bucket(self, bucket: int, rows: Buffer, *, key: str) -> None:
         """Raise FormatError unless `rows` are exactly the bytes that were written for `bucket`."""
-        if digest(rows.tobytes())[:CHECK_SIZE] != self.checks[bucket].tobytes():
+        if digest(rows)[:CHECK_SIZE] != self.checks[bucket].tobytes():
             raise FormatError(
                 f"A bucket of {key} fails its checksum; remove that file, the packs rebuild it."
+            )
+
+    def check_keys(self, rows: Rows, keys: NDArray[np.uint32], *, key: str) -> None:
+        """Raise FormatError unless `keys` are those of `rows`."""
+        if not np.array_equal(self.key_of(rows["id"].astype(np.uint64)), keys):
+            raise FormatError(
+                f"The keys of {key} are not those of its rows; remove that file, the packs rebuild it."
             )
 
 
 def encode(rows: Rows, bases: BaseLists, packs: Sequence[bytes]) -> bytes:
     """Return the bytes of a segment over `packs`; `rows` are in any order, their `pack` indexes `packs`."""
-    assert rows.dtype == ROW
     rows = rows[sort_order(rows)]
-    bits = max(0, math.ceil(math.log2(max(1, len(rows)) / ROWS_PER_BUCKET)))
-    lead = rows["id"][:, 0].astype(np.uint64)
-    edges = (
-        np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits) if bits else np.zeros(0, np.uint64)
-    )
+    return b"".join(encode_parts(lambda: iter((rows,)), len(rows), bases, packs))
+
+
+def encode_parts(
+    batches: Callable[[], Iterator[Rows]], count: int, bases: BaseLists, packs: Sequence[bytes]
+) -> Iterator[bytes]:
+    """Return the bytes of a segment of `count` rows in parts, holding one batch at a time.
+
+    `batches` is called three times and gives the same sorted rows each time; a batch ends where a bucket
+    does (`bucket_bits`).
+    """
+    bits = bucket_bits(count)
     fanout = np.zeros((1 << bits) + 1, "<u4")
-    fanout[1:-1] = np.searchsorted(lead, edges)
-    fanout[-1] = len(rows)
-    body = rows.tobytes()
-    view = memoryview(body)
-    edges_bytes = (fanout.astype(np.int64) * ROW.itemsize).tolist()
-    checks = b"".join(
-        digest(view[start:stop])[:CHECK_SIZE] for start, stop in itertools.pairwise(edges_bytes)
-    )
-    tables = b"".join(packs) + fanout.tobytes() + checks
+    checks = np.frombuffer(digest(b"")[:CHECK_SIZE] * (1 << bits), f"V{CHECK_SIZE}").copy()
+    for rows in batches():
+        assert rows.dtype == ROW
+        buckets = _bucket_of(rows["id"][:, 0].astype(np.uint64), bits)
+        starts = np.flatnonzero(np.diff(buckets, prepend=-1))
+        view = memoryview(np.ascontiguousarray(rows).view(np.uint8).reshape(-1))
+        edges = [*(starts * ROW.itemsize).tolist(), len(view)]
+        fanout[buckets[starts] + 1] = np.diff(starts, append=len(rows))
+        for bucket, begin, end in zip(buckets[starts].tolist(), edges, edges[1:], strict=False):
+            checks[bucket] = digest(view[begin:end])[:CHECK_SIZE]
+    fanout = np.cumsum(fanout, dtype="<u4")
+    assert fanout[-1] == count
+    tables = b"".join(packs) + fanout.tobytes() + checks.tobytes()
     lists = bases.encode()
-    counts = (bits, len(packs), len(rows), len(lists))
+    counts = (bits, len(packs), count, len(lists))
     check = digest(_pack_header(*counts, bytes(DIGEST_SIZE)) + tables)
-    return b"".join([_pack_header(*counts, check), tables, body, lists, digest(lists)])
+    yield _pack_header(*counts, check)
+    yield tables
+    for rows in batches():
+        yield _key_of(rows["id"][:, 0].astype(np.uint64), bits).astype("<u4").tobytes()
+    for rows in batches():
+        yield rows.tobytes()
+    yield lists
+    yield digest(lists)
+
+
+def bucket_bits(rows: int) -> int:
+    """Return how many leading bits of an id number the bucket, in a segment of that many rows."""
+    return max(0, math.ceil(math.log2(max(1, rows) / ROWS_PER_BUCKET)))
+
+
+def _bucket_of(lead: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
+    """Return the first `bits` bits of leading words."""
+    if bits == 0:
+        return np.zeros(len(lead), np.int64)
+    return (lead >> np.uint64(64 - bits)).astype(np.int64)
+
+
+def _key_of(lead: NDArray[np.uint64], bits: int) -> NDArray[np.uint32]:
+    """Return the 32 bits that follow the first `bits` ones."""
+    return ((lead << np.uint64(bits)) >> np.uint64(32)).astype(np.uint32)
 
 
 def decode_shape(data: Buffer, *, key: str) -> Shape:

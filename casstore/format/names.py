@@ -21,7 +21,7 @@ WRITE_ID_SIZE = 16
 PREFIX = "refs/"
 
 _KEY = re.compile(r"refs/([a-z]+)/([0-9a-f]{2})/([a-z0-9._+=-]+)@([0-9a-f]{16})(?:\.([0-9a-f]{32}))?")
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-+")
+_UNSAFE = re.compile(rb"[^a-z0-9._+-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,13 @@ def parse_key(key: str) -> RecordKey:
 
 
 def _escape(rest: str) -> str:
-    escaped = "".join(chr(byte) if byte in _PLAIN else f"={byte:02x}" for byte in rest.encode())
+    escaped = _UNSAFE.sub(lambda match: b"=%02x" % match[0][0], rest.encode()).decode("ascii")
     return f"=2e{escaped[1:]}" if escaped.startswith(".") else escaped
 
 
 def _unescape(escaped: str, *, key: str) -> str:
+    if "=" not in escaped:
+        return escaped
     try:
         return re.sub(rb"=([0-9a-f]{2})", lambda m: bytes.fromhex(m[1].decode()), escaped.encode()).decode()
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.errors import FormatError
 from casstore.format import canonical, envelope, fields
-from casstore.format.names import WRITE_ID_SIZE, check_name, parse_key, record_key
+from casstore.format.names import WRITE_ID_SIZE, check_name, record_key
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -91,8 +91,8 @@ def decode(data: Buffer, *, key: str) -> Record:
     except FormatError as error:
         # Invariant 8: what stops a reader is named, or nobody could mend it.
         raise type(error)(f"{key}: {error}") from error
-    place = parse_key(key)
-    if (place.name, place.seq) != (record.name, record.seq) or place.write_id not in (None, record.write_id):
+    place = record_key(record.name, seq=record.seq, write_id=None)
+    if key not in (place, f"{place}.{record.write_id.hex()}"):
         raise FormatError(f"{key} holds the record of another ref ({record.name!r}).")
     return record
 

@@ -6,23 +6,21 @@ be in a pack.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 import threading
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.backend.oserrors import from_os_error
-from casstore.digest import DIGEST_SIZE
-from casstore.errors import FormatError, ObjectExists, ObjectNotFound
+from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
-from casstore.format.rows import ROW, BaseLists, check_rows, id_words, merge_base_lists, row_ids
+from casstore.format.rows import ROW, BaseLists, id_words, merge_base_lists
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, pack_id_of, pack_key
+from casstore.store.merging import choose_parts, write_merged
+from casstore.store.segment import Segment, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,17 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.backend.base import Backend
-    from casstore.format.index import Head
     from casstore.format.pack import Footer
     from casstore.format.rows import Rows
 
 NOT_FOUND = np.uint32(0xFFFFFFFF)
 """In the `pack` field of a located row: no usable frame of this object is known."""
 
-MERGE_FAN_IN = 8
 _FOOTER_GUESS = 64 << 10
-_FEW_IDS = 128
-_SMALL_SEGMENT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,87 +61,13 @@ class Located:
         return self.lists[self.sources[at]].get(number) if number else ()
 
 
-@dataclass(slots=True)
-class _Segment:
-    """One loaded segment; `numbers` maps its own pack positions to the index-wide numbers."""
-
-    key: str
-    head: Head
-    rows: Rows
-    bases: BaseLists
-    numbers: NDArray[np.uint32]
-    checked: NDArray[np.bool_] = field(repr=False)
-    table: dict[bytes, list[int]] | None = field(default=None, repr=False)
-
-    def matches(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (which query, which row) for every row whose id is asked for."""
-        if len(words) <= _FEW_IDS and len(self.rows) <= _SMALL_SEGMENT:
-            return self._match_few(words)
-        buckets = self.head.bucket_of(words)
-        self._check_buckets(buckets)
-        low = self.head.fanout[buckets].astype(np.int64)
-        end = self.head.fanout[buckets + 1].astype(np.int64)
-        lead = self.rows["id"][:, 0]
-        high = end.copy()
-        while (open_ := np.flatnonzero(low < high)).size:
-            middle = (low[open_] + high[open_]) >> 1
-            below = lead[middle].astype(np.uint64) < words[open_, 0]
-            low[open_] = np.where(below, middle + 1, low[open_])
-            high[open_] = np.where(below, high[open_], middle)
-        queries: list[NDArray[np.int64]] = []
-        rows: list[NDArray[np.int64]] = []
-        active = np.flatnonzero(low < end)
-        while active.size:
-            here = self.rows["id"][low[active]].astype(np.uint64)
-            same_lead = here[:, 0] == words[active, 0]
-            equal = (here == words[active]).all(axis=1)
-            queries.append(active[equal])
-            rows.append(low[active][equal])
-            low[active] += 1
-            active = active[same_lead & (low[active] < end[active])]
-        if not queries:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return np.concatenate(queries), np.concatenate(rows)
-
-    def _match_few(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Answer a short question to a short segment, where a dict beats numpy's overhead."""
-        buckets = self.head.bucket_of(words)
-        self._check_buckets(buckets)
-        if self.table is None:
-            table: dict[bytes, list[int]] = {}
-            for row, object_id in enumerate(row_ids(self.rows)):
-                table.setdefault(object_id, []).append(row)
-            self.table = table
-        asked = words.astype(">u8").tobytes()
-        low, end = self.head.fanout[buckets].tolist(), self.head.fanout[buckets + 1].tolist()
-        hits = [
-            (query, row)
-            for query in range(len(words))
-            for row in self.table.get(asked[query * DIGEST_SIZE : (query + 1) * DIGEST_SIZE], ())
-            if low[query] <= row < end[query]  # a row of another bucket was not checked
-        ]
-        pairs = np.array(hits, np.int64).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
-
-    def check(self) -> None:
-        """Check every bucket that was not checked yet."""
-        self._check_buckets(np.arange(self.head.shape.buckets))
-
-    def _check_buckets(self, buckets: NDArray[np.int64]) -> None:
-        for bucket in np.unique(buckets[~self.checked[buckets]]).tolist():
-            rows = self.rows[int(self.head.fanout[bucket]) : int(self.head.fanout[bucket + 1])]
-            self.head.check_bucket(bucket, rows, key=self.key)
-            check_rows(rows, lists=len(self.bases), packs=len(self.numbers), key=self.key)
-            self.checked[bucket] = True
-
-
 class Index:
     """All that is known of where objects lie in one store; safe in threads."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._lock = threading.RLock()
-        self._segments: dict[str, _Segment] = {}
+        self._segments: dict[str, Segment] = {}
         self._pack_numbers: dict[bytes, int] = {}
         self._pack_ids: list[bytes] = []
         self._gone: set[int] = set()
@@ -160,11 +80,17 @@ class Index:
 
     def number_of(self, pack_id: bytes) -> int:
         """Return the number that stands for a pack in located rows."""
+        return int(self._numbers_of([pack_id])[0])
+
+    def _numbers_of(self, packs: Sequence[bytes]) -> NDArray[np.uint32]:
         with self._lock:
-            number = self._pack_numbers.setdefault(pack_id, len(self._pack_ids))
-            if number == len(self._pack_ids):
-                self._pack_ids.append(pack_id)
-            return number
+            numbers = np.empty(len(packs), np.uint32)
+            for at, pack in enumerate(packs):
+                number = self._pack_numbers.setdefault(pack, len(self._pack_ids))
+                if number == len(self._pack_ids):
+                    self._pack_ids.append(pack)
+                numbers[at] = number
+            return numbers
 
     def refresh(self) -> None:
         """Load segments that are new in the store, drop those that are gone."""
@@ -174,21 +100,26 @@ class Index:
                 try:
                     for key in listed:
                         if key not in self._segments:
-                            self._segments[key] = self._load(key)
+                            self._keep(load(key, self._backend))
                 except ObjectNotFound:
                     # A segment was merged away while we read; the next listing names its successor.
                     if attempt == 4:
                         raise
                     continue
-                covered = {number for key in listed for number in self._segments[key].numbers.tolist()}
                 for key in self._segments.keys() - set(listed):
-                    if not key.startswith(INDEX_PREFIX) and not covered.issuperset(
-                        self._segments[key].numbers.tolist()
-                    ):
-                        continue  # a footer read by hand stays until a segment covers its pack
-                    del self._segments[key]
+                    if key.startswith(INDEX_PREFIX) or self._is_covered(key, by=listed):
+                        del self._segments[key]
                 self._loaded = True
                 return
+
+    def _is_covered(self, key: str, *, by: list[str]) -> bool:
+        """Say whether segments cover what a footer that was read by hand says."""
+        return bool(
+            all(
+                any((self._segments[other].numbers == number).any() for other in by)
+                for number in self._segments[key].numbers.tolist()
+            )
+        )
 
     def locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None = None) -> Located:
         """Find the frames of objects; no pack is opened. `usable` judges packs by their number."""
@@ -199,34 +130,44 @@ class Index:
         with self._lock:
             if not self._loaded:
                 self.refresh()
-            segments = list(self._segments.values())
+            # Most is found in the largest, and then the others are not asked.
+            segments = sorted(self._segments.values(), key=len, reverse=True)
         missing = np.arange(len(words))
+        lists: list[BaseLists] = []
         for source, segment in enumerate(segments):
-            if not missing.size:
-                break
-            if not len(segment.rows):
+            lists.append(BaseLists.empty())
+            if not missing.size or not len(segment):
                 continue
-            queries, hits = segment.matches(words[missing])
-            if not hits.size:
-                continue
-            found = segment.rows[hits]
+            queries, found = segment.matches(words[missing])
             numbers = segment.numbers[found["pack"]]
             good = self._judge(numbers, usable)
             queries, found, numbers = missing[queries[good]], found[good], numbers[good]
+            if not queries.size:
+                continue
+            if found["bases"].any():
+                lists[source] = segment.base_lists
             # Lowest rank last, so that it is the one that stays where an object has several frames.
             order = np.argsort(found["rank"], kind="stable")[::-1]
             rows[queries[order]] = found[order]
             rows["pack"][queries[order]] = numbers[order]
             sources[queries[order]] = source
             missing = missing[rows["pack"][missing] == NOT_FOUND]
-        return Located(rows, sources, tuple(segment.bases for segment in segments))
+        return Located(rows, sources, tuple(lists))
+
+    def check_absent(self, object_id: bytes) -> None:
+        """Raise FormatError if this object seems to be absent because a segment is damaged."""
+        words = id_words([object_id])
+        with self._lock:
+            segments = list(self._segments.values())
+        for segment in segments:
+            segment.check(segment.head.bucket_of(words))
 
     def add_footer(self, pack_id: bytes, footer: Footer) -> None:
         """Make a pack known that no segment covers yet."""
         with self._lock:
             key = pack_key(pack_id)
             data = index_format.encode(footer.rows, footer.bases, [pack_id])
-            self._segments[key] = self._decode(key, memoryview(data))
+            self._keep(Segment(key, memoryview(data), None))
 
     def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
         """Write one durable segment over new packs (invariant 3), and use it from now on."""
@@ -240,7 +181,7 @@ class Index:
         key = index_key(data)
         self._backend.put(key, [data])
         with self._lock:
-            self._segments[key] = self._load(key)
+            self._keep(load(key, self._backend))
             self.merge()
 
     def all_rows(self) -> Iterator[Rows]:
@@ -251,8 +192,7 @@ class Index:
         with self._lock:
             segments = list(self._segments.values())
         for segment in segments:
-            segment.check()
-            yield segment.rows
+            yield from segment.batches()
 
     def forget_pack(self, number: int) -> None:
         """Treat a pack as gone for good: its rows mean nothing (invariant 5) and its id never recurs (invariant 6)."""
@@ -284,69 +224,28 @@ class Index:
             return found
 
     def merge(self) -> None:
-        """Join segments of one size tier when there are many, so that look-ups stay cheap.
+        """Join small segments when there are many, so that look-ups stay cheap.
 
         The merged segment is durable before its parts go; a part that another process deleted first is
         no loss, for segments are hints (invariant 5).
         """
         with self._lock:
-            tiers: dict[int, list[_Segment]] = {}
-            for key, segment in self._segments.items():
-                if key.startswith(INDEX_PREFIX):
-                    tiers.setdefault(len(segment.rows).bit_length() // 3, []).append(segment)
-            ready = [parts for _, parts in sorted(tiers.items()) if len(parts) >= MERGE_FAN_IN]
-            for parts in ready:
-                self._merge_segments(parts)
+            durable = [segment for key, segment in self._segments.items() if key.startswith(INDEX_PREFIX)]
+            parts = choose_parts(durable)
+            if not parts:
+                return
+            key = write_merged(self._backend, parts, self._pack_ids)
+            if key not in self._segments:
+                self._keep(load(key, self._backend))
+            for segment in parts:
+                if segment.key != key:
+                    # Invariant 5: the merged segment, durable now, says all that this one said.
+                    self._backend.delete(segment.key)
+                    del self._segments[segment.key]
 
-    def _merge_segments(self, parts: list[_Segment]) -> None:
-        packs: dict[int, int] = {}
-        moved: list[tuple[Rows, BaseLists]] = []
-        for segment in parts:
-            segment.check()
-            numbers = segment.numbers.tolist()
-            # Two processes may have merged the same parts: a pack that was taken already is taken whole.
-            fresh = np.array([number not in packs for number in numbers], np.bool_)
-            positions = [packs.setdefault(number, len(packs)) for number in numbers]
-            rows = segment.rows[fresh[segment.rows["pack"]]]
-            rows["pack"] = np.array(positions, np.uint32)[rows["pack"]]
-            moved.append((rows, segment.bases))
-        rows, bases = merge_base_lists(moved)
-        data = index_format.encode(rows, bases, [self._pack_ids[number] for number in packs])
-        key = index_key(data)
-        if key not in self._segments:
-            with contextlib.suppress(ObjectExists):  # Another writer merged the same parts (invariant 1).
-                self._backend.put(key, [data])
-            self._segments[key] = self._load(key)
-        for segment in parts:
-            if segment.key != key:
-                # Invariant 5: the merged segment, durable now, says all that this one said.
-                self._backend.delete(segment.key)
-                del self._segments[segment.key]
-
-    def _load(self, key: str) -> _Segment:
-        path = self._backend.local_path(key)
-        if path is None:
-            return self._decode(key, memoryview(self._backend.read(key)))
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size < index_format.HEADER_SIZE:
-                    raise FormatError(f"{key} is cut short; remove that file, the packs rebuild it.")
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            # Design §12: people get casstore's errors; one that is gone is an ObjectNotFound.
-            raise from_os_error(error, f"read {key} in {self._backend.url}") from error
-        return self._decode(key, memoryview(mapped))
-
-    def _decode(self, key: str, data: memoryview) -> _Segment:
-        shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
-        if shape.size != len(data):
-            raise FormatError(f"{key} has the wrong length; remove that file, the packs rebuild it.")
-        head = index_format.decode_head(data[: shape.head_size], shape, key=key)
-        rows = np.frombuffer(data[shape.head_size : shape.bases_begin], ROW)
-        bases = index_format.decode_bases(data[shape.bases_begin :], shape, key=key)
-        numbers = np.array([self.number_of(pack) for pack in head.packs], np.uint32)
-        return _Segment(key, head, rows, bases, numbers, np.zeros(shape.buckets, np.bool_))
+    def _keep(self, segment: Segment) -> None:
+        segment.numbers = self._numbers_of(segment.head.packs)
+        self._segments[segment.key] = segment
 
     def _judge(self, numbers: NDArray[np.uint32], usable: Callable[[int], bool] | None) -> NDArray[np.bool_]:
         good = {

@@ -25,4 +25,9 @@ def pack_id_of(key: str) -> bytes:
 
 def index_key(data: bytes) -> str:
     """Return the key of an index segment with these bytes."""
-    return f"{INDEX_PREFIX}{digest(data).hex()}"
+    return index_key_of(digest(data))
+
+
+def index_key_of(segment_id: bytes) -> str:
+    """Return the key of the index segment with this BLAKE3."""
+    return f"{INDEX_PREFIX}{segment_id.hex()}"

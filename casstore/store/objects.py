@@ -65,6 +65,7 @@ class ObjectReader:
             at = int(np.argmin(located.found))
             joined = ids if isinstance(ids, bytes) else b"".join(ids)
             missing = joined[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE]
+            self._index.check_absent(missing)
             raise MissingObject(
                 f"No pack holds the object {missing.hex()}. Add the model again, or copy it from a store that has it."
             )

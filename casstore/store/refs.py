@@ -14,6 +14,7 @@ from casstore.format.record import Record
 
 if TYPE_CHECKING:
     from casstore.backend.base import Backend
+    from casstore.format.names import RecordKey
     from casstore.store.machine import MachineState
 
 _EXCLUSIVE_NAMESPACE = "tags"
@@ -39,10 +40,10 @@ class Refs:
         records = self.records(name)
         return records[-1] if records and records[-1].target is not None else None
 
-    def all(self, prefix: str = "") -> dict[str, list[Record]]:
-        """Return the verified records of every ref whose name starts with `prefix`, oldest first.
+    def values(self, prefix: str = "") -> dict[str, Record]:
+        """Return the value of every ref whose name starts with `prefix` and that has one, by name.
 
-        A record that cannot be read is an error, for it may be the newest (invariant 8).
+        A record that cannot be read is an error where it is the newest (invariant 8).
         """
         base = names.PREFIX
         namespace, slash, _ = prefix.partition("/")
@@ -50,31 +51,39 @@ class Refs:
             base += f"{namespace}/"
         listed = {entry.key for entry in self._backend.list(base)}
         kept = self._machine.records()
-        gone = {key for key in kept if key.startswith(base)} - listed
-        self._machine.forget_records(gone)
+        self._machine.forget_records({key for key in kept if key.startswith(base)} - listed)
+        keys: dict[str, list[tuple[RecordKey, str]]] = {}
+        for key in listed:
+            place = names.parse_key(key)
+            if place.name.startswith(prefix):
+                keys.setdefault(place.name, []).append((place, key))
         fresh: list[tuple[str, bytes]] = []
-        found: dict[str, list[Record]] = {}
-        for key in sorted(listed):
-            name = names.parse_key(key).name
-            if not name.startswith(prefix):
-                continue
-            data = kept.get(key) if _is_unique(key) else None
-            if data is None:
-                try:
-                    data = self._backend.read(key)
-                except ObjectNotFound:
-                    continue  # Trimmed since the listing: what replaced it is in the listing too (§9).
-                fresh.append((key, data))
-            found.setdefault(name, []).append(record_format.decode(data, key=key))
-        self._remember(fresh)
-        for records in found.values():
-            records.sort(key=lambda record: record.order)
+        found = {}
+        for name in sorted(keys):
+            highest = max(place.seq for place, _ in keys[name])
+            newest = [item for item in keys[name] if item[0].seq == highest]
+            records = [self._take(place, key, kept, fresh) for place, key in newest]
+            record = max(filter(None, records), key=lambda record: record.order, default=None)
+            if record is None:
+                record = self.value(name)  # Trimmed since the listing: what replaced it is there now (§9).
+            if record is not None and record.target is not None:
+                found[name] = record
+        self._machine.remember_records(fresh)
         return found
 
-    def values(self, prefix: str = "") -> dict[str, Record]:
-        """Return the value of every ref that has one, by name."""
-        newest = {name: records[-1] for name, records in self.all(prefix).items()}
-        return {name: record for name, record in sorted(newest.items()) if record.target is not None}
+    def _take(
+        self, place: RecordKey, key: str, kept: dict[str, bytes], fresh: list[tuple[str, bytes]]
+    ) -> Record | None:
+        """Return a listed record, from its kept copy if there is one; None if it is gone."""
+        data = kept.get(key) if place.write_id is not None else None
+        if data is None:
+            try:
+                data = self._backend.read(key)
+            except ObjectNotFound:
+                return None  # Invariant 5's like: what is gone does not exist.
+            if place.write_id is not None:
+                fresh.append((key, data))
+        return record_format.decode(data, key=key)
 
     def draft(
         self,

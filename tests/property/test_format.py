@@ -197,12 +197,24 @@ def test_index_round_trip(count, seed):
     shape = index.decode_shape(data, key="i")
     assert shape.size == len(data)
     head = index.decode_head(data, shape, key="i")
-    found = np.frombuffer(data[shape.head_size : shape.bases_begin], rows.ROW)
+    found = np.frombuffer(data[shape.rows_begin : shape.bases_begin], rows.ROW)
     assert sorted(rows.row_ids(table)) == rows.row_ids(found)
     for bucket in range(shape.buckets):
         part = found[head.fanout[bucket] : head.fanout[bucket + 1]]
-        head.check_bucket(bucket, part, key="i")
+        head.check_bucket(bucket, part.tobytes(), key="i")
         assert (head.bucket_of(part["id"].astype(np.uint64)) == bucket).all()
+
+
+@given(st.integers(1, 4000), st.integers(0, 9), st.integers(0, 3))
+def test_a_segment_in_batches_is_the_same_segment(count, seed, bits):
+    table, data = segment_of(count, seed)
+    ordered = table[rows.sort_order(table)]
+    bits = min(bits, index.bucket_bits(count))
+    leads = ordered["id"][:, 0].astype(np.uint64) >> np.uint64(64 - bits) if bits else np.zeros(count)
+    batches = [ordered[leads == lead] for lead in range(1 << bits)]
+    packs = [bytes([n]) * 32 for n in range(3)]
+    parts = index.encode_parts(lambda: iter(batches), count, rows.BaseLists.empty(), packs)
+    assert b"".join(parts) == data
 
 
 @given(st.data())
@@ -229,9 +241,11 @@ def whole_index(data):
         raise FormatError("length")
     head = index.decode_head(data, shape, key="i")
     index.decode_bases(data[shape.bases_begin :], shape, key="i")
-    table = np.frombuffer(data[shape.head_size : shape.bases_begin], rows.ROW)
+    table = np.frombuffer(data[shape.rows_begin : shape.bases_begin], rows.ROW)
     for bucket in range(shape.buckets):
-        head.check_bucket(bucket, table[head.fanout[bucket] : head.fanout[bucket + 1]], key="i")
+        head.check_bucket(bucket, table[head.fanout[bucket] : head.fanout[bucket + 1]].tobytes(), key="i")
+    keys = np.frombuffer(data[shape.head_size : shape.rows_begin], "<u4")
+    head.check_keys(table, keys, key="i")
 
 
 @given(st.lists(st.tuples(ids, st.integers(1, 1 << 20)), max_size=10), ids)

@@ -27,7 +27,7 @@ from casstore.backend import memory
 from casstore.digest import digest
 from casstore.errors import ConfigError, RefNotFound
 from casstore.store import sources
-from casstore.store.index import MERGE_FAN_IN
+from casstore.store.merging import MAX_SEGMENTS
 from casstore.store.keys import INDEX_PREFIX
 from casstore.store.store import Store
 
@@ -220,7 +220,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(which=WHICH, start=st.integers(0, 20))
     def add_many_small_ones(self, which, start):
         """Enough segments for a merge, and more."""
-        for number in range(start, start + MERGE_FAN_IN + 1):
+        for number in range(start, start + MAX_SEGMENTS + 1):
             content = Content({"n": (b"%d" % number, False)})
             name = f"models/many/{number}"
             self._add(which, write_model(content, self._new_folder()), content, name)

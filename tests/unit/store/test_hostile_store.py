@@ -609,7 +609,7 @@ def test_a_segment_whose_rows_are_out_of_order(forge):
     pack_id, rows = forge.flush(cover=False)
     honest = index.encode(rows, BaseLists.empty(), [pack_id])
     shape = index.decode_shape(honest, key="k")
-    body = np.frombuffer(honest[shape.head_size : shape.bases_begin], ROW)
+    body = np.frombuffer(honest[shape.rows_begin : shape.bases_begin], ROW)
     fanout = np.frombuffer(honest[96 : 96 + 4 * (shape.buckets + 1)], "<u4")
     shuffled = np.concatenate([body[a:b][::-1] for a, b in itertools.pairwise(fanout)], dtype=ROW)
     checks = b"".join(digest(shuffled[a:b].tobytes())[:8] for a, b in itertools.pairwise(fanout))
@@ -617,7 +617,9 @@ def test_a_segment_whose_rows_are_out_of_order(forge):
     counts = (b"cassindx", 1, shape.bits, 0, 1, len(rows), shape.bases_size)
     tables = pack_id + fanout.tobytes() + checks
     sealed = head.pack(*counts, digest(head.pack(*counts, bytes(32)) + tables))
-    forge.put_segment(sealed + tables + shuffled.tobytes() + honest[shape.bases_begin :])
+    keys = index.decode_head(honest, shape, key="k").key_of(shuffled["id"].astype(np.uint64))
+    rest = shuffled.tobytes() + honest[shape.bases_begin :]
+    forge.put_segment(sealed + tables + keys.astype("<u4").tobytes() + rest)
     with forge.opened() as store:
         [problem] = check(store).problems
         assert "is not in order" in problem.message

@@ -15,9 +15,11 @@ from casstore.errors import BackendError, CasstoreError, IntegrityError, Missing
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.frame import FrameHeader, encode_header
-from casstore.format.rows import Kind
-from casstore.store.index import MERGE_FAN_IN, Index
+from casstore.format.rows import ROW, Kind
+from casstore.store import merging, segment
+from casstore.store.index import Index
 from casstore.store.keys import INDEX_PREFIX, index_key, pack_key
+from casstore.store.merging import MAX_SEGMENTS, choose_parts
 from casstore.store.objects import ObjectReader
 
 
@@ -86,6 +88,14 @@ class Expected:
                 assert [row[name] for name in ("stored", "raw", "kind", "rank")] == [
                     self.rows[place][name] for name in ("stored", "raw", "kind", "rank")
                 ]
+
+
+class FakeSegment:
+    def __init__(self, size, key):
+        self.size, self.key = size, key
+
+    def __len__(self):
+        return self.size
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -219,13 +229,13 @@ def test_base_lists_survive_merging(memory):
     chance = random.Random(9)
     expected, index = Expected(memory), Index(memory)
     wanted = {}
-    for _ in range(3 * MERGE_FAN_IN):
+    for _ in range(3 * MAX_SEGMENTS):
         bases = ids_of(chance, chance.randint(1, 3))
         item, plain = ids_of(chance, 2)
         wanted[item] = tuple(bases)
         wanted[plain] = ()
         index.publish([expected.write([header(item, rank=1, bases=bases), header(plain)])])
-    assert len(segments(memory)) < MERGE_FAN_IN
+    assert len(segments(memory)) <= MAX_SEGMENTS
     for opened in (index, Index(memory)):
         located = opened.locate(list(wanted))
         assert [located.bases(at) for at in range(len(wanted))] == list(wanted.values())
@@ -240,7 +250,7 @@ def test_merging_keeps_segments_few_and_forgets_nothing(backend):
         known += ids
         index.publish([expected.write([header(item) for item in ids])])
         most = max(most, len(segments(backend)))
-    assert most <= 4 * MERGE_FAN_IN
+    assert most <= MAX_SEGMENTS + 1
     assert set(segments(backend)) == set(index._segments)
     expected.check(index, known)
     expected.check(Index(backend), known)
@@ -267,7 +277,7 @@ def test_two_processes_merge_the_same(backend):
     expected = Expected(backend)
     writers = [Index(backend), Index(backend)]
     known = []
-    for _ in range(MERGE_FAN_IN - 1):
+    for _ in range(MAX_SEGMENTS):
         ids = ids_of(chance, 3)
         known += ids
         writers[0].publish([expected.write([header(item) for item in ids])])
@@ -289,17 +299,79 @@ def test_overlapping_segments_merge_without_repeating_rows(memory):
     packs = [
         expected.write([header(first), header(second, rank=1, bases=bases)])
         for first, second in zip(
-            ids_of(chance, MERGE_FAN_IN + 1), ids_of(chance, MERGE_FAN_IN + 1), strict=True
+            ids_of(chance, MAX_SEGMENTS + 2), ids_of(chance, MAX_SEGMENTS + 2), strict=True
         )
     ]
-    for at in range(MERGE_FAN_IN):
+    for at in range(MAX_SEGMENTS + 1):
         index.publish([packs[at], packs[at + 1]])
     [merged] = index._segments.values()
-    assert len(merged.rows) == 2 * len(packs)
+    assert len(merged) == 2 * len(packs)
     assert len(set(merged.head.packs)) == len(packs)
     expected.check(Index(memory), list(expected.places))
     located = Index(memory).locate(list(expected.places))
     assert [located.bases(at) for at in range(len(located.rows))] == [(), tuple(bases)] * len(packs)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_large_segments_merge_in_batches_to_what_they_were(backend, monkeypatch, overlap):
+    monkeypatch.setattr(segment, "BATCH_BITS", 7)
+    monkeypatch.setattr(merging, "BATCH_BITS", 7)
+    monkeypatch.setattr(segment, "_SMALL", 100)
+    chance = random.Random(23)
+    expected, index = Expected(backend), Index(backend)
+    packs = []
+    for at in range(MAX_SEGMENTS + 2):
+        base = ids_of(chance, 1)
+        ids = ids_of(chance, chance.randint(50, 400))
+        headers = [header(item) if n % 3 else header(item, rank=1, bases=base) for n, item in enumerate(ids)]
+        packs.append(expected.write(headers))
+        index.publish(packs[-2:] if overlap and at else packs[-1:])
+    largest = max(index._segments.values(), key=len)
+    assert len(index._segments) <= 3
+    assert sum(1 for _ in largest.batches()) >= 8
+    rows = np.concatenate(list(largest.batches()), dtype=ROW)
+    assert index_format.encode(rows, largest.base_lists, largest.head.packs) == backend.read(largest.key)
+    for opened in (index, Index(backend)):
+        expected.check(opened, [*expected.places, *ids_of(chance, 500)])
+        located = opened.locate(list(expected.places))
+        for at, (object_id, places) in enumerate(expected.places.items()):
+            assert object_id == located.rows["id"][at].tobytes()
+            assert bool(located.bases(at)) == bool(expected.rows[next(iter(places))]["bases"])
+
+
+def test_a_large_segment_that_hides_an_object_is_named_before_it_counts_as_missing(backend, monkeypatch):
+    monkeypatch.setattr(segment, "_SMALL", 10)
+    expected = Expected(backend)
+    ids = sorted(ids_of(random.Random(24), 300))
+    Index(backend).publish([expected.write([header(item) for item in ids])])
+    [key] = segments(backend)
+    shape = index_format.decode_shape(backend.read(key), key=key)
+
+    def flip(data):
+        data[shape.head_size + 4 * 150 + 3] ^= 0xFF
+
+    key = damaged(backend, flip)
+    index = Index(backend)
+    assert not index.locate([ids[150]]).found.any()
+    index.check_absent(bytes(32))
+    with pytest.raises(IntegrityError, match=key):
+        index.check_absent(ids[150])
+    with pytest.raises(IntegrityError, match=key):
+        ObjectReader(backend, index).locate([ids[150]])
+
+
+def test_what_is_merged_is_small_beside_what_stays():
+    def chosen(*sizes):
+        return [
+            len(part) for part in choose_parts([FakeSegment(size, str(at)) for at, size in enumerate(sizes)])
+        ]
+
+    few = [1] * (MAX_SEGMENTS - 2)
+    assert chosen(1000, *few) == []
+    assert chosen(1000, 10, *few, 1) == [*[1] * len(few), 1, 10]
+    assert chosen(44, 45, *few, 1) == [*[1] * len(few), 1, 44, 45]
+    assert chosen(10**6, 10**5, *few, 1) == [1] * len(few) + [1]
+    assert chosen(*[6**power for power in range(MAX_SEGMENTS + 3)]) == []
 
 
 def test_a_segment_that_goes_while_it_is_read(memory):
@@ -443,7 +515,7 @@ def test_a_corrupted_bucket_is_named(backend):
     shape = index_format.decode_shape(backend.read(key), key=key)
 
     def flip(data):
-        data[shape.head_size + 64 * 150 + 40] ^= 1
+        data[shape.rows_begin + 64 * 150 + 40] ^= 1
 
     key = damaged(backend, flip)
     index = Index(backend)
@@ -499,7 +571,7 @@ def test_a_segment_that_may_not_be_read_is_no_raw_error(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(segment.mmap, "mmap", refuse)
     with pytest.raises(CasstoreError) as caught:
         Index(backend).locate(ids)
     assert not isinstance(caught.value, ObjectNotFound)

@@ -1,0 +1,115 @@
+"""Joining index segments: which ones, and how, with memory for one batch of rows at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.digest import Hasher
+from casstore.format import index as index_format
+from casstore.format.rows import ROW, BaseLists, merge_base_lists, sort_order
+from casstore.store.keys import index_key_of
+from casstore.store.segment import BATCH_BITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from casstore.backend.base import Backend
+    from casstore.format.rows import Rows
+    from casstore.store.segment import Segment
+
+MAX_SEGMENTS = 12
+"""Segments that are left alone: with fewer merges, each add writes less."""
+
+RATIO = 4
+"""After a merge, each segment has this many times the rows of all smaller ones together.
+
+So there are few, and a row is written again a few times for each fivefold growth of the store: 64 bytes each,
+of some 300,000 bytes that the row stands for. (As `git repack --geometric` does with packs.)
+"""
+
+
+def choose_parts(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the segments to join, smallest first; none while there are few."""
+    if len(segments) <= MAX_SEGMENTS:
+        return []
+    ordered = sorted(segments, key=lambda segment: (len(segment), segment.key))
+    below = count = 0
+    for at, segment in enumerate(ordered):
+        if at and len(segment) < RATIO * below:
+            count = at + 1
+        below += len(segment)
+    return ordered[:count]
+
+
+def write_merged(backend: Backend, parts: Sequence[Segment], pack_ids: Sequence[bytes]) -> str:
+    """Write one durable segment that says what all parts say; return its key. `pack_ids` are by number."""
+    sources, packs = _sources(parts)
+    lists = _joined_lists(sources)
+    count = sum(source.count() for source in sources)
+    bits = max(0, count.bit_length() - BATCH_BITS)
+    bits = min(bits, index_format.bucket_bits(count))
+
+    def batches() -> Iterator[Rows]:
+        for together in zip(*(source.batches(bits) for source in sources), strict=True):
+            rows = np.concatenate(together, dtype=ROW)
+            yield rows[sort_order(rows)]
+
+    hasher = Hasher()
+    with backend.open_writer() as writer:
+        for data in index_format.encode_parts(batches, count, lists, [pack_ids[number] for number in packs]):
+            hasher.update(data)
+            writer.write([data])
+        key = index_key_of(hasher.digest())
+        writer.commit(
+            key
+        )  # Another process may have merged the same parts: the bytes are the same (invariant 1).
+    return key
+
+
+class _Source:
+    """A part as the merged segment takes it: without packs that an earlier part covers, in new numbers."""
+
+    def __init__(self, segment: Segment, positions: NDArray[np.uint32], taken: NDArray[np.bool_]) -> None:
+        self.segment = segment
+        self._positions = positions
+        self._taken = taken
+        self.shift = np.uint32(0)
+
+    def batches(self, bits: int | None = None) -> Iterator[Rows]:
+        for rows in self.segment.batches(bits):
+            kept = rows[self._taken[rows["pack"]]] if not self._taken.all() else rows.copy()
+            kept["pack"] = self._positions[kept["pack"]]
+            kept["bases"] += np.where(kept["bases"] > 0, self.shift, np.uint32(0))
+            yield kept
+
+    def count(self) -> int:
+        if self._taken.all():
+            return len(self.segment)
+        return sum(len(rows) for rows in self.batches())
+
+
+def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], list[int]]:
+    """Return the parts, and the numbers of all their packs in the merged segment's order."""
+    packs: dict[int, int] = {}
+    sources = []
+    for segment in parts:
+        numbers = segment.numbers.tolist()
+        # Two processes may have merged the same parts: a pack that was taken already is taken whole.
+        taken = np.array([number not in packs for number in numbers], np.bool_)
+        positions = np.array([packs.setdefault(number, len(packs)) for number in numbers], np.uint32)
+        sources.append(_Source(segment, positions, taken))
+    return sources, list(packs)
+
+
+def _joined_lists(sources: Sequence[_Source]) -> BaseLists:
+    """Return all base lists in one; each source learns by how much its numbers move."""
+    none = np.zeros(0, ROW)
+    total = 0
+    for source in sources:
+        source.shift = np.uint32(total)
+        total += len(source.segment.base_lists)
+    return merge_base_lists([(none, source.segment.base_lists) for source in sources])[1]

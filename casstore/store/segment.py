@@ -1,0 +1,259 @@
+"""One loaded index segment: which of its rows are about the objects that are asked for.
+
+The keys are mapped. Rows of a large segment are read as they are needed and not mapped, so what a look-up costs
+in time and memory depends on how much is asked, not on how much there is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.backend.oserrors import from_os_error
+from casstore.digest import DIGEST_SIZE
+from casstore.errors import FormatError
+from casstore.format import index as index_format
+from casstore.format.rows import ROW, BaseLists, check_rows, row_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from casstore.backend.base import Backend
+    from casstore.format.rows import Rows
+
+    Positions = NDArray[np.int64]
+
+BATCH_BITS = 18
+"""Rows that are handled at once when all are: 2^18 of them, 16 MiB."""
+
+_FEW_IDS = 128
+_SMALL = 8192
+_MANY = 64
+_DAMAGED = "remove that file, the packs rebuild it"
+
+
+class Segment:
+    """A segment's head and keys in memory or mapped, its rows within reach; safe in threads and after a fork."""
+
+    def __init__(self, key: str, data: memoryview, descriptor: int | None) -> None:
+        """`data` is the whole file; `descriptor`, where it is mapped, is the file and becomes this object's."""
+        if descriptor is not None:
+            weakref.finalize(self, os.close, descriptor)
+        self.key = key
+        if len(data) < index_format.HEADER_SIZE:
+            raise FormatError(f"{key} is cut short; {_DAMAGED}.")
+        shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
+        if shape.size != len(data):
+            raise FormatError(f"{key} has the wrong length; {_DAMAGED}.")
+        self.head = index_format.decode_head(data[: shape.head_size], shape, key=key)
+        self._data = data
+        self._descriptor = descriptor
+        self._keys: NDArray[np.uint32] = np.frombuffer(data[shape.head_size : shape.rows_begin], "<u4")
+        self.checked = np.zeros(shape.buckets, np.bool_)
+        self._lists: BaseLists | None = None
+        self.numbers: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        """The index-wide numbers of the segment's packs: the index sets them."""
+        self._table: dict[bytes, list[int]] | None = None
+
+    def __len__(self) -> int:
+        return self.head.shape.rows
+
+    @property
+    def base_lists(self) -> BaseLists:
+        """What the `bases` field of its rows means; read when it is first needed."""
+        if self._lists is None:
+            shape = self.head.shape
+            self._lists = index_format.decode_bases(self._data[shape.bases_begin :], shape, key=self.key)
+        return self._lists
+
+    def matches(self, words: NDArray[np.uint64]) -> tuple[Positions, Rows]:
+        """Return the rows about the ids that are asked for, each with the position of its id in `words`.
+
+        Buckets are verified before a row of theirs is believed. Those of a small segment are verified as
+        soon as they are looked at; of a large one, what it does not have is not verified.
+        """
+        buckets = self.head.bucket_of(words)
+        if len(self) > _SMALL:
+            queries, rows = self._candidates(words, buckets)
+            found = self._fetch(rows, buckets[queries])
+        else:
+            self.check(buckets)
+            every = self._rows(0, len(self))
+            if len(words) <= _FEW_IDS:
+                queries, rows = self._match_few(words, buckets, every)
+            else:
+                queries, rows = self._candidates(words, buckets)
+            found = every[rows]
+        same = (found["id"].astype(np.uint64) == words[queries]).all(axis=1)
+        return queries[same], found[same]
+
+    def check(self, buckets: NDArray[np.int64] | None = None) -> None:
+        """Verify these buckets, or all; raise FormatError if one is damaged."""
+        if buckets is None:
+            for _ in self.batches():
+                pass
+            return
+        unchecked = np.unique(buckets[~self.checked[buckets]])
+        if unchecked.size:
+            self._read_buckets(unchecked)
+
+    def batches(self, bits: int | None = None) -> Iterator[Rows]:
+        """Yield all rows, verified, in their order: one batch for each value of the first `bits` bits of an id."""
+        if bits is None:
+            bits = max(0, len(self).bit_length() - BATCH_BITS)
+        own = self.head.shape.bits
+        if own < bits:
+            # So few rows that one bucket of this segment spans several batches.
+            self.check(np.arange(self.head.shape.buckets))
+            rows = self._rows(0, len(self))
+            leads = rows["id"][:, 0].astype(np.uint64) >> np.uint64(64 - bits)
+            edges = np.searchsorted(leads, np.arange((1 << bits) + 1, dtype=np.uint64)).tolist()
+            yield from (rows[begin:end] for begin, end in itertools.pairwise(edges))
+            return
+        width = 1 << (own - bits)
+        for first in range(0, 1 << own, width):
+            begin, end = int(self.head.fanout[first]), int(self.head.fanout[first + width])
+            rows = self._rows(begin, end)
+            starts = self.head.fanout[first : first + width + 1].astype(np.int64) - begin
+            self._verify(np.arange(first, first + width), starts, rows)
+            yield rows
+
+    def _candidates(
+        self, words: NDArray[np.uint64], buckets: NDArray[np.int64]
+    ) -> tuple[Positions, Positions]:
+        """Return (position in `words`, row) for every row with the key of an id that is asked for."""
+        if isinstance(self._data.obj, mmap.mmap) and len(words) * mmap.PAGESIZE > self._keys.nbytes:
+            # Page by page, a cold read of the column would take as long as a much larger one does at once.
+            self._data.obj.madvise(mmap.MADV_WILLNEED, 0, self.head.shape.rows_begin)
+        keys = self.head.key_of(words)
+        low = self.head.fanout[buckets].astype(np.int64)
+        end = self.head.fanout[buckets + 1].astype(np.int64)
+        high = end.copy()
+        while (open_ := np.flatnonzero(low < high)).size:
+            middle = (low[open_] + high[open_]) >> 1
+            below = self._keys[middle] < keys[open_]
+            low[open_] = np.where(below, middle + 1, low[open_])
+            high[open_] = np.where(below, high[open_], middle)
+        queries: list[Positions] = []
+        rows: list[Positions] = []
+        active = np.flatnonzero(low < end)
+        while (active := active[self._keys[low[active]] == keys[active]]).size:
+            queries.append(active)
+            rows.append(low[active])
+            low[active] += 1
+            active = active[low[active] < end[active]]
+        if not queries:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return np.concatenate(queries), np.concatenate(rows)
+
+    def _match_few(
+        self, words: NDArray[np.uint64], buckets: NDArray[np.int64], every: Rows
+    ) -> tuple[Positions, Positions]:
+        """Answer a short question to a small segment, where a dict beats numpy's overhead."""
+        if self._table is None:
+            table: dict[bytes, list[int]] = {}
+            for row, object_id in enumerate(row_ids(every)):
+                table.setdefault(object_id, []).append(row)
+            self._table = table
+        joined = words.astype(">u8").tobytes()
+        asked = [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
+        low, end = self.head.fanout[buckets].tolist(), self.head.fanout[buckets + 1].tolist()
+        pairs = [
+            (query, row)
+            for query, object_id in enumerate(asked)
+            for row in self._table.get(object_id, ())
+            if low[query] <= row < end[query]  # a row of another bucket was not checked
+        ]
+        found = np.array(pairs, np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
+    def _fetch(self, rows: Positions, buckets: NDArray[np.int64]) -> Rows:
+        """Return rows of the file, whose buckets are given; they are read and verified."""
+        if not rows.size:
+            return np.zeros(0, ROW)
+        wanted, which = np.unique(buckets, return_inverse=True)
+        fetched, starts = self._read_buckets(wanted)
+        found: Rows = fetched[starts[which] + rows - self.head.fanout[wanted][which]]
+        return found
+
+    def _read_buckets(self, wanted: NDArray[np.int64]) -> tuple[Rows, Positions]:
+        """Read and verify buckets; return their rows, one after the other, and where those of each start."""
+        begins = self.head.fanout[wanted].astype(np.int64)
+        ends = self.head.fanout[wanted + 1].astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(ends - begins)])
+        fetched = np.empty(int(starts[-1]), ROW)
+        memory = memoryview(fetched.view(np.uint8))
+        edges = (starts * ROW.itemsize).tolist()
+        offsets = (begins * ROW.itemsize + self.head.shape.rows_begin).tolist()
+        places = list(zip(offsets, edges, edges[1:], strict=False))
+        if self._descriptor is not None and len(places) > _MANY and hasattr(os, "posix_fadvise"):
+            # So that a cold disk works on all of them at once.
+            for offset, begin, end in places:
+                os.posix_fadvise(self._descriptor, offset, end - begin, os.POSIX_FADV_WILLNEED)
+        for offset, begin, end in places:
+            self._read(memory[begin:end], offset)
+        self._verify(wanted, starts, fetched)
+        return fetched, starts
+
+    def _rows(self, begin: int, end: int) -> Rows:
+        origin = self.head.shape.rows_begin
+        if self._descriptor is None or len(self) <= _SMALL:
+            return np.frombuffer(self._data[origin + ROW.itemsize * begin : origin + ROW.itemsize * end], ROW)
+        rows = np.empty(end - begin, ROW)
+        self._read(memoryview(rows.view(np.uint8)), origin + ROW.itemsize * begin)
+        return rows
+
+    def _read(self, out: memoryview, offset: int) -> None:
+        if self._descriptor is None:
+            out[:] = self._data[offset : offset + len(out)]
+            return
+        try:
+            done = 0
+            while done < len(out):
+                count = os.preadv(self._descriptor, [out[done:]], offset + done)
+                if count == 0:
+                    raise FormatError(f"{self.key} became shorter while it was read; {_DAMAGED}.")
+                done += count
+        except OSError as error:
+            raise from_os_error(error, f"read {self.key}") from error  # design §12
+
+    def _verify(self, buckets: NDArray[np.int64], starts: Positions, rows: Rows) -> None:
+        """Check buckets, whose rows lie one after the other in `rows`, unless they have been checked."""
+        fresh = np.flatnonzero(~self.checked[buckets])
+        if not fresh.size:
+            return
+        view = memoryview(np.ascontiguousarray(rows).view(np.uint8).reshape(-1))
+        edges = (starts * ROW.itemsize).tolist()
+        for at in fresh.tolist():
+            self.head.check_bucket(int(buckets[at]), view[edges[at] : edges[at + 1]], key=self.key)
+        lists = len(self.base_lists) if rows["bases"].any() else 0
+        check_rows(rows, lists=lists, packs=len(self.head.packs), key=self.key)
+        shift = self.head.fanout[buckets] - starts[:-1]
+        places = np.repeat(shift, np.diff(starts)) + np.arange(len(rows))
+        self.head.check_keys(rows, self._keys[places], key=self.key)
+        self.checked[buckets] = True
+
+
+def load(key: str, backend: Backend) -> Segment:
+    """Load a segment from its store; raises ObjectNotFound if it is gone, FormatError if it is damaged."""
+    path = backend.local_path(key)
+    if path is None:
+        return Segment(key, memoryview(backend.read(key)), None)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, f"read {key} in {backend.url}") from error  # design §12
+    try:
+        size = os.fstat(descriptor).st_size
+        data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if size else b"")
+    except OSError as error:
+        os.close(descriptor)
+        raise from_os_error(error, f"read {key} in {backend.url}") from error  # design §12
+    return Segment(key, data, descriptor)
