@@ -60,10 +60,13 @@ def encode_batch(
     target: U8 = np.frombuffer(out, np.uint8)
     position = 0
     encoded = []
+    last: tuple[int, Choice] | None = None
     for first, end in _stretches(cuts, hints):
         begin = cuts[first][0]
         stretch = data[begin : sum(cuts[end - 1])]
-        choice = choose(stretch, hints[first])
+        choice = choose(stretch, hints[first], _moved(last, begin))
+        if hints[first] is None:
+            last = begin, choice
         edges = [offset - begin for offset, _ in cuts[first:end]] + [len(stretch)]
         for encoding, parts in _encode(stretch, edges, choice):
             position += lead
@@ -73,6 +76,16 @@ def encode_batch(
                 position += len(part)
             encoded.append(Encoded(encoding, out[start:position]))
     return encoded
+
+
+def _moved(last: tuple[int, Choice] | None, begin: int) -> Choice | None:
+    """Return what suited the bytes at another place of the block, with the phase that it would have at `begin`."""
+    if last is None:
+        return None
+    before, choice = last
+    if not isinstance(choice.plan, Plan):
+        return None
+    return choice._replace(phase=(choice.phase - (begin - before)) % choice.plan.stride)
 
 
 def _stretches(

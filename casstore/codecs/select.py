@@ -31,6 +31,8 @@ _PIECES = 16
 _MAX_COLUMNS = 16
 # Under this, a run is not worth a zstd frame: what one saves is paid again when it is decoded.
 _NOISE = 1 - 1 / 64
+# Up to this much worse than before, a guess is taken to be right still.
+_ALIKE = 1.03
 
 # Runs of the block-quantised types of ggml, by block size: the scales' bytes differ from one another and from
 # the quants, which are alike. A run that is not worth it costs nothing: the probe stores it raw.
@@ -67,14 +69,22 @@ class Choice(NamedTuple):
 _RAW = Choice(1.0, None)
 
 
-def choose(stretch: U8, hint: ElementHint | None) -> Choice:
-    """Return what to do with the chunks that make up `stretch`, adjacent bytes of one tensor or one chunk."""
+def choose(stretch: U8, hint: ElementHint | None, expected: Choice | None = None) -> Choice:
+    """Return what to do with the chunks that make up `stretch`, adjacent bytes of one tensor or one chunk.
+
+    `expected` is what suited bytes before these that nothing was known about either: if it does so here, nothing
+    else is tried.
+    """
     if len(stretch) < _SMALL:
         return Choice(1.0, Method.MATCH)
     sample = _sample(stretch, 8, 0).ravel()
     if bool((sample == sample[0]).all()) and bool((stretch == stretch[0]).all()):
         return Choice(0.0, Method.HUFFMAN)
     if hint is None or not 1 <= hint.width <= MAX_STRIDE:
+        if expected is not None and isinstance(expected.plan, Plan):
+            found = _probe_hint(stretch, ElementHint(expected.plan.stride, expected.phase))
+            if found.share < _ALIKE * expected.share:
+                return found
         return _guess(stretch, sample)
     if hint.width == 1:
         return _probe_whole(sample)

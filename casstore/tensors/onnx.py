@@ -262,14 +262,23 @@ class _Walk:
             if index + 20 > len(data):
                 index = first = window.seek(position, 20)
                 data, base = window.data, window.base
-            tag, index = _varint(data, index)
+            # Nearly all varints are of one byte, and there are several for each node of a graph.
+            tag = data[index] if index < len(data) else 0x80
+            if tag < 0x80:
+                index += 1
+            else:
+                tag, index = _varint(data, index)
             number, wire = tag >> 3, tag & 7
             if not 0 < number <= MAX_FIELD_NUMBER or wires.get(number, wire) != wire:
                 raise Unrecognised("no such field")
             if number in children and wire != _BYTES:
                 raise Unrecognised("a message of another wire type")
             if wire in (_VARINT, _BYTES):
-                value, index = _varint(data, index)
+                value = data[index] if index < len(data) else 0x80
+                if value < 0x80:
+                    index += 1
+                else:
+                    value, index = _varint(data, index)
             elif wire in (_FIXED64, _FIXED32):
                 value = 8 if wire == _FIXED64 else 4
             else:
