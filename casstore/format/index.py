@@ -91,9 +91,10 @@ class Head:
         """Return what stands for each id in the column of keys: the 32 bits after its bucket's number."""
         return _key_of(words[:, 0], self.shape.bits)
 
-    def check_bucket(self, bucket: int, rows: Buffer, *, key: str) -> None:
-        """Raise FormatError unless `rows` are exactly the bytes that were written for `bucket`."""
-        if digest(rows)[:CHECK_SIZE] != self.checks[bucket].tobytes():
+    def check_buckets(self, buckets: NDArray[np.int64], rows: Sequence[Buffer], *, key: str) -> None:
+        """Raise FormatError unless `rows` are exactly the bytes that were written for each of `buckets`."""
+        found = b"".join([digest(part)[:CHECK_SIZE] for part in rows])
+        if found != self.checks[buckets].tobytes():
             raise FormatError(
                 f"A bucket of {key} fails its checksum; remove that file, the packs rebuild it."
             )

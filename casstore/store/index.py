@@ -248,12 +248,11 @@ class Index:
         self._segments[segment.key] = segment
 
     def _judge(self, numbers: NDArray[np.uint32], usable: Callable[[int], bool] | None) -> NDArray[np.bool_]:
-        good = {
-            number
-            for number in np.unique(numbers).tolist()
-            if number not in self._gone and (usable is None or usable(number))
+        answers = {
+            number: number not in self._gone and (usable is None or usable(number))
+            for number in set(numbers.tolist())
         }
-        return np.isin(numbers, list(good)) if good else np.zeros(len(numbers), np.bool_)
+        return np.array([answers[number] for number in numbers.tolist()], np.bool_)
 
     def renew_lock(self) -> None:
         """Replace the lock in a forked child, where another thread of the parent may have held it."""

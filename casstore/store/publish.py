@@ -190,9 +190,11 @@ class Publication:
         if len(rows) == 0:
             return
         rows = rows[np.argsort(rows["pack"], kind="stable")]
-        numbers, starts = np.unique(rows["pack"], return_index=True)
-        for number, ids in zip(numbers.tolist(), np.split(rows["id"], starts[1:]), strict=True):
-            self._depends.setdefault(self._index.pack_id(number), []).append(ids.tobytes())
+        packs = rows["pack"]
+        ends = np.flatnonzero(packs[1:] != packs[:-1]) + 1
+        for ids in np.split(rows, ends):
+            pack_id = self._index.pack_id(int(ids["pack"][0]))
+            self._depends.setdefault(pack_id, []).append(ids["id"].tobytes())
 
     def _is_usable(self, number: int) -> bool:
         usable = self._usable.get(number)
