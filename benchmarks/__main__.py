@@ -1,20 +1,29 @@
-"""The command: `python -m benchmarks run [SCENARIO…]` measures, `python -m benchmarks report FILE` shows."""
+"""The command: `run` measures, `stages` says where casstore's time goes, `report` shows, `compare` tells what changed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import report
+from benchmarks import compare, plots, report
 from benchmarks.harness import BenchmarkError, Harness, Options
 from benchmarks.peers import PEERS
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import SCENARIOS, stages
 
-SMOKE_SCENARIOS = ("add", "add-again", "restore", "memory", "cuts")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from benchmarks.harness import Measurement
+
+SMOKE_SCENARIOS = tuple(name for name in SCENARIOS if name != "startup")
+"""What CI runs: all that says something about the code in seconds."""
+
 SMOKE = Options(
     peers=("casstore", "copy"),
     corpora=("synthetic:4",),
@@ -22,72 +31,184 @@ SMOKE = Options(
     repeats=1,
     warmups=0,
     memory_gb=(0.008,),
+    growth_chunks=(5_000,),
+    refs_counts=(20,),
+    writers=2,
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = _parser().parse_args(arguments)
-    if given.command == "report":
-        text = report.markdown(json.loads(given.file.read_text()))
-        if given.into is None:
-            print(text)
-        else:
-            given.into.write_text(report.placed(text, given.into.read_text()))
-        return 0
+    command: Callable[[argparse.Namespace], int] = given.call
+    try:
+        return command(given)
+    except report.NotAResult as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        return 2
+    except (BenchmarkError, plots.PlotsMissing, ValueError, OSError) as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(given: argparse.Namespace) -> int:
+    chosen = given.scenario or (SMOKE_SCENARIOS if given.smoke else tuple(SCENARIOS))
+    return _measure(given, {name: SCENARIOS[name] for name in chosen})
+
+
+def _stages(given: argparse.Namespace) -> int:
+    return _measure(given, {"stages": stages.run})
+
+
+def _measure(
+    given: argparse.Namespace, scenarios: Mapping[str, Callable[[Harness], list[Measurement]]]
+) -> int:
+    """Run scenarios; keep the result after each, so that a failure loses only what it could not measure."""
     options = replace(SMOKE if given.smoke else Options(), **_chosen(given))
-    scenarios = given.scenario or (SMOKE_SCENARIOS if given.smoke else list(SCENARIOS))
     harness = Harness(options)
     try:
-        measurements = []
-        for name in scenarios:
-            measurements += SCENARIOS[name](harness)
+        measurements: list[Measurement] = []
+        for measure in scenarios.values():
+            measurements += measure(harness)
             result = harness.result(measurements)
             if given.out is not None:
                 given.out.write_text(json.dumps(result, indent=1) + "\n")
         print(report.markdown(result))
-    except (BenchmarkError, ValueError) as error:
-        print(f"Failed: {error}", file=sys.stderr)
-        return 1
     finally:
         harness.close()
     return 0
 
 
+def _report(given: argparse.Namespace) -> int:
+    result = report.read_result(given.file)
+    images = []
+    if given.plots is not None:
+        page = Path.cwd() if given.into is None else given.into.resolve().parent
+        for title, path in plots.draw(result, given.plots):
+            images.append((title, os.path.relpath(path.resolve(), page)))
+            print(f"{path} (and .svg)", file=sys.stderr)
+        if not images:
+            print("There is nothing to plot in this result.", file=sys.stderr)
+    text = report.markdown(result, images=images)
+    if given.into is None:
+        print(text)
+    else:
+        given.into.write_text(report.placed(text, given.into.read_text()))
+    return 0
+
+
+def _compare(given: argparse.Namespace) -> int:
+    first, second = (report.read_result(path) for path in (given.first, given.second))
+    found = compare.compare(first, second, threshold=given.threshold)
+    print(json.dumps(found.as_json(), indent=1) if given.json else compare.markdown(found))
+    return 1 if found.regressions else 0
+
+
 def _chosen(given: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given on the command line."""
-    names = ("peers", "corpora", "repeats", "warmups", "page_cache", "memory_gb", "cache", "work")
-    chosen = {name: getattr(given, name) for name in names}
-    return {name: value for name, value in chosen.items() if value is not None}
+    return {
+        name: value
+        for name in Options.__dataclass_fields__
+        if (value := getattr(given, name, None)) is not None
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    defaults = Options()
+
     run = commands.add_parser("run", help="measure and print a report")
+    run.set_defaults(call=_run)
     run.add_argument("scenario", nargs="*", choices=[[], *SCENARIOS], help=f"{', '.join(SCENARIOS)} (all)")
     run.add_argument("--peers", type=_peers, help=f"comma-separated: {','.join(PEERS)} (all)")
-    run.add_argument("--corpus", dest="corpora", type=_names, help="comma-separated (minilm-variants)")
-    run.add_argument("--repeats", type=int, help="timed runs of each (5)")
-    run.add_argument("--warmups", type=int, help="untimed runs of each before (1)")
     run.add_argument("--page-cache", choices=["warm", "cold"], help="inputs in the page cache or not (warm)")
-    run.add_argument("--memory-gb", type=_sizes, help="sizes of the memory scenario's files (0.0625,0.5)")
-    run.add_argument("--cache", type=Path, help="where corpora are kept (the user's cache directory)")
-    run.add_argument("--work", type=Path, help="where stores are written, the disk to measure (in the cache)")
-    run.add_argument("--out", type=Path, help="write the result as JSON")
-    run.add_argument("--smoke", action="store_true", help="everything, tiny, in seconds: does it still work?")
+    for option, field, kind, help_text in (
+        ("--memory-gb", "memory_gb", float, "sizes of the memory scenario's files"),
+        ("--growth-chunks", "growth_chunks", int, "chunks in the stores of the growth scenario"),
+        ("--refs", "refs_counts", int, "refs in the stores of the refs scenario"),
+    ):
+        usual = ",".join(f"{value:g}" if kind is float else f"{value}" for value in getattr(defaults, field))
+        run.add_argument(option, dest=field, type=_numbers(kind), help=f"{help_text} ({usual})")
+    run.add_argument(
+        "--writers", type=_positive, help=f"processes of the concurrent scenario ({defaults.writers})"
+    )
+    _add_measuring(run, defaults)
+
+    stage = commands.add_parser("stages", help="measure each stage of casstore on its own, on one core")
+    stage.set_defaults(call=_stages, peers=())
+    _add_measuring(stage, defaults)
+
     show = commands.add_parser("report", help="print a result as Markdown")
+    show.set_defaults(call=_report)
     show.add_argument("file", type=Path)
-    show.add_argument("--into", type=Path, help="replace what stands between the result marks of this file")
+    show.add_argument("--into", type=Path, help="replace what stands between the result marks of this page")
+    show.add_argument("--plots", type=Path, metavar="FOLDER", help="draw plots there, as PNG and SVG")
+
+    against = commands.add_parser(
+        "compare",
+        help="compare two results",
+        description=compare.__doc__,
+        epilog="Exit code: 0, or 1 when something became worse, or 2 when a file is no result.",
+    )
+    against.set_defaults(call=_compare)
+    against.add_argument("first", type=Path, help="the result to compare with")
+    against.add_argument("second", type=Path, help="the newer result")
+    against.add_argument(
+        "--threshold", type=_factor, default=compare.THRESHOLD, help="how many times worse counts (1.10)"
+    )
+    against.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_measuring(parser: argparse.ArgumentParser, defaults: Options) -> None:
+    """Add the options that every command that measures has."""
+    corpora, repeats, warmups = ",".join(defaults.corpora), defaults.repeats, defaults.warmups
+    parser.add_argument("--corpus", dest="corpora", type=_names, help=f"comma-separated ({corpora})")
+    parser.add_argument("--repeats", type=_positive, help=f"timed runs of each ({repeats})")
+    parser.add_argument("--warmups", type=_count, help=f"untimed runs of each before ({warmups})")
+    parser.add_argument("--cache", type=Path, help="where corpora are kept (the user's cache directory)")
+    parser.add_argument(
+        "--work", type=Path, help="where stores are written, the disk to measure (in the cache)"
+    )
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser.add_argument(
+        "--smoke", action="store_true", help="everything, tiny, in seconds: does it still work?"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _sizes(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split(",")))
+def _numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
+    def numbers(text: str) -> tuple[float, ...]:
+        values = tuple(map(kind, _names(text)))
+        if not all(0 < value < math.inf for value in values):
+            raise argparse.ArgumentTypeError(f"{text} is not all above 0")
+        return values
+
+    return numbers
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    if _count(text) == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return int(text)
+
+
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no factor of 1 and more")
+    return value
 
 
 def _peers(text: str) -> tuple[str, ...]:

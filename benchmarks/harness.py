@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -77,6 +78,12 @@ class Options:
     page_cache: Literal["warm", "cold"] = "warm"
     memory_gb: tuple[float, ...] = (0.0625, 0.5)
     """Sizes of the memory scenario's files."""
+    growth_chunks: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
+    """Chunks in the index of the growth scenario's stores."""
+    refs_counts: tuple[int, ...] = (1_000, 100_000)
+    """Refs in the refs scenario's stores."""
+    writers: int = 4
+    """Processes of the concurrent scenario."""
     cache: Path = field(default_factory=datasets.default_cache)
     work: Path | None = None
     """Where stores and outputs are written: the file system that is measured. Inside `cache` by default."""
@@ -130,6 +137,12 @@ class Harness:
             raise BenchmarkError(f"{function} failed with {arguments}:\n{done.stderr or done.stdout}")
         return json.loads(done.stdout.splitlines()[-1])
 
+    def fresh_together(self, function: str, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Call a function in several new processes at the same time; return their answers in order."""
+        with ThreadPoolExecutor(max(1, len(calls))) as threads:
+            running = [threads.submit(self.fresh, function, **arguments) for arguments in calls]
+            return [item.result() for item in running]
+
     def _environment(self) -> dict[str, str]:
         """Return the variables for programs that are measured: what a user's would be, whatever ours are."""
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -163,11 +176,14 @@ class Harness:
             for (subject, metric), values in samples.items()
         ]
 
-    def settle(self, inputs: Iterable[Path]) -> None:
-        """Bring the page cache to its stated condition: nothing waits to be written, inputs are in it or not."""
+    def settle(self, inputs: Iterable[Path], *, page_cache: Literal["warm", "cold"] | None = None) -> None:
+        """Bring the page cache to its stated condition: nothing waits to be written, inputs are in it or not.
+
+        `page_cache` overrides what the user asked for, in scenarios that measure both.
+        """
         os.sync()
         for path in inputs:
-            if self.options.page_cache == "warm":
+            if (page_cache or self.options.page_cache) == "warm":
                 with path.open("rb", buffering=0) as file:
                     while file.read(_BLOCK):
                         pass
@@ -190,7 +206,7 @@ class Harness:
 
     def add(self, peer: str, store: Path, corpus: Corpus, *, reread: bool = True) -> dict[str, Any]:
         """Add a corpus to a store that exists, in a fresh process; return what the worker says."""
-        models = [[model.name, str(corpus.path(model))] for model in corpus.models]
+        models = [[model.name, str(corpus.path(model)), model.base] for model in corpus.models]
         answer: dict[str, Any] = self.fresh(
             "benchmarks.worker:add", peer=peer, store=str(store), models=models, reread=reread
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.peers import PEERS
-from benchmarks.peers.base import PeerMissing, Receipt
+from benchmarks.peers.base import Model, PeerMissing, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +33,16 @@ class Timed:
     rss_peak: int
 
 
-def add(peer: str, store: str, models: list[list[str]], *, reread: bool) -> dict[str, object]:
-    """Add models, given as [name, folder], to a store that exists."""
+def add(
+    peer: str, store: str, models: list[tuple[str, str, str | None]], *, reread: bool
+) -> dict[str, object]:
+    """Add models, given as [name, folder, base or None], to a store that exists."""
     tool = PEERS[peer]()
-    folders = [(name, Path(folder)) for name, folder in models]
+    given = [Model(name, Path(folder), base) for name, folder, base in models]
     receipt: Receipt = {}
 
     def run() -> None:
-        receipt.update(tool.add(Path(store), folders, reread=reread))
+        receipt.update(tool.add(Path(store), given, reread=reread))
 
     timed = _time(run)
     return {**asdict(timed), "receipt": receipt, "stored_bytes": tool.stored_bytes(Path(store))}
@@ -67,13 +69,13 @@ def describe(peer: str) -> dict[str, str]:
 
 def _time(run: Callable[[], None]) -> Timed:
     """Run once; then wait until all is on disk, which costs time only if the run did not do so itself."""
-    rss_before = _peak_rss()
+    rss_before = peak_rss()
     cpu = _cpu_seconds()
     started = time.perf_counter()
     run()
     ended = time.perf_counter()
     cpu = _cpu_seconds() - cpu
-    rss_peak = _peak_rss()
+    rss_peak = peak_rss()
     os.sync()
     return Timed(ended - started, cpu, time.perf_counter() - ended, rss_before, rss_peak)
 
@@ -83,15 +85,21 @@ def _cpu_seconds() -> float:
     return sum(item.ru_utime + item.ru_stime for item in usage)
 
 
-def _peak_rss() -> int:
-    """Return the peak resident set of this process, in bytes."""
+def peak_rss() -> int:
+    """Return the peak resident set, in bytes: of this process or of the largest program that it ran to its end.
+
+    Not of both together: a user runs such a program alone, without a process of ours that waits for it.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    programs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     try:
-        # ru_maxrss survives exec on Linux: it would be the harness's own peak. VmHWM begins anew.
+        # ru_maxrss survives exec on Linux: it would be the harness's own peak. VmHWM begins anew. (That of
+        # programs starts with the peak of this process, which counts anyway.)
         status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        own = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except FileNotFoundError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(own, programs)
 
 
 def main() -> None:

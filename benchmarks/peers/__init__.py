@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from benchmarks.peers.borg import Borg, BorgBatch
+from benchmarks.peers.casstore_cli import CasstoreCli
 from benchmarks.peers.casstore_library import CasstoreLibrary
 from benchmarks.peers.hf_xet import HfXet
 from benchmarks.peers.plain_copy import PlainCopy
+from benchmarks.peers.reminis import Reminis
+from benchmarks.peers.restic import Restic, ResticBatch
+from benchmarks.peers.zipnn import Zipnn
+from benchmarks.peers.zstd_files import ZstdFiles
 
 if TYPE_CHECKING:
     from benchmarks.peers.base import Peer
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (CasstoreLibrary, HfXet, PlainCopy)}
+PEERS: dict[str, type[Peer]] = {
+    peer.name: peer
+    for peer in (
+        CasstoreLibrary,
+        CasstoreCli,
+        HfXet,
+        Restic,
+        ResticBatch,
+        Borg,
+        BorgBatch,
+        Reminis,
+        ZstdFiles,
+        Zipnn,
+        PlainCopy,
+    )
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -19,12 +20,28 @@ class PeerMissing(Exception):
     """The peer is not installed here; the text says how to get it."""
 
 
+class PeerFailed(Exception):
+    """The peer did not do what it was asked to; the text is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model to add: a folder of files, and the model that it was made from, if any.
+
+    The folder is named like the model. Names have no slashes.
+    """
+
+    name: str
+    folder: Path
+    base: str | None = None
+
+
 class Peer(Protocol):
     """One tool to compare. Objects are made in the process that is timed; a store is a directory of theirs."""
 
     name: str
     setting: str
-    """The settings that matter, for the report."""
+    """The settings that matter, for the report; what is made durable, where it differs from casstore."""
 
     def version(self) -> str:
         """Return the peer's version; raise PeerMissing if it is not here."""
@@ -32,14 +49,15 @@ class Peer(Protocol):
     def prepare(self, store: Path) -> None:
         """Make an empty store. Not timed."""
 
-    def add(self, store: Path, models: Sequence[tuple[str, Path]], *, reread: bool) -> Receipt:
-        """Add (name, folder) models one after another, as a pipeline would.
+    def add(self, store: Path, models: Sequence[Model], *, reread: bool) -> Receipt:
+        """Add models, which a store may have already, one after another, as a pipeline would.
 
-        `reread` forbids to skip files because their times say that nothing changed.
+        A base is in the store or earlier among `models`. `reread` forbids to skip files because their times
+        say that nothing changed.
         """
 
     def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:
-        """Write every model of the receipt to `dest`/NAME."""
+        """Write every model of the receipt to `dest`/NAME. `dest` is there and empty."""
 
     def stored_bytes(self, store: Path) -> int:
         """Return what the store costs on disk, in bytes of file content."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+    from benchmarks.peers.base import Model
     from casstore import Store
 
 
@@ -33,12 +34,13 @@ class CasstoreLibrary:
         """`Store.open(create=True)`."""
         self._store.open(store, create=True).close()
 
-    def add(self, store: Path, models: Sequence[tuple[str, Path]], *, reread: bool) -> Receipt:
-        """One `Store.add` each, on one open store."""
+    def add(self, store: Path, models: Sequence[Model], *, reread: bool) -> Receipt:
+        """One `Store.add` each, with its base, on one open store."""
         with self._store.open(store, durability="full") as opened:
-            for name, folder in models:
-                opened.add(folder, ref=f"models/{name}", stat_cache=not reread)
-        return {"models": [name for name, _ in models]}
+            for model in models:
+                base = None if model.base is None else f"models/{model.base}"
+                opened.add(model.folder, ref=f"models/{model.name}", base=base, stat_cache=not reread)
+        return {"models": [model.name for model in models]}
 
     def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:
         """One `Store.checkout` each, on one open store."""

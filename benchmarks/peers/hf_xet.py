@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from benchmarks.peers.base import Model
+
 
 class HfXet:
     """One upload commit per model and one download group per model, in one session.
@@ -35,20 +37,20 @@ class HfXet:
         """An empty folder."""
         store.mkdir(parents=True)
 
-    def add(self, store: Path, models: Sequence[tuple[str, Path]], *, reread: bool) -> Receipt:
+    def add(self, store: Path, models: Sequence[Model], *, reread: bool) -> Receipt:
         """One upload commit each, in one session."""
         del reread  # There is no stat cache: files are always read.
         session = self._session()
         receipt: Receipt = {}
-        for name, folder in models:
+        for model in models:
             commit = session.new_upload_commit(endpoint=f"local://{store}")
             uploads = {
-                str(path): commit.start_upload_file(str(folder / path), sha256=self._xet.SKIP_SHA256)
-                for path in model_files(folder)
+                str(path): commit.start_upload_file(str(model.folder / path), sha256=self._xet.SKIP_SHA256)
+                for path in model_files(model.folder)
             }
             commit.wait_to_finish()
             found = {path: upload.result().xet_info for path, upload in uploads.items()}
-            receipt[name] = {path: [info.hash, info.file_size] for path, info in found.items()}
+            receipt[model.name] = {path: [info.hash, info.file_size] for path, info in found.items()}
         return receipt
 
     def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from benchmarks.peers.base import Model
+
 
 class PlainCopy:
     """shutil.copyfile, then fsync of each file and directory when adding; no fsync when restoring."""
@@ -27,14 +29,14 @@ class PlainCopy:
         """An empty folder."""
         store.mkdir(parents=True)
 
-    def add(self, store: Path, models: Sequence[tuple[str, Path]], *, reread: bool) -> Receipt:
+    def add(self, store: Path, models: Sequence[Model], *, reread: bool) -> Receipt:
         """Copy, then fsync each file and folder."""
         del reread  # Files are always read.
-        for name, folder in models:
-            for path in _copy(folder, store / name):
+        for model in models:
+            for path in _copy(model.folder, store / model.name):
                 fsync_path(path)
         fsync_path(store)
-        return {"models": [name for name, _ in models]}
+        return {"models": [model.name for model in models]}
 
     def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:
         """Copy."""

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.scenarios import add, cuts, memory, restore, startup
+from benchmarks.scenarios import (
+    add,
+    concurrent,
+    cuts,
+    growth,
+    memory,
+    one_more,
+    read_tensor,
+    refs,
+    restore,
+    size,
+    startup,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,10 +24,16 @@ if TYPE_CHECKING:
     from benchmarks.harness import Harness, Measurement
 
 SCENARIOS: dict[str, Callable[[Harness], list[Measurement]]] = {
+    "size": size.run,
     "add": add.cold,
     "add-again": add.again,
+    "one-more": one_more.run,
     "restore": restore.run,
+    "read-tensor": read_tensor.run,
+    "concurrent": concurrent.run,
     "memory": memory.run,
+    "refs": refs.run,
+    "growth": growth.run,
     "startup": startup.run,
     "cuts": cuts.run,
 }

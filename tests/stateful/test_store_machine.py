@@ -27,8 +27,8 @@ from casstore.backend import memory
 from casstore.digest import digest
 from casstore.errors import ConfigError, RefNotFound
 from casstore.store import sources
-from casstore.store.merging import MAX_SEGMENTS
 from casstore.store.keys import INDEX_PREFIX
+from casstore.store.merging import MAX_SEGMENTS
 from casstore.store.store import Store
 
 NAMES = ("models/a", "models/b", "models/B", "models/deep/name", "models/ünï=code", "runs/r", "evaluations/e")

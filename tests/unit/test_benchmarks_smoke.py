@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SCENARIOS = {"add", "add-again", "restore", "memory", "cuts"}
+PEER_SCENARIOS = {"size", "add", "add-again", "one-more", "restore", "memory"}
+OTHER_SCENARIOS = {"read-tensor", "concurrent", "refs", "growth", "cuts"}
+DETAILS = {"size parts", "size overhead"}
 
 
 def _benchmarks(*arguments, expected=0):
@@ -30,10 +32,8 @@ def test_smoke_run_measures_every_scenario_and_reports(tmp_path):
     run = _benchmarks("run", "--smoke", "--cache", tmp_path / "cache", "--out", out)
     result = json.loads(out.read_text())
     measured = {(item["scenario"], item["subject"]) for item in result["measurements"]}
-    assert {scenario for scenario, _ in measured} == SCENARIOS
-    assert {
-        (scenario, peer) for scenario in SCENARIOS - {"cuts"} for peer in ("casstore", "copy")
-    } <= measured
+    assert {scenario for scenario, _ in measured} == PEER_SCENARIOS | OTHER_SCENARIOS | DETAILS
+    assert {(scenario, peer) for scenario in PEER_SCENARIOS for peer in ("casstore", "copy")} <= measured
     assert all(item["samples"] and min(item["samples"]) >= 0 for item in result["measurements"])
     shares = {
         item["subject"]: item["median"]
@@ -49,13 +49,30 @@ def test_smoke_run_measures_every_scenario_and_reports(tmp_path):
     assert "casstore against copy" in report.stdout
 
     page = tmp_path / "page.md"
-    page.write_text("above\n<!-- results: begin -->\nold\n<!-- results: end -->\nbelow\n")
+    page.write_text("above\n<!-- results: begin -->\nlast year\n<!-- results: end -->\nbelow\n")
     _benchmarks("report", out, "--into", page)
     text = page.read_text()
     assert text.startswith("above\n<!-- results: begin -->\n")
     assert text.endswith("<!-- results: end -->\nbelow\n")
     assert report.stdout.strip() in text
-    assert "old" not in text
+    assert "last year" not in text
+
+
+def test_stages_are_measured_and_reported(tmp_path):
+    out = tmp_path / "stages.json"
+    run = _benchmarks("stages", "--smoke", "--cache", tmp_path / "cache", "--out", out)
+    measurements = json.loads(out.read_text())["measurements"]
+    shares = {}
+    for item in measurements:
+        if item["metric"]["name"] == "share of time":
+            shares.setdefault(item["case"], {})[item["subject"]] = item["median"]
+    assert set(shares) == {"synthetic:4, add", "synthetic:4, restore"}
+    for found in shares.values():
+        assert abs(found.pop("all, one after another") - sum(found.values())) < 1e-6
+        assert min(found.values()) > 0
+    assert {"encode", "decode and compare", "write and fsync"} <= set(shares["synthetic:4, add"])
+    assert "| synthetic:4, add | read from the page cache |" in run.stdout
+    assert list((tmp_path / "cache" / "work").iterdir()) == []
 
 
 def test_a_peer_that_is_missing_is_reported_as_missing(tmp_path):
