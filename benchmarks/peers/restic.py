@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from benchmarks.peers.base import Model
 
-_COMMON = "zstd auto, encrypted (restic cannot do otherwise), no cache (slower here), every file fsynced"
+_COMMON = (
+    "zstd auto, encrypted (it cannot do otherwise), without its cache (which slows down a local repository), "
+    "every file fsynced"
+)
 
 
 class Restic:

@@ -116,7 +116,8 @@ def test_what_goes_in_comes_out(name, models, tmp_path):
     peers = importlib.import_module("benchmarks.peers").PEERS
     work = tmp_path / "work"
     work.mkdir()
-    check_contract(peers[name](), models, work)
+    # Every step of the command is a process: two models are enough.
+    check_contract(peers[name](), models[:2] if name == "casstore-cli" else models, work)
 
 
 def test_equal_files_are_kept_once(models, tmp_path):
