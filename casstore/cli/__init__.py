@@ -10,6 +10,7 @@ Three rules keep `casstore --help` fast and the files alike:
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -77,6 +78,8 @@ for _name, _function in _COMMANDS.items():
 
 def main() -> None:
     """Run the command line on the process's arguments; always ends by SystemExit."""
+    # numpy would start a thread for each core, which spin while they wait for linear algebra that never comes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is shown escaped; it must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
