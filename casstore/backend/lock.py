@@ -50,6 +50,7 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
                 calls.flock(fd, operation)
                 same = _is_still(directory, fd, path)
             except BaseException:
+                # Invariant 10: a lock that nobody holds on purpose must not stop a collector.
                 calls.close(fd)
                 raise
             if same:

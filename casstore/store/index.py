@@ -114,11 +114,9 @@ class Index:
 
     def _is_covered(self, key: str, *, by: list[str]) -> bool:
         """Say whether segments cover what a footer that was read by hand says."""
-        return bool(
-            all(
-                any((self._segments[other].numbers == number).any() for other in by)
-                for number in self._segments[key].numbers.tolist()
-            )
+        return all(
+            any(number in self._segments[other].numbers for other in by)
+            for number in self._segments[key].numbers.tolist()
         )
 
     def locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None = None) -> Located:

@@ -1,7 +1,7 @@
 """Adding files: read → cut → hash → look up → encode → pack.
 
-The calling thread reads, cuts and drives; hashing and encoding run on a few workers in blocks of
-megabytes, where native code holds no GIL. Everything in flight is bounded by the number of buffers.
+The calling thread reads, hashes whole files, cuts and drives; chunks are hashed, looked up and encoded by a few
+workers in blocks of megabytes, where native code holds no GIL. How many blocks are in flight is bounded.
 """
 
 from __future__ import annotations

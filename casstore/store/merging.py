@@ -64,9 +64,8 @@ def write_merged(backend: Backend, parts: Sequence[Segment], pack_ids: Sequence[
             hasher.update(data)
             writer.write([data])
         key = index_key_of(hasher.digest())
-        writer.commit(
-            key
-        )  # Another process may have merged the same parts: the bytes are the same (invariant 1).
+        # Another process may have merged the same parts: the bytes are the same (invariant 1).
+        writer.commit(key)
     return key
 
 

@@ -34,10 +34,10 @@ PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
 
 _SMALL = 64 << 10
+"""Frames of fewer bytes get memory of their own: a block that is lent for them would lie idle."""
 
 _MAX_WAITING = 1
-"""Writes that may wait for the disk: each holds the encoded bytes of one block, in memory that was never
-touched before, which costs more than the wait."""
+"""Writes that may wait for the disk: each holds a block's worth of memory, and more made nothing faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,6 @@ def encode_frames(
     Runs on a worker thread; `block` is only read. Raises DigestMismatch if an encoder is wrong.
     """
     room = sum(length for _, length in cuts) + HEADER_SIZE * len(cuts)
-    # Little of it is not worth a block that others wait for, and more than that fits no block.
     lent = take_block() if _SMALL < room <= BLOCK_BUFFER else None
     data = new_buffer(room) if lent is None else lent[:room]
     headers: list[FrameHeader] = []

@@ -80,7 +80,7 @@ class Refs:
             try:
                 data = self._backend.read(key)
             except ObjectNotFound:
-                return None  # Invariant 5's like: what is gone does not exist.
+                return None  # Trimmed since the listing: what replaced it is in the store (§9).
             if place.write_id is not None:
                 fresh.append((key, data))
         return record_format.decode(data, key=key)
@@ -175,16 +175,11 @@ class Refs:
         self._machine.remember_records([item for item in records if _is_unique(item[0])])
 
     def _read(self, key: str) -> Record | None:
-        data = self._machine.record(key) if _is_unique(key) else None
-        if data is None:
-            try:
-                data = self._backend.read(key)
-            except ObjectNotFound:
-                return None  # Trimmed since the listing: what replaced it is in the listing too (§9).
-            record = record_format.decode(data, key=key)
-            self._remember([(key, data)])
-            return record
-        return record_format.decode(data, key=key)
+        copy = self._machine.record(key) if _is_unique(key) else None
+        fresh: list[tuple[str, bytes]] = []
+        record = self._take(names.parse_key(key), key, {} if copy is None else {key: copy}, fresh)
+        self._machine.remember_records(fresh)
+        return record
 
 
 def _is_unique(key: str) -> bool:

@@ -95,12 +95,8 @@ class Segment:
         same = (found["id"].astype(np.uint64) == words[queries]).all(axis=1)
         return queries[same], found[same]
 
-    def check(self, buckets: NDArray[np.int64] | None = None) -> None:
-        """Verify these buckets, or all; raise FormatError if one is damaged."""
-        if buckets is None:
-            for _ in self.batches():
-                pass
-            return
+    def check(self, buckets: NDArray[np.int64]) -> None:
+        """Verify these buckets; raise FormatError if one is damaged."""
         unchecked = buckets[~self.checked[buckets]]
         if unchecked.size:
             self._read_buckets(_distinct(unchecked)[0])

@@ -134,6 +134,7 @@ class Store:
         try:
             identity = identify(backend, create=create)
         except BaseException:
+            # Invariant 11: the error goes on to the caller; only the backend's own descriptors are let go.
             backend.close()
             raise
         keeps_state = not backend.url.startswith("memory:")

@@ -17,7 +17,7 @@ from fakes.weights import WEIGHTS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casstore.codecs import MAX_STRIDE, ElementHint, Encoding, decode, decode_into, encode_batch
+from casstore.codecs import MAX_STRIDE, ElementHint, Encoding, decode, decode_batch, decode_into, encode_batch
 from casstore.errors import FormatError, UnsupportedVersion
 
 GUARD = 0xA5
@@ -97,6 +97,34 @@ def test_batches_come_back_and_are_the_same_every_time(plain, hint, data):
         assert decoded == plain[offset : offset + length]
     again = encode_batch(plain, cuts, hints)
     assert [(e.encoding, bytes(e.payload)) for e in again] == [(e.encoding, bytes(e.payload)) for e in batch]
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@given(seed=st.integers(0, 5), phase=st.integers(0, 3), data=st.data())
+def test_many_payloads_decode_at_once_as_they_do_alone(kind, seed, phase, data):
+    """Whole elements in adjacent chunks are put together at once; odd edges and other encodings stand between."""
+    plain, width = weights(kind, seed)
+    plain = plain[phase : phase + data.draw(st.integers(1, 30_000))]
+    inner = data.draw(st.lists(st.integers(0, len(plain)), max_size=6))
+    if data.draw(st.booleans()):
+        inner = [(at - phase) // width * width + -phase % width for at in inner]
+    edges = sorted({0, len(plain), *(at for at in inner if 0 <= at <= len(plain))})
+    cuts = [(begin, end - begin) for begin, end in itertools.pairwise(edges)]
+    hints = [ElementHint(width, (-phase - begin) % width) for begin, _ in cuts]
+    memory = memoryview(bytearray(len(plain) + 7 * len(cuts)))
+    encoded = encode_batch(plain, cuts, hints, out=memory, lead=7)
+    alone = [
+        decode(item.encoding, item.payload, length) for item, (_, length) in zip(encoded, cuts, strict=True)
+    ]
+    assert b"".join(alone) == plain
+    out = bytearray(len(plain))
+    decode_batch([(item.encoding, item.payload) for item in encoded], [length for _, length in cuts], out)
+    assert bytes(out) == plain
+
+
+def test_memory_that_is_too_short_for_payloads_is_refused():
+    with pytest.raises(ValueError, match="cannot take payloads"):
+        encode_batch(bytes(100), [(0, 100)], [None], out=memoryview(bytearray(106)), lead=7)
 
 
 def test_payloads_outlive_the_block_they_came_from():
