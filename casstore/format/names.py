@@ -15,6 +15,9 @@ from casstore.errors import ConfigError, FormatError
 from casstore.format.paths import check_path
 
 NAMESPACES = ("models", "runs", "evaluations", "tags")
+MODEL_NAMESPACES = ("models", "tags")
+"""Where refs name models; in the others they name manifests of the cache."""
+
 MAX_NAME = 200
 MAX_SEQ = (1 << 64) - 1
 WRITE_ID_SIZE = 16
@@ -44,6 +47,11 @@ def check_name(name: str) -> None:
     check_path(rest)
     if len(_escape(rest)) > MAX_NAME:
         raise ConfigError(f"The ref name {name!r} is too long: {MAX_NAME} bytes after escaping is the limit.")
+
+
+def names_model(name: str) -> bool:
+    """Say whether the ref called `name` names a model, rather than a manifest of a run or an evaluation."""
+    return name.partition("/")[0] in MODEL_NAMESPACES
 
 
 def directory(name: str) -> str:

@@ -241,14 +241,24 @@ def _check_models(
     }
     done: set[bytes] = set()
     for name, record in sorted(records.items()):
-        if record.target is None or record.manifest is None or record.manifest in done:
+        if record.target is None:
             continue
-        done.add(record.manifest)
-        progress.models += 1
-        progress.attempt(
-            names.directory(name).rstrip("@"),
-            lambda record=record: _check_model(store, record, present),  # type: ignore[misc]
+        key = names.directory(name).rstrip("@")
+        if not names.names_model(name):
+            progress.attempt(key, lambda record=record: _check_manifest(store, record, present))  # type: ignore[misc]
+        elif record.manifest is not None and record.manifest not in done:
+            done.add(record.manifest)
+            progress.models += 1
+            progress.attempt(key, lambda record=record: _check_model(store, record, present))  # type: ignore[misc]
+
+
+def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> None:
+    """Check what the record of a run or an evaluation names; the models that it tells of may be gone (§8)."""
+    if record.manifest is not None and record.manifest not in present:
+        raise IntegrityError(
+            f"{record.name}: its manifest is missing, {record.manifest.hex()}. Restore the packs, or delete the ref."
         )
+    store.manifest_of(record)
 
 
 def _check_model(store: Store, record: Record, present: dict[bytes, int]) -> None:

@@ -91,6 +91,7 @@ class Refs:
         *,
         target: bytes | None,
         manifest: bytes | None = None,
+        inline: bytes | None = None,
         base: bytes | None = None,
         metadata: dict[str, Any] | None = None,
         packs: tuple[bytes, ...] = (),
@@ -106,12 +107,8 @@ class Refs:
         if (
             newest
             and newest.target == target
-            and (newest.manifest, newest.base, newest.metadata)
-            == (
-                manifest,
-                base,
-                metadata or {},
-            )
+            and (newest.manifest, newest.inline, newest.base, newest.metadata)
+            == (manifest, inline, base, metadata or {})
         ):
             return newest
         if newest and newest.seq >= names.MAX_SEQ:
@@ -131,6 +128,7 @@ class Refs:
             writer=platform.node(),
             target=target,
             manifest=manifest,
+            inline=inline,
             base=base,
             metadata=metadata or {},
             packs=packs,

@@ -16,6 +16,7 @@ from casstore.errors import ConfigError, FormatError, RefNotFound
 from casstore.format import canonical, marks, names
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
+from casstore.format import record as record_format
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
 from casstore.format.rows import Kind
 from casstore.store import files
@@ -282,7 +283,7 @@ class Store:
 
     def model_of(self, record: Record) -> Model:
         """Return what the model of one record consists of."""
-        if record.manifest is None or record.target is None:
+        if record.manifest is None or record.target is None or not names.names_model(record.name):
             raise ConfigError(f"{record.name} is not a model.")
         kept = self._models.get(record.manifest)
         if kept is not None and kept.record.target == record.target:
@@ -321,9 +322,7 @@ class Store:
         manifest_id = model.record.manifest
         assert manifest_id is not None
         model_id = bytes.fromhex(model.model_id)
-        needed = [manifest_id, model_id, *model.layout_ids]
-        for layout in model.layouts:
-            needed += layout.chunk_ids()
+        needed = self.objects_of(model.record)
         with self._publication() as publication:
             publication.require(needed)
             publication.commit(
@@ -333,6 +332,59 @@ class Store:
                 lambda _: iter(()),
             )
         return name
+
+    def objects_of(self, record: Record) -> list[bytes]:
+        """Return the ids of all objects that a record depends on: none where its manifest lies inside it."""
+        if record.manifest is None:
+            return []
+        if not names.names_model(record.name):
+            return [record.manifest]
+        model = self.model_of(record)
+        chunks = [chunk_id for layout in model.layouts for chunk_id in layout.chunk_ids()]
+        return [record.manifest, bytes.fromhex(model.model_id), *model.layout_ids, *chunks]
+
+    def put_manifest(self, name: str, manifest: bytes, *, metadata: dict[str, Any] | None = None) -> Record:
+        """Make the ref `name`, of a run or an evaluation, name a manifest; return its record.
+
+        A manifest of up to 8 KiB lies inside the record, a larger one in a pack. `metadata` is what listings
+        show and filter by. Nothing is written if the newest record says just that.
+        """
+        names.check_name(name)
+        if names.names_model(name):
+            raise ConfigError(f"{name} names a model: only runs and evaluations are manifests of their own.")
+        target = digest(manifest)
+        if len(manifest) <= record_format.MAX_INLINE:
+            # Nothing in a pack is needed, so there is nothing that a collector could take from under it.
+            with self.backend.publish_lock():
+                record = self._refs.draft(name, target=target, inline=manifest, metadata=metadata)
+                self._refs.put(record)
+            return record
+        drafted: list[Record] = []
+
+        def draft(packs: tuple[bytes, ...]) -> Record:
+            drafted[:] = [
+                self._refs.draft(name, target=target, manifest=target, metadata=metadata, packs=packs)
+            ]
+            return drafted[0]
+
+        with self._publication() as publication:
+            publication.write_objects(Kind.MANIFEST, {target: manifest})
+            publication.commit(draft, lambda _: iter([encode_object(Kind.MANIFEST, manifest)]))
+        return drafted[0]
+
+    def manifest_of(self, record: Record) -> bytes:
+        """Return the verified manifest that the record of a run or an evaluation names."""
+        if record.target is None or names.names_model(record.name):
+            raise ConfigError(f"{record.name} is not a run or an evaluation.")
+        manifest = record.inline if record.inline is not None else self.objects.read(record.target)
+        if digest(manifest) != record.target:
+            raise FormatError(f"The manifest inside {record.name} is not the one that it names.")
+        return manifest
+
+    def record(self, name: str) -> Record | None:
+        """Return the current record of one ref, None if there is none or it is deleted."""
+        names.check_name(name)
+        return self._refs.value(name)
 
     def delete_ref(self, name: str) -> None:
         """Delete a ref; what only it reached is freed by a later gc. Raises RefNotFound if there is none."""
@@ -357,7 +409,7 @@ class Store:
     def _find(self, ref_or_id: str) -> Record:
         if not is_hex(ref_or_id):
             for name in (ref_or_id, f"models/{ref_or_id}", f"tags/{ref_or_id}"):
-                if name.partition("/")[0] in names.NAMESPACES:
+                if names.names_model(name):
                     record = self._refs.value(name) if _is_name(name) else None
                     if record is not None:
                         return record
@@ -369,9 +421,10 @@ class Store:
             if record is not None and record.target == bytes.fromhex(ref_or_id):
                 return record
         found: dict[bytes, Record] = {}
-        for record in self._refs.values().values():
-            if record.target is not None and record.target.hex().startswith(ref_or_id):
-                found[record.target] = record
+        for namespace in names.MODEL_NAMESPACES:
+            for record in self._refs.values(f"{namespace}/").values():
+                if record.target is not None and record.target.hex().startswith(ref_or_id):
+                    found.setdefault(record.target, record)
         if len(found) > 1:
             some = ", ".join(sorted(target.hex()[:16] for target in found)[:4])
             raise RefNotFound(f"{ref_or_id!r} is ambiguous: it begins {len(found)} model ids ({some}, …).")

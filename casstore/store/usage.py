@@ -11,6 +11,7 @@ import numpy as np
 from casstore.codecs import Encoding
 from casstore.format import manifest as manifest_format
 from casstore.format.names import PREFIX as REF_PREFIX
+from casstore.format.names import names_model
 from casstore.format.rows import Kind
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX
 
@@ -62,7 +63,9 @@ def measure(
 ) -> StoreStats:
     """Measure a store; reads every segment and one manifest and tree for each model."""
     listed = list(records)
-    manifests = sorted({record.manifest for record in listed if record.manifest is not None})
+    manifests = sorted(
+        {item.manifest for item in listed if item.manifest is not None and names_model(item.name)}
+    )
     models: dict[bytes, int] = {}
     for start in range(0, len(manifests), _BATCH):
         decoded = [
