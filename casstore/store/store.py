@@ -175,7 +175,7 @@ class Store:
         """
         started, started_ns = time.perf_counter(), time.time_ns()
         if ref is not None:
-            names.check_name(ref)
+            _check_model_name(ref)
         # Written and read once before any work is done: what cannot be kept is refused now, and compared
         # in the form that it is kept in.
         metadata = canonical.decode(canonical.encode({"metadata": metadata or {}}), what="metadata")[
@@ -431,6 +431,12 @@ class Store:
         if not found:
             raise not_found(ref_or_id)
         return next(iter(found.values()))
+
+
+def _check_model_name(name: str) -> None:
+    names.check_name(name)
+    if not names.names_model(name):
+        raise ConfigError(f"{name} cannot name a model: those are called models/… or tags/….")
 
 
 def _is_name(name: str) -> bool:

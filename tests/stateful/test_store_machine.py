@@ -31,7 +31,7 @@ from casstore.store.keys import INDEX_PREFIX
 from casstore.store.merging import MAX_SEGMENTS
 from casstore.store.store import Store
 
-NAMES = ("models/a", "models/b", "models/B", "models/deep/name", "models/ünï=code", "runs/r", "evaluations/e")
+NAMES = ("models/a", "models/b", "models/B", "models/deep/name", "models/ünï=code", "models/r", "tags/e")
 TAGS = ("tags/stable", "tags/v1")
 PATHS = ("a", "b.bin", "dir/c", "dir/d e", "dir/deeper/f", "é")
 WEIGHTS = "weights.safetensors"

@@ -79,3 +79,10 @@ def test_a_deleted_run_is_gone(store):
     store.delete_ref("runs/one")
     assert store.record("runs/one") is None
     assert check(store).ok
+
+
+def test_a_model_cannot_be_called_a_run(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match="models/…"):
+        store.add(tmp_path / "file", ref="runs/one")
+    assert store.refs() == {}

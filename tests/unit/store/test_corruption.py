@@ -62,7 +62,7 @@ def large_models():
             model__safetensors=safetensors_bytes({**tensors, "half": weights(10, (400, 600), np.float16)}),
             model__gguf=gguf_bytes({"q": quantised}),
         ),
-        "runs/noise": model_of(noise=noise(5, 700_000)),
+        "models/noise": model_of(noise=noise(5, 700_000)),
     }
 
 
