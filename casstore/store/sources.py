@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from casstore.chunking import LAYOUT_VERSION
 from casstore.digest import digest
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, ConflictError
 from casstore.format.manifest import Mode
 from casstore.format.paths import check_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 RACY_NANOSECONDS = 2_000_000_000
 """A file touched this recently may change again without its times showing it (git's racy entries)."""
@@ -89,6 +93,24 @@ def find_sources(path: str, *, follow: bool = True, exclude: str | None = None) 
     else:
         name = os.path.basename(os.path.abspath(path))
         files.append(_source_file(path, _checked_name(name, path), status))
+    files.sort(key=lambda file: file.path.encode())
+    check_paths([*(file.path for file in files), *empty])
+    return Sources(tuple(files), tuple(empty))
+
+
+def place_sources(places: Mapping[str, str], *, follow: bool = True, exclude: str | None = None) -> Sources:
+    """List several files and directories, each under the path in the tree that `places` gives it."""
+    files: list[SourceFile] = []
+    empty: list[str] = []
+    for path, location in places.items():
+        found = find_sources(location, follow=follow, exclude=exclude)
+        if os.path.isdir(location):
+            files += [replace(file, path=f"{path}/{file.path}") for file in found.files]
+            empty += [f"{path}/{name}" for name in found.empty]
+            if not found.files and not found.empty:
+                empty.append(path)
+        else:
+            files.append(replace(found.files[0], path=path))
     files.sort(key=lambda file: file.path.encode())
     check_paths([*(file.path for file in files), *empty])
     return Sources(tuple(files), tuple(empty))

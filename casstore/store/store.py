@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +30,7 @@ from casstore.store.objects import ObjectReader
 from casstore.store.packs import encode_object
 from casstore.store.publish import Publication
 from casstore.store.refs import Refs, not_found
-from casstore.store.sources import find_sources
+from casstore.store.sources import find_sources, place_sources
 from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Store:
 
     def add(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Mapping[str, str],
         *,
         ref: str | None = None,
         base: str | None = None,
@@ -169,6 +170,7 @@ class Store:
     ) -> AddResult:
         """Add a file or directory and make `ref` (default `models/<model id>`) name it.
 
+        A map adds several files and directories at once, each under the path in the model that is its key.
         `base` is the model that it was made from; it and `metadata` are kept in the ref's record.
         `stat_cache=False` reads files even if their times say that nothing changed. Raises ConfigError for
         paths that cannot be kept, ConflictError for a file that changes meanwhile; then nothing is added.
@@ -183,11 +185,11 @@ class Store:
         ]
         base_id = bytes.fromhex(self.resolve(base).model_id) if base is not None else None
         root = self.backend.local_path(marks.FORMAT_KEY)
-        sources = find_sources(
-            os.fspath(path),
-            follow=follow_links,
-            exclude=os.path.realpath(os.path.dirname(root)) if root else None,
-        )
+        exclude = os.path.realpath(os.path.dirname(root)) if root else None
+        if isinstance(path, Mapping):
+            sources = place_sources(path, follow=follow_links, exclude=exclude)
+        else:
+            sources = find_sources(os.fspath(path), follow=follow_links, exclude=exclude)
         with (
             self._publication() as publication,
             Ingest(
@@ -380,6 +382,11 @@ class Store:
         if digest(manifest) != record.target:
             raise FormatError(f"The manifest inside {record.name} is not the one that it names.")
         return manifest
+
+    def history(self, name: str) -> list[Record]:
+        """Return every record of one ref that the store keeps, oldest first; the last one is its value."""
+        names.check_name(name)
+        return self._refs.records(name)
 
     def record(self, name: str) -> Record | None:
         """Return the current record of one ref, None if there is none or it is deleted."""
