@@ -37,7 +37,11 @@ class StatIdentity:
 
     def packed(self) -> bytes:
         """Return the identity as bytes."""
-        return b"%d,%d,%d,%d,%d" % (self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns)
+        return b"%d,%d,%d,%d,%d" % self.fields()
+
+    def fields(self) -> tuple[int, int, int, int, int]:
+        """Return the five numbers in the order in which the class takes them."""
+        return (self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns)
 
     def settled(self, now_ns: int) -> bool:
         """Say whether the file was last touched long enough before `now_ns` to be trusted by its times."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend import open_backend
 from casstore.digest import digest, is_hex
-from casstore.errors import ConfigError, FormatError, RefNotFound
+from casstore.errors import ConfigError, FormatError, MissingObject, ObjectNotFound, RefNotFound
 from casstore.format import canonical, marks, names
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
@@ -22,9 +22,11 @@ from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEnt
 from casstore.format.rows import Kind
 from casstore.store import files
 from casstore.store.checkout import Checkout
+from casstore.store.content import content_id
 from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
+from casstore.store.keys import pack_key
 from casstore.store.machine import MachineState, state_path
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import encode_object
@@ -260,7 +262,18 @@ class Store:
         `dest` must not exist or be empty; with `force`, files of the same names are replaced and
         everything else in it is left alone.
         """
-        model = self.manifest(ref_or_id)
+        return self.checkout_record(self._find(ref_or_id), dest, force=force, callback=callback)
+
+    def checkout_record(
+        self,
+        record: Record,
+        dest: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        callback: Callback | None = None,
+    ) -> Model:
+        """Write the files of the model that one record names, as `checkout` does."""
+        model = self.model_of(record)
         Checkout(os.fspath(dest), force=force, callback=callback).run(model.tree, model.layouts, self.objects)
         return model
 
@@ -344,6 +357,26 @@ class Store:
         model = self.model_of(record)
         chunks = [chunk_id for layout in model.layouts for chunk_id in layout.chunk_ids()]
         return [record.manifest, bytes.fromhex(model.model_id), *model.layout_ids, *chunks]
+
+    def lacks(self, record: Record) -> int:
+        """Return how many objects that a record depends on are in no pack of the store that can be seen."""
+        try:
+            located = self.objects.locate(b"".join(self.objects_of(record)))
+        except (MissingObject, ObjectNotFound):
+            return 1  # Invariant 5: what no pack holds does not exist.
+        packs = {self.index.pack_id(number) for number in set(located.rows["pack"].tolist())}
+        return sum(not self._has_pack(pack) for pack in packs)
+
+    def _has_pack(self, pack: bytes) -> bool:
+        try:
+            self.backend.stat(pack_key(pack))
+        except ObjectNotFound:
+            return False  # Invariant 5: an entry whose pack is gone does not exist.
+        return True
+
+    def content_id(self, path: str | Mapping[str, str]) -> str:
+        """Return the model id that adding `path` would give; nothing is added."""
+        return content_id(path, self.machine).hex()
 
     def put_manifest(self, name: str, manifest: bytes, *, metadata: dict[str, Any] | None = None) -> Record:
         """Make the ref `name`, of a run or an evaluation, name a manifest; return its record.

@@ -1,0 +1,161 @@
+"""Models of a pipeline: their configs and files go into the store, and come back with paths that exist here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from casstore.cache.directories import checked_id
+from casstore.cache.document import collect, mark_lazy
+from casstore.cache.placements import Placement, identities
+from casstore.cache.transfer import ModelFileTransfer
+from casstore.errors import RefNotFound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fsspec import Callback
+
+    from casstore.cache.document import ModelDocument
+    from casstore.cache.placements import Placements
+    from casstore.format.record import Record
+    from casstore.store.store import Store
+
+_PREFIX = "models/"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A cached model: what the pipeline calls it, its model id, and what keeping it added to the store."""
+
+    name: str
+    model_id: str
+    files: int
+    bytes_total: int
+    bytes_stored: int
+
+
+class ModelCacheManager:
+    """Caches and loads the models of one cache. Everything that fails raises; safe in threads."""
+
+    def __init__(self, store: Store, placements: Placements, *, callback: Callback | None = None) -> None:
+        self._store = store
+        self._placements = placements
+        self._transfer = ModelFileTransfer(store, callback=callback)
+
+    def cache_model(
+        self,
+        name: str,
+        model_json: dict[str, Any],
+        *,
+        base: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> CachedModel:
+        """Take a model config and every file that it names into the store, as `models/<name>`.
+
+        The files stay where they are and go on being used from there. `base` is the cached model that this
+        one was made from. Raises ConfigError for a config that names what does not exist.
+        """
+        collected = collect(model_json)
+        before = identities(collected.places)
+        added = self._transfer.upload_model(
+            collected,
+            model_ref(name),
+            base=model_ref(base) if base is not None and self.record(base) is not None else None,
+            metadata={**(metadata or {}), "type": str(model_json.get("type", ""))},
+        )
+        if before == identities(collected.places):
+            placement = Placement(added.model_id, _without_flag(collected.document, collected.places), before)
+            self._placements.keep_working(name, placement)
+        return CachedModel(name, added.model_id, added.files, added.bytes_total, added.bytes_stored)
+
+    def load_model(self, name: str, *, verify: bool = False) -> dict[str, Any] | None:
+        """Return the config of a cached model with paths that exist; None if there is no such model.
+
+        Files that are here unchanged are used as they are; otherwise they are written from the store,
+        verified. With `verify`, they are written anew. Raises IntegrityError for damage in the store.
+        """
+        record = self.record(name)
+        if record is None or record.target is None:
+            return None
+        if not verify:
+            placement = self.placed(name, record)
+            if placement is not None:
+                return placement.model
+        return self.materialise(record)
+
+    def placed(self, name: str, record: Record) -> Placement | None:
+        """Return the intact files of a cached model that are on this machine, None if there are none."""
+        assert record.target is not None
+        content = record.target.hex()
+        placement = self._placements.working(name)
+        if placement is None or placement.content != content:
+            placement = self._placements.checkout(content)
+        return placement
+
+    def materialise(self, record: Record) -> dict[str, Any]:
+        """Write the files of a model into the checkout area; return its config with paths there."""
+        assert record.target is not None
+        content = record.target.hex()
+        made = self._placements.scratch()
+        document = self._transfer.download_model(record, made / "files")
+        files = self._placements.finish_checkout(made, content)
+        placement = Placement(content, _at(document, files), identities({"files": str(files)}))
+        self._placements.keep_checkout(content, placement)
+        return placement.model
+
+    def future_config(self, transfer: ModelFileTransfer, record: Record) -> dict[str, Any] | None:
+        """Return the config of a model that is elsewhere, with the paths that it will have, marked as such."""
+        assert record.target is not None
+        document = transfer.read_config(record)
+        if document is None:
+            return None
+        return mark_lazy(_at(document, self._placements.checkout_path(record.target.hex())))
+
+    def record(self, name: str) -> Record | None:
+        """Return the record of a cached model, None if there is none."""
+        return self._store.record(model_ref(name))
+
+    def record_of(self, name: str, model_id: bytes) -> Record | None:
+        """Return the newest record that says that `name` is the model with this id."""
+        records = self._store.history(model_ref(name))
+        if not records or records[-1].target is None:
+            return None
+        return next((item for item in reversed(records) if item.target == model_id), None)
+
+    def list(self) -> dict[str, Record]:
+        """Return every cached model by name."""
+        refs = self._store.refs(_PREFIX)
+        return {name.removeprefix(_PREFIX): record for name, record in refs.items()}
+
+    def delete(self, name: str) -> None:
+        """Forget a cached model; a later gc frees what only it held. Raises RefNotFound if there is none."""
+        if self.record(name) is None:
+            raise RefNotFound(f"No model is cached as {name!r}.")
+        self._store.delete_ref(model_ref(name))
+
+
+def model_ref(name: str) -> str:
+    """Return the ref of a cached model; raise ConfigError for an id that is not one safe name."""
+    return f"{_PREFIX}{checked_id(name)}"
+
+
+def _at(document: ModelDocument | None, files: Path) -> dict[str, Any]:
+    if document is None:
+        return {"config": {"model_path": str(files)}}
+    return document.located(lambda path: os.path.join(files, *path.split("/")))
+
+
+def _without_flag(document: ModelDocument, places: dict[str, str]) -> dict[str, Any]:
+    """Return the config with the paths that it was cached with."""
+
+    def locate(path: str) -> str:
+        for name, location in places.items():
+            if path == name:
+                return location
+            if path.startswith(f"{name}/"):
+                return os.path.join(location, *path[len(name) + 1 :].split("/"))
+        raise AssertionError(path)
+
+    return document.located(locate)

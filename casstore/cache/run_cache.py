@@ -1,0 +1,281 @@
+"""Runs of passes and evaluations: their keys, their records, and which of them answer a question again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from casstore._version import __version__
+from casstore.cache.directories import checked_id
+from casstore.cache.values import plain
+from casstore.errors import ConfigError, RefNotFound
+from casstore.format.run import (
+    EvaluationManifest,
+    RunKey,
+    RunManifest,
+    RunStatus,
+    decode_evaluation,
+    decode_run,
+    encode_evaluation,
+    encode_run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from casstore.format.record import Record
+    from casstore.store.catalogue import RefRow
+    from casstore.store.store import Store
+
+_log = logging.getLogger("casstore.cache")
+
+_ALIAS = re.compile(r"[0-9a-f]{8}")
+_PATH_SETTINGS = ("path", "file", "dir", "folder", "script", "directory", "filename")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run as listings show it: models by their ids, "" for none; times in nanoseconds."""
+
+    name: str
+    pass_name: str
+    status: str
+    input: str
+    input_name: str
+    output: str
+    started: int
+    duration: int
+    alias: str
+
+
+class RunCacheManager:
+    """Records and finds the runs and evaluations of one store. Everything that fails raises; safe in threads."""
+
+    def __init__(self, store: Store, *, environment: Mapping[str, Any] | None = None) -> None:
+        self._store = store
+        self._environment = plain(dict(environment or {}), what="The keyed environment")
+
+    def key(
+        self,
+        pass_name: str,
+        config: Mapping[str, Any] | None,
+        *,
+        input_model: str,
+        pass_version: str = "",
+        accelerator: object = None,
+    ) -> RunKey:
+        """Return what decides the output of a pass (invariant 12).
+
+        `input_model` identifies the input by content. Settings that name files or folders count by what these
+        hold: those that are absolute paths, and those whose name ends in path, file, dir, folder or script.
+        Raises ConfigError for a config that cannot be told apart from another one.
+        """
+        settings = plain(dict(config or {}), what=f"The config of the pass {pass_name}")
+        return RunKey(
+            input=input_model,
+            pass_name=pass_name.lower(),
+            pass_version=pass_version,
+            config=_by_content(settings, self._store.content_id),
+            accelerator=str(accelerator) if accelerator else None,
+            environment=self._environment,
+        )
+
+    def cache_run(self, run: RunManifest) -> Record:
+        """Record a run under its name; the same result again writes nothing.
+
+        Another result under the same name is kept beside the first, with a warning: the newest one counts.
+        """
+        earlier = self._read(run_ref(run.name))
+        if earlier is not None and earlier.status is not RunStatus.RUNNING:
+            if earlier.same_result(run):
+                record = self._store.record(run_ref(run.name))
+                if record is not None:
+                    return record
+            elif earlier.key.digest() == run.key.digest() and run.status is not RunStatus.RUNNING:
+                _log.warning(
+                    "The run %s of %s came out differently this time: %s, now %s. Both are kept, the new one counts.",
+                    run.name, run.key.pass_name, _outcome(earlier), _outcome(run),
+                )  # fmt: skip
+        return self._store.put_manifest(run_ref(run.name), encode_run(run), metadata=_facts(run))
+
+    def load_run(self, name: str) -> RunManifest | None:
+        """Return the newest run under a name, or under the short id that Olive would give it; None if there is none.
+
+        A short id that two runs share names neither.
+        """
+        run = self._read(run_ref(name))
+        if run is not None or not _ALIAS.fullmatch(name):
+            return run
+        rows = self.list_runs(alias=name)
+        if len(rows) > 1:
+            _log.warning("The short id %s is shared by %d runs: use the whole name of one.", name, len(rows))
+            return None
+        return self._read(run_ref(rows[0].name)) if rows else None
+
+    def list_runs(
+        self,
+        *,
+        pass_name: str | None = None,
+        status: RunStatus | None = None,
+        input_model: str | None = None,
+        output_model: str | None = None,
+        alias: str | None = None,
+        limit: int | None = None,
+    ) -> list[RunSummary]:
+        """Return runs, the newest first, that fit every filter given. Models are given by their ids."""
+        wanted = {
+            "pass": pass_name.lower() if pass_name else None,
+            "status": status.value if status else None,
+            "input": input_model,
+            "output": output_model,
+            "alias": alias,
+        }
+        where = {name: value for name, value in wanted.items() if value is not None}
+        return [_summary(row) for row in self._store.find("runs/", where=where, limit=limit)]
+
+    def delete(self, name: str) -> None:
+        """Forget a run; the model that it made stays. Raises RefNotFound if there is none."""
+        if self._store.record(run_ref(name)) is None:
+            raise RefNotFound(f"No run is recorded as {name!r}.")
+        self._store.delete_ref(run_ref(name))
+
+    def add_artifact(self, name: str, label: str, path: str | os.PathLike[str]) -> RunManifest:
+        """Keep a file or folder that a run left, a log or a report, and link it to the run."""
+        run = self._read(run_ref(name))
+        if run is None:
+            raise RefNotFound(f"No run is recorded as {name!r}.")
+        added = self._store.add(path, ref=f"models/artifacts/{checked_id(name)}/{checked_id(label)}")
+        run = replace(run, artifacts={**run.artifacts, label: bytes.fromhex(added.model_id)})
+        self._store.put_manifest(run_ref(name), encode_run(run), metadata=_facts(run))
+        return run
+
+    def cache_evaluation(
+        self, name: str, result: dict[str, Any], *, evaluator: str = "", model: bytes | None = None
+    ) -> Record:
+        """Record what a model was measured at by one evaluator."""
+        value = EvaluationManifest(
+            name=name,
+            model=model,
+            evaluator=evaluator,
+            result=plain(result, what=f"The evaluation of {name}"),
+            recorded=recorded_environment(),
+        )
+        facts = {"model": model.hex() if model else "", "evaluator": evaluator, "name": name}
+        earlier = self.load_evaluation(name, evaluator=evaluator)
+        ref = evaluation_ref(name, evaluator)
+        record = self._store.record(ref) if earlier is not None and _alike(earlier, value) else None
+        return record or self._store.put_manifest(ref, encode_evaluation(value), metadata=facts)
+
+    def load_evaluation(self, name: str, *, evaluator: str = "") -> EvaluationManifest | None:
+        """Return what a model was measured at by one evaluator, None if it was not."""
+        record = self._store.record(evaluation_ref(name, evaluator))
+        return decode_evaluation(self._store.manifest_of(record)) if record is not None else None
+
+    def list_evaluations(self, *, model: str | None = None) -> list[EvaluationManifest]:
+        """Return evaluations, the newest first; of the model with this id, if one is given."""
+        rows = self._store.find("evaluations/", where={"model": model} if model else None)
+        records = [self._store.record(row.name) for row in rows]
+        return [
+            decode_evaluation(self._store.manifest_of(record)) for record in records if record is not None
+        ]
+
+    def _read(self, ref: str) -> RunManifest | None:
+        record = self._store.record(ref)
+        return decode_run(self._store.manifest_of(record)) if record is not None else None
+
+
+def run_ref(name: str) -> str:
+    """Return the ref of a run; raise ConfigError for an id that is not one safe name."""
+    return f"runs/{checked_id(name)}"
+
+
+def evaluation_ref(name: str, evaluator: str = "") -> str:
+    """Return the ref of an evaluation: each evaluator has its own."""
+    return f"evaluations/{checked_id(name)}" + (f"/{checked_id(evaluator)}" if evaluator else "")
+
+
+def recorded_environment() -> dict[str, Any]:
+    """Return what a run happened on: recorded, never part of a key (invariant 12)."""
+    return {
+        "casstore": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "time": time.time_ns(),
+    }
+
+
+def _by_content(settings: Any, content_id: Callable[[str], str], name: str = "") -> Any:
+    """Replace settings that name files by what the files hold."""
+    if isinstance(settings, dict):
+        return {key: _by_content(item, content_id, key) for key, item in settings.items()}
+    if isinstance(settings, list):
+        return [_by_content(item, content_id, name) for item in settings]
+    if isinstance(settings, str) and _names_file(name, settings):
+        return {"content": content_id(settings)}
+    return settings
+
+
+def _names_file(name: str, value: str) -> bool:
+    if not value or "\0" in value:
+        return False
+    word = name.lower().rsplit("_", 1)[-1]
+    if not (os.path.isabs(value) or word in _PATH_SETTINGS):
+        return False
+    try:
+        return os.path.exists(value)
+    except OSError as error:
+        # Invariant 12: a key must not depend on a file that could not be looked at.
+        raise ConfigError(f"The setting {name} names {value}, which cannot be read: {error}.") from error
+
+
+def _facts(run: RunManifest) -> dict[str, Any]:
+    """Return what listings of runs show and filter by."""
+    facts: dict[str, Any] = {
+        "pass": run.key.pass_name,
+        "status": run.status.value,
+        "input": run.input.hex() if run.input else "",
+        "input_name": run.input_name,
+        "output": run.output.hex() if run.output else "",
+        "started": run.started,
+        "duration": run.duration,
+    }
+    alias = run.recorded.get("alias")
+    return {**facts, "alias": alias} if isinstance(alias, str) else facts
+
+
+def _summary(row: RefRow) -> RunSummary:
+    facts = row.metadata
+
+    def text(name: str) -> str:
+        return str(facts.get(name) or "")
+
+    def number(name: str) -> int:
+        value = facts.get(name)
+        return value if isinstance(value, int) else 0
+
+    return RunSummary(
+        name=row.name.removeprefix("runs/"),
+        pass_name=text("pass"),
+        status=text("status"),
+        input=text("input"),
+        input_name=text("input_name"),
+        output=text("output"),
+        started=number("started"),
+        duration=number("duration"),
+        alias=text("alias"),
+    )
+
+
+def _outcome(run: RunManifest) -> str:
+    return run.output.hex()[:16] if run.output else run.status.value
+
+
+def _alike(one: EvaluationManifest, other: EvaluationManifest) -> bool:
+    # As text, since a NaN in a metric is not even equal to itself.
+    return (one.model, repr(one.result)) == (other.model, repr(other.result))

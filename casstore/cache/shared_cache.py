@@ -1,0 +1,202 @@
+"""SharedCache: a store elsewhere, on any fsspec URL, that machines share models, runs and evaluations through."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from casstore.cache.document import collect
+from casstore.cache.model_cache import model_ref
+from casstore.cache.run_cache import run_ref
+from casstore.cache.transfer import ModelFileTransfer
+from casstore.errors import CasstoreError, RefNotFound
+from casstore.ops.sync import execute, plan_sync
+from casstore.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fsspec import Callback
+
+    from casstore.format.record import Record
+    from casstore.ops.sync import SyncReport
+
+_log = logging.getLogger("casstore.cache")
+_T = TypeVar("_T")
+
+PAUSE_SECONDS = 300.0
+"""How long a shared cache that failed is left alone: every question to it would wait for its time-outs."""
+
+
+class SharedCache:
+    """A shared store; it is opened, and the network touched, with the first question. Safe in threads.
+
+    `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. `readonly` takes
+    from it only. `storage_options` go to its file system.
+    """
+
+    def __init__(
+        self,
+        account_or_url: str,
+        container: str | None = None,
+        *,
+        readonly: bool = False,
+        **storage_options: Any,
+    ) -> None:
+        self.url = (
+            f"https://{account_or_url}.blob.core.windows.net/{container}"
+            if container
+            else str(account_or_url)
+        )
+        self.readonly = readonly
+        self._storage_options = storage_options
+        self._lock = threading.Lock()
+        self._remote: Store | None = None
+
+    def __repr__(self) -> str:
+        return f"SharedCache({self.url!r})"
+
+    @property
+    def remote(self) -> Store:
+        """The store itself; made if there is none yet, unless this cache is read-only. Raises BackendError."""
+        with self._lock:
+            if self._remote is None:
+                self._remote = Store.open(
+                    self.url, create=not self.readonly, readonly=self.readonly, **self._storage_options
+                )
+            return self._remote
+
+    def close(self) -> None:
+        """Release connections; the next question opens them again."""
+        with self._lock:
+            held, self._remote = self._remote, None
+        if held is not None:
+            held.close()
+
+    def store(self, source: Store, refs: Sequence[str], *, callback: Callback | None = None) -> SyncReport:
+        """Copy refs, and what the shared store lacks of their objects, from `source`."""
+        return execute(plan_sync(source, self.remote, refs), callback=callback)
+
+    def retrieve(self, dest: Store, refs: Sequence[str], *, callback: Callback | None = None) -> SyncReport:
+        """Copy refs, and what `dest` lacks of their objects, from the shared store."""
+        return execute(plan_sync(self.remote, dest, refs), callback=callback)
+
+    def record(self, ref: str) -> Record | None:
+        """Return the current record of one ref, None if there is none."""
+        return self.remote.record(ref)
+
+    def exists(self, ref: str) -> bool:
+        """Say whether a ref is there, by its exact name. An outage raises, it is not an answer."""
+        return self.remote.record(ref) is not None
+
+    def delete(self, ref: str) -> None:
+        """Delete one ref. Raises RefNotFound if there is none."""
+        self.remote.delete_ref(ref)
+
+    def list(self, prefix: str = "") -> dict[str, Record]:
+        """Return the current record of every ref whose name starts with `prefix`."""
+        return self.remote.refs(prefix)
+
+    def cache_model(self, model_id: str, model_json: dict[str, Any]) -> None:
+        """Add a model config with its files straight from where they are."""
+        self._transfer().upload_model(
+            collect(model_json), model_ref(model_id), metadata={"type": str(model_json.get("type", ""))}
+        )
+
+    def load_model(self, model_id: str, model_json_path: str | os.PathLike[str]) -> dict[str, Any] | None:
+        """Write a model's config, its files left where they are, to `model_json_path`; None if there is none.
+
+        The config has `shared_cache` set, and paths relative to the model: `download_model` makes it usable.
+        """
+        record = self.record(model_ref(model_id))
+        document = self._transfer().read_config(record) if record is not None else None
+        if document is None:
+            return None
+        model = document.model
+        model.setdefault("config", {})["shared_cache"] = True
+        _write_json(model_json_path, model)
+        return model
+
+    def download_model(self, model_config: Any, model_id: str, dest: str | os.PathLike[str]) -> Any:
+        """Write a model's files below `dest`; return `model_config` with its paths there.
+
+        `model_config` is a map, or an object whose `config` is one. Raises RefNotFound if there is none.
+        """
+        record = self.record(model_ref(model_id))
+        if record is None:
+            raise RefNotFound(f"{self.url} holds no model called {model_id!r}.")
+        target = os.path.join(os.path.abspath(dest), "model")
+        document = self._transfer().download_model(record, target)
+        assert document is not None
+        located = document.located(lambda path: os.path.join(target, *path.split("/")))
+        return replace_config(model_config, located)
+
+    def cache_run(self, model_id: str, run_json_path: str | os.PathLike[str]) -> None:
+        """Add what `run_json_path` holds as the run that made a model."""
+        with open(run_json_path, "rb") as file:
+            data = file.read()
+        self.remote.put_manifest(run_ref(model_id), data)
+
+    def load_run(self, model_id: str, run_json_path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Write the run that made a model to `run_json_path` and return it; {} if there is none."""
+        record = self.record(run_ref(model_id))
+        if record is None:
+            return {}
+        run: dict[str, Any] = json.loads(self.remote.manifest_of(record))
+        _write_json(run_json_path, run)
+        return run
+
+    def upload_model_files(self, model_path: str | None, ref: str) -> None:
+        """Add a file or folder as the model `ref`; what has no files here, a model on a hub, is left alone."""
+        self._transfer().upload_model_files(model_path, ref if ref.startswith("models/") else f"models/{ref}")
+
+    def exist_in_shared_cache(self, name: str) -> bool:
+        """Say whether a model, or a ref, is there by this exact name."""
+        return self.exists(name if "/" in name else model_ref(name))
+
+    def _transfer(self) -> ModelFileTransfer:
+        return ModelFileTransfer(self.remote)
+
+
+class SharedCacheGuard:
+    """Goes on without a shared cache that fails: says so, leaves it alone for a while, then tries again."""
+
+    def __init__(self, shared: SharedCache) -> None:
+        self.shared = shared
+        self._retry_at = 0.0
+
+    def attempt(self, doing: str, action: Callable[[SharedCache], _T]) -> _T | None:
+        """Return what `action` makes of the shared cache, None if that failed or it is being left alone."""
+        if time.monotonic() < self._retry_at:
+            return None
+        try:
+            return action(self.shared)
+        except (CasstoreError, OSError) as error:
+            # Invariant 11: only the pipeline's cache may do this; the failure is logged, never silent.
+            self._retry_at = time.monotonic() + PAUSE_SECONDS
+            _log.warning(
+                "%s could not %s, so it is not used for %d s: %s",
+                self.shared.url,
+                doing,
+                PAUSE_SECONDS,
+                error,
+            )
+            return None
+
+
+def replace_config(model_config: Any, located: dict[str, Any]) -> Any:
+    """Put the paths of `located` into a model config, which is a map or has one; return it."""
+    config = model_config["config"] if isinstance(model_config, dict) else model_config.config
+    config.clear()
+    config.update(located.get("config", {}))
+    return model_config
+
+
+def _write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=4)

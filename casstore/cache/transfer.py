@@ -1,0 +1,113 @@
+"""Moving model files between folders and stores: what is missing, verified, and visible only when whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
+from casstore.errors import ConfigError, IntegrityError
+
+if TYPE_CHECKING:
+    from fsspec import Callback
+
+    from casstore.cache.document import CollectedModel
+    from casstore.format.record import Record
+    from casstore.store.store import AddResult, Model, Store
+
+
+class ModelFileTransfer:
+    """Brings files and folders into one store, local or remote, and gets them back. Safe in threads."""
+
+    def __init__(self, store: Store, *, callback: Callback | None = None) -> None:
+        self._store = store
+        self._callback = callback
+
+    def upload_model_files(
+        self,
+        model_path: str | os.PathLike[str] | None,
+        ref: str,
+        *,
+        base: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> AddResult | None:
+        """Add a file or folder as the model `ref`, chunks that the store has excepted.
+
+        None if there is no such file: the name of a model on a hub has no files here. Raises what `Store.add`
+        raises.
+        """
+        if not model_path or not os.path.exists(model_path):
+            return None
+        return self._store.add(model_path, ref=ref, base=base, metadata=metadata, callback=self._callback)
+
+    def upload_model(
+        self,
+        collected: CollectedModel,
+        ref: str,
+        *,
+        base: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> AddResult:
+        """Add a config with all files that it names as the model `ref`."""
+        with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
+            path = os.path.join(folder, DOCUMENT_NAME)
+            with open(path, "wb") as file:
+                file.write(collected.document.encode())
+            return self._store.add(
+                {**collected.places, DOCUMENT_NAME: path},
+                ref=ref,
+                base=base,
+                metadata=metadata,
+                callback=self._callback,
+            )
+
+    def download_model(
+        self, ref_or_record: str | Record, dest: str | os.PathLike[str]
+    ) -> ModelDocument | None:
+        """Write a model's files into the folder `dest`, which must not exist or be empty; return its config.
+
+        The folder appears whole or not at all, its files read-only. None is returned for a model that has no
+        config, one that `Store.add` made. Raises IntegrityError for damage, and then writes nothing.
+        """
+        store, dest = self._store, os.path.abspath(dest)
+        record = store.resolve(ref_or_record).record if isinstance(ref_or_record, str) else ref_or_record
+        if os.path.isdir(dest) and os.listdir(dest):
+            raise ConfigError(f"{dest} holds files already: give a folder that does not exist or is empty.")
+        made = f"{dest}.{uuid.uuid4().hex}"
+        try:
+            model = store.checkout_record(record, made, callback=self._callback)
+            document = read_document(store, model)
+            for entry in model.tree.files:
+                os.chmod(os.path.join(made, *entry.path.split("/")), 0o555 if entry.mode else 0o444)
+            if os.path.isdir(dest):
+                os.rmdir(dest)
+            os.rename(made, dest)  # Invariant 4: under its name only when whole and checked.
+        except BaseException:
+            # Invariant 4: what is not whole never gets the name that was asked for.
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return document
+
+    def read_config(self, record: Record) -> ModelDocument | None:
+        """Return the config of a model, fetching nothing else; None for a model that has none."""
+        return read_document(self._store, self._store.model_of(record))
+
+
+def read_document(store: Store, model: Model) -> ModelDocument | None:
+    """Return the config in a model, verified; its paths must name files of the model."""
+    if not any(entry.path == DOCUMENT_NAME for entry in model.tree.files):
+        return None
+    layout = model.layout(DOCUMENT_NAME)
+    document = decode_document(b"".join(store.objects.read_many(layout.chunk_ids())))
+    known = {entry.path for entry in model.tree.entries}
+    known |= {"/".join(path.split("/")[:depth]) for path in known for depth in range(1, path.count("/") + 1)}
+    for pointer in document.paths:
+        value: Any = document.model
+        for key in pointer:
+            value = value[key]
+        if value not in known:
+            raise IntegrityError(f"The config of {model.record.name} names {value!r}, which the model lacks.")
+    return document

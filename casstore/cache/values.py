@@ -1,0 +1,86 @@
+"""Settings as plain values: what a pipeline hands over becomes maps, lists, text and numbers, or is refused."""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from casstore.errors import ConfigError
+
+MAX_DEPTH = 24
+"""Nesting that a setting may have: what goes deeper is nearly always a cycle."""
+
+MAX_ITEMS = 1 << 20
+"""Values that one config may hold."""
+
+
+def plain(value: Any, *, what: str) -> Any:
+    """Return a copy of `value` made of maps, lists, text, numbers, booleans and None.
+
+    Tuples and sets become lists, paths and enumerations text, numpy scalars numbers, objects with `to_json`
+    or `model_dump` what these give. Raises ConfigError, naming `what` and the place, for a cycle, a config
+    of absurd size, or an object that has no such form.
+    """
+    return _Walk(what).take(value, ())
+
+
+class _Walk:
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._left = MAX_ITEMS
+
+    def take(self, value: Any, place: tuple[str, ...]) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ConfigError(f"{self._what} holds more than {MAX_ITEMS} values.")
+        if len(place) > MAX_DEPTH:
+            raise ConfigError(
+                f"{self._what} is nested deeper than {MAX_DEPTH}, or contains itself, at {_name(place)}."
+            )
+        if value is None or isinstance(value, (bool, str)) or type(value) is int:
+            return _plain_text(value) if isinstance(value, str) else value
+        if isinstance(value, float):
+            # Every NaN is the same one, so that a key does not depend on which operation made it.
+            return math.nan if math.isnan(value) else float(value)
+        if isinstance(value, enum.Enum):
+            return self.take(value.value, place)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, Mapping):
+            return {self._key(key, place): self.take(item, (*place, str(key))) for key, item in value.items()}
+        if isinstance(value, AbstractSet):
+            return sorted((self.take(item, (*place, "…")) for item in value), key=repr)
+        if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+            return [self.take(item, (*place, str(at))) for at, item in enumerate(value)]
+        return self._other(value, place)
+
+    def _key(self, key: Any, place: tuple[str, ...]) -> str:
+        if isinstance(key, enum.Enum):
+            key = key.value
+        if not isinstance(key, (str, int, float, bool)) and key is not None:
+            raise ConfigError(f"{self._what} has a key that is no text at {_name(place)}: {key!r}.")
+        return str(key)
+
+    def _other(self, value: Any, place: tuple[str, ...]) -> Any:
+        for method in ("to_json", "model_dump", "item", "tolist"):
+            convert = getattr(value, method, None)
+            if callable(convert) and not isinstance(value, type):
+                return self.take(convert(), (*place, "()"))
+        raise ConfigError(
+            f"{self._what} holds a {type(value).__name__} at {_name(place)}, which has no plain form. "
+            "Give text, numbers, lists or maps."
+        )
+
+
+def _plain_text(value: str) -> str:
+    # A subclass of str (an enumeration of words, say) is the word.
+    return value if type(value) is str else str.__str__(value)
+
+
+def _name(place: tuple[str, ...]) -> str:
+    shown = place[:6]
+    return ".".join(shown) + (".…" if len(place) > len(shown) else "") if place else "its top"
