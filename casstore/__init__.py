@@ -3,7 +3,7 @@
 Imports go down only:
 
     cli            one file per command
-    ops            check, and other work on whole stores
+    ops            check, sync, and other work on whole stores
     store          Store: open, add, read, refs, publish
     tensors  codecs  chunking  format  backend       (these know nothing of one another)
     digest, errors
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         RefNotFound,
     )
     from casstore.ops.check import CheckReport, check
+    from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
+    from casstore.ops.sync import execute as execute_sync
     from casstore.store.store import AddResult, Model, Store
     from casstore.store.usage import StoreStats
 
@@ -43,8 +45,12 @@ __all__ = [
     "RefNotFound",
     "Store",
     "StoreStats",
+    "SyncPlan",
+    "SyncReport",
     "__version__",
     "check",
+    "execute_sync",
+    "plan_sync",
 ]
 
 _HOMES = {
@@ -59,15 +65,21 @@ _HOMES = {
     "RefNotFound": "casstore.errors",
     "Store": "casstore.store.store",
     "StoreStats": "casstore.store.usage",
+    "SyncPlan": "casstore.ops.sync",
+    "SyncReport": "casstore.ops.sync",
     "check": "casstore.ops.check",
+    "execute_sync": "casstore.ops.sync:execute",
+    "plan_sync": "casstore.ops.sync",
 }
+"""Where each public name is; what stands behind a colon is what it is called there."""
 
 
 def __getattr__(name: str) -> Any:
-    module = _HOMES.get(name)
-    if module is None:
+    home = _HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(module), name)
+    module, _, own = home.partition(":")
+    value = globals()[name] = getattr(importlib.import_module(module), own or name)
     return value
 
 

@@ -14,7 +14,7 @@ from casstore import codecs
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import DigestMismatch, FormatError, MissingObject, ObjectNotFound
 from casstore.format import frame
-from casstore.store.buffers import new_buffer, scratch
+from casstore.store.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
 from casstore.store.index import NOT_FOUND, Located
 from casstore.store.keys import pack_key
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from casstore.backend.base import Backend
+    from casstore.format.frame import FrameHeader
     from casstore.store.index import Index
 
 MAX_FETCH = 8 << 20
@@ -109,21 +110,18 @@ class ObjectReader:
     ) -> None:
         """Fetch the frames of `group`, neighbours in one pack, and put their objects where `places` say."""
         begin = int(located.rows["offset"][group[0]])
-        end = int(located.rows["offset"][group[-1]]) + _frame_size(located, group[-1])
+        end = int(located.rows["offset"][group[-1]]) + frame_size(located, group[-1])
         fetched = scratch(end - begin)
         if self._backend.read_into(key, fetched, start=begin) != len(fetched):
             raise FormatError(f"{key} is cut short. {_ADVICE}")
         frames = []
         for at in group:
             offset = int(located.rows["offset"][at]) - begin
-            framed = fetched[offset : offset + _frame_size(located, at)]
+            framed = fetched[offset : offset + frame_size(located, at)]
             frames.append(_open_frame(located, at, framed, places[at], key=key))
         for run in _adjacent(frames):
             _decode(run, buffer, key=key)
-        for item in frames:
-            actual = digest(buffer[item.begin : item.end])
-            if actual != item.object_id:
-                raise DigestMismatch(item.object_id.hex(), actual.hex(), key, _ADVICE)
+        _check_ids(frames, buffer, key=key)
 
 
 class _Frame(NamedTuple):
@@ -136,20 +134,68 @@ class _Frame(NamedTuple):
     end: int
 
 
+def verify_frames(
+    located: Located, group: Sequence[int], fetched: memoryview, *, begin: int, key: str
+) -> list[FrameHeader]:
+    """Prove that each frame of `group` decodes to its object (invariant 9); return their headers.
+
+    `fetched` are bytes of the pack `key` from byte `begin` on; the caller keeps them. Raises an IntegrityError
+    that names the pack.
+    """
+    headers: list[FrameHeader] = []
+    run: list[_Frame] = []
+    size = 0
+    for at in group:
+        offset = int(located.rows["offset"][at]) - begin
+        framed = fetched[offset : offset + frame_size(located, at)]
+        raw = int(located.rows["raw"][at])
+        header = _open_header(located, at, framed, raw, key=key)
+        if header.bases != located.bases(at):
+            raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
+        headers.append(header)
+        if run and size + raw > BLOCK:
+            _verify_run(run, size, key=key)
+            run, size = [], 0
+        run.append(_Frame(header.object_id, header.encoding, framed[header.size :], size, size + raw))
+        size += raw
+    if run:
+        _verify_run(run, size, key=key)
+    return headers
+
+
+def _verify_run(run: list[_Frame], size: int, *, key: str) -> None:
+    # A thread keeps its scratch memory: what is larger than a block is rare, and let go.
+    plain = scratch(size) if size <= BLOCK_BUFFER else new_buffer(size)
+    _decode(run, plain, key=key)
+    _check_ids(run, plain, key=key)
+
+
+def _check_ids(frames: list[_Frame], plain: memoryview, *, key: str) -> None:
+    for item in frames:
+        actual = digest(plain[item.begin : item.end])
+        if actual != item.object_id:
+            raise DigestMismatch(item.object_id.hex(), actual.hex(), key, _ADVICE)
+
+
 def _open_frame(located: Located, at: int, framed: memoryview, place: tuple[int, int], *, key: str) -> _Frame:
+    header = _open_header(located, at, framed, place[1] - place[0], key=key)
+    return _Frame(header.object_id, header.encoding, framed[header.size :], *place)
+
+
+def _open_header(located: Located, at: int, framed: memoryview, raw: int, *, key: str) -> FrameHeader:
     """Check that a fetched frame is the one that the index promised."""
     header = frame.decode_header(framed, key=key)
     row = located.rows[at]
     if (
         header.object_id != row["id"].tobytes()
-        or header.raw != place[1] - place[0]
+        or header.raw != raw
         or header.stored != row["stored"]
         or header.kind != row["kind"]
         or header.encoding != row["encoding"]
         or header.rank != row["rank"]
     ):
         raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
-    return _Frame(header.object_id, header.encoding, framed[header.size :], *place)
+    return header
 
 
 def _adjacent(frames: list[_Frame]) -> Iterator[list[_Frame]]:
@@ -184,7 +230,8 @@ def _row_id(located: Located, at: int) -> bytes:
     return found
 
 
-def _frame_size(located: Located, at: int) -> int:
+def frame_size(located: Located, at: int) -> int:
+    """Return the bytes that the frame of a located row takes in its pack."""
     return frame.header_size(len(located.bases(at))) + int(located.rows["stored"][at])
 
 
@@ -199,7 +246,7 @@ def _fetch_groups(located: Located, wanted: list[int]) -> Iterator[list[int]]:
     for position in order:
         at = wanted[position]
         pack, offset = packs[position], offsets[position]
-        stop = offset + _frame_size(located, at)
+        stop = offset + frame_size(located, at)
         if group and (pack != group_pack or offset > end + MAX_GAP or stop - begin > MAX_FETCH):
             yield group
             group = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -147,13 +147,17 @@ class PackWriter:
     """Appends frames to packs: one thread writes and hashes them, another one commits full packs.
 
     Use as a context manager: packs that were not finished are discarded. For one thread.
+    `target` is the size in bytes at which a pack is closed. With `uploads`, that many full packs are committed
+    at once, and `append` waits while more than that are on their way: what a slow link has not taken yet lies
+    in a spool.
     """
 
-    def __init__(self, backend: Backend, *, target: int = PACK_TARGET) -> None:
+    def __init__(self, backend: Backend, *, target: int = PACK_TARGET, uploads: int | None = None) -> None:
         self._backend = backend
         self._target = target
+        self._uploads = uploads
         self._scribe = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="casstore-commit")
+        self._committer = ThreadPoolExecutor(uploads or 1, thread_name_prefix="casstore-commit")
         self._writes: deque[Future[None]] = deque()
         self._commits: list[Future[WrittenPack]] = []
         self._open: _OpenPack | None = None
@@ -191,6 +195,12 @@ class PackWriter:
         commits, self._commits = self._commits, []
         return [commit.result() for commit in commits]
 
+    def take_finished(self) -> list[WrittenPack]:
+        """Return the packs that have become durable since the last call; wait for none."""
+        done = [commit for commit in self._commits if commit.done()]
+        self._commits = [commit for commit in self._commits if commit not in done]
+        return [commit.result() for commit in done]
+
     def _close_pack(self) -> None:
         closing = self._open
         if closing is None:
@@ -200,6 +210,12 @@ class PackWriter:
         written = self._writes[-1]
         self._open = None
         self._commits.append(self._committer.submit(_commit, closing, footer, written))
+        while self._uploads is not None:
+            waiting = [commit for commit in self._commits if not commit.done()]
+            if len(waiting) <= self._uploads:
+                break
+            for commit in wait(waiting, return_when=FIRST_COMPLETED).done:
+                commit.result()  # What failed is told now, not after all the rest was sent.
 
     def _emit(
         self, target: _OpenPack, data: bytes | memoryview, *, then: Callable[[], None] | None = None

@@ -12,12 +12,13 @@ step 2 keeps a record from pointing at nothing in the meantime.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import ConflictError, MissingObject, ObjectNotFound
+from casstore.errors import ConflictError, MissingObject, ObjectNotFound, RefConflict
 from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.keys import pack_key
@@ -33,23 +34,43 @@ if TYPE_CHECKING:
     from casstore.format.record import Record
     from casstore.store.index import Index
     from casstore.store.objects import ObjectReader
-    from casstore.store.packs import EncodedFrames
+    from casstore.store.packs import EncodedFrames, WrittenPack
     from casstore.store.refs import Refs
 
     Supply = Callable[[set[bytes]], Iterator[EncodedFrames]]
     """Makes frames again, from the source, for those of the given object ids that it can."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_ROUNDS = 16
 """Times that packs may vanish under one publish before it gives up."""
 
 MAX_HINTS = 32
 
+_FEW_PACKS = 4
+_ASKERS = 16
+"""Threads that ask for packs, or put records, where there are many: each answer takes a round trip."""
+
 
 class Publication:
     """One publish, from its first look-up to its acknowledged record. A context manager, for one thread."""
 
-    def __init__(self, *, backend: Backend, index: Index, reader: ObjectReader, refs: Refs) -> None:
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        index: Index,
+        reader: ObjectReader,
+        refs: Refs,
+        pack_target: int | None = None,
+        uploads: int | None = None,
+    ) -> None:
+        """`pack_target` and `uploads` are the PackWriter's, for a link that is slower than the writer."""
+        self._pack_target = pack_target
+        self._uploads = uploads
         self._backend = backend
+        self._is_local = backend.local_path(marks.FORMAT_KEY) is not None
         self._index = index
         self._reader = reader
         self._refs = refs
@@ -60,6 +81,9 @@ class Publication:
         self._depends: dict[bytes, list[bytes]] = {}
         self._settled: set[bytes] = set()
         self.bytes_stored = 0
+        self.packs_written = 0
+        self.segments_written = 0
+        self.bytes_written = 0
 
     def __enter__(self) -> Self:
         # On a local file system gc takes this lock exclusively and deletes at once (design §8).
@@ -67,7 +91,8 @@ class Publication:
             stack.enter_context(self._backend.publish_lock())
             self._condemned = read_tombstones(self._backend)
             self._index.refresh()
-            self._writer = stack.enter_context(PackWriter(self._backend))
+            target = {} if self._pack_target is None else {"target": self._pack_target}
+            self._writer = stack.enter_context(PackWriter(self._backend, uploads=self._uploads, **target))
             self._exit = stack.pop_all()
         return self
 
@@ -88,6 +113,7 @@ class Publication:
 
         An object in a pack that is gone or condemned counts as unknown: it is written again.
         """
+        self._look_ahead(ids)
         located = self._index.locate(ids, usable=self._is_usable)
         found = located.found
         self._depend(np.ascontiguousarray(located.rows[found]))
@@ -118,26 +144,71 @@ class Publication:
         `make_record` gets the packs that cover the record, as hints; a record that is in the store already
         is not written again. Raises MissingObject if something vanished that `supply` cannot make again.
         """
+        hints = self._prepare(supply)
+        self._refs.put(make_record(hints))
+        self._finish(supply)
+
+    def commit_all(
+        self, drafts: Sequence[Callable[[], Record]], supply: Supply
+    ) -> list[Record | RefConflict]:
+        """Commit several records with one pair of checks; return them in order.
+
+        Each of `drafts` makes one record, on any thread. A RefConflict takes the place of a record that it
+        keeps from being written; any other error is raised, and then none of the records is acknowledged.
+        """
+        self._prepare(supply)
+
+        def put(draft: Callable[[], Record]) -> Record | RefConflict:
+            try:
+                record = draft()
+                self._refs.put(record)
+            except RefConflict as conflict:
+                return conflict  # Design §9: for the caller to show; the other refs are not concerned.
+            return record
+
+        results = list(map(put, drafts)) if len(drafts) == 1 else _on_threads(put, drafts)
+        self._finish(supply)
+        return results
+
+    def keep_finished(self) -> int:
+        """Make packs that are durable already known to everybody; return how many there were.
+
+        What is kept so outlives this publish, whether it commits a record or not: a later one needs only the
+        rest.
+        """
+        return self._cover(self._writer.take_finished())
+
+    def _prepare(self, supply: Supply) -> tuple[bytes, ...]:
         self._flush()
         self._secure(supply)
         self._settle()
-        self._refs.put(make_record(tuple(sorted(self._depends)[:MAX_HINTS])))
+        return tuple(sorted(self._depends)[:MAX_HINTS])
+
+    def _finish(self, supply: Supply) -> None:
         self._secure(supply)
         self._settle()
 
     def _flush(self) -> None:
-        written = self._writer.finish()
+        self._cover(self._writer.finish())
+
+    def _cover(self, written: Sequence[WrittenPack]) -> int:
         if written:
             self._index.publish([(item.pack_id, item.footer) for item in written])
+            self.segments_written += 1
         for item in written:
             self._depends.setdefault(item.pack_id, []).append(b"".join(row_ids(item.footer.rows)))
+            self.packs_written += 1
+            self.bytes_written += item.size
+        return len(written)
 
     def _secure(self, supply: Supply) -> None:
         """Make sure that each pack depended on is there and not condemned, mending what is not."""
         for _ in range(MAX_ROUNDS):
             self._condemned = read_tombstones(self._backend)
             self._usable.clear()
-            lost = [pack for pack in self._depends if pack in self._condemned or not self._has_pack(pack)]
+            kept = [pack for pack in self._depends if pack not in self._condemned]
+            there = dict(zip(kept, self._have_packs(kept), strict=True))
+            lost = [pack for pack in self._depends if not there.get(pack, False)]
             if not lost:
                 return
             self._index.refresh()
@@ -203,12 +274,37 @@ class Publication:
             usable = self._usable[number] = pack not in self._condemned and self._has_pack(pack)
         return usable
 
+    def _look_ahead(self, ids: Sequence[bytes]) -> None:
+        """Ask for many packs at once rather than one by one as the index meets them."""
+        if self._is_local:
+            return  # A local answer takes microseconds, less than looking up what to ask for.
+        located = self._index.locate(ids)
+        numbers = set(located.rows["pack"][located.found].tolist())
+        asked = [
+            number
+            for number in sorted(numbers - self._usable.keys())
+            if self._index.pack_id(number) not in self._condemned
+        ]
+        if len(asked) > _FEW_PACKS:
+            packs = [self._index.pack_id(number) for number in asked]
+            self._usable.update(zip(asked, self._have_packs(packs), strict=True))
+
+    def _have_packs(self, packs: Sequence[bytes]) -> list[bool]:
+        if len(packs) <= _FEW_PACKS or self._is_local:
+            return [self._has_pack(pack) for pack in packs]
+        return _on_threads(self._has_pack, packs)
+
     def _has_pack(self, pack_id: bytes) -> bool:
         try:
             self._backend.stat(pack_key(pack_id))
         except ObjectNotFound:
             return False  # Invariant 5: an entry whose pack is gone does not exist.
         return True
+
+
+def _on_threads(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    with ThreadPoolExecutor(min(_ASKERS, max(1, len(items))), thread_name_prefix="casstore-ask") as threads:
+        return list(threads.map(task, items))
 
 
 def read_tombstones(backend: Backend) -> frozenset[bytes]:

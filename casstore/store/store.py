@@ -193,7 +193,7 @@ class Store:
         else:
             sources = find_sources(os.fspath(path), follow=follow_links, exclude=exclude)
         with (
-            self._publication() as publication,
+            self.publication() as publication,
             Ingest(
                 publication=publication,
                 reader=self.objects,
@@ -338,7 +338,7 @@ class Store:
         assert manifest_id is not None
         model_id = bytes.fromhex(model.model_id)
         needed = self.objects_of(model.record)
-        with self._publication() as publication:
+        with self.publication() as publication:
             publication.require(needed)
             publication.commit(
                 lambda packs: self._refs.draft(
@@ -402,7 +402,7 @@ class Store:
             ]
             return drafted[0]
 
-        with self._publication() as publication:
+        with self.publication() as publication:
             publication.write_objects(Kind.MANIFEST, {target: manifest})
             publication.commit(draft, lambda _: iter([encode_object(Kind.MANIFEST, manifest)]))
         return drafted[0]
@@ -443,8 +443,37 @@ class Store:
             records=self.refs().values(),
         )
 
-    def _publication(self) -> Publication:
-        return Publication(backend=self.backend, index=self.index, reader=self.objects, refs=self._refs)
+    def history(self, name: str) -> list[Record]:
+        """Return all records of one ref, oldest first; the last one is its value, unless it is a deletion."""
+        names.check_name(name)
+        return self._refs.records(name)
+
+    def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
+        """Return the record by which this store says what `record`, of another store, says.
+
+        It has a number and a write id of this store's; `packs` are hints at the packs here that cover it.
+        Raises RefConflict as moving the ref would.
+        """
+        return self._refs.draft(
+            record.name,
+            target=record.target,
+            manifest=record.manifest,
+            inline=record.inline,
+            base=record.base,
+            metadata=record.metadata,
+            packs=packs,
+        )
+
+    def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:
+        """Return a publish of this store, to be used as a context manager (see publish.py)."""
+        return Publication(
+            backend=self.backend,
+            index=self.index,
+            reader=self.objects,
+            refs=self._refs,
+            pack_target=pack_target,
+            uploads=uploads,
+        )
 
     def _find(self, ref_or_id: str) -> Record:
         if not is_hex(ref_or_id):

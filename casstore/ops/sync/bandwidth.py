@@ -1,0 +1,46 @@
+"""A limit on bytes per second, for all transfers of one sync together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from casstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class TokenBucket:
+    """Lets `rate` bytes through each second, in bursts of up to a quarter of a second; safe in threads.
+
+    With no `rate` nothing waits. `clock` and `sleep` are for tests. Raises ConfigError for a rate below 1.
+    """
+
+    def __init__(
+        self,
+        rate: float | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if rate is not None and not rate >= 1:
+            raise ConfigError(f"A bandwidth limit of {rate} bytes per second lets nothing through.")
+        self._rate = rate
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._free_at = clock()
+
+    def take(self, size: int) -> None:
+        """Wait until `size` bytes may go."""
+        if self._rate is None:
+            return
+        with self._lock:
+            # What was not used for a while does not add up to a burst later.
+            now = self._clock()
+            self._free_at = max(self._free_at, now - 0.25) + size / self._rate
+            wait = self._free_at - now
+        if wait > 0:
+            self._sleep(wait)

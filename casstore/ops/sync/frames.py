@@ -1,0 +1,193 @@
+"""Taking frames out of a store as they are stored: fetched in ranges, verified, handed on in order.
+
+Three things happen at once: threads wait for the network, the shared workers decode and hash, the caller
+writes. Between them stand a bounded number of blocks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from casstore.errors import FormatError, ObjectNotFound
+from casstore.format.rows import Kind
+from casstore.ops.sync.ranges import plan_ranges
+from casstore.store.buffers import BLOCK_BUFFER, new_buffer, take_block
+from casstore.store.keys import pack_key
+from casstore.store.objects import frame_size, verify_frames
+from casstore.store.packs import EncodedFrames, encode_objects
+from casstore.store.workers import TaskGroup, worker_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
+
+    from fsspec import Callback
+    from numpy.typing import NDArray
+
+    from casstore.ops.sync.bandwidth import TokenBucket
+    from casstore.ops.sync.ranges import Range
+    from casstore.store.index import Located
+    from casstore.store.store import Store
+
+_ALONE_BYTES = 8 << 20
+"""Plain bytes of deltas that are read and encoded again at once."""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """What was read so far: `requests` reads of `bytes_read` bytes, of which `bytes_wanted` are frames."""
+
+    requests: int = 0
+    bytes_read: int = 0
+    bytes_wanted: int = 0
+    objects: int = 0
+    reencoded: int = 0
+
+
+class _Fetched(NamedTuple):
+    """Bytes of a range, and the lent block that they are in, if any."""
+
+    data: memoryview
+    block: memoryview | None
+
+
+class FrameSource:
+    """Copies frames out of one store. Use from one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_concurrency: int,
+        bucket: TokenBucket,
+        callback: Callback | None,
+    ) -> None:
+        self._store = store
+        self._concurrency = max_concurrency
+        self._bucket = bucket
+        self._callback = callback
+        self.done = Transfer()
+
+    def frames(
+        self, ids: bytes, *, may_keep: Callable[[Located, NDArray[np.int64]], NDArray[np.bool_]]
+    ) -> Iterator[EncodedFrames]:
+        """Yield verified frames of these objects, joined ids, each once.
+
+        `may_keep` is given deltas, as positions of located rows, and says which of them may be copied as they
+        are; the others are encoded alone. Raises MissingObject for an object that the store lost, another
+        IntegrityError, which names the pack, for a frame that is not what it must be.
+        """
+        while ids:
+            located = self._store.objects.locate(ids)
+            deltas = np.flatnonzero(located.rows["rank"])
+            alone = deltas[~may_keep(located, deltas)] if deltas.size else deltas
+            whole = np.setdiff1d(np.arange(len(located.rows)), alone, assume_unique=True)
+            lost: list[int] = []
+            yield from self._copied(located, plan_ranges(located, whole), lost)
+            yield from self._encoded_alone(located, alone)
+            # Invariant 5: packs that went since the look-up; their objects are looked for once more.
+            ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
+
+    def _copied(self, located: Located, ranges: Sequence[Range], lost: list[int]) -> Iterator[EncodedFrames]:
+        fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
+        verifying: deque[tuple[Range, Future[EncodedFrames]]] = deque()
+        left = iter(ranges)
+        # The threads are left first, then the workers: what they work on is in nobody's hands any more.
+        with (
+            TaskGroup() as tasks,
+            ThreadPoolExecutor(self._concurrency, thread_name_prefix="casstore-fetch") as threads,
+        ):
+            try:
+                while True:
+                    while len(fetching) < self._concurrency and (wanted := next(left, None)) is not None:
+                        fetching.append((wanted, threads.submit(self._fetch, wanted)))
+                    if fetching and len(verifying) <= worker_count():
+                        wanted, fetched = fetching.popleft()
+                        try:
+                            data = fetched.result()
+                        except ObjectNotFound:
+                            # Invariant 5: an entry whose pack is gone does not exist.
+                            self._store.index.forget_pack(wanted.pack)
+                            lost += wanted.frames
+                            continue
+                        verifying.append((wanted, tasks.submit(self._verify, located, wanted, data)))
+                    elif verifying:
+                        wanted, verified = verifying.popleft()
+                        frames = verified.result()
+                        self._count(wanted, frames)
+                        yield frames
+                    else:
+                        return
+            finally:
+                for _, pending in fetching:
+                    pending.cancel()
+
+    def _fetch(self, wanted: Range) -> _Fetched:
+        """Read a range; runs on a thread that may wait."""
+        size = wanted.end - wanted.begin
+        block = take_block() if size <= BLOCK_BUFFER else None
+        data = new_buffer(size) if block is None else block[:size]
+        key = pack_key(self._store.index.pack_id(wanted.pack))
+        self._bucket.take(size)
+        done = 0
+        while done < size:
+            count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
+            if count == 0:
+                raise FormatError(f"{key} in {self._store.backend.url} is cut short.")
+            done += count  # A server may stop early without an error: what is left is asked for again.
+        return _Fetched(data, block)
+
+    def _verify(self, located: Located, wanted: Range, fetched: _Fetched) -> EncodedFrames:
+        """Prove the frames of a range (invariant 9), and close the gaps between them; for a worker."""
+        key = pack_key(self._store.index.pack_id(wanted.pack))
+        data = fetched.data
+        headers = verify_frames(located, wanted.frames, data, begin=wanted.begin, key=key)
+        if wanted.dense:
+            return EncodedFrames(headers, data, fetched.block)
+        at = 0
+        for position in wanted.frames:
+            begin = int(located.rows["offset"][position]) - wanted.begin
+            size = frame_size(located, position)
+            if begin != at:
+                data[at : at + size] = data[begin : begin + size]
+            at += size
+        return EncodedFrames(headers, data[:at], fetched.block)
+
+    def _encoded_alone(self, located: Located, alone: NDArray[np.int64]) -> Iterator[EncodedFrames]:
+        """Yield objects that are deltas here as frames that need no base (design §10)."""
+        start = 0
+        while start < len(alone):
+            stop = start + 1
+            kind, size = located.rows["kind"][alone[start]], int(located.rows["raw"][alone[start]])
+            while stop < len(alone) and located.rows["kind"][alone[stop]] == kind:
+                size += int(located.rows["raw"][alone[stop]])
+                if size > _ALONE_BYTES:
+                    break
+                stop += 1
+            ids = [located.rows["id"][at].tobytes() for at in alone[start:stop]]
+            self._bucket.take(int(located.rows["stored"][alone[start:stop]].sum()))
+            plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
+            frames = encode_objects(Kind(int(kind)), plain)
+            self.done.reencoded += len(ids)
+            self.done.objects += len(ids)
+            size = sum(frame_size(located, at) for at in alone[start:stop].tolist())
+            self.done.requests += 1
+            self.done.bytes_read += size
+            self.done.bytes_wanted += size
+            if self._callback is not None:
+                self._callback.relative_update(size)
+            yield frames
+            start = stop
+
+    def _count(self, wanted: Range, frames: EncodedFrames) -> None:
+        self.done.requests += 1
+        self.done.bytes_read += wanted.end - wanted.begin
+        self.done.bytes_wanted += len(frames.data)
+        self.done.objects += len(frames.headers)
+        if self._callback is not None:
+            self._callback.relative_update(len(frames.data))

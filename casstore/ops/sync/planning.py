@@ -1,0 +1,268 @@
+"""What a sync would do: which refs it would write, and what would have to move for them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from casstore.errors import ConfigError, RefNotFound
+from casstore.format import names
+from casstore.format.rows import Kind, id_words
+from casstore.ops.sync.needs import is_near, needs_of, split
+from casstore.ops.sync.ranges import frame_sizes, plan_ranges
+from casstore.ops.sync.standing import Standing, compare, same_value
+from casstore.store.packs import PACK_TARGET
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casstore.format.record import Record
+    from casstore.store.store import Store
+
+REMOTE_PACK_TARGET = 32 << 20
+"""Bytes at which a pack for a remote store is closed: several are sent at once, and each is in memory then."""
+
+MAX_CONCURRENCY = 8
+"""Requests that are under way at once, unless the caller says otherwise."""
+
+_FEW_NAMES = 8
+_ASKERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RefToWrite:
+    """A ref that the destination would get.
+
+    `record` is the source's; `seen` the number of the destination's newest record when that was looked at, 0
+    if it showed none. `bytes_stored` are those that no ref before this one moves.
+    """
+
+    name: str
+    record: Record
+    standing: Standing
+    seen: int
+    bytes_stored: int
+    ids: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RefConflictFound:
+    """A ref whose values in the two stores do not follow from one another; targets in hex."""
+
+    name: str
+    src_target: str
+    dst_target: str
+    reason: str = "each side has a value that the other one has not seen"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncPlan:
+    """What `execute` would move from `src` to `dst`, as things stood when this was made.
+
+    `refs` would be written; `equal` say the same already; `ahead` are newer in `dst` and left alone;
+    `conflicts` are left alone, too. `objects`, of which `chunks` are chunks, would be new: `bytes_stored` as they are
+    stored, `bytes_plain` as files. `reads` are requests to `src`, `puts` those to `dst`.
+    """
+
+    src: Store = field(repr=False)
+    dst: Store = field(repr=False)
+    refs: tuple[RefToWrite, ...]
+    equal: tuple[str, ...]
+    ahead: tuple[str, ...]
+    conflicts: tuple[RefConflictFound, ...]
+    objects: int
+    chunks: int
+    bytes_stored: int
+    bytes_plain: int
+    reads: int
+    puts: int
+    overwrite: bool = False
+
+    @property
+    def requests(self) -> int:
+        """Requests that move data, to either side."""
+        return self.reads + self.puts
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.refs
+
+    def seconds(
+        self,
+        bandwidth_bytes_per_s: float,
+        round_trip_s: float = 0.0,
+        *,
+        max_concurrency: int = MAX_CONCURRENCY,
+    ) -> float:
+        """Estimate how long `execute` takes on a link."""
+        return self.bytes_stored / bandwidth_bytes_per_s + round_trip_s * self.requests / max_concurrency
+
+
+def plan_sync(
+    src: Store, dst: Store, refs: Sequence[str] | None = None, *, overwrite: bool = False
+) -> SyncPlan:
+    """Say what would have to move so that `dst` has these refs of `src`; changes nothing.
+
+    `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
+    in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
+    (README.md). Raises RefNotFound for one that `src` does not have, IntegrityError for a model of `src` that
+    is not whole.
+    """
+    if src.backend.url == dst.backend.url:
+        raise ConfigError(f"{src.backend.url} is both sides of this sync. Name two stores.")
+    chosen = _choose(src, refs)
+    standings = _Standings(src, dst, chosen, overwrite=overwrite)
+    to_write = sorted(standings.to_write, key=lambda name: (not names.names_model(name), name))
+    moves = _Moves.nothing()
+    needs: dict[bytes, bytes] = {}
+    if any(chosen[name].manifest is not None for name in to_write):
+        dst.index.refresh()
+        needs = needs_of(src, dst, (chosen[name] for name in to_write))
+        moves = _moves(src, dst, [needs.get(chosen[name].manifest or b"", b"") for name in to_write])
+    planned = tuple(
+        RefToWrite(
+            name,
+            chosen[name],
+            *standings.to_write[name],
+            size,
+            needs.get(chosen[name].manifest or b"", b""),
+        )
+        for name, size in zip(to_write, moves.shares or [0] * len(to_write), strict=True)
+    )
+    packs = -(-moves.bytes_stored // pack_target(dst))
+    return SyncPlan(
+        src=src,
+        dst=dst,
+        refs=planned,
+        equal=tuple(standings.equal),
+        ahead=tuple(standings.ahead),
+        conflicts=tuple(standings.conflicts),
+        objects=moves.objects,
+        chunks=moves.chunks,
+        bytes_stored=moves.bytes_stored,
+        bytes_plain=moves.bytes_plain,
+        reads=moves.reads,
+        puts=2 * packs + len(planned),
+        overwrite=overwrite,
+    )
+
+
+def pack_target(dst: Store) -> int:
+    """Return the size at which packs for this store are closed."""
+    return PACK_TARGET if is_near(dst) else REMOTE_PACK_TARGET
+
+
+def _choose(src: Store, refs: Sequence[str] | None) -> dict[str, Record]:
+    """Return the source's records that are meant, by name."""
+    if refs is None:
+        return src.refs()
+    chosen: dict[str, Record] = {}
+    for item in refs:
+        if item.endswith("/"):
+            found = src.refs(item)
+            if not found and item[:-1] not in names.NAMESPACES:
+                raise RefNotFound(f"No ref of {src.backend.url} starts with {item!r}.")
+            chosen.update(found)
+        elif item.partition("/")[0] in names.NAMESPACES and (record := src.record(item)) is not None:
+            chosen[item] = record
+        else:
+            resolved = src.resolve(item)
+            chosen[resolved.ref] = resolved.record
+    return chosen
+
+
+class _Standings:
+    """How each chosen ref stands in `dst`."""
+
+    def __init__(self, src: Store, dst: Store, chosen: dict[str, Record], *, overwrite: bool) -> None:
+        self.equal: list[str] = []
+        self.ahead: list[str] = []
+        self.conflicts: list[RefConflictFound] = []
+        self.to_write: dict[str, tuple[Standing, int]] = {}
+        theirs = _records_of(dst, chosen)
+        differing: list[str] = []
+        for name, record in sorted(chosen.items()):
+            other = theirs.get(name)
+            if other is None:
+                self.to_write[name] = (Standing.ABSENT, 0)
+            elif same_value(record, other):
+                self.equal.append(name)
+            else:
+                differing.append(name)
+        for name, (ours, others) in zip(differing, _histories(src, dst, differing), strict=True):
+            standing = compare(ours, others) if ours and ours[-1].target is not None else Standing.EQUAL
+            if standing is Standing.CONFLICT and not overwrite:
+                self.conflicts.append(conflict_of(chosen[name], theirs[name]))
+            elif standing is Standing.AHEAD and not overwrite:
+                self.ahead.append(name)
+            elif standing is not Standing.EQUAL:
+                self.to_write[name] = (standing, others[-1].seq if others else 0)
+
+
+def conflict_of(record: Record, other: Record) -> RefConflictFound:
+    """Describe a conflict between a record of the source and one of the destination."""
+    return RefConflictFound(record.name, (record.target or b"").hex(), (other.target or b"").hex())
+
+
+def _records_of(store: Store, chosen: dict[str, Record]) -> dict[str, Record]:
+    if len(chosen) <= _FEW_NAMES:
+        found = {name: store.record(name) for name in chosen}
+        return {name: record for name, record in found.items() if record is not None}
+    namespaces = sorted({name.partition("/")[0] for name in chosen})
+    if len(namespaces) == len(names.NAMESPACES):
+        return store.refs()
+    return {name: record for item in namespaces for name, record in store.refs(f"{item}/").items()}
+
+
+def _histories(src: Store, dst: Store, wanted: Sequence[str]) -> list[tuple[list[Record], list[Record]]]:
+    if not wanted:
+        return []
+    # Each is a listing: one round trip, which many wait for side by side.
+    with ThreadPoolExecutor(min(_ASKERS, 2 * len(wanted)), thread_name_prefix="casstore-ask") as threads:
+        ours = threads.map(src.history, wanted)
+        theirs = threads.map(dst.history, wanted)
+        return list(zip(ours, theirs, strict=True))
+
+
+class _Moves(NamedTuple):
+    """What moves: `shares` are stored bytes for each ref that no earlier one moves."""
+
+    shares: list[int]
+    objects: int
+    chunks: int
+    bytes_stored: int
+    bytes_plain: int
+    reads: int
+
+    @classmethod
+    def nothing(cls) -> _Moves:
+        return cls([], 0, 0, 0, 0, 0)
+
+
+def _moves(src: Store, dst: Store, needs: Sequence[bytes]) -> _Moves:
+    """Measure what `dst` lacks of the objects that each ref needs, joined ids."""
+    owner: dict[bytes, int] = {}
+    for number, joined in enumerate(needs):
+        for object_id in split(joined):
+            owner.setdefault(object_id, number)
+    ids = b"".join(owner)
+    missing = np.flatnonzero(~dst.index.locate(ids).found)
+    if not missing.size:
+        return _Moves([0] * len(needs), 0, 0, 0, 0, 0)
+    words = id_words(ids)[missing]
+    located = src.objects.locate(words.astype(">u8").tobytes())
+    sizes = frame_sizes(located)
+    owners = np.fromiter(owner.values(), np.int64, len(owner))[missing]
+    shares = np.bincount(owners, weights=sizes, minlength=len(needs)).astype(np.int64)
+    return _Moves(
+        shares=shares.tolist(),
+        objects=len(missing),
+        chunks=int((located.rows["kind"] == Kind.CHUNK).sum()),
+        bytes_stored=int(sizes.sum()),
+        bytes_plain=int(located.rows["raw"].sum(dtype=np.int64)),
+        reads=len(plan_ranges(located, np.arange(len(missing)))),
+    )

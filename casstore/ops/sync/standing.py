@@ -1,0 +1,78 @@
+"""How a ref of one store stands to the ref of the same name in another. Pure.
+
+Sync carries only a ref's newest value over, under a number and write id of the other store, so two stores
+that agree still have different records. What tells them apart is what their records say, in order.
+"""
+
+from __future__ import annotations
+
+import enum
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from casstore.format.record import Record
+
+    Value = tuple[Any, ...]
+
+
+class Standing(enum.Enum):
+    """What the destination makes of the source's value."""
+
+    ABSENT = "absent"
+    """The destination has no value: it takes the source's."""
+    EQUAL = "equal"
+    BEHIND = "behind"
+    """The source has seen the destination's value and moved on: the destination takes the source's."""
+    AHEAD = "ahead"
+    """The destination has seen the source's value and moved on: it keeps its own."""
+    CONFLICT = "conflict"
+    """Each has a value that the other has not seen, or nobody can tell who moved last."""
+
+
+def value(record: Record) -> Value:
+    """Return all that a record says, but for who wrote it when."""
+    return (record.target, record.manifest, record.inline, record.base, record.metadata)
+
+
+def same_value(one: Record | None, other: Record | None) -> bool:
+    """Say whether two records, of any stores, say the same."""
+    return one is not None and other is not None and value(one) == value(other)
+
+
+def compare(src: Sequence[Record], dst: Sequence[Record]) -> Standing:
+    """Compare the records of one ref, oldest first, in both stores; that of `src` is not deleted.
+
+    If one side's values, in order, are among the other's, that one is behind. Else it is the one whose newest
+    target the other once had. Different descriptions of one target are no conflict: the source's is taken.
+    """
+    newest = src[-1]
+    if not dst or dst[-1].target is None:
+        return Standing.ABSENT
+    if same_value(newest, dst[-1]):
+        return Standing.EQUAL
+    ours, theirs = _values(src), _values(dst)
+    if _within(theirs, ours):
+        return Standing.BEHIND
+    if _within(ours, theirs):
+        return Standing.AHEAD
+    if newest.target == dst[-1].target:
+        return Standing.BEHIND
+    seen_here = dst[-1].target in {record.target for record in src}
+    seen_there = newest.target in {record.target for record in dst}
+    if seen_here == seen_there:
+        return Standing.CONFLICT
+    return Standing.BEHIND if seen_here else Standing.AHEAD
+
+
+def _values(records: Iterable[Record]) -> list[Value]:
+    told = (value(record) for record in records if record.target is not None)
+    return [one for one, _ in groupby(told)]
+
+
+def _within(short: Sequence[Value], long: Sequence[Value]) -> bool:
+    """Say whether `short` is what is left of `long` when some of it is taken out."""
+    left = iter(long)
+    return all(any(one == other for other in left) for one in short)
