@@ -155,7 +155,13 @@ class RunCacheManager:
         return run
 
     def cache_evaluation(
-        self, name: str, result: dict[str, Any], *, evaluator: str = "", model: bytes | None = None
+        self,
+        name: str,
+        result: dict[str, Any],
+        *,
+        evaluator: str = "",
+        model: bytes | None = None,
+        workflow: str = "",
     ) -> Record:
         """Record what a model was measured at by one evaluator."""
         value = EvaluationManifest(
@@ -165,7 +171,12 @@ class RunCacheManager:
             result=plain(result, what=f"The evaluation of {name}"),
             recorded=recorded_environment(),
         )
-        facts = {"model": model.hex() if model else "", "evaluator": evaluator, "name": name}
+        facts = {
+            "model": model.hex() if model else "",
+            "evaluator": evaluator,
+            "name": name,
+            "workflow": workflow,
+        }
         earlier = self.load_evaluation(name, evaluator=evaluator)
         ref = evaluation_ref(name, evaluator)
         record = self._store.record(ref) if earlier is not None and _alike(earlier, value) else None
@@ -187,6 +198,53 @@ class RunCacheManager:
     def _read(self, ref: str) -> RunManifest | None:
         record = self._store.record(ref)
         return decode_run(self._store.manifest_of(record)) if record is not None else None
+
+
+def new_run(
+    name: str,
+    key: RunKey,
+    stated: Mapping[str, Any],
+    *,
+    output: bytes | None,
+    input_model: bytes | None = None,
+    status: RunStatus = RunStatus.DONE,
+    started: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    error: str = "",
+    recorded: Mapping[str, Any] | None = None,
+) -> RunManifest:
+    """Return the run called `name`, that ends now; `stated` is what Olive writes of it (`run_json`)."""
+    now = time.time_ns()
+    begun = now if started is None else started
+    return RunManifest(
+        name=name,
+        key=key,
+        status=status,
+        input=input_model,
+        output=output,
+        input_name=str(stated.get("input_model_id") or ""),
+        started=begun,
+        duration=max(0, now - begun),
+        config=plain(dict(stated.get("pass_config") or {}), what="The config of a pass"),
+        recorded={
+            **recorded_environment(),
+            **plain(dict(recorded or {}), what="What is recorded of a run"),
+            "pass_name": str(stated.get("pass_name", "")),
+        },
+        metrics=plain(dict(metrics or {}), what="The metrics of a run"),
+        error=error,
+    )
+
+
+def run_json(run: RunManifest) -> dict[str, Any]:
+    """Return a run as Olive writes it."""
+    return {
+        "input_model_id": run.input_name,
+        "pass_name": run.recorded.get("pass_name", run.key.pass_name),
+        "pass_config": run.config,
+        "accelerator_spec": run.key.accelerator,
+        "output_model_id": run.name,
+    }
 
 
 def run_ref(name: str) -> str:
@@ -245,8 +303,8 @@ def _facts(run: RunManifest) -> dict[str, Any]:
         "started": run.started,
         "duration": run.duration,
     }
-    alias = run.recorded.get("alias")
-    return {**facts, "alias": alias} if isinstance(alias, str) else facts
+    stated = {name: run.recorded[name] for name in ("alias", "workflow") if name in run.recorded}
+    return {**facts, **stated}
 
 
 def _summary(row: RefRow) -> RunSummary:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.cache.document import collect
 from casstore.cache.model_cache import model_ref
-from casstore.cache.run_cache import run_ref
+from casstore.cache.run_cache import RunCacheManager, new_run, run_json
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import CasstoreError, RefNotFound
 from casstore.ops.sync import execute, plan_sync
@@ -136,19 +136,26 @@ class SharedCache:
         return replace_config(model_config, located)
 
     def cache_run(self, model_id: str, run_json_path: str | os.PathLike[str]) -> None:
-        """Add what `run_json_path` holds as the run that made a model."""
+        """Record the run that made a cached model, from the file in which Olive keeps it."""
         with open(run_json_path, "rb") as file:
-            data = file.read()
-        self.remote.put_manifest(run_ref(model_id), data)
+            value = json.loads(file.read())
+        output = self.record(model_ref(model_id))
+        runs = RunCacheManager(self.remote)
+        key = runs.key(
+            str(value.get("pass_name", "")),
+            value.get("pass_config"),
+            input_model=f"name:{value.get('input_model_id', '')}",
+            accelerator=value.get("accelerator_spec"),
+        )
+        runs.cache_run(new_run(model_id, key, value, output=output.target if output is not None else None))
 
     def load_run(self, model_id: str, run_json_path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Write the run that made a model to `run_json_path` and return it; {} if there is none."""
-        record = self.record(run_ref(model_id))
-        if record is None:
+        """Write the run that made a model to `run_json_path`, as Olive does, and return it; {} if there is none."""
+        run = RunCacheManager(self.remote).load_run(model_id)
+        if run is None:
             return {}
-        run: dict[str, Any] = json.loads(self.remote.manifest_of(record))
-        _write_json(run_json_path, run)
-        return run
+        _write_json(run_json_path, run_json(run))
+        return run_json(run)
 
     def upload_model_files(self, model_path: str | None, ref: str) -> None:
         """Add a file or folder as the model `ref`; what has no files here, a model on a hub, is left alone."""

@@ -443,11 +443,6 @@ class Store:
             records=self.refs().values(),
         )
 
-    def history(self, name: str) -> list[Record]:
-        """Return all records of one ref, oldest first; the last one is its value, unless it is a deletion."""
-        names.check_name(name)
-        return self._refs.records(name)
-
     def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
         """Return the record by which this store says what `record`, of another store, says.
 

@@ -1,0 +1,43 @@
+"""Which evaluator an evaluation belongs to, where the code that asks does not say."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from casstore.cache.values import plain
+from casstore.digest import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAME_DIGITS = 32
+
+_current: ContextVar[object] = ContextVar("casstore_evaluator", default=None)
+
+
+@contextlib.contextmanager
+def evaluating(evaluator: object) -> Iterator[None]:
+    """Let evaluations that are cached or loaded inside belong to this evaluator config."""
+    token = _current.set(evaluator)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def name_of(evaluator: object = None) -> str:
+    """Return the name of an evaluator config, by default the current one; "" for none."""
+    evaluator = _current.get() if evaluator is None else evaluator
+    if evaluator is None:
+        return ""
+    value = plain(evaluator, what="The evaluator's config")
+    return digest(json.dumps(value, sort_keys=True).encode()).hex()[:_NAME_DIGITS]
+
+
+def short_id(value: Any) -> str:
+    """Return the eight digits by which Olive knows a plain value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

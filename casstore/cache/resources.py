@@ -1,0 +1,99 @@
+"""Resources that a workflow names and that lie elsewhere: downloaded once, kept in the store, shared.
+
+A resource is any object with `is_local_resource_or_string_name()`, `get_path()`, `to_json()` and
+`save_to_dir(folder)`, as Olive's resource paths have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from casstore.digest import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResource:
+    """A resource that lies on this machine."""
+
+    path: str
+
+    def get_path(self) -> str:
+        """Return where it lies."""
+        return self.path
+
+    def is_local_resource_or_string_name(self) -> bool:
+        """Say that nothing needs to be downloaded."""
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the resource as Olive writes it."""
+        kind = "local_folder" if os.path.isdir(self.path) else "local_file"
+        return {"type": kind, "config": {"path": self.path}}
+
+
+class Resources:
+    """The downloaded resources in one folder. `make` turns a local path into what callers expect."""
+
+    def __init__(self, folder: Path, *, make: Callable[[str], Any] = LocalResource) -> None:
+        self._folder = folder
+        self._make = make
+
+    def prepare(self, config: Any) -> Any:
+        """Return `config` with every resource in it replaced by its local path; the same object if it has none."""
+        if _is_resource(config):
+            return self.local_path(config)
+        if isinstance(config, dict):
+            return {key: self.prepare(value) for key, value in config.items()}
+        if isinstance(config, list):
+            return [self.prepare(value) for value in config]
+        return config
+
+    def local_path(self, resource: Any) -> str | None:
+        """Return the local path of a resource as text; None for None."""
+        return str(self.local(resource).get_path()) if resource is not None else None
+
+    def local(self, resource: Any) -> Any:
+        """Return a resource that is on this machine as it is; download any other one, once."""
+        if resource.is_local_resource_or_string_name():
+            return resource
+        source = resource.to_json()
+        name = digest(json.dumps(source, sort_keys=True, default=str).encode()).hex()
+        place, note = self._folder / name, self._folder / f"{name}.json"
+        kept = _read(note)
+        if kept is not None and os.path.exists(kept):
+            return self._make(kept)
+        making = self._folder / f"making-{uuid.uuid4().hex}"
+        making.mkdir(parents=True)
+        try:
+            saved = os.path.relpath(resource.save_to_dir(str(making)), making)
+            shutil.rmtree(place, ignore_errors=True)  # What no note names was never finished (invariant 4).
+            os.rename(making, place)  # Under its name only when whole (invariant 4).
+        except BaseException:
+            # Invariant 4: what is not whole never gets its name.
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        path = os.path.normpath(os.path.join(place, saved))
+        temporary = note.with_suffix(f".{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps({"source": source, "dest": path}, indent=4, default=str))
+        os.replace(temporary, note)  # Behind the files, so that a note is never ahead of them (invariant 3).
+        return self._make(path)
+
+
+def _is_resource(value: Any) -> bool:
+    return callable(getattr(value, "is_local_resource_or_string_name", None)) and not isinstance(value, type)
+
+
+def _read(note: Path) -> str | None:
+    try:
+        return str(json.loads(note.read_bytes())["dest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # Without a note that can be read, the resource is downloaded again (invariant 4).
