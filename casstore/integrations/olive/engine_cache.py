@@ -1,0 +1,125 @@
+"""The cache that Olive's engine gets: OliveCache, with Olive's own types where the engine expects them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from casstore.cache.config import CacheConfig
+from casstore.cache.olive_cache import OliveCache
+from casstore.cache.resources import Resources
+from casstore.digest import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+KEYED_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optimum", "peft")
+"""Packages whose versions decide what Olive's passes make: part of every run's key (invariant 12)."""
+
+
+class EngineCache(OliveCache):
+    """OliveCache for Olive's engine; files of a model that only the shared cache has come when they are needed."""
+
+    olive_cache_class: ClassVar[Any] = None
+    """Olive's own class, where it knows cache directories of one thread or task; theirs are honoured."""
+
+    def __init__(self, cache_config: Any = None) -> None:
+        if hasattr(cache_config, "model_dump"):
+            names = CacheConfig.__dataclass_fields__
+            cache_config = {
+                name: getattr(cache_config, name) for name in names if hasattr(cache_config, name)
+            }
+        config = CacheConfig.of(cache_config)
+        stated = {name: getattr(config, name) for name in CacheConfig.__dataclass_fields__}
+        super().__init__(
+            CacheConfig(**{**stated, "environment": {**_versions(), **dict(config.environment)}})
+        )
+        self.resources = Resources(
+            self.dirs.resources, make=_module("olive.resource_path").create_resource_path
+        )
+        self._lazy: dict[str, str] = {}
+
+    @classmethod
+    def from_cache_env(cls) -> Self:
+        """Open the cache that Olive's environment names, one thread's or task's own included."""
+        if cls.olive_cache_class is None:
+            return super().from_cache_env()
+        found: Self = cls.olive_cache_class.from_cache_env.__func__(cls)
+        return found
+
+    def set_cache_env(self) -> None:
+        """Make this the cache that `from_cache_env` opens."""
+        if self.olive_cache_class is None:
+            super().set_cache_env()
+        else:
+            self.olive_cache_class.set_cache_env(self)
+
+    def pass_version(self, pass_name: str) -> str:
+        """Return Olive's version; for a pass from elsewhere, what its source holds as well."""
+        version = f"olive-ai {metadata.version('olive-ai')}"
+        source = _source_of(pass_name)
+        return version if source is None else f"{version}, {source}"
+
+    def load_model(self, model_id: str) -> dict[str, Any] | None:
+        """Return the config of a cached model; `shared_cache` is never set, so that it reaches no output."""
+        config = super().load_model(model_id)
+        inner = config.get("config") if config else None
+        if isinstance(inner, dict) and inner.pop("shared_cache", None):
+            record = self._content_of(model_id)
+            if record is not None:
+                self._lazy[record.hex()] = model_id
+        return config
+
+    def prepare_resources_for_local(self, config: Any) -> Any:
+        """Return a config of the same type whose resources, and whose cached models, lie on this machine."""
+        utils, resource_path = _module("olive.common.config_utils"), _module("olive.resource_path")
+        base = utils.ConfigBase
+        config_class = type(config) if isinstance(config, base) else None
+        value = utils.convert_configs_to_dicts(config)
+        self._fetch_lazy(value)
+        for pointer, resource in resource_path.find_all_resources(value).items():
+            _module("olive.common.utils").set_nested_dict_value(value, pointer, self.get_local_path(resource))
+        return utils.validate_config(value, config_class) if config_class is not None else value
+
+    def _fetch_lazy(self, value: Any) -> None:
+        """Fetch the models whose files are named but not here yet."""
+        if isinstance(value, str):
+            below = f"{self.dirs.checkouts}{os.sep}"
+            if value.startswith(below) and not os.path.exists(value):
+                model_id = self._lazy.get(value[len(below) :].split(os.sep)[0])
+                if model_id is not None:
+                    self.download_shared_cache_model({"config": {}}, model_id)
+        elif isinstance(value, (dict, list)):
+            for item in value.values() if isinstance(value, dict) else value:
+                self._fetch_lazy(item)
+
+
+def _versions() -> Mapping[str, str]:
+    found = {}
+    for name in KEYED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # A package that is not there makes nothing (invariant 12).
+    return found
+
+
+def _source_of(pass_name: str) -> str | None:
+    """Return the hash of the source of a pass that is not Olive's own, None for one that is."""
+    passes = _module("olive.passes.olive_pass").Pass.registry
+    found = passes.get(pass_name.lower())
+    if found is None or found.__module__.partition(".")[0] == "olive":
+        return None
+    path = getattr(importlib.import_module(found.__module__), "__file__", None)
+    if path is None:
+        return str(found.__module__)
+    with open(path, "rb") as file:
+        return digest(file.read()).hex()
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)

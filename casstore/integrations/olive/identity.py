@@ -1,0 +1,45 @@
+"""The id of a workflow's input model: by what it holds, not by eight digits of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from casstore.cache.document import DOCUMENT_NAME, collect
+from casstore.digest import digest
+from casstore.store.content import content_id
+from casstore.store.machine import MachineState, state_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NO_STORE = bytes(16)
+
+
+def input_model_id(config: Any, original: Callable[[Any], str]) -> str:
+    """Return the id of a model config of Olive: 64 hex digits, the model id it would be cached under.
+
+    A model on a hub counts by the commit that its name resolves to now. Configs with callables keep the id
+    that Olive gives them, for nothing tells two of those apart.
+    """
+    if any(callable(value) for value in config.config.values()):
+        return original(config)
+    collected = collect(config.to_json())
+    if not collected.places:
+        identifier = config.get_model_identifier()
+        value = {"identifier": identifier, "model": collected.document.model}
+        return digest(json.dumps(value, sort_keys=True, default=str).encode()).hex()
+    with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
+        path = os.path.join(folder, DOCUMENT_NAME)
+        with open(path, "wb") as file:
+            file.write(collected.document.encode())
+        return content_id({**collected.places, DOCUMENT_NAME: path}, _machine()).hex()
+
+
+@functools.cache
+def _machine() -> MachineState:
+    """Return where this machine keeps what files outside of any store hold."""
+    return MachineState(state_path(_NO_STORE, "input-models"))

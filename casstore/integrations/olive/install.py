@@ -1,0 +1,74 @@
+"""Where Olive looks for its cache, and what is put there."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from casstore.cache.environment import isolated_cache_env
+from casstore.cache.evaluators import evaluating
+from casstore.cache.shared_cache import SharedCache
+from casstore.errors import ConfigError
+from casstore.integrations.olive.config import make_config_class
+from casstore.integrations.olive.engine_cache import EngineCache
+from casstore.integrations.olive.identity import input_model_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_IMPORTERS = ("olive.engine.engine", "olive.workflows.run.config", "olive.model.handler.mixin.mlflow")
+"""Modules of Olive that import names from its cache module; those loaded already get the new ones."""
+
+_done = False
+
+
+def install() -> None:
+    """Make Olive cache through casstore, in this process, from now on; harmless when it is done twice.
+
+    Raises ConfigError if Olive is not installed.
+    """
+    global _done  # noqa: PLW0603  # what is patched is global to the process as well
+    if _done:
+        return
+    cache = _import("olive.cache")
+    model_config = _import("olive.model.config.model_config").ModelConfig
+    config_class = make_config_class(cache.CacheConfig)
+    # Configs that Olive made of its own class, before this or through a type it had bound, come to us as well.
+    cache.CacheConfig.create_cache = config_class.create_cache
+    names = {"CacheConfig": config_class, "OliveCache": EngineCache, "SharedCache": SharedCache}
+    if not hasattr(cache, "isolated_cache_env"):
+        names["isolated_cache_env"] = isolated_cache_env
+    else:
+        EngineCache.olive_cache_class = cache.OliveCache
+    for module in (cache, *(sys.modules[name] for name in _IMPORTERS if name in sys.modules)):
+        for name, value in names.items():
+            if module is cache or hasattr(module, name):
+                setattr(module, name, value)
+    original = model_config.get_model_id
+    model_config.get_model_id = functools.wraps(original)(lambda self: input_model_id(self, original))
+    engine = _import("olive.engine.engine").Engine
+    engine._evaluate_model = _with_evaluator(engine._evaluate_model)  # noqa: SLF001  # no public place knows it
+    _done = True
+
+
+def _with_evaluator(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an evaluation be kept under its evaluator, which Olive's cache is not told."""
+
+    @functools.wraps(evaluate)
+    def wrapped(self: Any, model_config: Any, model_id: str, evaluator_config: Any, *rest: Any) -> Any:
+        with evaluating(evaluator_config):
+            return evaluate(self, model_config, model_id, evaluator_config, *rest)
+
+    return wrapped
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        # Invariant 11: a missing tool is the user's to install; nothing is cached behind their back.
+        raise ConfigError(
+            f"{name} cannot be imported ({error}). Install Olive first: pip install 'casstore[olive]'."
+        ) from error
