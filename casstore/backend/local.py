@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from casstore.backend.base import Durability
 
 _Listed = TypeVar("_Listed", Status, EntryKind)
+_Files = list[tuple[str, _Listed]]
 
 # Without O_NONBLOCK, a pipe that someone put where an object should be would never let a reader go.
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -153,8 +154,8 @@ class LocalBackend(Backend):
                 yield key
 
     def _walk(
-        self, prefix: str, scan: Callable[[str], list[tuple[str, _Listed]]], *, top: bool
-    ) -> Iterator[list[tuple[str, _Listed]]]:
+        self, prefix: str, scan: Callable[[str], _Files[_Listed]], *, top: bool
+    ) -> Iterator[_Files[_Listed]]:
         """Yield the files below `prefix` in order, as many at once as lie side by side."""
         try:
             children = scan(f"{self._root}/{prefix}")
@@ -174,7 +175,7 @@ class LocalBackend(Backend):
         # A directory sorts as its name with the slash, so that whole keys come out in order.
         named = [(f"{name}/" if found.is_directory else name, found) for name, found in children]
         named.sort(key=itemgetter(0))
-        files: list[tuple[str, _Listed]] = []
+        files: _Files[_Listed] = []
         for name, found in named:
             # Hidden names are this backend's own or the file system's (.nfs…); names that are not keys
             # belong to other programs (Thumbs.db).
