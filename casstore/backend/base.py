@@ -166,6 +166,13 @@ class Backend(ABC):
         was ever written is empty, provided that the store itself is there.
         """
 
+    def list_keys(self, prefix: str) -> Iterator[str]:
+        """Yield the keys that `list` would, in the same order and with the same errors.
+
+        For who needs names only: where sizes and ages cost a call for each object, they are not asked for.
+        """
+        return (entry.key for entry in self.list(prefix))
+
     @abstractmethod
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Publish a small object durably under a key that nobody else uses.

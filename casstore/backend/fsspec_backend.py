@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import BlobWriter, Entry
 
+    _Listed = tuple[str, Mapping[str, Any]]
+    """An object's key, and what the file system says about it."""
+
 Publication = Literal["put", "rename"]
 
 # File systems whose put shows the whole object or nothing. Everywhere else a half-written file would be
@@ -201,11 +204,18 @@ class FsspecBackend(Backend):
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List flat where the file system can, else directory by directory."""
+        return (entry(key, info) for key, info in self._listing(prefix))
+
+    def list_keys(self, prefix: str) -> Iterator[str]:
+        """Take the names from the same listing; sizes and times in it are not looked at."""
+        return (key for key, _ in self._listing(prefix))
+
+    def _listing(self, prefix: str) -> Iterator[_Listed]:
         validate_prefix(prefix)
         self._fs.invalidate_cache()
         return self._flat(prefix) if finds_natively(self._fs) else self._walk(prefix, top=True)
 
-    def _flat(self, prefix: str) -> Iterator[Entry]:
+    def _flat(self, prefix: str) -> Iterator[_Listed]:
         path = self._path(prefix).rstrip("/")
         found: dict[str, Any]
         try:
@@ -221,9 +231,9 @@ class FsspecBackend(Backend):
             key, info = name[skip:], found[name]
             # Not objects: markers of directories, and what other programs left.
             if info.get("type") == "file" and is_key(key) and key.startswith(prefix):
-                yield entry(key, info)
+                yield key, info
 
-    def _walk(self, prefix: str, *, top: bool) -> Iterator[Entry]:
+    def _walk(self, prefix: str, *, top: bool) -> Iterator[_Listed]:
         # Not fs.find or fs.walk: they leave out directories that could not be read (invariant 8).
         try:
             with translated(self._doing("list", prefix), self._secrets):
@@ -247,7 +257,7 @@ class FsspecBackend(Backend):
             if name.endswith("/"):
                 yield from self._walk(prefix + name, top=False)
             elif info["type"] == "file":
-                yield entry(prefix + name, info)
+                yield prefix + name, info
 
     # ---- writing
 

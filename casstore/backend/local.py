@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Literal
+from operator import itemgetter
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from casstore.backend import lock
 from casstore.backend.base import (
@@ -20,15 +21,18 @@ from casstore.backend.base import (
 from casstore.backend.directory import StoreDirectory
 from casstore.backend.local_writer import TEMPORARY, LocalWriter
 from casstore.backend.oserrors import from_os_error
-from casstore.backend.syscalls import SystemCalls
+from casstore.backend.syscalls import EntryKind, Status, SystemCalls
 from casstore.errors import BackendError, BackendUnavailable, ConfigError, ObjectExists, ObjectNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
     from casstore.backend.base import Durability
+
+_Listed = TypeVar("_Listed", Status, EntryKind)
+_Files = list[tuple[str, _Listed]]
 
 # Without O_NONBLOCK, a pipe that someone put where an object should be would never let a reader go.
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -138,11 +142,23 @@ class LocalBackend(Backend):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Walk the directories, one of them in memory at a time."""
         validate_prefix(prefix)
-        return self._walk(prefix, top=True)
+        for files in self._walk(prefix, self._calls.scandir, top=True):
+            for key, status in files:
+                yield Entry(key, status.size, status.modified)
 
-    def _walk(self, prefix: str, *, top: bool) -> Iterator[Entry]:
+    def list_keys(self, prefix: str) -> Iterator[str]:
+        """Walk the directories without a system call for each file."""
+        validate_prefix(prefix)
+        for files in self._walk(prefix, self._calls.scan_kinds, top=True):
+            for key, _ in files:
+                yield key
+
+    def _walk(
+        self, prefix: str, scan: Callable[[str], _Files[_Listed]], *, top: bool
+    ) -> Iterator[_Files[_Listed]]:
+        """Yield the files below `prefix` in order, as many at once as lie side by side."""
         try:
-            children = self._calls.scandir(f"{self._root}/{prefix}")
+            children = scan(f"{self._root}/{prefix}")
         except FileNotFoundError as error:
             if not top:
                 # Invariant 8: casstore removes no directories, so a part of the listing got lost.
@@ -157,16 +173,20 @@ class LocalBackend(Backend):
         if top and not children:
             self._directory.require_reachable(prefix)
         # A directory sorts as its name with the slash, so that whole keys come out in order.
-        for name, status in sorted(
-            (f"{name}/" if status.is_directory else name, status) for name, status in children
-        ):
+        named = [(f"{name}/" if found.is_directory else name, found) for name, found in children]
+        named.sort(key=itemgetter(0))
+        files: _Files[_Listed] = []
+        for name, found in named:
             # Hidden names are this backend's own or the file system's (.nfs…); names that are not keys
             # belong to other programs (Thumbs.db).
-            if status.is_directory:
+            if found.is_directory:
                 if is_key(name[:-1]):
-                    yield from self._walk(prefix + name, top=False)
-            elif status.is_file and is_key(name):
-                yield Entry(prefix + name, status.size, status.modified)
+                    yield files
+                    files = []
+                    yield from self._walk(prefix + name, scan, top=False)
+            elif found.is_file and is_key(name):
+                files.append((prefix + name, found))
+        yield files
 
     def local_path(self, key: str) -> str | None:
         """Return the file's path; the file may be absent."""

@@ -112,13 +112,21 @@ class RetryingBackend(BackendWrapper):
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List, and after a failure list again and go on behind the last key that came through."""
+        return self._resume(lambda: self.inner.list(prefix), lambda entry: entry.key)
+
+    def list_keys(self, prefix: str) -> Iterator[str]:
+        """List names as `list` does, resuming like it."""
+        return self._resume(lambda: self.inner.list_keys(prefix), str)
+
+    def _resume(self, start: Callable[[], Iterator[_T]], key_of: Callable[[_T], str]) -> Iterator[_T]:
         last = ""
         for attempt in self._policy.attempts():
             try:
-                for entry in self.inner.list(prefix):
-                    if entry.key > last:
-                        last, attempt.progressed = entry.key, True
-                        yield entry
+                for item in start():
+                    key = key_of(item)
+                    if key > last:
+                        last, attempt.progressed = key, True
+                        yield item
             except BackendError as error:  # noqa: PERF203  # attempts are rare
                 # Invariant 8: the policy raises it in the end; the listing never just stops.
                 attempt.error = error

@@ -51,6 +51,17 @@ class Status(NamedTuple):
         return stat.S_ISREG(self.mode)
 
 
+class EntryKind(NamedTuple):
+    """What a name in a directory stands for, links followed."""
+
+    is_directory: bool
+    is_file: bool
+
+
+_FILE = EntryKind(is_directory=False, is_file=True)
+_DIRECTORY = EntryKind(is_directory=True, is_file=False)
+
+
 def _status(result: os.stat_result) -> Status:
     return Status(result.st_mode, result.st_size, result.st_mtime, result.st_dev, result.st_ino)
 
@@ -148,14 +159,26 @@ class SystemCalls:
         found = []
         with os.scandir(path) as entries:
             for entry in entries:
-                try:
-                    status = _status(entry.stat())
-                except FileNotFoundError:
-                    # Invariant 8: a deleted file is gone, but what a dead link stands for is not known.
-                    if entry.is_symlink():
-                        raise OSError(errno.ESTALE, f"{entry.name} is a link that leads nowhere") from None
-                    continue
-                found.append((entry.name, status))
+                status = _status_of(entry)
+                if status is not None:
+                    found.append((entry.name, status))
+        return found
+
+    def scan_kinds(self, path: str) -> list[tuple[str, EntryKind]]:
+        """Return what `scandir` does with kinds only: from the directory itself, which takes no stat(2)."""
+        found = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    kind = _FILE
+                elif entry.is_dir(follow_symlinks=False):
+                    kind = _DIRECTORY
+                else:
+                    status = _status_of(entry)
+                    if status is None:
+                        continue
+                    kind = EntryKind(is_directory=status.is_directory, is_file=status.is_file)
+                found.append((entry.name, kind))
         return found
 
     def flock(self, fd: int, operation: int) -> None:
@@ -174,6 +197,17 @@ class SystemCalls:
             # Invariant 10: unknown counts as "cannot lock", which is always safe.
             return None
         return find_mount_type(lines, os.path.realpath(path))
+
+
+def _status_of(entry: os.DirEntry[str]) -> Status | None:
+    """Return the status of what an entry leads to, None if the entry is gone."""
+    try:
+        return _status(entry.stat())
+    except FileNotFoundError:
+        # Invariant 8: a deleted file is gone, but what a dead link stands for is not known.
+        if entry.is_symlink():
+            raise OSError(errno.ESTALE, f"{entry.name} is a link that leads nowhere") from None
+        return None
 
 
 def find_mount_type(lines: Sequence[str], path: str) -> str | None:

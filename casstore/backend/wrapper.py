@@ -40,6 +40,9 @@ class BackendWrapper(Backend):
     def list(self, prefix: str) -> Iterator[Entry]:
         return self.inner.list(prefix)
 
+    def list_keys(self, prefix: str) -> Iterator[str]:
+        return self.inner.list_keys(prefix)
+
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         self.inner.put(key, parts)
 

@@ -1,4 +1,4 @@
-"""What belongs to this machine and can be made again: the stat cache and copies of records.
+"""What belongs to this machine and can be made again: the stat cache, and the tables of the catalogue.
 
 A store may sit on a shared folder or be read-only, so none of this lies in it. One SQLite file per store
 in the user's cache directory; without it everything works, slower.
@@ -7,28 +7,59 @@ in the user's cache directory; without it everything works, slower.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import sqlite3
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import platformdirs
 
 from casstore.digest import DIGEST_SIZE, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
 
 _log = logging.getLogger("casstore")
 
 _CHECK_SIZE = 8
 _BUSY_SECONDS = 10.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+_RENEWALS = 4
+"""Times that one process makes a damaged file anew before it goes on without."""
+
+_VERSION = 1
+"""Of the tables below: a file with another one is made anew."""
+
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE files (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+
+-- The catalogue (catalogue.py says what these mean). Records' own bytes lie apart, so that a query that
+-- looks at every record does not read them.
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    state INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    target BLOB,
+    manifest BLOB,
+    base BLOB,
+    time INTEGER NOT NULL,
+    writer TEXT NOT NULL,
+    metadata TEXT,
+    seal BLOB NOT NULL
+);
+CREATE INDEX records_by_time ON records (state, time, name);
+CREATE INDEX records_by_target ON records (state, target, name);
+CREATE TABLE bodies (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE folders (prefix TEXT PRIMARY KEY, mark BLOB NOT NULL, refs INTEGER NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
+COMMIT;
 """
 
 
@@ -47,11 +78,16 @@ class MachineState:
         self._path = path
         self.lock = threading.RLock()
         self._held: sqlite3.Connection | None = None
+        self._inode: int | None = None
+        self._renewals = 0
         _states.add(self)
 
     def known_file(self, key: bytes) -> KnownFile | None:
         """Return what the file with this stat key was when it was last read, or None."""
-        for (value,) in self._query("SELECT value FROM files WHERE key = ?", (key,)):
+        sql = "SELECT value FROM files WHERE key = ?"
+        row = self.run(lambda state: state.execute(sql, (key,)).fetchone(), None)
+        if row is not None:
+            value: bytes = row[0]
             file_id, layout_id = value[:DIGEST_SIZE], value[DIGEST_SIZE : 2 * DIGEST_SIZE]
             if value == _file_value(key, KnownFile(file_id, layout_id)):
                 return KnownFile(file_id, layout_id)
@@ -59,70 +95,84 @@ class MachineState:
 
     def remember_files(self, files: Iterable[tuple[bytes, KnownFile]]) -> None:
         """Keep stat keys with what they mean."""
-        self._write(
-            "INSERT OR REPLACE INTO files VALUES (?, ?)",
-            [(key, _file_value(key, known)) for key, known in files],
-        )
+        rows = [(key, _file_value(key, known)) for key, known in files]
+        if rows:
+            self.run(
+                lambda state: state.executemany("INSERT OR REPLACE INTO files VALUES (?, ?)", rows),
+                None,
+                writes=True,
+            )
 
-    def records(self) -> dict[str, bytes]:
-        """Return all kept records as they were read from the store; the reader checks them again."""
-        return {str(key): bytes(data) for key, data in self._query("SELECT key, data FROM records", ())}
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept at all; False for good once the file has failed."""
+        return self._path is not None
 
-    def record(self, key: str) -> bytes | None:
-        """Return one kept record."""
-        for (data,) in self._query("SELECT data FROM records WHERE key = ?", (key,)):
-            return bytes(data)
-        return None
+    def run(self, work: Callable[[sqlite3.Connection], T], otherwise: T, *, writes: bool = False) -> T:
+        """Return what `work` does in one transaction, `otherwise` where there is no state or it fails.
 
-    def remember_records(self, records: Iterable[tuple[str, bytes]]) -> None:
-        """Keep verified records; they never change, so a copy stays true (invariant 1)."""
-        self._write("INSERT OR REPLACE INTO records VALUES (?, ?)", list(records))
-
-    def forget_records(self, keys: Iterable[str]) -> None:
-        """Drop records that the store no longer has."""
-        self._write("DELETE FROM records WHERE key = ?", [(key,) for key in keys])
-
-    def _query(self, sql: str, arguments: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        with self._guard(), self.lock:
-            connection = self._connection()
-            if connection is not None:
-                return connection.execute(sql, arguments).fetchall()
-        return []
-
-    def _write(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
-        if not rows:
-            return
-        with self._guard(), self.lock:
-            connection = self._connection()
-            if connection is not None:
-                with connection:
-                    connection.executemany(sql, rows)
-
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            # Everything here can be made again from the store, so a failure costs time, never truth.
-            _log.warning("The machine state %s is not used: %s. It is safe to delete.", self._path, error)
-            self._path = None
-            self.close()
+        A damaged file is made anew, once, and `work` repeated; it must not depend on what was in it, and
+        may itself raise sqlite3.DatabaseError for rows that cannot be true.
+        """
+        with self.lock:
+            for last in (False, True):
+                try:
+                    connection = self._connection()
+                    if connection is None:
+                        break
+                    return _transact(connection, work, writes=writes)
+                except (sqlite3.Error, OSError) as error:
+                    # Everything here can be made again from the store, so a failure costs time, never truth.
+                    if last or not _is_damage(error) or not self._renew(error):
+                        _log.warning(
+                            "The machine state %s is not used: %s. It is safe to delete.", self._path, error
+                        )
+                        self._path = None
+                        self.close()
+        return otherwise
 
     def _connection(self) -> sqlite3.Connection | None:
         """Return the connection that all threads share, one at a time."""
-        if self._path is None or self._held is not None:
-            return self._held
-        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-        self._held = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, check_same_thread=False)
-        self._held.executescript(_SCHEMA)
-        self._held.execute("PRAGMA journal_mode = WAL")
-        self._held.execute("PRAGMA synchronous = OFF")
+        if self._path is None:
+            return None
+        if self._held is not None:
+            if _inode(self._path) == self._inode:
+                return self._held
+            # Somebody removed the file: two connections must not share its side files with another one.
+            self.close()
+        with _opening(self._path):
+            if _inode(self._path) is None:
+                # What belongs to a file that was removed would be taken for this one's.
+                _remove(self._path)
+            self._held = sqlite3.connect(
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            _prepare(self._held)
+            self._inode = _inode(self._path)
         return self._held
+
+    def _renew(self, error: Exception) -> bool:
+        """Remove a damaged file, unless another process has done so already; say whether that worked."""
+        assert self._path is not None
+        self._renewals += 1
+        if self._renewals > _RENEWALS:
+            return False
+        _log.warning("The machine state %s is made anew: %s. It is safe to delete.", self._path, error)
+        inode = self._inode
+        self.close()
+        try:
+            with _opening(self._path):
+                if inode is None or inode == _inode(self._path):
+                    _remove(self._path)
+        except OSError:
+            return False  # As any other failure here: the caller goes on without this state.
+        return True
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         with self.lock:
             held, self._held = self._held, None
+            self._inode = None
             if held is not None:
                 # All that is lost with a failed close can be made again from the store.
                 with contextlib.suppress(sqlite3.Error):
@@ -156,6 +206,66 @@ def state_path(store_id: bytes, url: str) -> str:
     """Return where this machine keeps what it knows of the store with this id at this URL."""
     place = f"{store_id.hex()}-{digest(url.encode()).hex()[:16]}"
     return os.path.join(platformdirs.user_cache_dir("casstore"), "stores", place, "state.sqlite")
+
+
+def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
+    connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+    try:
+        answer = work(connection)
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return answer
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Set a connection up; raise sqlite3.DatabaseError for a file of another version."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and version != _VERSION:
+        raise sqlite3.DatabaseError("it has the tables of another version")
+    connection.execute("PRAGMA journal_mode = WAL")
+    # Never torn, also when the power fails: a table that silently lost rows would hide refs. What is lost is
+    # the latest changes, and no commit waits for the disk.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    if not tables:
+        connection.executescript(_SCHEMA)
+
+
+def _is_damage(error: Exception) -> bool:
+    # A file that cannot be opened, a full disk or a lock is an OperationalError: nothing is wrong with it.
+    return type(error) in (sqlite3.DatabaseError, sqlite3.IntegrityError)
+
+
+def _inode(path: str) -> int | None:
+    """Return which file is there, None for no file or an empty one."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino if status.st_size else None
+
+
+def _remove(path: str) -> None:
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            # Invariant 5 in small: nothing in it is the only copy of anything.
+            os.unlink(name)
+
+
+@contextlib.contextmanager
+def _opening(path: str) -> Iterator[None]:
+    """Keep other processes from opening, making or removing the file meanwhile."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # Where this cannot lock, a file removed in the same moment costs a rebuild.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _file_value(key: bytes, known: KnownFile) -> bytes:

@@ -7,17 +7,22 @@ import platform
 import time
 from typing import TYPE_CHECKING, Any
 
+from casstore.digest import DIGEST_SIZE
 from casstore.errors import BackendError, FormatError, ObjectExists, ObjectNotFound, RefConflict, RefNotFound
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
+from casstore.store.catalogue import Catalogue, Kept
+from casstore.store.ref_folders import RefFolders, is_unique
+from casstore.store.ref_rows import RefQuery, row_of
 
 if TYPE_CHECKING:
     from casstore.backend.base import Backend
-    from casstore.format.names import RecordKey
     from casstore.store.machine import MachineState
+    from casstore.store.ref_rows import RefRow
 
 _EXCLUSIVE_NAMESPACE = "tags"
+_MODEL_FOLDERS = tuple(f"{names.PREFIX}{namespace}/" for namespace in names.MODEL_NAMESPACES)
 
 
 class Refs:
@@ -25,65 +30,71 @@ class Refs:
 
     def __init__(self, backend: Backend, machine: MachineState) -> None:
         self._backend = backend
-        self._machine = machine
+        self._catalogue = Catalogue(machine)
+        self._folders = RefFolders(backend, self._catalogue)
 
-    def records(self, name: str) -> list[Record]:
-        """Return all verified records of one ref, oldest first."""
-        prefix = names.directory(name)
-        folder = prefix[: prefix.rindex("/") + 1]
-        keys = [entry.key for entry in self._backend.list(folder) if entry.key.startswith(prefix)]
-        found = [record for key in keys if (record := self._read(key)) is not None]
-        return sorted(found, key=lambda record: record.order)
+    def heads(self, name: str) -> list[Record]:
+        """Return the verified newest records of a ref: several only after writers that met, the value last."""
+        return self._folders.heads(name)
 
     def value(self, name: str) -> Record | None:
         """Return the newest record of a ref, None if it was never written or is deleted."""
-        records = self.records(name)
-        return records[-1] if records and records[-1].target is not None else None
+        heads = self.heads(name)
+        return heads[-1] if heads and heads[-1].target is not None else None
 
     def values(self, prefix: str = "") -> dict[str, Record]:
         """Return the value of every ref whose name starts with `prefix` and that has one, by name.
 
         A record that cannot be read is an error where it is the newest (invariant 8).
         """
-        base = names.PREFIX
-        namespace, slash, _ = prefix.partition("/")
-        if slash and namespace in names.NAMESPACES:
-            base += f"{namespace}/"
-        listed = {entry.key for entry in self._backend.list(base)}
-        kept = self._machine.records()
-        self._machine.forget_records({key for key in kept if key.startswith(base)} - listed)
-        keys: dict[str, list[tuple[RecordKey, str]]] = {}
-        for key in listed:
-            place = names.parse_key(key)
-            if place.name.startswith(prefix):
-                keys.setdefault(place.name, []).append((place, key))
-        fresh: list[tuple[str, bytes]] = []
+        query = RefQuery(prefix)
+        kept = self._folders.answer((query.folder,), lambda marks: self._catalogue.values(marks, query))
+        if kept is None:
+            return {record.name: record for record in self._folders.read_values(query)}
         found = {}
-        for name in sorted(keys):
-            highest = max(place.seq for place, _ in keys[name])
-            newest = [item for item in keys[name] if item[0].seq == highest]
-            records = [self._take(place, key, kept, fresh) for place, key in newest]
-            record = max(filter(None, records), key=lambda record: record.order, default=None)
-            if record is None:
-                record = self.value(name)  # Trimmed since the listing: what replaced it is there now (§9).
+        for key, data in kept:
+            record = self._verified(key, data)
             if record is not None and record.target is not None:
-                found[name] = record
-        self._machine.remember_records(fresh)
+                found[record.name] = record
         return found
 
-    def _take(
-        self, place: RecordKey, key: str, kept: dict[str, bytes], fresh: list[tuple[str, bytes]]
-    ) -> Record | None:
-        """Return a listed record, from its kept copy if there is one; None if it is gone."""
-        data = kept.get(key) if place.write_id is not None else None
-        if data is None:
-            try:
-                data = self._backend.read(key)
-            except ObjectNotFound:
-                return None  # Trimmed since the listing: what replaced it is in the store (§9).
-            if place.write_id is not None:
-                fresh.append((key, data))
-        return record_format.decode(data, key=key)
+    def find(self, query: RefQuery, *, limit: int | None = None, newest_first: bool = True) -> list[RefRow]:
+        """Return the refs that a query wants, ordered by time and then name; see `values` for errors."""
+        rows: list[RefRow] | None = self._folders.answer(
+            (query.folder,),
+            lambda marks: self._catalogue.find(marks, query, limit=limit, newest_first=newest_first),
+        )
+        if rows is None:
+            rows = [
+                row for record in self._folders.read_values(query) if query.matches(row := row_of(record))
+            ]
+            rows.sort(key=lambda row: row.order, reverse=newest_first)
+        return rows[:limit]
+
+    def naming(self, id_prefix: str) -> tuple[list[bytes], Record | None]:
+        """Return the model ids that refs of models name and that begin so; and a ref's record if it is one."""
+        first = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "0"))
+        last = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "f"))
+        answer = self._folders.answer(
+            _MODEL_FOLDERS, lambda marks: self._catalogue.targets(marks, _MODEL_FOLDERS, first, last)
+        )
+        if answer is not None:
+            targets, body = answer
+            return targets, self._verified(*body) if body else None
+        found: dict[bytes, Record] = {}
+        for namespace in names.MODEL_NAMESPACES:
+            for record in self._folders.read_values(RefQuery(f"{namespace}/")):
+                if record.target is not None and first <= record.target <= last:
+                    found.setdefault(record.target, record)
+        return sorted(found), next(iter(found.values())) if len(found) == 1 else None
+
+    def _verified(self, key: str, data: bytes) -> Record | None:
+        """Return a kept record; where its copy is damaged, what the store has."""
+        try:
+            return record_format.decode(data, key=key)
+        except FormatError:
+            # Invariant 4: the copy is a hint, the store's own record decides.
+            return self.value(names.parse_key(key).name)
 
     def draft(
         self,
@@ -102,8 +113,8 @@ class Refs:
         for a ref whose newest record has the highest number there is, so that none can follow.
         """
         names.check_name(name)
-        records = self.records(name)
-        newest = records[-1] if records else None
+        heads = self.heads(name)
+        newest = heads[-1] if heads else None
         if (
             newest
             and newest.target == target
@@ -116,10 +127,8 @@ class Refs:
                 f"{name} has used up its numbers: remove the file {newest.key}, then try again."
             )
         exclusive = name.startswith(f"{_EXCLUSIVE_NAMESPACE}/")
-        if newest and exclusive and target is not None:
-            forks = {record.target for record in records if record.seq == newest.seq}
-            if len(forks) > 1:
-                raise RefConflict(f"{name} was moved by two writers at once: delete it, then set it again.")
+        if newest and exclusive and target is not None and len({record.target for record in heads}) > 1:
+            raise RefConflict(f"{name} was moved by two writers at once: delete it, then set it again.")
         return Record(
             name=name,
             seq=newest.seq + 1 if newest else 1,
@@ -141,7 +150,7 @@ class Refs:
         Raises RefConflict if another writer took a tag's place first.
         """
         record_format.check_writable(record)
-        if record in self.records(record.name):
+        if self._stored(record.key) == record:
             self._backend.settle([record.key])  # Invariant 2: its own writer may not have come that far.
             return
         data = record_format.encode(record)
@@ -160,29 +169,21 @@ class Refs:
             # Design §9: after an unclear put, what is there decides.
             if not (error.retryable and self._is_ours(record)):
                 raise
-        self._remember([(record.key, data)])
+        if is_unique(record.key):
+            self._catalogue.keep([Kept(record.key, data, record)])
+
+    def _stored(self, key: str) -> Record | None:
+        try:
+            return record_format.decode(self._backend.read(key), key=key)
+        except ObjectNotFound:
+            return None  # Invariant 3: what is not there was not committed.
 
     def _is_ours(self, record: Record) -> bool:
         try:
-            found = record_format.decode(self._backend.read(record.key), key=record.key)
-        except (ObjectNotFound, FormatError):
+            found = self._stored(record.key)
+        except FormatError:
             return False  # Invariant 3: what cannot be read back was not committed.
-        return found.write_id == record.write_id
-
-    def _remember(self, records: list[tuple[str, bytes]]) -> None:
-        self._machine.remember_records([item for item in records if _is_unique(item[0])])
-
-    def _read(self, key: str) -> Record | None:
-        copy = self._machine.record(key) if _is_unique(key) else None
-        fresh: list[tuple[str, bytes]] = []
-        record = self._take(names.parse_key(key), key, {} if copy is None else {key: copy}, fresh)
-        self._machine.remember_records(fresh)
-        return record
-
-
-def _is_unique(key: str) -> bool:
-    """Say whether a record's key names one write for good; that of a tag recurs once it was trimmed or lost."""
-    return names.parse_key(key).write_id is not None
+        return found is not None and found.write_id == record.write_id
 
 
 def not_found(name: str) -> RefNotFound:

@@ -31,12 +31,13 @@ from casstore.store.machine import MachineState, state_path
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import encode_object
 from casstore.store.publish import Publication
+from casstore.store.ref_rows import RefQuery
 from casstore.store.refs import Refs, not_found
 from casstore.store.sources import find_sources, place_sources
 from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import BinaryIO
 
     from fsspec import Callback
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from casstore.format.manifest import Tree
     from casstore.format.record import Record
     from casstore.store.packs import EncodedFrames
+    from casstore.store.ref_rows import RefRow
 
 _KEPT_MODELS = 8
 """Models whose description stays in memory, so that reading tensor after tensor does not read it again."""
@@ -320,6 +322,30 @@ class Store:
         """Return the current record of every ref whose name starts with `prefix`."""
         return self._refs.values(prefix)
 
+    def find(
+        self,
+        prefix: str = "",
+        *,
+        where: Mapping[str, Any] | None = None,
+        target: bytes | str | None = None,
+        base: bytes | str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+        limit: int | None = None,
+        newest_first: bool = True,
+    ) -> list[RefRow]:
+        """Return the refs for which all conditions hold, as light rows, ordered by time and then name.
+
+        `prefix` is how names begin. `where` gives fields of the metadata and the values that they must equal,
+        as Python compares; "a.b" is the field `b` of the map `a`, and None also matches a field that is
+        absent. `target` and `base` are whole ids. `since` (inclusive) and `until` (exclusive) are nanoseconds
+        since 1970. Raises ConfigError for conditions that make no sense.
+        """
+        if limit is not None and limit < 0:
+            raise ConfigError(f"Cannot list {limit} refs: give a limit of 0 or more.")
+        query = RefQuery.of(prefix, where=where, target=target, base=base, since=since, until=until)
+        return self._refs.find(query, limit=limit, newest_first=newest_first)
+
     def resolve(self, ref_or_id: str) -> Resolved:
         """Say which model a ref, a model id, a prefix of one (4 digits or more) or a bare name means."""
         record = self._find(ref_or_id)
@@ -484,17 +510,13 @@ class Store:
             record = self._refs.value(f"models/{ref_or_id}")
             if record is not None and record.target == bytes.fromhex(ref_or_id):
                 return record
-        found: dict[bytes, Record] = {}
-        for namespace in names.MODEL_NAMESPACES:
-            for record in self._refs.values(f"{namespace}/").values():
-                if record.target is not None and record.target.hex().startswith(ref_or_id):
-                    found.setdefault(record.target, record)
-        if len(found) > 1:
-            some = ", ".join(sorted(target.hex()[:16] for target in found)[:4])
-            raise RefNotFound(f"{ref_or_id!r} is ambiguous: it begins {len(found)} model ids ({some}, …).")
-        if not found:
+        targets, record = self._refs.naming(ref_or_id)
+        if len(targets) > 1:
+            some = ", ".join(target.hex()[:16] for target in targets[:4])
+            raise RefNotFound(f"{ref_or_id!r} is ambiguous: it begins {len(targets)} model ids ({some}, …).")
+        if record is None:
             raise not_found(ref_or_id)
-        return next(iter(found.values()))
+        return record
 
 
 def _check_model_name(name: str) -> None:

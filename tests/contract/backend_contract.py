@@ -245,6 +245,7 @@ class BackendContract:
         entries = list(backend.list(""))
         assert [entry.key for entry in entries] == sorted(keys)
         assert [entry.size for entry in entries] == [len(key) for key in sorted(keys)]
+        assert list(backend.list_keys("")) == sorted(keys)
 
     def test_list_below_a_prefix(self, backend):
         for key in ("packs/aa/1", "packs/ab/2", "packs-old/aa/3", "index/4", "packs2", "refs/packs/5"):
@@ -253,16 +254,20 @@ class BackendContract:
         assert [entry.key for entry in backend.list("packs/ab/")] == ["packs/ab/2"]
         assert list(backend.list("quarantine/")) == []
         assert list(backend.list("packs/ff/")) == []
+        for prefix in ("", "packs/", "packs/ab/", "refs/", "quarantine/", "packs/ff/"):
+            assert list(backend.list_keys(prefix)) == [entry.key for entry in backend.list(prefix)]
 
     @pytest.mark.parametrize("prefix", ["packs", "/", "a//", "../", "packs/../", ".tmp/", "P/"])
     def test_bad_prefixes_are_refused(self, backend, prefix):
         with pytest.raises(ConfigError):
             list(backend.list(prefix))
+        with pytest.raises(ConfigError):
+            list(backend.list_keys(prefix))
 
     def test_list_skips_what_is_being_written(self, backend):
         with backend.open_writer() as writer:
             writer.write([BIG])
-            assert list(backend.list("")) == []
+            assert list(backend.list("")) == list(backend.list_keys("")) == []
             writer.commit(PACK)
 
     def test_listing_many(self, backend):
@@ -270,6 +275,7 @@ class BackendContract:
         for key in keys:
             backend.put(key, [b"x"])
         assert [entry.key for entry in backend.list("packs/")] == sorted(keys)
+        assert list(backend.list_keys("packs/")) == sorted(keys)
 
     def test_times_are_the_clocks(self, backend):
         before = backend.now()
@@ -312,6 +318,8 @@ class BackendContract:
             lambda: backend.stat(PACK),
             lambda: list(backend.list("packs/")),
             lambda: list(backend.list("")),
+            lambda: list(backend.list_keys("packs/")),
+            lambda: list(backend.list_keys("")),
             lambda: backend.delete(PACK),
         ):
             with pytest.raises(BackendUnavailable):

@@ -258,6 +258,8 @@ QUESTIONS = {
     "list": (lambda backend: [entry.key for entry in backend.list("")], [KEY]),
     "list packs": (lambda backend: [entry.key for entry in backend.list("packs/")], [KEY]),
     "list nothing": (lambda backend: [entry.key for entry in backend.list("refs/")], []),
+    "list keys": (lambda backend: list(backend.list_keys("")), [KEY]),
+    "list no keys": (lambda backend: list(backend.list_keys("refs/")), []),
     "list leftovers": (lambda backend: list(backend.list_temporaries()), []),
     "remove a leftover": (lambda backend: backend.remove_temporary(".tmp/x"), None),
     "settle": (lambda backend: backend.settle([KEY]), None),

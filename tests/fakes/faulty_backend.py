@@ -112,6 +112,10 @@ class FaultyBackend(BackendWrapper):
             entries = [entry for entry in self._frozen if entry.key.startswith(prefix)]
         yield from [entry for entry in entries if entry.key not in self._hidden][: self._longest]
 
+    def list_keys(self, prefix):
+        # A listing like any other, so that every fault of `list` is one of this, too.
+        return (entry.key for entry in self.list(prefix))
+
     def put(self, key, parts):
         self.call("put", key, lambda: self.inner.put(key, parts))
 

@@ -23,7 +23,7 @@ import random
 import stat
 from dataclasses import dataclass, field
 
-from casstore.backend.syscalls import Status, SystemCalls
+from casstore.backend.syscalls import EntryKind, Status, SystemCalls
 
 LOSE_ALL = "lose all"
 KEEP_ALL = "keep all"
@@ -373,6 +373,12 @@ class PosixModel(SystemCalls):
         if isinstance(node, _File):
             raise _error(errno.ENOTDIR, path)
         return [(name, self._status(child)) for name, child in node.entries.items()]
+
+    def scan_kinds(self, path):
+        return [
+            (name, EntryKind(is_directory=status.is_directory, is_file=status.is_file))
+            for name, status in self.scandir(path)
+        ]
 
     def flock(self, fd, operation):
         self._check("flock")

@@ -106,6 +106,9 @@ class ScheduledBackend(BackendWrapper):
         self._look("list", prefix)
         return iter([*self.inner.list(prefix)])
 
+    def list_keys(self, prefix):
+        return (entry.key for entry in self.list(prefix))
+
     def put(self, key, parts):
         self._pause()
         self.inner.put(key, parts)

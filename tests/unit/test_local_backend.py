@@ -219,11 +219,16 @@ def test_an_error_in_any_directory_ends_the_listing(root, number, depth):
                 raise OSError(number, os.strerror(number), path)
             return super().scandir(path)
 
+        def scan_kinds(self, path):
+            self.scandir(path)
+            return super().scan_kinds(path)
+
     LocalBackend(root, create=True).put(KEY, [b"x"])
     backend = LocalBackend(root, calls=Broken())
-    with pytest.raises(BackendError) as caught:
-        list(backend.list(""))
-    assert type(caught.value) is (AccessDenied if number == errno.EACCES else BackendUnavailable)
+    for listing in (backend.list, backend.list_keys):
+        with pytest.raises(BackendError) as caught:
+            list(listing(""))
+        assert type(caught.value) is (AccessDenied if number == errno.EACCES else BackendUnavailable)
 
 
 def test_a_directory_that_disappears_while_listed(root):
@@ -233,9 +238,39 @@ def test_a_directory_that_disappears_while_listed(root):
                 raise FileNotFoundError(errno.ENOENT, "gone", path)
             return super().scandir(path)
 
+        def scan_kinds(self, path):
+            self.scandir(path)
+            return super().scan_kinds(path)
+
     LocalBackend(root, create=True).put(KEY, [b"x"])
-    with pytest.raises(BackendUnavailable, match="disappeared"):
-        list(LocalBackend(root, calls=Vanishing()).list("packs/"))
+    backend = LocalBackend(root, calls=Vanishing())
+    for listing in (backend.list, backend.list_keys):
+        with pytest.raises(BackendUnavailable, match="disappeared"):
+            list(listing("packs/"))
+
+
+def test_names_are_listed_without_a_stat_for_each_file(root):
+    """A directory says what its files are; only links must be followed."""
+
+    class Counting(SystemCalls):
+        def scandir(self, path):
+            raise AssertionError("every file of this directory would get a stat")
+
+    backend = LocalBackend(root, create=True)
+    for number in range(3):
+        backend.put(f"packs/{number}", [b"x"])
+    (root / "packs" / "3").symlink_to(root / "packs" / "0")
+    (root / "packs" / "4").symlink_to(root / "index")
+    (root / "index").mkdir()
+    os.mkfifo(root / "packs" / "5")
+    backend.put("index/x", [b"x"])
+    keys = [*(f"packs/{number}" for number in range(4)), "packs/4/x"]
+    assert list(LocalBackend(root, calls=Counting()).list_keys("packs/")) == keys
+    assert [entry.key for entry in backend.list("packs/")] == keys
+    (root / "packs" / "6").symlink_to(root / "nowhere")
+    for listing in (backend.list, backend.list_keys):
+        with pytest.raises(BackendUnavailable):
+            list(listing("packs/"))
 
 
 def test_a_file_deleted_while_listed_is_gone(root, monkeypatch):

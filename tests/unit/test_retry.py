@@ -221,14 +221,19 @@ class Interrupted(MemoryBackend):
                 raise BackendUnavailable("broken off")
             yield entry
 
+    def list_keys(self, prefix):
+        return (entry.key for entry in self.list(prefix))
 
-def test_a_listing_goes_on_where_it_broke_off(clock):
-    inner = Interrupted("test_retry/interrupted")
+
+@pytest.mark.parametrize("names", [False, True])
+def test_a_listing_goes_on_where_it_broke_off(clock, names):
+    inner = Interrupted(f"test_retry/interrupted-{names}")
     keys = [f"k/{number}" for number in range(8)]
     for key in keys:
         inner.put(key, [b"x"])
     backend = RetryingBackend(inner, clock.policy())
-    assert [entry.key for entry in backend.list("k/")] == keys
+    listed = list(backend.list_keys("k/")) if names else [entry.key for entry in backend.list("k/")]
+    assert listed == keys
     assert inner.started == 3
     assert clock.ceilings == pytest.approx([0.1, 0.1]), "progress starts the pauses anew"
 

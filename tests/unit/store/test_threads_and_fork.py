@@ -322,12 +322,12 @@ def test_a_child_of_a_fork_while_the_machine_state_is_used(store, models):
     store.add(models[0], ref="models/m")
 
     def ask(_):
-        assert store.machine.records()
+        assert store.machine.run(lambda state: state.execute("SELECT * FROM bodies").fetchall(), [])
 
     with busy_threads(ask, ask):
         for _ in range(5):
             assert in_child(lambda: ask(0))
-            assert store.machine.records()
+            ask(0)
     path = state_file(store)
     store.close()
     assert integrity_of(path) == "ok"
@@ -456,11 +456,11 @@ def _other_tables(path):
 def _lies(path):
     """Every value is replaced by that of another row: no row means what its key says."""
     connection = sqlite3.connect(path)
-    for table, column in (("files", "value"), ("records", "data")):
-        rows = connection.execute(f"SELECT key, {column} FROM {table} ORDER BY key").fetchall()
+    for table, key, column in (("files", "key", "value"), ("bodies", "id", "data")):
+        rows = connection.execute(f"SELECT {key}, {column} FROM {table} ORDER BY {key}").fetchall()
         moved = [(rows[at - 1][1], rows[at][0]) for at in range(len(rows))]
         assert len(rows) > 1
-        connection.executemany(f"UPDATE {table} SET {column} = ? WHERE key = ?", moved)
+        connection.executemany(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", moved)
     connection.commit()
     connection.close()
 

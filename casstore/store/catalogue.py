@@ -1,0 +1,370 @@
+"""The catalogue: what this machine knows of a store's records, in the SQLite file of its machine state.
+
+It is a copy that follows the listing of names, folder by folder (`refs/<namespace>/<hh>/` holds all records
+of the names in it):
+
+- `folders` says of which listing of a folder its rows are the result: `mark` is a digest of the names listed
+  in it, and of the bytes of exclusive records, whose names recur. Rows and mark change in one transaction.
+- `records` has a row for each newest record of a ref. Records never change (invariant 1), so a row stays true
+  for as long as its name is listed. `state` says whether it is the value of its ref. A row without
+  `metadata` is one that JSON or SQLite cannot hold exactly: its record is decoded instead.
+- `bodies` keeps the records' own bytes, which whoever decodes them verifies again.
+
+A query is answered only from rows whose marks are those of a listing made for this query, in the same
+transaction; so whatever other processes do to the file meanwhile, an answer is that of the listing. Rows that
+are handed out carry a seal; a wrong one, or rows that got lost, make the file anew.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgpack
+
+from casstore.digest import digest
+from casstore.errors import FormatError
+from casstore.format import names
+from casstore.format import record as record_format
+from casstore.store.ref_rows import RefRow, facts_of, row_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from casstore.format.record import Record
+    from casstore.store.machine import MachineState
+    from casstore.store.ref_rows import RefQuery
+
+T = TypeVar("T")
+
+_SEAL_SIZE = 8
+_MAX_INTEGER = (1 << 63) - 1
+_EXACT_INTEGER = 1 << 53
+_COLUMNS = "key, name, target, manifest, base, time, writer, metadata, seal"
+
+
+class _State(IntEnum):
+    """What a row is to its ref; those from VALUE on are its value."""
+
+    OTHER = 0
+    DELETION = 1
+    VALUE = 2
+    ODD_VALUE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record to keep: its key, its bytes as the store has them, and what they say."""
+
+    key: str
+    data: bytes
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the catalogue says to a query: `found`, unless folders are `stale` and must be brought first."""
+
+    found: Any = None
+    stale: frozenset[str] = frozenset()
+
+
+class Catalogue:
+    """The tables of one machine state; whatever fails here is answered as if nothing were known."""
+
+    def __init__(self, machine: MachineState) -> None:
+        self._machine = machine
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a file to keep anything in."""
+        return self._machine.keeps
+
+    # ---- single records
+
+    def data(self, key: str) -> bytes | None:
+        """Return one kept record's bytes, which the caller verifies."""
+        sql = "SELECT data FROM records JOIN bodies USING (id) WHERE key = ?"
+        row = self._machine.run(lambda state: state.execute(sql, (key,)).fetchone(), None)
+        return bytes(row[0]) if row else None
+
+    def keep(self, records: Sequence[Kept]) -> None:
+        """Keep records that are in the store; they count once a listing names them."""
+        if records:
+            self._machine.run(lambda state: _insert(state, records), None, writes=True)
+
+    # ---- folders
+
+    def marks(self, base: str) -> dict[str, bytes]:
+        """Return the mark of every folder below `base` whose rows are kept."""
+        return self._machine.run(lambda state: {row[0]: row[1] for row in _folders(state, base)}, {})
+
+    def held(self, folder: str) -> frozenset[str]:
+        """Return the keys of the records of one folder that are kept."""
+        return self._machine.run(lambda state: frozenset(_states(state, folder)), frozenset())
+
+    def bring(
+        self, folder: str, mark: bytes, *, heads: Iterable[str], values: Iterable[str], fresh: Sequence[Kept]
+    ) -> bool:
+        """Make the rows of a folder those of a listing; say whether that could be done.
+
+        `heads` are the newest records of its refs, of which `values` win; `fresh` are those not held, or no
+        longer true. It cannot be done when another process dropped a row that was held.
+        """
+        wanted, winners = set(heads), set(values)
+
+        def work(state: sqlite3.Connection) -> bool:
+            known = _states(state, folder)
+            _delete(state, [key for key in known if key not in wanted])
+            _insert(state, fresh)
+            known = _states(state, folder)
+            if known.keys() != wanted:
+                return False
+            changed = []
+            for key, (row_state, is_deletion, is_odd) in known.items():
+                new = _State.OTHER
+                if key in winners:
+                    new = _State.DELETION if is_deletion else _State.ODD_VALUE if is_odd else _State.VALUE
+                if new != row_state:
+                    changed.append((int(new), key))
+            state.executemany("UPDATE records SET state = ? WHERE key = ?", changed)
+            if winners:
+                row = (folder, mark, len(winners))
+                state.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", row)
+            else:
+                state.execute("DELETE FROM folders WHERE prefix = ?", (folder,))
+            return True
+
+        return self._machine.run(work, True, writes=True)
+
+    # ---- queries
+
+    def find(
+        self, marks: Mapping[str, bytes], query: RefQuery, *, limit: int | None, newest_first: bool
+    ) -> Answer | None:
+        """Return the rows that a query wants, in its order; None where nothing is kept."""
+
+        def work(state: sqlite3.Connection) -> list[RefRow]:
+            return _find(state, query, limit=limit, newest_first=newest_first)
+
+        return self._ask(marks, (query.folder,), work)
+
+    def values(self, marks: Mapping[str, bytes], query: RefQuery) -> Answer | None:
+        """Return the keys and bytes of the values that a query for names wants, in the order of names."""
+        sql = (
+            "SELECT key, data FROM records JOIN bodies USING (id) WHERE state >= ? AND key >= ? AND key < ? "
+            "AND substr(name, 1, ?) = ? ORDER BY name"
+        )
+        arguments = (_State.VALUE, *_range(query.folder), len(query.prefix), query.prefix)
+
+        def work(state: sqlite3.Connection) -> list[tuple[str, bytes]]:
+            return state.execute(sql, arguments).fetchall() if _is_plain(query.prefix) else []
+
+        return self._ask(marks, (query.folder,), work)
+
+    def targets(
+        self, marks: Mapping[str, bytes], bases: Sequence[str], first: bytes, last: bytes
+    ) -> Answer | None:
+        """Return the targets from `first` to `last` that refs below `bases` name.
+
+        If it is one, the key and bytes of the first ref's record come with it.
+        """
+        inside = " OR ".join("name >= ? AND name < ?" for _ in bases)
+        sql = (
+            "SELECT target, min(name) FROM records WHERE state IN (?, ?) AND target BETWEEN ? AND ? "  # noqa: S608  # no part comes from outside
+            f"AND ({inside}) GROUP BY target ORDER BY target"
+        )
+        ends = [end for base in bases for end in _range(base.removeprefix(names.PREFIX))]
+        body = "SELECT key, data FROM records JOIN bodies USING (id) WHERE state IN (?, ?) AND target = ? AND name = ?"
+        values = (_State.VALUE, _State.ODD_VALUE)
+
+        def work(state: sqlite3.Connection) -> tuple[list[bytes], tuple[str, bytes] | None]:
+            found = state.execute(sql, (*values, first, last, *ends)).fetchall()
+            only = state.execute(body, (*values, *found[0])).fetchone() if len(found) == 1 else None
+            return [target for target, _ in found], only
+
+        return self._ask(marks, bases, work)
+
+    def _ask(
+        self, marks: Mapping[str, bytes], bases: Iterable[str], work: Callable[[sqlite3.Connection], Any]
+    ) -> Answer | None:
+        """Answer from rows that are what was listed below `bases`, or say which folders are not."""
+
+        def ask(state: sqlite3.Connection) -> Answer:
+            kept = {row[0]: row[1] for base in bases for row in _folders(state, base)}
+            stale = {folder for folder in kept.keys() | marks.keys() if kept.get(folder) != marks.get(folder)}
+            if stale:
+                return Answer(stale=frozenset(stale))
+            _require_whole(state)
+            return Answer(work(state))
+
+        return self._machine.run(ask, None)
+
+
+def _range(prefix: str) -> tuple[str, str]:
+    """Return the first text that begins with `prefix`, which ends with '/', and the first one beyond."""
+    return prefix, f"{prefix[:-1]}0"
+
+
+def _folders(state: sqlite3.Connection, base: str) -> list[tuple[str, bytes, int]]:
+    return state.execute("SELECT * FROM folders WHERE prefix >= ? AND prefix < ?", _range(base)).fetchall()
+
+
+def _states(state: sqlite3.Connection, folder: str) -> dict[str, tuple[int, bool, bool]]:
+    """Return the state of each record of a folder, whether it is a deletion, and whether it is odd."""
+    sql = "SELECT key, state, target IS NULL, metadata IS NULL FROM records WHERE key >= ? AND key < ?"
+    return {key: (number, gone, odd) for key, number, gone, odd in state.execute(sql, _range(folder))}
+
+
+def _require_whole(state: sqlite3.Connection) -> None:
+    """Raise unless there are as many values as there should be: a lost row must not make a ref disappear."""
+    ((wanted,),) = state.execute("SELECT ifnull(sum(refs), 0) FROM folders")
+    ((found,),) = state.execute("SELECT count(*) FROM records WHERE state >= ?", (_State.DELETION,))
+    if wanted != found:
+        raise sqlite3.DatabaseError(f"it lists {found} refs and should list {wanted}")
+
+
+def _delete(state: sqlite3.Connection, keys: Iterable[str]) -> None:
+    rows = [(key,) for key in keys]
+    state.executemany("DELETE FROM bodies WHERE id = (SELECT id FROM records WHERE key = ?)", rows)
+    state.executemany("DELETE FROM records WHERE key = ?", rows)
+
+
+def _insert(state: sqlite3.Connection, records: Sequence[Kept]) -> None:
+    _delete(state, (item.key for item in records))
+    for item in records:
+        record = item.record
+        facts = facts_of(record.metadata)
+        fits = isinstance(facts, str) and abs(record.time) <= _MAX_INTEGER
+        row = (
+            item.key,
+            record.name,
+            record.target,
+            record.manifest,
+            record.base,
+            record.time if fits else 0,
+            record.writer,
+            facts if fits else None,
+        )
+        done = state.execute(
+            f"INSERT INTO records (state, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  # a constant
+            (_State.OTHER, *row, _seal(row)),
+        )
+        state.execute("INSERT INTO bodies VALUES (?, ?)", (done.lastrowid, item.data))
+
+
+def _seal(row: Sequence[object]) -> bytes:
+    """Return what ties the columns of a row together, so that a flipped bit is seen."""
+    packed: bytes = msgpack.packb(row)
+    return digest(packed)[:_SEAL_SIZE]
+
+
+def _find(
+    state: sqlite3.Connection, query: RefQuery, *, limit: int | None, newest_first: bool
+) -> list[RefRow]:
+    if not _is_plain(query.prefix):
+        return []
+    found: list[RefRow] = []
+    common, arguments = _conditions(query)
+    # Rows that SQLite cannot compare: few, or none.
+    odd = state.execute(
+        f"SELECT key, data FROM records JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # see above
+        (_State.ODD_VALUE, *arguments),
+    )
+    for key, data in odd.fetchall():
+        row = _row_of_body(key, data)
+        if query.matches(row):
+            found.append(row)
+    odd_rows = len(found)
+    filters, values, exact = _metadata_conditions(query)
+    sql = " AND ".join([f"SELECT {_COLUMNS} FROM records WHERE state = ? AND {common}", *filters])  # noqa: S608  # see above
+    if limit is not None:
+        direction = "DESC" if newest_first else "ASC"
+        sql += f" ORDER BY time {direction}, name {direction}"
+    for values_of_row in state.execute(sql, (_State.VALUE, *arguments, *values)):
+        row = _row(values_of_row)
+        if exact or query.matches(row):
+            found.append(row)
+            if limit is not None and len(found) - odd_rows >= limit:
+                break
+    found.sort(key=lambda row: (row.time, row.name), reverse=newest_first)
+    return found[:limit]
+
+
+def _row(values: tuple[Any, ...]) -> RefRow:
+    *columns, seal = values
+    if seal != _seal(columns):
+        raise sqlite3.DatabaseError(f"a row in it is damaged, {columns[0]!r}")
+    return RefRow(*columns[1:])
+
+
+def _row_of_body(key: str, data: bytes) -> RefRow:
+    try:
+        record = record_format.decode(data, key=key)
+    except FormatError as error:
+        # Invariant 4: the store's own copy decides, when this file is made anew.
+        raise sqlite3.DatabaseError(f"a record in it is damaged, {key}") from error
+    return row_of(record)
+
+
+def _conditions(query: RefQuery) -> tuple[str, list[Any]]:
+    """Return the conditions on names and ids, which hold for every row alike."""
+    sql = ["key >= ?", "key < ?"]
+    values: list[Any] = [*_range(query.folder)]
+    if query.prefix:
+        sql.append("substr(name, 1, ?) = ?")
+        values += [len(query.prefix), query.prefix]
+    for column, value in (("target", query.target), ("base", query.base)):
+        if value is not None:
+            sql.append(f"{column} = ?")
+            values.append(value)
+    return " AND ".join(sql), values
+
+
+def _metadata_conditions(query: RefQuery) -> tuple[list[str], list[Any], bool]:
+    """Return conditions on times and metadata, and whether they say all: else the rows are asked again.
+
+    They let no row through less than Python's `==` does.
+    """
+    sql: list[str] = []
+    values: list[Any] = []
+    exact = True
+    for column, bound in (("time >= ?", query.since), ("time < ?", query.until)):
+        if bound is not None and abs(bound) <= _MAX_INTEGER:
+            sql.append(column)
+            values.append(bound)
+        elif bound is not None:
+            exact = False
+    for field, value in query.where:
+        path = _json_path(field)
+        if path is not None and value is None:
+            sql.append("json_extract(metadata, ?) IS NULL")
+            values.append(path)
+        elif path is not None and type(value) is str and _is_plain(value):
+            sql.append("json_type(metadata, ?) = 'text' AND json_extract(metadata, ?) = ?")
+            values += [path, path, value]
+        elif path is not None and type(value) in (int, bool) and abs(value) < _EXACT_INTEGER:
+            # SQLite may read a fraction one unit off, so numbers with one are compared by Python.
+            sql.append("(json_extract(metadata, ?) = ? OR json_type(metadata, ?) = 'real')")
+            values += [path, int(value), path]
+            exact = False
+        else:
+            exact = False
+    return sql, values, exact
+
+
+def _json_path(field: str) -> str | None:
+    """Return where SQLite finds a field, None where its way of writing paths cannot say that."""
+    parts = field.split(".")
+    if not all(
+        part.isascii() and part.isprintable() and part and not set(part) & {'"', "\\"} for part in parts
+    ):
+        return None
+    return "$" + "".join(f'."{part}"' for part in parts)
+
+
+def _is_plain(text: str) -> bool:
+    """Say whether SQLite compares this text as Python does: no NUL, and nothing that UTF-8 cannot say."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
