@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from casstore._version import __version__
-from casstore.cli import add, cat, check, demo, get, init, ls, rm, show, stats, tag
+from casstore.cli import add, cat, check, demo, get, init, ls, pull, push, remote, rm, show, stats, sync, tag
 from casstore.cli.exits import discard_output
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 
@@ -56,7 +56,10 @@ def root(
     given = {"store": store, "as_json": as_json, "quiet": quiet, "debug": debug}
     defaults = {name: value for name, value in given.items() if value}
     # An option in front of the command is the default of the same option behind it.
-    context.default_map = dict.fromkeys(_COMMANDS, defaults)
+    context.default_map = {
+        **dict.fromkeys(_COMMANDS, defaults),
+        "remote": dict.fromkeys(remote.COMMANDS, defaults),
+    }
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -68,12 +71,16 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "cat": cat.run,
     "tag": tag.run,
     "rm": rm.run,
+    "push": push.run,
+    "pull": pull.run,
+    "sync": sync.run,
     "stats": stats.run,
     "check": check.run,
     "demo": demo.run,
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name)(_function)
+app.add_typer(remote.app)
 
 
 def main() -> None:

@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DebugOption", "JsonOption", "ModelArgument", "QuietOption", "StoreOption"]
+__all__ = [
+    "DebugOption",
+    "DryRunOption",
+    "JsonOption",
+    "LimitOption",
+    "ModelArgument",
+    "OverwriteOption",
+    "QuietOption",
+    "RefsArgument",
+    "RemoteArgument",
+    "StoreOption",
+]
 
 StoreOption = Annotated[
     str | None,
@@ -31,4 +42,32 @@ ModelArgument = Annotated[
         help="A ref, a model id, or the first 4 or more digits of one.",
         show_default=False,
     ),
+]
+RemoteArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="REMOTE", help="A name that `casstore remote add` made, a path or a URL.", show_default=False
+    ),
+]
+RefsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[REF]...", help="Refs, prefixes that end with '/', or model ids.", show_default=False
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", "-n", help="Say what would be done; change nothing.", show_default=False),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Write refs even where the other side has a value of its own.",
+        show_default=False,
+    ),
+]
+LimitOption = Annotated[
+    str | None,
+    typer.Option("--limit", metavar="RATE", help="Bytes per second at most, such as 5M.", show_default=False),
 ]

@@ -16,6 +16,7 @@ import casstore
 from casstore.cli.exits import exit_codes, say
 from casstore.cli.progress import progress_bar, shows_progress, status_line
 from casstore.cli.text import printable
+from casstore.store.remotes import Remotes, is_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,6 +59,26 @@ class Session:
         except casstore.ConfigError:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
             return casstore.Store.open(self.place, create=True), True
+
+    def open_at(self, place: str, *, readonly: bool = False) -> Store:
+        """Open the store at a path or URL; the caller closes it."""
+        return casstore.Store.open(place, readonly=readonly)
+
+    def open_remote(self, remote: str, store: Store, *, readonly: bool = False) -> Store:
+        """Open the store that `remote`, a name of this store's or a place, means; the caller closes it."""
+        return self.open_at(Remotes(store.store_id).resolve(remote), readonly=readonly)
+
+    def places(self, remotes: Sequence[str]) -> list[str]:
+        """Return the paths or URLs that these mean; the store is opened only if one may be a name."""
+        if all(is_place(remote) for remote in remotes):
+            return list(remotes)
+        known = Remotes(self.store_id())
+        return [known.resolve(remote) for remote in remotes]
+
+    def store_id(self) -> str:
+        """Return the id of the store, under which its settings are kept."""
+        with self.open(readonly=True) as opened:
+            return opened.store_id
 
     def note(self, text: str) -> None:
         """Say something on stderr, unless nobody wants to hear it."""

@@ -6,6 +6,7 @@ be in a pack.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -20,10 +21,11 @@ from casstore.format import pack as pack_format
 from casstore.format.rows import ROW, BaseLists, id_words, merge_base_lists
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, pack_id_of, pack_key
 from casstore.store.merging import choose_parts, write_merged
-from casstore.store.segment import Segment, load
+from casstore.store.segment import Segment
+from casstore.store.segment_cache import SegmentCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -64,8 +66,10 @@ class Located:
 class Index:
     """All that is known of where objects lie in one store; safe in threads."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, copies: str | None = None) -> None:
+        """`copies` is the directory in which segments of a remote store are kept, None for none."""
         self._backend = backend
+        self._cache = SegmentCache(backend, copies)
         self._lock = threading.RLock()
         self._segments: dict[str, Segment] = {}
         self._pack_numbers: dict[bytes, int] = {}
@@ -96,23 +100,25 @@ class Index:
         """Load segments that are new in the store, drop those that are gone."""
         with self._lock:
             for attempt in range(5):
-                listed = [entry.key for entry in self._backend.list(INDEX_PREFIX)]
+                listed = {entry.key: entry.size for entry in self._backend.list(INDEX_PREFIX)}
+                fresh = {key: size for key, size in listed.items() if key not in self._segments}
                 try:
-                    for key in listed:
-                        if key not in self._segments:
-                            self._keep(load(key, self._backend))
+                    for segment in self._cache.open_all(fresh):
+                        self._keep(segment)
                 except ObjectNotFound:
                     # A segment was merged away while we read; the next listing names its successor.
                     if attempt == 4:
                         raise
                     continue
-                for key in self._segments.keys() - set(listed):
+                for key in self._segments.keys() - listed.keys():
                     if key.startswith(INDEX_PREFIX) or self._is_covered(key, by=listed):
                         del self._segments[key]
+                if fresh:
+                    self._cache.prune(listed)
                 self._loaded = True
                 return
 
-    def _is_covered(self, key: str, *, by: list[str]) -> bool:
+    def _is_covered(self, key: str, *, by: Iterable[str]) -> bool:
         """Say whether segments cover what a footer that was read by hand says."""
         return all(
             any(number in self._segments[other].numbers for other in by)
@@ -176,10 +182,9 @@ class Index:
             parts.append((rows, footer.bases))
         rows, bases = merge_base_lists(parts)
         data = index_format.encode(rows, bases, [pack_id for pack_id, _ in packs])
-        key = index_key(data)
-        self._backend.put(key, [data])
+        self._backend.put(index_key(data), [data])
         with self._lock:
-            self._keep(load(key, self._backend))
+            self._keep(self._cache.opened(data))
             self.merge()
 
     def all_rows(self) -> Iterator[Rows]:
@@ -232,9 +237,14 @@ class Index:
             parts = choose_parts(durable)
             if not parts:
                 return
-            key = write_merged(self._backend, parts, self._pack_ids)
+            with contextlib.ExitStack() as stack:
+                copy = self._cache.new_copy()
+                if copy is not None:
+                    stack.enter_context(copy)
+                key, size = write_merged(self._backend, parts, self._pack_ids, copy)
             if key not in self._segments:
-                self._keep(load(key, self._backend))
+                for segment in self._cache.open_all({key: size}):
+                    self._keep(segment)
             for segment in parts:
                 if segment.key != key:
                     # Invariant 5: the merged segment, durable now, says all that this one said.

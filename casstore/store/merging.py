@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend
     from casstore.format.rows import Rows
     from casstore.store.segment import Segment
+    from casstore.store.segment_cache import Copy
 
 MAX_SEGMENTS = 12
 """Segments that are left alone: with fewer merges, each add writes less."""
@@ -45,8 +46,13 @@ def choose_parts(segments: Sequence[Segment]) -> list[Segment]:
     return ordered[:count]
 
 
-def write_merged(backend: Backend, parts: Sequence[Segment], pack_ids: Sequence[bytes]) -> str:
-    """Write one durable segment that says what all parts say; return its key. `pack_ids` are by number."""
+def write_merged(
+    backend: Backend, parts: Sequence[Segment], pack_ids: Sequence[bytes], copy: Copy | None = None
+) -> tuple[str, int]:
+    """Write one durable segment that says what all parts say; return its key and size.
+
+    `pack_ids` are by number. The bytes go to `copy` as well.
+    """
     sources, packs = _sources(parts)
     lists = _joined_lists(sources)
     count = sum(source.count() for source in sources)
@@ -59,14 +65,20 @@ def write_merged(backend: Backend, parts: Sequence[Segment], pack_ids: Sequence[
             yield rows[sort_order(rows)]
 
     hasher = Hasher()
+    size = 0
     with backend.open_writer() as writer:
         for data in index_format.encode_parts(batches, count, lists, [pack_ids[number] for number in packs]):
             hasher.update(data)
             writer.write([data])
+            size += len(data)
+            if copy is not None:
+                copy.write(data)
         key = index_key_of(hasher.digest())
         # Another process may have merged the same parts: the bytes are the same (invariant 1).
         writer.commit(key)
-    return key
+    if copy is not None:
+        copy.publish(key)
+    return key, size
 
 
 class _Source:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.backend.oserrors import from_os_error
-from casstore.digest import DIGEST_SIZE
+from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import FormatError
 from casstore.format import index as index_format
 from casstore.format.rows import ROW, BaseLists, check_rows, row_ids
@@ -65,6 +65,10 @@ class Segment:
 
     def __len__(self) -> int:
         return self.head.shape.rows
+
+    def digest(self) -> bytes:
+        """Return the BLAKE3 of the whole file; reads all of it."""
+        return digest(self._data)
 
     @property
     def base_lists(self) -> BaseLists:
@@ -265,14 +269,19 @@ def load(key: str, backend: Backend) -> Segment:
     path = backend.local_path(key)
     if path is None:
         return Segment(key, memoryview(backend.read(key)), None)
+    return load_file(key, path, place=backend.url)
+
+
+def load_file(key: str, path: str, *, place: str = "") -> Segment:
+    """Load a segment from the file that holds it; errors as with `load`. `place` is where people look for it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise from_os_error(error, f"read {key} in {backend.url}") from error  # design §12
+        raise from_os_error(error, f"read {key} in {place or path}") from error  # design §12
     try:
         size = os.fstat(descriptor).st_size
         data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if size else b"")
     except OSError as error:
         os.close(descriptor)
-        raise from_os_error(error, f"read {key} in {backend.url}") from error  # design §12
+        raise from_os_error(error, f"read {key} in {place or path}") from error  # design §12
     return Segment(key, data, descriptor)

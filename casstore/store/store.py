@@ -103,10 +103,13 @@ class Resolved:
 class Store:
     """A content-addressed store of models. Safe in threads, and in a child process after a fork."""
 
-    def __init__(self, backend: Backend, *, store_id: bytes, machine: MachineState) -> None:
+    def __init__(
+        self, backend: Backend, *, store_id: bytes, machine: MachineState, index_copies: str | None = None
+    ) -> None:
+        """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere."""
         self.backend = backend
         self.store_id = store_id.hex()
-        self.index = Index(backend)
+        self.index = Index(backend, copies=index_copies)
         self.objects = ObjectReader(backend, self.index)
         self.machine = machine
         self._refs = Refs(backend, machine)
@@ -145,7 +148,8 @@ class Store:
             raise
         keeps_state = not backend.url.startswith("memory:")
         path = state_path(identity.store_id, backend.url) if keeps_state else None
-        return cls(backend, store_id=identity.store_id, machine=MachineState(path))
+        copies = os.path.join(os.path.dirname(path), "index") if path is not None else None
+        return cls(backend, store_id=identity.store_id, machine=MachineState(path), index_copies=copies)
 
     def close(self) -> None:
         """Release files and connections; the store must not be used afterwards."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fakes.posix_model import SimulatedCrash
 
 from casstore.backend.base import BlobWriter
@@ -22,6 +24,10 @@ class FaultyBackend(BackendWrapper):
         shorten_listings(n)    list stops after n entries without an error
         freeze_listings()      list shows what there was at this moment
         corrupt(key, offset)   reads of this key have a bit flipped at this offset
+        unplug_at(k)           the network is gone at call k and at every later one
+        drop_bodies(n)         the next n reads break off half way, with an error
+        shorten_reads(size)    a ranged read gives at most so many bytes, without an error
+        empty(key)             this object has no bytes, as after a crash of its server
     """
 
     def __init__(self, inner):
@@ -35,6 +41,10 @@ class FaultyBackend(BackendWrapper):
         self._longest = None
         self._frozen = None
         self._flips: dict[str, list[tuple[int, int]]] = {}
+        self._unplugged = None
+        self._dropped = 0
+        self._read_limit = None
+        self._emptied = set()
 
     def stop_at(self, index):
         self._stop = index
@@ -60,10 +70,23 @@ class FaultyBackend(BackendWrapper):
     def corrupt(self, key, offset, *, bit=0):
         self._flips.setdefault(key, []).append((offset, 1 << bit))
 
+    def unplug_at(self, index):
+        self._unplugged = index
+
+    def drop_bodies(self, times):
+        self._dropped = times
+
+    def shorten_reads(self, size):
+        self._read_limit = size
+
+    def empty(self, key):
+        self._emptied.add(key)
+
     def heal(self):
         """Behave from now on; the count goes on."""
         self._stop, self._longest, self._frozen = None, None, None
-        for faults in (self._errors, self._next, self._lost, self._hidden, self._flips):
+        self._unplugged, self._dropped, self._read_limit = None, 0, None
+        for faults in (self._errors, self._next, self._lost, self._hidden, self._flips, self._emptied):
             faults.clear()
 
     def call(self, operation, key, work):
@@ -71,6 +94,8 @@ class FaultyBackend(BackendWrapper):
         if self._stop is not None and index >= self._stop:
             raise SimulatedCrash(f"at call {index}, {operation} {key}")
         self.calls.append((operation, key))
+        if self._unplugged is not None and index >= self._unplugged:
+            raise BackendUnavailable(f"The network is gone: {operation} {key}.")
         if index in self._errors:
             raise self._errors[index]
         for rule in self._next:
@@ -95,22 +120,42 @@ class FaultyBackend(BackendWrapper):
 
     def read(self, key, *, start=0, length=None):
         data = self.call("read", key, lambda: self.inner.read(key, start=start, length=length))
+        self._maybe_drop("read", key)
+        if key in self._emptied:
+            return b""
         return self._flip(key, data, start) if key in self._flips else data
 
     def read_into(self, key, buffer, *, start=0):
+        if self._read_limit is not None:
+            buffer = buffer.cast("B")[: self._read_limit]
+        if self._dropped:
+            self.inner.read_into(key, buffer.cast("B")[: buffer.nbytes // 2], start=start)
+            self._maybe_drop("read_into", key)
+        if key in self._emptied:
+            return self.call("read_into", key, lambda: 0)
         count = self.call("read_into", key, lambda: self.inner.read_into(key, buffer, start=start))
         if key in self._flips:
             buffer.cast("B")[:count] = self._flip(key, buffer.cast("B")[:count], start)
         return count
 
+    def _maybe_drop(self, operation, key):
+        if self._dropped:
+            self._dropped -= 1
+            self.calls.append((operation, key))
+            raise BackendUnavailable(f"The connection broke in the middle of {operation} {key}.")
+
     def stat(self, key):
-        return self.call("stat", key, lambda: self.inner.stat(key))
+        return self._shown(self.call("stat", key, lambda: self.inner.stat(key)))
+
+    def _shown(self, entry):
+        return replace(entry, size=0) if entry.key in self._emptied else entry
 
     def list(self, prefix):
         entries = self.call("list", prefix, lambda: [*self.inner.list(prefix)])
         if self._frozen is not None:
             entries = [entry for entry in self._frozen if entry.key.startswith(prefix)]
-        yield from [entry for entry in entries if entry.key not in self._hidden][: self._longest]
+        shown = [self._shown(entry) for entry in entries if entry.key not in self._hidden]
+        yield from shown[: self._longest]
 
     def list_keys(self, prefix):
         # A listing like any other, so that every fault of `list` is one of this, too.

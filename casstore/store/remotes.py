@@ -1,0 +1,147 @@
+"""Names for stores elsewhere, kept for each store in the user's config directory. URLs only, no credentials."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from casstore.backend.location import parse_location
+from casstore.backend.oserrors import from_os_error
+from casstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Remotes:
+    """The remotes of one store: name → URL or absolute path. Any number of processes may change them."""
+
+    def __init__(self, store_id: str, *, path: str | None = None) -> None:
+        """`path` is the JSON file that holds the remotes of all the user's stores."""
+        self._store_id = store_id
+        self._path = path or os.path.join(
+            platformdirs.user_config_dir("casstore", appauthor=False), "remotes.json"
+        )
+
+    def list(self) -> dict[str, str]:
+        """Return all remotes in the order of their names; raises ConfigError for a file that is damaged."""
+        return dict(sorted(self._read().get(self._store_id, {}).items()))
+
+    def add(self, name: str, url_or_path: str) -> str:
+        """Keep a remote and return its URL or absolute path; nothing is connected to.
+
+        Raises ConfigError for a name that is taken or could be a path, and for a URL with user info or a query.
+        """
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{name!r} cannot name a remote: use up to 64 letters, digits, '.', '_' and '-'."
+            )
+        location = parse_location(url_or_path)
+        place = os.path.abspath(location.target) if location.kind == "local" else url_or_path
+
+        def change(remotes: dict[str, str]) -> None:
+            if remotes.setdefault(name, place) != place:
+                raise ConfigError(f"There is a remote {name!r} already, {remotes[name]}. Remove it first.")
+
+        self._change(change)
+        return place
+
+    def remove(self, name: str) -> str:
+        """Forget a remote and return what it was; raises ConfigError if there is none of this name."""
+        removed: list[str] = []
+
+        def change(remotes: dict[str, str]) -> None:
+            if name not in remotes:
+                raise ConfigError(self._unknown(name, remotes))
+            removed.append(remotes.pop(name))
+
+        self._change(change)
+        return removed[0]
+
+    def resolve(self, remote: str) -> str:
+        """Return the URL or path that `remote`, a name or already one of those, means.
+
+        A configured name comes first; what is neither that nor looks like a place is a ConfigError.
+        """
+        remotes = self.list()
+        if remote in remotes:
+            return remotes[remote]
+        if is_place(remote):
+            return remote
+        raise ConfigError(self._unknown(remote, remotes))
+
+    @staticmethod
+    def _unknown(name: str, remotes: dict[str, str]) -> str:
+        known = f"There are: {', '.join(sorted(remotes))}." if remotes else "There are none yet."
+        return f"No remote is called {name!r}. {known} `casstore remote add NAME URL` makes one."
+
+    def _change(self, change: Callable[[dict[str, str]], None]) -> None:
+        try:
+            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            with self._locked():
+                stores = self._read()
+                remotes = stores.setdefault(self._store_id, {})
+                change(remotes)
+                if not remotes:
+                    del stores[self._store_id]
+                self._write(json.dumps(stores, indent=2, sort_keys=True).encode() + b"\n")
+        except OSError as error:
+            raise from_os_error(error, f"write {self._path}", retryable=False) from error  # design §12
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        try:
+            with open(self._path, "rb") as file:
+                stores: Any = json.load(file)
+        except FileNotFoundError:
+            return {}  # No remote was ever added; no invariant is about this file.
+        except OSError as error:
+            raise from_os_error(error, f"read {self._path}") from error  # design §12
+        except ValueError as error:
+            # Invariant 11: settings that cannot be read are an error, not an empty list.
+            raise ConfigError(f"{self._path} is not what casstore wrote: mend or remove it.") from error
+        if not isinstance(stores, dict) or not all(_is_table(item) for item in stores.values()):
+            raise ConfigError(f"{self._path} is not what casstore wrote: mend or remove it.")
+        return stores
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one process at a time read, change and write."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(f"{self._path}.lock", flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _write(self, data: bytes) -> None:
+        """Replace the file as a whole: a reader sees the old one or the new one."""
+        temporary = f"{self._path}.{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # As invariant 2: bytes before the name.
+            os.replace(temporary, self._path)  # Not part of a store: a setting may be replaced.
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # As invariant 2: what has no final name was never there.
+            raise
+
+
+def is_place(text: str) -> bool:
+    """Say whether this is a URL or a path rather than a name."""
+    return "://" in text or os.sep in text or text.startswith(".") or os.path.isdir(text)
+
+
+def _is_table(item: Any) -> bool:
+    return isinstance(item, dict) and all(isinstance(value, str) for value in item.values())
