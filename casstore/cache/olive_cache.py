@@ -444,9 +444,11 @@ class OliveCache:
         if self.config.clean_evaluation_cache:
             shutil.rmtree(self.dirs.evaluations, ignore_errors=True)
             self.dirs.evaluations.mkdir(parents=True, exist_ok=True)
-        prefixes = ("models/", "runs/", "evaluations/") if self.config.clean_cache else ()
-        if self.config.clean_evaluation_cache:
-            prefixes = prefixes or ("evaluations/",)
+        prefixes: tuple[str, ...] = ()
+        if self.config.clean_cache:
+            prefixes = ("models/", "runs/", "evaluations/")
+        elif self.config.clean_evaluation_cache:
+            prefixes = ("evaluations/",)
         if self.local is None:
             return
         for prefix in prefixes:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from casstore.format.record import Record
-    from casstore.store.catalogue import RefRow
+    from casstore.store.ref_rows import RefRow
     from casstore.store.store import Store
 
 _log = logging.getLogger("casstore.cache")
@@ -303,8 +303,7 @@ def _facts(run: RunManifest) -> dict[str, Any]:
         "started": run.started,
         "duration": run.duration,
     }
-    stated = {name: run.recorded[name] for name in ("alias", "workflow") if name in run.recorded}
-    return {**facts, **stated}
+    return {**facts, **{name: run.recorded[name] for name in ("alias", "workflow") if name in run.recorded}}
 
 
 def _summary(row: RefRow) -> RunSummary:

@@ -83,6 +83,18 @@ class RefFolders:
         ]
         return sorted(records, key=lambda record: record.order)
 
+    def history(self, name: str) -> list[Record]:
+        """Return every verified record of one ref, in their order; one that is trimmed meanwhile is left out (§9)."""
+        prefix = names.directory(name)
+        keys = [key for key in self._backend.list_keys(_folder_of(prefix)) if key.startswith(prefix)]
+        records: list[Record] = []
+        for key in keys:
+            kept = self._kept(key) if is_unique(key) else None
+            read = self._read(key) if kept is None else None
+            if kept is not None or read is not None:
+                records.append(kept if kept is not None else read.record)  # type: ignore[union-attr]
+        return sorted(records, key=lambda record: record.order)
+
     def answer(self, bases: Sequence[str], ask: Callable[[Mapping[str, bytes]], Answer | None]) -> Any | None:
         """List names below `bases`, bring the catalogue up to them, and return what it answers.
 

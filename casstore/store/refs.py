@@ -37,6 +37,10 @@ class Refs:
         """Return the verified newest records of a ref: several only after writers that met, the value last."""
         return self._folders.heads(name)
 
+    def history(self, name: str) -> list[Record]:
+        """Return every verified record of a ref, oldest first."""
+        return self._folders.history(name)
+
     def value(self, name: str) -> Record | None:
         """Return the newest record of a ref, None if it was never written or is deleted."""
         heads = self.heads(name)

@@ -37,7 +37,7 @@ from casstore.store.sources import find_sources, place_sources
 from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from fsspec import Callback
@@ -449,7 +449,7 @@ class Store:
     def history(self, name: str) -> list[Record]:
         """Return every record of one ref that the store keeps, oldest first; the last one is its value."""
         names.check_name(name)
-        return self._refs.records(name)
+        return self._refs.history(name)
 
     def record(self, name: str) -> Record | None:
         """Return the current record of one ref, None if there is none or it is deleted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from importlib import metadata
@@ -101,10 +102,9 @@ class EngineCache(OliveCache):
 def _versions() -> Mapping[str, str]:
     found = {}
     for name in KEYED_PACKAGES:
-        try:
+        # A package that is not there makes nothing (invariant 12).
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # A package that is not there makes nothing (invariant 12).
     return found
 
 
