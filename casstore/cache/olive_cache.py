@@ -34,6 +34,7 @@ from casstore.cache.transfer import ModelFileTransfer
 from casstore.cache.values import plain
 from casstore.digest import digest, is_hex
 from casstore.errors import CasstoreError, ConfigError, IntegrityError, RefNotFound
+from casstore.ops.quarantine import quarantine_damaged
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.store.store import Store
 
@@ -154,11 +155,12 @@ class OliveCache:
         if self.local is None:
             return _read_json(view)
         with self._attempt(f"load the model {model_id}"):
-            config = self.models.load_model(model_id)
-            if config is None:
-                config = self._take_in(model_id, view)
-            if config is not None:
-                return config
+            with self._healing(model_id):
+                config = self.models.load_model(model_id)
+                if config is None:
+                    config = self._take_in(model_id, view)
+                if config is not None:
+                    return config
         if self._guard is None:
             return None
         return self._guard.attempt(
@@ -468,6 +470,19 @@ class OliveCache:
         except (CasstoreError, OSError, ValueError) as error:
             self._note(doing, error)
 
+    @contextlib.contextmanager
+    def _healing(self, model_id: str) -> Iterator[None]:
+        """Set damaged packs apart, so that what makes or fetches the model again mends the store."""
+        try:
+            yield
+        except IntegrityError:
+            # Invariant 11: the error goes on; the note only keeps the next add from relying on the damage.
+            record = self.models.record(model_id)
+            if record is not None and self.local is not None:
+                for pack, reason in quarantine_damaged(self.local, record).items():
+                    _log.error("The pack %s is damaged and set apart: %s", pack, reason)
+            raise
+
     def _note(self, doing: str, error: Exception) -> None:
         text = f"Could not {doing}: {error}"
         if text not in self.problems:
@@ -533,14 +548,15 @@ class OliveCache:
     def _download(self, model_id: str) -> dict[str, Any] | None:
         """Return the config of a model with paths that exist, from here or the shared cache; None if nowhere."""
         assert self.local is not None
+        config = None
         try:
-            config = self.models.load_model(model_id)
+            with self._healing(model_id):
+                config = self.models.load_model(model_id)
         except IntegrityError as error:
             # Invariant 11: damage here is no miss while the shared cache has the same bytes.
             if self.shared_cache is None:
                 raise
             self._note(f"read the model {model_id} from {self.dirs.store}", error)
-            config = None
         if config is None and self.shared_cache is not None and self.shared_cache.exists(model_ref(model_id)):
             self.shared_cache.retrieve(self.local, [model_ref(model_id)])
             config = self.models.load_model(model_id)

@@ -1,10 +1,11 @@
-"""The `format` file that makes a directory a store, and the tombstones that a collector leaves."""
+"""The `format` file that makes a directory a store, and marks on packs: tombstones and quarantine notes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casstore.digest import is_hex
 from casstore.errors import FormatError, UnsupportedVersion
 from casstore.format import canonical, envelope, fields
 
@@ -13,13 +14,16 @@ if TYPE_CHECKING:
 
 FORMAT_KEY = "format"
 TOMBSTONE_PREFIX = "gc/tombstones/"
+QUARANTINE_PREFIX = "quarantine/"
 STORE_VERSION = 1
 TOMBSTONE_VERSION = 1
+QUARANTINE_VERSION = 1
 HASH_NAME = "blake3-256"
 STORE_ID_SIZE = 16
 
 _FORMAT_MAGIC = b"casstore"
 _TOMBSTONE_MAGIC = b"casstomb"
+_QUARANTINE_MAGIC = b"cassquar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,15 @@ class Tombstone:
     """Packs that a collector means to delete, `time` nanoseconds since 1970 by its clock."""
 
     packs: tuple[bytes, ...]
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Why a pack is not to be relied on: found at `time`, nanoseconds since 1970 by the finder's clock."""
+
+    pack: bytes
+    reason: str
     time: int
 
 
@@ -84,3 +97,42 @@ def decode_tombstone(data: Buffer, *, key: str) -> Tombstone:
     except FormatError as error:
         # Invariant 8: what stops a writer is named, or nobody could mend it.
         raise type(error)(f"{key}: {error}") from error
+
+
+def quarantine_key(pack_id: bytes) -> str:
+    """Return the key of the note on a damaged pack."""
+    return f"{QUARANTINE_PREFIX}{pack_id.hex()}"
+
+
+def quarantined_pack(key: str) -> bytes:
+    """Return the pack that the note with this key is on; raise FormatError for a foreign file."""
+    name = key.removeprefix(QUARANTINE_PREFIX)
+    if not is_hex(name) or quarantine_key(bytes.fromhex(name)) != key:
+        raise FormatError(f"{key} is not a note on a pack; move that file out of the store.")
+    return bytes.fromhex(name)
+
+
+def encode_quarantine(value: Quarantine) -> bytes:
+    """Return the bytes of a note on a damaged pack."""
+    body = {
+        "type": "quarantine",
+        "version": QUARANTINE_VERSION,
+        "pack": value.pack,
+        "reason": value.reason,
+        "time": value.time,
+    }
+    return envelope.seal(_QUARANTINE_MAGIC, canonical.encode(body))
+
+
+def decode_quarantine(data: Buffer, *, key: str) -> Quarantine:
+    """Read a note on a damaged pack; raise FormatError if it is damaged itself."""
+    kind = "quarantine"
+    value = fields.decode_map(
+        envelope.unseal(_QUARANTINE_MAGIC, bytes(data), key=key), kind=kind, version=QUARANTINE_VERSION
+    )
+    pack = fields.optional_id(value, "pack", kind=kind)
+    if pack is None or quarantine_key(pack) != key:
+        raise FormatError(f"{key} holds the note on another pack.")
+    return Quarantine(
+        pack, fields.field(value, "reason", str, kind=kind), fields.field(value, "time", int, kind=kind)
+    )

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _READ = 8 << 20
 _GC_PREFIX = "gc/"
-_QUARANTINE_PREFIX = "quarantine/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +178,7 @@ def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:
             size += int(rows["raw"][stop])
             stop += 1
         edges = [0, *accumulate(rows["raw"][start:stop].tolist())]
-        store.objects.fill(located, range(start, stop), new_buffer(edges[-1]), edges)
+        store.objects.fill(located, range(start, stop), new_buffer(edges[-1]), edges, elsewhere=False)
         start = stop
 
 
@@ -287,7 +286,7 @@ def _check_model(store: Store, record: Record, present: dict[bytes, int]) -> Non
 
 
 def _check_others(backend: Backend, entries: list[Entry], progress: _Progress) -> None:
-    known = (PACK_PREFIX, INDEX_PREFIX, names.PREFIX, _GC_PREFIX, _QUARANTINE_PREFIX)
+    known = (PACK_PREFIX, INDEX_PREFIX, names.PREFIX, _GC_PREFIX, marks.QUARANTINE_PREFIX)
 
     def identity() -> None:
         marks.decode_format(backend.read(marks.FORMAT_KEY))
@@ -300,6 +299,12 @@ def _check_others(backend: Backend, entries: list[Entry], progress: _Progress) -
                 marks.decode_tombstone(backend.read(key), key=key)
 
             progress.attempt(entry.key, tombstone)
+        elif entry.key.startswith(marks.QUARANTINE_PREFIX):
+
+            def quarantine(key: str = entry.key) -> None:
+                marks.decode_quarantine(backend.read(key), key=key)
+
+            progress.attempt(entry.key, quarantine)
         elif entry.key != marks.FORMAT_KEY and not entry.key.startswith(known):
             progress.problems.append(
                 Problem(entry.key, f"{entry.key} does not belong to a store; move it out.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
@@ -75,6 +76,7 @@ class Index:
         self._pack_numbers: dict[bytes, int] = {}
         self._pack_ids: list[bytes] = []
         self._gone: set[int] = set()
+        self._avoided: set[int] = set()
         self._loaded = False
         _indexes.add(self)
 
@@ -126,7 +128,24 @@ class Index:
         )
 
     def locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None = None) -> Located:
-        """Find the frames of objects; no pack is opened. `usable` judges packs by their number."""
+        """Find the frames of objects; no pack is opened. `usable` judges packs by their number.
+
+        Without it, packs that are to be avoided are named only for what no other pack holds.
+        """
+        if usable is not None or not self._avoided:
+            return self._locate(ids, usable=usable)
+        located = self._locate(ids, usable=lambda number: number not in self._avoided)
+        missing = np.flatnonzero(~located.found)
+        if not missing.size:
+            return located
+        joined = ids if isinstance(ids, bytes) else b"".join(ids)
+        left = b"".join(joined[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE] for at in missing.tolist())
+        again = self._locate(left, usable=None)
+        located.rows[missing] = again.rows
+        located.sources[missing] = again.sources + len(located.lists)
+        return Located(located.rows, located.sources, located.lists + again.lists)
+
+    def _locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None) -> Located:
         words = id_words(ids)
         rows = np.zeros(len(words), ROW)
         rows["pack"] = NOT_FOUND
@@ -201,6 +220,13 @@ class Index:
         """Treat a pack as gone for good: its rows mean nothing (invariant 5) and its id never recurs (invariant 6)."""
         with self._lock:
             self._gone.add(number)
+
+    def avoid_pack(self, number: int) -> bool:
+        """Prefer any other copy of what a damaged pack holds; say whether that is new."""
+        with self._lock:
+            new = number not in self._avoided
+            self._avoided.add(number)
+            return new
 
     def read_uncovered(self) -> bool:
         """Read the footers of packs that no segment covers; say whether there were any.

@@ -12,7 +12,14 @@ import numpy as np
 
 from casstore import codecs
 from casstore.digest import DIGEST_SIZE, digest
-from casstore.errors import DigestMismatch, FormatError, MissingObject, ObjectNotFound
+from casstore.errors import (
+    DigestMismatch,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+    ObjectNotFound,
+    UnsupportedVersion,
+)
 from casstore.format import frame
 from casstore.store.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
 from casstore.store.index import NOT_FOUND, Located
@@ -72,32 +79,56 @@ class ObjectReader:
             )
         return located
 
-    def fill(self, located: Located, wanted: Sequence[int], buffer: memoryview, edges: Sequence[int]) -> None:
+    def fill(
+        self,
+        located: Located,
+        wanted: Sequence[int],
+        buffer: memoryview,
+        edges: Sequence[int],
+        *,
+        elsewhere: bool = True,
+    ) -> None:
         """Decode the objects at positions `wanted` of `located` into `buffer`, verified, in that order.
 
         `edges`, one more than there are objects, say where each begins and ends; that must be exactly its raw
-        length. The buffer is the caller's, and holds unspecified bytes if this raises.
+        length. The buffer is the caller's, and holds unspecified bytes if this raises. What is damaged is
+        read from another pack that holds it, if there is one and `elsewhere` is set.
         """
         pending = dict(zip(wanted, pairwise(edges), strict=True))
         while pending:
-            gone: int | None = None
+            lost = False
             for group in _fetch_groups(located, list(pending)):
                 number = int(located.rows["pack"][group[0]])
                 try:
                     key = pack_key(self._index.pack_id(number))
                     self._fill_group(located, group, pending, buffer, key=key)
                 except ObjectNotFound:
-                    gone = number  # Invariant 5: an entry whose pack is gone does not exist.
+                    # Invariant 5: an entry whose pack is gone does not exist.
+                    self._index.forget_pack(number)
+                    lost = True
+                    break
+                except IntegrityError as error:
+                    # Invariant 4: damage is told, unless the same object comes whole from somewhere else.
+                    if not elsewhere or not self._is_elsewhere(located, group, number, error):
+                        raise
+                    lost = True
                     break
                 for at in group:
                     del pending[at]
-            if gone is not None:
-                self._index.forget_pack(gone)
+            if lost:
                 left = list(pending)
                 again = self.locate([_row_id(located, at) for at in left])
                 located.rows[left] = again.rows
                 located.sources[left] = again.sources + len(located.lists)
                 located = Located(located.rows, located.sources, located.lists + again.lists)
+
+    def _is_elsewhere(self, located: Located, group: list[int], number: int, error: IntegrityError) -> bool:
+        """Avoid a damaged pack from now on; say whether others hold everything that `group` wants of it."""
+        if isinstance(error, UnsupportedVersion):
+            return False
+        self._index.avoid_pack(number)
+        again = self._index.locate([_row_id(located, at) for at in group])
+        return bool((again.found & (again.rows["pack"] != number)).all())
 
     def _fill_group(
         self,

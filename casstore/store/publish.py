@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import ConflictError, MissingObject, ObjectNotFound, RefConflict
+from casstore.errors import ConflictError, IntegrityError, MissingObject, ObjectNotFound, RefConflict
 from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.keys import pack_key
@@ -76,6 +76,7 @@ class Publication:
         self._refs = refs
         self._exit = contextlib.ExitStack()
         self._condemned: frozenset[bytes] = frozenset()
+        self._damaged: frozenset[bytes] = frozenset()
         self._usable: dict[int, bool] = {}
         self._own: set[bytes] = set()
         self._depends: dict[bytes, list[bytes]] = {}
@@ -89,7 +90,8 @@ class Publication:
         # On a local file system gc takes this lock exclusively and deletes at once (design §8).
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backend.publish_lock())
-            self._condemned = read_tombstones(self._backend)
+            self._damaged = read_quarantine(self._backend)
+            self._condemned = read_tombstones(self._backend) | self._damaged
             self._index.refresh()
             target = {} if self._pack_target is None else {"target": self._pack_target}
             self._writer = stack.enter_context(PackWriter(self._backend, uploads=self._uploads, **target))
@@ -204,7 +206,7 @@ class Publication:
     def _secure(self, supply: Supply) -> None:
         """Make sure that each pack depended on is there and not condemned, mending what is not."""
         for _ in range(MAX_ROUNDS):
-            self._condemned = read_tombstones(self._backend)
+            self._condemned = read_tombstones(self._backend) | self._damaged
             self._usable.clear()
             kept = [pack for pack in self._depends if pack not in self._condemned]
             there = dict(zip(kept, self._have_packs(kept), strict=True))
@@ -252,8 +254,9 @@ class Publication:
         try:
             located = self._reader.locate([object_id])
             plain = self._reader.read(object_id)
-        except (MissingObject, ObjectNotFound):
-            return False  # Invariant 5: the pack went in the meantime, so the source must supply it.
+        except (IntegrityError, ObjectNotFound):
+            # Invariant 5: the pack went in the meantime, or it is damaged, so the source must supply it.
+            return False
         self.write(encode_object(Kind(int(located.rows["kind"][0])), plain))
         return True
 
@@ -305,6 +308,11 @@ class Publication:
 def _on_threads(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
     with ThreadPoolExecutor(min(_ASKERS, max(1, len(items))), thread_name_prefix="casstore-ask") as threads:
         return list(threads.map(task, items))
+
+
+def read_quarantine(backend: Backend) -> frozenset[bytes]:
+    """Return the packs that were found damaged: nothing new may depend on them (invariant 9)."""
+    return frozenset(marks.quarantined_pack(key) for key in backend.list_keys(marks.QUARANTINE_PREFIX))
 
 
 def read_tombstones(backend: Backend) -> frozenset[bytes]:

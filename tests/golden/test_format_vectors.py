@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from casstore.digest import digest
-from casstore.format import frame, index, layout, manifest, marks, pack, record, rows
+from casstore.format import frame, index, layout, manifest, marks, pack, record, rows, run
 from casstore.format.frame import FrameHeader
 from casstore.format.layout import Layout, Span
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
@@ -73,9 +73,27 @@ def make_index():
     return index.encode(footer.rows, footer.bases, [digest(make_pack()[0])])
 
 
+RUN = run.RunManifest(
+    name="out",
+    key=run.RunKey(HELLO_ID.hex(), "quantize", "1", {"bits": 4, "scale": 0.5}, "cpu", {"onnx": "1.23"}),
+    status=run.RunStatus.DONE,
+    input=HELLO_ID,
+    output=TREE_ID,
+    input_name="in",
+    started=7,
+    duration=8,
+    config={"bits": 4},
+    metrics={"accuracy": 0.5},
+    artifacts={"log": HELLO_ID},
+)
+EVALUATION = run.EvaluationManifest("out-cpu", TREE_ID, "e1", {"accuracy": 0.5})
+
 EXPECTED = {
     "format": marks.encode_format(marks.StoreFormat(bytes(range(16)))),
     "tombstone": marks.encode_tombstone(marks.Tombstone((HELLO_ID,), 7)),
+    "quarantine": marks.encode_quarantine(marks.Quarantine(HELLO_ID, "torn", 7)),
+    "run": run.encode_run(RUN),
+    "evaluation": run.encode_evaluation(EVALUATION),
     "layout": layout.encode(LAYOUT),
     "tree": manifest.encode_tree(TREE),
     "model": manifest.encode_model(MODEL),
@@ -97,6 +115,11 @@ def test_encoding_gives_the_vector(name):
 def test_decoding_the_vectors():
     assert marks.decode_format(VECTORS["format"]).store_id == bytes(range(16))
     assert marks.decode_tombstone(VECTORS["tombstone"], key="t").packs == (HELLO_ID,)
+    note = marks.decode_quarantine(VECTORS["quarantine"], key=marks.quarantine_key(HELLO_ID))
+    assert note == marks.Quarantine(HELLO_ID, "torn", 7)
+    assert run.decode_run(VECTORS["run"]) == RUN
+    assert RUN.key.digest().hex() in README
+    assert run.decode_evaluation(VECTORS["evaluation"]) == EVALUATION
     assert layout.decode(VECTORS["layout"]).spans == LAYOUT.spans
     assert manifest.decode_tree(VECTORS["tree"]) == TREE
     assert manifest.decode_model(VECTORS["model"]) == MODEL
