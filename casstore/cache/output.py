@@ -77,8 +77,7 @@ class Output:
         if not os.path.isfile(source):
             raise ConfigError(f"The model's config names {source}, which does not exist.")
         self._claim(path, _Content(source, write))
-        for name in {os.path.abspath(source), os.path.realpath(source)}:
-            self._sources.setdefault(name, path)
+        self.stands_for(source, path)
 
     def add_folder(
         self, path: str, source: str, *, renamed: dict[str, str] | None = None, whole: bool = False
@@ -95,8 +94,13 @@ class Output:
         if whole:
             check_path(path)
             self._whole.append(path)
-        for name in {os.path.abspath(source), os.path.realpath(source)}:
+        for name in (os.path.abspath(source), os.path.realpath(source)):
             self._roots.setdefault(name, path)
+
+    def stands_for(self, source: str, path: str) -> None:
+        """Let a path stand for a source that is not written itself, a folder whose files are taken one by one."""
+        for name in (os.path.abspath(source), os.path.realpath(source)):
+            self._sources.setdefault(name, path)
 
     def path_of(self, source: str) -> str | None:
         """Return the path under which a source file or folder will be written, None if it will not."""

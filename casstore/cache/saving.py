@@ -177,6 +177,8 @@ class _Saving:
                 new = f"{name.removesuffix(_SUFFIX)}_{os.path.basename(beside)}"
                 self._output.add_file(new, os.path.join(folder, beside))
                 self._assign((*here, "config", setting), new)
+        if os.path.isdir(source):
+            self._output.stands_for(source, "")
         self._assign((*here, "config", "model_path"), self._output.at(""))
         self._assign((*here, "config", "onnx_file_name"), name)
 
