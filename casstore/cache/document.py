@@ -20,12 +20,12 @@ from casstore.errors import ConfigError, FormatError, UnsupportedVersion
 from casstore.format.paths import check_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 DOCUMENT_NAME = "model.json"
 DOCUMENT_VERSION = 1
 
-_FILE_SETTINGS = {
+FILE_SETTINGS = {
     "model_path": "model",
     "adapter_path": "adapter",
     "model_script": "script",
@@ -34,7 +34,9 @@ _FILE_SETTINGS = {
 }
 """Settings of a model that name a file or a folder, and what it is called in the tree."""
 
-_LOCAL_RESOURCES = frozenset({"local_file", "local_folder"})
+LOCAL_RESOURCES = frozenset({"file", "folder", "local_file", "local_folder"})
+"""Types of resources, as newer and older pipelines write them, that are a path on this machine."""
+
 _LAZY_FLAG = "shared_cache"
 
 Pointer = tuple["str | int", ...]
@@ -104,7 +106,7 @@ def collect(model_json: dict[str, Any]) -> CollectedModel:
     exist, a config that contains itself, or values that JSON cannot hold.
     """
     config: dict[str, Any] = plain(model_json, what="The model config")
-    _strip_flag(config)
+    strip_flag(config)
     named = list(_named_files(config))
     places: dict[str, str] = {}
     roots: dict[str, str] = {}
@@ -115,12 +117,12 @@ def collect(model_json: dict[str, Any]) -> CollectedModel:
         if inside is None:
             name = role if os.path.isdir(location) else f"{role}/{os.path.basename(location)}"
             roots[location], places[name] = name, location
-            for outer in _external_data(location):
+            for outer in companions(location):
                 places[f"{role}/{outer}"] = os.path.join(os.path.dirname(location), outer)
             inside = name
         _set(config, pointer, inside)
         paths.add(pointer)
-    for pointer, text in list(_texts(config, ())):
+    for pointer, text in list(texts(config, ())):
         if pointer in paths or not os.path.isabs(text):
             continue
         inside = _inside(os.path.normpath(text), roots)
@@ -137,7 +139,7 @@ def _named_files(config: dict[str, Any]) -> Iterator[tuple[Pointer, str, str]]:
     """Yield where a config names a file that is here, what it is called in the tree, and where it is."""
     for pointer, role, value in _file_settings(config, (), ""):
         place, text = pointer, value
-        if isinstance(value, dict) and str(value.get("type", "")).lower() in _LOCAL_RESOURCES:
+        if isinstance(value, dict) and str(value.get("type", "")).lower() in LOCAL_RESOURCES:
             place, text = (*pointer, "config", "path"), (value.get("config") or {}).get("path")
         if not isinstance(text, str) or not text:
             continue
@@ -153,7 +155,7 @@ def _file_settings(node: Any, pointer: Pointer, prefix: str) -> Iterator[tuple[P
     if not isinstance(config, dict):
         return
     here = (*pointer, "config")
-    for name, role in _FILE_SETTINGS.items():
+    for name, role in FILE_SETTINGS.items():
         if name in config:
             yield (*here, name), f"{prefix}{role}", config[name]
     attributes = config.get("model_attributes")
@@ -171,18 +173,28 @@ def _file_settings(node: Any, pointer: Pointer, prefix: str) -> Iterator[tuple[P
             yield from _file_settings(component, (*here, "model_components", at), f"{prefix}components/{at}/")
 
 
-def _external_data(location: str) -> list[str]:
+def external_data(location: str) -> list[str]:
     """Return the files beside an ONNX model that hold its tensors, as it names them."""
-    if not location.endswith(".onnx") or not os.path.isfile(location):
-        return []
-    with open(location, "rb") as file:
-        source = _Bytes(file.fileno(), os.fstat(file.fileno()).st_size)
-        outer = tensors.find_external_spans(source)
+    found = sorted(_read(location, tensors.find_external_spans))
     folder = os.path.dirname(location)
-    missing = [name for name in outer if not os.path.isfile(os.path.join(folder, name))]
+    missing = [name for name in found if not os.path.isfile(os.path.join(folder, name))]
     if missing:
         raise ConfigError(f"{location} keeps tensors in {missing[0]}, which is not beside it.")
-    return sorted(outer)
+    return found
+
+
+def companions(location: str) -> list[str]:
+    """Return the files beside an ONNX model that it needs, as it names them: tensors, compiled parts."""
+    contexts = _read(location, tensors.find_context_files)
+    folder = os.path.dirname(location)
+    return external_data(location) + [name for name in contexts if os.path.isfile(os.path.join(folder, name))]
+
+
+def _read(location: str, find: Callable[[tensors.ByteSource], Iterable[str]]) -> Iterable[str]:
+    if not location.endswith(".onnx") or not os.path.isfile(location):
+        return ()
+    with open(location, "rb") as file:
+        return find(_Bytes(file.fileno(), os.fstat(file.fileno()).st_size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +219,13 @@ def _inside(location: str, roots: dict[str, str]) -> str | None:
     return None
 
 
-def _strip_flag(node: Any) -> None:
+def strip_flag(node: Any) -> None:
     """Drop the mark of a config whose files are still elsewhere: it must never be kept."""
     config = node.get("config") if isinstance(node, dict) else None
     if isinstance(config, dict):
         config.pop(_LAZY_FLAG, None)
         for component in config.get("model_components") or []:
-            _strip_flag(component)
+            strip_flag(component)
 
 
 def mark_lazy(model_json: dict[str, Any]) -> dict[str, Any]:
@@ -222,12 +234,13 @@ def mark_lazy(model_json: dict[str, Any]) -> dict[str, Any]:
     return model_json
 
 
-def _texts(node: Any, pointer: Pointer) -> Iterator[tuple[Pointer, str]]:
+def texts(node: Any, pointer: Pointer) -> Iterator[tuple[Pointer, str]]:
+    """Yield every text in a config, and where it is."""
     if isinstance(node, str):
         yield pointer, node
     elif isinstance(node, (dict, list)):
         for key, item in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _texts(item, (*pointer, key))
+            yield from texts(item, (*pointer, key))
 
 
 def _get(node: Any, pointer: Pointer) -> Any:

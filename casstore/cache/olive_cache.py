@@ -200,7 +200,7 @@ class OliveCache:
             config,
             Path(output_dir) if output_dir else Path.cwd(),
             overwrite=overwrite,
-            only_files_below=self.dirs.cache_dir.parent if only_cache_files else None,
+            only_files_below=self.dirs.checkouts.parent if only_cache_files else None,
             resources=self.resources,
         )
 

@@ -57,6 +57,16 @@ class Resources:
             return [self.prepare(value) for value in config]
         return config
 
+    def origin(self, path: str) -> Any | None:
+        """Return what was downloaded to `path`, as it is written in configs; None for any other path."""
+        inside = os.path.relpath(os.path.realpath(path), os.path.realpath(self._folder)).split(os.sep)
+        if inside[0] in (os.curdir, os.pardir):
+            return None
+        note = _read(self._folder / f"{inside[0]}.json")
+        # A part of a resource is not the resource.
+        whole = note is not None and os.path.realpath(str(note["dest"])) == os.path.realpath(path)
+        return note["source"] if note is not None and whole else None
+
     def local_path(self, resource: Any) -> str | None:
         """Return the local path of a resource as text; None for None."""
         return str(self.local(resource).get_path()) if resource is not None else None
@@ -69,8 +79,8 @@ class Resources:
         name = digest(json.dumps(source, sort_keys=True, default=str).encode()).hex()
         place, note = self._folder / name, self._folder / f"{name}.json"
         kept = _read(note)
-        if kept is not None and os.path.exists(kept):
-            return self._make(kept)
+        if kept is not None and os.path.exists(kept["dest"]):
+            return self._make(kept["dest"])
         making = self._folder / f"making-{uuid.uuid4().hex}"
         making.mkdir(parents=True)
         try:
@@ -92,8 +102,9 @@ def _is_resource(value: Any) -> bool:
     return callable(getattr(value, "is_local_resource_or_string_name", None)) and not isinstance(value, type)
 
 
-def _read(note: Path) -> str | None:
+def _read(note: Path) -> dict[str, Any] | None:
     try:
-        return str(json.loads(note.read_bytes())["dest"])
+        value = json.loads(note.read_bytes())
+        return {"source": value["source"], "dest": str(value["dest"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None  # Without a note that can be read, the resource is downloaded again (invariant 4).

@@ -24,6 +24,7 @@ __all__ = [
     "as_array",
     "clip_spans",
     "element_width",
+    "find_context_files",
     "find_external_spans",
     "find_spans",
 ]
@@ -61,6 +62,18 @@ def find_external_spans(source: ByteSource) -> dict[str, tuple[TensorSpan, ...]]
         return {location: tuple(found) for location, found in onnx.external_spans(source).items()}
     except Unrecognised:
         return {}
+
+
+def find_context_files(source: ByteSource) -> tuple[str, ...]:
+    """Return the files, as an ONNX file writes their locations, that hold what was compiled for its hardware.
+
+    Locations are relative and have no `..`, but come from the file, and may be short compiled data instead: look them up among
+    the model's own files only. () for any other file. Raises what `source.read` raises.
+    """
+    try:
+        return tuple(onnx.context_files(source)) if _parser(source) is onnx.spans else ()
+    except Unrecognised:
+        return ()
 
 
 def clip_spans(spans: Iterable[TensorSpan], size: int) -> tuple[TensorSpan, ...]:

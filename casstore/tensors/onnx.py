@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from casstore.tensors.span import ByteSource
 
-__all__ = ["external_spans", "spans"]
+__all__ = ["context_files", "external_spans", "spans"]
 
 MAX_NESTING = 16
 # Fields looked at in one file; a graph of 100,000 nodes has about a million.
 MAX_FIELDS = 4_000_000
 MAX_EXTERNAL_ENTRIES = 64
+MAX_CONTEXT_FILES = 4096
 UNNAMED = "unnamed"
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -153,6 +154,15 @@ def external_spans(source: ByteSource) -> dict[str, list[TensorSpan]]:
     return found
 
 
+def context_files(source: ByteSource) -> list[str]:
+    """Return the locations that the main graph's EPContext nodes name, or raise Unrecognised.
+
+    Such a node holds what an execution provider compiled, or names the file that does: what is no relative path below the
+    graph's directory is taken for the former. Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html.
+    """
+    return list(dict.fromkeys(filter(_stays_below, _Walk(source).contexts())))
+
+
 def _outer_first(source: ByteSource) -> list[_Tensor]:
     # An initializer of the main graph keeps its name, whatever a subgraph in front of it calls its own.
     return sorted(_Walk(source).tensors(), key=attrgetter("depth"))
@@ -190,6 +200,43 @@ class _Walk:
                 yield from self._message(child, begin, end, 1, "")
         if not {1, 7} <= seen:
             raise Unrecognised("no version or no graph")
+
+    def contexts(self) -> Iterator[str]:
+        """Yield the text of each EPContext node of the main graph; raise Unrecognised as `tensors` does."""
+        left = MAX_CONTEXT_FILES
+        for number, _, begin, end in self._fields("Model", 0, self._size):
+            if number != 7:
+                continue
+            for inner, _, start, stop in self._fields("Graph", begin, end):
+                text = self._context(start, stop) if inner == 1 else None
+                if text is not None:
+                    left -= 1
+                    if left < 0:
+                        raise Unrecognised("absurdly many contexts")
+                    yield text
+
+    def _context(self, begin: int, end: int) -> str | None:
+        kind, attributes = "", []
+        for number, _, start, stop in self._fields("Node", begin, end):
+            if number == 4:
+                kind = self._text(start, stop)
+            elif number == 5:
+                attributes.append((start, stop))
+        if kind != "EPContext":
+            return None
+        for start, stop in attributes:
+            name, place = "", None
+            for number, wire, first, last in self._fields("Attribute", start, stop):
+                if number == 1:
+                    name = self._text(first, last, wire)
+                elif number == 4 and wire == _BYTES:
+                    place = (first, last)
+            if name == "ep_cache_context" and place is not None and place[1] - place[0] <= MAX_NAME_BYTES:
+                try:
+                    return self._window.take(place[0], place[1] - place[0]).decode()
+                except UnicodeDecodeError:
+                    return None  # The compiled bytes themselves.
+        return None
 
     def _message(self, kind: str, begin: int, end: int, depth: int, label: str) -> Iterator[_Tensor]:
         if depth > MAX_NESTING:
