@@ -19,6 +19,12 @@ from typing import TYPE_CHECKING, Any
 from casstore._version import __version__
 
 if TYPE_CHECKING:
+    from casstore.cache.config import CacheConfig
+    from casstore.cache.model_cache import ModelCacheManager
+    from casstore.cache.olive_cache import OliveCache
+    from casstore.cache.run_cache import RunCacheManager
+    from casstore.cache.shared_cache import SharedCache
+    from casstore.cache.transfer import ModelFileTransfer
     from casstore.errors import (
         BackendError,
         CasstoreError,
@@ -36,13 +42,19 @@ if TYPE_CHECKING:
 __all__ = [
     "AddResult",
     "BackendError",
+    "CacheConfig",
     "CasstoreError",
     "CheckReport",
     "ConfigError",
     "ConflictError",
     "IntegrityError",
     "Model",
+    "ModelCacheManager",
+    "ModelFileTransfer",
+    "OliveCache",
     "RefNotFound",
+    "RunCacheManager",
+    "SharedCache",
     "Store",
     "StoreStats",
     "SyncPlan",
@@ -56,13 +68,19 @@ __all__ = [
 _HOMES = {
     "AddResult": "casstore.store.store",
     "BackendError": "casstore.errors",
+    "CacheConfig": "casstore.cache.config",
     "CasstoreError": "casstore.errors",
     "CheckReport": "casstore.ops.check",
     "ConfigError": "casstore.errors",
     "ConflictError": "casstore.errors",
     "IntegrityError": "casstore.errors",
     "Model": "casstore.store.store",
+    "ModelCacheManager": "casstore.cache.model_cache",
+    "ModelFileTransfer": "casstore.cache.transfer",
+    "OliveCache": "casstore.cache.olive_cache",
     "RefNotFound": "casstore.errors",
+    "RunCacheManager": "casstore.cache.run_cache",
+    "SharedCache": "casstore.cache.shared_cache",
     "Store": "casstore.store.store",
     "StoreStats": "casstore.store.usage",
     "SyncPlan": "casstore.ops.sync",

@@ -8,11 +8,11 @@ import json
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.values import plain
+from casstore.cache.values import by_content, plain
 from casstore.digest import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _NAME_DIGITS = 32
 
@@ -29,12 +29,15 @@ def evaluating(evaluator: object) -> Iterator[None]:
         _current.reset(token)
 
 
-def name_of(evaluator: object = None) -> str:
-    """Return the name of an evaluator config, by default the current one; "" for none."""
+def name_of(evaluator: object, content_id: Callable[[str], str]) -> str:
+    """Return the name of an evaluator config, None for the current one; "" for none.
+
+    Files that it names count by what they hold, as `content_id` says, so that it is the same elsewhere.
+    """
     evaluator = _current.get() if evaluator is None else evaluator
     if evaluator is None:
         return ""
-    value = plain(evaluator, what="The evaluator's config")
+    value = by_content(plain(evaluator, what="The evaluator's config"), content_id)
     return digest(json.dumps(value, sort_keys=True).encode()).hex()[:_NAME_DIGITS]
 
 

@@ -106,11 +106,14 @@ class ModelCacheManager:
         return placement.model
 
     def future_config(self, transfer: ModelFileTransfer, record: Record) -> dict[str, Any] | None:
-        """Return the config of a model that is elsewhere, with the paths that it will have, marked as such."""
+        """Return the config of a model that is elsewhere, with the paths that it will have, marked as such.
+
+        `{}` for what a failed pass made, which has no files; None for a model that has no config.
+        """
         assert record.target is not None
         document = transfer.read_config(record)
-        if document is None:
-            return None
+        if document is None or not document.model:
+            return document.model if document is not None else None
         return mark_lazy(_at(document, self._placements.checkout_path(record.target.hex())))
 
     def record(self, name: str) -> Record | None:

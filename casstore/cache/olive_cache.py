@@ -7,12 +7,9 @@ not cached. Only an id that is none, a mistake of the caller, raises.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
-import stat
-import threading
 import time
 import uuid
 from collections import deque
@@ -25,32 +22,36 @@ from casstore.cache.config import CacheConfig
 from casstore.cache.directories import CacheDirectories, checked_id
 from casstore.cache.explain import Explanation, explain_run
 from casstore.cache.model_cache import ModelCacheManager, model_ref
+from casstore.cache.pass_runs import run_pass
 from casstore.cache.placements import Placements
 from casstore.cache.resources import Resources
 from casstore.cache.run_cache import RunCacheManager, evaluation_ref, new_run, run_json, run_ref
 from casstore.cache.saving import save_model
-from casstore.cache.shared_cache import SharedCache, SharedCacheGuard, replace_config
-from casstore.cache.transfer import ModelFileTransfer
+from casstore.cache.shared_cache import SharedCache, replace_config
+from casstore.cache.sharing import Sharing
 from casstore.cache.values import plain
+from casstore.cache.views import is_foreign, read_json, write_json, write_view
 from casstore.digest import digest, is_hex
 from casstore.errors import CasstoreError, ConfigError, IntegrityError, RefNotFound
-from casstore.ops.quarantine import quarantine_damaged
 from casstore.format.run import RunKey, RunManifest, RunStatus
+from casstore.ops.quarantine import quarantine_damaged
 from casstore.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import Self
 
 _log = logging.getLogger("casstore.cache")
 
 _KEPT_PROBLEMS = 100
+_KEPT_QUESTIONS = 10_000
+"""Runs that were asked for and are remembered until they are recorded: most of them are hits and never are."""
 
 
 @dataclass(slots=True)
-class _Pending:
-    """A run that was asked for and may be happening now."""
+class _Asked:
+    """A run that was asked for and may be happening now; `input` is the model id of its input, if known."""
 
     key: RunKey
     stated: dict[str, Any]
@@ -62,8 +63,8 @@ class _Pending:
 class OliveCache:
     """The cache of one workflow. Safe in threads, and beside other processes.
 
-    `cache_config` is a CacheConfig or a map of its settings; without a workflow id, `cache_dir` is the
-    folder of the working files itself.
+    `cache_config` is a CacheConfig, a map of its settings, or a path; without a workflow id, `cache_dir` is
+    the folder of the working files itself.
     """
 
     def __init__(
@@ -73,26 +74,24 @@ class OliveCache:
             cache_config = {"cache_dir": os.fspath(cache_config)}
         self.config = CacheConfig.of(cache_config)
         self.problems: deque[str] = deque(maxlen=_KEPT_PROBLEMS)
-        self.update_shared_cache = self.config.update_shared_cache
-        self.enable_shared_cache = False
-        self.shared_cache: SharedCache | None = None
-        self._guard: SharedCacheGuard | None = None
-        self._pending: dict[str, _Pending] = {}
-        self._lock = threading.RLock()
-        self.dirs = self._open_directories()
+        self._asked: dict[str, _Asked] = {}
+        self._uncached: dict[str, dict[str, Any]] = {}
+        self._temporary: Path | None = None
+        self.dirs, self.local = self._open()
         self.placements = Placements(self.dirs, max_bytes=self.config.max_checkout_bytes)
+        self.models = ModelCacheManager(self.local, self.placements)
+        self.runs = RunCacheManager(self.local, environment=self.config.environment)
         self.resources = Resources(self.dirs.resources)
-        self.local: Store | None = None
-        with self._attempt("open the store"):
-            self.local = Store.open(self.dirs.store, create=True)
-            self.models = ModelCacheManager(self.local, self.placements)
-            self.runs = RunCacheManager(self.local, environment=self.config.environment)
+        self.update_shared_cache = self.config.update_shared_cache
+        self.enable_shared_cache = self.config.enable_shared_cache
+        self.shared_cache: SharedCache | None = None
+        self._sharing: Sharing | None = None
         url = self.config.get_shared_cache_url()
         if url is not None:
-            self.enable_shared_cache = True
-            readonly = not self.update_shared_cache
-            self.shared_cache = SharedCache(url, readonly=readonly, **self.config.storage_options)
-            self._guard = SharedCacheGuard(self.shared_cache)
+            self.shared_cache = SharedCache(
+                url, readonly=not self.update_shared_cache, **self.config.storage_options
+            )
+            self._sharing = Sharing(self.shared_cache, self.local, update=self.update_shared_cache)
         self._clean()
 
     @classmethod
@@ -107,10 +106,12 @@ class OliveCache:
     def close(self) -> None:
         """Let go of everything; working files and checkouts may go from now on, by their bound."""
         self.placements.close()
-        if self.local is not None:
-            self.local.close()
+        self.local.close()
         if self.shared_cache is not None:
             self.shared_cache.close()
+        if self._temporary is not None:
+            # Invariant 1 is about stores that are kept; this one was never more than a place to work in.
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +122,26 @@ class OliveCache:
     def __repr__(self) -> str:
         return f"OliveCache({str(self.dirs.cache_dir)!r})"
 
+    # Passes of a pipeline of your own
+
+    def run_pass(
+        self,
+        name: str,
+        make: Callable[..., object],
+        model: str | os.PathLike[str],
+        config: Mapping[str, Any] | None = None,
+        *,
+        version: str = "",
+        accelerator: object = None,
+    ) -> Path:
+        """Return the folder of what `make(model, output_folder, **config)` writes, made now or found again.
+
+        The key is the content of `model`, the name, config and accelerator, and `version`, which you change
+        when `make` does. The folder is read-only to you: it may be a checkout that others use. What `make`
+        raises is recorded, and raised.
+        """
+        return run_pass(self, name, make, model, dict(config or {}), version=version, accelerator=accelerator)
+
     # Models
 
     def cache_model(self, model_id: str, model_json: dict[str, Any]) -> None:
@@ -129,21 +150,22 @@ class OliveCache:
         `{}` is what a pass that failed made. The files go on being used from where they are.
         """
         checked_id(model_id)
-        pending = self._pending.get(model_id)
-        if pending is not None:
-            pending.failed = not model_json
-        if self.local is None:
-            return
+        asked = self._asked.get(model_id)
+        if asked is not None:
+            asked.failed = not model_json
+        self._uncached[model_id] = model_json
         with self._attempt(f"cache the model {model_id}"):
-            base = str(pending.stated["input_model_id"]) if pending is not None else None
+            base = str(asked.stated["input_model_id"]) if asked is not None else None
             self.models.cache_model(
                 model_id,
                 model_json,
                 base=base if base and _is_id(base) else None,
                 metadata={"workflow": self.dirs.cache_dir.name},
             )
-            _write_view(self.get_model_json_path(model_id), model_json)
-            self._share([model_ref(model_id)])
+            del self._uncached[model_id]
+            write_view(self.get_model_json_path(model_id), model_json)
+            if self._sharing is not None:
+                self._sharing.push([model_ref(model_id)])
 
     def load_model(self, model_id: str) -> dict[str, Any] | None:
         """Return the config of a cached model with paths that exist, `{}` for a failed pass, None for a miss.
@@ -151,21 +173,16 @@ class OliveCache:
         A model that only the shared cache has comes with `shared_cache` set and its files left there:
         `download_shared_cache_model` fetches them when they are needed.
         """
-        view = self.get_model_json_path(model_id)
-        if self.local is None:
-            return _read_json(view)
-        with self._attempt(f"load the model {model_id}"):
-            with self._healing(model_id):
-                config = self.models.load_model(model_id)
-                if config is None:
-                    config = self._take_in(model_id, view)
-                if config is not None:
-                    return config
-        if self._guard is None:
-            return None
-        return self._guard.attempt(
-            f"tell of the model {model_id}", lambda shared: self._remote_config(shared, model_id)
-        )
+        checked_id(model_id)
+        if model_id in self._uncached:
+            return self._uncached[model_id]
+        with self._attempt(f"load the model {model_id}"), self._healing(model_id):
+            config = self.models.load_model(model_id)
+            if config is None:
+                config = self._take_in(model_id)
+            if config is not None:
+                return config
+        return self._sharing.future_config(self.models, model_id) if self._sharing is not None else None
 
     def download_shared_cache_model(self, input_model_config: Any, input_model_id: str) -> Any:
         """Fetch the files of a model from the shared cache; return its config with paths that exist.
@@ -173,8 +190,6 @@ class OliveCache:
         `input_model_config` is a map, or an object whose `config` is one; it is updated. Raises RefNotFound
         for a model that is nowhere, BackendError if the shared cache fails.
         """
-        if self.local is None:
-            raise ConfigError(f"{self.dirs.store} cannot be used, so nothing can be downloaded into it.")
         located = self._download(input_model_id)
         if located is None:
             raise RefNotFound(f"The model {input_model_id} is neither here nor in the shared cache.")
@@ -191,7 +206,7 @@ class OliveCache:
 
         Raises RefNotFound for a model that is not cached, IntegrityError for one that is damaged.
         """
-        config = self._download(model_id) if self.local is not None else self.load_model(model_id)
+        config = self._download(model_id)
         if not config:
             raise RefNotFound(
                 f"There is no cached model {model_id} to save: it was never made, or its pass failed."
@@ -228,6 +243,8 @@ class OliveCache:
         pass_config: Mapping[str, Any],
         input_model_id: str,
         accelerator_spec: object = None,
+        *,
+        pass_version: str | None = None,
     ) -> str:
         """Return the id of what a pass makes of a model: 64 hex digits, the key of its run (invariant 12).
 
@@ -235,21 +252,17 @@ class OliveCache:
         apart from others gets an id that never recurs.
         """
         stated = self.get_run_json(pass_name, pass_config, input_model_id, accelerator_spec)
-        content = self._content_of(input_model_id)
         try:
-            key = self.runs.key(
-                pass_name,
-                pass_config,
-                input_model=content.hex() if content else f"name:{input_model_id}",
-                pass_version=self.pass_version(pass_name),
-                accelerator=accelerator_spec,
-            )
-            model_id = key.digest().hex()
-        except (CasstoreError, AttributeError) as error:
+            asked = self._ask(stated, accelerator_spec, pass_version)
+            model_id = asked.key.digest().hex()
+        except CasstoreError as error:
             # Invariant 11: a run that cannot be keyed is never found again, and the pipeline goes on.
             self._note(f"key a run of {pass_name}", error)
             return digest(uuid.uuid4().bytes).hex()
-        self._pending[model_id] = _Pending(key, stated, content, time.time_ns())
+        self._asked.pop(model_id, None)
+        self._asked[model_id] = asked
+        while len(self._asked) > _KEPT_QUESTIONS:
+            self._asked.pop(next(iter(self._asked)), None)
         return model_id
 
     def cache_run(
@@ -265,88 +278,86 @@ class OliveCache:
         metrics: Mapping[str, Any] | None = None,
         error: str = "",
     ) -> None:
-        """Record the run that made a model, behind the model itself; share it if there is a shared cache."""
+        """Record the run that made a model, behind the model itself; share it if there is a shared cache.
+
+        `started` is in nanoseconds since 1970, by default when the run's id was asked for.
+        """
         checked_id(output_model_id)
-        if self.local is None:
-            return
         with self._attempt(f"record the run {output_model_id}"):
             stated = self.get_run_json(pass_name, pass_config, input_model_id, accelerator_spec)
-            pending = self._pending.pop(output_model_id, None) or self._asked(stated, accelerator_spec)
+            asked = self._asked.pop(output_model_id, None) or self._ask(stated, accelerator_spec, None)
             record = self.models.record(output_model_id)
             run = new_run(
                 output_model_id,
-                pending.key,
+                asked.key,
                 stated,
                 output=record.target if record is not None else None,
-                input_model=pending.input,
-                status=status or (RunStatus.FAILED if pending.failed else RunStatus.DONE),
-                started=started if started is not None else pending.started,
+                input_model=asked.input,
+                status=status or (RunStatus.FAILED if asked.failed else RunStatus.DONE),
+                started=started if started is not None else asked.started,
                 metrics=metrics,
                 error=error,
                 recorded={"alias": _alias(stated), "workflow": self.dirs.cache_dir.name},
             )
             self.runs.cache_run(run)
-            _write_view(self.get_run_json_path(output_model_id), run_json(run))
-            self._share([run_ref(output_model_id)])
+            write_view(self.get_run_json_path(output_model_id), run_json(run))
+            if self._sharing is not None:
+                self._sharing.push([run_ref(output_model_id)])
 
     def load_run(self, output_model_id: str) -> RunManifest | None:
         """Return a recorded run whose output is here or in the shared cache, every object of it; else None."""
-        if self.local is None:
-            return None
+        checked_id(output_model_id)
         with self._attempt(f"load the run {output_model_id}"):
             run = self.runs.load_run(output_model_id)
             if run is not None and self._has_output(run):
                 return run
-        if self._guard is None:
-            return None
-        return self._guard.attempt(
-            f"tell of the run {output_model_id}", lambda shared: self._remote_run(shared, output_model_id)
-        )
+            if self._sharing is not None and self._sharing.pull_run(output_model_id):
+                run = self.runs.load_run(output_model_id)
+                if run is not None and self._has_output(run):
+                    return run
+        return None
 
     def load_run_from_model_id(self, model_id: str) -> dict[str, Any]:
         """Return the run that made a model, as Olive writes it; `{}` for a miss."""
-        path = self.get_run_json_path(model_id)
         run = self.load_run(model_id)
         if run is not None:
             return run_json(run)
-        return (_read_json(path) if _is_foreign(path) else None) or {}
+        path = self.get_run_json_path(model_id)
+        return (read_json(path) if is_foreign(path) else None) or {}
 
     def explain(self, run: str) -> Explanation:
         """Say why a run was a miss: what differs from the nearest earlier run. Raises RefNotFound."""
-        if self.local is None:
-            raise RefNotFound(f"{self.dirs.store} cannot be used, so there are no runs to compare.")
-        pending = self._pending.get(run)
-        return explain_run(self.runs, run, key=pending.key if pending is not None else None)
+        asked = self._asked.get(run)
+        return explain_run(self.runs, run, key=asked.key if asked is not None else None)
 
     # Evaluations
 
     def cache_evaluation(
         self, model_id: str, evaluation_json: Mapping[str, Any], *, evaluator: object = None
     ) -> None:
-        """Record what a model was measured at; `evaluator` (by default the one of `evaluating`) is part of the key."""
-        name = evaluators.name_of(evaluator)
+        """Record what a model was measured at; `evaluator`, by default that of `evaluating`, is part of the key."""
         with self._attempt(f"record the evaluation of {model_id}"):
-            if self.local is not None:
-                self.runs.cache_evaluation(
-                    model_id,
-                    dict(evaluation_json),
-                    evaluator=name,
-                    model=self._content_of(model_id.partition("-")[0]),
-                    workflow=self.dirs.cache_dir.name,
-                )
-            _write_view(
+            name = evaluators.name_of(evaluator, self.local.content_id)
+            self.runs.cache_evaluation(
+                model_id,
+                dict(evaluation_json),
+                evaluator=name,
+                model=self._content_of(model_id.partition("-")[0]),
+                workflow=self.dirs.cache_dir.name,
+            )
+            write_view(
                 self._evaluation_view(model_id, name), plain(dict(evaluation_json), what="An evaluation")
             )
-            self._share([evaluation_ref(model_id, name)])
+            if self._sharing is not None:
+                self._sharing.push([evaluation_ref(model_id, name)])
 
     def load_evaluation(self, model_id: str, *, evaluator: object = None) -> dict[str, Any] | None:
         """Return what a model was measured at by one evaluator, None for a miss."""
-        name = evaluators.name_of(evaluator)
-        if self.local is None:
-            return _read_json(self._evaluation_view(model_id, name))
         with self._attempt(f"load the evaluation of {model_id}"):
+            name = evaluators.name_of(evaluator, self.local.content_id)
             found = self.runs.load_evaluation(model_id, evaluator=name)
-            if found is None and self._fetch(evaluation_ref(model_id, name)):
+            if found is None and self._sharing is not None:
+                self._sharing.pull(evaluation_ref(model_id, name))
                 found = self.runs.load_evaluation(model_id, evaluator=name)
             if found is not None:
                 return found.result
@@ -354,13 +365,14 @@ class OliveCache:
 
     def get_evaluation_json_path(self, model_id: str, *, evaluator: object = None) -> Path:
         """Return the path of an evaluation's file, which is there if there is such an evaluation."""
-        name = evaluators.name_of(evaluator)
-        path = self._evaluation_view(model_id, name)
+        checked_id(model_id)
         found = self.load_evaluation(model_id, evaluator=evaluator)
-        with self._attempt(f"write {path}"):
+        path = self.dirs.evaluations / f"{model_id}.json"
+        with self._attempt(f"write the evaluation of {model_id}"):
+            path = self._evaluation_view(model_id, evaluators.name_of(evaluator, self.local.content_id))
             if found is not None:
-                _write_view(path, found)
-            elif not _is_foreign(path):
+                write_view(path, found)
+            elif not is_foreign(path):
                 path.unlink(
                     missing_ok=True
                 )  # Written for an evaluation that is no longer there (invariant 5).
@@ -402,7 +414,7 @@ class OliveCache:
         """Keep the config of a workflow beside its working files."""
         with self._attempt("keep the workflow's config"):
             value = plain(dict(olive_config), what="The workflow's config")
-            _write_json(self.dirs.cache_dir / "olive_config.json", value)
+            write_json(self.dirs.cache_dir / "olive_config.json", value)
 
     # Resources
 
@@ -421,38 +433,37 @@ class OliveCache:
     def disable_shared_cache(self) -> None:
         """Use the shared cache no more."""
         self.enable_shared_cache = False
-        held, self.shared_cache, self._guard = self.shared_cache, None, None
+        held, self.shared_cache, self._sharing = self.shared_cache, None, None
         if held is not None:
             held.close()
 
     # How it works
 
-    def _open_directories(self) -> CacheDirectories:
+    def _open(self) -> tuple[CacheDirectories, Store]:
         directories = CacheDirectories.of(self.config)
         try:
             if self.config.clean_cache:
                 for folder in directories.working:
                     shutil.rmtree(folder, ignore_errors=True)  # Asked for; another process may do so, too.
             directories.make()
-        except OSError as error:
-            # Invariant 11: without its folder the pipeline goes on, in a temporary one and uncached.
+            return directories, Store.open(directories.store, create=True)
+        except (CasstoreError, OSError) as error:
+            # Invariant 11: without its folder the pipeline goes on, in a temporary one that is not kept.
             self._note(f"use {directories.cache_dir}, so nothing is kept", error)
-            directories = CacheDirectories.temporary()
-            directories.make()
-        return directories
+        directories = CacheDirectories.temporary()
+        self._temporary = directories.cache_dir
+        directories.make()
+        return directories, Store.open(directories.store, create=True, durability="none")
 
     def _clean(self) -> None:
         """Forget what this workflow cached, if that is asked for."""
-        if self.config.clean_evaluation_cache:
-            shutil.rmtree(self.dirs.evaluations, ignore_errors=True)
-            self.dirs.evaluations.mkdir(parents=True, exist_ok=True)
         prefixes: tuple[str, ...] = ()
         if self.config.clean_cache:
             prefixes = ("models/", "runs/", "evaluations/")
         elif self.config.clean_evaluation_cache:
             prefixes = ("evaluations/",)
-        if self.local is None:
-            return
+            shutil.rmtree(self.dirs.evaluations, ignore_errors=True)
+            self.dirs.evaluations.mkdir(parents=True, exist_ok=True)
         for prefix in prefixes:
             with self._attempt(f"forget {prefix}"):
                 for row in self.local.find(prefix, where={"workflow": self.dirs.cache_dir.name}):
@@ -467,7 +478,7 @@ class OliveCache:
         except IntegrityError as error:
             _log.error("Could not %s, for it is damaged: %s", doing, error)  # one line, for people
             self.problems.append(f"Could not {doing}: {error}")
-        except (CasstoreError, OSError, ValueError) as error:
+        except (CasstoreError, OSError) as error:
             self._note(doing, error)
 
     @contextlib.contextmanager
@@ -478,9 +489,9 @@ class OliveCache:
         except IntegrityError:
             # Invariant 11: the error goes on; the note only keeps the next add from relying on the damage.
             record = self.models.record(model_id)
-            if record is not None and self.local is not None:
+            if record is not None:
                 for pack, reason in quarantine_damaged(self.local, record).items():
-                    _log.error("The pack %s is damaged and set apart: %s", pack, reason)
+                    _log.error("The pack %s is damaged and set apart: %s", pack, reason)  # as above
             raise
 
     def _note(self, doing: str, error: Exception) -> None:
@@ -489,69 +500,47 @@ class OliveCache:
             _log.warning("%s", text)
         self.problems.append(text)
 
+    def _ask(self, stated: dict[str, Any], accelerator: object, version: str | None) -> _Asked:
+        name, input_name = str(stated["pass_name"]), str(stated["input_model_id"])
+        content = self._content_of(input_name)
+        key = self.runs.key(
+            name,
+            stated["pass_config"],
+            input_model=content.hex() if content else f"name:{input_name}",
+            pass_version=self.pass_version(name) if version is None else version,
+            accelerator=accelerator,
+        )
+        return _Asked(key, stated, content, time.time_ns())
+
     def _content_of(self, model_id: str) -> bytes | None:
         """Return the model id of what a pipeline calls `model_id`, None if that is not known."""
-        if self.local is not None and _is_id(model_id):
+        if _is_id(model_id):
             with self._attempt(f"look up the model {model_id}"):
                 record = self.models.record(model_id)
-                if record is None and self._guard is not None:
-                    record = self._guard.attempt(
-                        f"tell of the model {model_id}", lambda shared: shared.record(model_ref(model_id))
-                    )
+                if record is None and self._sharing is not None:
+                    record = self._sharing.model_record(model_id)
                 if record is not None:
                     return record.target
         return bytes.fromhex(model_id) if is_hex(model_id) else None
 
-    def _asked(self, stated: dict[str, Any], accelerator: object) -> _Pending:
-        """Return what a run would have been asked for as, that was not asked for first."""
-        name, content = str(stated["pass_name"]), self._content_of(str(stated["input_model_id"]))
-        key = self.runs.key(
-            name,
-            stated["pass_config"],
-            input_model=content.hex() if content else f"name:{stated['input_model_id']}",
-            pass_version=self.pass_version(name),
-            accelerator=accelerator,
-        )
-        return _Pending(key, stated, content, time.time_ns())
-
     def _has_output(self, run: RunManifest) -> bool:
         """Say whether everything that a run made is here or in the shared cache (§8: a hit checks presence)."""
-        if run.status is RunStatus.RUNNING or run.output is None or self.local is None:
+        if run.status is RunStatus.RUNNING or run.output is None:
             return False
         record = self.models.record_of(run.name, run.output)
         if record is not None and (self.models.placed(run.name, record) or not self.local.lacks(record)):
             return True
-        if self._guard is None:
-            return False
-        return bool(
-            self._guard.attempt(f"tell of the model {run.name}", lambda shared: _is_there(shared, run))
-        )
-
-    def _remote_run(self, shared: SharedCache, name: str) -> RunManifest | None:
-        record = shared.record(run_ref(name))
-        if record is None or self.local is None:
-            return None
-        shared.retrieve(self.local, [run_ref(name)])
-        run = self.runs.load_run(name)
-        return run if run is not None and self._has_output(run) else None
-
-    def _remote_config(self, shared: SharedCache, name: str) -> dict[str, Any] | None:
-        record = shared.record(model_ref(name))
-        if record is None:
-            return None
-        transfer = ModelFileTransfer(shared.remote)
-        document = transfer.read_config(record)
-        if document is not None and not document.model:
-            return {}
-        return self.models.future_config(transfer, record)
+        return self._sharing is not None and self._sharing.holds_output(run)
 
     def _download(self, model_id: str) -> dict[str, Any] | None:
         """Return the config of a model with paths that exist, from here or the shared cache; None if nowhere."""
-        assert self.local is not None
+        checked_id(model_id)
+        if model_id in self._uncached:
+            return self._uncached[model_id]
         config = None
         try:
             with self._healing(model_id):
-                config = self.models.load_model(model_id)
+                config = self.models.load_model(model_id) or self._take_in(model_id)
         except IntegrityError as error:
             # Invariant 11: damage here is no miss while the shared cache has the same bytes.
             if self.shared_cache is None:
@@ -562,27 +551,10 @@ class OliveCache:
             config = self.models.load_model(model_id)
         return config
 
-    def _fetch(self, ref: str) -> bool:
-        """Copy a small record from the shared cache; say whether it was there."""
-
-        def take(shared: SharedCache) -> bool:
-            if self.local is None or not shared.exists(ref):
-                return False
-            shared.retrieve(self.local, [ref])
-            return True
-
-        return bool(self._guard is not None and self._guard.attempt(f"tell of {ref}", take))
-
-    def _share(self, refs: list[str]) -> None:
-        """Write through to the shared cache; its failure is not ours."""
-        if self._guard is None or not self.update_shared_cache or self.local is None:
-            return
-        local = self.local
-        self._guard.attempt(f"take {', '.join(refs)}", lambda shared: shared.store(local, refs))
-
-    def _take_in(self, model_id: str, view: Path) -> dict[str, Any] | None:
+    def _take_in(self, model_id: str) -> dict[str, Any] | None:
         """Cache a model whose config file someone put where Olive would."""
-        config = _read_json(view) if _is_foreign(view) else None
+        view = self.dirs.run(model_id) / "model.json"
+        config = read_json(view) if is_foreign(view) else None
         if config is not None:
             self.models.cache_model(model_id, config, metadata={"workflow": self.dirs.cache_dir.name})
         return config
@@ -590,11 +562,6 @@ class OliveCache:
     def _evaluation_view(self, model_id: str, evaluator: str) -> Path:
         suffix = f".{evaluator}" if evaluator else ""
         return self.dirs.evaluations / f"{checked_id(model_id)}{suffix}.json"
-
-
-def _is_there(shared: SharedCache, run: RunManifest) -> bool:
-    records = [item for item in shared.remote.history(model_ref(run.name)) if item.target == run.output]
-    return bool(records) and not shared.remote.lacks(records[-1])
 
 
 def _is_id(name: str) -> bool:
@@ -609,35 +576,3 @@ def _alias(stated: dict[str, Any]) -> str:
     """Return the short id that Olive would give a run, by which people know it."""
     value = plain({**stated, "pass_name": str(stated["pass_name"]).lower()}, what="A run")
     return evaluators.short_id(value)
-
-
-def _write_view(path: Path, value: Any) -> None:
-    """Write a file that shows what the store holds: read-only, for changing it changes nothing."""
-    _write_json(path, value, mode=0o444)
-
-
-def _write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=4, default=str)
-        os.fchmod(file.fileno(), mode)
-    os.replace(temporary, path)  # A view, whole or not at all; the truth is in the store (invariant 3).
-
-
-def _is_foreign(path: Path) -> bool:
-    """Say whether someone else put a file where a view would be: views are read-only."""
-    try:
-        return bool(path.stat().st_mode & stat.S_IWUSR)
-    except OSError:
-        return False  # Nothing there that could be read.
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        if path.exists():
-            _log.warning("%s cannot be read, so it counts as absent: %s", path, error)
-        return None
-    return value if isinstance(value, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import re
 import time
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from casstore._version import __version__
 from casstore.cache.directories import checked_id
-from casstore.cache.values import plain
-from casstore.errors import ConfigError, RefNotFound
+from casstore.cache.values import by_content, plain
+from casstore.errors import RefNotFound
 from casstore.format.run import (
     EvaluationManifest,
     RunKey,
@@ -26,7 +25,8 @@ from casstore.format.run import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import os
+    from collections.abc import Mapping
 
     from casstore.format.record import Record
     from casstore.store.ref_rows import RefRow
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("casstore.cache")
 
 _ALIAS = re.compile(r"[0-9a-f]{8}")
-_PATH_SETTINGS = ("path", "file", "dir", "folder", "script", "directory", "filename")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class RunCacheManager:
             input=input_model,
             pass_name=pass_name.lower(),
             pass_version=pass_version,
-            config=_by_content(settings, self._store.content_id),
+            config=by_content(settings, self._store.content_id),
             accelerator=str(accelerator) if accelerator else None,
             environment=self._environment,
         )
@@ -266,30 +265,6 @@ def recorded_environment() -> dict[str, Any]:
         "host": platform.node(),
         "time": time.time_ns(),
     }
-
-
-def _by_content(settings: Any, content_id: Callable[[str], str], name: str = "") -> Any:
-    """Replace settings that name files by what the files hold."""
-    if isinstance(settings, dict):
-        return {key: _by_content(item, content_id, key) for key, item in settings.items()}
-    if isinstance(settings, list):
-        return [_by_content(item, content_id, name) for item in settings]
-    if isinstance(settings, str) and _names_file(name, settings):
-        return {"content": content_id(settings)}
-    return settings
-
-
-def _names_file(name: str, value: str) -> bool:
-    if not value or "\0" in value:
-        return False
-    word = name.lower().rsplit("_", 1)[-1]
-    if not (os.path.isabs(value) or word in _PATH_SETTINGS):
-        return False
-    try:
-        return os.path.exists(value)
-    except OSError as error:
-        # Invariant 12: a key must not depend on a file that could not be looked at.
-        raise ConfigError(f"The setting {name} names {value}, which cannot be read: {error}.") from error
 
 
 def _facts(run: RunManifest) -> dict[str, Any]:

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
-import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import collect
 from casstore.cache.model_cache import model_ref
 from casstore.cache.run_cache import RunCacheManager, new_run, run_json
 from casstore.cache.transfer import ModelFileTransfer
-from casstore.errors import CasstoreError, RefNotFound
+from casstore.errors import RefNotFound
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from fsspec import Callback
 
     from casstore.format.record import Record
     from casstore.ops.sync import SyncReport
-
-_log = logging.getLogger("casstore.cache")
-_T = TypeVar("_T")
-
-PAUSE_SECONDS = 300.0
-"""How long a shared cache that failed is left alone: every question to it would wait for its time-outs."""
 
 
 class SharedCache:
@@ -167,32 +159,6 @@ class SharedCache:
 
     def _transfer(self) -> ModelFileTransfer:
         return ModelFileTransfer(self.remote)
-
-
-class SharedCacheGuard:
-    """Goes on without a shared cache that fails: says so, leaves it alone for a while, then tries again."""
-
-    def __init__(self, shared: SharedCache) -> None:
-        self.shared = shared
-        self._retry_at = 0.0
-
-    def attempt(self, doing: str, action: Callable[[SharedCache], _T]) -> _T | None:
-        """Return what `action` makes of the shared cache, None if that failed or it is being left alone."""
-        if time.monotonic() < self._retry_at:
-            return None
-        try:
-            return action(self.shared)
-        except (CasstoreError, OSError) as error:
-            # Invariant 11: only the pipeline's cache may do this; the failure is logged, never silent.
-            self._retry_at = time.monotonic() + PAUSE_SECONDS
-            _log.warning(
-                "%s could not %s, so it is not used for %d s: %s",
-                self.shared.url,
-                doing,
-                PAUSE_SECONDS,
-                error,
-            )
-            return None
 
 
 def replace_config(model_config: Any, located: dict[str, Any]) -> Any:

@@ -7,9 +7,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PATH_SETTINGS = ("path", "file", "dir", "folder", "script", "directory", "filename")
 
 MAX_DEPTH = 24
 """Nesting that a setting may have: what goes deeper is nearly always a cycle."""
@@ -84,3 +89,30 @@ def _plain_text(value: str) -> str:
 def _name(place: tuple[str, ...]) -> str:
     shown = place[:6]
     return ".".join(shown) + (".…" if len(place) > len(shown) else "") if place else "its top"
+
+
+def by_content(settings: Any, content_id: Callable[[str], str], name: str = "") -> Any:
+    """Replace plain settings that name files or folders by what these hold, as `content_id` says.
+
+    Those are absolute paths, and settings whose name ends in path, file, dir, folder or script, that exist.
+    """
+    if isinstance(settings, dict):
+        return {key: by_content(item, content_id, key) for key, item in settings.items()}
+    if isinstance(settings, list):
+        return [by_content(item, content_id, name) for item in settings]
+    if isinstance(settings, str) and _names_file(name, settings):
+        return {"content": content_id(settings)}
+    return settings
+
+
+def _names_file(name: str, value: str) -> bool:
+    if not value or "\0" in value:
+        return False
+    word = name.lower().rsplit("_", 1)[-1]
+    if not (os.path.isabs(value) or word in _PATH_SETTINGS):
+        return False
+    try:
+        return os.path.exists(value)
+    except OSError as error:
+        # Invariant 12: a key must not depend on a file that could not be looked at.
+        raise ConfigError(f"The setting {name} names {value}, which cannot be read: {error}.") from error

@@ -1,0 +1,99 @@
+"""What a pipeline's cache asks of the shared cache: reads through it, writes through it, goes on without it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from casstore.cache.model_cache import model_ref
+from casstore.cache.run_cache import run_ref
+from casstore.cache.transfer import ModelFileTransfer
+from casstore.errors import CasstoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from casstore.cache.model_cache import ModelCacheManager
+    from casstore.cache.shared_cache import SharedCache
+    from casstore.format.record import Record
+    from casstore.format.run import RunManifest
+    from casstore.store.store import Store
+
+_log = logging.getLogger("casstore.cache")
+_T = TypeVar("_T")
+
+PAUSE_SECONDS = 300.0
+"""How long a shared cache that failed is left alone: every question to it would wait for its time-outs."""
+
+
+class Sharing:
+    """The shared cache beside one local store. What fails is logged, and answered as if it held nothing.
+
+    `update` writes to it; otherwise it is only read.
+    """
+
+    def __init__(self, shared: SharedCache, local: Store, *, update: bool) -> None:
+        self.shared = shared
+        self._local = local
+        self._update = update
+        self._retry_at = 0.0
+
+    def push(self, refs: Sequence[str]) -> None:
+        """Copy refs to the shared cache, and what it lacks of their objects."""
+        if self._update:
+            self._attempt(f"take {', '.join(refs)}", lambda: self.shared.store(self._local, refs))
+
+    def pull(self, ref: str) -> bool:
+        """Copy a ref from the shared cache, and what is lacking here of its objects; say whether it is there."""
+
+        def take() -> bool:
+            if not self.shared.exists(ref):
+                return False
+            self.shared.retrieve(self._local, [ref])
+            return True
+
+        return bool(self._attempt(f"give {ref}", take))
+
+    def model_record(self, model_id: str) -> Record | None:
+        """Return the record of a model in the shared cache, None if there is none."""
+        return self._attempt(f"tell of the model {model_id}", lambda: self.shared.record(model_ref(model_id)))
+
+    def pull_run(self, name: str) -> bool:
+        """Copy the record of a run; say whether it is there."""
+        return self.pull(run_ref(name))
+
+    def holds_output(self, run: RunManifest) -> bool:
+        """Say whether every object of what a run made is in the shared cache."""
+
+        def look() -> bool:
+            remote = self.shared.remote
+            records = [item for item in remote.history(model_ref(run.name)) if item.target == run.output]
+            return bool(records) and not remote.lacks(records[-1])
+
+        return bool(self._attempt(f"tell of the model {run.name}", look))
+
+    def future_config(self, models: ModelCacheManager, model_id: str) -> dict[str, Any] | None:
+        """Return the config of a model that only the shared cache has, `{}` for a failed pass, None if it has not."""
+
+        def read() -> dict[str, Any] | None:
+            record = self.shared.record(model_ref(model_id))
+            if record is None:
+                return None
+            return models.future_config(ModelFileTransfer(self.shared.remote), record)
+
+        return self._attempt(f"tell of the model {model_id}", read)
+
+    def _attempt(self, doing: str, action: Callable[[], _T]) -> _T | None:
+        if time.monotonic() < self._retry_at:
+            return None
+        try:
+            return action()
+        except (CasstoreError, OSError) as error:
+            # Invariant 11: only the pipeline's cache may do this; the failure is logged, never silent.
+            self._retry_at = time.monotonic() + PAUSE_SECONDS
+            _log.warning(
+                "%s could not %s, so it is not used for %d s: %s",
+                self.shared.url, doing, PAUSE_SECONDS, error,
+            )  # fmt: skip
+            return None

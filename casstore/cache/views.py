@@ -1,0 +1,49 @@
+"""Files that show people, and code that opens them itself, what the store holds about a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import uuid
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_log = logging.getLogger("casstore.cache")
+
+
+def write_view(path: Path, value: Any) -> None:
+    """Write a file that shows what the store holds: read-only, for changing it changes nothing."""
+    write_json(path, value, mode=0o444)
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """Write a value as JSON, whole or not at all; what JSON cannot hold is written as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=4, default=str)
+        os.fchmod(file.fileno(), mode)
+    os.replace(temporary, path)  # A view, whole or not at all; the truth is in the store (invariant 3).
+
+
+def is_foreign(path: Path) -> bool:
+    """Say whether someone else put a file where a view would be: views are read-only."""
+    try:
+        return bool(path.stat().st_mode & stat.S_IWUSR)
+    except OSError:
+        return False  # Nothing there that could be read.
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the map in a file; None, and a warning, for one that cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        if path.exists():
+            _log.warning("%s cannot be read, so it counts as absent: %s", path, error)
+        return None
+    return value if isinstance(value, dict) else None
