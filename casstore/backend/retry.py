@@ -142,12 +142,13 @@ class RetryingBackend(BackendWrapper):
     def _publish(
         self, method: Callable[[str, Sequence[Buffer]], None], key: str, parts: Sequence[Buffer]
     ) -> None:
-        def publish(again: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+        def publish(_: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
             try:
                 method(key, parts)
             except ObjectExists:
-                # Invariant 10: only these very bytes can be this writer's own (they carry a write id).
-                if not again or self.inner.read(key) != b"".join(byte_views(parts)):
+                # Invariant 10: only these very bytes can be this writer's own (they carry a write id). Also the
+                # first time: client libraries repeat requests on their own, and tell nobody.
+                if self.inner.read(key) != b"".join(byte_views(parts)):
                     raise
 
         self._repeat(publish)

@@ -116,10 +116,10 @@ def test_memory_stores_are_shared_by_name_and_between_threads():
 
 
 def test_other_urls_go_to_fsspec_and_are_retried():
-    backend = open_backend("objects://test_location/x", create=True)
+    backend = open_backend("renames://test_location/x", create=True)
     assert type(backend) is RetryingBackend
     assert type(backend.inner) is FsspecBackend
-    readonly = open_backend("objects://test_location/x", readonly=True)
+    readonly = open_backend("renames://test_location/x", readonly=True)
     assert type(readonly) is ReadonlyBackend
     backend.put("format", [b"x"])
     assert readonly.read("format") == b"x"
