@@ -71,6 +71,20 @@ class _Attempt:
         self.error: BackendError | None = None
 
 
+def retry(operation: Callable[[bool], _T], policy: RetryPolicy) -> _T:
+    """Call `operation(again)` until it returns; `again` says that an earlier call may have worked.
+
+    Raises the operation's own error once the policy gives up.
+    """
+    for attempt in policy.attempts():
+        try:
+            return operation(attempt.number > 0)
+        except BackendError as error:  # noqa: PERF203  # attempts are rare
+            # Invariant 11: not swallowed; the policy raises it unless another attempt is due.
+            attempt.error = error
+    raise AssertionError("the policy raises or yields")
+
+
 class RetryingBackend(BackendWrapper):
     """Repeats operations that failed with a retryable error.
 
@@ -84,14 +98,7 @@ class RetryingBackend(BackendWrapper):
         self._policy = policy if policy is not None else RetryPolicy()
 
     def _repeat(self, operation: Callable[[bool], _T]) -> _T:
-        """Call `operation(again)` until it returns; `again` says that an earlier call may have worked."""
-        for attempt in self._policy.attempts():
-            try:
-                return operation(attempt.number > 0)
-            except BackendError as error:  # noqa: PERF203  # attempts are rare
-                # Invariant 11: not swallowed; the policy raises it unless another attempt is due.
-                attempt.error = error
-        raise AssertionError("the policy raises or yields")
+        return retry(operation, self._policy)
 
     @property
     def creates_exclusively(self) -> bool:

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from aiohttp import ClientTimeout
+from aiohttp import ClientResponseError, ClientTimeout
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
@@ -64,21 +64,30 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec ships no ty
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:
         """Ask for size and time; fsspec's own takes every error for an absence (invariant 8)."""
-        async with self._ask("HEAD", url) as answer:
-            if answer.content_length is None:
-                raise BackendError(f"Cannot find {url}: the web server does not tell the size of its files.")
-            info = {"name": url, "type": "file", "size": answer.content_length}
-            if modified := answer.headers.get("Last-Modified"):
-                info["mtime"] = parsedate_to_datetime(modified).timestamp()
-            return info
+        try:
+            async with self._ask("HEAD", url) as answer:
+                size, modified = answer.content_length, answer.headers.get("Last-Modified")
+        except IsADirectoryError:
+            return {"name": url, "type": "directory"}
+        if size is None:
+            raise BackendError(f"Cannot find {url}: the web server does not tell the size of its files.")
+        info = {"name": url, "type": "file", "size": size}
+        if modified:
+            info["mtime"] = parsedate_to_datetime(modified).timestamp()
+        return info
 
     async def _names(self, directory: str) -> list[str]:
         """Return the names in the index page of a directory; those of directories end with a slash."""
-        async with self._ask("GET", directory.rstrip("/") + "/") as answer:
-            links = _Links()
-            if answer.content_type == "text/html":
-                links.feed(await answer.text(errors="replace"))
-            base = str(answer.url)
+        links = _Links()
+        try:
+            async with self._ask("GET", directory.rstrip("/") + "/") as answer:
+                if answer.content_type == "text/html":
+                    links.feed(await answer.text(errors="replace"))
+                base = str(answer.url)
+        except ClientResponseError as error:
+            if error.status == 403:
+                raise AccessDenied(f"Cannot list {directory}: access is denied, or {_NO_INDEX}") from error
+            raise
         names = set()
         for link in links.found:
             path = urlsplit(urljoin(base, link))
@@ -138,7 +147,11 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec ships no ty
 
     def require_index(self, root: str) -> None:
         """Raise AccessDenied unless the web server shows what is in the directory `root`."""
-        if not sync(self.loop, self._names, root):
+        try:
+            names = sync(self.loop, self._names, root)
+        except FileNotFoundError:
+            names = []
+        if not names:
             raise AccessDenied(f"Cannot list {root}: {_NO_INDEX}")
 
     def close_store(self) -> None:
