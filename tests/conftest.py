@@ -7,6 +7,8 @@ import os
 import hypothesis
 import pytest
 
+pytest_plugins = ["servers.fixtures"]
+
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("CASSTORE_HYPOTHESIS", "ci"))

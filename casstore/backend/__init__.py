@@ -11,7 +11,7 @@ from casstore.backend.base import Backend, BlobWriter, Durability, Entry, valida
 from casstore.backend.local import LocalBackend
 from casstore.backend.location import parse_location
 from casstore.backend.memory import MemoryBackend
-from casstore.backend.retry import RetryingBackend, RetryPolicy
+from casstore.backend.retry import RetryingBackend, RetryPolicy, retry
 from casstore.backend.wrapper import BackendWrapper, ReadonlyBackend
 from casstore.errors import ConfigError
 
@@ -33,6 +33,8 @@ __all__ = [
     "validate_key",
 ]
 
+_OPENING = RetryPolicy(deadline=10)  # somebody waits who may have mistyped the host
+
 
 def open_backend(
     url_or_path: str | os.PathLike[str],
@@ -46,7 +48,8 @@ def open_backend(
     """Open the backend that a path or URL names.
 
     A path or file:// is a local directory; memory://NAME is this process's store of that name; any other URL
-    goes to fsspec with `storage_options`, wrapped so that throttling and outages are retried. `create` makes
+    goes to fsspec with `storage_options`, wrapped so that throttling and outages are retried. The https:// URL
+    of a container of Azure Blob Storage means that container; any other web server is readonly. `create` makes
     what is missing; `readonly` refuses every write and makes nothing. `durability` and `shared` matter to
     local directories only. Raises ConfigError for what cannot be opened as given.
     """
@@ -70,7 +73,10 @@ def open_backend(
         # stores on this machine do without.
         from casstore.backend.fsspec_backend import FsspecBackend  # noqa: PLC0415
 
+        if location.target.startswith(("http://", "https://")) and not readonly:
+            raise ConfigError(f"{location.target} can only be read from: open it with readonly=True.")
+        options = {**location.options, **storage_options}
         backend = RetryingBackend(
-            FsspecBackend(location.target, create=create, storage_options=storage_options)
+            retry(lambda _: FsspecBackend(location.target, create=create, storage_options=options), _OPENING)
         )
     return ReadonlyBackend(backend) if readonly else backend

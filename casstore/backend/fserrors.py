@@ -175,6 +175,14 @@ def http_status(error: BaseException) -> int | None:
 
 
 def _retry_after(error: BaseException) -> float | None:
+    """Return what the server asked for in seconds, also when the client library wrapped its answer."""
+    found = _own_retry_after(error)
+    if found is None and error.__cause__ is not None:
+        return _retry_after(error.__cause__)
+    return found
+
+
+def _own_retry_after(error: BaseException) -> float | None:
     response = getattr(error, "response", None)
     headers = (
         response.get("ResponseMetadata", {}).get("HTTPHeaders")

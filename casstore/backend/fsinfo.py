@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from math import nan
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from casstore.backend.base import Entry
 from casstore.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Iterable, Mapping
 
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
@@ -58,3 +59,20 @@ def pipes_natively(fs: Any) -> bool:
     if isinstance(fs, AsyncFileSystem):
         return type(fs)._pipe_file is not AsyncFileSystem._pipe_file  # noqa: SLF001  # as above
     return type(fs).pipe_file is not AbstractFileSystem.pipe_file
+
+
+def moves_natively(fs: Any) -> bool:
+    """Say whether `mv` is the file system's own; the inherited one copies and then deletes."""
+    return type(fs).mv is not AbstractFileSystem.mv or hasattr(fs, "_mv")
+
+
+async def all_of(work: Iterable[Awaitable[Any]]) -> None:
+    """Await everything at the same time; the first error ends the rest of it (invariant 8)."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from fsspec.core import url_to_fs
-from fsspec.dircache import DirCache
-
+from casstore.backend import filesystems
 from casstore.backend.base import (
     Backend,
     byte_views,
@@ -22,9 +20,10 @@ from casstore.backend.base import (
     validate_range,
 )
 from casstore.backend.fserrors import RangeNotSatisfiable, redact, secret_values, translated
-from casstore.backend.fsinfo import entry, finds_natively, pipes_natively
+from casstore.backend.fsinfo import entry, finds_natively, moves_natively, pipes_natively
 from casstore.backend.spool import SpoolingWriter
 from casstore.errors import (
+    AccessDenied,
     BackendError,
     BackendUnavailable,
     ConfigError,
@@ -44,26 +43,10 @@ if TYPE_CHECKING:
 
 Publication = Literal["put", "rename"]
 
-# File systems whose put shows the whole object or nothing. Everywhere else a half-written file would be
-# seen under its final name (invariant 2), so it gets a temporary one first.
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"})
-_ATOMIC_PUTS = _OBJECT_STORES | {"memory"}
+_ATOMIC_PUTS = filesystems.OBJECT_STORES | {"memory"}
 
 _TEMPORARY = ".tmp"  # hidden, hence no key
-_MISUSE = (ImportError, TypeError, ValueError, AttributeError)  # what wrong options end in
 _TRUSTED = 16 << 20  # bytes: a longer read is clipped by the object's size first
-_EXTRAS = {
-    "s3": "s3",
-    "s3a": "s3",
-    "az": "azure",
-    "abfs": "azure",
-    "abfss": "azure",
-    "adl": "azure",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "sftp": "sftp",
-    "ssh": "sftp",
-}
 
 
 class FsspecBackend(Backend):
@@ -89,18 +72,27 @@ class FsspecBackend(Backend):
         self._file_systems: dict[int, Any] = {}
         self._protocol = protocol = url.split("://", 1)[0]
         self._renames = (publication or ("put" if protocol in _ATOMIC_PUTS else "rename")) == "rename"
+        self._links = protocol in filesystems.SFTP
         self._made: set[str] = set()  # directories known to exist
         self._exclusive: bool | None = None
         fs = self._fs
         # Stripping the scheme is each file system's own business.
         self._root = str(fs._strip_protocol(url)).rstrip("/")  # noqa: SLF001  # fsspec's documented hook
-        bucket = protocol in _OBJECT_STORES
-        self._anchor = self._root.split("/", 1)[0] if bucket else self._root
-        if not bucket:
-            with translated(f"open {self.url}", self._secrets):
-                if create:
-                    fs.makedirs(self._root or "/", exist_ok=True)
-                self._require_anchor(opening=True)
+        self._anchor = self._find_anchor()
+        with self._translated(f"open {self.url}"):
+            if create and protocol not in filesystems.OBJECT_STORES:
+                fs.makedirs(self._root or "/", exist_ok=True)
+            self._require_anchor(opening=True)
+            if hasattr(fs, "require_index"):
+                fs.require_index(self._root)
+
+    def _find_anchor(self) -> str:
+        """Return what is there whenever the storage is: else nothing is known to be absent."""
+        if self._protocol in filesystems.OBJECT_STORES:
+            return self._root.split("/", 1)[0]  # the bucket
+        if self._protocol in filesystems.HTTP:
+            return f"{self._root}/format"  # a web server need not answer for directories
+        return self._root
 
     @property
     def _fs(self) -> Any:
@@ -108,29 +100,24 @@ class FsspecBackend(Backend):
         pid = os.getpid()
         fs = self._file_systems.get(pid)
         if fs is None:
-            fs = self._connect()
-            if isinstance(getattr(fs, "dircache", None), DirCache):
-                # Invariant 8: a listing is what the server says now.
-                fs.dircache = DirCache(use_listings_cache=False)
+            with translated(f"open {self.url}", self._secrets):
+                fs = filesystems.connect(self._location, self._options, self._secrets)
             fs = self._file_systems.setdefault(pid, fs)
         return fs
 
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        try:
+            with translated(doing, self._secrets):
+                yield
+        except BackendUnavailable:
+            if self._protocol in filesystems.SFTP:
+                # A connection that broke stays broken: whoever tries again gets a new one.
+                self._file_systems.pop(os.getpid(), None)
+            raise
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
-
-    def _connect(self) -> Any:
-        try:
-            with translated(f"open {self.url}", self._secrets, passing=_MISUSE):
-                return url_to_fs(self._location, skip_instance_cache=True, **self._options)[0]
-        except ImportError as error:
-            extra = _EXTRAS.get(self._protocol)
-            advice = f"pip install 'casstore[{extra}]'" if extra else str(error)
-            raise ConfigError(f"{self._protocol}:// needs another package: {advice}") from error
-        except _MISUSE as error:
-            raise ConfigError(
-                f"Cannot use {self.url}: {redact(str(error), self._secrets)}. Check the URL and the storage "
-                "options."
-            ) from None
 
     def _not_an_object(self, verb: str, key: str) -> ObjectNotFound:
         return ObjectNotFound(f"Cannot {verb} {key} in {self.url}: that is a directory, not an object.")
@@ -141,19 +128,27 @@ class FsspecBackend(Backend):
     def _require_anchor(self, *, opening: bool = False) -> None:
         """Raise unless the root directory, or the bucket, is there: else nothing is known to be absent."""
         try:
-            with translated(f"find {self.url}", self._secrets):
+            with self._translated(f"find {self.url}"):
                 if self._anchor:
                     self._fs.info(self._anchor)
+        except AccessDenied:
+            # Who may list objects, as a store's user must, may not always ask about the bucket as such.
+            with self._translated(f"list {self.url}"):
+                self._fs.ls(self._anchor, detail=False)
         except ObjectNotFound:
             if opening:
-                raise ConfigError(
-                    f"There is no store directory {self.url}. Check the URL, or make a store there with "
-                    "create=True (casstore init)."
-                ) from None
-            # Invariant 8: an outage is not an absence.
+                raise ConfigError(f"There is no store {self.url}: {self._advice()}") from None
+            # Invariant 8: an outage is not an absence. Bucket and root do not come back within seconds.
             raise BackendUnavailable(
-                f"{self.url} is gone: its root directory or bucket is not there."
+                f"{self.url} is gone: its root directory or bucket is not there.", retryable=False
             ) from None
+
+    def _advice(self) -> str:
+        if self._protocol in filesystems.OBJECT_STORES:
+            return f"the bucket or container {self._anchor} is not there. Check the URL, or make it first."
+        if self._protocol in filesystems.HTTP:
+            return "the web server has no file 'format' there. Check the URL."
+        return "its directory is not there. Check the URL, or make a store with create=True (casstore init)."
 
     # ---- reading
 
@@ -168,7 +163,7 @@ class FsspecBackend(Backend):
                 return b""
         end = None if length is None else start + length
         try:
-            with translated(self._doing("read", key), self._secrets):
+            with self._translated(self._doing("read", key)):
                 return bytes(self._fs.cat_file(path, start=start or None, end=end))
         except ObjectNotFound:
             self._require_anchor()
@@ -193,7 +188,7 @@ class FsspecBackend(Backend):
         """Ask for one object's properties."""
         path = self._path(validate_key(key))
         try:
-            with translated(self._doing("find", key), self._secrets):
+            with self._translated(self._doing("find", key)):
                 info = self._fs.info(path)
         except ObjectNotFound:
             self._require_anchor()
@@ -208,19 +203,21 @@ class FsspecBackend(Backend):
 
     def list_keys(self, prefix: str) -> Iterator[str]:
         """Take the names from the same listing; sizes and times in it are not looked at."""
-        return (key for key, _ in self._listing(prefix))
+        return (key for key, _ in self._listing(prefix, sizes=False))
 
-    def _listing(self, prefix: str) -> Iterator[_Listed]:
+    def _listing(self, prefix: str, *, sizes: bool = True) -> Iterator[_Listed]:
         validate_prefix(prefix)
         self._fs.invalidate_cache()
-        return self._flat(prefix) if finds_natively(self._fs) else self._walk(prefix, top=True)
+        return self._flat(prefix, sizes=sizes) if finds_natively(self._fs) else self._walk(prefix, top=True)
 
-    def _flat(self, prefix: str) -> Iterator[_Listed]:
+    def _flat(self, prefix: str, *, sizes: bool) -> Iterator[_Listed]:
         path = self._path(prefix).rstrip("/")
         found: dict[str, Any]
+        # A web server is asked for each size in turn.
+        options = {} if sizes or self._protocol not in filesystems.HTTP else {"sizes": False}
         try:
-            with translated(self._doing("list", prefix), self._secrets):
-                found = self._fs.find(path, detail=True)
+            with self._translated(self._doing("list", prefix)):
+                found = self._fs.find(path, detail=True, **options)
         except ObjectNotFound:
             found = {}  # whether that means empty is decided next
         if not found:
@@ -236,7 +233,7 @@ class FsspecBackend(Backend):
     def _walk(self, prefix: str, *, top: bool) -> Iterator[_Listed]:
         # Not fs.find or fs.walk: they leave out directories that could not be read (invariant 8).
         try:
-            with translated(self._doing("list", prefix), self._secrets):
+            with self._translated(self._doing("list", prefix)):
                 children = self._fs.ls(self._path(prefix).rstrip("/") or "/", detail=True)
         except ObjectNotFound as error:
             if not top:
@@ -269,7 +266,8 @@ class FsspecBackend(Backend):
         thing: only a file system that brings its own is tried.
         """
         if self._exclusive is None:
-            self._exclusive = not self._renames and pipes_natively(self._fs) and self._try_create()
+            native = self._links or (not self._renames and pipes_natively(self._fs))
+            self._exclusive = native and self._try_create()
         return self._exclusive
 
     def _try_create(self) -> bool:
@@ -291,8 +289,12 @@ class FsspecBackend(Backend):
             self.delete(key)
 
     def _pipe_new(self, key: str, data: bytes) -> None:
-        with translated(self._doing("create", key), self._secrets):
-            self._fs.pipe_file(self._path(key), data, mode="create")
+        """Publish if absent, by the server's own means."""
+        with self._translated(self._doing("create", key)):
+            if self._links:
+                self._under_temporary_name(data, self._path(key), exclusively=True)
+            else:
+                self._fs.pipe_file(self._path(key), data, mode="create")
 
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Send a small object in one request, or under a temporary name first."""
@@ -322,26 +324,44 @@ class FsspecBackend(Backend):
         else:
             raise ObjectExists(f"{key} is in {self.url} already, and nothing is overwritten.")
         final = self._path(key)
-        with translated(self._doing("write", key), self._secrets):
+        with self._translated(self._doing("write", key)):
             if not self._renames:
-                self._upload(source, final)
-                return
-            temporary = self._path(f"{_TEMPORARY}/{uuid.uuid4().hex}")
-            self._make_directory(temporary)
-            self._make_directory(final)
-            try:
-                self._upload(source, temporary)
-                # Invariant 2: the final name appears on a whole file.
-                self._fs.mv(temporary, final)
-            except BaseException:
-                self._remove_quietly(temporary)
-                raise
+                filesystems.upload(self._fs, final, source)
+            else:
+                self._under_temporary_name(source, final)
 
-    def _upload(self, source: bytes | str, path: str) -> None:
-        if isinstance(source, bytes):
-            self._fs.pipe_file(path, source)
-        else:
-            self._fs.put_file(source, path)
+    def _under_temporary_name(self, source: bytes | str, final: str, *, exclusively: bool = False) -> None:
+        """Write a whole file, and then give it its name: by a link, which nobody else can have made, or a rename."""
+        with self._temporary(source, final) as temporary:
+            if self._links:
+                try:
+                    # Invariant 2: the final name appears on a whole file, and on one writer's only.
+                    self._fs.link(temporary, final)
+                except NotImplementedError:
+                    if exclusively:
+                        raise
+                else:
+                    self._remove_quietly(temporary)
+                    return
+            if not moves_natively(self._fs):
+                raise ConfigError(
+                    f"{self.url} cannot rename a file in one step, so half-written files could show in a store there."
+                )
+            # Invariant 2: the final name appears on a whole file.
+            self._fs.mv(temporary, final)
+
+    @contextmanager
+    def _temporary(self, source: bytes | str, final: str) -> Iterator[str]:
+        """Write `source` under a temporary name, and remove that if the block fails."""
+        temporary = self._path(f"{_TEMPORARY}/{uuid.uuid4().hex}")
+        self._make_directory(temporary)
+        self._make_directory(final)
+        try:
+            filesystems.upload(self._fs, temporary, source)
+            yield temporary
+        except BaseException:
+            self._remove_quietly(temporary)
+            raise
 
     def _make_directory(self, path: str) -> None:
         parent = path.rsplit("/", 1)[0]
@@ -365,7 +385,7 @@ class FsspecBackend(Backend):
 
     def _remove(self, key: str) -> None:
         try:
-            with translated(self._doing("delete", key), self._secrets):
+            with self._translated(self._doing("delete", key)):
                 # Invariant 5: only gc and repair call this, after they confirmed what survives.
                 self._fs.rm_file(self._path(key))
         except ObjectNotFound:
@@ -377,7 +397,7 @@ class FsspecBackend(Backend):
         if not self._renames:
             return
         try:
-            with translated(self._doing("list", _TEMPORARY), self._secrets):
+            with self._translated(self._doing("list", _TEMPORARY)):
                 children = self._fs.ls(self._path(_TEMPORARY), detail=True)
         except ObjectNotFound:
             self._require_anchor()
@@ -395,4 +415,6 @@ class FsspecBackend(Backend):
 
     def close(self) -> None:
         """Let go of this process's connections."""
-        self._file_systems.pop(os.getpid(), None)
+        fs = self._file_systems.pop(os.getpid(), None)
+        if fs is not None:
+            filesystems.close(fs)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
 from casstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _IN_BRACKETS = re.compile(r"\[[^\]]*\]")  # an IPv6 address
@@ -16,12 +19,26 @@ _IN_BRACKETS = re.compile(r"\[[^\]]*\]")  # an IPv6 address
 _CONTAINER_BEFORE_AT = frozenset({"abfs", "abfss", "az", "adl"})
 
 
+# Azure's clouds by name: credentials are sent to the host, so it must be one of Azure's.
+_AZURE_PUBLIC = "core.windows.net"
+_AZURE_HOST = re.compile(
+    r"([a-z0-9]{3,24})\.(?:blob|dfs)\.(core\.(?:windows\.net|usgovcloudapi\.net|chinacloudapi\.cn))",
+    re.IGNORECASE,
+)
+_AZURE_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_AZURE_CONTAINER = re.compile(r"\$?[a-z0-9](?:-?[a-z0-9]){1,62}")
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a store is: `target` is a path, the name of a memory store, or a URL for fsspec."""
+    """Where a store is: `target` is a path, the name of a memory store, or a URL for fsspec.
+
+    `options` are storage options that the text implies.
+    """
 
     kind: Literal["local", "memory", "fsspec"]
     target: str
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_location(url_or_path: str | os.PathLike[str]) -> Location:
@@ -52,7 +69,46 @@ def parse_location(url_or_path: str | os.PathLike[str]) -> Location:
         return Location("local", _local_path(scheme, rest))
     if scheme == "memory":
         return Location("memory", rest.strip("/"))
+    if scheme == "https" and _AZURE_HOST.fullmatch(rest.split("/", 1)[0]):
+        return Location("fsspec", *azure_location(text))
     return Location("fsspec", f"{scheme}://{rest}")
+
+
+def azure_location(account_or_url: str, container: str | None = None) -> tuple[str, dict[str, str]]:
+    """Return the fsspec URL and the storage options of a container of Azure Blob Storage.
+
+    `account_or_url` is an account's name, or https://ACCOUNT.blob.core.windows.net/CONTAINER with or without
+    a path below it; a `container` given beside a URL must be the one in it. Without a key among the storage
+    options adlfs uses the environment and DefaultAzureCredential. Raises ConfigError for anything else.
+    """
+    account, suffix, path = account_or_url, _AZURE_PUBLIC, container or ""
+    if "://" in account_or_url:
+        host, _, below = account_or_url.partition("://")[2].partition("/")
+        match = _AZURE_HOST.fullmatch(host)
+        below = unquote(below).strip("/")
+        if match is None or not account_or_url.lower().startswith("https://") or "?" in below:
+            raise ConfigError(
+                "This URL names no container of Azure Blob Storage: write "
+                "https://ACCOUNT.blob.core.windows.net/CONTAINER, without a query."
+            )
+        if container and below and below.split("/", 1)[0] != container:
+            raise ConfigError(f"The URL names another container than {container!r}: give one of them.")
+        account, suffix, path = match[1].lower(), match[2].lower(), below or path
+    name, _, folder = path.partition("/")
+    if not _AZURE_ACCOUNT.fullmatch(account):
+        raise ConfigError(
+            f"{account!r} cannot be a storage account of Azure: those have 3 to 24 small letters and digits."
+        )
+    if not 3 <= len(name) <= 63 or not _AZURE_CONTAINER.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be a container of Azure Blob Storage: those have 3 to 63 small letters, digits and "
+            "single hyphens."
+        )
+    # The account stands in the URL, since a store is known by its URL on this machine.
+    url = f"abfs://{name}@{account}.dfs.{suffix}" + (f"/{folder}" if folder else "")
+    if suffix == _AZURE_PUBLIC:
+        return url, {}
+    return url, {"account_name": account, "account_host": f"{account}.blob.{suffix}"}
 
 
 def _refuse_secrets(scheme: str, rest: str) -> None:

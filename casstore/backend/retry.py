@@ -71,6 +71,20 @@ class _Attempt:
         self.error: BackendError | None = None
 
 
+def retry(operation: Callable[[bool], _T], policy: RetryPolicy) -> _T:
+    """Call `operation(again)` until it returns; `again` says that an earlier call may have worked.
+
+    Raises the operation's own error once the policy gives up.
+    """
+    for attempt in policy.attempts():
+        try:
+            return operation(attempt.number > 0)
+        except BackendError as error:  # noqa: PERF203  # attempts are rare
+            # Invariant 11: not swallowed; the policy raises it unless another attempt is due.
+            attempt.error = error
+    raise AssertionError("the policy raises or yields")
+
+
 class RetryingBackend(BackendWrapper):
     """Repeats operations that failed with a retryable error.
 
@@ -84,14 +98,7 @@ class RetryingBackend(BackendWrapper):
         self._policy = policy if policy is not None else RetryPolicy()
 
     def _repeat(self, operation: Callable[[bool], _T]) -> _T:
-        """Call `operation(again)` until it returns; `again` says that an earlier call may have worked."""
-        for attempt in self._policy.attempts():
-            try:
-                return operation(attempt.number > 0)
-            except BackendError as error:  # noqa: PERF203  # attempts are rare
-                # Invariant 11: not swallowed; the policy raises it unless another attempt is due.
-                attempt.error = error
-        raise AssertionError("the policy raises or yields")
+        return retry(operation, self._policy)
 
     @property
     def creates_exclusively(self) -> bool:
@@ -142,12 +149,13 @@ class RetryingBackend(BackendWrapper):
     def _publish(
         self, method: Callable[[str, Sequence[Buffer]], None], key: str, parts: Sequence[Buffer]
     ) -> None:
-        def publish(again: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+        def publish(_: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
             try:
                 method(key, parts)
             except ObjectExists:
-                # Invariant 10: only these very bytes can be this writer's own (they carry a write id).
-                if not again or self.inner.read(key) != b"".join(byte_views(parts)):
+                # Invariant 10: only these very bytes can be this writer's own (they carry a write id). Also the
+                # first time: client libraries repeat requests on their own, and tell nobody.
+                if self.inner.read(key) != b"".join(byte_views(parts)):
                     raise
 
         self._repeat(publish)

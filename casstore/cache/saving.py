@@ -139,7 +139,6 @@ class _Saving:
             for companion in companions(source):
                 self._output.add_file(companion, os.path.join(os.path.dirname(source), companion))
             self._assign(setting, self._output.at(name))
-            self._drop((*here, "config", "onnx_file_name"), model)
             return
         renamed = {}
         if file_name:

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,16 +23,21 @@ PACK = "packs/0a/" + "0a" * 32
 RECORD = "refs/models/3f/bert-base.v1_x+y@3.6f2c"
 BIG = np.random.default_rng(1).integers(0, 256, 9 << 20, dtype=np.uint8).tobytes()
 
+BAD_KEYS = [
+    "", "/", "/format", "format/", "a//b", "..", "a/../b", ".tmp/x", "a/.b", "A", "a b", "a\0", "a\n", "é",
+    "a\\b", "a:b", "a" * 256, "/".join(["a" * 200] * 5)
+]  # fmt: skip
+
 
 class BackendContract:
     """Needs the fixtures `subject` (contract.backends.Subject) and `backend` (its backend)."""
 
     # ---- put and read
 
-    @pytest.mark.parametrize("key", ["format", PACK, RECORD, "gc/tombstones/=x", "a" * 255])
-    def test_put_then_read(self, backend, key):
-        backend.put(key, [b"one", bytearray(b"two"), memoryview(b"three"), b""])
-        assert backend.read(key) == b"onetwothree"
+    def test_put_then_read(self, backend):
+        for key in ("format", PACK, RECORD, "gc/tombstones/=x", "a" * 255):
+            backend.put(key, [b"one", bytearray(b"two"), memoryview(b"three"), b""])
+            assert backend.read(key) == b"onetwothree"
 
     def test_parts_may_be_any_buffers(self, backend):
         backend.put("format", [np.arange(6, dtype="<u2").reshape(2, 3), np.empty((0, 4)), b"!"])
@@ -55,21 +61,20 @@ class BackendContract:
         assert other.read(PACK) == b"x"
         assert [entry.key for entry in other.list("packs/")] == [PACK]
 
-    @pytest.mark.parametrize("start", [0, 1, 5, 9, 10, 11, 1000])
-    @pytest.mark.parametrize("length", [None, 0, 1, 5, 10, 11, 10**12])
-    def test_ranges_are_clipped(self, backend, start, length):
+    def test_ranges_are_clipped(self, backend):
         backend.put("format", [b"0123456789"])
-        end = None if length is None else start + length
-        assert backend.read("format", start=start, length=length) == b"0123456789"[start:end]
+        for start, length in product([0, 1, 5, 9, 10, 11, 1000], [None, 0, 1, 5, 10, 11, 10**12]):
+            end = None if length is None else start + length
+            got = backend.read("format", start=start, length=length)
+            assert got == b"0123456789"[start:end], (start, length)
 
-    @pytest.mark.parametrize("start", [0, 3, 10, 50])
-    @pytest.mark.parametrize("room", [0, 1, 7, 10, 20])
-    def test_read_into(self, backend, start, room):
+    def test_read_into(self, backend):
         backend.put("format", [b"0123456789"])
-        buffer = bytearray(b"." * room)
-        wanted = b"0123456789"[start : start + room]
-        assert backend.read_into("format", memoryview(buffer), start=start) == len(wanted)
-        assert buffer == wanted + b"." * (room - len(wanted))
+        for start, room in product([0, 3, 10, 50], [0, 1, 7, 10, 20]):
+            buffer = bytearray(b"." * room)
+            wanted = b"0123456789"[start : start + room]
+            assert backend.read_into("format", memoryview(buffer), start=start) == len(wanted)
+            assert buffer == wanted + b"." * (room - len(wanted)), (start, room)
 
     def test_read_into_an_array(self, backend):
         values = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -78,31 +83,31 @@ class BackendContract:
         assert backend.read_into("format", memoryview(target)) == 48
         assert (target == values).all()
 
-    @pytest.mark.parametrize(("start", "length"), [(-1, None), (0, -1)])
-    def test_negative_ranges_are_refused(self, backend, start, length):
+    def test_negative_ranges_are_refused(self, backend):
         backend.put("format", [b"0123456789"])
-        with pytest.raises(ConfigError):
-            backend.read("format", start=start, length=length)
+        for start, length in ((-1, None), (0, -1)):
+            with pytest.raises(ConfigError):
+                backend.read("format", start=start, length=length)
 
     # ---- absent
 
-    @pytest.mark.parametrize("length", [None, 0, 5])
-    def test_absent_objects(self, backend, length):
+    def test_absent_objects(self, backend):
         backend.put("packs/0a/other", [b"x"])
         for key in (PACK, "packs/0a", "packs/ff/" + "0" * 64, "format/x"):
-            with pytest.raises(ObjectNotFound, match=key):
-                backend.read(key, length=length)
+            for length in (None, 0, 5):
+                with pytest.raises(ObjectNotFound, match=key):
+                    backend.read(key, length=length)
             with pytest.raises(ObjectNotFound, match=key):
                 backend.stat(key)
             with pytest.raises(ObjectNotFound, match=key):
                 backend.read_into(key, memoryview(bytearray(3)))
 
-    @pytest.mark.parametrize(
-        "key",
-        ["", "/", "/format", "format/", "a//b", "..", "a/../b", ".tmp/x", "a/.b", "A", "a b", "a\0", "a\n", "é",
-         "a\\b", "a:b", "a" * 256, "/".join(["a" * 200] * 5)],
-    )  # fmt: skip
-    def test_bad_keys_are_refused_everywhere(self, backend, key):
+    def test_bad_keys_are_refused_everywhere(self, backend):
+        for key in BAD_KEYS:
+            self.refuses_key(backend, key)
+        assert list(backend.list("")) == []
+
+    def refuses_key(self, backend, key):
         with pytest.raises(ConfigError):
             backend.put(key, [b"x"])
         with pytest.raises(ConfigError):
@@ -119,7 +124,6 @@ class BackendContract:
             backend.local_path(key)
         with backend.open_writer() as writer, pytest.raises(ConfigError):
             writer.commit(key)
-        assert list(backend.list("")) == []
 
     # ---- nothing is overwritten
 
@@ -257,12 +261,12 @@ class BackendContract:
         for prefix in ("", "packs/", "packs/ab/", "refs/", "quarantine/", "packs/ff/"):
             assert list(backend.list_keys(prefix)) == [entry.key for entry in backend.list(prefix)]
 
-    @pytest.mark.parametrize("prefix", ["packs", "/", "a//", "../", "packs/../", ".tmp/", "P/"])
-    def test_bad_prefixes_are_refused(self, backend, prefix):
-        with pytest.raises(ConfigError):
-            list(backend.list(prefix))
-        with pytest.raises(ConfigError):
-            list(backend.list_keys(prefix))
+    def test_bad_prefixes_are_refused(self, backend):
+        for prefix in ("packs", "/", "a//", "../", "packs/../", ".tmp/", "P/"):
+            with pytest.raises(ConfigError):
+                list(backend.list(prefix))
+            with pytest.raises(ConfigError):
+                list(backend.list_keys(prefix))
 
     def test_list_skips_what_is_being_written(self, backend):
         with backend.open_writer() as writer:
@@ -324,7 +328,7 @@ class BackendContract:
         ):
             with pytest.raises(BackendUnavailable):
                 question()
-        with pytest.raises(ConfigError, match="create=True"):
+        with pytest.raises(ConfigError, match="There is no"):
             subject.reopen()
 
     def test_settle(self, backend):

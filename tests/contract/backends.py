@@ -1,4 +1,8 @@
-"""The backends that the contract suite runs on. A new backend is one more entry of BACKENDS."""
+"""The backends that the contract suite runs on. A new backend is one more entry of BACKENDS.
+
+Each is a context manager that takes a folder and, when it needs a server, the name under which test_backends.py
+finds the server's fixture.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend
+from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, open_backend
 from casstore.backend.fsspec_backend import FsspecBackend
 
 if TYPE_CHECKING:
@@ -47,7 +51,22 @@ class ObjectFileSystem(MemoryFileSystem):
             super().pipe_file(path, value, mode=mode, **kwargs)
 
 
+class RenamingFileSystem(ObjectFileSystem):
+    """A file system whose puts may show half a file, and whose renames take one step."""
+
+    protocol = "renames"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("renames://"))
+
+    def mv(self, path1, path2, **kwargs):
+        with self._server:
+            self.store[self._strip_protocol(path2)] = self.store.pop(self._strip_protocol(path1))
+
+
 fsspec.register_implementation("objects", ObjectFileSystem, clobber=True)
+fsspec.register_implementation("renames", RenamingFileSystem, clobber=True)
 
 
 @contextmanager
@@ -96,15 +115,15 @@ def fsspec_local(tmp_path):
 
 
 @contextmanager
-def fsspec_memory(tmp_path):
-    url = f"memory://{uuid.uuid4().hex}/store"
+def fsspec_renames(tmp_path):
+    url = f"renames://{uuid.uuid4().hex}/store"
 
     def lose_root():
-        fsspec.filesystem("memory").rm(url, recursive=True)
+        RenamingFileSystem().rm(url, recursive=True)
 
     yield Subject(
-        FsspecBackend(url, create=True, publication="rename"),
-        lambda: FsspecBackend(url, publication="rename"),
+        FsspecBackend(url, create=True),
+        lambda: FsspecBackend(url),
         exclusive=False,
         lose_root=lose_root,
     )
@@ -125,6 +144,42 @@ def fsspec_objects(tmp_path):
     )
 
 
+@contextmanager
+def s3(tmp_path, server):
+    bucket = server.make_bucket()
+    url = f"s3://{bucket}/some/store"
+    yield Subject(
+        open_backend(url, create=True, **server.options),
+        lambda: open_backend(url, **server.options),
+        exclusive=True,
+        lose_root=lambda: server.drop_bucket(bucket),
+    )
+
+
+@contextmanager
+def azure(tmp_path, server):
+    container = server.make_container()
+    url = f"az://{container}/some/store"
+    yield Subject(
+        open_backend(url, create=True, **server.options),
+        lambda: open_backend(url, **server.options),
+        exclusive=True,
+        lose_root=lambda: server.drop_container(container),
+    )
+
+
+@contextmanager
+def sftp(tmp_path, server):
+    root = tmp_path / "some/store"
+    url = server.url(root)
+    yield Subject(
+        open_backend(url, create=True, **server.options),
+        lambda: open_backend(url, **server.options),
+        exclusive=True,
+        lose_root=lambda: root.rename(tmp_path / "elsewhere"),
+    )
+
+
 BACKENDS = {
     function.__name__: function
     for function in (
@@ -133,7 +188,8 @@ BACKENDS = {
         memory,
         retrying_memory,
         fsspec_local,
-        fsspec_memory,
+        fsspec_renames,
         fsspec_objects,
     )
 }
+ON_SERVERS = {"s3": s3, "azure": azure, "sftp": sftp}

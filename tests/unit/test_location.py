@@ -16,7 +16,7 @@ from casstore.backend import (
     open_backend,
 )
 from casstore.backend.fsspec_backend import FsspecBackend
-from casstore.backend.location import Location, parse_location
+from casstore.backend.location import Location, azure_location, parse_location
 from casstore.errors import ConfigError, ObjectExists
 
 
@@ -43,6 +43,84 @@ from casstore.errors import ConfigError, ObjectExists
 )
 def test_locations(text, kind, target):
     assert parse_location(text) == Location(kind, target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url", "options"),
+    [
+        (("acct1", "box"), "abfs://box@acct1.dfs.core.windows.net", {}),
+        (("acct1", "box/some/folder"), "abfs://box@acct1.dfs.core.windows.net/some/folder", {}),
+        (("https://acct1.blob.core.windows.net/box",), "abfs://box@acct1.dfs.core.windows.net", {}),
+        (("https://acct1.blob.core.windows.net/box/a/b/",), "abfs://box@acct1.dfs.core.windows.net/a/b", {}),
+        (("https://acct1.dfs.core.windows.net/box",), "abfs://box@acct1.dfs.core.windows.net", {}),
+        (("https://acct1.blob.core.windows.net/", "box"), "abfs://box@acct1.dfs.core.windows.net", {}),
+        (("https://acct1.blob.core.windows.net/box", "box"), "abfs://box@acct1.dfs.core.windows.net", {}),
+        (
+            ("https://acct1.blob.core.chinacloudapi.cn/box",),
+            "abfs://box@acct1.dfs.core.chinacloudapi.cn",
+            {"account_name": "acct1", "account_host": "acct1.blob.core.chinacloudapi.cn"},
+        ),
+    ],
+)
+def test_containers_of_azure(arguments, url, options):
+    assert azure_location(*arguments) == (url, options)
+    if len(arguments) == 1:
+        assert parse_location(arguments[0]) == Location("fsspec", url, options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("acct1",),
+        ("acct1", ""),
+        ("acct1", "/box"),
+        ("acct1", "ab"),
+        ("acct1", "a" * 64),
+        ("acct1", "Box"),
+        ("acct1", "a--b"),
+        ("Acct", "box"),
+        ("a.b", "box"),
+        ("https://acct1.blob.core.windows.net",),
+        ("https://acct1.blob.core.windows.net/box", "other"),
+        ("https://acct1.blob.core.windows.net/box?sig=SeCrEt",),
+        ("http://acct1.blob.core.windows.net/box",),
+        ("https://user:SeCrEt@acct1.blob.core.windows.net/box",),
+        ("https://example.org/box",),
+        ("https://acct1.blob.core.windows.net.example.org/box",),
+    ],
+)
+def test_what_is_no_container_of_azure(arguments):
+    with pytest.raises(ConfigError) as caught:
+        azure_location(*arguments)
+    assert "SeCrEt" not in str(caught.value)
+
+
+def test_the_url_of_an_azure_container_opens_through_adlfs(monkeypatch):
+    opened = []
+
+    class Recorder:
+        url = "recorded"
+
+        def __init__(self, url, *, create, storage_options):
+            opened.append((url, create, storage_options))
+
+    monkeypatch.setattr("casstore.backend.fsspec_backend.FsspecBackend", Recorder)
+    open_backend("https://acct1.blob.core.windows.net/box", create=True, account_key="k")
+    open_backend("https://acct1.blob.core.usgovcloudapi.net/box/x", account_host="elsewhere")
+    assert opened == [
+        ("abfs://box@acct1.dfs.core.windows.net", True, {"account_key": "k"}),
+        (
+            "abfs://box@acct1.dfs.core.usgovcloudapi.net/x",
+            False,
+            {"account_name": "acct1", "account_host": "elsewhere"},
+        ),
+    ]
+
+
+@pytest.mark.parametrize("url", ["http://host/store", "https://host/store"])
+def test_the_web_is_only_read_from(url):
+    with pytest.raises(ConfigError, match="readonly=True"):
+        open_backend(url)
 
 
 def test_paths_are_never_urls():
@@ -116,10 +194,10 @@ def test_memory_stores_are_shared_by_name_and_between_threads():
 
 
 def test_other_urls_go_to_fsspec_and_are_retried():
-    backend = open_backend("objects://test_location/x", create=True)
+    backend = open_backend("renames://test_location/x", create=True)
     assert type(backend) is RetryingBackend
     assert type(backend.inner) is FsspecBackend
-    readonly = open_backend("objects://test_location/x", readonly=True)
+    readonly = open_backend("renames://test_location/x", readonly=True)
     assert type(readonly) is ReadonlyBackend
     backend.put("format", [b"x"])
     assert readonly.read("format") == b"x"
@@ -135,15 +213,18 @@ def test_other_urls_go_to_fsspec_and_are_retried():
         ("gcs://bucket/x", r"casstore\[gcs\]"),
         ("sftp://host/x", r"casstore\[sftp\]"),
         ("ssh://host/x", r"casstore\[sftp\]"),
+        ("http://host/x", r"casstore\[http\]"),
         ("nonsense://x", "nonsense"),
     ],
 )
 def test_what_to_install(url, advice, monkeypatch):
-    for module in ("s3fs", "adlfs", "gcsfs", "sshfs", "paramiko", "fsspec.implementations.sftp"):
+    for module in ("s3fs", "adlfs", "gcsfs", "sshfs", "aiohttp"):
         monkeypatch.setitem(sys.modules, module, None)
+    for module in ("sftp", "web"):
+        monkeypatch.delitem(sys.modules, f"casstore.backend.{module}", raising=False)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.split(":")[0], raising=False)
     with pytest.raises(ConfigError, match=advice):
-        open_backend(url)
+        open_backend(url, readonly=True)
 
 
 def test_options():

@@ -155,9 +155,9 @@ def test_a_lost_answer_is_told_from_a_lost_race(backend, faulty, operation):
         write("theirs", [b"my bytes"])
     assert backend.read("theirs") == b"their bytes"
 
-    faulty.inner.put("same", [b"my bytes"])
-    with pytest.raises(ObjectExists):
-        write("same", [b"my bytes"])
+    # Client libraries send again on their own, so the first answer heard may be the second one given.
+    faulty.inner.put("twice", [b"my bytes"])
+    write("twice", [b"my bytes"])
 
 
 def test_a_commit_whose_answer_got_lost(backend, faulty):

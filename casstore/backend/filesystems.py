@@ -1,0 +1,137 @@
+"""Makes fsspec's file systems as a store needs them, and lets go of their connections.
+
+Each client library has defaults that a store cannot live with: retries that hide a lost answer, uploads that
+hold half a gigabyte in memory, servers that are not verified. This is the one place that knows them.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from fsspec.asyn import sync
+from fsspec.core import url_to_fs
+from fsspec.dircache import DirCache
+
+from casstore.backend.fserrors import redact
+from casstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# File systems whose put shows the whole object or nothing. Everywhere else a half-written file would be
+# seen under its final name (invariant 2), so it gets a temporary one first.
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"})
+SFTP = frozenset({"sftp", "ssh"})
+HTTP = frozenset({"http", "https"})
+
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(SFTP, "sftp"),
+    **dict.fromkeys(HTTP, "http"),
+}
+_MISUSE = (ImportError, TypeError, ValueError, AttributeError)  # what wrong options end in
+
+_PART = 8 << 20  # bytes of an upload in one request
+_PARTS = 4  # requests of one upload at a time: together the memory that it takes
+_CLOSING = 5.0  # seconds that a server may take to say good-bye
+
+
+def connect(url: str, options: Mapping[str, Any], secrets: tuple[str, ...]) -> Any:
+    """Return a file system of its own for `url`, connected with `options`.
+
+    Raises ConfigError for a protocol without its package and for options that it does not know; `secrets`
+    are kept out of the message. What the server says comes through as it is.
+    """
+    protocol = url.split("://", 1)[0]
+    shown = redact(url, secrets)
+    try:
+        if protocol in SFTP:
+            from casstore.backend.sftp import make_sftp  # noqa: PLC0415  # an optional extra
+
+            fs = make_sftp(url, options)
+        elif protocol in HTTP:
+            from casstore.backend.web import make_web  # noqa: PLC0415  # as above
+
+            fs = make_web(options)
+        else:
+            fs = url_to_fs(url, skip_instance_cache=True, **_with_defaults(protocol, options))[0]
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        advice = f"pip install 'casstore[{extra}]'" if extra else str(error)
+        raise ConfigError(f"{protocol}:// needs another package: {advice}") from error
+    except _MISUSE as error:
+        raise ConfigError(
+            f"Cannot use {shown}: {redact(str(error), secrets)}. Check the URL and the storage options."
+        ) from None
+    if isinstance(getattr(fs, "dircache", None), DirCache):
+        # Invariant 8: a listing is what the server says now.
+        fs.dircache = DirCache(use_listings_cache=False)
+    if protocol in ("s3", "s3a"):
+        fs.retries = 1  # as in _with_defaults: RetryingBackend does it
+    return fs
+
+
+def _with_defaults(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `options` with what a store needs where they say nothing."""
+    if protocol not in ("s3", "s3a"):
+        return dict(options)
+    # A retry inside the client hides that an answer got lost, so a create would seem to have lost a race
+    # against itself (invariant 10); it also does not heed the server's Retry-After.
+    config = {"retries": {"total_max_attempts": 1}, **(options.get("config_kwargs") or {})}
+    return {**options, "config_kwargs": config}
+
+
+def upload(fs: Any, path: str, source: bytes | str) -> None:
+    """Send bytes, or the file of this name, in bounded memory where the client library can be told to."""
+    if isinstance(source, bytes):
+        fs.pipe_file(path, source)
+        return
+    names = {kind.__module__.split(".", 1)[0] for kind in type(fs).__mro__}
+    if "s3fs" in names:
+        fs.put_file(source, path, chunksize=_PART, max_concurrency=_PARTS)
+    elif "adlfs" in names:
+        with open(source, "rb") as file:
+            # Of unknown length to the client library, which else sends up to 64 MiB from memory at once.
+            fs.pipe_file(path, _Stream(file), max_concurrency=_PARTS)
+    else:
+        fs.put_file(source, path)
+
+
+class _Stream:
+    """A file of which nothing can be asked but its bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> Any:
+        """Read on."""
+        return self._file.read(size)
+
+
+def close(fs: Any) -> None:
+    """Let go of a file system's connections now, rather than when the collector of garbage finds it."""
+    # The next use of a closed file system would connect anew, so nothing is lost if one cannot be closed.
+    with suppress(Exception):
+        if hasattr(fs, "close_store"):
+            fs.close_store()
+        elif hasattr(fs, "service_client"):  # adlfs
+            sync(fs.loop, fs.service_client.close, timeout=_CLOSING)
+            for credential in (fs.credential, fs.sync_credential):
+                if hasattr(credential, "close"):
+                    _close_credential(fs, credential)
+        elif getattr(fs, "_s3creator", None) is not None:  # s3fs
+            fs.close_session(fs.loop, fs._s3creator)  # noqa: SLF001  # s3fs closes itself in this very way
+            fs._s3creator = fs._s3 = None  # noqa: SLF001  # as above
+
+
+def _close_credential(fs: Any, credential: Any) -> None:
+    closing = credential.close()
+    if hasattr(closing, "__await__"):
+        sync(fs.loop, _wait_for, closing, timeout=_CLOSING)
+
+
+async def _wait_for(closing: Any) -> None:
+    await closing

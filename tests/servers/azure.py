@@ -1,0 +1,60 @@
+"""A real Azure Blob server on loopback: Azurite, an npm package, in a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from azure.storage.blob import BlobServiceClient
+from servers.processes import free_port, running
+
+ACCOUNT = "devstoreaccount1"  # Azurite's own, with a key that everybody knows
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@dataclass(frozen=True)
+class AzureServer:
+    port: int
+    service: BlobServiceClient = field(repr=False)
+
+    @property
+    def options(self):
+        """What casstore needs to reach this server."""
+        return {"connection_string": connection_string(self.port)}
+
+    def make_container(self):
+        name = f"container-{uuid.uuid4().hex}"
+        self.service.create_container(name)
+        return name
+
+    def drop_container(self, name):
+        """Take a container away with all that is in it."""
+        self.service.delete_container(name)
+
+
+def connection_string(port):
+    return (
+        f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};"
+        f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};"
+    )
+
+
+@contextmanager
+def azure_server(folder):
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.fail("Azurite is not installed, and nothing is skipped: npm install --global azurite")
+    port = free_port()
+    command = [
+        program,
+        *("--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder)),
+        *("--silent", "--disableTelemetry", "--skipApiVersionCheck"),
+    ]
+    with (
+        running(command, port=port, folder=folder),
+        BlobServiceClient.from_connection_string(connection_string(port)) as service,
+    ):
+        yield AzureServer(port, service)
