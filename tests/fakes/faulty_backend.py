@@ -20,6 +20,7 @@ class FaultyBackend(BackendWrapper):
         fail_at(k, error)      call k raises this error without effect
         fail_next(op, error)   the next `times` calls of this operation do
         lose_answer_at(k)      call k does its work and then raises BackendUnavailable
+        lose_answers(n, ops)   every nth call of one of these operations does
         hide(keys)             list leaves them out, as a stale or short listing does
         shorten_listings(n)    list stops after n entries without an error
         freeze_listings()      list shows what there was at this moment
@@ -37,6 +38,7 @@ class FaultyBackend(BackendWrapper):
         self._errors = {}
         self._next: list[list] = []
         self._lost = set()
+        self._losing = None
         self._hidden = set()
         self._longest = None
         self._frozen = None
@@ -57,6 +59,9 @@ class FaultyBackend(BackendWrapper):
 
     def lose_answer_at(self, index):
         self._lost.add(index)
+
+    def lose_answers(self, every, operations):
+        self._losing = (every, frozenset(operations))
 
     def hide(self, keys):
         self._hidden.update(keys)
@@ -85,7 +90,7 @@ class FaultyBackend(BackendWrapper):
     def heal(self):
         """Behave from now on; the count goes on."""
         self._stop, self._longest, self._frozen = None, None, None
-        self._unplugged, self._dropped, self._read_limit = None, 0, None
+        self._unplugged, self._dropped, self._read_limit, self._losing = None, 0, None, None
         for faults in (self._errors, self._next, self._lost, self._hidden, self._flips, self._emptied):
             faults.clear()
 
@@ -103,7 +108,8 @@ class FaultyBackend(BackendWrapper):
                 rule[2] -= 1
                 raise rule[1]
         result = work()
-        if index in self._lost:
+        losing = self._losing and operation in self._losing[1] and index % self._losing[0] == 0
+        if index in self._lost or losing:
             raise BackendUnavailable(f"The answer to {operation} {key} got lost.")
         return result
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import uuid
 
-from contract import backends  # noqa: F401  # registers objects://, an object store as fsspec presents one
+import fsspec
+from contract.backends import ObjectFileSystem
 from fakes.faulty_backend import FaultyBackend
 from fakes.stores import read_model, write_model
 
@@ -19,6 +20,37 @@ from casstore.store.store import Store
 _folders = itertools.count()
 
 
+class FlakyFileSystem(ObjectFileSystem):
+    """An object store that does every nth upload and then loses the answer."""
+
+    protocol = "flaky"
+    store: dict = {}  # noqa: RUF012  # as in ObjectFileSystem
+    pseudo_dirs = [""]  # noqa: RUF012  # as above
+    lose_every = 0
+    lost = 0
+    _uploads = itertools.count(1)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("flaky://"))
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        super().pipe_file(path, value, mode=mode, **kwargs)
+        self._maybe_lose(path)
+
+    def put_file(self, lpath, rpath, **kwargs):
+        super().put_file(lpath, rpath, **kwargs)
+        self._maybe_lose(rpath)
+
+    def _maybe_lose(self, path):
+        if self.lose_every and next(self._uploads) % self.lose_every == 0:
+            type(self).lost += 1
+            raise ConnectionResetError(f"The answer to {path} got lost.")
+
+
+fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+
+
 class Side:
     """One place, and any number of ways to it: `plain`, or through `faulty`, with or without retries."""
 
@@ -27,8 +59,9 @@ class Side:
         name = uuid.uuid4().hex
         make = {
             "memory": lambda: MemoryBackend(name),
-            "local": lambda: LocalBackend(tmp_path / name, create=True),
-            "objects": lambda: FsspecBackend(f"objects://{name}/store", create=True),
+            "local": lambda: LocalBackend(tmp_path / name, create=True, durability="none"),
+            "objects": lambda: FsspecBackend(f"objects://{name}/store", create=True, publication="put"),
+            "flaky": lambda: FsspecBackend(f"flaky://{name}/store", create=True, publication="put"),
         }
         self.backend = make[kind]()
         self.store_id = identify(self.backend, create=True).store_id
@@ -42,11 +75,14 @@ class Side:
         """Return the store behind the faults; with `tries`, requests are repeated without pauses."""
         if tries is None:
             return self.open(self.faulty)
+        return self.retrying(self.faulty, tries=tries)
+
+    def retrying(self, backend=None, *, tries=12):
         ticks = itertools.count()
         policy = RetryPolicy(
             deadline=tries, clock=lambda: next(ticks), sleep=lambda _: None, jitter=lambda low, high: 0.0
         )
-        return self.open(RetryingBackend(self.faulty, policy))
+        return self.open(RetryingBackend(backend or self.backend, policy))
 
     def add(self, ref, content, **options):
         folder = write_model(content, self.tmp_path / f"model-{next(_folders)}")
