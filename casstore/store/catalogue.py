@@ -18,20 +18,20 @@ are handed out carry a seal; a wrong one, or rows that got lost, make the file a
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgpack
 
-from casstore.digest import digest
 from casstore.errors import FormatError
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.store.ref_rows import RefRow, facts_of, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from casstore.format.record import Record
     from casstore.store.machine import MachineState
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SEAL_SIZE = 8
 _MAX_INTEGER = (1 << 63) - 1
 _EXACT_INTEGER = 1 << 53
 _COLUMNS = "key, name, target, manifest, base, time, writer, metadata, seal"
@@ -93,7 +92,12 @@ class Catalogue:
     def keep(self, records: Sequence[Kept]) -> None:
         """Keep records that are in the store; they count once a listing names them."""
         if records:
-            self._machine.run(lambda state: _insert(state, records), None, writes=True)
+
+            def work(state: sqlite3.Connection) -> None:
+                _delete(state, [item.key for item in records])
+                _insert(state, records, frozenset())
+
+            self._machine.run(work, None, writes=True)
 
     # ---- folders
 
@@ -117,16 +121,15 @@ class Catalogue:
 
         def work(state: sqlite3.Connection) -> bool:
             known = _states(state, folder)
-            _delete(state, [key for key in known if key not in wanted])
-            _insert(state, fresh)
-            known = _states(state, folder)
-            if known.keys() != wanted:
+            again = {item.key for item in fresh}
+            _delete(state, [key for key in known if key not in wanted or key in again])
+            _insert(state, fresh, winners)
+            if (known.keys() & wanted) | again != wanted:
                 return False
             changed = []
-            for key, (row_state, is_deletion, is_odd) in known.items():
-                new = _State.OTHER
-                if key in winners:
-                    new = _State.DELETION if is_deletion else _State.ODD_VALUE if is_odd else _State.VALUE
+            for key in known.keys() & wanted - again:
+                row_state, is_deletion, is_odd = known[key]
+                new = _state(key in winners, is_deletion=is_deletion, is_odd=is_odd)
                 if new != row_state:
                     changed.append((int(new), key))
             state.executemany("UPDATE records SET state = ? WHERE key = ?", changed)
@@ -232,8 +235,14 @@ def _delete(state: sqlite3.Connection, keys: Iterable[str]) -> None:
     state.executemany("DELETE FROM records WHERE key = ?", rows)
 
 
-def _insert(state: sqlite3.Connection, records: Sequence[Kept]) -> None:
-    _delete(state, (item.key for item in records))
+def _state(is_value: bool, *, is_deletion: bool, is_odd: bool) -> _State:  # noqa: FBT001  # one of three
+    if not is_value:
+        return _State.OTHER
+    return _State.DELETION if is_deletion else _State.ODD_VALUE if is_odd else _State.VALUE
+
+
+def _insert(state: sqlite3.Connection, records: Sequence[Kept], values: Container[str]) -> None:
+    """Insert records that are not there, of which `values` are those of their refs."""
     for item in records:
         record = item.record
         facts = facts_of(record.metadata)
@@ -250,15 +259,18 @@ def _insert(state: sqlite3.Connection, records: Sequence[Kept]) -> None:
         )
         done = state.execute(
             f"INSERT INTO records (state, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  # a constant
-            (_State.OTHER, *row, _seal(row)),
+            (
+                _state(item.key in values, is_deletion=record.target is None, is_odd=not fits),
+                *row,
+                _seal(row),
+            ),
         )
         state.execute("INSERT INTO bodies VALUES (?, ?)", (done.lastrowid, item.data))
 
 
-def _seal(row: Sequence[object]) -> bytes:
+def _seal(row: tuple[object, ...]) -> int:
     """Return what ties the columns of a row together, so that a flipped bit is seen."""
-    packed: bytes = msgpack.packb(row)
-    return digest(packed)[:_SEAL_SIZE]
+    return zlib.crc32(msgpack.packb(row))
 
 
 def _find(
@@ -266,38 +278,33 @@ def _find(
 ) -> list[RefRow]:
     if not _is_plain(query.prefix):
         return []
-    found: list[RefRow] = []
     common, arguments = _conditions(query)
     # Rows that SQLite cannot compare: few, or none.
     odd = state.execute(
-        f"SELECT key, data FROM records JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # see above
+        f"SELECT key, data FROM records JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # no part comes from outside
         (_State.ODD_VALUE, *arguments),
     )
-    for key, data in odd.fetchall():
-        row = _row_of_body(key, data)
-        if query.matches(row):
-            found.append(row)
-    odd_rows = len(found)
+    found = [row for key, data in odd.fetchall() if query.matches(row := _row_of_body(key, data))]
     filters, values, exact = _metadata_conditions(query)
-    sql = " AND ".join([f"SELECT {_COLUMNS} FROM records WHERE state = ? AND {common}", *filters])  # noqa: S608  # see above
-    if limit is not None:
+    # Rows of a namespace lie side by side. Going through an index, where it neither finds a few nor saves
+    # sorting, would jump about in the file.
+    by_index = query.target is not None or (limit is not None and not filters)
+    sql = " AND ".join(
+        [f"SELECT {_COLUMNS} FROM records WHERE {'' if by_index else '+'}state = ?", common, *filters]  # noqa: S608  # as above
+    )
+    values = [_State.VALUE, *arguments, *values]
+    if limit is not None and exact:
         direction = "DESC" if newest_first else "ASC"
-        sql += f" ORDER BY time {direction}, name {direction}"
-    for values_of_row in state.execute(sql, (_State.VALUE, *arguments, *values)):
-        row = _row(values_of_row)
+        sql += f" ORDER BY time {direction}, name {direction} LIMIT ?"
+        values.append(min(limit, _MAX_INTEGER))
+    for columns in state.execute(sql, values):
+        row = RefRow(*columns[1:-1])
+        if columns[-1] != _seal(columns[:-1]):
+            raise sqlite3.DatabaseError(f"a row in it is damaged, {columns[0]!r}")
         if exact or query.matches(row):
             found.append(row)
-            if limit is not None and len(found) - odd_rows >= limit:
-                break
-    found.sort(key=lambda row: (row.time, row.name), reverse=newest_first)
+    found.sort(key=lambda row: row.order, reverse=newest_first)
     return found[:limit]
-
-
-def _row(values: tuple[Any, ...]) -> RefRow:
-    *columns, seal = values
-    if seal != _seal(columns):
-        raise sqlite3.DatabaseError(f"a row in it is damaged, {columns[0]!r}")
-    return RefRow(*columns[1:])
 
 
 def _row_of_body(key: str, data: bytes) -> RefRow:
@@ -343,8 +350,9 @@ def _metadata_conditions(query: RefQuery) -> tuple[list[str], list[Any], bool]:
             sql.append("json_extract(metadata, ?) IS NULL")
             values.append(path)
         elif path is not None and type(value) is str and _is_plain(value):
-            sql.append("json_type(metadata, ?) = 'text' AND json_extract(metadata, ?) = ?")
-            values += [path, path, value]
+            # Also an array's extract is a text.
+            sql.append("json_extract(metadata, ?) = ? AND json_type(metadata, ?) = 'text'")
+            values += [path, value, path]
         elif path is not None and type(value) in (int, bool) and abs(value) < _EXACT_INTEGER:
             # SQLite may read a fraction one unit off, so numbers with one are compared by Python.
             sql.append("(json_extract(metadata, ?) = ? OR json_type(metadata, ?) = 'real')")

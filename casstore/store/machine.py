@@ -52,7 +52,7 @@ CREATE TABLE records (
     time INTEGER NOT NULL,
     writer TEXT NOT NULL,
     metadata TEXT,
-    seal BLOB NOT NULL
+    seal INTEGER NOT NULL
 );
 CREATE INDEX records_by_time ON records (state, time, name);
 CREATE INDEX records_by_target ON records (state, target, name);
@@ -229,6 +229,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
     # Never torn, also when the power fails: a table that silently lost rows would hide refs. What is lost is
     # the latest changes, and no commit waits for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
+    # Of the latest pages: rows of many folders land all over the indexes. In KiB.
+    connection.execute("PRAGMA cache_size = -16384")
     if not tables:
         connection.executescript(_SCHEMA)
 

@@ -7,7 +7,7 @@ differ from those that the catalogue's rows are the result of.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from casstore.digest import digest
@@ -141,8 +141,17 @@ class RefFolders:
                 yield value
 
     def _list(self, base: str) -> Iterator[tuple[str, list[str]]]:
-        for folder, keys in groupby(self._backend.list_keys(base), _folder_of):
-            yield folder, list(keys)
+        """Yield each folder below `base` with its keys; what lies deeper is left in, and is no key."""
+        folder = "/"
+        keys: list[str] = []
+        for key in self._backend.list_keys(base):
+            if not key.startswith(folder):
+                if keys:
+                    yield folder, keys
+                folder, keys = _folder_of(key), []
+            keys.append(key)
+        if keys:
+            yield folder, keys
 
     def _bring(self, folder: str, keys: Sequence[str]) -> bytes:
         """Make the catalogue's rows of one folder those of a listing; return its mark."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casstore.digest import DIGEST_SIZE, is_hex
 from casstore.errors import ConfigError
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 _LONG_NUMBER = re.compile(r"[0-9]{19}")
 
 
-@dataclass(frozen=True, slots=True)
-class RefRow:
+class RefRow(NamedTuple):
     """The value of one ref as listings show it; what else its record says is `Store.record(name)`.
 
     `time` is nanoseconds since 1970 by the writer's clock. Rows of equal refs are equal.
