@@ -1,0 +1,317 @@
+"""Which model was made from which, by which run: read from the records of models, runs and evaluations alone.
+
+One listing gives everything, so the work grows with the number of refs and not with its square: a listing
+for each step of a long ancestry would read all names each time.
+
+A run that failed made nothing, whatever the pipeline keeps under its name: the model that says "failed" is
+the same one for every pass, and would tie together what has nothing in common.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from casstore.digest import is_hex
+from casstore.format.names import names_model
+from casstore.format.run import RunStatus, decode_evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from casstore.store.ref_rows import RefRow
+    from casstore.store.store import Store
+
+__all__ = [
+    "Lineage",
+    "LineageGraph",
+    "Link",
+    "LogEntry",
+    "ModelEvaluation",
+    "ModelNode",
+    "ancestors",
+    "descendants",
+    "lineage",
+    "read_graph",
+]
+
+_RUNS, _MODELS = "runs/", "models/"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNode:
+    """A model: `refs` name it, none if only runs still tell of it; `time` is when the first of these was written.
+
+    `made_by` are the names of the runs that made it, oldest first. Times are nanoseconds since 1970.
+    """
+
+    model_id: str
+    refs: tuple[str, ...]
+    time: int
+    made_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One step from an input to an output: a run, or with `run` empty what an add gave as its base.
+
+    Models are given by their ids. `input` is "" where the input was never in the store, and `input_name` is
+    what the pipeline calls it; `output` is "" where nothing came out. `duration` is in nanoseconds.
+    """
+
+    input: str
+    output: str
+    run: str = ""
+    pass_name: str = ""
+    status: str = ""
+    input_name: str = ""
+    workflow: str = ""
+    alias: str = ""
+    time: int = 0
+    duration: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvaluation:
+    """What a model was measured at; `name` is the ref's name without its namespace, `model` the model id."""
+
+    name: str
+    model: str
+    evaluator: str
+    time: int
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """One model's lineage: `ancestors` and `descendants` nearest first, `links` between all of them oldest first."""
+
+    model: ModelNode
+    ancestors: tuple[ModelNode, ...]
+    descendants: tuple[ModelNode, ...]
+    links: tuple[Link, ...]
+    evaluations: tuple[ModelEvaluation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A model that was kept under `ref`, with the links that made it; or a run of which no model is kept, `ref` is ""."""
+
+    time: int
+    ref: str
+    model_id: str
+    links: tuple[Link, ...]
+
+
+@dataclass(slots=True)
+class LineageGraph:
+    """The lineage of everything in a store, as it was when it was read."""
+
+    nodes: dict[str, ModelNode]
+    made_by: dict[str, list[Link]] = field(default_factory=dict)
+    """By the output's id, oldest first."""
+    used_by: dict[str, list[Link]] = field(default_factory=dict)
+    """By the input's id, oldest first."""
+    links: list[Link] = field(default_factory=list)
+    runs: dict[str, Link] = field(default_factory=dict)
+    """By the run's name."""
+    rows: list[RefRow] = field(default_factory=list)
+    evaluations: dict[str, list[RefRow]] = field(default_factory=dict)
+
+    def ancestors(self, model_id: str, *, start: Iterable[Link] = ()) -> list[ModelNode]:
+        """Return every model that this one was made from, nearest first; itself never, even in a cycle.
+
+        `start` are links to follow beside those that made it.
+        """
+        above = [link.input for link in start if link.input]
+        return self._reach(
+            model_id, above, lambda node: (link.input for link in self.made_by.get(node, ()) if link.input)
+        )
+
+    def descendants(self, model_id: str) -> list[ModelNode]:
+        """Return every model that was made from this one, nearest first; itself never, even in a cycle."""
+        return self._reach(
+            model_id, [], lambda node: (link.output for link in self.used_by.get(node, ()) if link.output)
+        )
+
+    def log(self, models: Iterable[str] | None = None) -> list[LogEntry]:
+        """Return the models that were kept and the runs of which none is, the newest first.
+
+        `models` are the ids to tell of, by default all.
+        """
+        wanted = None if models is None else set(models)
+        told = set()
+        entries = []
+        for row in self.rows:
+            if not row.name.startswith(_MODELS) or (wanted is not None and row.target.hex() not in wanted):
+                continue
+            name = row.name.removeprefix(_MODELS)
+            run = self.runs.get(name)
+            told.add(name)
+            links = (run,) if run is not None else tuple(self.made_by.get(row.target.hex(), ()))
+            entries.append(LogEntry(row.time, row.name, row.target.hex(), links))
+        for name, link in self.runs.items():
+            if name not in told and (wanted is None or link.output in wanted):
+                entries.append(LogEntry(link.time, "", link.output, (link,)))
+        # Each ref is told once, so a name decides between equal times, and the order is always the same.
+        return sorted(entries, key=lambda entry: (entry.time, entry.ref), reverse=True)
+
+    def _reach(
+        self, start: str, first: Iterable[str], step: Callable[[str], Iterable[str]]
+    ) -> list[ModelNode]:
+        seen = {start}
+        found: list[ModelNode] = []
+        waiting = deque([*first, *step(start)])
+        while waiting:
+            node = waiting.popleft()
+            if node in seen:
+                continue
+            seen.add(node)
+            found.append(self.nodes[node])
+            waiting.extend(step(node))
+        return found
+
+
+def ancestors(store: Store, ref_or_id: str) -> list[ModelNode]:
+    """Return every model that one was made from, nearest first. Raises RefNotFound for no such model."""
+    return list(lineage(store, ref_or_id).ancestors)
+
+
+def descendants(store: Store, ref_or_id: str) -> list[ModelNode]:
+    """Return every model that was made from one, nearest first. Raises RefNotFound for no such model."""
+    return list(lineage(store, ref_or_id).descendants)
+
+
+def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) -> Lineage:
+    """Return where a model comes from, what was made from it, and what all of these were measured at.
+
+    `graph` is used instead of reading the records again. Raises RefNotFound for no such model, IntegrityError
+    for an evaluation that is damaged.
+    """
+    resolved = store.resolve(ref_or_id)
+    graph = graph or read_graph(store)
+    own = resolved.model_id
+    node = graph.nodes.get(own) or ModelNode(own, (resolved.ref,), resolved.record.time, ())
+    start: list[Link] = []
+    if resolved.ref.startswith(_MODELS):
+        # The model of a run that failed is nobody's output, yet it has a run and an input.
+        run = graph.runs.get(resolved.ref.removeprefix(_MODELS))
+        start = [run] if run is not None and not run.output else []
+    above, below = graph.ancestors(own, start=start), graph.descendants(own)
+    links = {id(link): link for link in start}
+    for item in (node, *above):
+        links.update((id(link), link) for link in graph.made_by.get(item.model_id, ()))
+    for item in (node, *below):
+        links.update((id(link), link) for link in graph.used_by.get(item.model_id, ()))
+    rows = {
+        row.name: row for item in (node, *above, *below) for row in graph.evaluations.get(item.model_id, ())
+    }
+    return Lineage(
+        model=node,
+        ancestors=tuple(above),
+        descendants=tuple(below),
+        links=tuple(sorted(links.values(), key=_order)),
+        evaluations=tuple(_evaluations(store, rows.values())),
+    )
+
+
+def read_graph(store: Store) -> LineageGraph:
+    """Read the lineage of everything in a store: one listing, no manifest and no object."""
+    rows = store.find(newest_first=False)
+    links = [_link_of(row) for row in rows if row.name.startswith(_RUNS)]
+    known = {(link.input, link.output) for link in links if link.output}
+    failed = {f"{_MODELS}{link.run}" for link in links if not link.output}
+    refs: dict[str, list[RefRow]] = {}
+    for row in rows:
+        if not names_model(row.name):
+            continue
+        output = row.target.hex()
+        refs.setdefault(output, []).append(row)
+        pair = (row.base.hex() if row.base else "", output)
+        if pair[0] and pair not in known and row.name not in failed:
+            known.add(pair)
+            links.append(Link(*pair, time=row.time))
+    links.sort(key=_order)
+    graph = LineageGraph({}, links=links, rows=[row for row in rows if row.name.startswith(_MODELS)])
+    for link in links:
+        if link.run:
+            graph.runs[link.run] = link
+        if link.output:
+            graph.made_by.setdefault(link.output, []).append(link)
+        if link.input:
+            graph.used_by.setdefault(link.input, []).append(link)
+    for model_id in {*refs, *graph.made_by, *graph.used_by}:
+        named, made = refs.get(model_id, []), graph.made_by.get(model_id, [])
+        told = [row.time for row in named] or [link.time for link in made or graph.used_by[model_id]]
+        graph.nodes[model_id] = ModelNode(
+            model_id,
+            tuple(sorted(row.name for row in named)),
+            min(told),
+            tuple(link.run for link in made if link.run),
+        )
+    by_name = {row.name: row.target.hex() for row in graph.rows}
+    for row in rows:
+        if row.name.startswith("evaluations/"):
+            model_id = _evaluated(row, by_name)
+            graph.evaluations.setdefault(model_id, []).append(row)
+    return graph
+
+
+def _link_of(row: RefRow) -> Link:
+    facts = row.metadata
+
+    def text(name: str) -> str:
+        value = facts.get(name)
+        return value if isinstance(value, str) else ""
+
+    def number(name: str, default: int) -> int:
+        value = facts.get(name)
+        return value if type(value) is int and value > 0 else default
+
+    def model(name: str) -> str:
+        return text(name) if is_hex(text(name)) else ""
+
+    status = text("status")
+    return Link(
+        input=model("input"),
+        output="" if status == RunStatus.FAILED.value else model("output"),
+        run=row.name.removeprefix(_RUNS),
+        pass_name=text("pass"),
+        status=status,
+        input_name=text("input_name"),
+        workflow=text("workflow"),
+        alias=text("alias"),
+        time=number("started", row.time),
+        duration=number("duration", 0),
+    )
+
+
+def _evaluated(row: RefRow, by_name: dict[str, str]) -> str:
+    """Return the id of the model that was measured: as it is told, else the model of that name."""
+    facts = row.metadata
+    told = facts.get("model")
+    if isinstance(told, str) and is_hex(told):
+        return told
+    # Pipelines call an evaluation by the model's name, often followed by what it ran on.
+    name = str(facts.get("name") or row.name.removeprefix("evaluations/"))
+    return by_name.get(f"{_MODELS}{name}") or by_name.get(f"{_MODELS}{name.partition('-')[0]}", "")
+
+
+def _evaluations(store: Store, rows: Iterable[RefRow]) -> Iterator[ModelEvaluation]:
+    for row in sorted(rows, key=lambda row: row.order):
+        record = store.record(row.name)
+        if record is None:
+            continue  # Deleted since the listing.
+        found = decode_evaluation(store.manifest_of(record))
+        yield ModelEvaluation(
+            name=row.name.removeprefix("evaluations/"),
+            model=found.model.hex() if found.model else "",
+            evaluator=found.evaluator,
+            time=record.time,
+            result=found.result,
+        )
+
+
+def _order(link: Link) -> tuple[int, str, str, str]:
+    return (link.time, link.run, link.input, link.output)
