@@ -21,7 +21,7 @@ _KIND = "record"
 _KNOWN = frozenset(
     {
         "type", "version", "requires", "name", "seq", "write", "time", "writer", "target", "manifest",
-        "inline", "base", "metadata", "packs", "exclusive",
+        "inline", "base", "metadata", "packs", "exclusive", "origin",
     }
 )  # fmt: skip
 
@@ -34,6 +34,7 @@ class Record:
     since 1970 by the writer's clock. `target` is a model id, None for a deletion; `manifest` the object
     that describes it, or `inline` the small manifest itself. `base` is the model that this one was made
     from. `packs` hints at the packs that cover it. `exclusive` records have a key that one writer wins.
+    `origin` is the write id of the record of another store that this one was copied from.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Record:
     metadata: dict[str, Any] = field(default_factory=dict)
     packs: tuple[bytes, ...] = ()
     exclusive: bool = False
+    origin: bytes | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,6 +82,8 @@ def encode(record: Record) -> bytes:
         "packs": b"".join(record.packs),
         "exclusive": record.exclusive,
     }
+    if record.origin is not None:
+        body["origin"] = record.origin
     return envelope.seal(MAGIC, canonical.encode(body))
 
 
@@ -101,7 +105,12 @@ def _decode_body(body: bytes) -> Record:
     value = fields.decode_map(body, kind=_KIND, version=VERSION)
     write_id = fields.field(value, "write", bytes, kind=_KIND)
     inline = value.get("inline")
-    if len(write_id) != WRITE_ID_SIZE or not (inline is None or type(inline) is bytes):
+    origin = value.get("origin")
+    if (
+        len(write_id) != WRITE_ID_SIZE
+        or not (inline is None or type(inline) is bytes)
+        or not (origin is None or (type(origin) is bytes and len(origin) == WRITE_ID_SIZE))
+    ):
         raise FormatError("This record is not one.")
     packs = fields.field(value, "packs", bytes, kind=_KIND)
     return Record(
@@ -117,6 +126,7 @@ def _decode_body(body: bytes) -> Record:
         metadata=fields.field(value, "metadata", dict, kind=_KIND),
         packs=tuple(fields.split_ids(packs, kind=_KIND)),
         exclusive=fields.field(value, "exclusive", bool, kind=_KIND),
+        origin=origin,
         extra=fields.unknown_keys(value, _KNOWN),
     )
 

@@ -110,9 +110,11 @@ class Refs:
         base: bytes | None = None,
         metadata: dict[str, Any] | None = None,
         packs: tuple[bytes, ...] = (),
+        origin: bytes | None = None,
     ) -> Record:
         """Return the record that makes `target` the value of `name`: the newest one, if it says just that.
 
+        `origin` is the write id of another store's record that this one copies.
         Raises RefConflict for a tag that has two newest records: someone must decide which one was meant; and
         for a ref whose newest record has the highest number there is, so that none can follow.
         """
@@ -146,6 +148,7 @@ class Refs:
             metadata=metadata or {},
             packs=packs,
             exclusive=exclusive and self._backend.creates_exclusively,
+            origin=origin,
         )
 
     def put(self, record: Record) -> None:

@@ -487,6 +487,7 @@ class Store:
             base=record.base,
             metadata=record.metadata,
             packs=packs,
+            origin=record.origin or record.write_id,
         )
 
     def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:

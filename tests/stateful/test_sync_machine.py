@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fakes.stores import assert_clean, model_of, noise
 from fakes.sync_stores import Side, shown
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -123,3 +124,6 @@ class SyncMachine(RuleBasedStateMachine):
 
 
 TestSync = SyncMachine.TestCase
+TestSync.settings = settings(
+    max_examples=20 if settings.default.max_examples < 100 else 300, stateful_step_count=20
+)

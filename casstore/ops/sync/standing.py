@@ -1,7 +1,8 @@
 """How a ref of one store stands to the ref of the same name in another. Pure.
 
 Sync carries only a ref's newest value over, under a number and write id of the other store, so two stores
-that agree still have different records. What tells them apart is what their records say, in order.
+that agree still have different records. A copied record names the write that it comes from, which tells who
+has seen what; where two stores got the same from elsewhere, what their records say, in order, has to do.
 """
 
 from __future__ import annotations
@@ -45,14 +46,19 @@ def same_value(one: Record | None, other: Record | None) -> bool:
 def compare(src: Sequence[Record], dst: Sequence[Record]) -> Standing:
     """Compare the records of one ref, oldest first, in both stores; that of `src` is not deleted.
 
-    If one side's values, in order, are among the other's, that one is behind. Else it is the one whose newest
-    target the other once had. Different descriptions of one target are no conflict: the source's is taken.
+    The side whose newest write the other one has had is behind. Where that says nothing, it is the one whose
+    values, in order, are among the other's, or else whose newest target the other once had. Different
+    descriptions of one target are no conflict: the source's is taken.
     """
     newest = src[-1]
     if not dst or dst[-1].target is None:
         return Standing.ABSENT
     if same_value(newest, dst[-1]):
         return Standing.EQUAL
+    seen_here = _write(dst[-1]) in {_write(record) for record in src}
+    seen_there = _write(newest) in {_write(record) for record in dst}
+    if seen_here != seen_there:
+        return Standing.BEHIND if seen_here else Standing.AHEAD
     ours, theirs = _values(src), _values(dst)
     if _within(theirs, ours):
         return Standing.BEHIND
@@ -65,6 +71,11 @@ def compare(src: Sequence[Record], dst: Sequence[Record]) -> Standing:
     if seen_here == seen_there:
         return Standing.CONFLICT
     return Standing.BEHIND if seen_here else Standing.AHEAD
+
+
+def _write(record: Record) -> bytes:
+    """Return the id of the write by which this value came into the world."""
+    return record.origin or record.write_id
 
 
 def _values(records: Iterable[Record]) -> list[Value]:

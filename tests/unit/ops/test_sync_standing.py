@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from casstore.format.record import Record
@@ -14,7 +16,7 @@ def told(text):
         Record(
             name="models/x",
             seq=at + 1,
-            write_id=bytes([at]) * 16,
+            write_id=f"{text:<12}{at:04}".encode(),
             time=at,
             writer=f"writer of {text}",
             target=None if letter == "-" else letter.lower().encode() * 32,
@@ -55,6 +57,27 @@ def told(text):
 )
 def test_standing(src, dst, standing):
     assert compare(told(src), told(dst)) is standing
+
+
+def copied(record, seq):
+    """Return a record as sync writes it: by another writer, with the write that it comes from."""
+    return replace(record, seq=seq, write_id=bytes([seq]) * 16, origin=record.origin or record.write_id)
+
+
+def test_who_went_back_is_told_by_the_writes():
+    """By their values alone, each side has had what the other one says now."""
+    there = told("ab")
+    here = [copied(there[-1], 1), replace(told("xa")[-1], seq=2)]
+    assert compare(here, there) is Standing.BEHIND
+    assert compare(there, here) is Standing.AHEAD
+
+
+def test_a_write_is_known_again_after_several_copies():
+    first = told("ab")
+    second = [copied(first[-1], 1)]
+    third = [copied(second[-1], 1), replace(told("xyc")[-1], seq=2)]
+    assert compare(third, first) is Standing.BEHIND
+    assert compare(first, third) is Standing.AHEAD
 
 
 def test_never_both_sides_take_the_others_value_when_targets_differ():
