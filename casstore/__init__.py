@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RefNotFound,
     )
     from casstore.ops.check import CheckReport, check
+    from casstore.store.ref_rows import RefRow
     from casstore.store.store import AddResult, Model, Store
     from casstore.store.usage import StoreStats
 
@@ -41,6 +42,7 @@ __all__ = [
     "IntegrityError",
     "Model",
     "RefNotFound",
+    "RefRow",
     "Store",
     "StoreStats",
     "__version__",
@@ -57,6 +59,7 @@ _HOMES = {
     "IntegrityError": "casstore.errors",
     "Model": "casstore.store.store",
     "RefNotFound": "casstore.errors",
+    "RefRow": "casstore.store.ref_rows",
     "Store": "casstore.store.store",
     "StoreStats": "casstore.store.usage",
     "check": "casstore.ops.check",

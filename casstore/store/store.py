@@ -426,7 +426,7 @@ class Store:
             store_id=self.store_id,
             index=self.index,
             objects=self.objects,
-            records=self.refs().values(),
+            refs=self.find(),
         )
 
     def _publication(self) -> Publication:
