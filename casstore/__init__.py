@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from casstore.ops.check import CheckReport, check
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
+    from casstore.store.ref_rows import RefRow
     from casstore.store.store import AddResult, Model, Store
     from casstore.store.usage import StoreStats
 
@@ -53,6 +54,7 @@ __all__ = [
     "ModelFileTransfer",
     "OliveCache",
     "RefNotFound",
+    "RefRow",
     "RunCacheManager",
     "SharedCache",
     "Store",
@@ -79,6 +81,7 @@ _HOMES = {
     "ModelFileTransfer": "casstore.cache.transfer",
     "OliveCache": "casstore.cache.olive_cache",
     "RefNotFound": "casstore.errors",
+    "RefRow": "casstore.store.ref_rows",
     "RunCacheManager": "casstore.cache.run_cache",
     "SharedCache": "casstore.cache.shared_cache",
     "Store": "casstore.store.store",

@@ -22,34 +22,34 @@ def run(
     """List refs: name, model id, base, time."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         with out.open(readonly=True) as opened:
-            refs = opened.refs(prefix)
+            rows = sorted(opened.find(prefix), key=lambda row: row.name)
         if out.as_json:
             out.print_json(
                 [
                     {
-                        "ref": name,
-                        "model_id": record.target.hex() if record.target else None,
-                        "base": record.base.hex() if record.base else None,
-                        "time": utc_time(record.time),
-                        "time_ns": record.time,
-                        "writer": record.writer,
+                        "ref": row.name,
+                        "model_id": row.target.hex(),
+                        "base": row.base.hex() if row.base else None,
+                        "time": utc_time(row.time),
+                        "time_ns": row.time,
+                        "writer": row.writer,
                     }
-                    for name, record in refs.items()
+                    for row in rows
                 ]
             )
         elif out.quiet:
-            for name in refs:
-                out.print_line(name)
+            for row in rows:
+                out.print_line(row.name)
         else:
             out.table(
                 ("ref", "model", "base", "time"),
                 (
                     (
-                        name,
-                        short_id(record.target.hex()) if record.target else "-",
-                        short_id(record.base.hex()) if record.base else "-",
-                        local_time(record.time),
+                        row.name,
+                        short_id(row.target.hex()),
+                        short_id(row.base.hex()) if row.base else "-",
+                        local_time(row.time),
                     )
-                    for name, record in refs.items()
+                    for row in rows
                 ),
             )

@@ -30,22 +30,19 @@ def run(
     """Delete a ref. The model's bytes stay until they are collected, and as long as another ref needs them."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         with out.open(readonly=dry_run) as opened:
-            refs = opened.refs()
-            record = refs.get(ref)
-            if record is None or record.target is None:
-                raise casstore.RefNotFound(_missing(ref, list(refs)))
-            others = [name for name, other in refs.items() if other.target == record.target and name != ref]
+            row = next((row for row in opened.find(ref) if row.name == ref), None)
+            if row is None:
+                raise casstore.RefNotFound(_missing(ref, sorted(row.name for row in opened.find())))
+            others = sorted(other.name for other in opened.find(target=row.target) if other.name != ref)
             if not dry_run:
                 opened.delete_ref(ref)
         if out.as_json:
             out.print_json(
-                {"ref": ref, "model_id": record.target.hex(), "deleted": not dry_run, "other_refs": others}
+                {"ref": ref, "model_id": row.target.hex(), "deleted": not dry_run, "other_refs": others}
             )
         else:
             did = "Would delete" if dry_run else "Deleted"
-            out.summary(
-                f"{did} {ref} (model {short_id(record.target.hex())}, written {local_time(record.time)})."
-            )
+            out.summary(f"{did} {ref} (model {short_id(row.target.hex())}, written {local_time(row.time)}).")
             if others:
                 some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
                 out.summary(f"The model keeps {len(others)} other name(s): {some}.")

@@ -63,6 +63,21 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class FolderRows:
+    """What the rows of one folder shall be.
+
+    `heads` are the newest records of its refs, of which `values` win; `fresh` are those that were not held,
+    or no longer true. `mark` says of which listing all that is the result.
+    """
+
+    prefix: str
+    mark: bytes
+    heads: frozenset[str]
+    values: frozenset[str]
+    fresh: tuple[Kept, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the catalogue says to a query: `found`, unless folders are `stale` and must be brought first."""
 
@@ -109,38 +124,15 @@ class Catalogue:
         """Return the keys of the records of one folder that are kept."""
         return self._machine.run(lambda state: frozenset(_states(state, folder)), frozenset())
 
-    def bring(
-        self, folder: str, mark: bytes, *, heads: Iterable[str], values: Iterable[str], fresh: Sequence[Kept]
-    ) -> bool:
-        """Make the rows of a folder those of a listing; say whether that could be done.
+    def bring(self, folders: Sequence[FolderRows]) -> None:
+        """Make the rows of folders those of a listing; one whose held rows another process dropped stays stale."""
 
-        `heads` are the newest records of its refs, of which `values` win; `fresh` are those not held, or no
-        longer true. It cannot be done when another process dropped a row that was held.
-        """
-        wanted, winners = set(heads), set(values)
+        def work(state: sqlite3.Connection) -> None:
+            for item in folders:
+                _bring(state, item)
 
-        def work(state: sqlite3.Connection) -> bool:
-            known = _states(state, folder)
-            again = {item.key for item in fresh}
-            _delete(state, [key for key in known if key not in wanted or key in again])
-            _insert(state, fresh, winners)
-            if (known.keys() & wanted) | again != wanted:
-                return False
-            changed = []
-            for key in known.keys() & wanted - again:
-                row_state, is_deletion, is_odd = known[key]
-                new = _state(key in winners, is_deletion=is_deletion, is_odd=is_odd)
-                if new != row_state:
-                    changed.append((int(new), key))
-            state.executemany("UPDATE records SET state = ? WHERE key = ?", changed)
-            if winners:
-                row = (folder, mark, len(winners))
-                state.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", row)
-            else:
-                state.execute("DELETE FROM folders WHERE prefix = ?", (folder,))
-            return True
-
-        return self._machine.run(work, True, writes=True)
+        if folders:
+            self._machine.run(work, None, writes=True)
 
     # ---- queries
 
@@ -155,14 +147,17 @@ class Catalogue:
         return self._ask(marks, (query.folder,), work)
 
     def values(self, marks: Mapping[str, bytes], query: RefQuery) -> Answer | None:
-        """Return the keys and bytes of the values that a query for names wants, in the order of names."""
+        """Return the keys and bytes of the values that a query for names wants, in the order of names.
+
+        Bytes that got lost are None, here and in `targets`.
+        """
         sql = (
-            "SELECT key, data FROM records JOIN bodies USING (id) WHERE state >= ? AND key >= ? AND key < ? "
+            "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state >= ? AND key >= ? AND key < ? "
             "AND substr(name, 1, ?) = ? ORDER BY name"
         )
         arguments = (_State.VALUE, *_range(query.folder), len(query.prefix), query.prefix)
 
-        def work(state: sqlite3.Connection) -> list[tuple[str, bytes]]:
+        def work(state: sqlite3.Connection) -> list[tuple[str, bytes | None]]:
             return state.execute(sql, arguments).fetchall() if _is_plain(query.prefix) else []
 
         return self._ask(marks, (query.folder,), work)
@@ -180,10 +175,10 @@ class Catalogue:
             f"AND ({inside}) GROUP BY target ORDER BY target"
         )
         ends = [end for base in bases for end in _range(base.removeprefix(names.PREFIX))]
-        body = "SELECT key, data FROM records JOIN bodies USING (id) WHERE state IN (?, ?) AND target = ? AND name = ?"
+        body = "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state IN (?, ?) AND target = ? AND name = ?"
         values = (_State.VALUE, _State.ODD_VALUE)
 
-        def work(state: sqlite3.Connection) -> tuple[list[bytes], tuple[str, bytes] | None]:
+        def work(state: sqlite3.Connection) -> tuple[list[bytes], tuple[str, bytes | None] | None]:
             found = state.execute(sql, (*values, first, last, *ends)).fetchall()
             only = state.execute(body, (*values, *found[0])).fetchone() if len(found) == 1 else None
             return [target for target, _ in found], only
@@ -235,6 +230,26 @@ def _delete(state: sqlite3.Connection, keys: Iterable[str]) -> None:
     state.executemany("DELETE FROM records WHERE key = ?", rows)
 
 
+def _bring(state: sqlite3.Connection, folder: FolderRows) -> None:
+    known = _states(state, folder.prefix)
+    fresh = {item.key for item in folder.fresh}
+    kept = (known.keys() & folder.heads) - fresh
+    # Where another process dropped a row that was held, these are the rows of no listing.
+    values = folder.values if kept | fresh == folder.heads else frozenset()
+    _delete(state, known.keys() - kept)
+    _insert(state, folder.fresh, values)
+    changed = []
+    for key in kept:
+        row_state, is_deletion, is_odd = known[key]
+        new = _state(key in values, is_deletion=is_deletion, is_odd=is_odd)
+        if new != row_state:
+            changed.append((int(new), key))
+    state.executemany("UPDATE records SET state = ? WHERE key = ?", changed)
+    state.execute("DELETE FROM folders WHERE prefix = ?", (folder.prefix,))
+    if values:
+        state.execute("INSERT INTO folders VALUES (?, ?, ?)", (folder.prefix, folder.mark, len(values)))
+
+
 def _state(is_value: bool, *, is_deletion: bool, is_odd: bool) -> _State:  # noqa: FBT001  # one of three
     if not is_value:
         return _State.OTHER
@@ -281,7 +296,7 @@ def _find(
     common, arguments = _conditions(query)
     # Rows that SQLite cannot compare: few, or none.
     odd = state.execute(
-        f"SELECT key, data FROM records JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # no part comes from outside
+        f"SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # no part comes from outside
         (_State.ODD_VALUE, *arguments),
     )
     found = [row for key, data in odd.fetchall() if query.matches(row := _row_of_body(key, data))]
@@ -307,9 +322,9 @@ def _find(
     return found[:limit]
 
 
-def _row_of_body(key: str, data: bytes) -> RefRow:
+def _row_of_body(key: str, data: bytes | None) -> RefRow:
     try:
-        record = record_format.decode(data, key=key)
+        record = record_format.decode(data or b"", key=key)
     except FormatError as error:
         # Invariant 4: the store's own copy decides, when this file is made anew.
         raise sqlite3.DatabaseError(f"a record in it is damaged, {key}") from error

@@ -229,6 +229,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     # Never torn, also when the power fails: a table that silently lost rows would hide refs. What is lost is
     # the latest changes, and no commit waits for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 4096")
     # Of the latest pages: rows of many folders land all over the indexes. In KiB.
     connection.execute("PRAGMA cache_size = -16384")
     if not tables:

@@ -14,7 +14,7 @@ from casstore.digest import digest
 from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
-from casstore.store.catalogue import Kept
+from casstore.store.catalogue import FolderRows, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _ROUNDS = 8
 """Times that other processes may change the catalogue under one listing before it is answered without."""
+
+_BATCH = 4096
+"""Records after which what was read is written to the catalogue: each write costs pages of its indexes."""
 
 _SEQ_DIGITS = 16
 _TAILS = (_SEQ_DIGITS, _SEQ_DIGITS + 1 + 2 * names.WRITE_ID_SIZE)  # lengths of what follows the '@'
@@ -39,18 +42,16 @@ class _Folder:
     newest: Sequence[Sequence[str]]
     read: Mapping[str, Kept]
 
-    def value_of(self, newest: Sequence[str]) -> str:
-        """Return which of the newest keys of one ref is its value."""
-        return max(newest, key=self._write_id)
+    def rows(self, folder: str) -> FolderRows:
+        """Return what the catalogue shall hold of the folder."""
+        heads = frozenset(chain(*self.newest))
+        exclusive = {key: self.read[key].data for key in heads if not is_unique(key)}
+        values = frozenset(max(group, key=self._write_id) for group in self.newest)
+        return FolderRows(folder, _mark(self.keys, exclusive), heads, values, tuple(self.read.values()))
 
     def _write_id(self, key: str) -> str:
         """Return the write id; that of an exclusive record stands in the record, which was read."""
         return key[-2 * names.WRITE_ID_SIZE :] if is_unique(key) else self.read[key].record.write_id.hex()
-
-    def mark(self) -> bytes:
-        """Return the digest of all that decides what the folder's rows are."""
-        exclusive = {key: self.read[key].data for key in chain(*self.newest) if not is_unique(key)}
-        return _mark(self.keys, exclusive)
 
 
 class RefFolders:
@@ -101,16 +102,22 @@ class RefFolders:
         None where there is no catalogue, or other processes keep changing it.
         """
         marks: dict[str, bytes] = {}
+
+        def changed(base: str) -> Iterator[tuple[str, Sequence[str]]]:
+            known = self._catalogue.marks(base)
+            for folder, keys in self._list(base):
+                mark = known.pop(folder, b"")
+                if mark == self._mark_of(keys):
+                    marks[folder] = mark
+                else:
+                    yield folder, keys
+            for folder in known:
+                yield folder, ()
+
         for base in bases:
             if not self._catalogue.keeps:
                 return None
-            known = self._catalogue.marks(base)
-            for folder, keys in self._list(base):
-                marks[folder] = known.pop(folder, b"")
-                if marks[folder] != self._mark_of(keys):
-                    marks[folder] = self._bring(folder, keys)
-            for folder in known:
-                self._bring(folder, [])
+            marks.update(self._bring(changed(base)))
         for _ in range(_ROUNDS):
             answer = ask(marks)
             if answer is None:
@@ -118,10 +125,10 @@ class RefFolders:
             if not answer.stale:
                 return answer.found
             for folder in answer.stale:
-                keys = list(self._backend.list_keys(folder))
-                marks[folder] = self._bring(folder, keys)
-                if not keys:
-                    del marks[folder]
+                marks.pop(folder, None)
+            marks.update(
+                self._bring((folder, list(self._backend.list_keys(folder))) for folder in answer.stale)
+            )
         return None
 
     def read_values(self, query: RefQuery) -> Iterator[Record]:
@@ -153,21 +160,28 @@ class RefFolders:
         if keys:
             yield folder, keys
 
-    def _bring(self, folder: str, keys: Sequence[str]) -> bytes:
-        """Make the catalogue's rows of one folder those of a listing; return its mark."""
-        while True:
-            found = self._load(
-                keys, lambda: list(self._backend.list_keys(folder)), held=self._catalogue.held(folder)
-            )
-            mark, keys = found.mark(), found.keys
-            if self._catalogue.bring(
-                folder,
-                mark,
-                heads=chain(*found.newest),
-                values=[found.value_of(group) for group in found.newest],
-                fresh=list(found.read.values()),
-            ):
-                return mark
+    def _bring(self, folders: Iterable[tuple[str, Sequence[str]]]) -> dict[str, bytes]:
+        """Make the catalogue's rows of folders those of their listings; return the marks of those with any.
+
+        Where another process drops rows meanwhile, the catalogue says so when it is asked.
+        """
+        marks: dict[str, bytes] = {}
+        batch: list[FolderRows] = []
+        for folder, listed in folders:
+
+            def relist(folder: str = folder) -> list[str]:
+                return list(self._backend.list_keys(folder))
+
+            found = self._load(listed, relist, held=self._catalogue.held(folder))
+            rows = found.rows(folder)
+            if found.keys:
+                marks[folder] = rows.mark
+            batch.append(rows)
+            if sum(len(item.fresh) for item in batch) >= _BATCH:
+                self._catalogue.bring(batch)
+                batch.clear()
+        self._catalogue.bring(batch)
+        return marks
 
     def _load(
         self, keys: Sequence[str], relist: Callable[[], Sequence[str]], *, held: Collection[str]

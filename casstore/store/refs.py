@@ -92,10 +92,10 @@ class Refs:
                     found.setdefault(record.target, record)
         return sorted(found), next(iter(found.values())) if len(found) == 1 else None
 
-    def _verified(self, key: str, data: bytes) -> Record | None:
-        """Return a kept record; where its copy is damaged, what the store has."""
+    def _verified(self, key: str, data: bytes | None) -> Record | None:
+        """Return a kept record; where its copy is damaged or lost, what the store has."""
         try:
-            return record_format.decode(data, key=key)
+            return record_format.decode(data or b"", key=key)
         except FormatError:
             # Invariant 4: the copy is a hint, the store's own record decides.
             return self.value(names.parse_key(key).name)
@@ -177,7 +177,9 @@ class Refs:
             if not (error.retryable and self._is_ours(record)):
                 raise
         if is_unique(record.key):
-            self._catalogue.keep([Kept(record.key, data, record)])
+            # What the bytes say, not what the caller's value may become.
+            kept = record_format.decode(data, key=record.key)
+            self._catalogue.keep([Kept(record.key, data, kept)])
 
     def _stored(self, key: str) -> Record | None:
         try:

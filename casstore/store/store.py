@@ -470,7 +470,7 @@ class Store:
             store_id=self.store_id,
             index=self.index,
             objects=self.objects,
-            records=self.refs().values(),
+            refs=self.find(),
         )
 
     def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casstore.backend.base import Backend
-    from casstore.format.record import Record
     from casstore.store.index import Index
     from casstore.store.objects import ObjectReader
+    from casstore.store.ref_rows import RefRow
 
 _BATCH = 1024
 
@@ -59,10 +59,10 @@ class StoreStats:
 
 
 def measure(
-    *, backend: Backend, store_id: str, index: Index, objects: ObjectReader, records: Iterable[Record]
+    *, backend: Backend, store_id: str, index: Index, objects: ObjectReader, refs: Iterable[RefRow]
 ) -> StoreStats:
     """Measure a store; reads every segment and one manifest and tree for each model."""
-    listed = list(records)
+    listed = list(refs)
     manifests = sorted(
         {item.manifest for item in listed if item.manifest is not None and names_model(item.name)}
     )
