@@ -20,6 +20,7 @@ import typer
 from casstore._version import __version__
 from casstore.cli import (
     add,
+    adopt,
     cat,
     check,
     demo,
@@ -90,6 +91,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "log": log.run,
     "runs": runs.run,
     "explain": explain.run,
+    "adopt": adopt.run,
     "cat": cat.run,
     "tag": tag.run,
     "rm": rm.run,
