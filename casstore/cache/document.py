@@ -99,15 +99,27 @@ def decode_document(data: bytes) -> ModelDocument:
     return ModelDocument(model, paths)
 
 
-def collect(model_json: dict[str, Any]) -> CollectedModel:
-    """Find every file that a model config names.
+def locate_here(text: str) -> str | None:
+    """Return where a path leads, None for what is no path here; raise ConfigError if nothing is there."""
+    location = os.path.normpath(os.path.abspath(text))
+    if os.path.exists(location):
+        return location
+    if os.path.isabs(text):
+        raise ConfigError(f"The model config names {text}, which does not exist.")
+    return None
+
+
+def collect(
+    model_json: dict[str, Any], *, locate: Callable[[str], str | None] = locate_here
+) -> CollectedModel:
+    """Find every file that a model config names, where `locate` says that it is.
 
     The names of models on a hub stay as they are. Raises ConfigError for an absolute path that does not
     exist, a config that contains itself, or values that JSON cannot hold.
     """
     config: dict[str, Any] = plain(model_json, what="The model config")
     strip_flag(config)
-    named = list(_named_files(config))
+    named = list(_named_files(config, locate))
     places: dict[str, str] = {}
     roots: dict[str, str] = {}
     paths: set[Pointer] = set()
@@ -125,17 +137,23 @@ def collect(model_json: dict[str, Any]) -> CollectedModel:
     for pointer, text in list(texts(config, ())):
         if pointer in paths or not os.path.isabs(text):
             continue
-        inside = _inside(os.path.normpath(text), roots)
+        try:
+            found = locate(text)
+        except ConfigError:
+            found = None  # It is no file of the model's, so nothing is lost with it.
+        inside = _inside(found, roots) if found is not None else None
         if inside is not None:
             _set(config, pointer, inside)
             paths.add(pointer)
-        elif os.path.lexists(text):
+        elif found is not None or os.path.lexists(text):
             # No path of this machine leaves it: elsewhere it would mean nothing, or something else.
             _set(config, pointer, os.path.basename(os.path.normpath(text)))
     return CollectedModel(ModelDocument(config, tuple(sorted(paths, key=repr))), places)
 
 
-def _named_files(config: dict[str, Any]) -> Iterator[tuple[Pointer, str, str]]:
+def _named_files(
+    config: dict[str, Any], locate: Callable[[str], str | None]
+) -> Iterator[tuple[Pointer, str, str]]:
     """Yield where a config names a file that is here, what it is called in the tree, and where it is."""
     for pointer, role, value in _file_settings(config, (), ""):
         place, text = pointer, value
@@ -143,11 +161,9 @@ def _named_files(config: dict[str, Any]) -> Iterator[tuple[Pointer, str, str]]:
             place, text = (*pointer, "config", "path"), (value.get("config") or {}).get("path")
         if not isinstance(text, str) or not text:
             continue
-        location = os.path.normpath(os.path.abspath(text))
-        if os.path.exists(location):
+        location = locate(text)
+        if location is not None:
             yield place, role, location
-        elif os.path.isabs(text):
-            raise ConfigError(f"The model config names {text}, which does not exist.")
 
 
 def _file_settings(node: Any, pointer: Pointer, prefix: str) -> Iterator[tuple[Pointer, str, Any]]:

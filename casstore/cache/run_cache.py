@@ -13,6 +13,7 @@ from casstore._version import __version__
 from casstore.cache.directories import checked_id
 from casstore.cache.values import by_content, plain
 from casstore.errors import RefNotFound
+from casstore.format import canonical
 from casstore.format.run import (
     EvaluationManifest,
     RunKey,
@@ -309,5 +310,5 @@ def _outcome(run: RunManifest) -> str:
 
 
 def _alike(one: EvaluationManifest, other: EvaluationManifest) -> bool:
-    # As text, since a NaN in a metric is not even equal to itself.
-    return (one.model, repr(one.result)) == (other.model, repr(other.result))
+    # By their bytes: a NaN in a metric is not even equal to itself, and keys have no order.
+    return (one.model, canonical.encode(one.result)) == (other.model, canonical.encode(other.result))

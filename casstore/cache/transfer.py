@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_documen
 from casstore.errors import ConfigError, IntegrityError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fsspec import Callback
 
     from casstore.cache.document import CollectedModel
@@ -52,17 +55,13 @@ class ModelFileTransfer:
         metadata: dict[str, Any] | None = None,
     ) -> AddResult:
         """Add a config with all files that it names as the model `ref`."""
-        with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
-            path = os.path.join(folder, DOCUMENT_NAME)
-            with open(path, "wb") as file:
-                file.write(collected.document.encode())
-            return self._store.add(
-                {**collected.places, DOCUMENT_NAME: path},
-                ref=ref,
-                base=base,
-                metadata=metadata,
-                callback=self._callback,
-            )
+        with _places(collected) as places:
+            return self._store.add(places, ref=ref, base=base, metadata=metadata, callback=self._callback)
+
+    def model_id(self, collected: CollectedModel) -> str:
+        """Return the model id that `upload_model` would give; nothing is added."""
+        with _places(collected) as places:
+            return self._store.content_id(places)
 
     def download_model(
         self, ref_or_record: str | Record, dest: str | os.PathLike[str]
@@ -94,6 +93,16 @@ class ModelFileTransfer:
     def read_config(self, record: Record) -> ModelDocument | None:
         """Return the config of a model, fetching nothing else; None for a model that has none."""
         return read_document(self._store, self._store.model_of(record))
+
+
+@contextlib.contextmanager
+def _places(collected: CollectedModel) -> Iterator[dict[str, str]]:
+    """Give where all files of a model are, its config among them."""
+    with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
+        path = os.path.join(folder, DOCUMENT_NAME)
+        with open(path, "wb") as file:
+            file.write(collected.document.encode())
+        yield {**collected.places, DOCUMENT_NAME: path}
 
 
 def read_document(store: Store, model: Model) -> ModelDocument | None:

@@ -18,7 +18,27 @@ from typing import Annotated
 import typer
 
 from casstore._version import __version__
-from casstore.cli import add, cat, check, demo, get, init, ls, pull, push, remote, rm, show, stats, sync, tag
+from casstore.cli import (
+    add,
+    adopt,
+    cat,
+    check,
+    demo,
+    explain,
+    get,
+    init,
+    log,
+    ls,
+    pull,
+    push,
+    remote,
+    rm,
+    runs,
+    show,
+    stats,
+    sync,
+    tag,
+)
 from casstore.cli.exits import discard_output
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 
@@ -68,6 +88,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "get": get.run,
     "ls": ls.run,
     "show": show.run,
+    "log": log.run,
+    "runs": runs.run,
+    "explain": explain.run,
+    "adopt": adopt.run,
     "cat": cat.run,
     "tag": tag.run,
     "rm": rm.run,

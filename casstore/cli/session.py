@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casstore import Store
     from casstore.cli.progress import ProgressCallback
 
-__all__ = ["STORE_VARIABLE", "Session", "session"]
+__all__ = ["STORE_VARIABLE", "Session", "session", "store_in"]
 
 STORE_VARIABLE = "CASSTORE_STORE"
 
@@ -50,7 +50,7 @@ class Session:
 
     def open(self, *, readonly: bool = False) -> Store:
         """Open the store; the caller closes it."""
-        return casstore.Store.open(self.place, readonly=readonly)
+        return self.open_at(self.place, readonly=readonly)
 
     def open_or_create(self) -> tuple[Store, bool]:
         """Open the store, making it if there is none; say whether it was made."""
@@ -61,8 +61,8 @@ class Session:
             return casstore.Store.open(self.place, create=True), True
 
     def open_at(self, place: str, *, readonly: bool = False) -> Store:
-        """Open the store at a path or URL; the caller closes it."""
-        return casstore.Store.open(place, readonly=readonly)
+        """Open the store at a path or URL, or of the pipeline's cache in that folder; the caller closes it."""
+        return casstore.Store.open(store_in(place), readonly=readonly)
 
     def open_remote(self, remote: str, store: Store, *, readonly: bool = False) -> Store:
         """Open the store that `remote`, a name of this store's or a place, means; the caller closes it."""
@@ -146,6 +146,15 @@ def session(*, store: str | None, as_json: bool, quiet: bool, debug: bool) -> It
             yield Session(store, as_json, quiet)
         finally:
             log.removeHandler(handler)
+
+
+def store_in(place: str) -> str:
+    """Return where the store is: in `store`, if `place` is the folder of a pipeline's cache and no store itself."""
+    from casstore.format.marks import FORMAT_KEY  # noqa: PLC0415 - see cli/__init__.py
+
+    inside = os.path.join(place, "store")
+    is_cache = os.path.isfile(os.path.join(inside, FORMAT_KEY))
+    return inside if is_cache and not os.path.exists(os.path.join(place, FORMAT_KEY)) else place
 
 
 def default_place() -> str:

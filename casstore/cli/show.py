@@ -1,22 +1,30 @@
-"""`casstore show`: what a model consists of."""
+"""`casstore show`: what a model consists of, where it comes from; what a run or an evaluation was."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
+from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_percent, local_time, utc_time
+from casstore.cli.text import human_bytes, human_percent, local_time, short_id, utc_time
 
 if TYPE_CHECKING:
     from casstore.cli.session import Session
     from casstore.ops.describe import EncodingShare, FileDescription, ModelDescription
+    from casstore.ops.lineage import Lineage
 
 
 def run(
     *,
-    ref_or_id: ModelArgument,
+    ref_or_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF_OR_ID",
+            help="A ref (of a model, a run or an evaluation), a model id, or the first 4 or more digits of one.",
+            show_default=False,
+        ),
+    ],
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor.", show_default=False)
     ] = False,
@@ -25,19 +33,30 @@ def run(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show a model's lineage, files, tensors, chunks and encodings."""
+    """Show a model's files, tensors, chunks, encodings and lineage; or a run, or an evaluation."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         from casstore.ops.describe import describe  # noqa: PLC0415 - see cli/__init__.py
+        from casstore.ops.lineage import lineage  # noqa: PLC0415 - as above
 
         with out.open(readonly=True) as opened:
+            if ref_or_id.startswith(("runs/", "evaluations/")):
+                from casstore.cli.records import show_evaluation, show_run  # noqa: PLC0415 - as above
+
+                shown = show_run if ref_or_id.startswith("runs/") else show_evaluation
+                shown(out, opened, ref_or_id)
+                return
             model = describe(opened, ref_or_id)
+            about = lineage(opened, model.record.name)
         if out.as_json:
-            out.print_json(_as_json(model))
+            out.print_json(_as_json(model, about))
         else:
             _print(out, model, tensors=tensors)
+            _print_lineage(out, about)
 
 
-def _as_json(model: "ModelDescription") -> dict[str, Any]:
+def _as_json(model: "ModelDescription", about: "Lineage") -> dict[str, Any]:
+    from casstore.cli.lineage import lineage_as_json, plain  # noqa: PLC0415 - see cli/__init__.py
+
     record = model.record
     return {
         "ref": record.name,
@@ -46,7 +65,7 @@ def _as_json(model: "ModelDescription") -> dict[str, Any]:
         "time_ns": record.time,
         "writer": record.writer,
         "base": record.base.hex() if record.base else None,
-        "metadata": _plain(record.metadata),
+        "metadata": plain(record.metadata),
         "bytes_total": model.size,
         "bytes_stored": model.bytes_stored,
         "chunks": model.chunks,
@@ -68,6 +87,7 @@ def _as_json(model: "ModelDescription") -> dict[str, Any]:
             for file in model.files
         ],
         "empty_directories": list(model.empty_directories),
+        **lineage_as_json(about),
     }
 
 
@@ -78,15 +98,6 @@ def _share_as_json(share: "EncodingShare") -> dict[str, Any]:
         "bytes_plain": share.bytes_plain,
         "bytes_stored": share.bytes_stored,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return metadata as JSON can hold it: bytes as hex."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.hex() if isinstance(value, bytes) else value
 
 
 def _print(out: "Session", model: "ModelDescription", *, tensors: bool) -> None:
@@ -145,6 +156,36 @@ def _print(out: "Session", model: "ModelDescription", *, tensors: bool) -> None:
         )
 
 
+def _print_lineage(out: "Session", about: "Lineage") -> None:
+    from casstore.cli.lineage import link_cells, metrics_text, node_cells  # noqa: PLC0415 - see cli/__init__.py
+
+    for kind, nodes in (("ancestor", about.ancestors), ("descendant", about.descendants)):
+        if nodes:
+            out.table((kind, "model", "time"), (node_cells(node) for node in nodes), label=kind)
+    if about.links:
+        out.table(
+            ("run", "pass", "input", "status", ">took", "output"),
+            (
+                (
+                    f"runs/{link.run}" if link.run else "(base of an add)",
+                    *link_cells(link),
+                    short_id(link.output) or "-",
+                )
+                for link in about.links
+            ),
+            label="run",
+        )
+    if about.evaluations:
+        out.table(
+            ("evaluation", "model", "metrics"),
+            (
+                (f"evaluations/{item.name}", short_id(item.model) or "-", metrics_text(item.result) or "-")
+                for item in about.evaluations
+            ),
+            label="evaluation",
+        )
+
+
 def _file_row(file: "FileDescription") -> tuple[str, ...]:
     return (
         file.path,
@@ -157,4 +198,6 @@ def _file_row(file: "FileDescription") -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(_plain(value))
+    from casstore.cli.lineage import plain  # noqa: PLC0415 - see cli/__init__.py
+
+    return value if isinstance(value, str) else json.dumps(plain(value))

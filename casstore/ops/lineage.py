@@ -135,10 +135,11 @@ class LineageGraph:
             model_id, [], lambda node: (link.output for link in self.used_by.get(node, ()) if link.output)
         )
 
-    def log(self, models: Iterable[str] | None = None) -> list[LogEntry]:
+    def log(self, models: Iterable[str] | None = None, *, ref: str = "") -> list[LogEntry]:
         """Return the models that were kept and the runs of which none is, the newest first.
 
-        `models` are the ids to tell of, by default all.
+        `models` are the ids to tell of, by default all. Of runs that failed, which all keep the same model,
+        only the one of `ref` is then told.
         """
         wanted = None if models is None else set(models)
         told = set()
@@ -148,6 +149,8 @@ class LineageGraph:
                 continue
             name = row.name.removeprefix(_MODELS)
             run = self.runs.get(name)
+            if wanted is not None and run is not None and not run.output and row.name != ref:
+                continue
             told.add(name)
             links = (run,) if run is not None else tuple(self.made_by.get(row.target.hex(), ()))
             entries.append(LogEntry(row.time, row.name, row.target.hex(), links))
@@ -224,12 +227,12 @@ def read_graph(store: Store) -> LineageGraph:
     failed = {f"{_MODELS}{link.run}" for link in links if not link.output}
     refs: dict[str, list[RefRow]] = {}
     for row in rows:
-        if not names_model(row.name):
+        if not names_model(row.name) or row.name in failed:
             continue
         output = row.target.hex()
         refs.setdefault(output, []).append(row)
         pair = (row.base.hex() if row.base else "", output)
-        if pair[0] and pair not in known and row.name not in failed:
+        if pair[0] and pair not in known:
             known.add(pair)
             links.append(Link(*pair, time=row.time))
     links.sort(key=_order)
