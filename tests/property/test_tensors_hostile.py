@@ -22,7 +22,7 @@ from fakes.model_files import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from casstore.tensors import as_array, clip_spans, find_external_spans, find_spans
+from casstore.tensors import as_array, clip_spans, find_context_files, find_external_spans, find_spans
 
 TENSORS = {
     "layer.0.weight": np.arange(12, dtype="f4").reshape(3, 4),
@@ -77,6 +77,9 @@ def check(data):
     check_invariants(spans, len(data))
     for span in spans:
         as_array(data[span.begin : span.end], span.dtype, span.shape)
+    for name in find_context_files(StrictSource(data)):
+        assert name
+        assert ".." not in name.split("/")
     for location, external in find_external_spans(StrictSource(data)).items():
         assert ".." not in location.split("/")
         check_invariants(clip_spans(external, 256), 256)

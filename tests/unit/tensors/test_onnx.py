@@ -13,7 +13,7 @@ from fakes.model_files import (
     proto_varint,
 )
 
-from casstore.tensors import clip_spans, find_external_spans, find_spans
+from casstore.tensors import clip_spans, find_context_files, find_external_spans, find_spans
 
 W = np.arange(6, dtype="f4").reshape(2, 3)
 TENSOR = onnx_tensor("w", W)
@@ -302,3 +302,30 @@ def test_locations_outside_the_model_are_left_out(location):
 )
 def test_relative_locations_are_kept_as_written(location):
     assert set(find_external_spans(BytesSource(external_tensor({"location": location})))) == {location}
+
+
+def context_node(*attributes, op_type="EPContext"):
+    fields = b"".join(proto_field(5, attribute) for attribute in attributes)
+    return proto_field(1, fields + proto_field(4, op_type))
+
+
+def context(text, *, name="ep_cache_context"):
+    return proto_field(1, name) + proto_field(4, text) + proto_field(20, 3)
+
+
+def test_files_that_hold_what_was_compiled():
+    nodes = [
+        context_node(context("graph_qnn.bin"), context("other", name="notes")),
+        context_node(context("parts/two.bin")),
+        context_node(context("graph_qnn.bin")),
+        context_node(context("no_context.bin"), op_type="MatMul"),
+        context_node(context(b"\xff\xfe compiled")),
+        context_node(context("x" * 100_000)),
+        context_node(context("../outside.bin")),
+        context_node(),
+    ]
+    data = onnx_model(b"".join(nodes) + proto_field(2, "g"))
+    assert find_context_files(BytesSource(data)) == ("graph_qnn.bin", "parts/two.bin")
+    assert find_context_files(BytesSource(onnx_bytes(TENSORS))) == ()
+    assert find_context_files(BytesSource(b"GGUF" + data)) == ()
+    assert find_context_files(BytesSource(onnx_model(context_node(context("a")) * 5000))) == ()
