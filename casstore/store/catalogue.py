@@ -109,8 +109,9 @@ class Catalogue:
         if records:
 
             def work(state: sqlite3.Connection) -> None:
-                _delete(state, [item.key for item in records])
-                _insert(state, records, frozenset())
+                # What another process listed meanwhile has its row, and maybe is a value: that stays.
+                new = [item for item in records if not _mend_body(state, item)]
+                _insert(state, new, frozenset())
 
             self._machine.run(work, None, writes=True)
 
@@ -281,6 +282,14 @@ def _insert(state: sqlite3.Connection, records: Sequence[Kept], values: Containe
             ),
         )
         state.execute("INSERT INTO bodies VALUES (?, ?)", (done.lastrowid, item.data))
+
+
+def _mend_body(state: sqlite3.Connection, item: Kept) -> bool:
+    """Give the row of a record its bytes again; say whether there is such a row."""
+    row = state.execute("SELECT id FROM records WHERE key = ?", (item.key,)).fetchone()
+    if row is not None:
+        state.execute("INSERT OR REPLACE INTO bodies VALUES (?, ?)", (row[0], item.data))
+    return row is not None
 
 
 def _seal(row: tuple[object, ...]) -> int:
