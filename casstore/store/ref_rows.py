@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from casstore.format.record import Record
 
-_LONG_NUMBER = re.compile(r"[0-9]{19}")
+_LONG_NUMBER = re.compile(r"[0-9]{20}")
 
 
 class RefRow(NamedTuple):
