@@ -70,6 +70,8 @@ _REFUSED_NAMES = {
     "RefreshError",
     "AuthenticationException",
     "SFTPPermissionDenied",
+    "PermissionDenied",
+    "HostKeyNotVerifiable",
 }
 _ABSENT_NAMES = {"ResourceNotFoundError", "SFTPNoSuchFile"}
 _TAKEN_NAMES = {"ResourceExistsError", "SFTPFileAlreadyExists"}
@@ -147,7 +149,10 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
     if status in _THROTTLED:
         return Throttled(f"Cannot {doing}: {detail}", retry_after=_retry_after(error))
     if isinstance(error, PermissionError) or status in (401, 403) or names & _REFUSED_NAMES:
-        return AccessDenied(f"Cannot {doing}: {detail}. Check the credentials and what they may do.")
+        advice = "Check the credentials and what they may do."
+        if "HostKeyNotVerifiable" in names:
+            advice = "Connect to it with ssh once, and compare its key with what its owner says (~/.ssh/known_hosts)."
+        return AccessDenied(f"Cannot {doing}: {detail}. {advice}")
     if status in _UNAVAILABLE or names & _UNAVAILABLE_NAMES or isinstance(error, (ConnectionError, EOFError)):
         return BackendUnavailable(f"Cannot {doing}: {detail}")
     if isinstance(error, NotImplementedError):

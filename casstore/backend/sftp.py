@@ -210,11 +210,12 @@ async def _sync(file: Any) -> None:
 
 async def _make_directory(channel: Any, path: str, *, exist_ok: bool) -> None:
     try:
-        await channel.mkdir(path)
-    except _ABSENT:
-        await _make_directory(channel, path.rsplit("/", 1)[0] or "/", exist_ok=True)
-        await _make_directory(channel, path, exist_ok=True)
-    except (SFTPFailure, SFTPFileAlreadyExists, SFTPPermissionDenied):
+        try:
+            await channel.mkdir(path)
+        except _ABSENT:
+            await _make_directory(channel, path.rpartition("/")[0] or "/", exist_ok=True)
+            await channel.mkdir(path)
+    except (*_ABSENT, SFTPFailure, SFTPFileAlreadyExists, SFTPPermissionDenied):
         # Made by somebody else meanwhile, or there all along.
         if not exist_ok or not await _is_directory(channel, path):
             raise
