@@ -90,7 +90,7 @@ def _leave_retries_to_casstore(fs: Any) -> None:
     if _made_by(fs, "s3fs"):
         fs.retries = 1
     elif _made_by(fs, "adlfs"):
-        config = getattr(fs.service_client, "_config", None)  # adlfs passes no options on to it
+        config: Any = getattr(fs.service_client, "_config", None)  # adlfs passes no options on to it
         if hasattr(config, "retry_policy"):
             config.retry_policy.total_retries = 0
 

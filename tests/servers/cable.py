@@ -27,6 +27,8 @@ class Cable:
 
     def join(self, near):
         far = socket.create_connection(("127.0.0.1", self.target))
+        for end in (near, far):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self.connections += 1
             self._open |= {near, far}

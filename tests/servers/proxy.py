@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._hang_up()
         return self._answer(status, headers, answer)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do  # noqa: N815  # http.server's names
 
     def handle_expect_100(self):
         go_on = super().handle_expect_100()

@@ -100,11 +100,11 @@ def test_what_is_written_is_synced_before_it_gets_its_name(backend, monkeypatch)
 def test_an_unknown_host_is_refused(sftp_server, tmp_path):
     (tmp_path / "known").write_text("")
     options = {**sftp_server.options, "known_hosts": str(tmp_path / "known")}
-    with pytest.raises(AccessDenied, match="known_hosts|[Hh]ost key"):
+    with pytest.raises(AccessDenied, match="known_hosts"):
         open_backend(sftp_server.url(tmp_path), **options)
     # As a user finds it who says nothing about hosts: the home of this test knows none.
     del options["known_hosts"]
-    with pytest.raises(AccessDenied, match="known_hosts|[Hh]ost key"):
+    with pytest.raises(AccessDenied, match="known_hosts"):
         open_backend(sftp_server.url(tmp_path), **options)
 
 
