@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 # File systems whose put shows the whole object or nothing. Everywhere else a half-written file would be
 # seen under its final name (invariant 2), so it gets a temporary one first.
-OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"})
+AZURE = frozenset({"az", "abfs", "abfss", "adl"})
+OBJECT_STORES = AZURE | {"s3", "s3a", "gs", "gcs", "oci", "oss"}
 SFTP = frozenset({"sftp", "ssh"})
 HTTP = frozenset({"http", "https"})
 
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+    **dict.fromkeys(AZURE, "azure"),
     **dict.fromkeys(("gs", "gcs"), "gcs"),
     **dict.fromkeys(SFTP, "sftp"),
     **dict.fromkeys(HTTP, "http"),
@@ -75,6 +76,9 @@ def connect(url: str, options: Mapping[str, Any], secrets: tuple[str, ...]) -> A
 
 def _with_defaults(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return `options` with what a store needs where they say nothing."""
+    if protocol in AZURE:
+        # Or adlfs asks for the container's properties, which a token for that container does not allow, and warns.
+        return {"assume_container_exists": True, **options}
     if protocol not in ("s3", "s3a"):
         return dict(options)
     config = {"retries": {"total_max_attempts": 1}, **(options.get("config_kwargs") or {})}

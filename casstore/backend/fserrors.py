@@ -139,7 +139,9 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
     """Return the casstore error that says what `error` means."""
     names = {kind.__name__ for kind in type(error).__mro__}
     status = http_status(error)
-    detail = redact(f"{type(error).__name__}: {error}", secrets)
+    # The first line says it; Azure's client library appends the whole answer.
+    said = str(error).strip().partition("\n")[0]
+    detail = redact(f"{type(error).__name__}: {said}", secrets)
     if isinstance(error, FileNotFoundError) or status == 404 or names & _ABSENT_NAMES:
         return ObjectNotFound(f"Cannot {doing}: it is not there.")
     if isinstance(error, FileExistsError) or status == 412 or names & _TAKEN_NAMES:

@@ -25,6 +25,11 @@ class Cable:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def open_connections(self):
+        with self._lock:
+            return len(self._open) // 2
+
     def join(self, near):
         far = socket.create_connection(("127.0.0.1", self.target))
         for end in (near, far):
