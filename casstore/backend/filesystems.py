@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 # File systems whose put shows the whole object or nothing. Everywhere else a half-written file would be
 # seen under its final name (invariant 2), so it gets a temporary one first.
-OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"})
+AZURE = frozenset({"az", "abfs", "abfss", "adl"})
+OBJECT_STORES = AZURE | {"s3", "s3a", "gs", "gcs", "oci", "oss"}
 SFTP = frozenset({"sftp", "ssh"})
 HTTP = frozenset({"http", "https"})
 
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+    **dict.fromkeys(AZURE, "azure"),
     **dict.fromkeys(("gs", "gcs"), "gcs"),
     **dict.fromkeys(SFTP, "sftp"),
     **dict.fromkeys(HTTP, "http"),
@@ -69,19 +70,37 @@ def connect(url: str, options: Mapping[str, Any], secrets: tuple[str, ...]) -> A
     if isinstance(getattr(fs, "dircache", None), DirCache):
         # Invariant 8: a listing is what the server says now.
         fs.dircache = DirCache(use_listings_cache=False)
-    if protocol in ("s3", "s3a"):
-        fs.retries = 1  # as in _with_defaults: RetryingBackend does it
+    _leave_retries_to_casstore(fs)
     return fs
 
 
 def _with_defaults(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return `options` with what a store needs where they say nothing."""
+    if protocol in AZURE:
+        # Or adlfs asks for the container's properties, which a token for that container does not allow, and warns.
+        return {"assume_container_exists": True, **options}
     if protocol not in ("s3", "s3a"):
         return dict(options)
-    # A retry inside the client hides that an answer got lost, so a create would seem to have lost a race
-    # against itself (invariant 10); it also does not heed the server's Retry-After.
     config = {"retries": {"total_max_attempts": 1}, **(options.get("config_kwargs") or {})}
     return {**options, "config_kwargs": config}
+
+
+def _leave_retries_to_casstore(fs: Any) -> None:
+    """Let one request be one request: RetryingBackend repeats it.
+
+    A client library knows neither its deadline nor that an answer that got lost is no lost race, and Azure's
+    waits 15 seconds before it asks again.
+    """
+    if _made_by(fs, "s3fs"):
+        fs.retries = 1
+    elif _made_by(fs, "adlfs"):
+        config: Any = getattr(fs.service_client, "_config", None)  # adlfs passes no options on to it
+        if hasattr(config, "retry_policy"):
+            config.retry_policy.total_retries = 0
+
+
+def _made_by(fs: Any, package: str) -> bool:
+    return any(kind.__module__.split(".", 1)[0] == package for kind in type(fs).__mro__)
 
 
 def upload(fs: Any, path: str, source: bytes | str) -> None:
@@ -89,10 +108,9 @@ def upload(fs: Any, path: str, source: bytes | str) -> None:
     if isinstance(source, bytes):
         fs.pipe_file(path, source)
         return
-    names = {kind.__module__.split(".", 1)[0] for kind in type(fs).__mro__}
-    if "s3fs" in names:
+    if _made_by(fs, "s3fs"):
         fs.put_file(source, path, chunksize=_PART, max_concurrency=_PARTS)
-    elif "adlfs" in names:
+    elif _made_by(fs, "adlfs"):
         with open(source, "rb") as file:
             # Of unknown length to the client library, which else sends up to 64 MiB from memory at once.
             fs.pipe_file(path, _Stream(file), max_concurrency=_PARTS)

@@ -70,6 +70,8 @@ _REFUSED_NAMES = {
     "RefreshError",
     "AuthenticationException",
     "SFTPPermissionDenied",
+    "PermissionDenied",
+    "HostKeyNotVerifiable",
 }
 _ABSENT_NAMES = {"ResourceNotFoundError", "SFTPNoSuchFile"}
 _TAKEN_NAMES = {"ResourceExistsError", "SFTPFileAlreadyExists"}
@@ -137,7 +139,9 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
     """Return the casstore error that says what `error` means."""
     names = {kind.__name__ for kind in type(error).__mro__}
     status = http_status(error)
-    detail = redact(f"{type(error).__name__}: {error}", secrets)
+    # The first line says it; Azure's client library appends the whole answer.
+    said = str(error).strip().partition("\n")[0]
+    detail = redact(f"{type(error).__name__}: {said}", secrets)
     if isinstance(error, FileNotFoundError) or status == 404 or names & _ABSENT_NAMES:
         return ObjectNotFound(f"Cannot {doing}: it is not there.")
     if isinstance(error, FileExistsError) or status == 412 or names & _TAKEN_NAMES:
@@ -147,7 +151,10 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
     if status in _THROTTLED:
         return Throttled(f"Cannot {doing}: {detail}", retry_after=_retry_after(error))
     if isinstance(error, PermissionError) or status in (401, 403) or names & _REFUSED_NAMES:
-        return AccessDenied(f"Cannot {doing}: {detail}. Check the credentials and what they may do.")
+        advice = "Check the credentials and what they may do."
+        if "HostKeyNotVerifiable" in names:
+            advice = "Connect to it with ssh once, and compare its key with what its owner says (~/.ssh/known_hosts)."
+        return AccessDenied(f"Cannot {doing}: {detail}. {advice}")
     if status in _UNAVAILABLE or names & _UNAVAILABLE_NAMES or isinstance(error, (ConnectionError, EOFError)):
         return BackendUnavailable(f"Cannot {doing}: {detail}")
     if isinstance(error, NotImplementedError):

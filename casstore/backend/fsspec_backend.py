@@ -128,13 +128,7 @@ class FsspecBackend(Backend):
     def _require_anchor(self, *, opening: bool = False) -> None:
         """Raise unless the root directory, or the bucket, is there: else nothing is known to be absent."""
         try:
-            with self._translated(f"find {self.url}"):
-                if self._anchor:
-                    self._fs.info(self._anchor)
-        except AccessDenied:
-            # Who may list objects, as a store's user must, may not always ask about the bucket as such.
-            with self._translated(f"list {self.url}"):
-                self._fs.ls(self._anchor, detail=False)
+            self._look_at_anchor()
         except ObjectNotFound:
             if opening:
                 raise ConfigError(f"There is no store {self.url}: {self._advice()}") from None
@@ -142,6 +136,18 @@ class FsspecBackend(Backend):
             raise BackendUnavailable(
                 f"{self.url} is gone: its root directory or bucket is not there.", retryable=False
             ) from None
+
+    def _look_at_anchor(self) -> None:
+        try:
+            with self._translated(f"find {self.url}"):
+                if self._anchor:
+                    self._fs.info(self._anchor)
+        except AccessDenied:
+            if self._protocol not in filesystems.OBJECT_STORES:
+                raise
+            # Who may list objects, as a store's user must, may not always ask about the bucket as such.
+            with self._translated(f"list {self.url}"):
+                self._fs.ls(self._anchor, detail=False)
 
     def _advice(self) -> str:
         if self._protocol in filesystems.OBJECT_STORES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -135,19 +136,18 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
         """Copy a file of this machine to a new one, durably where the server can, a few MiB at a time."""
         with open(lpath, "rb") as source:  # noqa: ASYNC230  # a spooled file is in the page cache
             async with self._pool.get() as channel, channel.open(rpath, "xb") as file:
-                at, under_way = 0, None
+                at, under_way = 0, deque[asyncio.Future[Any]]()
                 try:
                     while piece := source.read(_PIECE):
-                        writing = asyncio.ensure_future(file.write(piece, at))
+                        under_way.append(asyncio.ensure_future(file.write(piece, at)))
                         at += len(piece)
-                        under_way, before = writing, under_way
-                        if before is not None:
-                            await before
-                    if under_way is not None:
-                        await under_way
+                        if len(under_way) > 1:
+                            await under_way.popleft()
+                    await asyncio.gather(*under_way)
                 finally:
-                    if under_way is not None and not under_way.done():
-                        under_way.cancel()
+                    for writing in under_way:
+                        writing.cancel()
+                    await asyncio.gather(*under_way, return_exceptions=True)
                 await _sync(file)
 
     @_with_plain_errors
@@ -210,11 +210,12 @@ async def _sync(file: Any) -> None:
 
 async def _make_directory(channel: Any, path: str, *, exist_ok: bool) -> None:
     try:
-        await channel.mkdir(path)
-    except _ABSENT:
-        await _make_directory(channel, path.rsplit("/", 1)[0] or "/", exist_ok=True)
-        await _make_directory(channel, path, exist_ok=True)
-    except (SFTPFailure, SFTPFileAlreadyExists, SFTPPermissionDenied):
+        try:
+            await channel.mkdir(path)
+        except _ABSENT:
+            await _make_directory(channel, path.rpartition("/")[0] or "/", exist_ok=True)
+            await channel.mkdir(path)
+    except (*_ABSENT, SFTPFailure, SFTPFileAlreadyExists, SFTPPermissionDenied):
         # Made by somebody else meanwhile, or there all along.
         if not exist_ok or not await _is_directory(channel, path):
             raise

@@ -275,7 +275,7 @@ class BackendContract:
             writer.commit(PACK)
 
     def test_listing_many(self, backend):
-        keys = [f"packs/{number % 16:02x}/{number:064x}" for number in range(300)]
+        keys = [f"packs/{number % 16:02x}/{number:064x}" for number in range(120)]
         for key in keys:
             backend.put(key, [b"x"])
         assert [entry.key for entry in backend.list("packs/")] == sorted(keys)
@@ -358,7 +358,7 @@ class BackendContract:
                 with backend.open_writer() as writer:
                     writer.write([data])
                     writer.commit(key)
-            return all(backend.read(key, start=at, length=100) == data[:100] for at in range(0, 5000, 500))
+            return all(backend.read(key, start=at, length=100) == data[:100] for at in range(0, 5000, 1250))
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(work, range(64)))

@@ -23,7 +23,11 @@ class AzureServer:
     @property
     def options(self):
         """What casstore needs to reach this server."""
-        return {"connection_string": connection_string(self.port)}
+        return self.options_at(self.port)
+
+    def options_at(self, port):
+        """The same through a proxy."""
+        return {"connection_string": connection_string(port)}
 
     def make_container(self):
         name = f"container-{uuid.uuid4().hex}"

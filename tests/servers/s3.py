@@ -16,13 +16,17 @@ KEY, SECRET = "testing", "not-a-real-secret"  # moto takes any
 
 @dataclass(frozen=True)
 class S3Server:
-    endpoint: str
+    port: int
     client: object = field(repr=False)
 
     @property
     def options(self):
         """What casstore needs to reach this server."""
-        return {"key": KEY, "secret": SECRET, "endpoint_url": self.endpoint}
+        return self.options_at(self.port)
+
+    def options_at(self, port):
+        """The same through a proxy."""
+        return {"key": KEY, "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
 
     def make_bucket(self):
         name = f"bucket-{uuid.uuid4().hex}"
@@ -47,16 +51,16 @@ def s3_server(folder):
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     env = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    env["MOTO_S3_DEFAULT_MAX_KEYS"] = "50"  # so that listings come in several pages
     with running(command, port=port, folder=folder, env=env):
-        endpoint = f"http://127.0.0.1:{port}"
         client = boto3.client(
             "s3",
-            endpoint_url=endpoint,
+            endpoint_url=f"http://127.0.0.1:{port}",
             region_name="us-east-1",
             aws_access_key_id=KEY,
             aws_secret_access_key=SECRET,
         )
         try:
-            yield S3Server(endpoint, client)
+            yield S3Server(port, client)
         finally:
             client.close()
