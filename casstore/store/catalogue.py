@@ -378,9 +378,9 @@ def _metadata_conditions(query: RefQuery) -> tuple[list[str], list[Any], bool]:
             sql.append("json_extract(metadata, ?) = ? AND json_type(metadata, ?) = 'text'")
             values += [path, value, path]
         elif path is not None and type(value) in (int, bool) and abs(value) < _EXACT_INTEGER:
-            # SQLite may read a fraction one unit off, so numbers with one are compared by Python.
-            sql.append("(json_extract(metadata, ?) = ? OR json_type(metadata, ?) = 'real')")
-            values += [path, int(value), path]
+            # SQLite may read a fraction one unit off: it finds every equal number, and maybe others.
+            sql.append("json_extract(metadata, ?) = ?")
+            values += [path, int(value)]
             exact = False
         else:
             exact = False
