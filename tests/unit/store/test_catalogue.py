@@ -206,10 +206,10 @@ def test_what_is_listed_and_cannot_be_read_is_gone(tmp_path):
 
 def test_another_process_drops_a_row_that_was_held(refs, backend, machine, monkeypatch):
     """Its listing was older; nothing is answered from rows that lack one."""
-    for number in range(4):
-        put(refs, f"runs/{number}")
+    first = put(refs, "runs/a")
     found(refs)
-    put(Refs(backend, MachineState(None)), "runs/4")
+    other = replace(first, write_id=b"\xff" * 16, target=b"\2" * 32)
+    backend.put(other.key, [record_format.encode(other)])
     bring = catalogue_module._bring
     turns = []
 
@@ -220,8 +220,9 @@ def test_another_process_drops_a_row_that_was_held(refs, backend, machine, monke
         bring(state, folder)
 
     monkeypatch.setattr(catalogue_module, "_bring", dropped)
-    assert found(refs) == [f"runs/{number}" for number in range(5)]
+    assert [row.target for row in refs.find(RefQuery())] == [other.target]
     assert turns
+    assert machine.run(lambda state: state.execute("SELECT count(*) FROM records").fetchone(), None) == (2,)
     assert machine._renewals == 0
 
 
