@@ -5,9 +5,13 @@ through its backend without fsync and without looking for records of the same na
 take hours. Every figure is of a fresh process and includes opening the store:
 
 - `list, first time`: all refs, on a machine that does not know this store: every record is read from its file;
-- `list`: all refs, on a machine that has read them before and kept copies of the records;
+- `list`: all refs, on a machine that has read them before and keeps a catalogue of them;
+- `list, filtered`: those whose metadata has one of 13 values in a field;
+- `list, newest 50`: what a person looks at;
+- `list, as records`: all that every record says, decoded and verified;
 - `find by name`, `find by id`: one model, by the full name of its ref, or by its model id, which names no ref;
-- `add`: a model of 64 KiB under a new ref, durability full.
+- `add`: a model of 64 KiB under a new ref, durability full;
+- `add a run`, `read a run`: the median of 50 manifests of 600 bytes, durability full, in a store that is open.
 
 Memory is the peak RSS beyond what imports took. There are 3 repeats at most, and none to warm up.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import time
 from dataclasses import replace
 from functools import partial
@@ -36,14 +41,21 @@ if TYPE_CHECKING:
 
 LIST_FIRST = Metric("list, first time", "s", "lower")
 LIST = Metric("list", "s", "lower")
+FILTERED = Metric("list, filtered", "s", "lower")
+NEWEST = Metric("list, newest 50", "s", "lower")
+RECORDS = Metric("list, as records", "s", "lower")
 LIST_MEMORY = Metric("memory of list", "MB", "lower")
 FIND = Metric("find by name", "ms", "lower")
 FIND_ID = Metric("find by id", "ms", "lower")
 ADD = Metric("add", "ms", "lower")
+ADD_RUN = Metric("add a run", "ms", "lower")
+READ_RUN = Metric("read a run", "ms", "lower")
 ADD_MEMORY = Metric("memory of add", "MB", "lower")
 
 _MODULE = "benchmarks.scenarios.refs"
 _MODEL_BYTES = 64 << 10
+_PASSES = 13
+_RUNS = 50
 
 
 def run(harness: Harness) -> list[Measurement]:
@@ -67,6 +79,9 @@ def _trial(harness: Harness, store: Path, count: int) -> Sample:
     ask("forget")
     first = ask("list_all")
     again = ask("list_all")
+    filtered = ask("list_some", where={"pass": "pass-3"})
+    newest = ask("list_some", limit=50)
+    records = ask("list_records")
     by_name = ask("find", name=_name(count // 2))
     by_id = ask("find", name=by_name["model_id"])
     folder = store.parent / f"model-{os.urandom(8).hex()}"
@@ -74,6 +89,11 @@ def _trial(harness: Harness, store: Path, count: int) -> Sample:
     (folder / "weights.bin").write_bytes(os.urandom(_MODEL_BYTES))
     added = ask("add", folder=str(folder))
     listed = ask("list_all")
+    runs = ask("add_runs")
+    if records["refs"] != again["refs"] or not 0 <= filtered["refs"] - count // _PASSES <= 1:
+        raise BenchmarkError(
+            f"Of {count} refs, a filter finds {filtered['refs']}, and {records['refs']} have a record."
+        )
     if not count <= first["refs"] == again["refs"] == listed["refs"] - 1:
         raise BenchmarkError(
             f"The store of {count} refs lists {first['refs']}, {again['refs']}, {listed['refs']}."
@@ -83,10 +103,15 @@ def _trial(harness: Harness, store: Path, count: int) -> Sample:
     return {
         LIST_FIRST: first["seconds"],
         LIST: again["seconds"],
+        FILTERED: filtered["seconds"],
+        NEWEST: newest["seconds"],
+        RECORDS: records["seconds"],
         LIST_MEMORY: max(first["memory"], again["memory"]) / 1e6,
         FIND: 1000 * by_name["seconds"],
         FIND_ID: 1000 * by_id["seconds"],
         ADD: 1000 * added["seconds"],
+        ADD_RUN: 1000 * runs["add"],
+        READ_RUN: 1000 * runs["read"],
         ADD_MEMORY: added["memory"] / 1e6,
     }
 
@@ -100,7 +125,12 @@ def build(store: str, count: int) -> None:
         opened.add(source, ref=_name(0))
         record = opened.resolve(_name(0)).record
         for number in range(1, count):
-            made = replace(record, name=_name(number), write_id=os.urandom(WRITE_ID_SIZE))
+            made = replace(
+                record,
+                name=_name(number),
+                write_id=os.urandom(WRITE_ID_SIZE),
+                metadata={"pass": f"pass-{number % _PASSES}", "status": "done"},
+            )
             opened.backend.put(made.key, [record_format.encode(made)])
     shutil.rmtree(source)
 
@@ -114,7 +144,34 @@ def forget(store: str) -> None:
 
 def list_all(store: str) -> dict[str, Any]:
     """List all refs."""
+    return _measured(store, lambda opened: {"refs": len(opened.find())})
+
+
+def list_some(store: str, **conditions: Any) -> dict[str, Any]:
+    """List the refs for which conditions hold."""
+    return _measured(store, lambda opened: {"refs": len(opened.find(**conditions))})
+
+
+def list_records(store: str) -> dict[str, Any]:
+    """List all refs with all that their records say."""
     return _measured(store, lambda opened: {"refs": len(opened.refs())})
+
+
+def add_runs(store: str) -> dict[str, Any]:
+    """Add runs, look each up again, and delete it; the median time of each in seconds."""
+    times: dict[str, list[float]] = {"add": [], "read": []}
+    with Store.open(store) as opened:
+        for _ in range(_RUNS):
+            name = f"runs/{os.urandom(8).hex()}"
+            started = time.perf_counter()
+            opened.put_manifest(name, os.urandom(600), metadata={"status": "done"})
+            times["add"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            record = opened.record(name)
+            times["read"].append(time.perf_counter() - started)
+            assert record is not None
+            opened.delete_ref(name)
+    return {label: statistics.median(found) for label, found in times.items()}
 
 
 def find(store: str, name: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ import msgpack
 from casstore.errors import FormatError
 from casstore.format import names
 from casstore.format import record as record_format
+from casstore.store.ref_conditions import MAX_INTEGER, conditions, is_plain, key_range, metadata_conditions
 from casstore.store.ref_rows import RefRow, facts_of, row_of
 
 if TYPE_CHECKING:
@@ -35,12 +36,17 @@ if TYPE_CHECKING:
 
     from casstore.format.record import Record
     from casstore.store.machine import MachineState
-    from casstore.store.ref_rows import RefQuery
+    from casstore.store.ref_conditions import (
+        MAX_INTEGER,
+        conditions,
+        is_plain,
+        key_range,
+        metadata_conditions,
+    )
+from casstore.store.ref_rows import RefQuery
 
 T = TypeVar("T")
 
-_MAX_INTEGER = (1 << 63) - 1
-_EXACT_INTEGER = 1 << 53
 _COLUMNS = "key, name, target, manifest, base, time, writer, metadata, seal"
 
 
@@ -156,10 +162,10 @@ class Catalogue:
             "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state >= ? AND key >= ? AND key < ? "
             "AND substr(name, 1, ?) = ? ORDER BY name"
         )
-        arguments = (_State.VALUE, *_range(query.folder), len(query.prefix), query.prefix)
+        arguments = (_State.VALUE, *key_range(query.folder), len(query.prefix), query.prefix)
 
         def work(state: sqlite3.Connection) -> list[tuple[str, bytes | None]]:
-            return state.execute(sql, arguments).fetchall() if _is_plain(query.prefix) else []
+            return state.execute(sql, arguments).fetchall() if is_plain(query.prefix) else []
 
         return self._ask(marks, (query.folder,), work)
 
@@ -175,7 +181,7 @@ class Catalogue:
             "SELECT target, min(name) FROM records WHERE state IN (?, ?) AND target BETWEEN ? AND ? "  # noqa: S608  # no part comes from outside
             f"AND ({inside}) GROUP BY target ORDER BY target"
         )
-        ends = [end for base in bases for end in _range(base.removeprefix(names.PREFIX))]
+        ends = [end for base in bases for end in key_range(base.removeprefix(names.PREFIX))]
         body = "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state IN (?, ?) AND target = ? AND name = ?"
         values = (_State.VALUE, _State.ODD_VALUE)
 
@@ -202,19 +208,14 @@ class Catalogue:
         return self._machine.run(ask, None)
 
 
-def _range(prefix: str) -> tuple[str, str]:
-    """Return the first text that begins with `prefix`, which ends with '/', and the first one beyond."""
-    return prefix, f"{prefix[:-1]}0"
-
-
 def _folders(state: sqlite3.Connection, base: str) -> list[tuple[str, bytes, int]]:
-    return state.execute("SELECT * FROM folders WHERE prefix >= ? AND prefix < ?", _range(base)).fetchall()
+    return state.execute("SELECT * FROM folders WHERE prefix >= ? AND prefix < ?", key_range(base)).fetchall()
 
 
 def _states(state: sqlite3.Connection, folder: str) -> dict[str, tuple[int, bool, bool]]:
     """Return the state of each record of a folder, whether it is a deletion, and whether it is odd."""
     sql = "SELECT key, state, target IS NULL, metadata IS NULL FROM records WHERE key >= ? AND key < ?"
-    return {key: (number, gone, odd) for key, number, gone, odd in state.execute(sql, _range(folder))}
+    return {key: (number, gone, odd) for key, number, gone, odd in state.execute(sql, key_range(folder))}
 
 
 def _require_whole(state: sqlite3.Connection) -> None:
@@ -262,7 +263,7 @@ def _insert(state: sqlite3.Connection, records: Sequence[Kept], values: Containe
     for item in records:
         record = item.record
         facts = facts_of(record.metadata)
-        fits = isinstance(facts, str) and abs(record.time) <= _MAX_INTEGER
+        fits = isinstance(facts, str) and abs(record.time) <= MAX_INTEGER
         row = (
             item.key,
             record.name,
@@ -300,16 +301,16 @@ def _seal(row: tuple[object, ...]) -> int:
 def _find(
     state: sqlite3.Connection, query: RefQuery, *, limit: int | None, newest_first: bool
 ) -> list[RefRow]:
-    if not _is_plain(query.prefix):
+    if not is_plain(query.prefix):
         return []
-    common, arguments = _conditions(query)
+    common, arguments = conditions(query)
     # Rows that SQLite cannot compare: few, or none.
     odd = state.execute(
         f"SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # no part comes from outside
         (_State.ODD_VALUE, *arguments),
     )
     found = [row for key, data in odd.fetchall() if query.matches(row := _row_of_body(key, data))]
-    filters, values, exact = _metadata_conditions(query)
+    filters, values, exact = metadata_conditions(query)
     # Rows of a namespace lie side by side. Going through an index, where it neither finds a few nor saves
     # sorting, would jump about in the file.
     by_index = query.target is not None or (limit is not None and not filters)
@@ -320,7 +321,7 @@ def _find(
     if limit is not None and exact:
         direction = "DESC" if newest_first else "ASC"
         sql += f" ORDER BY time {direction}, name {direction} LIMIT ?"
-        values.append(min(limit, _MAX_INTEGER))
+        values.append(min(limit, MAX_INTEGER))
     for columns in state.execute(sql, values):
         row = RefRow(*columns[1:-1])
         if columns[-1] != _seal(columns[:-1]):
@@ -338,65 +339,3 @@ def _row_of_body(key: str, data: bytes | None) -> RefRow:
         # Invariant 4: the store's own copy decides, when this file is made anew.
         raise sqlite3.DatabaseError(f"a record in it is damaged, {key}") from error
     return row_of(record)
-
-
-def _conditions(query: RefQuery) -> tuple[str, list[Any]]:
-    """Return the conditions on names and ids, which hold for every row alike."""
-    sql = ["key >= ?", "key < ?"]
-    values: list[Any] = [*_range(query.folder)]
-    if query.prefix:
-        sql.append("substr(name, 1, ?) = ?")
-        values += [len(query.prefix), query.prefix]
-    for column, value in (("target", query.target), ("base", query.base)):
-        if value is not None:
-            sql.append(f"{column} = ?")
-            values.append(value)
-    return " AND ".join(sql), values
-
-
-def _metadata_conditions(query: RefQuery) -> tuple[list[str], list[Any], bool]:
-    """Return conditions on times and metadata, and whether they say all: else the rows are asked again.
-
-    They let no row through less than Python's `==` does.
-    """
-    sql: list[str] = []
-    values: list[Any] = []
-    exact = True
-    for column, bound in (("time >= ?", query.since), ("time < ?", query.until)):
-        if bound is not None and abs(bound) <= _MAX_INTEGER:
-            sql.append(column)
-            values.append(bound)
-        elif bound is not None:
-            exact = False
-    for field, value in query.where:
-        path = _json_path(field)
-        if path is not None and value is None:
-            sql.append("json_extract(metadata, ?) IS NULL")
-            values.append(path)
-        elif path is not None and type(value) is str and _is_plain(value):
-            # Also an array's extract is a text.
-            sql.append("json_extract(metadata, ?) = ? AND json_type(metadata, ?) = 'text'")
-            values += [path, value, path]
-        elif path is not None and type(value) in (int, bool) and abs(value) < _EXACT_INTEGER:
-            # SQLite may read a fraction one unit off, so numbers with one are compared by Python.
-            sql.append("(json_extract(metadata, ?) = ? OR json_type(metadata, ?) = 'real')")
-            values += [path, int(value), path]
-            exact = False
-        else:
-            exact = False
-    return sql, values, exact
-
-
-def _json_path(field: str) -> str | None:
-    """Return where SQLite finds a field, None where its way of writing paths cannot say that."""
-    parts = field.split(".")
-    if not all(
-        part.isascii() and part.isprintable() and part and not set(part) & {'"', "\\"} for part in parts
-    ):
-        return None
-    return "$" + "".join(f'."{part}"' for part in parts)
-
-
-def _is_plain(text: str) -> bool:
-    """Say whether SQLite compares this text as Python does: no NUL, and nothing that UTF-8 cannot say."""
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)

@@ -111,8 +111,6 @@ class RefFolders:
                     marks[folder] = mark
                 else:
                     yield folder, keys
-            for folder in known:
-                yield folder, ()
 
         for base in bases:
             if not self._catalogue.keeps:

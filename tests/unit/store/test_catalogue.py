@@ -1,0 +1,400 @@
+"""What the catalogue saves, and what it must not change."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import replace
+
+import pytest
+from fakes.faulty_backend import FaultyBackend
+
+from casstore import ConfigError, RefNotFound, RefRow, Store
+from casstore.backend import MemoryBackend
+from casstore.errors import FormatError, ObjectNotFound
+from casstore.format import names
+from casstore.format import record as record_format
+from casstore.store import catalogue as catalogue_module
+from casstore.store import machine as machine_module
+from casstore.store.machine import MachineState
+from casstore.store.ref_rows import RefQuery
+from casstore.store.refs import Refs
+
+
+@pytest.fixture
+def backend(request):
+    return FaultyBackend(MemoryBackend(f"test_catalogue/{request.node.name}"))
+
+
+@pytest.fixture
+def machine(tmp_path):
+    state = MachineState(str(tmp_path / "machine" / "state.sqlite"))
+    yield state
+    state.close()
+
+
+@pytest.fixture
+def refs(backend, machine):
+    return Refs(backend, machine)
+
+
+def put(refs, name, *, target=b"\1" * 32, **rest):
+    record = refs.draft(name, target=target, **rest)
+    refs.put(record)
+    return record
+
+
+def found(refs, *args, **named):
+    return [row.name for row in refs.find(RefQuery(*args, **named), newest_first=False)]
+
+
+def calls(backend, work):
+    """Return the answer of `work`, and the names of the calls it made."""
+    before = len(backend.calls)
+    answer = work()
+    return answer, [name for name, _ in backend.calls[before:]]
+
+
+# ---- what it saves
+
+
+def test_a_listing_reads_no_record_that_was_read_before(refs, backend, machine):
+    for number in range(20):
+        put(refs, f"runs/{number}")
+    assert calls(backend, lambda: len(found(refs)))[1] == ["list"], "each put keeps what it wrote"
+    others = Refs(backend, MachineState(None))
+    put(others, "runs/20")
+    put(others, "runs/3", target=None)
+    assert calls(backend, lambda: len(found(refs))) == (20, ["list", "read", "read"])
+    again = Refs(backend, MachineState(machine._path))
+    assert calls(backend, lambda: len(found(again, "runs/"))) == (20, ["list"])
+    assert calls(backend, lambda: len(again.values("runs/"))) == (20, ["list"])
+    assert calls(backend, lambda: again.naming("01")[0]) == ([], ["list", "list"])
+
+
+def test_only_exclusive_records_are_read_each_time(refs, backend):
+    """The number of a tag recurs, so its name says nothing of what is in it."""
+    record = put(refs, "tags/a")
+    assert record.exclusive
+    for _ in range(2):
+        assert found(refs) == ["tags/a"]
+    assert calls(backend, lambda: found(refs)) == (["tags/a"], ["list", "read"])
+    backend.inner.delete(record.key)
+    backend.inner.put(record.key, [record_format.encode(replace(record, target=b"\2" * 32))])
+    [row] = refs.find(RefQuery())
+    assert row.target == b"\2" * 32
+
+
+def test_writing_a_run_lists_its_folder_once(refs, backend):
+    put(refs, "runs/a")
+    _, made = calls(backend, lambda: put(refs, "runs/a", target=b"\2" * 32))
+    assert made == ["list", "read", "put"], "the read looks for this very record"
+    assert calls(backend, lambda: refs.value("runs/a").target) == (b"\2" * 32, ["list"])
+
+
+# ---- what it must not change
+
+
+def test_only_the_newest_record_must_be_readable(refs, backend, tmp_path):
+    put(refs, "models/a")
+    old, new = (put(refs, "models/b", target=bytes([number]) * 32) for number in (2, 3))
+    questions = (
+        found,
+        Refs.values,
+        lambda refs: refs.naming("03")[0],
+        lambda refs: refs.value("models/b").seq,
+    )
+    backend.inner._objects[old.key] = (b"torn", 0.0)
+    wanted = [question(refs) for question in questions]
+    for number, path in enumerate((None, str(tmp_path / "other.sqlite"))):
+        assert [question(Refs(backend, MachineState(path))) for question in questions] == wanted, number
+    backend.inner._objects[new.key] = (b"torn", 0.0)
+    for path in (None, str(tmp_path / "third.sqlite")):
+        state = MachineState(path)
+        for question in questions:
+            with pytest.raises(FormatError):
+                question(Refs(backend, state))
+        state.close()
+    assert [question(refs) for question in questions] == wanted, "what was verified once stays known"
+
+
+def test_a_torn_record_that_is_new_is_an_error_each_time(refs, backend):
+    put(refs, "runs/a")
+    found(refs)
+    backend.inner.put(names.record_key("runs/b", seq=1, write_id=bytes(16)), [b"torn"])
+    for _ in range(2):
+        with pytest.raises(FormatError):
+            refs.find(RefQuery())
+        with pytest.raises(FormatError):
+            refs.values()
+    assert refs.value("runs/a") is not None
+
+
+@pytest.mark.parametrize(
+    "key", ["refs/x", "refs/runs/x", "refs/runs/aa/x", "refs/runs/aa/x@1", "refs/runs/aa/b/x@1"]
+)
+def test_what_is_no_record_is_an_error(refs, backend, key):
+    put(refs, "runs/a")
+    backend.inner.put(key, [b"x"])
+    for client in (refs, Refs(backend, MachineState(None))):
+        for work in (client.values, lambda client=client: client.find(RefQuery())):
+            with pytest.raises(FormatError, match="not the key of a record"):
+                work()
+
+
+class TrimsAt(FaultyBackend):
+    """Runs an action before it reads a key."""
+
+    key = ""
+
+    def read(self, key, *, start=0, length=None):
+        if key == self.key:
+            self.key = ""
+            self.action()
+        return super().read(key, start=start, length=length)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("work", ["find", "values", "value", "naming"])
+def test_a_record_that_is_trimmed_between_listing_and_reading(tmp_path, keeps, work):
+    """What replaced it is in the store by then."""
+    backend = TrimsAt(MemoryBackend(f"test_catalogue/trim-{keeps}-{work}"))
+    writer = Refs(backend.inner, MachineState(None))
+    put(writer, "models/b")
+    old = put(writer, "models/a", target=b"\2" * 32)
+
+    def replace_it():
+        put(writer, "models/a", target=b"\3" * 32)
+        backend.inner.delete(old.key)
+
+    backend.key, backend.action = old.key, replace_it
+    state = MachineState(str(tmp_path / "state.sqlite") if keeps else None)
+    refs = Refs(backend, state)
+    if work == "find":
+        assert {row.name: row.target[0] for row in refs.find(RefQuery())} == {"models/a": 3, "models/b": 1}
+    elif work == "values":
+        assert {name: record.target[0] for name, record in refs.values().items()} == {
+            "models/a": 3,
+            "models/b": 1,
+        }
+    elif work == "value":
+        assert refs.value("models/a").target == b"\3" * 32
+    else:
+        assert refs.naming("03")[0] == [b"\3" * 32]
+    assert backend.key == "", "it was read"
+    state.close()
+
+
+def test_what_is_listed_and_cannot_be_read_is_gone(tmp_path):
+    """A listing that lags behind names what was deleted, for as long as it likes."""
+    backend = FaultyBackend(MemoryBackend("test_catalogue/lag"))
+    writer = Refs(backend.inner, MachineState(None))
+    first = put(writer, "runs/a")
+    second = put(writer, "runs/a", target=b"\2" * 32)
+    put(writer, "runs/b")
+    backend.freeze_listings()
+    backend.inner.delete(second.key)
+    state = MachineState(str(tmp_path / "state.sqlite"))
+    for client in (Refs(backend, state), Refs(backend, MachineState(None))):
+        assert {row.name: row.target for row in client.find(RefQuery())} == {
+            "runs/a": first.target,
+            "runs/b": b"\1" * 32,
+        }
+        assert client.value("runs/a") == first
+    state.close()
+
+
+def test_another_process_drops_a_row_that_was_held(refs, backend, machine, monkeypatch):
+    """Its listing was older; nothing is answered from rows that lack one."""
+    first = put(refs, "runs/a")
+    found(refs)
+    other = replace(first, write_id=b"\xff" * 16, target=b"\2" * 32)
+    backend.put(other.key, [record_format.encode(other)])
+    bring = catalogue_module._bring
+    turns = []
+
+    def dropped(state, folder):
+        if not turns:
+            turns.append(folder)
+            catalogue_module._delete(state, sorted(catalogue_module._states(state, folder.prefix)))
+        bring(state, folder)
+
+    monkeypatch.setattr(catalogue_module, "_bring", dropped)
+    assert [row.target for row in refs.find(RefQuery())] == [other.target]
+    assert turns
+    assert machine.run(lambda state: state.execute("SELECT count(*) FROM records").fetchone(), None) == (2,)
+    assert machine._renewals == 0
+
+
+def test_a_catalogue_that_never_comes_to_rest(refs, backend, machine, monkeypatch):
+    """Other processes change it under every question: then it is the store that answers."""
+    put(refs, "models/0")
+    monkeypatch.setattr(catalogue_module, "_bring", lambda *_: None)
+    assert found(refs) == ["models/0"]
+    assert list(refs.values()) == ["models/0"]
+    assert refs.naming("01")[1].name == "models/0"
+
+
+# ---- the file
+
+
+def sql(machine, statement):
+    machine.run(lambda state: state.execute(statement), None, writes=True)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM records WHERE name = 'runs/1'",
+        "UPDATE records SET state = 0 WHERE name = 'runs/1'",
+        "UPDATE records SET time = time + 1",
+        "UPDATE records SET base = target",
+        "UPDATE records SET metadata = '{}'",
+        "UPDATE records SET name = 'runs/9' WHERE name = 'runs/1'",
+    ],
+)
+def test_rows_that_cannot_be_true_make_the_file_anew(refs, machine, caplog, statement):
+    for number in range(3):
+        put(refs, f"runs/{number}", metadata={"number": number})
+    rows = refs.find(RefQuery())
+    sql(machine, statement)
+    assert refs.find(RefQuery()) == rows
+    assert machine.keeps
+    assert machine._renewals == 1
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "safe to delete" in message
+    assert refs.find(RefQuery()) == rows
+    assert machine._renewals == 1
+
+
+def test_bytes_that_are_not_the_records_are_read_again(refs, backend, machine):
+    put(refs, "models/a")
+    put(refs, "models/b", metadata={"odd": float("nan")})
+    wanted = repr(refs.values())
+    for statement in ("UPDATE bodies SET data = x'00'", "DELETE FROM bodies"):
+        sql(machine, statement)
+        assert repr(refs.values()) == wanted
+        assert refs.value("models/a").target == b"\1" * 32
+        assert refs.naming("01")[1].name == "models/a"
+        assert found(refs) == ["models/a", "models/b"]
+
+
+def test_a_file_that_is_removed_is_made_again(refs, machine):
+    put(refs, "runs/a")
+    for number in range(3):
+        os.unlink(machine._path)
+        put(refs, f"runs/{number}")
+        assert found(refs)[-1] == f"runs/{number}"
+        assert os.path.getsize(machine._path) > 0, "the next process finds it"
+
+
+def test_a_file_that_breaks_again_and_again_is_left_alone(refs, backend, machine, caplog):
+    put(refs, "runs/a")
+    for _ in range(2 * machine_module._RENEWALS):
+        found(refs)
+        if machine.keeps:
+            sql(machine, "DELETE FROM records")
+        assert found(refs) == ["runs/a"]
+    assert not machine.keeps
+    assert len(caplog.records) == machine_module._RENEWALS + 1
+
+
+def test_the_tables_of_another_version_are_made_anew(backend, machine):
+    os.makedirs(os.path.dirname(machine._path))
+    connection = sqlite3.connect(machine._path)
+    connection.execute("CREATE TABLE records (key TEXT PRIMARY KEY, data BLOB)")
+    connection.close()
+    refs = Refs(backend, machine)
+    put(refs, "runs/a")
+    assert found(refs) == ["runs/a"]
+    assert machine.keeps
+
+
+# ---- the door
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+        yield opened
+
+
+@pytest.fixture
+def runs(store):
+    """Return the records of five runs, in the order of their times."""
+    return [
+        store.put_manifest(
+            f"runs/{name}",
+            name.encode(),
+            metadata={
+                "status": "done" if number % 2 else "failed",
+                "number": number,
+                "metrics": {"loss": number / 4},
+                "raw": b"\0" if number == 4 else None,
+            },
+        )
+        for number, name in enumerate(["e/1", "d/2", "c", "b", "a"])
+    ]
+
+
+def test_finding_runs(store, runs):
+    def names_of(*args, **named):
+        return [row.name for row in store.find(*args, **named)]
+
+    assert names_of() == ["runs/a", "runs/b", "runs/c", "runs/d/2", "runs/e/1"], "the newest first"
+    assert names_of(newest_first=False) == names_of()[::-1]
+    assert names_of(limit=2) == ["runs/a", "runs/b"]
+    assert names_of(limit=2, newest_first=False) == ["runs/e/1", "runs/d/2"]
+    assert names_of(limit=0) == []
+    assert names_of("runs/d") == ["runs/d/2"]
+    assert names_of("models/") == names_of("nothing") == []
+    assert names_of(where={"status": "done"}) == ["runs/b", "runs/d/2"]
+    assert names_of(where={"status": "failed"}, limit=1) == ["runs/a"]
+    assert names_of(where={"status": "failed", "number": 2}) == ["runs/c"]
+    assert names_of(where={"metrics.loss": 0.75}) == ["runs/b"]
+    assert names_of(where={"metrics.loss": 1}) == ["runs/a"], "as Python compares"
+    assert names_of(where={"metrics": {"loss": 0.25}}) == ["runs/d/2"]
+    assert names_of(where={"raw": b"\0"}) == ["runs/a"]
+    assert names_of(where={"raw": None}, limit=1) == ["runs/b"]
+    assert names_of(where={"absent": None, "number.x": None}) == names_of()
+    assert names_of(where={"absent": 1}) == []
+    assert names_of(target=runs[2].target) == names_of(target=runs[2].target.hex()) == ["runs/c"]
+    assert names_of(base=runs[2].target) == []
+    assert names_of(since=runs[1].time, until=runs[3].time) == ["runs/c", "runs/d/2"]
+    store.delete_ref("runs/c")
+    assert "runs/c" not in names_of()
+
+
+def test_a_row_says_what_the_record_says(store, runs):
+    for row, record in zip(store.find(newest_first=False), runs, strict=True):
+        assert isinstance(row, RefRow)
+        assert (row.name, row.target, row.manifest, row.base, row.time, row.writer, row.metadata) == (
+            record.name, record.target, record.manifest, record.base, record.time, record.writer, record.metadata,
+        )  # fmt: skip
+        row.metadata["status"] = "changed"
+        assert row.metadata["status"] == record.metadata["status"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"limit": -1}, {"target": "abcd"}, {"target": b"x"}, {"base": "G" * 64}, {"base": 5}]
+)
+def test_questions_that_make_no_sense(store, asked):
+    with pytest.raises(ConfigError):
+        store.find(**asked)
+
+
+def test_an_id_among_many_refs(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"weights")
+    model_id = store.add(tmp_path / "file", ref="models/b").model_id
+    store.add(tmp_path / "file", ref="models/a")
+    store.tag("best", "models/a")
+    assert store.resolve(model_id).ref == store.resolve(model_id[:6]).ref == "models/a"
+    store.delete_ref("models/a")
+    assert store.resolve(model_id[:6]).ref == "models/b"
+    store.delete_ref("models/b")
+    assert store.resolve(model_id[:6]).ref == "tags/best"
+    store.delete_ref("tags/best")
+    with pytest.raises(RefNotFound):
+        store.resolve(model_id[:6])
+    with pytest.raises(ObjectNotFound):
+        store.backend.read("nothing")
