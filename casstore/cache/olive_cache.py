@@ -546,8 +546,6 @@ class OliveCache:
             if self.shared_cache is None:
                 raise
             self._note(f"read the model {model_id} from {self.dirs.store}", error)
-        if config is None:
-            config = self._take_in(model_id, self.get_model_json_path(model_id))
         if config is None and self.shared_cache is not None and self.shared_cache.exists(model_ref(model_id)):
             self.shared_cache.retrieve(self.local, [model_ref(model_id)])
             config = self.models.load_model(model_id)
