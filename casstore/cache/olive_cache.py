@@ -546,6 +546,7 @@ class OliveCache:
             if self.shared_cache is None:
                 raise
             self._note(f"read the model {model_id} from {self.dirs.store}", error)
+            config = self.models.restore(model_id, self.shared_cache.remote)
         if config is None and self.shared_cache is not None and self.shared_cache.exists(model_ref(model_id)):
             self.shared_cache.retrieve(self.local, [model_ref(model_id)])
             config = self.models.load_model(model_id)

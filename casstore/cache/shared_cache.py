@@ -69,13 +69,21 @@ class SharedCache:
         if held is not None:
             held.close()
 
-    def store(self, source: Store, refs: Sequence[str], *, callback: Callback | None = None) -> SyncReport:
-        """Copy refs, and what the shared store lacks of their objects, from `source`."""
-        return execute(plan_sync(source, self.remote, refs), callback=callback)
+    def store(
+        self, source: Store, refs: Sequence[str], *, overwrite: bool = False, callback: Callback | None = None
+    ) -> SyncReport:
+        """Copy refs, and what the shared store lacks of their objects, from `source`.
 
-    def retrieve(self, dest: Store, refs: Sequence[str], *, callback: Callback | None = None) -> SyncReport:
-        """Copy refs, and what `dest` lacks of their objects, from the shared store."""
-        return execute(plan_sync(self.remote, dest, refs), callback=callback)
+        A ref that has another value there, unseen by `source`, is left alone: with `overwrite`, it gets ours
+        on top, and both are kept.
+        """
+        return execute(plan_sync(source, self.remote, refs, overwrite=overwrite), callback=callback)
+
+    def retrieve(
+        self, dest: Store, refs: Sequence[str], *, overwrite: bool = False, callback: Callback | None = None
+    ) -> SyncReport:
+        """Copy refs, and what `dest` lacks of their objects, from the shared store; `overwrite` as for `store`."""
+        return execute(plan_sync(self.remote, dest, refs, overwrite=overwrite), callback=callback)
 
     def record(self, ref: str) -> Record | None:
         """Return the current record of one ref, None if there is none."""

@@ -40,9 +40,24 @@ class Sharing:
         self._retry_at = 0.0
 
     def push(self, refs: Sequence[str]) -> None:
-        """Copy refs to the shared cache, and what it lacks of their objects."""
+        """Copy refs to the shared cache, and what it lacks of their objects.
+
+        Another result that is there under the same name is kept beside ours, with a warning: the newest one
+        counts.
+        """
+
+        def give() -> None:
+            differing = self.shared.store(self._local, refs).conflicts
+            for item in differing:
+                _log.warning(
+                    "%s of %s is %s there and %s here. Both are kept, the one from here counts.",
+                    item.name, self.shared.url, item.dst_target[:16] or "something else", item.src_target[:16],
+                )  # fmt: skip
+            if differing:
+                self.shared.store(self._local, [item.name for item in differing], overwrite=True)
+
         if self._update:
-            self._attempt(f"take {', '.join(refs)}", lambda: self.shared.store(self._local, refs))
+            self._attempt(f"take {', '.join(refs)}", give)
 
     def pull(self, ref: str) -> bool:
         """Copy a ref from the shared cache, and what is lacking here of its objects; say whether it is there."""
@@ -50,7 +65,8 @@ class Sharing:
         def take() -> bool:
             if not self.shared.exists(ref):
                 return False
-            self.shared.retrieve(self._local, [ref])
+            # Asked for only where what is here under this name is no answer.
+            self.shared.retrieve(self._local, [ref], overwrite=True)
             return True
 
         return bool(self._attempt(f"give {ref}", take))

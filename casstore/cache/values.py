@@ -91,16 +91,19 @@ def _name(place: tuple[str, ...]) -> str:
     return ".".join(shown) + (".…" if len(place) > len(shown) else "") if place else "its top"
 
 
-def by_content(settings: Any, content_id: Callable[[str], str], name: str = "") -> Any:
+def by_content(settings: Any, content_id: Callable[[str | Mapping[str, str]], str], name: str = "") -> Any:
     """Replace plain settings that name files or folders by what these hold, as `content_id` says.
 
     Those are absolute paths, and settings whose name ends in path, file, dir, folder or script, that exist.
+    What a file is called says nothing, but for its suffix, by which many readers choose a format.
     """
     if isinstance(settings, dict):
         return {key: by_content(item, content_id, key) for key, item in settings.items()}
     if isinstance(settings, list):
         return [by_content(item, content_id, name) for item in settings]
     if isinstance(settings, str) and _names_file(name, settings):
+        if os.path.isfile(settings):
+            return {"content": content_id({f"file{os.path.splitext(settings)[1]}": settings})}
         return {"content": content_id(settings)}
     return settings
 
