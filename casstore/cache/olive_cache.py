@@ -28,6 +28,7 @@ from casstore.cache.resources import Resources
 from casstore.cache.run_cache import RunCacheManager, evaluation_ref, new_run, run_json, run_ref
 from casstore.cache.saving import save_model
 from casstore.cache.shared_cache import SharedCache, replace_config
+from casstore.cache.shared_resources import SharedResources
 from casstore.cache.sharing import Sharing
 from casstore.cache.values import plain
 from casstore.cache.views import is_foreign, read_json, write_json, write_view
@@ -92,6 +93,7 @@ class OliveCache:
                 url, readonly=not self.update_shared_cache, **self.config.storage_options
             )
             self._sharing = Sharing(self.shared_cache, self.local, update=self.update_shared_cache)
+            self.resources.shared = SharedResources(self.local, self._sharing)
         self._clean()
 
     @classmethod
@@ -434,6 +436,7 @@ class OliveCache:
         """Use the shared cache no more."""
         self.enable_shared_cache = False
         held, self.shared_cache, self._sharing = self.shared_cache, None, None
+        self.resources.shared = None
         if held is not None:
             held.close()
 
