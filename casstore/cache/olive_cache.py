@@ -401,11 +401,14 @@ class OliveCache:
         return self.get_run_path(model_id) / "model.json"
 
     def get_model_cache_path(self, model_id: str) -> Path:
-        """Return the folder that a pass writes its output to; it is made, and stays until the cache is closed."""
+        """Return the folder that a pass writes its output to; it is made, and stays until the cache is closed.
+
+        Another process that makes the same model at the same time writes to another folder.
+        """
         path = self.get_run_path(model_id) / "models"
-        path.mkdir(parents=True, exist_ok=True)
         with self._attempt(f"keep {path} in use"):
-            self.placements.use(self.dirs.run(model_id))
+            path = self.placements.working_folder(model_id) / "models"
+        path.mkdir(parents=True, exist_ok=True)
         return path
 
     def get_resource_cache_path(self) -> Path:
