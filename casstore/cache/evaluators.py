@@ -12,7 +12,7 @@ from casstore.cache.values import by_content, plain
 from casstore.digest import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _NAME_DIGITS = 32
 
@@ -29,7 +29,7 @@ def evaluating(evaluator: object) -> Iterator[None]:
         _current.reset(token)
 
 
-def name_of(evaluator: object, content_id: Callable[[str], str]) -> str:
+def name_of(evaluator: object, content_id: Callable[[str | Mapping[str, str]], str]) -> str:
     """Return the name of an evaluator config, None for the current one; "" for none.
 
     Files that it names count by what they hold, as `content_id` says, so that it is the same elsewhere.

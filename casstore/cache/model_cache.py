@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,12 +95,35 @@ class ModelCacheManager:
             placement = self._placements.checkout(content)
         return placement
 
-    def materialise(self, record: Record) -> dict[str, Any]:
-        """Write the files of a model into the checkout area; return its config with paths there."""
+    def restore(self, name: str, source: Store) -> dict[str, Any] | None:
+        """Take a model from another store and add it anew, whatever this one holds of it; None if there is none.
+
+        For a model that is damaged here: what is set apart is not relied on, so the store is whole again.
+        """
+        record = source.record(model_ref(name))
+        if record is None or record.target is None:
+            return None
+        config = self.materialise(record, ModelFileTransfer(source))
+        self._transfer.upload_model(
+            collect(config), model_ref(name), base=self._ref_of(record.base), metadata=dict(record.metadata)
+        )
+        return config
+
+    def _ref_of(self, model_id: bytes | None) -> str | None:
+        """Return a ref that names this model, None if none does here."""
+        with contextlib.suppress(RefNotFound):
+            return self._store.resolve(model_id.hex()).ref if model_id is not None else None
+        return None
+
+    def materialise(self, record: Record, transfer: ModelFileTransfer | None = None) -> dict[str, Any]:
+        """Write the files of a model into the checkout area; return its config with paths there.
+
+        They come from this store, or from that of `transfer`.
+        """
         assert record.target is not None
         content = record.target.hex()
         made = self._placements.scratch()
-        document = self._transfer.download_model(record, made / "files")
+        document = (transfer or self._transfer).download_model(record, made / "files")
         files = self._placements.finish_checkout(made, content)
         placement = Placement(content, _at(document, files), identities({"files": str(files)}))
         self._placements.keep_checkout(content, placement)

@@ -28,6 +28,7 @@ from casstore.cache.resources import Resources
 from casstore.cache.run_cache import RunCacheManager, evaluation_ref, new_run, run_json, run_ref
 from casstore.cache.saving import save_model
 from casstore.cache.shared_cache import SharedCache, replace_config
+from casstore.cache.shared_resources import SharedResources
 from casstore.cache.sharing import Sharing
 from casstore.cache.values import plain
 from casstore.cache.views import is_foreign, read_json, write_json, write_view
@@ -92,6 +93,7 @@ class OliveCache:
                 url, readonly=not self.update_shared_cache, **self.config.storage_options
             )
             self._sharing = Sharing(self.shared_cache, self.local, update=self.update_shared_cache)
+            self.resources.shared = SharedResources(self.local, self._sharing)
         self._clean()
 
     @classmethod
@@ -399,11 +401,14 @@ class OliveCache:
         return self.get_run_path(model_id) / "model.json"
 
     def get_model_cache_path(self, model_id: str) -> Path:
-        """Return the folder that a pass writes its output to; it is made, and stays until the cache is closed."""
+        """Return the folder that a pass writes its output to; it is made, and stays until the cache is closed.
+
+        Another process that makes the same model at the same time writes to another folder.
+        """
         path = self.get_run_path(model_id) / "models"
-        path.mkdir(parents=True, exist_ok=True)
         with self._attempt(f"keep {path} in use"):
-            self.placements.use(self.dirs.run(model_id))
+            path = self.placements.working_folder(model_id) / "models"
+        path.mkdir(parents=True, exist_ok=True)
         return path
 
     def get_resource_cache_path(self) -> Path:
@@ -434,6 +439,7 @@ class OliveCache:
         """Use the shared cache no more."""
         self.enable_shared_cache = False
         held, self.shared_cache, self._sharing = self.shared_cache, None, None
+        self.resources.shared = None
         if held is not None:
             held.close()
 
@@ -546,6 +552,7 @@ class OliveCache:
             if self.shared_cache is None:
                 raise
             self._note(f"read the model {model_id} from {self.dirs.store}", error)
+            config = self.models.restore(model_id, self.shared_cache.remote)
         if config is None and self.shared_cache is not None and self.shared_cache.exists(model_ref(model_id)):
             self.shared_cache.retrieve(self.local, [model_ref(model_id)])
             config = self.models.load_model(model_id)

@@ -88,13 +88,16 @@ class Placements:
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
         self._mine: set[str] = set()
+        self._working: dict[str, Path] = {}
         self._own_list: int | None = None
+        self._own_path: Path | None = None
         self._estimate: int | None = None
 
     def close(self) -> None:
         """Give up every use; what was used may be deleted from now on, by the bound."""
         with self._lock:
             self._mine.clear()
+            self._working.clear()
             held, self._own_list = self._own_list, None
             if held is not None:
                 os.close(held)  # The lock goes with it, which tells other processes that nothing is used.
@@ -118,14 +121,25 @@ class Placements:
         place.mkdir(parents=True)
         return place
 
+    def working_folder(self, model_id: str) -> Path:
+        """Return the folder that a run of this process may write to, and keep it until `close`.
+
+        It is the run's own, unless another process uses that one: two that write the same files would leave
+        a mixture of both.
+        """
+        with self._listed():
+            folder = self._working.get(model_id)
+            if folder is None:
+                folder = self._directories.run(model_id)
+                if str(folder) in self._used_elsewhere():
+                    folder = folder.with_name(f"{folder.name}~{uuid.uuid4().hex}")
+                self._working[model_id] = folder
+            self._claim(folder)
+        return folder
+
     def keep_working(self, model_id: str, placement: Placement) -> None:
         """Note that a run's working folder holds a cached model, in use by this process."""
-        self._note(self._directories.run(model_id), placement)
-
-    def use(self, folder: Path) -> None:
-        """Keep everything in `folder` until `close`, whatever the bound."""
-        with self._listed():
-            self._claim(folder)
+        self._note(self._working.get(model_id) or self._directories.run(model_id), placement)
 
     def finish_checkout(self, made: Path, content: str) -> Path:
         """Give a checkout that is whole its final place, in use by this process; return where its files are.
@@ -238,18 +252,23 @@ class Placements:
         if name in self._mine:
             return
         if self._own_list is None:
-            path = self._directories.locks / f"{os.getpid()}-{uuid.uuid4().hex}.uses"
+            self._own_path = self._directories.locks / f"{os.getpid()}-{uuid.uuid4().hex}.uses"
             self._own_list = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
+                self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
             )
             fcntl.flock(self._own_list, fcntl.LOCK_EX)
         os.write(self._own_list, name.encode() + b"\n")
         self._mine.add(name)
 
     def _used(self) -> set[str]:
-        """Return every folder that a live process uses; lists of processes that ended are removed."""
-        used = set(self._mine)
+        return self._mine | self._used_elsewhere()
+
+    def _used_elsewhere(self) -> set[str]:
+        """Return every folder that another live process uses; lists of processes that ended are removed."""
+        used: set[str] = set()
         for path in self._directories.locks.glob("*.uses"):
+            if path == self._own_path:
+                continue
             with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

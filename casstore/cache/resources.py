@@ -1,4 +1,4 @@
-"""Resources that a workflow names and that lie elsewhere: downloaded once, kept in the store, shared.
+"""Resources that a workflow names and that lie elsewhere: downloaded once, and shared.
 
 A resource is any object with `is_local_resource_or_string_name()`, `get_path()`, `to_json()` and
 `save_to_dir(folder)`, as Olive's resource paths have.
@@ -18,6 +18,8 @@ from casstore.digest import digest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from casstore.cache.shared_resources import SharedResources
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,19 @@ class LocalResource:
 
 
 class Resources:
-    """The downloaded resources in one folder. `make` turns a local path into what callers expect."""
+    """The downloaded resources in one folder. `make` turns a local path into what callers expect.
 
-    def __init__(self, folder: Path, *, make: Callable[[str], Any] = LocalResource) -> None:
+    `shared` is asked first, and told of what was downloaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        make: Callable[[str], Any] = LocalResource,
+        shared: SharedResources | None = None,
+    ) -> None:
+        self.shared = shared
         self._folder = folder
         self._make = make
 
@@ -84,7 +96,10 @@ class Resources:
         making = self._folder / f"making-{uuid.uuid4().hex}"
         making.mkdir(parents=True)
         try:
-            saved = os.path.relpath(resource.save_to_dir(str(making)), making)
+            saved = self.shared.fetch(name, str(making)) if self.shared is not None else None
+            fetched = saved is not None
+            if saved is None:
+                saved = os.path.relpath(resource.save_to_dir(str(making)), making)
             shutil.rmtree(place, ignore_errors=True)  # What no note names was never finished (invariant 4).
             os.rename(making, place)  # Under its name only when whole (invariant 4).
         except BaseException:
@@ -95,6 +110,8 @@ class Resources:
         temporary = note.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(json.dumps({"source": source, "dest": path}, indent=4, default=str))
         os.replace(temporary, note)  # Behind the files, so that a note is never ahead of them (invariant 3).
+        if self.shared is not None and not fetched:
+            self.shared.keep(name, str(place), saved)
         return self._make(path)
 
 

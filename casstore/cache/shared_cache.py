@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import collect
 from casstore.cache.model_cache import model_ref
-from casstore.cache.run_cache import RunCacheManager, new_run, run_json
+from casstore.cache.run_cache import RunCacheManager, new_run, run_json, run_ref
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import RefNotFound
 from casstore.ops.sync import execute, plan_sync
@@ -69,13 +69,21 @@ class SharedCache:
         if held is not None:
             held.close()
 
-    def store(self, source: Store, refs: Sequence[str], *, callback: Callback | None = None) -> SyncReport:
-        """Copy refs, and what the shared store lacks of their objects, from `source`."""
-        return execute(plan_sync(source, self.remote, refs), callback=callback)
+    def store(
+        self, source: Store, refs: Sequence[str], *, overwrite: bool = False, callback: Callback | None = None
+    ) -> SyncReport:
+        """Copy refs, and what the shared store lacks of their objects, from `source`.
 
-    def retrieve(self, dest: Store, refs: Sequence[str], *, callback: Callback | None = None) -> SyncReport:
-        """Copy refs, and what `dest` lacks of their objects, from the shared store."""
-        return execute(plan_sync(self.remote, dest, refs), callback=callback)
+        A ref that has another value there, unseen by `source`, is left alone: with `overwrite`, it gets ours
+        on top, and both are kept.
+        """
+        return execute(plan_sync(source, self.remote, refs, overwrite=overwrite), callback=callback)
+
+    def retrieve(
+        self, dest: Store, refs: Sequence[str], *, overwrite: bool = False, callback: Callback | None = None
+    ) -> SyncReport:
+        """Copy refs, and what `dest` lacks of their objects, from the shared store; `overwrite` as for `store`."""
+        return execute(plan_sync(self.remote, dest, refs, overwrite=overwrite), callback=callback)
 
     def record(self, ref: str) -> Record | None:
         """Return the current record of one ref, None if there is none."""
@@ -154,8 +162,14 @@ class SharedCache:
         self._transfer().upload_model_files(model_path, ref if ref.startswith("models/") else f"models/{ref}")
 
     def exist_in_shared_cache(self, name: str) -> bool:
-        """Say whether a model, or a ref, is there by this exact name."""
-        return self.exists(name if "/" in name else model_ref(name))
+        """Say whether a model, or a ref, is there by this exact name.
+
+        `<id>/model.json` and `<id>/run.json` mean a model and a run, as they do to Olive's callers.
+        """
+        first, slash, rest = name.partition("/")
+        if not slash or rest == "model.json":
+            return self.exists(model_ref(first))
+        return self.exists(run_ref(first) if rest == "run.json" else name)
 
     def _transfer(self) -> ModelFileTransfer:
         return ModelFileTransfer(self.remote)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from casstore.cache.model_cache import model_ref
 from casstore.cache.run_cache import run_ref
 from casstore.cache.transfer import ModelFileTransfer
-from casstore.errors import CasstoreError
+from casstore.errors import CasstoreError, IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,11 +38,38 @@ class Sharing:
         self._local = local
         self._update = update
         self._retry_at = 0.0
+        self._owed: dict[str, None] = {}
 
     def push(self, refs: Sequence[str]) -> None:
-        """Copy refs to the shared cache, and what it lacks of their objects."""
-        if self._update:
-            self._attempt(f"take {', '.join(refs)}", lambda: self.shared.store(self._local, refs))
+        """Copy refs to the shared cache, and what it lacks of their objects.
+
+        Another result that is there under the same name is kept beside ours, with a warning: the newest one
+        counts. What could not be copied is tried again behind the next push that works.
+        """
+        if not self._update:
+            return
+        if not self._give(refs):
+            self._owed.update(dict.fromkeys(refs))
+            return
+        for ref in list(self._owed):
+            # A ref may have been deleted since; one that cannot be copied is not tried for ever.
+            self._owed.pop(ref, None)
+            if self._local.record(ref) is not None and not self._give([ref]):
+                break
+
+    def _give(self, refs: Sequence[str]) -> bool:
+        def copy() -> bool:
+            differing = self.shared.store(self._local, refs).conflicts
+            for item in differing:
+                _log.warning(
+                    "%s of %s is %s there and %s here. Both are kept, the one from here counts.",
+                    item.name, self.shared.url, item.dst_target[:16] or "something else", item.src_target[:16],
+                )  # fmt: skip
+            if differing:
+                self.shared.store(self._local, [item.name for item in differing], overwrite=True)
+            return True
+
+        return bool(self._attempt(f"take {', '.join(refs)}", copy))
 
     def pull(self, ref: str) -> bool:
         """Copy a ref from the shared cache, and what is lacking here of its objects; say whether it is there."""
@@ -50,7 +77,8 @@ class Sharing:
         def take() -> bool:
             if not self.shared.exists(ref):
                 return False
-            self.shared.retrieve(self._local, [ref])
+            # Asked for only where what is here under this name is no answer.
+            self.shared.retrieve(self._local, [ref], overwrite=True)
             return True
 
         return bool(self._attempt(f"give {ref}", take))
@@ -89,6 +117,10 @@ class Sharing:
             return None
         try:
             return action()
+        except IntegrityError as error:
+            # Invariant 11: damage to one thing, there or here, says nothing about everything else.
+            _log.error("%s could not %s, for it is damaged: %s", self.shared.url, doing, error)  # for people
+            return None
         except (CasstoreError, OSError) as error:
             # Invariant 11: only the pipeline's cache may do this; the failure is logged, never silent.
             self._retry_at = time.monotonic() + PAUSE_SECONDS

@@ -47,43 +47,68 @@ class _Walk:
                 f"{self._what} is nested deeper than {MAX_DEPTH}, or contains itself, at {_name(place)}."
             )
         if value is None or isinstance(value, (bool, str)) or type(value) is int:
-            return _plain_text(value) if isinstance(value, str) else value
+            return self._text(value, place) if isinstance(value, str) else value
         if isinstance(value, float):
             # Every NaN is the same one, so that a key does not depend on which operation made it.
             return math.nan if math.isnan(value) else float(value)
         if isinstance(value, enum.Enum):
             return self.take(value.value, place)
         if isinstance(value, os.PathLike):
-            return os.fspath(value)
+            return self.take(os.fspath(value), place)
         if isinstance(value, Mapping):
-            return {self._key(key, place): self.take(item, (*place, str(key))) for key, item in value.items()}
+            return self._map(value, place)
         if isinstance(value, AbstractSet):
             return sorted((self.take(item, (*place, "…")) for item in value), key=repr)
         if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
             return [self.take(item, (*place, str(at))) for at, item in enumerate(value)]
         return self._other(value, place)
 
+    def _map(self, value: Mapping[Any, Any], place: tuple[str, ...]) -> dict[str, Any]:
+        taken: dict[str, Any] = {}
+        for key, item in value.items():
+            name = self._key(key, place)
+            if name in taken:
+                raise ConfigError(
+                    f"{self._what} has two keys at {_name(place)} that are both written {name!r}."
+                )
+            taken[name] = self.take(item, (*place, name))
+        return taken
+
     def _key(self, key: Any, place: tuple[str, ...]) -> str:
         if isinstance(key, enum.Enum):
             key = key.value
         if not isinstance(key, (str, int, float, bool)) and key is not None:
-            raise ConfigError(f"{self._what} has a key that is no text at {_name(place)}: {key!r}.")
-        return str(key)
+            raise ConfigError(f"{self._what} has a key that is no text at {_name(place)}: {key!r:.200}.")
+        return self._text(str(key), place)
+
+    def _text(self, value: str, place: tuple[str, ...]) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # Invariant 3: what has no bytes cannot be in a record; a file name that is no UTF-8 is like this.
+            raise ConfigError(
+                f"{self._what} has text at {_name(place)} that is not valid Unicode."
+            ) from error
+        # A subclass of str (an enumeration of words, say) is the word.
+        return value if type(value) is str else str.__str__(value)
 
     def _other(self, value: Any, place: tuple[str, ...]) -> Any:
-        for method in ("to_json", "model_dump", "item", "tolist"):
+        for method in ("to_json", "model_dump", "tolist", "item"):
             convert = getattr(value, method, None)
             if callable(convert) and not isinstance(value, type):
-                return self.take(convert(), (*place, "()"))
+                try:
+                    converted = convert()
+                except Exception as error:
+                    # Invariant 11: whatever an object of the pipeline's raises, it only has no plain form.
+                    raise ConfigError(
+                        f"{self._what} holds a {type(value).__name__} at {_name(place)}, whose {method}() failed: "
+                        f"{error!r:.200}."
+                    ) from error
+                return self.take(converted, (*place, "()"))
         raise ConfigError(
             f"{self._what} holds a {type(value).__name__} at {_name(place)}, which has no plain form. "
             "Give text, numbers, lists or maps."
         )
-
-
-def _plain_text(value: str) -> str:
-    # A subclass of str (an enumeration of words, say) is the word.
-    return value if type(value) is str else str.__str__(value)
 
 
 def _name(place: tuple[str, ...]) -> str:
@@ -91,16 +116,19 @@ def _name(place: tuple[str, ...]) -> str:
     return ".".join(shown) + (".…" if len(place) > len(shown) else "") if place else "its top"
 
 
-def by_content(settings: Any, content_id: Callable[[str], str], name: str = "") -> Any:
+def by_content(settings: Any, content_id: Callable[[str | Mapping[str, str]], str], name: str = "") -> Any:
     """Replace plain settings that name files or folders by what these hold, as `content_id` says.
 
     Those are absolute paths, and settings whose name ends in path, file, dir, folder or script, that exist.
+    What a file is called says nothing, but for its suffix, by which many readers choose a format.
     """
     if isinstance(settings, dict):
         return {key: by_content(item, content_id, key) for key, item in settings.items()}
     if isinstance(settings, list):
         return [by_content(item, content_id, name) for item in settings]
     if isinstance(settings, str) and _names_file(name, settings):
+        if os.path.isfile(settings):
+            return {"content": content_id({f"file{os.path.splitext(settings)[1]}": settings})}
         return {"content": content_id(settings)}
     return settings
 

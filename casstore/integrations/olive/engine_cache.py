@@ -40,7 +40,9 @@ class EngineCache(OliveCache):
             CacheConfig(**{**stated, "environment": {**_versions(), **dict(config.environment)}})
         )
         self.resources = Resources(
-            self.dirs.resources, make=_module("olive.resource_path").create_resource_path
+            self.dirs.resources,
+            make=_module("olive.resource_path").create_resource_path,
+            shared=self.resources.shared,
         )
         self._lazy: dict[str, str] = {}
 
