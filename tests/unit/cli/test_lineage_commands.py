@@ -102,6 +102,22 @@ class TestLog:
         _, error = run("log", "nothing", "--store", place, code=1)
         assert error.startswith("casstore: ")
 
+    def test_of_a_model_whose_pass_failed(self, place, tmp_path):
+        """Every pass that failed keeps the same model; only the one that is asked for is told of."""
+        with Store.open(place) as store:
+            (tmp_path / "failure").write_text("{}")
+            source = store.record("models/int4").target
+            for name in ("one-failed", "two-failed"):
+                target = store.add(tmp_path / "failure", ref=f"models/{name}").model_id
+                put_run(store, name, "prune", source, bytes.fromhex(target), status=RunStatus.FAILED)
+        names = run("log", "one-failed", "-q", "--store", place)[0].splitlines()
+        assert names == ["models/one-failed", "models/int4", "models/converted", "models/input"]
+        lines = run("log", "one-failed", "--graph", "--store", place)[0].splitlines()
+        assert lines[-1] == "x runs/one-failed"
+        assert [line.split("  ")[0] for line in lines if line.startswith("*")] == [
+            "* models/input", "* models/converted", "* models/int4",
+        ]  # fmt: skip
+
     def test_json(self, place):
         found = run_json("log", "int8", "--store", place)
         assert [item["ref"] for item in found] == ["models/int8", "models/converted", "models/input"]
@@ -160,7 +176,7 @@ class TestLog:
                 facts = {"input": one.hex(), "output": other.hex(), "status": "done"}
                 store._refs.put(store._refs.draft(f"runs/c{at}", target=one, inline=b"", metadata=facts))
             graph = read_graph(store)
-        lines = list(draw(graph, graph.links, list(graph.nodes)))
+        lines = list(draw(graph, graph.links, graph.model_ids()))
         assert len(lines) == 2 * len(ids) - 1
         assert max(map(len, lines)) < 80
 
