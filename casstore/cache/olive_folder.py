@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from casstore.cache.config import RESERVED_NAMES
 from casstore.digest import is_hex
 from casstore.errors import ConfigError
+from casstore.format import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +118,7 @@ def read_json(path: str) -> dict[str, Any]:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON:
                 raise ConfigError(f"{path} is not a file of at most {MAX_JSON >> 20} MiB.")
-            value = json.loads(file.read(MAX_JSON))
+            value = json.loads(file.read(MAX_JSON).decode())
     except OSError as error:
         # Invariant 8: what cannot be read is reported, never taken for empty.
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -125,6 +126,10 @@ def read_json(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid JSON: {error}.") from error  # Invariant 8, as above.
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no JSON object.")
+    try:
+        canonical.encode(value)
+    except ConfigError as error:
+        raise ConfigError(f"{path} holds what cannot be kept: {error}") from error  # Invariant 8, as above.
     return value
 
 

@@ -115,6 +115,6 @@ def _label(graph: LineageGraph, key: str) -> str:
         return f"o {name} (not in the store)"
     if kind == "run" and name:
         return f"x runs/{name}"
-    node = graph.nodes[key]
+    node = graph.node(key)
     shown = ", ".join(node.refs[:_SHOWN_REFS]) + (", …" if len(node.refs) > _SHOWN_REFS else "")
     return f"* {shown or '(no longer kept)'}  {short_id(key)}"

@@ -40,15 +40,14 @@ def run(
 
         with out.open(readonly=True) as opened:
             found = read_graph(opened)
-            models, links, ref = list(found.nodes), found.links, ""
+            models, links, ref = set(found.model_ids()), found.links, ""
             if ref_or_id is not None:
                 about = lineage(opened, ref_or_id, graph=found)
                 ref = opened.resolve(ref_or_id).ref
-                models = [node.model_id for node in (about.model, *about.ancestors)]
-                inside = set(models)
-                links = [link for link in about.links if link.output in inside or f"models/{link.run}" == ref]
+                models = {node.model_id for node in (about.model, *about.ancestors)}
+                links = [link for link in about.links if link.output in models or f"models/{link.run}" == ref]
         if graph:
-            _graph(out, found, links, models)
+            _graph(out, found, links, [model_id for model_id in found.model_ids() if model_id in models])
         else:
             _list(out, found, found.log(models if ref else None, ref=ref)[:limit])
 
@@ -58,10 +57,10 @@ def _graph(out: "Session", found: "LineageGraph", links: "list[Link]", models: l
     from casstore.cli.lineage import link_as_json, node_as_json  # noqa: PLC0415 - as above
 
     if out.as_json:
-        nodes = [node_as_json(found.nodes[model_id]) for model_id in models if model_id in found.nodes]
+        nodes = [node_as_json(found.node(model_id)) for model_id in models]
         out.print_json({"models": nodes, "links": [link_as_json(link) for link in links]})
         return
-    for line in draw(found, links, [model_id for model_id in models if model_id in found.nodes]):
+    for line in draw(found, links, models):
         out.print_line(line)
 
 

@@ -41,13 +41,14 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """List runs, newest first. `casstore show runs/NAME` shows one."""
-    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        from casstore.cache.run_cache import RunCacheManager  # noqa: PLC0415 - see cli/__init__.py
-        from casstore.format.run import RunStatus  # noqa: PLC0415 - as above
+    from casstore.format.run import RunStatus  # noqa: PLC0415 - see cli/__init__.py
 
-        known = [item.value for item in RunStatus]
-        if status is not None and status not in known:
-            raise typer.BadParameter(f"{status!r} is none of {', '.join(known)}.", param_hint="--status")
+    known = [item.value for item in RunStatus]
+    if status is not None and status not in known:
+        raise typer.BadParameter(f"{status!r} is none of {', '.join(known)}.", param_hint="--status")
+    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
+        from casstore.cache.run_cache import RunCacheManager  # noqa: PLC0415 - as above
+
         with out.open(readonly=True) as opened:
             source, name = _model(opened, input_model)
             made, unknown = _model(opened, output_model)

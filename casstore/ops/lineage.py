@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from casstore.digest import is_hex
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 _RUNS, _MODELS = "runs/", "models/"
+_FAILED = RunStatus.FAILED.value
+_ORDER = attrgetter("time", "run", "input", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ class LogEntry:
 class LineageGraph:
     """The lineage of everything in a store, as it was when it was read."""
 
-    nodes: dict[str, ModelNode]
+    named: dict[str, list[RefRow]] = field(default_factory=dict)
+    """The refs that name each model, by its id."""
     made_by: dict[str, list[Link]] = field(default_factory=dict)
     """By the output's id, oldest first."""
     used_by: dict[str, list[Link]] = field(default_factory=dict)
@@ -117,7 +121,20 @@ class LineageGraph:
     runs: dict[str, Link] = field(default_factory=dict)
     """By the run's name."""
     rows: list[RefRow] = field(default_factory=list)
+    """The refs below `models/`, oldest first."""
     evaluations: dict[str, list[RefRow]] = field(default_factory=dict)
+    """By the id of the model that was measured."""
+
+    def model_ids(self) -> list[str]:
+        """Return the ids of all models that refs name or runs tell of."""
+        return list({**self.named, **self.made_by, **self.used_by})
+
+    def node(self, model_id: str) -> ModelNode:
+        """Return what is known of a model. Raises KeyError for one that nothing here tells of."""
+        rows, made = self.named.get(model_id, []), self.made_by.get(model_id, [])
+        told = [row.time for row in rows] or [link.time for link in made or self.used_by[model_id]]
+        runs = tuple(link.run for link in made if link.run)
+        return ModelNode(model_id, tuple(sorted(row.name for row in rows)), min(told), runs)
 
     def ancestors(self, model_id: str, *, start: Iterable[Link] = ()) -> list[ModelNode]:
         """Return every model that this one was made from, nearest first; itself never, even in a cycle.
@@ -171,7 +188,7 @@ class LineageGraph:
             if node in seen:
                 continue
             seen.add(node)
-            found.append(self.nodes[node])
+            found.append(self.node(node))
             waiting.extend(step(node))
         return found
 
@@ -195,7 +212,11 @@ def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) 
     resolved = store.resolve(ref_or_id)
     graph = graph or read_graph(store)
     own = resolved.model_id
-    node = graph.nodes.get(own) or ModelNode(own, (resolved.ref,), resolved.record.time, ())
+    try:
+        node = graph.node(own)
+    except KeyError:
+        # What a failed run keeps, or what was added since the graph was read.
+        node = ModelNode(own, (resolved.ref,), resolved.record.time, ())
     start: list[Link] = []
     if resolved.ref.startswith(_MODELS):
         # The model of a run that failed is nobody's output, yet it has a run and an input.
@@ -214,7 +235,7 @@ def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) 
         model=node,
         ancestors=tuple(above),
         descendants=tuple(below),
-        links=tuple(sorted(links.values(), key=_order)),
+        links=tuple(sorted(links.values(), key=_ORDER)),
         evaluations=tuple(_evaluations(store, rows.values())),
     )
 
@@ -225,18 +246,17 @@ def read_graph(store: Store) -> LineageGraph:
     links = [_link_of(row) for row in rows if row.name.startswith(_RUNS)]
     known = {(link.input, link.output) for link in links if link.output}
     failed = {f"{_MODELS}{link.run}" for link in links if not link.output}
-    refs: dict[str, list[RefRow]] = {}
+    graph = LineageGraph(links=links, rows=[row for row in rows if row.name.startswith(_MODELS)])
     for row in rows:
         if not names_model(row.name) or row.name in failed:
             continue
         output = row.target.hex()
-        refs.setdefault(output, []).append(row)
+        graph.named.setdefault(output, []).append(row)
         pair = (row.base.hex() if row.base else "", output)
         if pair[0] and pair not in known:
             known.add(pair)
             links.append(Link(*pair, time=row.time))
-    links.sort(key=_order)
-    graph = LineageGraph({}, links=links, rows=[row for row in rows if row.name.startswith(_MODELS)])
+    links.sort(key=_ORDER)
     for link in links:
         if link.run:
             graph.runs[link.run] = link
@@ -244,15 +264,6 @@ def read_graph(store: Store) -> LineageGraph:
             graph.made_by.setdefault(link.output, []).append(link)
         if link.input:
             graph.used_by.setdefault(link.input, []).append(link)
-    for model_id in {*refs, *graph.made_by, *graph.used_by}:
-        named, made = refs.get(model_id, []), graph.made_by.get(model_id, [])
-        told = [row.time for row in named] or [link.time for link in made or graph.used_by[model_id]]
-        graph.nodes[model_id] = ModelNode(
-            model_id,
-            tuple(sorted(row.name for row in named)),
-            min(told),
-            tuple(link.run for link in made if link.run),
-        )
     by_name = {row.name: row.target.hex() for row in graph.rows}
     for row in rows:
         if row.name.startswith("evaluations/"):
@@ -263,30 +274,20 @@ def read_graph(store: Store) -> LineageGraph:
 
 def _link_of(row: RefRow) -> Link:
     facts = row.metadata
-
-    def text(name: str) -> str:
-        value = facts.get(name)
-        return value if isinstance(value, str) else ""
-
-    def number(name: str, default: int) -> int:
-        value = facts.get(name)
-        return value if type(value) is int and value > 0 else default
-
-    def model(name: str) -> str:
-        return text(name) if is_hex(text(name)) else ""
-
-    status = text("status")
+    texts = {name: value for name, value in facts.items() if type(value) is str}
+    source, made, status = texts.get("input", ""), texts.get("output", ""), texts.get("status", "")
+    started, duration = facts.get("started"), facts.get("duration")
     return Link(
-        input=model("input"),
-        output="" if status == RunStatus.FAILED.value else model("output"),
-        run=row.name.removeprefix(_RUNS),
-        pass_name=text("pass"),
+        input=source if is_hex(source) else "",
+        output=made if status != _FAILED and is_hex(made) else "",
+        run=row.name[len(_RUNS) :],
+        pass_name=texts.get("pass", ""),
         status=status,
-        input_name=text("input_name"),
-        workflow=text("workflow"),
-        alias=text("alias"),
-        time=number("started", row.time),
-        duration=number("duration", 0),
+        input_name=texts.get("input_name", ""),
+        workflow=texts.get("workflow", ""),
+        alias=texts.get("alias", ""),
+        time=started if type(started) is int and started > 0 else row.time,
+        duration=duration if type(duration) is int and duration > 0 else 0,
     )
 
 
@@ -314,7 +315,3 @@ def _evaluations(store: Store, rows: Iterable[RefRow]) -> Iterator[ModelEvaluati
             time=record.time,
             result=found.result,
         )
-
-
-def _order(link: Link) -> tuple[int, str, str, str]:
-    return (link.time, link.run, link.input, link.output)
