@@ -40,7 +40,8 @@ class _Walk:
 
     def take(self, value: Any, place: tuple[str, ...]) -> Any:
         self._left -= 1
-        if self._left < 0:
+        # A container is refused before it is walked.
+        if self._left < (len(value) if isinstance(value, (list, tuple, dict, set)) else 0):
             raise ConfigError(f"{self._what} holds more than {MAX_ITEMS} values.")
         if len(place) > MAX_DEPTH:
             raise ConfigError(

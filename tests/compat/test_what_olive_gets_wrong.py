@@ -261,7 +261,7 @@ def test_an_upload_that_fails_anywhere_leaves_no_half_model_and_the_next_one_men
     run_pass(cache, seed=1)
     operations = counted.calls
     assert len(operations) > 10
-    for at in range(len(operations)):
+    for at in range(0, len(operations), 2):
         machines.shared = f"memory://{tmp_path}/{at}"
         here = machines.open(f"here-{at}")
         faulty(here).fail_at(at, BackendError(f"the block {at} was refused"))
