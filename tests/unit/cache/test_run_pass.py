@@ -1,0 +1,142 @@
+"""A pipeline of one's own: a pass runs once for each content, config and version, on every machine."""
+
+import logging
+
+import pytest
+
+from casstore import CacheConfig, ConfigError, OliveCache
+
+
+class Halving:
+    """A pass that counts how often it ran."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def __call__(self, model, output, keep=0.5):
+        self.runs += 1
+        data = model.read_bytes() if model.is_file() else (model / "model.bin").read_bytes()
+        (output / "model.bin").write_bytes(data[: int(len(data) * keep)])
+
+
+@pytest.fixture
+def halve():
+    return Halving()
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(range(256)) * 1000)
+    return path
+
+
+def read(folder):
+    return (folder / "model.bin").read_bytes()
+
+
+def test_it_runs_once_for_each_content_config_and_version(tmp_path, halve, model):
+    with OliveCache(tmp_path / "cache") as cache:
+        first = cache.run_pass("halve", halve, model, {"keep": 0.5}, version="1")
+        assert read(first) == model.read_bytes()[:128_000]
+        assert read(cache.run_pass("halve", halve, model, {"keep": 0.5}, version="1")) == read(first)
+        assert halve.runs == 1
+        cache.run_pass("halve", halve, model, {"keep": 0.25}, version="1")
+        cache.run_pass("halve", halve, model, {"keep": 0.5}, version="2")
+        cache.run_pass("halve", halve, model, {"keep": 0.5}, version="1", accelerator="gpu")
+        assert halve.runs == 4
+        model.write_bytes(model.read_bytes()[::-1])
+        assert read(cache.run_pass("halve", halve, model, {"keep": 0.5}, version="1")) != read(first)
+        assert halve.runs == 5
+
+
+def test_a_moved_copy_of_the_model_is_the_same_model(tmp_path, halve, model):
+    with OliveCache(tmp_path / "cache") as cache:
+        cache.run_pass("halve", halve, model)
+        (tmp_path / "elsewhere").mkdir()
+        model.rename(tmp_path / "elsewhere" / "model.bin")
+        cache.run_pass("halve", halve, tmp_path / "elsewhere" / "model.bin")
+    assert halve.runs == 1
+
+
+def test_passes_chain_and_their_lineage_is_exact(tmp_path, halve, model):
+    with OliveCache(tmp_path / "cache") as cache:
+        quarter = cache.run_pass("halve", halve, cache.run_pass("halve", halve, model))
+        assert read(quarter) == model.read_bytes()[:64_000]
+        last, first = cache.runs.list_runs(pass_name="halve")
+        assert last.input == first.output
+        assert cache.models.record(last.name).base.hex() == first.output
+    with OliveCache(tmp_path / "cache") as cache:
+        cache.run_pass("halve", halve, cache.run_pass("halve", halve, model))
+    assert halve.runs == 2
+
+
+def test_a_second_machine_gets_what_the_first_made(tmp_path, halve, model):
+    shared = f"file://{tmp_path / 'shared'}"
+    folders = []
+    for name in ("first", "second"):
+        with CacheConfig(cache_dir=[str(tmp_path / name), shared]).create_cache() as cache:
+            folders.append(cache.run_pass("halve", halve, cache.run_pass("halve", halve, model)))
+            assert not cache.problems
+    assert halve.runs == 2
+    assert read(folders[0]) == read(folders[1])
+    assert folders[1].is_relative_to(tmp_path / "second")
+
+
+def test_what_the_pass_raises_is_recorded_and_raised_and_runs_again(tmp_path, model):
+    def fail(model, output):
+        (output / "half").write_bytes(b"x")
+        raise RuntimeError("out of memory")
+
+    with OliveCache(tmp_path / "cache") as cache:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                cache.run_pass("fail", fail, model)
+        [run] = cache.runs.list_runs()
+        assert run.status == "failed"
+        assert "out of memory" in cache.runs.load_run(run.name).error
+
+
+def test_an_output_that_was_changed_by_hand_is_not_the_cached_one(tmp_path, halve, model):
+    with OliveCache(tmp_path / "cache") as cache:
+        folder = cache.run_pass("halve", halve, model)
+        made = read(folder)
+        (folder / "model.bin").write_bytes(b"changed")
+        again = cache.run_pass("halve", halve, model)
+        assert read(again) == made
+        assert halve.runs == 1
+        assert read(cache.run_pass("halve", halve, folder)) == b"cha"
+
+
+def test_a_model_that_is_not_there_is_said_so(tmp_path, halve):
+    with OliveCache(tmp_path / "cache") as cache, pytest.raises(ConfigError, match="nothing"):
+        cache.run_pass("halve", halve, tmp_path / "nothing.bin")
+
+
+def test_damage_in_the_store_is_mended_by_the_next_run(tmp_path, halve, model, caplog):
+    config = {"cache_dir": str(tmp_path / "cache"), "max_checkout_bytes": 0}
+    with OliveCache(config) as cache:
+        made = read(cache.run_pass("halve", halve, model))
+    for pack in (tmp_path / "cache" / "store" / "packs").glob("*/*"):
+        data = bytearray(pack.read_bytes())
+        data[200] ^= 1
+        pack.chmod(0o644)
+        pack.write_bytes(data)
+    with OliveCache(config) as cache, caplog.at_level(logging.ERROR):
+        assert read(cache.run_pass("halve", halve, model)) == made
+        assert halve.runs == 2
+        assert "damaged" in caplog.text
+        assert cache.problems
+    with OliveCache(config) as cache:
+        assert read(cache.run_pass("halve", halve, model)) == made
+        assert not cache.problems
+    assert halve.runs == 2
+
+
+def test_explain_names_what_differs(tmp_path, halve, model):
+    with OliveCache(tmp_path / "cache") as cache:
+        cache.run_pass("halve", halve, model, {"keep": 0.5})
+        model_id = cache.local.content_id(str(model))
+        other = cache.get_output_model_id("halve", {"keep": 0.25}, model_id, pass_version="")
+        [difference] = cache.explain(other).differences
+        assert (difference.field, difference.earlier, difference.now) == ("config.keep", 0.5, 0.25)
