@@ -90,15 +90,27 @@ class RetryingBackend(BackendWrapper):
 
     An answer that got lost is not a failure: when a repeated `put` or `create` finds its key taken, the
     bytes there are compared with its own. Local fsync and commit errors are not retryable and come through
-    at once (invariant 2).
+    at once (invariant 2). Until the storage has answered once, `opening` decides instead of `policy`: a host
+    that was never there is not waited for like one that is busy.
     """
 
-    def __init__(self, inner: Backend, policy: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, inner: Backend, policy: RetryPolicy | None = None, *, opening: RetryPolicy | None = None
+    ) -> None:
         super().__init__(inner)
         self._policy = policy if policy is not None else RetryPolicy()
+        self._opening = opening
 
     def _repeat(self, operation: Callable[[bool], _T]) -> _T:
-        return retry(operation, self._policy)
+        try:
+            result = retry(operation, self._opening or self._policy)
+        except BackendError as error:
+            # Invariant 11: it goes on to the caller; a refusal is an answer, too.
+            if not error.retryable:
+                self._opening = None
+            raise
+        self._opening = None
+        return result
 
     @property
     def creates_exclusively(self) -> bool:

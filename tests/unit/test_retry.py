@@ -79,6 +79,22 @@ def test_the_deadline_covers_the_pauses(backend, faulty, clock):
     assert 100 < sum(clock.pauses) <= 120
 
 
+def test_a_storage_that_never_answered_is_not_waited_for_like_a_busy_one(faulty, clock):
+    backend = RetryingBackend(faulty, clock.policy(), opening=clock.policy(deadline=10.0))
+    faulty.fail_next("stat", OUTAGE, times=10**6)
+    with pytest.raises(BackendUnavailable):
+        backend.stat("x")
+    assert sum(clock.pauses) <= 10
+    faulty.fail_next("stat", OUTAGE, times=1)
+    with pytest.raises(ObjectNotFound):
+        backend.stat("x")
+    clock.pauses.clear()
+    faulty.fail_next("stat", OUTAGE, times=10**6)
+    with pytest.raises(BackendUnavailable):
+        backend.stat("x")
+    assert 60 < sum(clock.pauses) <= 120
+
+
 def test_a_wish_for_a_pause_is_honoured(backend, faulty, clock):
     faulty.fail_next("stat", Throttled("slow down", retry_after=30.0))
     faulty.fail_next("stat", Throttled("slow down"))
