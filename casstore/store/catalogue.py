@@ -36,14 +36,7 @@ if TYPE_CHECKING:
 
     from casstore.format.record import Record
     from casstore.store.machine import MachineState
-    from casstore.store.ref_conditions import (
-        MAX_INTEGER,
-        conditions,
-        is_plain,
-        key_range,
-        metadata_conditions,
-    )
-from casstore.store.ref_rows import RefQuery
+    from casstore.store.ref_rows import RefQuery
 
 T = TypeVar("T")
 

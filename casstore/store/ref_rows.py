@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from casstore.format.record import Record
-
-_LONG_NUMBER = re.compile(r"[0-9]{20}")
 
 
 class RefRow(NamedTuple):
@@ -63,15 +60,13 @@ def row_of(record: Record) -> RefRow:
 def facts_of(metadata: dict[str, Any]) -> str | dict[str, Any]:
     """Return metadata as JSON if it comes back from it unchanged, in SQLite too; else as it is.
 
-    Bytes, NaN and infinities have no JSON; SQLite ends a text at NUL and rounds what exceeds 64 bits.
+    Bytes, NaN and infinities have no JSON, and SQLite ends a text at NUL.
     """
     try:
         text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError):
         return metadata  # Not an error: such rows are decoded from their records (invariant 4).
-    if "\\u0000" in text or _LONG_NUMBER.search(text):
-        return metadata
-    return text
+    return metadata if "\\u0000" in text else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,8 @@ def test_tensors_that_differ_are_refused(corpus):
 def test_refs_are_listed_found_and_added(harness):
     found = _of(_run(harness, "refs"), "refs", "50", "casstore")
     assert set(found) == {
-        "list, first time", "list", "memory of list", "find by name", "find by id", "add", "memory of add"
+        "list, first time", "list", "list, filtered", "list, newest 50", "list, as records",
+        "memory of list", "find by name", "find by id", "add", "add a run", "read a run", "memory of add",
     }  # fmt: skip
     assert all(value > 0 for name, value in found.items() if not name.startswith("memory"))
 
