@@ -186,9 +186,8 @@ class FileFinder:
         starts = [at for at in range(len(parts) - 1) if parts[at] in _ANCHORS]
         starts.sort(key=lambda at: (parts[at : at + 2] == own, at), reverse=True)
         for at in starts:
-            inner = [part for part in parts[at:] if part not in ("", ".")]
-            location = os.path.join(self.workflow.place, *inner)
-            if ".." not in inner and os.path.exists(location):
+            location = os.path.normpath(os.path.join(self.workflow.place, *filter(None, parts[at:])))
+            if os.path.exists(location):
                 self.check(location)
                 return location
         return None

@@ -7,7 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fakes.model_files import onnx_bytes
 from fakes.olive_cache import OliveCache, onnx_file
 
 from casstore import BackendError, ConfigError, Store, check
@@ -220,6 +222,18 @@ def test_paths_of_another_system_and_relative_ones_are_found(store, cache_dir, t
     assert os.path.exists(config_of(store, "models/aaaa0001", tmp_path / "out")["model_path"])
 
 
+def test_a_models_own_folder_is_looked_in_first(store, cache_dir, tmp_path):
+    """A folder that an older version left has a file of the same name."""
+    cache = OliveCache(cache_dir, made_in="/gone")
+    cache.onnx("aaaa0001", "x", seed=1)
+    older = cache.place / "models" / "model.onnx"
+    older.parent.mkdir()
+    older.write_bytes(b"something else")
+    assert adopt(store, cache_dir).problems == ()
+    config = config_of(store, "models/aaaa0001", tmp_path / "out")
+    assert Path(config["model_path"]).read_bytes() == onnx_file(1)
+
+
 def test_a_model_may_use_files_of_another_run(store, cache_dir, tmp_path):
     cache = OliveCache(cache_dir)
     cache.onnx("aaaa0001", "x", seed=1)
@@ -409,6 +423,20 @@ class TestBroken:
         cache.hf("bad00000", "cccc0001")
         (cache.place / "runs/bad00000/models/model/link").symlink_to(tmp_path / "key")
         self.expect(store, cache_dir, "runs/bad00000/model.json", str(tmp_path / "key"), "outside")
+
+    @pytest.mark.parametrize("through_a_link", [True, False])
+    def test_a_graph_outside_of_the_cache_is_not_even_opened(
+        self, store, cache, cache_dir, tmp_path, through_a_link
+    ):
+        """Who read it would find that its external data is missing, and say that instead."""
+        graph = tmp_path / "model.onnx"
+        graph.write_bytes(onnx_bytes({"w": np.zeros((64, 64), "<f4")}, external="gone.data"))
+        path = graph
+        if through_a_link:
+            path = cache.place / "runs/bad00000/models/link.onnx"
+            path.symlink_to(graph)
+        cache.model("bad00000", {"type": "onnxmodel", "config": {"model_path": str(path)}})
+        self.expect(store, cache_dir, "runs/bad00000/model.json", str(graph), "outside")
 
     def test_a_config_that_is_a_link_out_of_the_cache_is_not_read(self, store, cache, cache_dir, tmp_path):
         path = cache.place / "runs/bad00000/model.json"

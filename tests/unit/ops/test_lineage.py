@@ -205,6 +205,14 @@ def test_what_is_no_model_raises(store):
         lineage(store, "models/none")
 
 
+def test_links_are_ordered_by_when_they_happened_not_by_when_they_were_written(store):
+    for at in (3, 1, 2):
+        put_run(store, f"r{at}", source=model_id("a"), output=model_id("b"), started=at)
+    graph = read_graph(store)
+    assert [link.run for link in graph.links] == ["r1", "r2", "r3"]
+    assert graph.node(model_id("b").hex()).made_by == ("r1", "r2", "r3")
+
+
 def test_the_log_tells_every_model_and_every_run_once_newest_first(store):
     put_model(store, "one", model_id("1"))
     put_model(store, "two", model_id("2"), base=model_id("1"))
