@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend import filesystems
@@ -33,6 +36,7 @@ from casstore.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from typing_extensions import Buffer
 
@@ -46,6 +50,7 @@ Publication = Literal["put", "rename"]
 _ATOMIC_PUTS = filesystems.OBJECT_STORES | {"memory"}
 
 _TEMPORARY = ".tmp"  # hidden, hence no key
+_LISTERS = 16
 _TRUSTED = 16 << 20  # bytes: a longer read is clipped by the object's size first
 
 
@@ -214,7 +219,7 @@ class FsspecBackend(Backend):
     def _listing(self, prefix: str, *, sizes: bool = True) -> Iterator[_Listed]:
         validate_prefix(prefix)
         self._fs.invalidate_cache()
-        return self._flat(prefix, sizes=sizes) if finds_natively(self._fs) else self._walk(prefix, top=True)
+        return self._flat(prefix, sizes=sizes) if finds_natively(self._fs) else self._walk(prefix)
 
     def _flat(self, prefix: str, *, sizes: bool) -> Iterator[_Listed]:
         path = self._path(prefix).rstrip("/")
@@ -236,7 +241,31 @@ class FsspecBackend(Backend):
             if info.get("type") == "file" and is_key(key) and key.startswith(prefix):
                 yield key, info
 
-    def _walk(self, prefix: str, *, top: bool) -> Iterator[_Listed]:
+    def _walk(self, prefix: str) -> Iterator[_Listed]:
+        """List the directories below, several at once: each is a round trip, and refs have hundreds."""
+        with ThreadPoolExecutor(_LISTERS, thread_name_prefix="casstore-list") as threads:
+            yield from self._emit(prefix, self._children(prefix, top=True), threads)
+
+    def _emit(
+        self, prefix: str, children: Sequence[_Listed], threads: ThreadPoolExecutor
+    ) -> Iterator[_Listed]:
+        """Yield what lies below, in order; the threads list the next few directories meanwhile."""
+        folders = iter([name for name, _ in children if name.endswith("/")])
+        ahead: deque[Future[Sequence[_Listed]]] = deque()
+        try:
+            for name, info in children:
+                if name.endswith("/"):
+                    for folder in islice(folders, _LISTERS - len(ahead)):
+                        ahead.append(threads.submit(self._children, prefix + folder, top=False))
+                    yield from self._emit(prefix + name, ahead.popleft().result(), threads)
+                elif info["type"] == "file":
+                    yield prefix + name, info
+        finally:
+            for listing in ahead:
+                listing.cancel()
+
+    def _children(self, prefix: str, *, top: bool) -> Sequence[_Listed]:
+        """List one directory: names in the order of whole keys, those of directories with a slash."""
         # Not fs.find or fs.walk: they leave out directories that could not be read (invariant 8).
         try:
             with self._translated(self._doing("list", prefix)):
@@ -248,7 +277,7 @@ class FsspecBackend(Backend):
                     f"Cannot list {prefix} in {self.url}: the directory disappeared while it was listed."
                 ) from error
             self._require_anchor()
-            return
+            return []
         if top and not children:
             self._require_anchor()
         named = []
@@ -256,11 +285,7 @@ class FsspecBackend(Backend):
             name = info["name"].rstrip("/").rsplit("/", 1)[-1]
             if is_key(name):
                 named.append((f"{name}/" if info["type"] == "directory" else name, info))
-        for name, info in sorted(named, key=lambda pair: pair[0]):
-            if name.endswith("/"):
-                yield from self._walk(prefix + name, top=False)
-            elif info["type"] == "file":
-                yield prefix + name, info
+        return sorted(named, key=lambda pair: pair[0])
 
     # ---- writing
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +23,11 @@ from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.keys import pack_key
 from casstore.store.packs import PackWriter, encode_object, encode_objects
+from casstore.store.round_trips import ask_all, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -40,17 +42,10 @@ if TYPE_CHECKING:
     Supply = Callable[[set[bytes]], Iterator[EncodedFrames]]
     """Makes frames again, from the source, for those of the given object ids that it can."""
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 MAX_ROUNDS = 16
 """Times that packs may vanish under one publish before it gives up."""
 
 MAX_HINTS = 32
-
-_FEW_PACKS = 4
-_ASKERS = 16
-"""Threads that ask for packs, or put records, where there are many: each answer takes a round trip."""
 
 
 class Publication:
@@ -70,7 +65,7 @@ class Publication:
         self._pack_target = pack_target
         self._uploads = uploads
         self._backend = backend
-        self._is_local = backend.local_path(marks.FORMAT_KEY) is not None
+        self._is_far = is_far(backend)
         self._index = index
         self._reader = reader
         self._refs = refs
@@ -81,6 +76,8 @@ class Publication:
         self._own: set[bytes] = set()
         self._depends: dict[bytes, list[bytes]] = {}
         self._settled: set[bytes] = set()
+        self._finished: list[WrittenPack] = []
+        self._keeping: Future[None] | None = None
         self.bytes_stored = 0
         self.packs_written = 0
         self.segments_written = 0
@@ -93,6 +90,7 @@ class Publication:
             self._damaged = read_quarantine(self._backend)
             self._condemned = read_tombstones(self._backend) | self._damaged
             self._index.refresh()
+            self._keeper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="casstore-keep"))
             target = {} if self._pack_target is None else {"target": self._pack_target}
             self._writer = stack.enter_context(PackWriter(self._backend, uploads=self._uploads, **target))
             self._exit = stack.pop_all()
@@ -168,17 +166,26 @@ class Publication:
                 return conflict  # Design §9: for the caller to show; the other refs are not concerned.
             return record
 
-        results = list(map(put, drafts)) if len(drafts) == 1 else _on_threads(put, drafts)
+        results = ask_all(put, drafts)
         self._finish(supply)
         return results
 
-    def keep_finished(self) -> int:
-        """Make packs that are durable already known to everybody; return how many there were.
+    def keep_finished(self) -> None:
+        """Make packs that are durable already known to everybody, soon and beside further work.
 
         What is kept so outlives this publish, whether it commits a record or not: a later one needs only the
         rest.
         """
-        return self._cover(self._writer.take_finished())
+        self._finished += self._writer.take_finished()
+        if self._finished and (self._keeping is None or self._keeping.done()):
+            self._wait_for_keeping()
+            self._keeping = self._keeper.submit(self._cover, self._finished)
+            self._finished = []
+
+    def _wait_for_keeping(self) -> None:
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            keeping.result()
 
     def _prepare(self, supply: Supply) -> tuple[bytes, ...]:
         self._flush()
@@ -191,17 +198,21 @@ class Publication:
         self._settle()
 
     def _flush(self) -> None:
-        self._cover(self._writer.finish())
+        written = self._writer.finish()
+        self._wait_for_keeping()
+        self._cover(self._finished + written)
+        self._finished = []
 
-    def _cover(self, written: Sequence[WrittenPack]) -> int:
-        if written:
-            self._index.publish([(item.pack_id, item.footer) for item in written])
-            self.segments_written += 1
+    def _cover(self, written: Sequence[WrittenPack]) -> None:
+        """Publish a segment over new packs, and depend on them; runs beside `write` and `known`, and no check."""
+        if not written:
+            return
+        self._index.publish([(item.pack_id, item.footer) for item in written])
+        self.segments_written += 1
         for item in written:
             self._depends.setdefault(item.pack_id, []).append(b"".join(row_ids(item.footer.rows)))
             self.packs_written += 1
             self.bytes_written += item.size
-        return len(written)
 
     def _secure(self, supply: Supply) -> None:
         """Make sure that each pack depended on is there and not condemned, mending what is not."""
@@ -279,7 +290,7 @@ class Publication:
 
     def _look_ahead(self, ids: Sequence[bytes]) -> None:
         """Ask for many packs at once rather than one by one as the index meets them."""
-        if self._is_local:
+        if not self._is_far:
             return  # A local answer takes microseconds, less than looking up what to ask for.
         located = self._index.locate(ids)
         numbers = set(located.rows["pack"][located.found].tolist())
@@ -288,14 +299,13 @@ class Publication:
             for number in sorted(numbers - self._usable.keys())
             if self._index.pack_id(number) not in self._condemned
         ]
-        if len(asked) > _FEW_PACKS:
-            packs = [self._index.pack_id(number) for number in asked]
-            self._usable.update(zip(asked, self._have_packs(packs), strict=True))
+        packs = [self._index.pack_id(number) for number in asked]
+        self._usable.update(zip(asked, self._have_packs(packs), strict=True))
 
     def _have_packs(self, packs: Sequence[bytes]) -> list[bool]:
-        if len(packs) <= _FEW_PACKS or self._is_local:
-            return [self._has_pack(pack) for pack in packs]
-        return _on_threads(self._has_pack, packs)
+        if self._is_far:
+            return ask_all(self._has_pack, packs)
+        return [self._has_pack(pack) for pack in packs]
 
     def _has_pack(self, pack_id: bytes) -> bool:
         try:
@@ -303,11 +313,6 @@ class Publication:
         except ObjectNotFound:
             return False  # Invariant 5: an entry whose pack is gone does not exist.
         return True
-
-
-def _on_threads(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    with ThreadPoolExecutor(min(_ASKERS, max(1, len(items))), thread_name_prefix="casstore-ask") as threads:
-        return list(threads.map(task, items))
 
 
 def read_quarantine(backend: Backend) -> frozenset[bytes]:

@@ -15,6 +15,7 @@ from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.store.catalogue import FolderRows, Kept
+from casstore.store.round_trips import ask_all, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ _ROUNDS = 8
 
 _BATCH = 4096
 """Records after which what was read is written to the catalogue: each write costs pages of its indexes."""
+
+_READ_AHEAD = 2048
+"""Records that are in memory at once because they were read ahead."""
 
 _SEQ_DIGITS = 16
 _TAILS = (_SEQ_DIGITS, _SEQ_DIGITS + 1 + 2 * names.WRITE_ID_SIZE)  # lengths of what follows the '@'
@@ -59,6 +63,7 @@ class RefFolders:
 
     def __init__(self, backend: Backend, catalogue: Catalogue) -> None:
         self._backend = backend
+        self._is_far = is_far(backend)
         self._catalogue = catalogue
 
     def heads(self, name: str) -> list[Record]:
@@ -102,12 +107,13 @@ class RefFolders:
         None where there is no catalogue, or other processes keep changing it.
         """
         marks: dict[str, bytes] = {}
+        ahead: dict[str, Kept] = {}
 
         def changed(base: str) -> Iterator[tuple[str, Sequence[str]]]:
             known = self._catalogue.marks(base)
-            for folder, keys in self._list(base):
+            for folder, keys in self._read_ahead(self._list(base), known, ahead):
                 mark = known.pop(folder, b"")
-                if mark == self._mark_of(keys):
+                if mark == self._mark_of(keys, ahead):
                     marks[folder] = mark
                 else:
                     yield folder, keys
@@ -115,7 +121,7 @@ class RefFolders:
         for base in bases:
             if not self._catalogue.keeps:
                 return None
-            marks.update(self._bring(changed(base)))
+            marks.update(self._bring(changed(base), ahead))
         for _ in range(_ROUNDS):
             answer = ask(marks)
             if answer is None:
@@ -158,9 +164,41 @@ class RefFolders:
         if keys:
             yield folder, keys
 
-    def _bring(self, folders: Iterable[tuple[str, Sequence[str]]]) -> dict[str, bytes]:
+    def _read_ahead(
+        self,
+        listed: Iterator[tuple[str, list[str]]],
+        known: Mapping[str, bytes],
+        ahead: dict[str, Kept],
+    ) -> Iterator[tuple[str, list[str]]]:
+        """Yield the folders; from afar, read into `ahead` what their marks and rows will need, many at once."""
+        if not self._is_far:
+            yield from listed
+            return
+        last = False
+        while not last:
+            batch: list[tuple[str, list[str]]] = []
+            wanted: list[str] = []
+            while len(wanted) < _READ_AHEAD and not last:
+                folder, keys = next(listed, ("", []))
+                last = not keys
+                newest = list(chain(*newest_keys(keys)))
+                exclusive = [key for key in newest if not is_unique(key)]
+                wanted += exclusive
+                if exclusive or known.get(folder) != _mark(keys, {}):
+                    held = self._catalogue.held(folder)
+                    wanted += [key for key in newest if is_unique(key) and key not in held]
+                if keys:
+                    batch.append((folder, keys))
+            ahead.clear()
+            ahead.update((item.key, item) for item in ask_all(self._read, wanted) if item is not None)
+            yield from batch
+
+    def _bring(
+        self, folders: Iterable[tuple[str, Sequence[str]]], ahead: Mapping[str, Kept] | None = None
+    ) -> dict[str, bytes]:
         """Make the catalogue's rows of folders those of their listings; return the marks of those with any.
 
+        `ahead` are records that were read since their folder was listed.
         Where another process drops rows meanwhile, the catalogue says so when it is asked.
         """
         marks: dict[str, bytes] = {}
@@ -170,7 +208,7 @@ class RefFolders:
             def relist(folder: str = folder) -> list[str]:
                 return list(self._backend.list_keys(folder))
 
-            found = self._load(listed, relist, held=self._catalogue.held(folder))
+            found = self._load(listed, relist, held=self._catalogue.held(folder), ahead=ahead)
             rows = found.rows(folder)
             if found.keys:
                 marks[folder] = rows.mark
@@ -182,7 +220,12 @@ class RefFolders:
         return marks
 
     def _load(
-        self, keys: Sequence[str], relist: Callable[[], Sequence[str]], *, held: Collection[str]
+        self,
+        keys: Sequence[str],
+        relist: Callable[[], Sequence[str]],
+        *,
+        held: Collection[str],
+        ahead: Mapping[str, Kept] | None = None,
     ) -> _Folder:
         """Read the newest records of a listing, but for those held; none of those returned is gone."""
         read: dict[str, Kept] = {}
@@ -193,7 +236,7 @@ class RefFolders:
             for key in chain(*newest):
                 if is_unique(key) and (key in held or key in read):
                     continue
-                item = self._read(key)
+                item = (ahead or {}).get(key) or self._read(key)
                 if item is None:
                     gone.add(key)
                 else:
@@ -222,13 +265,13 @@ class RefFolders:
         except FormatError:
             return None  # Invariant 4: the store's own record decides.
 
-    def _mark_of(self, keys: Sequence[str]) -> bytes | None:
+    def _mark_of(self, keys: Sequence[str], ahead: Mapping[str, Kept]) -> bytes | None:
         """Return the mark of a listing as it is now, None if it needs another look."""
         exclusive: dict[str, bytes] = {}
         if not all(map(is_unique, keys)):
             for key in chain(*newest_keys(keys)):
                 if not is_unique(key):
-                    item = self._read(key)
+                    item = ahead.get(key) or self._read(key)
                     if item is None:
                         return None
                     exclusive[key] = item.data

@@ -13,7 +13,7 @@ from casstore.errors import ConfigError, RefConflict
 from casstore.format import names
 from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.ops.sync.frames import FrameSource
-from casstore.ops.sync.needs import is_near, split
+from casstore.ops.sync.needs import split
 from casstore.ops.sync.planning import (
     MAX_CONCURRENCY,
     RefConflictFound,
@@ -24,6 +24,7 @@ from casstore.ops.sync.planning import (
 )
 from casstore.ops.sync.standing import Standing, compare
 from casstore.store.publish import MAX_HINTS
+from casstore.store.round_trips import is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -178,9 +179,7 @@ class _Job:
         if self.bandwidth_limit is not None:
             # A pack is sent as fast as the link allows: smaller ones keep the average within a few seconds.
             target = min(target, max(_SMALLEST_PACK, int(self.bandwidth_limit * _BURST_SECONDS)))
-        if is_near(dst):
-            return dst.publication(pack_target=target)
-        return dst.publication(pack_target=target, uploads=UPLOADS)
+        return dst.publication(pack_target=target, uploads=UPLOADS if is_far(dst.backend) else None)
 
     def _draft(self, ref: RefToWrite) -> Callable[[], Record]:
         dst = self.plan.dst

@@ -8,7 +8,8 @@ from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError, MissingObject
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
-from casstore.format import marks, names
+from casstore.format import names
+from casstore.store.round_trips import is_far
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 _MANIFESTS = 1024
 _BATCH = 32 << 20
 """Plain bytes of trees and layouts that are in memory at once, unless one model has more."""
-
-
-def is_near(store: Store) -> bool:
-    """Say whether reading from this store costs no round trip."""
-    backend = store.backend
-    return backend.local_path(marks.FORMAT_KEY) is not None or backend.url.startswith("memory:")
 
 
 def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> dict[bytes, bytes]:
@@ -93,7 +88,7 @@ def _batches(src: Store, dst: Store, manifests: Sequence[ModelManifest]) -> Iter
 
 
 def _read(src: Store, dst: Store, ids: Sequence[bytes]) -> list[bytes]:
-    if is_near(src) or not is_near(dst):
+    if is_far(dst.backend) or not is_far(src.backend):
         return src.objects.read_many(ids)
     there = dst.index.locate(ids).found.tolist()
     near = [object_id for object_id, found in zip(ids, there, strict=True) if found]

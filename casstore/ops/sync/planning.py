@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,10 +10,11 @@ import numpy as np
 from casstore.errors import ConfigError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
-from casstore.ops.sync.needs import is_near, needs_of, split
+from casstore.ops.sync.needs import needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 from casstore.store.packs import PACK_TARGET
+from casstore.store.round_trips import ask_all, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,6 @@ MAX_CONCURRENCY = 8
 """Requests that are under way at once, unless the caller says otherwise."""
 
 _FEW_NAMES = 8
-_ASKERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ def plan_sync(
 
 def pack_target(dst: Store) -> int:
     """Return the size at which packs for this store are closed."""
-    return PACK_TARGET if is_near(dst) else REMOTE_PACK_TARGET
+    return REMOTE_PACK_TARGET if is_far(dst.backend) else PACK_TARGET
 
 
 def _choose(src: Store, refs: Sequence[str] | None) -> dict[str, Record]:
@@ -210,8 +209,8 @@ def conflict_of(record: Record, other: Record) -> RefConflictFound:
 
 def _records_of(store: Store, chosen: dict[str, Record]) -> dict[str, Record]:
     if len(chosen) <= _FEW_NAMES:
-        found = {name: store.record(name) for name in chosen}
-        return {name: record for name, record in found.items() if record is not None}
+        found = ask_all(store.record, list(chosen))
+        return {record.name: record for record in found if record is not None}
     namespaces = sorted({name.partition("/")[0] for name in chosen})
     if len(namespaces) == len(names.NAMESPACES):
         return store.refs()
@@ -219,13 +218,7 @@ def _records_of(store: Store, chosen: dict[str, Record]) -> dict[str, Record]:
 
 
 def _histories(src: Store, dst: Store, wanted: Sequence[str]) -> list[tuple[list[Record], list[Record]]]:
-    if not wanted:
-        return []
-    # Each is a listing: one round trip, which many wait for side by side.
-    with ThreadPoolExecutor(min(_ASKERS, 2 * len(wanted)), thread_name_prefix="casstore-ask") as threads:
-        ours = threads.map(src.history, wanted)
-        theirs = threads.map(dst.history, wanted)
-        return list(zip(ours, theirs, strict=True))
+    return ask_all(lambda name: (src.history(name), dst.history(name)), wanted)
 
 
 class _Moves(NamedTuple):

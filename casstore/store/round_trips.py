@@ -1,0 +1,30 @@
+"""Round trips: which stores are a network away, and asking such a one for many things at once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from casstore.backend.base import Backend
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ASKERS = 16
+"""Threads that wait for answers at once."""
+
+
+def is_far(backend: Backend) -> bool:
+    """Say whether each call is a round trip, rather than one of a disk or of memory."""
+    return not backend.url.startswith(("file:", "memory:"))
+
+
+def ask_all(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Call `task` for each item, several at once, and return the answers in order; raises what a call raises."""
+    if len(items) < 2:
+        return [task(item) for item in items]
+    with ThreadPoolExecutor(min(ASKERS, len(items)), thread_name_prefix="casstore-ask") as threads:
+        return list(threads.map(task, items))
