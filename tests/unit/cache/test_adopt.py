@@ -413,7 +413,7 @@ class TestBroken:
         cache.model(
             "bad00000", {"type": "hfmodel", "config": {"model_path": "org/base", setting: str(outside)}}
         )
-        self.expect(store, cache_dir, "runs/bad00000/model.json", str(outside), "outside")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", str(outside), "lies outside of this cache")
         assert b"secret" not in b"".join(
             path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()
         )
@@ -422,7 +422,7 @@ class TestBroken:
         (tmp_path / "key").write_text("secret")
         cache.hf("bad00000", "cccc0001")
         (cache.place / "runs/bad00000/models/model/link").symlink_to(tmp_path / "key")
-        self.expect(store, cache_dir, "runs/bad00000/model.json", str(tmp_path / "key"), "outside")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", str(tmp_path / "key"), "lies outside of this cache")
 
     @pytest.mark.parametrize("through_a_link", [True, False])
     def test_a_graph_outside_of_the_cache_is_not_even_opened(
@@ -436,19 +436,19 @@ class TestBroken:
             path = cache.place / "runs/bad00000/models/link.onnx"
             path.symlink_to(graph)
         cache.model("bad00000", {"type": "onnxmodel", "config": {"model_path": str(path)}})
-        self.expect(store, cache_dir, "runs/bad00000/model.json", str(graph), "outside")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", str(graph), "lies outside of this cache")
 
     def test_a_config_that_is_a_link_out_of_the_cache_is_not_read(self, store, cache, cache_dir, tmp_path):
         path = cache.place / "runs/bad00000/model.json"
         shutil.move(path, tmp_path / "model.json")
         path.symlink_to(tmp_path / "model.json")
-        self.expect(store, cache_dir, "runs/bad00000/model.json", "outside")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", "lies outside of this cache")
 
     def test_dots_do_not_lead_out(self, store, cache, cache_dir, tmp_path):
         (tmp_path / "key").write_text("secret")
         path = cache.path("bad00000", "..", "..", "..", "..", "key")
         cache.model("bad00000", {"type": "hfmodel", "config": {"model_path": path}})
-        self.expect(store, cache_dir, "runs/bad00000/model.json", "outside")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", "lies outside of this cache")
 
     def test_an_evaluation(self, store, cache, cache_dir):
         (cache.place / "runs/bad00000").rename(cache.place / "runs/0bad")

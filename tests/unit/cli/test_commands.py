@@ -179,7 +179,20 @@ class TestStoreOption:
         assert json.loads(out)[0]["ref"] == "models/one"
 
     @pytest.mark.parametrize(
-        "command", ["ls", "stats", "check", "show x", "get x y", "rm x", "tag x y", "cat x y"]
+        "command",
+        [
+            "ls",
+            "stats",
+            "check",
+            "show x",
+            "get x y",
+            "rm x",
+            "tag x y",
+            "cat x y",
+            "log",
+            "runs",
+            "explain x",
+        ],
     )
     def test_every_command_wants_a_store_that_exists(self, command, tmp_path):
         _, error = run(*command.split(), "--store", tmp_path / "none", code=1)
