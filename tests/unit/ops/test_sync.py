@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 from fakes.collector import condemn, delete_packs, objects_by_pack, packs_of, unsafe_objects
@@ -424,6 +425,28 @@ class TestOrder:
         writes = [key.split("/")[0] for op, key in there.faulty.calls if op in ("put", "commit")]
         assert writes.index("index") < len(writes) - 1 - writes[::-1].index("packs")
         assert writes[-1] == "refs"
+
+    def test_a_slow_link_holds_back_what_is_spooled_for_it(self, here, tmp_path, monkeypatch):
+        monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
+        monkeypatch.setattr(execution, "UPLOADS", 2)
+        monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
+        there = Side("objects", tmp_path)
+        here.add("models/m", model_of(big=noise(4, 4 << 20)))
+        inner, spooled, most = there.faulty.call, [0], [0]
+
+        def call(op, key, work):
+            if op == "open_writer":
+                spooled[0] += 1
+                most[0] = max(most[0], spooled[0])
+            elif op == "commit":
+                time.sleep(0.02)
+                spooled[0] -= 1
+            return inner(op, key, work)
+
+        there.faulty.call = call
+        report = sync(here.plain, there.broken())
+        assert report.packs > 10
+        assert most[0] <= 2 + 2  # on their way, the one that waits, and the one that is filled
 
 
 class TestCollectors:
