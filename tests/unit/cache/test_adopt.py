@@ -534,29 +534,30 @@ def test_inputs_that_form_a_cycle_end(store, cache_dir):
 
 def test_one_id_for_two_models_keeps_both(store, tmp_path):
     """Olive's ids ignore content: other workflows and other caches use them again."""
-    for number, (folder, workflow) in enumerate([("one", "w"), ("two", "w"), ("three", "v")]):
+    for number, (folder, workflow) in enumerate([("one", "w"), ("two", "w"), ("three", "v"), ("four", "w")]):
         cache = OliveCache(tmp_path / folder, workflow)
         cache.onnx("aaaa0001", "x", seed=number)
         cache.onnx("aaaa0002", "aaaa0001", seed=10 + number)
         cache.evaluation("aaaa0001-cpu", accuracy=min(number, 1))
     for _ in range(2):
         refs = {}
-        for folder in ("one", "two", "three"):
+        for folder in ("one", "two", "three", "four"):
             report = adopt(store, tmp_path / folder)
             refs[folder] = [model.ref for model in report.models]
         assert refs == {
             "one": ["models/aaaa0001", "models/aaaa0002"],
             "two": ["models/aaaa0001.w", "models/aaaa0002.w"],
             "three": ["models/aaaa0001.v", "models/aaaa0002.v"],
+            "four": ["models/aaaa0001.w.2", "models/aaaa0002.w.2"],
         }
     for folder, (first, second) in refs.items():
         found = lineage(store, second)
         assert [node.refs for node in found.ancestors] == [(first,)], folder
-    assert len(store.find("models/")) == len(store.find("runs/")) == 6
+    assert len(store.find("models/")) == len(store.find("runs/")) == 8
     found = RunCacheManager(store).list_evaluations()
-    assert sorted(item.result["signal"]["accuracy"]["value"] for item in found) == [0, 1, 1]
+    assert sorted(item.result["signal"]["accuracy"]["value"] for item in found) == [0, 1, 1, 1]
     assert {item.model for item in found} == {
-        store.record(f"models/aaaa0001{tail}").target for tail in ("", ".w", ".v")
+        store.record(f"models/aaaa0001{tail}").target for tail in ("", ".w", ".v", ".w.2")
     }
 
 
