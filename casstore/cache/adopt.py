@@ -107,7 +107,7 @@ class _Execution:
     """What was adopted, by workflow and Olive's id."""
 
     def adopt_model(self, model: PlannedModel) -> None:
-        base = self.done.get((model.workflow, model.base)) if model.base != model.name else None
+        base = self.done.get((model.workflow, model.base))
         kind = str(model.collected.document.model.get("type", ""))
         try:
             name = self._name_for(model)

@@ -139,8 +139,6 @@ class _Planning:
         sources = place_sources(collected.places)
         for file in sources.files:
             finder.check(file.location)
-            if not os.access(file.location, os.R_OK):
-                raise ConfigError(f"{file.location} cannot be read. Check its permissions.")
         self.sizes.update(
             ((file.identity.device, file.identity.inode), file.identity.size) for file in sources.files
         )

@@ -198,7 +198,7 @@ def test_a_cache_that_was_moved_is_read_where_it_is_now(store, cache_dir, tmp_pa
     was = tmp_path / "was" / "default_workflow"
     cache = OliveCache(cache_dir, made_in=str(was))
     cache.onnx("aaaa0001", "x", seed=1)
-    cache.external("aaaa0002", "aaaa0001", seed=2)
+    cache.hf("aaaa0002", "aaaa0001", seed=2)
     decoy = was / "runs" / "aaaa0001" / "models" / "model.onnx"
     decoy.parent.mkdir(parents=True)
     decoy.write_bytes(b"something else")
@@ -206,6 +206,8 @@ def test_a_cache_that_was_moved_is_read_where_it_is_now(store, cache_dir, tmp_pa
     assert report.problems == ()
     config = config_of(store, "models/aaaa0001", tmp_path / "out")
     assert Path(config["model_path"]).read_bytes() == onnx_file(1)
+    config = config_of(store, "models/aaaa0002", tmp_path / "other")
+    assert config["model_attributes"]["_name_or_path"] == config["model_path"]
 
 
 @pytest.mark.parametrize(
@@ -422,7 +424,9 @@ class TestBroken:
         (tmp_path / "key").write_text("secret")
         cache.hf("bad00000", "cccc0001")
         (cache.place / "runs/bad00000/models/model/link").symlink_to(tmp_path / "key")
-        self.expect(store, cache_dir, "runs/bad00000/model.json", str(tmp_path / "key"), "lies outside of this cache")
+        self.expect(
+            store, cache_dir, "runs/bad00000/model.json", str(tmp_path / "key"), "lies outside of this cache"
+        )
 
     @pytest.mark.parametrize("through_a_link", [True, False])
     def test_a_graph_outside_of_the_cache_is_not_even_opened(
@@ -530,29 +534,30 @@ def test_inputs_that_form_a_cycle_end(store, cache_dir):
 
 def test_one_id_for_two_models_keeps_both(store, tmp_path):
     """Olive's ids ignore content: other workflows and other caches use them again."""
-    for number, (folder, workflow) in enumerate([("one", "w"), ("two", "w"), ("three", "v")]):
+    for number, (folder, workflow) in enumerate([("one", "w"), ("two", "w"), ("three", "v"), ("four", "w")]):
         cache = OliveCache(tmp_path / folder, workflow)
         cache.onnx("aaaa0001", "x", seed=number)
         cache.onnx("aaaa0002", "aaaa0001", seed=10 + number)
-        cache.evaluation("aaaa0001-cpu", accuracy=number)
+        cache.evaluation("aaaa0001-cpu", accuracy=min(number, 1))
     for _ in range(2):
         refs = {}
-        for folder in ("one", "two", "three"):
+        for folder in ("one", "two", "three", "four"):
             report = adopt(store, tmp_path / folder)
             refs[folder] = [model.ref for model in report.models]
         assert refs == {
             "one": ["models/aaaa0001", "models/aaaa0002"],
             "two": ["models/aaaa0001.w", "models/aaaa0002.w"],
             "three": ["models/aaaa0001.v", "models/aaaa0002.v"],
+            "four": ["models/aaaa0001.w.2", "models/aaaa0002.w.2"],
         }
     for folder, (first, second) in refs.items():
         found = lineage(store, second)
         assert [node.refs for node in found.ancestors] == [(first,)], folder
-    assert len(store.find("models/")) == len(store.find("runs/")) == 6
+    assert len(store.find("models/")) == len(store.find("runs/")) == 8
     found = RunCacheManager(store).list_evaluations()
-    assert sorted(item.result["signal"]["accuracy"]["value"] for item in found) == [0, 1, 2]
+    assert sorted(item.result["signal"]["accuracy"]["value"] for item in found) == [0, 1, 1, 1]
     assert {item.model for item in found} == {
-        store.record(f"models/aaaa0001{tail}").target for tail in ("", ".w", ".v")
+        store.record(f"models/aaaa0001{tail}").target for tail in ("", ".w", ".v", ".w.2")
     }
 
 

@@ -180,6 +180,18 @@ class TestLog:
         assert len(lines) == 2 * len(ids) - 1
         assert max(map(len, lines)) < 80
 
+    def test_the_branch_with_most_below_it_goes_straight_on(self):
+        with Store.open("memory://comb", create=True) as store:
+            for at in range(60):
+                for tail in ("a-leaf", str(at + 1), "z-leaf"):
+                    output = digest(b"%d" % (at + 1) if tail.isdigit() else f"{at}{tail}".encode())
+                    facts = {"input": digest(b"%d" % at).hex(), "output": output.hex(), "status": "done"}
+                    name = f"runs/{at}-{tail}"
+                    store._refs.put(store._refs.draft(name, target=output, inline=b"", metadata=facts))
+            graph = read_graph(store)
+        lines = list(draw(graph, graph.links, graph.model_ids()))
+        assert {line.index("*") for line in lines if "*" in line} == {0, 2}
+
     def test_graph_and_limit_exclude_each_other(self, place):
         run("log", "--graph", "--limit", 3, "--store", place, code=2)
 
