@@ -188,7 +188,7 @@ class RefFolders:
                 newest = list(chain(*newest_keys(keys)))
                 exclusive = [key for key in newest if not is_unique(key)]
                 wanted += exclusive
-                if exclusive or known.get(folder) != _mark(keys, {}):
+                if exclusive or known.get(folder) != _mark("\n".join(keys), {}):
                     held = self._catalogue.held(folder)
                     wanted += [key for key in newest if is_unique(key) and key not in held]
                 if keys:
