@@ -296,25 +296,29 @@ def _find(
 ) -> list[RefRow]:
     if not is_plain(query.prefix):
         return []
-    common, arguments = conditions(query)
     # Rows that SQLite cannot compare: few, or none.
+    common, arguments = conditions(query, by="name")
     odd = state.execute(
-        f"SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # no part comes from outside
+        f"SELECT key, data FROM records INDEXED BY records_by_time LEFT JOIN bodies USING (id) WHERE state = ? AND {common}",  # noqa: S608  # no part comes from outside
         (_State.ODD_VALUE, *arguments),
     )
     found = [row for key, data in odd.fetchall() if query.matches(row := _row_of_body(key, data))]
     filters, values, exact = metadata_conditions(query)
-    # Rows of a namespace lie side by side. Going through an index, where it neither finds a few nor saves
-    # sorting, would jump about in the file.
-    by_index = query.target is not None or (limit is not None and not filters)
-    sql = " AND ".join(
-        [f"SELECT {_COLUMNS} FROM records WHERE {'' if by_index else '+'}state = ?", common, *filters]  # noqa: S608  # as above
-    )
+    limited = limit is not None and exact
+    if query.target is not None:
+        source = "records INDEXED BY records_by_target"
+    elif limited and not filters:
+        source = "records INDEXED BY records_by_time"
+    else:
+        # Rows of a namespace lie side by side: an index that only sorts would jump about in the file.
+        source = "records INDEXED BY sqlite_autoindex_records_1"
+        common, arguments = conditions(query, by="key")
+    sql = " AND ".join([f"SELECT {_COLUMNS} FROM {source} WHERE state = ?", common, *filters])  # noqa: S608  # as above
     values = [_State.VALUE, *arguments, *values]
-    if limit is not None and exact:
+    if limited:
         direction = "DESC" if newest_first else "ASC"
         sql += f" ORDER BY time {direction}, name {direction} LIMIT ?"
-        values.append(min(limit, MAX_INTEGER))
+        values.append(min(limit or 0, MAX_INTEGER))
     for columns in state.execute(sql, values):
         row = RefRow(*columns[1:-1])
         if columns[-1] != _seal(columns[:-1]):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from casstore.format import names
 
 if TYPE_CHECKING:
     from casstore.store.ref_rows import RefQuery
@@ -18,10 +20,14 @@ def key_range(prefix: str) -> tuple[str, str]:
     return prefix, f"{prefix[:-1]}0"
 
 
-def conditions(query: RefQuery) -> tuple[str, list[Any]]:
-    """Return the conditions on names and ids, which hold for every row alike."""
-    sql = ["key >= ?", "key < ?"]
-    values: list[Any] = [*key_range(query.folder)]
+def conditions(query: RefQuery, *, by: Literal["key", "name"]) -> tuple[str, list[Any]]:
+    """Return the conditions on names and ids, which hold for every row alike.
+
+    A namespace is a range of keys as well as of names; which of them an index has decides what is fast.
+    """
+    space = query.folder if by == "key" else query.folder.removeprefix(names.PREFIX)
+    sql = [f"{by} >= ?", f"{by} < ?"] if space else ["1"]
+    values: list[Any] = [*key_range(space)] if space else []
     if query.prefix:
         sql.append("substr(name, 1, ?) = ?")
         values += [len(query.prefix), query.prefix]

@@ -6,6 +6,7 @@ differ from those that the catalogue's rows are the result of.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ _READ_AHEAD = 2048
 """Records that are in memory at once because they were read ahead."""
 
 _SEQ_DIGITS = 16
+_EXCLUSIVE = re.compile(f"@.{{{_SEQ_DIGITS}}}$", re.MULTILINE)
 _TAILS = (_SEQ_DIGITS, _SEQ_DIGITS + 1 + 2 * names.WRITE_ID_SIZE)  # lengths of what follows the '@'
 
 
@@ -51,7 +53,9 @@ class _Folder:
         heads = frozenset(chain(*self.newest))
         exclusive = {key: self.read[key].data for key in heads if not is_unique(key)}
         values = frozenset(max(group, key=self._write_id) for group in self.newest)
-        return FolderRows(folder, _mark(self.keys, exclusive), heads, values, tuple(self.read.values()))
+        return FolderRows(
+            folder, _mark("\n".join(self.keys), exclusive), heads, values, tuple(self.read.values())
+        )
 
     def _write_id(self, key: str) -> str:
         """Return the write id; that of an exclusive record stands in the record, which was read."""
@@ -184,7 +188,7 @@ class RefFolders:
                 newest = list(chain(*newest_keys(keys)))
                 exclusive = [key for key in newest if not is_unique(key)]
                 wanted += exclusive
-                if exclusive or known.get(folder) != _mark(keys, {}):
+                if exclusive or known.get(folder) != _mark("\n".join(keys), {}):
                     held = self._catalogue.held(folder)
                     wanted += [key for key in newest if is_unique(key) and key not in held]
                 if keys:
@@ -268,14 +272,15 @@ class RefFolders:
     def _mark_of(self, keys: Sequence[str], ahead: Mapping[str, Kept]) -> bytes | None:
         """Return the mark of a listing as it is now, None if it needs another look."""
         exclusive: dict[str, bytes] = {}
-        if not all(map(is_unique, keys)):
+        listed = "\n".join(keys)
+        if _EXCLUSIVE.search(listed):
             for key in chain(*newest_keys(keys)):
                 if not is_unique(key):
                     item = ahead.get(key) or self._read(key)
                     if item is None:
                         return None
                     exclusive[key] = item.data
-        return _mark(keys, exclusive)
+        return _mark(listed, exclusive)
 
 
 def is_unique(key: str) -> bool:
@@ -303,6 +308,6 @@ def _folder_of(key: str) -> str:
     return key[: key.rindex("/") + 1]
 
 
-def _mark(keys: Sequence[str], exclusive: Mapping[str, bytes]) -> bytes:
-    parts = ["\n".join(keys), *(f"{key} {digest(data).hex()}" for key, data in sorted(exclusive.items()))]
+def _mark(listed: str, exclusive: Mapping[str, bytes]) -> bytes:
+    parts = [listed, *(f"{key} {digest(data).hex()}" for key, data in sorted(exclusive.items()))]
     return digest("\n\n".join(parts).encode())
