@@ -90,18 +90,23 @@ class RunCacheManager:
 
         Another result under the same name is kept beside the first, with a warning: the newest one counts.
         """
-        earlier = self._read(run_ref(run.name))
-        if earlier is not None and earlier.status is not RunStatus.RUNNING:
+
+        def stands(record: Record) -> bool:
+            earlier = decode_run(self._store.manifest_of(record))
+            if earlier.status is RunStatus.RUNNING:
+                return False
             if earlier.same_result(run):
-                record = self._store.record(run_ref(run.name))
-                if record is not None:
-                    return record
-            elif earlier.key.digest() == run.key.digest() and run.status is not RunStatus.RUNNING:
+                return True
+            if earlier.key.digest() == run.key.digest() and run.status is not RunStatus.RUNNING:
                 _log.warning(
                     "The run %s of %s came out differently this time: %s, now %s. Both are kept, the new one counts.",
                     run.name, run.key.pass_name, _outcome(earlier), _outcome(run),
                 )  # fmt: skip
-        return self._store.put_manifest(run_ref(run.name), encode_run(run), metadata=_facts(run))
+            return False
+
+        return self._store.put_manifest(
+            run_ref(run.name), encode_run(run), metadata=_facts(run), unless=stands
+        )
 
     def load_run(self, name: str) -> RunManifest | None:
         """Return the newest run under a name, or under the short id that Olive would give it; None if there is none.

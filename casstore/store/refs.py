@@ -17,6 +17,8 @@ from casstore.store.ref_folders import RefFolders, is_unique
 from casstore.store.ref_rows import RefQuery, row_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casstore.backend.base import Backend
     from casstore.store.machine import MachineState
     from casstore.store.ref_rows import RefRow
@@ -111,10 +113,12 @@ class Refs:
         metadata: dict[str, Any] | None = None,
         packs: tuple[bytes, ...] = (),
         origin: bytes | None = None,
+        unless: Callable[[Record], bool] | None = None,
     ) -> Record:
         """Return the record that makes `target` the value of `name`: the newest one, if it says just that.
 
-        `origin` is the write id of another store's record that this one copies.
+        `origin` is the write id of another store's record that this one copies. `unless` says of a ref's
+        value that it stands for what would be written, and need not be replaced.
         Raises RefConflict for a tag that has two newest records: someone must decide which one was meant; and
         for a ref whose newest record has the highest number there is, so that none can follow.
         """
@@ -127,6 +131,8 @@ class Refs:
             and (newest.manifest, newest.inline, newest.base, newest.metadata)
             == (manifest, inline, base, metadata or {})
         ):
+            return newest
+        if newest and newest.target is not None and unless is not None and unless(newest):
             return newest
         if newest and newest.seq >= names.MAX_SEQ:
             raise RefConflict(

@@ -37,7 +37,7 @@ from casstore.store.sources import find_sources, place_sources
 from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
     from fsspec import Callback
@@ -408,11 +408,19 @@ class Store:
         """Return the model id that adding `path` would give; nothing is added."""
         return content_id(path, self.machine).hex()
 
-    def put_manifest(self, name: str, manifest: bytes, *, metadata: dict[str, Any] | None = None) -> Record:
+    def put_manifest(
+        self,
+        name: str,
+        manifest: bytes,
+        *,
+        metadata: dict[str, Any] | None = None,
+        unless: Callable[[Record], bool] | None = None,
+    ) -> Record:
         """Make the ref `name`, of a run or an evaluation, name a manifest; return its record.
 
         A manifest of up to 8 KiB lies inside the record, a larger one in a pack. `metadata` is what listings
-        show and filter by. Nothing is written if the newest record says just that.
+        show and filter by. Nothing is written if the newest record says just that, or `unless` says of it that
+        it will do.
         """
         names.check_name(name)
         if names.names_model(name):
@@ -421,14 +429,18 @@ class Store:
         if len(manifest) <= record_format.MAX_INLINE:
             # Nothing in a pack is needed, so there is nothing that a collector could take from under it.
             with self.backend.publish_lock():
-                record = self._refs.draft(name, target=target, inline=manifest, metadata=metadata)
+                record = self._refs.draft(
+                    name, target=target, inline=manifest, metadata=metadata, unless=unless
+                )
                 self._refs.put(record)
             return record
         drafted: list[Record] = []
 
         def draft(packs: tuple[bytes, ...]) -> Record:
             drafted[:] = [
-                self._refs.draft(name, target=target, manifest=target, metadata=metadata, packs=packs)
+                self._refs.draft(
+                    name, target=target, manifest=target, metadata=metadata, packs=packs, unless=unless
+                )
             ]
             return drafted[0]
 
