@@ -117,4 +117,4 @@ def _label(graph: LineageGraph, key: str) -> str:
         return f"x runs/{name}"
     node = graph.node(key)
     shown = ", ".join(node.refs[:_SHOWN_REFS]) + (", …" if len(node.refs) > _SHOWN_REFS else "")
-    return f"* {shown or '(no longer kept)'}  {short_id(key)}"
+    return f"* {shown or '(not in the store)'}  {short_id(key)}"

@@ -98,7 +98,7 @@ def link_cells(link: Link | None) -> tuple[str, str, str, str]:
 
 def node_cells(node: ModelNode) -> tuple[str, str, str]:
     """Return refs, short id and time of a model."""
-    return (", ".join(node.refs) or "(no longer kept)", short_id(node.model_id), local_time(node.time))
+    return (", ".join(node.refs) or "(not in the store)", short_id(node.model_id), local_time(node.time))
 
 
 def metrics_text(result: dict[str, Any]) -> str:
