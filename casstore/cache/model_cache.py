@@ -67,7 +67,7 @@ class ModelCacheManager:
             metadata={**(metadata or {}), "type": str(model_json.get("type", ""))},
         )
         if before == identities(collected.places):
-            placement = Placement(added.model_id, _without_flag(collected.document, collected.places), before)
+            placement = Placement(added.model_id, _as_cached(collected.document, collected.places), before)
             self._placements.keep_working(name, placement)
         return CachedModel(name, added.model_id, added.files, added.bytes_total, added.bytes_stored)
 
@@ -174,7 +174,7 @@ def _at(document: ModelDocument | None, files: Path) -> dict[str, Any]:
     return document.located(lambda path: os.path.join(files, *path.split("/")))
 
 
-def _without_flag(document: ModelDocument, places: dict[str, str]) -> dict[str, Any]:
+def _as_cached(document: ModelDocument, places: dict[str, str]) -> dict[str, Any]:
     """Return the config with the paths that it was cached with."""
 
     def locate(path: str) -> str:

@@ -313,7 +313,7 @@ class OliveCache:
             run = self.runs.load_run(output_model_id)
             if run is not None and self._has_output(run):
                 return run
-            if self._sharing is not None and self._sharing.pull_run(output_model_id):
+            if self._sharing is not None and self._sharing.pull(run_ref(output_model_id)):
                 run = self.runs.load_run(output_model_id)
                 if run is not None and self._has_output(run):
                     return run

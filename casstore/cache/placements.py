@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("casstore.cache")
 
 _NOTE = "placement.json"
+_MAKING = "making-"
 _LIST = "list.lock"
 
 
@@ -117,8 +118,10 @@ class Placements:
 
     def scratch(self) -> Path:
         """Return a new folder beside the checkouts, for one that is in the making."""
-        place = self._directories.checkouts / f"making-{uuid.uuid4().hex}"
-        place.mkdir(parents=True)
+        place = self._directories.checkouts / f"{_MAKING}{uuid.uuid4().hex}"
+        with self._listed():
+            self._claim(place)
+            place.mkdir(parents=True)
         return place
 
     def working_folder(self, model_id: str) -> Path:
@@ -171,6 +174,10 @@ class Placements:
                 entries = sorted(self._entries(), key=lambda entry: entry[0])
                 total = sum(identity.size for _, _, files in entries for _, identity in files)
                 used = self._used()
+                for made in self._directories.checkouts.glob(f"{_MAKING}*"):
+                    if str(made) not in used:
+                        # Invariant 4: nobody makes it any more, so it never gets its name.
+                        shutil.rmtree(made, ignore_errors=True)
                 for _, folder, files in entries:
                     if total <= self._max_bytes:
                         break

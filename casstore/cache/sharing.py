@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.cache.model_cache import model_ref
-from casstore.cache.run_cache import run_ref
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import CasstoreError, IntegrityError
 
@@ -86,10 +85,6 @@ class Sharing:
     def model_record(self, model_id: str) -> Record | None:
         """Return the record of a model in the shared cache, None if there is none."""
         return self._attempt(f"tell of the model {model_id}", lambda: self.shared.record(model_ref(model_id)))
-
-    def pull_run(self, name: str) -> bool:
-        """Copy the record of a run; say whether it is there."""
-        return self.pull(run_ref(name))
 
     def holds_output(self, run: RunManifest) -> bool:
         """Say whether every object of what a run made is in the shared cache."""

@@ -55,12 +55,12 @@ class ModelFileTransfer:
         metadata: dict[str, Any] | None = None,
     ) -> AddResult:
         """Add a config with all files that it names as the model `ref`."""
-        with _places(collected) as places:
+        with placed_with_document(collected) as places:
             return self._store.add(places, ref=ref, base=base, metadata=metadata, callback=self._callback)
 
     def model_id(self, collected: CollectedModel) -> str:
         """Return the model id that `upload_model` would give; nothing is added."""
-        with _places(collected) as places:
+        with placed_with_document(collected) as places:
             return self._store.content_id(places)
 
     def download_model(
@@ -96,7 +96,7 @@ class ModelFileTransfer:
 
 
 @contextlib.contextmanager
-def _places(collected: CollectedModel) -> Iterator[dict[str, str]]:
+def placed_with_document(collected: CollectedModel) -> Iterator[dict[str, str]]:
     """Give where all files of a model are, its config among them."""
     with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
         path = os.path.join(folder, DOCUMENT_NAME)

@@ -308,11 +308,16 @@ class Publication:
         return [self._has_pack(pack) for pack in packs]
 
     def _has_pack(self, pack_id: bytes) -> bool:
-        try:
-            self._backend.stat(pack_key(pack_id))
-        except ObjectNotFound:
-            return False  # Invariant 5: an entry whose pack is gone does not exist.
-        return True
+        return has_pack(self._backend, pack_id)
+
+
+def has_pack(backend: Backend, pack_id: bytes) -> bool:
+    """Say whether a pack is there."""
+    try:
+        backend.stat(pack_key(pack_id))
+    except ObjectNotFound:
+        return False  # Invariant 5: an entry whose pack is gone does not exist.
+    return True
 
 
 def read_quarantine(backend: Backend) -> frozenset[bytes]:

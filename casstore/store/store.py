@@ -26,11 +26,10 @@ from casstore.store.content import content_id
 from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
-from casstore.store.keys import pack_key
 from casstore.store.machine import MachineState, state_path
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import encode_object
-from casstore.store.publish import Publication
+from casstore.store.publish import Publication, has_pack
 from casstore.store.ref_rows import RefQuery
 from casstore.store.refs import Refs, not_found
 from casstore.store.sources import find_sources, place_sources
@@ -395,14 +394,7 @@ class Store:
         except (MissingObject, ObjectNotFound):
             return 1  # Invariant 5: what no pack holds does not exist.
         packs = {self.index.pack_id(number) for number in set(located.rows["pack"].tolist())}
-        return sum(not self._has_pack(pack) for pack in packs)
-
-    def _has_pack(self, pack: bytes) -> bool:
-        try:
-            self.backend.stat(pack_key(pack))
-        except ObjectNotFound:
-            return False  # Invariant 5: an entry whose pack is gone does not exist.
-        return True
+        return sum(not has_pack(self.backend, pack) for pack in packs)
 
     def content_id(self, path: str | Mapping[str, str]) -> str:
         """Return the model id that adding `path` would give; nothing is added."""

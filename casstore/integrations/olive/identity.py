@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.document import DOCUMENT_NAME, collect
+from casstore.cache.document import collect
+from casstore.cache.transfer import placed_with_document
 from casstore.digest import digest
 from casstore.store.content import content_id
 from casstore.store.machine import MachineState, state_path
@@ -32,11 +31,8 @@ def input_model_id(config: Any, original: Callable[[Any], str]) -> str:
         identifier = config.get_model_identifier()
         value = {"identifier": identifier, "model": collected.document.model}
         return digest(json.dumps(value, sort_keys=True, default=str).encode()).hex()
-    with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
-        path = os.path.join(folder, DOCUMENT_NAME)
-        with open(path, "wb") as file:
-            file.write(collected.document.encode())
-        return content_id({**collected.places, DOCUMENT_NAME: path}, _machine()).hex()
+    with placed_with_document(collected) as places:
+        return content_id(places, _machine()).hex()
 
 
 @functools.cache

@@ -75,6 +75,17 @@ def test_a_model_outside_the_cache_is_taken_in_and_left_where_it_is(tmp_path):
         assert file.read() == b"weights"
 
 
+def test_a_checkout_that_was_never_finished_goes(tmp_path):
+    with OliveCache(tmp_path / "cache") as cache:
+        left = cache.dirs.checkouts / "making-0123"
+        left.mkdir()
+        (left / "half").write_bytes(b"x")
+        mine = cache.placements.scratch()
+        cache.placements.trim()
+        assert mine.exists()
+        assert not left.exists()
+
+
 HOLD = """
 import sys
 from casstore import OliveCache
