@@ -11,10 +11,10 @@ from casstore.store.workers import TaskGroup, worker_count
 
 
 def test_leaving_a_group_cancels_what_waits_and_waits_for_what_runs():
-    started, go, ended = threading.Event(), threading.Event(), []
+    started, go, ended = threading.Barrier(worker_count() + 1), threading.Event(), []
 
     def slow():
-        started.set()
+        started.wait(10)
         go.wait(10)
         ended.append(True)
 
@@ -22,7 +22,7 @@ def test_leaving_a_group_cancels_what_waits_and_waits_for_what_runs():
         with TaskGroup() as tasks:
             running = [tasks.submit(slow) for _ in range(worker_count())]
             waiting = [tasks.submit(ended.append, False) for _ in range(5)]
-            assert started.wait(10)
+            started.wait(10)
             threading.Timer(0.05, go.set).start()
             found.extend([running, waiting])
             raise LookupError
