@@ -14,6 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.dircache import DirCache
 
 from casstore.backend.fserrors import redact
+from casstore.backend.fsinfo import made_by
 from casstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _EXTRAS = {
 }
 _MISUSE = (ImportError, TypeError, ValueError, AttributeError)  # what wrong options end in
 
-_PART = 8 << 20  # bytes of an upload in one request
+_PART = 9 << 20  # bytes of an upload in one request: four carry a pack of a sync, and none is left over
 _PARTS = 4  # requests of one upload at a time: together the memory that it takes
 _CLOSING = 5.0  # seconds that a server may take to say good-bye
 
@@ -91,31 +92,43 @@ def _leave_retries_to_casstore(fs: Any) -> None:
     A client library knows neither its deadline nor that an answer that got lost is no lost race, and Azure's
     waits 15 seconds before it asks again.
     """
-    if _made_by(fs, "s3fs"):
+    if made_by(fs, "s3fs"):
         fs.retries = 1
-    elif _made_by(fs, "adlfs"):
+    elif made_by(fs, "adlfs"):
         config: Any = getattr(fs.service_client, "_config", None)  # adlfs passes no options on to it
         if hasattr(config, "retry_policy"):
             config.retry_policy.total_retries = 0
 
 
-def _made_by(fs: Any, package: str) -> bool:
-    return any(kind.__module__.split(".", 1)[0] == package for kind in type(fs).__mro__)
+def creates_when_uploading(fs: Any) -> bool:
+    """Say whether `upload` can make the server refuse a name that is taken."""
+    return made_by(fs, "s3fs") or made_by(fs, "adlfs")
 
 
-def upload(fs: Any, path: str, source: bytes | str) -> None:
-    """Send bytes, or the file of this name, in bounded memory where the client library can be told to."""
+def upload(fs: Any, path: str, source: bytes | str, *, exclusively: bool = False) -> None:
+    """Send bytes, or the file of this name, in bounded memory where the client library can be told to.
+
+    With `exclusively` the server refuses a name that is taken, if `creates_when_uploading`.
+    """
+    options = {"mode": "create"} if exclusively else {}
     if isinstance(source, bytes):
-        fs.pipe_file(path, source)
+        fs.pipe_file(path, source, **options)
         return
-    if _made_by(fs, "s3fs"):
-        fs.put_file(source, path, chunksize=_PART, max_concurrency=_PARTS)
-    elif _made_by(fs, "adlfs"):
+    if made_by(fs, "s3fs"):
+        fs.put_file(source, path, chunksize=_PART, max_concurrency=_PARTS, **options)
+    elif made_by(fs, "adlfs"):
         with open(source, "rb") as file:
             # Of unknown length to the client library, which else sends up to 64 MiB from memory at once.
-            fs.pipe_file(path, _Stream(file), max_concurrency=_PARTS)
+            fs.pipe_file(path, _Stream(file), max_concurrency=_PARTS, **options)
     else:
         fs.put_file(source, path)
+
+
+def fetch(fs: Any, path: str, *, start: int | None, end: int | None) -> bytes:
+    """Return the bytes of an object, or a range of it, in one request."""
+    # s3fs asks for the size of a whole object first, so as to fetch it in several parts at once.
+    options = {"max_concurrency": 1} if made_by(fs, "s3fs") else {}
+    return bytes(fs.cat_file(path, start=start, end=end, **options))
 
 
 class _Stream:

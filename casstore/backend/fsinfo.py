@@ -44,6 +44,11 @@ def _modified(info: Mapping[str, Any]) -> float:
     return nan
 
 
+def made_by(fs: Any, package: str) -> bool:
+    """Say whether a file system is this package's, or derived from it."""
+    return any(kind.__module__.split(".", 1)[0] == package for kind in type(fs).__mro__)
+
+
 def finds_natively(fs: Any) -> bool:
     """Say whether `find` is one flat listing of the server's, which reports its errors.
 

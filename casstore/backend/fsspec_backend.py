@@ -24,6 +24,7 @@ from casstore.backend.base import (
 )
 from casstore.backend.fserrors import RangeNotSatisfiable, redact, secret_values, translated
 from casstore.backend.fsinfo import entry, finds_natively, moves_natively, pipes_natively
+from casstore.backend.listing import lister_of
 from casstore.backend.spool import SpoolingWriter
 from casstore.errors import (
     AccessDenied,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from casstore.backend.base import BlobWriter, Entry
+    from casstore.backend.listing import Lister
 
     _Listed = tuple[str, Mapping[str, Any]]
     """An object's key, and what the file system says about it."""
@@ -175,7 +177,7 @@ class FsspecBackend(Backend):
         end = None if length is None else start + length
         try:
             with self._translated(self._doing("read", key)):
-                return bytes(self._fs.cat_file(path, start=start or None, end=end))
+                return filesystems.fetch(self._fs, path, start=start or None, end=end)
         except ObjectNotFound:
             self._require_anchor()
             raise
@@ -219,7 +221,25 @@ class FsspecBackend(Backend):
     def _listing(self, prefix: str, *, sizes: bool = True) -> Iterator[_Listed]:
         validate_prefix(prefix)
         self._fs.invalidate_cache()
+        lister = lister_of(self._fs)
+        if lister is not None:
+            return self._listed_directly(prefix, lister)
         return self._flat(prefix, sizes=sizes) if finds_natively(self._fs) else self._walk(prefix)
+
+    def _listed_directly(self, prefix: str, lister: Lister) -> Iterator[_Listed]:
+        bucket, _, root = self._root.partition("/")
+        below = f"{root}/" if root else ""
+        try:
+            with self._translated(self._doing("list", prefix)):
+                for info in lister(self._fs, bucket, below + prefix):
+                    key = info["name"][len(below) :]
+                    # Not objects: markers of directories, and what other programs left.
+                    if info["type"] == "file" and is_key(key):
+                        yield key, info
+        except ObjectNotFound:
+            # Invariant 8: only a missing bucket is not found.
+            self._require_anchor()
+            raise
 
     def _flat(self, prefix: str, *, sizes: bool) -> Iterator[_Listed]:
         path = self._path(prefix).rstrip("/")
@@ -330,11 +350,7 @@ class FsspecBackend(Backend):
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Send a small object in one request, or under a temporary name first."""
         validate_key(key)
-        data = b"".join(byte_views(parts))
-        if self._exclusive:
-            self._pipe_new(key, data)
-        else:
-            self.send(key, data)
+        self.send(key, b"".join(byte_views(parts)))
 
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         """Send with the server's own create-if-absent."""
@@ -348,6 +364,12 @@ class FsspecBackend(Backend):
 
     def send(self, key: str, source: bytes | str) -> None:
         """Publish `source`, bytes or the path of a file. Raises ObjectExists when the key is taken."""
+        if self._exclusive and isinstance(source, bytes):
+            self._pipe_new(key, source)
+            return
+        tries = self._exclusive is not False and filesystems.creates_when_uploading(self._fs)
+        if tries and self._sent_exclusively(key, source):
+            return
         try:
             self.stat(key)
         except ObjectNotFound:
@@ -360,6 +382,18 @@ class FsspecBackend(Backend):
                 filesystems.upload(self._fs, final, source)
             else:
                 self._under_temporary_name(source, final)
+
+    def _sent_exclusively(self, key: str, source: bytes | str) -> bool:
+        """Publish if absent, in as many requests as the upload itself takes; return False if the server cannot."""
+        try:
+            with self._translated(self._doing("write", key)):
+                filesystems.upload(self._fs, self._path(key), source, exclusively=True)
+        except BackendError as error:
+            # Invariant 10: an outage is no answer; a refusal of the option is one.
+            if error.retryable or type(error) is not BackendError:
+                raise
+            return False
+        return True
 
     def _under_temporary_name(self, source: bytes | str, final: str, *, exclusively: bool = False) -> None:
         """Write a whole file, and then give it its name: by a link, which nobody else can have made, or a rename."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
     Supply = Callable[[set[bytes]], Iterator[EncodedFrames]]
     """Makes frames again, from the source, for those of the given object ids that it can."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_ROUNDS = 16
 """Times that packs may vanish under one publish before it gives up."""
@@ -87,9 +90,10 @@ class Publication:
         # On a local file system gc takes this lock exclusively and deletes at once (design §8).
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backend.publish_lock())
-            self._damaged = read_quarantine(self._backend)
-            self._condemned = read_tombstones(self._backend) | self._damaged
-            self._index.refresh()
+            self._damaged, condemned, _ = self._ask(
+                lambda look: look(self._backend), [read_quarantine, read_tombstones, self._refresh]
+            )
+            self._condemned = condemned | self._damaged
             self._keeper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="casstore-keep"))
             target = {} if self._pack_target is None else {"target": self._pack_target}
             self._writer = stack.enter_context(PackWriter(self._backend, uploads=self._uploads, **target))
@@ -303,9 +307,15 @@ class Publication:
         self._usable.update(zip(asked, self._have_packs(packs), strict=True))
 
     def _have_packs(self, packs: Sequence[bytes]) -> list[bool]:
-        if self._is_far:
-            return ask_all(self._has_pack, packs)
-        return [self._has_pack(pack) for pack in packs]
+        return self._ask(self._has_pack, packs)
+
+    def _ask(self, question: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Ask about each item, at once where each answer is a round trip."""
+        return ask_all(question, items) if self._is_far else [question(item) for item in items]
+
+    def _refresh(self, _: Backend) -> frozenset[bytes]:
+        self._index.refresh()
+        return frozenset()
 
     def _has_pack(self, pack_id: bytes) -> bool:
         return has_pack(self._backend, pack_id)

@@ -34,6 +34,7 @@ class Refs:
         self._backend = backend
         self._catalogue = Catalogue(machine)
         self._folders = RefFolders(backend, self._catalogue)
+        self._drafted: set[bytes] = set()  # write ids that nobody tried to write yet
 
     def heads(self, name: str) -> list[Record]:
         """Return the verified newest records of a ref: several only after writers that met, the value last."""
@@ -141,7 +142,7 @@ class Refs:
         exclusive = name.startswith(f"{_EXCLUSIVE_NAMESPACE}/")
         if newest and exclusive and target is not None and len({record.target for record in heads}) > 1:
             raise RefConflict(f"{name} was moved by two writers at once: delete it, then set it again.")
-        return Record(
+        record = Record(
             name=name,
             seq=newest.seq + 1 if newest else 1,
             write_id=os.urandom(names.WRITE_ID_SIZE),
@@ -156,6 +157,8 @@ class Refs:
             exclusive=exclusive and self._backend.creates_exclusively,
             origin=origin,
         )
+        self._drafted.add(record.write_id)
+        return record
 
     def put(self, record: Record) -> None:
         """Write a record, the only commit point (invariant 3); one that is there already is not repeated.
@@ -163,7 +166,7 @@ class Refs:
         Raises RefConflict if another writer took a tag's place first.
         """
         record_format.check_writable(record)
-        if self._stored(record.key) == record:
+        if not self._take_draft(record) and self._stored(record.key) == record:
             self._backend.settle([record.key])  # Invariant 2: its own writer may not have come that far.
             return
         data = record_format.encode(record)
@@ -186,6 +189,14 @@ class Refs:
             # What the bytes say, not what the caller's value may become.
             kept = record_format.decode(data, key=record.key)
             self._catalogue.keep([Kept(record.key, data, kept)])
+
+    def _take_draft(self, record: Record) -> bool:
+        """Say whether a record was drafted here and this is the first try to write it: then it cannot be there."""
+        try:
+            self._drafted.remove(record.write_id)
+        except KeyError:
+            return False
+        return True
 
     def _stored(self, key: str) -> Record | None:
         try:
