@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import compare, plots, report
 from benchmarks.harness import BenchmarkError, Harness, Options
+from benchmarks.network.carriers import CARRIERS
+from benchmarks.network.link import Shape
+from benchmarks.network.servers import KINDS as REMOTES
 from benchmarks.peers import PEERS
 from benchmarks.scenarios import SCENARIOS, stages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from benchmarks.harness import Measurement
 
@@ -34,6 +37,10 @@ SMOKE = Options(
     growth_chunks=(5_000,),
     refs_counts=(20,),
     writers=2,
+    remotes=("folder", "s3"),
+    carriers=("casstore", "whole-files"),
+    link=Shape(bits_per_s=1e9, round_trip_s=0.004),
+    many_models=5,
 )
 
 
@@ -121,7 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure and print a report")
     run.set_defaults(call=_run)
     run.add_argument("scenario", nargs="*", choices=[[], *SCENARIOS], help=f"{', '.join(SCENARIOS)} (all)")
-    run.add_argument("--peers", type=_peers, help=f"comma-separated: {','.join(PEERS)} (all)")
+    for option, known, what in (
+        ("--peers", tuple(PEERS), "peer"),
+        ("--remotes", REMOTES, "remote of the sync scenario"),
+        ("--carriers", tuple(CARRIERS), "carrier of the sync scenario"),
+    ):
+        run.add_argument(
+            option, type=_some_of(known, what), help=f"{what}s, comma-separated: {','.join(known)} (all)"
+        )
+    run.add_argument(
+        "--link", type=_shape, metavar="MBIT,MS", help="rate and round trip of the sync scenario (200,50)"
+    )
     run.add_argument("--page-cache", choices=["warm", "cold"], help="inputs in the page cache or not (warm)")
     for option, field, kind, help_text in (
         ("--memory-gb", "memory_gb", float, "sizes of the memory scenario's files"),
@@ -211,13 +228,21 @@ def _factor(text: str) -> float:
     return value
 
 
-def _peers(text: str) -> tuple[str, ...]:
-    unknown = set(_names(text)) - set(PEERS)
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}"
-        )
-    return _names(text)
+def _shape(text: str) -> Shape:
+    megabits, milliseconds = _numbers(float)(text)
+    return Shape(megabits * 1e6, milliseconds / 1e3)
+
+
+def _some_of(known: Sequence[str], what: str) -> Callable[[str], tuple[str, ...]]:
+    def chosen(text: str) -> tuple[str, ...]:
+        unknown = set(_names(text)) - set(known)
+        if unknown:
+            raise argparse.ArgumentTypeError(
+                f"no {what} {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+            )
+        return _names(text)
+
+    return chosen
 
 
 if __name__ == "__main__":

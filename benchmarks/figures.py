@@ -178,6 +178,51 @@ def memory(result: Result) -> list[Plot]:
     return plots
 
 
+def sharing(result: Result) -> list[Plot]:
+    """Return the time of each push (y, s) against the bytes that casstore's had to move (x, MB), a panel for each remote."""
+    new = _medians(result, "sync", "was missing, encoded")
+    lines: dict[str, dict[str, dict[str, list[Point]]]] = {}
+    for item in _items(result, "sync", "time"):
+        place, _, step = item["case"].partition(": ")
+        corpus, _, kind = place.rpartition(", ")
+        if step.startswith("push ") and (item["case"], OURS) in new:
+            of_kind = lines.setdefault(corpus, {}).setdefault(kind, {})
+            point = _point(new[item["case"], OURS], item)
+            of_kind.setdefault(item["subject"], []).append(point)
+    return [
+        Plot(
+            _slug("sharing", corpus),
+            f"Push a model, {corpus}",
+            tuple(
+                Panel(kind, "s", _sorted(map(_line, of.keys(), of.values()))) for kind, of in kinds.items()
+            ),
+            compares_peers=False,
+        )
+        for corpus, kinds in lines.items()
+    ]
+
+
+def sent(result: Result) -> list[Bars]:
+    """Return the bytes on the wire of all pushes, by carrier, for each corpus and remote."""
+    plain = {corpus["name"]: corpus["bytes"] for corpus in result["corpora"]}
+    totals: dict[str, dict[str, float]] = {}
+    for item in _items(result, "sync", "sent"):
+        place, _, step = item["case"].partition(": ")
+        if step.startswith("push ") and place.rpartition(", ")[0] in plain:
+            of_place = totals.setdefault(place, {})
+            of_place[item["subject"]] = of_place.get(item["subject"], 0.0) + item["median"] * 1e6
+    return [
+        Bars(
+            _slug("sent", place),
+            f"Sent to push every model, {place}",
+            plain[place.rpartition(", ")[0]],
+            tuple(Bar(name, of[name], ((STORED, of[name]),)) for name in sorted(of, key=rank)),
+            compares_peers=False,
+        )
+        for place, of in totals.items()
+    ]
+
+
 def missing(result: Result) -> list[str]:
     """Return the peers that were to be measured, and were not there."""
     return [name for name, peer in result["peers"].items() if "missing" in peer]
@@ -222,9 +267,11 @@ def _lines(items: Sequence[Item], label: Callable[[Item], str]) -> tuple[Line, .
         x = _first_number(item["case"])
         assert x is not None
         found.setdefault(label(item), []).append(_point(x, item))
-    return tuple(
-        Line(name, tuple(sorted(points, key=lambda point: point.x))) for name, points in found.items()
-    )
+    return tuple(map(_line, found.keys(), found.values()))
+
+
+def _line(label: str, points: Iterable[Point]) -> Line:
+    return Line(label, tuple(sorted(points, key=lambda point: point.x)))
 
 
 def _sorted(lines: Iterable[Line]) -> tuple[Line, ...]:

@@ -14,11 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks import datasets
+from benchmarks.network.carriers import CARRIERS
+from benchmarks.network.link import Shape
+from benchmarks.network.servers import KINDS as REMOTES
 from benchmarks.peers import PEERS
 from benchmarks.peers.base import fsync_path
 
@@ -84,6 +88,14 @@ class Options:
     """Refs in the refs scenario's stores."""
     writers: int = 4
     """Processes of the concurrent scenario."""
+    remotes: tuple[str, ...] = REMOTES
+    """Kinds of servers of the sync scenario."""
+    carriers: tuple[str, ...] = tuple(CARRIERS)
+    """What carries models in the sync scenario."""
+    link: Shape = field(default_factory=Shape)
+    """The sync scenario's network."""
+    many_models: int = 1_000
+    """Models in the store that the sync scenario pushes once more."""
     cache: Path = field(default_factory=datasets.default_cache)
     work: Path | None = None
     """Where stores and outputs are written: the file system that is measured. Inside `cache` by default."""
@@ -105,6 +117,8 @@ class Harness:
         self.corpora: dict[str, Corpus] = {}
         self.peers: dict[str, dict[str, str]] = {}
         self.missing: dict[str, str] = {}
+        self.companions: dict[str, dict[str, str]] = {}
+        """What else took part in a scenario or could not, described like the peers."""
         for name in options.peers:
             answer = self.fresh("benchmarks.worker:describe", peer=name)
             if "missing" in answer:
@@ -124,13 +138,19 @@ class Harness:
 
     def fresh(self, function: str, **arguments: Any) -> Any:
         """Call "MODULE:NAME" in a new process; return its answer. Raises BenchmarkError with what it printed."""
+        return self.fresh_on((), {}, function, **arguments)
+
+    def fresh_on(
+        self, machine: Sequence[str], variables: Mapping[str, str], function: str, **arguments: Any
+    ) -> Any:
+        """Do that with the words in front that run a command on another machine, and other variables."""
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [*machine, sys.executable, "-m", "benchmarks.worker"],
             input=json.dumps({"function": function, "arguments": arguments}),
             capture_output=True,
             text=True,
             cwd=REPOSITORY,
-            env=self.environment,
+            env={**self.environment, **variables},
             check=False,
         )
         if done.returncode != 0:
@@ -162,18 +182,32 @@ class Harness:
         warmups: int | None = None,
     ) -> list[Measurement]:
         """Run every subject's trial to warm up, then all in turns (A B A B); return the samples."""
+        steps = {subject: partial(_as_case, case, trial) for subject, trial in trials.items()}
+        return self.interleave_steps(scenario, case, steps, repeats=repeats, warmups=warmups)
+
+    def interleave_steps(
+        self,
+        scenario: str,
+        title: str,
+        trials: Mapping[str, Callable[[], Mapping[str, Sample]]],
+        *,
+        repeats: int | None = None,
+        warmups: int | None = None,
+    ) -> list[Measurement]:
+        """Do that with trials of several steps, each of which is a case of its own; `title` is for the user."""
         warmups = self.options.warmups if warmups is None else warmups
-        samples: dict[tuple[str, Metric], list[float]] = {}
+        samples: dict[tuple[str, str, Metric], list[float]] = {}
         for turn in range(-warmups, repeats or self.options.repeats):
             for subject, trial in trials.items():
-                say(f"{scenario} · {case} · {subject} · {'warm-up' if turn < 0 else f'repeat {turn + 1}'}")
-                for metric, value in trial().items():
-                    samples.setdefault((subject, metric), [])
-                    if turn >= 0:
-                        samples[subject, metric].append(value)
+                say(f"{scenario} · {title} · {subject} · {'warm-up' if turn < 0 else f'repeat {turn + 1}'}")
+                for case, sample in trial().items():
+                    for metric, value in sample.items():
+                        samples.setdefault((case, subject, metric), [])
+                        if turn >= 0:
+                            samples[case, subject, metric].append(value)
         return [
             Measurement(scenario, case, subject, metric, tuple(values))
-            for (subject, metric), values in samples.items()
+            for (case, subject, metric), values in samples.items()
         ]
 
     def settle(self, inputs: Iterable[Path], *, page_cache: Literal["warm", "cold"] | None = None) -> None:
@@ -234,9 +268,14 @@ class Harness:
                 "page_cache": self.options.page_cache,
             },
             "peers": {**self.peers, **{name: {"missing": why} for name, why in self.missing.items()}},
+            "companions": self.companions,
             "corpora": [corpus.summary() for corpus in self.corpora.values()],
             "measurements": [item.as_json() for item in measurements],
         }
+
+
+def _as_case(case: str, trial: Callable[[], Sample]) -> dict[str, Sample]:
+    return {case: trial()}
 
 
 def compare(expected: Path, actual: Path, files: Sequence[str]) -> None:

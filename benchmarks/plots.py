@@ -35,6 +35,9 @@ PEERS = {
     "zipnn": (BLACK, "P"),
     "reminis": (BLACK, "X"),
     "copy": (GREY, "*"),
+    "whole-files": (RED, "s"),
+    "rclone": (ORANGE, "v"),
+    "aws-s3-sync": (PURPLE, "D"),
 }
 _OTHERS = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (BLACK, "P"), (GREY, "X"))
 _PARTS = {
@@ -107,6 +110,10 @@ def _drawn(result: dict[str, Any], sheet: Sheet) -> Iterator[tuple[Plot | Bars, 
         yield plot, _draw_lines(plot, sheet, "chunks in the store")
     for plot in figures.memory(result):
         yield plot, _draw_lines(plot, sheet, "file size (GB)")
+    for plot in figures.sharing(result):
+        yield plot, _draw_lines(plot, sheet, "new bytes, encoded (MB)", logarithmic=False)
+    for bars in figures.sent(result):
+        yield bars, _draw_stored(bars, sheet)
 
 
 def _draw_throughput(plot: Plot, sheet: Sheet) -> Any:
@@ -216,21 +223,24 @@ def _bar_label(bar: figures.Bar, plain: float | None, unit: float, name: str) ->
     return f"{bar.subject}  {bar.stored / unit:.2f} {name}{share}"
 
 
-def _draw_lines(plot: Plot, sheet: Sheet, x_label: str) -> Any:
+def _draw_lines(plot: Plot, sheet: Sheet, x_label: str, *, logarithmic: bool = True) -> Any:
     columns = min(len(plot.panels), 2)
     rows = -(-len(plot.panels) // columns)
     figure = sheet(5.4 * columns, 3.4 * rows + 0.3)
     for axes, panel in zip(_axes(figure, len(plot.panels), rows, columns), plot.panels, strict=True):
         points = [point for line in panel.lines for point in line.points]
         low, high = min(point.x for point in points), max(point.x for point in points)
-        axes.set_xscale("log")
-        axes.set_xlim(low / 1.4, high * 1.4)
-        axes.set_xticks(sorted({point.x for point in points}), minor=False)
-        axes.set_xticks([], minor=True)
-        axes.set_xticklabels([_short(x) for x in sorted({point.x for point in points})])
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_xlim(low / 1.4, high * 1.4)
+            axes.set_xticks(sorted({point.x for point in points}), minor=False)
+            axes.set_xticks([], minor=True)
+            axes.set_xticklabels([_short(x) for x in sorted({point.x for point in points})])
+        else:
+            axes.set_xlim(0, 1.05 * high)
         _scale(axes, panel)
         axes.yaxis.grid(visible=True)
-        axes.set(title=panel.title, xlabel=f"{x_label}, logarithmic")
+        axes.set(title=panel.title, xlabel=f"{x_label}, logarithmic" if logarithmic else x_label)
         for at, line in enumerate(panel.lines):
             colour, marker = _look(line.label, at)
             axes.errorbar(

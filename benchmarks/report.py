@@ -29,6 +29,7 @@ TITLES = {
     "refs": "Many refs",
     "growth": "Open and look up, against the size of the store",
     "concurrent": "Writers at the same time",
+    "sync": "Share models over a link",
     "memory": "Memory",
     "startup": "Start-up",
     "cuts": "Fixed cuts inside tensors against content-defined ones",
@@ -124,7 +125,7 @@ def _check(result: dict[str, Any]) -> None:
         for name in names:
             result[part][name]
     result["environment"]["packages"].items()
-    for peer in result["peers"].values():
+    for peer in [*result["peers"].values(), *result.get("companions", {}).values()]:
         if "missing" not in peer:
             peer["version"], peer["setting"]
     for corpus in result["corpora"]:
@@ -154,7 +155,8 @@ def _about(result: dict[str, Any]) -> str:
     missing = [name for name, peer in result["peers"].items() if "missing" in peer]
     if missing:
         lines.append(f"**Missing, and not compared: {', '.join(missing)}.**\n")
-    for name, peer in sorted(result["peers"].items(), key=lambda pair: rank(pair[0])):
+    companions = result.get("companions", {})
+    for name, peer in [*sorted(result["peers"].items(), key=lambda pair: rank(pair[0])), *companions.items()]:
         state = (
             f"missing: {peer['missing']}" if "missing" in peer else f"{peer['version']} ({peer['setting']})"
         )

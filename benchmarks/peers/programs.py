@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from benchmarks.peers.base import Model
 
 
+_SETTINGS = ("AWS_", "AZURE_", "BORG_", "RCLONE_", "RESTIC_")
+
+
 def find_program(name: str, *, install: str) -> str:
     """Return where a program is; raise PeerMissing if it is not installed."""
     found = shutil.which(name)
@@ -30,9 +33,9 @@ def run_program(
 ) -> str:
     """Run a program to its end and return what it printed; raise PeerFailed unless it exits with 0.
 
-    Of the environment it sees all but the settings of backup programs, and `variables`.
+    Of the environment it sees all but the settings of such programs, and `variables`.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RESTIC_", "BORG_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
     done = subprocess.run(
         [os.fspath(part) for part in command],
         capture_output=True,

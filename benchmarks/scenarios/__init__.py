@@ -16,6 +16,7 @@ from benchmarks.scenarios import (
     restore,
     size,
     startup,
+    sync,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SCENARIOS: dict[str, Callable[[Harness], list[Measurement]]] = {
     "restore": restore.run,
     "read-tensor": read_tensor.run,
     "concurrent": concurrent.run,
+    "sync": sync.run,
     "memory": memory.run,
     "refs": refs.run,
     "growth": growth.run,

@@ -415,6 +415,38 @@ def test_memory_is_plotted_by_kind_of_file_and_direction():
     assert [(point.x, point.y) for point in panel.lines[0].points] == [(0.5, 95.0), (20.0, 98.0)]
 
 
+def test_pushes_are_plotted_against_what_was_new_and_their_bytes_are_added_up():
+    time, sent = Metric("time", "s", "lower"), Metric("sent", "MB", "lower")
+    new = Metric("was missing, encoded", "MB", None)
+    items = []
+    for step, seconds, megabytes in (("base", 4.0, 80.0), ("variant", 1.0, 10.0), ("other", 0.5, 2.0)):
+        case = f"lifecycle, s3: push {step}"
+        items += [
+            _item("sync", "casstore", time, seconds, case=case),
+            _item("sync", "casstore", sent, megabytes, case=case),
+            _item("sync", "casstore", new, megabytes, case=case),
+            _item("sync", "rclone", time, 5.0, case=case),
+            _item("sync", "rclone", sent, 90.0, case=case),
+        ]
+    items += [
+        _item("sync", "casstore", time, 3.0, case="lifecycle, s3: pull all"),
+        _item("sync", "casstore", sent, 92.0, case="lifecycle, s3: pull all"),
+        _item("sync", "casstore", time, 1.5, case="s3: push 5 models again"),
+        _item("sync", "casstore", sent, 0.1, case="s3: push 5 models again"),
+    ]
+    result = _result(*items)
+    (plot,) = figures.sharing(result)
+    (panel,) = plot.panels
+    assert (plot.name, panel.title) == ("sharing-lifecycle", "s3")
+    assert [(line.label, [(point.x, point.y) for point in line.points]) for line in panel.lines] == [
+        ("casstore", [(2, 0.5), (10, 1), (80, 4)]),
+        ("rclone", [(2, 5), (10, 5), (80, 5)]),
+    ]
+    (bars,) = figures.sent(result)
+    assert (bars.name, bars.plain) == ("sent-lifecycle-s3", 2_000_000)
+    assert [(bar.subject, bar.stored) for bar in bars.bars] == [("casstore", 92e6), ("rclone", 270e6)]
+
+
 def test_nothing_is_plotted_of_scenarios_that_are_absent():
     result = _result(_item("cuts", "fixed cuts inside tensors", CHUNKS, 10.0))
     plotted = (figures.throughput, figures.stored, figures.growth, figures.memory)

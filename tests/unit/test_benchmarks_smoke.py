@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PEER_SCENARIOS = {"size", "add", "add-again", "one-more", "restore", "memory"}
-OTHER_SCENARIOS = {"read-tensor", "concurrent", "refs", "growth", "cuts"}
+OTHER_SCENARIOS = {"read-tensor", "concurrent", "sync", "refs", "growth", "cuts"}
 DETAILS = {"size parts", "size overhead"}
 
 
@@ -35,6 +35,16 @@ def test_smoke_run_measures_every_scenario_and_reports(tmp_path):
     assert {scenario for scenario, _ in measured} == PEER_SCENARIOS | OTHER_SCENARIOS | DETAILS
     assert {(scenario, peer) for scenario in PEER_SCENARIOS for peer in ("casstore", "copy")} <= measured
     assert all(item["samples"] and min(item["samples"]) >= 0 for item in result["measurements"])
+    pushed = {
+        (item["case"], item["subject"])
+        for item in result["measurements"]
+        if item["scenario"] == "sync" and item["metric"]["name"] == "time"
+    }
+    assert ("synthetic:4, folder: push base", "casstore") in pushed
+    # Elsewhere than in CI, somebody may not be allowed to make a network.
+    if os.environ.get("CI") or "missing" not in result["companions"]["network"]:
+        for carrier in ("casstore", "whole-files"):
+            assert ("synthetic:4, s3: pull all", carrier) in pushed
     shares = {
         item["subject"]: item["median"]
         for item in result["measurements"]
