@@ -28,7 +28,7 @@ _KEPT_CHUNKS = 16
 _ALIGNMENT = 16
 
 _SHORT = 64 << 10
-"""Bytes of a read that may be a buffer's and not its reader's wish: what open_file puts around a file."""
+"""Bytes of the buffer of an open file. A read of so many may be the buffer's, and not its reader's wish."""
 
 _IN_ORDER = 4
 """Reads one after the other that make a reader in order: fetching a tensor through a buffer takes up to three."""
@@ -102,6 +102,20 @@ class StoredFile(io.RawIOBase):
         if not self.closed:
             self._chunks.close()
         super().close()
+
+
+class ModelFile(io.BufferedReader):
+    """A file of a model, buffered. For one thread at a time."""
+
+    raw: StoredFile
+
+    def __init__(self, file: StoredFile) -> None:
+        super().__init__(file, buffer_size=_SHORT)
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes."""
+        return self.raw.size
 
 
 class NearChunks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
@@ -308,7 +307,7 @@ class Store:
     def open_layout(self, layout: Layout, *, name: str) -> BinaryIO:
         """Open the file that a layout describes for reading; `name` is what it is called."""
         chunks = files.open_chunks(layout, self.objects, self.chunks)
-        return io.BufferedReader(files.StoredFile(layout, chunks, name=name), buffer_size=1 << 16)
+        return files.ModelFile(files.StoredFile(layout, chunks, name=name))
 
     def read_tensor(self, ref_or_id: str, path: str, tensor: str) -> NDArray[Any]:
         """Return one tensor as an array that the caller owns, reading only its chunks.
