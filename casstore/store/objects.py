@@ -72,7 +72,7 @@ class ObjectReader:
 
     def locate(self, ids: Sequence[bytes] | bytes) -> Located:
         """Find every object, looking harder as needed; raise MissingObject for one that no pack holds."""
-        located = self._index.locate(ids)
+        located = self._index.glance(ids)
         if located.found.all():
             return located
         self._index.refresh()

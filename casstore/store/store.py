@@ -329,6 +329,7 @@ class Store:
         kept = self._models.get(record.manifest)
         if kept is not None and kept.record.target == record.target:
             return replace(kept, record=record)
+        self.index.learn(record.packs)
         manifest = manifest_format.decode_model(self.objects.read(record.manifest))
         tree_data, *layouts = self.objects.read_many([manifest.model_id, *manifest.layouts])
         tree = manifest_format.decode_tree(tree_data)
