@@ -112,12 +112,13 @@ class Index:
             fresh = [pack for pack in packs if pack not in self._hinted]
             if self._loaded or not fresh or not is_far(self._backend):
                 return
+            listed: dict[str, int] | None = None
             if self._fetching_costs is None:
                 listed = self._listed()
                 self._fetching_costs = self._cache.cost_of(listed, request=_REQUEST)
             # Those of earlier calls count, too: many records together are worth the segments.
             if (len(self._hinted) + len(fresh)) * (2 * _REQUEST + _FOOTER_GUESS) >= self._fetching_costs:
-                self.refresh()
+                self._load(listed)
                 return
             for pack, footer in zip(fresh, ask_all(self._footer_of, fresh), strict=True):
                 if footer is not None:
@@ -135,9 +136,14 @@ class Index:
 
     def refresh(self) -> None:
         """Load segments that are new in the store, drop those that are gone."""
+        self._load(None)
+
+    def _load(self, listed: dict[str, int] | None) -> None:
+        """Do so; `listed` is what the store has, where that was asked a moment ago."""
         with self._lock:
             for attempt in range(5):
-                listed = self._listed()
+                if listed is None or attempt:
+                    listed = self._listed()
                 fresh = {key: size for key, size in listed.items() if key not in self._segments}
                 try:
                     for segment in self._cache.open_all(fresh):
