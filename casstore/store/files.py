@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import ConfigError
+from casstore.errors import CasstoreError, ConfigError, FormatError
 from casstore.store.buffers import BLOCK, new_buffer
 from casstore.store.workers import TaskGroup
 from casstore.tensors.dtypes import as_array
@@ -19,28 +20,42 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from casstore.format.layout import Layout, Span
+    from casstore.store.chunk_cache import ChunkCache, Piece
     from casstore.store.objects import ObjectReader
 
 _READ_AHEAD = 4 << 20
 _KEPT_CHUNKS = 16
 _ALIGNMENT = 16
 
+_SHORT = 64 << 10
+"""Bytes of the buffer of an open file. A read of so many may be the buffer's, and not its reader's wish."""
+
+_IN_ORDER = 4
+"""Reads one after the other that make a reader in order: fetching a tensor through a buffer takes up to three."""
+
+
+class Chunks(Protocol):
+    """The bytes of one file, however they get here; for one thread at a time."""
+
+    def read_into(self, out: memoryview, begin: int) -> int:
+        """Fill `out` from byte `begin` of the file on, or a part of it; return the bytes read.
+
+        All of `out` lies in the file, and is not empty. Every byte is verified (invariant 4).
+        """
+
+    def close(self) -> None:
+        """Let go of what is kept."""
+
 
 class StoredFile(io.RawIOBase):
-    """A file of a model, decoded chunk by chunk as it is read; every byte verified (invariant 4).
+    """A file of a model, decoded chunk by chunk as it is read. For one thread at a time."""
 
-    Reads ahead while it is read in order, and keeps a few chunks. For one thread at a time.
-    """
-
-    def __init__(self, layout: Layout, reader: ObjectReader, *, name: str) -> None:
+    def __init__(self, layout: Layout, chunks: Chunks, *, name: str) -> None:
         super().__init__()
         self.name = name
-        self._layout = layout
-        self._reader = reader
-        self._edges = layout.offsets()
+        self.size = layout.size
+        self._chunks = chunks
         self._position = 0
-        self._next_chunk = 0
-        self._kept: OrderedDict[int, memoryview] = OrderedDict()
 
     def readable(self) -> bool:
         """Return True."""
@@ -52,7 +67,7 @@ class StoredFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to `offset` from the start, the position or the end; return the new position."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._layout.size}
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
         if whence not in start:
             raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
         position = start[whence] + offset
@@ -66,18 +81,68 @@ class StoredFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Buffer) -> int:
-        """Fill the caller's buffer from the position on; return the bytes read, 0 at the end."""
-        out = memoryview(buffer).cast("B")
+        """Fill the caller's buffer from the position on, or a part of it; return the bytes read, 0 at the end."""
+        out = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        if not out:
+            return 0
+        count = self._chunks.read_into(out, self._position)
+        self._position += count
+        return count
+
+    def readall(self) -> bytes:
+        """Return all bytes from the position on."""
+        data = new_buffer(max(0, self.size - self._position))
+        view = data
+        while view:
+            view = view[self.readinto(view) :]
+        return bytes(data)
+
+    def close(self) -> None:
+        """Let go of what is kept; nothing can be read afterwards."""
+        if not self.closed:
+            self._chunks.close()
+        super().close()
+
+
+class ModelFile(io.BufferedReader):
+    """A file of a model, buffered. For one thread at a time."""
+
+    raw: StoredFile
+
+    def __init__(self, file: StoredFile) -> None:
+        super().__init__(file, buffer_size=_SHORT)
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes."""
+        return self.raw.size
+
+
+class NearChunks:
+    """The chunks of a file in a store on this machine: reads ahead while it is read in order, keeps a few."""
+
+    def __init__(self, layout: Layout, reader: ObjectReader) -> None:
+        self._layout = layout
+        self._reader = reader
+        self._edges = layout.offsets()
+        self._next_chunk = 0
+        self._kept: OrderedDict[int, memoryview] = OrderedDict()
+
+    def read_into(self, out: memoryview, begin: int) -> int:
+        """Copy chunk after chunk."""
         done = 0
-        while done < len(out) and self._position < self._layout.size:
-            number = int(np.searchsorted(self._edges, self._position, side="right")) - 1
+        while done < len(out):
+            number = int(np.searchsorted(self._edges, begin + done, side="right")) - 1
             chunk = self._chunk(number)
-            start = self._position - int(self._edges[number])
+            start = begin + done - int(self._edges[number])
             count = min(len(out) - done, len(chunk) - start)
             out[done : done + count] = chunk[start : start + count]
             done += count
-            self._position += count
         return done
+
+    def close(self) -> None:
+        """Let go of the chunks."""
+        self._kept.clear()
 
     def _chunk(self, number: int) -> memoryview:
         if number not in self._kept:
@@ -94,6 +159,97 @@ class StoredFile(io.RawIOBase):
             self._next_chunk = stop
         self._kept.move_to_end(number)
         return self._kept[number]
+
+
+class FarChunks:
+    """The chunks of a file in a store that is a network away.
+
+    Only chunks that are read are fetched, those of one read all at once. Once a file has been read in order for
+    a while, what follows is fetched before it is asked for, as much as was read so far and at most its share of
+    the cache: the line is never idle, and a reader that stops has fetched at most twice what it read.
+    """
+
+    def __init__(self, layout: Layout, cache: ChunkCache) -> None:
+        self._layout = layout
+        self._cache = cache
+        self._edges = layout.offsets()
+        self._next = -1
+        self._reads = 0
+        self._run = 0
+        self._ahead = 0
+
+    def read_into(self, out: memoryview, begin: int) -> int:
+        """Fetch what is not in the cache, and copy. A short read ends with the chunk that it begins in."""
+        first = int(np.searchsorted(self._edges, begin, side="right")) - 1
+        if len(out) <= _SHORT:
+            # A buffer is filled for a few bytes of it: those of the next chunk may never be asked for.
+            out = out[: int(self._edges[first + 1]) - begin]
+        end = begin + len(out)
+        stop = int(np.searchsorted(self._edges, end, side="left"))
+        windows = self._windows(first, stop)
+        pieces = self._request(*windows[0])
+        self._look_ahead(begin, end)
+        for at, window in enumerate(windows):
+            following = self._request(*windows[at + 1]) if at + 1 < len(windows) else []
+            for number, piece in zip(range(*window), pieces, strict=True):
+                chunk = self._cache.wait(self._id(number), piece)
+                origin = int(self._edges[number])
+                if origin + len(chunk) != int(self._edges[number + 1]):
+                    raise FormatError(
+                        f"A layout gives another length to the chunk {self._id(number).hex()} than it has: "
+                        "add the model again."
+                    )
+                low, high = max(begin, origin), min(end, origin + len(chunk))
+                out[low - begin : high - begin] = chunk[low - origin : high - origin]
+            pieces = following
+        return len(out)
+
+    def close(self) -> None:
+        """Leave the cache's bytes to others."""
+        self._cache.leave(self)
+
+    def _id(self, number: int) -> bytes:
+        return self._layout.ids[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
+
+    def _request(self, start: int, stop: int, *, ahead: bool = False) -> list[Piece]:
+        return self._cache.request([self._id(number) for number in range(start, stop)], ahead=ahead)
+
+    def _windows(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Divide chunks into runs of as many bytes as are asked for at once."""
+        windows = []
+        while first < stop:
+            limit = int(self._edges[first]) + self._cache.window
+            end = min(stop, max(first + 1, int(np.searchsorted(self._edges, limit, side="right")) - 1))
+            windows.append((first, end))
+            first = end
+        return windows
+
+    def _look_ahead(self, begin: int, end: int) -> None:
+        if begin != self._next:
+            self._cache.leave(self)
+            self._reads = self._run = self._ahead = 0
+        self._next = end
+        self._reads += 1
+        self._run += end - begin
+        if self._reads < _IN_ORDER:
+            return
+        window = min(self._run, self._cache.share_of(self))
+        self._ahead = max(self._ahead, end)
+        limit = min(end + window, self._layout.size)
+        # Half a share at a time: chunk by chunk would be a request for each.
+        if self._ahead < end + window // 2 and self._ahead < limit:
+            start = int(np.searchsorted(self._edges, self._ahead, side="left"))
+            stop = int(np.searchsorted(self._edges, limit, side="left"))
+            if start < stop:
+                # Invariant 11: what cannot be found is told when it is read.
+                with contextlib.suppress(CasstoreError):
+                    self._request(start, stop, ahead=True)
+                self._ahead = int(self._edges[stop])
+
+
+def open_chunks(layout: Layout, reader: ObjectReader, cache: ChunkCache | None) -> Chunks:
+    """Return the chunks of a file; `cache` is that of a store that is a network away, None for one that is not."""
+    return NearChunks(layout, reader) if cache is None else FarChunks(layout, cache)
 
 
 def read_chunks(layout: Layout, reader: ObjectReader, start: int, stop: int) -> memoryview:
@@ -116,15 +272,28 @@ def read_chunks(layout: Layout, reader: ObjectReader, start: int, stop: int) -> 
     return buffer
 
 
-def read_tensor(layout: Layout, reader: ObjectReader, *, tensor: str, path: str) -> NDArray[Any]:
+def read_range(chunks: Chunks, begin: int, end: int) -> memoryview:
+    """Return bytes [`begin`, `end`) of a file, all of which lie in it, in fresh memory."""
+    out = new_buffer(end - begin)
+    done = 0
+    while done < len(out):
+        done += chunks.read_into(out[done:], begin + done)
+    return out
+
+
+def read_tensor(
+    layout: Layout, reader: ObjectReader, cache: ChunkCache | None, *, tensor: str, path: str
+) -> NDArray[Any]:
     """Return one tensor of a file as an array of its shape, which the caller owns.
 
-    bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes. Raises
+    `cache` is that of a store that is a network away. bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes. Raises
     ConfigError if the file has no such tensor.
     """
     span = _find_span(layout, tensor, path)
     if span.end == span.begin:
         return as_array(bytearray(), span.dtype, span.shape)
+    if cache is not None:
+        return as_array(read_range(FarChunks(layout, cache), span.begin, span.end), span.dtype, span.shape)
     edges = layout.offsets()
     start = int(np.searchsorted(edges, span.begin, side="right")) - 1
     stop = int(np.searchsorted(edges, span.end, side="left"))

@@ -22,6 +22,7 @@ from casstore.format import pack as pack_format
 from casstore.format.rows import ROW, BaseLists, id_words, merge_base_lists
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, pack_id_of, pack_key
 from casstore.store.merging import choose_parts, write_merged
+from casstore.store.round_trips import ask_all, is_far
 from casstore.store.segment import Segment
 from casstore.store.segment_cache import SegmentCache
 
@@ -38,6 +39,7 @@ NOT_FOUND = np.uint32(0xFFFFFFFF)
 """In the `pack` field of a located row: no usable frame of this object is known."""
 
 _FOOTER_GUESS = 64 << 10
+_REQUEST = 64 << 10  # bytes that would arrive while a request is on its way, as costs are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Index:
         self._gone: set[int] = set()
         self._avoided: set[int] = set()
         self._loaded = False
+        self._hinted: set[bytes] = set()
+        self._fetching_costs: int | None = None
         _indexes.add(self)
 
     def pack_id(self, number: int) -> bytes:
@@ -98,11 +102,48 @@ class Index:
                 numbers[at] = number
             return numbers
 
+    def learn(self, packs: Sequence[bytes]) -> None:
+        """Get to know packs by their footers, if those cost less than the segments that were never fetched.
+
+        For a store that is a network away, and the packs that a record names (design §6). The names are hints:
+        a pack that is gone or damaged is left out, and what is in none of them the segments answer.
+        """
+        with self._lock:
+            fresh = [pack for pack in packs if pack not in self._hinted]
+            if self._loaded or not fresh or not is_far(self._backend):
+                return
+            listed: dict[str, int] | None = None
+            if self._fetching_costs is None:
+                listed = self._listed()
+                self._fetching_costs = self._cache.cost_of(listed, request=_REQUEST)
+            # Those of earlier calls count, too: many records together are worth the segments.
+            if (len(self._hinted) + len(fresh)) * (2 * _REQUEST + _FOOTER_GUESS) >= self._fetching_costs:
+                self._load(listed)
+                return
+            for pack, footer in zip(fresh, ask_all(self._footer_of, fresh), strict=True):
+                if footer is not None:
+                    self.add_footer(pack, footer)
+            self._hinted.update(fresh)
+
+    def _footer_of(self, pack: bytes) -> Footer | None:
+        try:
+            return read_footer(self._backend, pack)
+        except (ObjectNotFound, FormatError):
+            return None  # Invariant 5: only a hint; whoever needs what was in it looks further, and is told.
+
+    def _listed(self) -> dict[str, int]:
+        return {entry.key: entry.size for entry in self._backend.list(INDEX_PREFIX)}
+
     def refresh(self) -> None:
         """Load segments that are new in the store, drop those that are gone."""
+        self._load(None)
+
+    def _load(self, listed: dict[str, int] | None) -> None:
+        """Do so; `listed` is what the store has, where that was asked a moment ago."""
         with self._lock:
             for attempt in range(5):
-                listed = {entry.key: entry.size for entry in self._backend.list(INDEX_PREFIX)}
+                if listed is None or attempt:
+                    listed = self._listed()
                 fresh = {key: size for key, size in listed.items() if key not in self._segments}
                 try:
                     for segment in self._cache.open_all(fresh):
@@ -127,6 +168,12 @@ class Index:
             for number in self._segments[key].numbers.tolist()
         )
 
+    def glance(self, ids: Sequence[bytes] | bytes) -> Located:
+        """Find the frames of objects as `locate` does, but with what `learn` knows, if it knows anything."""
+        with self._lock:
+            hinted = bool(self._hinted) and not self._loaded and not self._avoided
+        return self._locate(ids, usable=None, load=False) if hinted else self.locate(ids)
+
     def locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None = None) -> Located:
         """Find the frames of objects; no pack is opened. `usable` judges packs by their number.
 
@@ -145,13 +192,15 @@ class Index:
         located.sources[missing] = again.sources + len(located.lists)
         return Located(located.rows, located.sources, located.lists + again.lists)
 
-    def _locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None) -> Located:
+    def _locate(
+        self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None, load: bool = True
+    ) -> Located:
         words = id_words(ids)
         rows = np.zeros(len(words), ROW)
         rows["pack"] = NOT_FOUND
         sources = np.zeros(len(words), np.int32)
         with self._lock:
-            if not self._loaded:
+            if load and not self._loaded:
                 self.refresh()
             # Most is found in the largest, and then the others are not asked.
             segments = sorted(self._segments.values(), key=len, reverse=True)

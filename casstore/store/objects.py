@@ -5,7 +5,7 @@ Every byte that leaves this module hashed to its id first (invariant 4).
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from casstore.format import frame
 from casstore.store.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
 from casstore.store.index import NOT_FOUND, Located
 from casstore.store.keys import pack_key
+from casstore.store.round_trips import ask_all, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ class ObjectReader:
 
     def __init__(self, backend: Backend, index: Index) -> None:
         self._backend = backend
+        self._is_far = is_far(backend)
         self._index = index
 
     def read(self, object_id: bytes) -> bytes:
@@ -55,14 +57,22 @@ class ObjectReader:
     def read_many(self, ids: Sequence[bytes]) -> list[bytes]:
         """Return the verified plain bytes of several objects, in order."""
         located = self.locate(ids)
-        edges = [0, *accumulate(located.rows["raw"].tolist())]
+        if not self._is_far:
+            return self._read_group(located, list(range(len(ids))))
+        groups = list(fetch_groups(located, list(range(len(ids)))))
+        parts = ask_all(lambda group: self._read_group(located, group), groups)
+        plain = dict(zip(chain.from_iterable(groups), chain.from_iterable(parts), strict=True))
+        return [plain[at] for at in range(len(ids))]
+
+    def _read_group(self, located: Located, group: list[int]) -> list[bytes]:
+        edges = [0, *accumulate(located.rows["raw"][group].tolist())]
         buffer = new_buffer(edges[-1])
-        self.fill(located, range(len(ids)), buffer, edges)
+        self.fill(located, group, buffer, edges)
         return [bytes(buffer[begin:end]) for begin, end in pairwise(edges)]
 
     def locate(self, ids: Sequence[bytes] | bytes) -> Located:
         """Find every object, looking harder as needed; raise MissingObject for one that no pack holds."""
-        located = self._index.locate(ids)
+        located = self._index.glance(ids)
         if located.found.all():
             return located
         self._index.refresh()
@@ -97,7 +107,7 @@ class ObjectReader:
         pending = dict(zip(wanted, pairwise(edges), strict=True))
         while pending:
             lost = False
-            for group in _fetch_groups(located, list(pending)):
+            for group in fetch_groups(located, list(pending)):
                 number = int(located.rows["pack"][group[0]])
                 try:
                     key = pack_key(self._index.pack_id(number))
@@ -266,23 +276,38 @@ def frame_size(located: Located, at: int) -> int:
     return frame.header_size(len(located.bases(at))) + int(located.rows["stored"][at])
 
 
-def _fetch_groups(located: Located, wanted: list[int]) -> Iterator[list[int]]:
-    """Split positions into groups that one read serves, each in the order of the pack."""
+def fetch_groups(
+    located: Located, wanted: list[int], *, max_stored: int = MAX_FETCH, max_plain: int | None = None
+) -> Iterator[list[int]]:
+    """Split positions into groups that one read serves, each in the order of the pack.
+
+    A group has at most `max_stored` bytes in the pack and `max_plain` decoded, or one frame.
+    """
+    if not wanted:
+        return
     rows = located.rows[wanted]
     assert not np.any(rows["pack"] == NOT_FOUND)
     order = np.lexsort((rows["offset"], rows["pack"])).tolist()
-    packs, offsets = rows["pack"].tolist(), rows["offset"].tolist()
+    packs, offsets, lengths = rows["pack"].tolist(), rows["offset"].tolist(), rows["raw"].tolist()
     group: list[int] = []
     group_pack = begin = end = -1
+    plain = 0
     for position in order:
         at = wanted[position]
         pack, offset = packs[position], offsets[position]
         stop = offset + frame_size(located, at)
-        if group and (pack != group_pack or offset > end + MAX_GAP or stop - begin > MAX_FETCH):
+        plain += lengths[position]
+        if group and (
+            pack != group_pack
+            or offset > end + MAX_GAP
+            or stop - begin > max_stored
+            or (max_plain is not None and plain > max_plain)
+        ):
             yield group
             group = []
         if not group:
             group_pack, begin, end = pack, offset, stop
+            plain = lengths[position]
         group.append(at)
         end = max(end, stop)
     if group:

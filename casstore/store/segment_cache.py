@@ -60,6 +60,15 @@ class SegmentCache:
         with ThreadPoolExecutor(min(_FETCHERS, len(keys)), thread_name_prefix="casstore-index") as threads:
             return list(threads.map(self._open, keys, sizes.values()))
 
+    def cost_of(self, sizes: Mapping[str, int], *, request: int) -> int:
+        """Return the bytes that opening segments would fetch; each request counts as so many, too."""
+        here: set[str] = set()
+        if self._directory is not None:
+            # Invariant 5: copies of hints. Where they cannot be looked at, they are as good as gone.
+            with contextlib.suppress(OSError):
+                here.update(f"{INDEX_PREFIX}{name}" for name in os.listdir(self._directory))
+        return sum(size + request for key, size in sizes.items() if key not in here)
+
     def opened(self, data: bytes) -> Segment:
         """Return the segment with these bytes, which this process has just written to the store."""
         key = index_key(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
@@ -22,6 +21,7 @@ from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEnt
 from casstore.format.rows import Kind
 from casstore.store import files
 from casstore.store.checkout import Checkout
+from casstore.store.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.store.content import content_id
 from casstore.store.identity import identify
 from casstore.store.index import Index
@@ -32,6 +32,7 @@ from casstore.store.packs import encode_object
 from casstore.store.publish import Publication, has_pack
 from casstore.store.ref_rows import RefQuery
 from casstore.store.refs import Refs, not_found
+from casstore.store.round_trips import is_far
 from casstore.store.sources import find_sources, place_sources
 from casstore.store.usage import StoreStats, measure
 
@@ -103,13 +104,20 @@ class Store:
     """A content-addressed store of models. Safe in threads, and in a child process after a fork."""
 
     def __init__(
-        self, backend: Backend, *, store_id: bytes, machine: MachineState, index_copies: str | None = None
+        self,
+        backend: Backend,
+        *,
+        store_id: bytes,
+        machine: MachineState,
+        index_copies: str | None = None,
+        chunk_cache: int = CHUNK_CACHE,
     ) -> None:
         """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere."""
         self.backend = backend
         self.store_id = store_id.hex()
         self.index = Index(backend, copies=index_copies)
         self.objects = ObjectReader(backend, self.index)
+        self.chunks = ChunkCache(self.objects, limit=chunk_cache) if is_far(backend) else None
         self.machine = machine
         self._refs = Refs(backend, machine)
         self._models: OrderedDict[bytes, Model] = OrderedDict()
@@ -123,12 +131,14 @@ class Store:
         readonly: bool = False,
         durability: Literal["full", "none"] = "full",
         shared: Literal["group"] | None = None,
+        chunk_cache: int = CHUNK_CACHE,
         **storage_options: Any,
     ) -> Self:
         """Open the store at a path or URL; with `create`, make it if there is none yet.
 
         `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes files that the
-        directory's group may read and write. `storage_options` go to fsspec. Raises ConfigError for a place
+        directory's group may read and write. `chunk_cache` is how many bytes of chunks `open_file` and
+        `read_tensor` keep in memory where the store is a network away. `storage_options` go to fsspec. Raises ConfigError for a place
         that is no store, UnsupportedVersion for one that a newer casstore made.
         """
         backend = open_backend(
@@ -148,10 +158,18 @@ class Store:
         keeps_state = not backend.url.startswith("memory:")
         path = state_path(identity.store_id, backend.url) if keeps_state else None
         copies = os.path.join(os.path.dirname(path), "index") if path is not None else None
-        return cls(backend, store_id=identity.store_id, machine=MachineState(path), index_copies=copies)
+        return cls(
+            backend,
+            store_id=identity.store_id,
+            machine=MachineState(path),
+            index_copies=copies,
+            chunk_cache=chunk_cache,
+        )
 
     def close(self) -> None:
         """Release files and connections; the store must not be used afterwards."""
+        if self.chunks is not None:
+            self.chunks.close()
         self.machine.close()
         self.backend.close()
 
@@ -283,10 +301,13 @@ class Store:
         return model
 
     def open_file(self, ref_or_id: str, path: str) -> BinaryIO:
-        """Open one file of a model for reading; only the chunks that are read are decoded."""
-        layout = self.manifest(ref_or_id).layout(path)
-        raw = files.StoredFile(layout, self.objects, name=path)
-        return io.BufferedReader(raw, buffer_size=1 << 16)
+        """Open one file of a model for reading; only the chunks that are read are fetched and decoded."""
+        return self.open_layout(self.manifest(ref_or_id).layout(path), name=path)
+
+    def open_layout(self, layout: Layout, *, name: str) -> BinaryIO:
+        """Open the file that a layout describes for reading; `name` is what it is called."""
+        chunks = files.open_chunks(layout, self.objects, self.chunks)
+        return files.ModelFile(files.StoredFile(layout, chunks, name=name))
 
     def read_tensor(self, ref_or_id: str, path: str, tensor: str) -> NDArray[Any]:
         """Return one tensor as an array that the caller owns, reading only its chunks.
@@ -294,7 +315,7 @@ class Store:
         bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes.
         """
         return files.read_tensor(
-            self.manifest(ref_or_id).layout(path), self.objects, tensor=tensor, path=path
+            self.manifest(ref_or_id).layout(path), self.objects, self.chunks, tensor=tensor, path=path
         )
 
     def manifest(self, ref_or_id: str) -> Model:
@@ -308,6 +329,7 @@ class Store:
         kept = self._models.get(record.manifest)
         if kept is not None and kept.record.target == record.target:
             return replace(kept, record=record)
+        self.index.learn(record.packs)
         manifest = manifest_format.decode_model(self.objects.read(record.manifest))
         tree_data, *layouts = self.objects.read_many([manifest.model_id, *manifest.layouts])
         tree = manifest_format.decode_tree(tree_data)

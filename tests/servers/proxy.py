@@ -26,6 +26,15 @@ class Request:
     size: int
 
 
+@dataclass
+class Answer:
+    """What the server said to a request that it heard: bytes of body."""
+
+    method: str
+    path: str
+    size: int
+
+
 class Proxy:
     """What the tests set and look at."""
 
@@ -34,6 +43,7 @@ class Proxy:
         self.url = ""
         self.fault = None
         self.requests = []
+        self.answers = []
         self._lock = threading.Lock()
 
     def meet(self, method, path, size):
@@ -70,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(happens, tuple):
             return self._answer(happens[0], happens[1], b"")
         status, headers, answer = self._forward(body)
+        self.proxy.answers.append(Answer(self.command, self.path, len(answer)))
         if happens == "lose":
             return self._hang_up()
         if happens == "cut":

@@ -77,7 +77,7 @@ def _batches(src: Store, dst: Store, manifests: Sequence[ModelManifest]) -> Iter
     first = size = 0
     for at, manifest in enumerate(manifests):
         ids = [manifest.model_id, *manifest.layouts]
-        here, there = src.index.locate(ids), dst.index.locate(ids)
+        here, there = src.index.glance(ids), dst.index.locate(ids)
         more = max(int(here.rows["raw"].sum()), int(there.rows["raw"].sum()))
         if at > first and size + more > _BATCH:
             yield first, at

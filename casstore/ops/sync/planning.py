@@ -120,6 +120,7 @@ def plan_sync(
     needs: dict[bytes, bytes] = {}
     if any(chosen[name].manifest is not None for name in to_write):
         dst.index.refresh()
+        src.index.learn(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
         needs = needs_of(src, dst, (chosen[name] for name in to_write))
         moves = _moves(src, dst, [needs.get(chosen[name].manifest or b"", b"") for name in to_write])
     planned = tuple(
