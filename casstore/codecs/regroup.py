@@ -163,7 +163,7 @@ def _merge_words(runs: Sequence[RunData], *, width: int, sign: bool, out: U8) ->
     while rest:
         run = rest.pop()
         # The first of these widens: it reads the top and writes whole elements.
-        np.multiply(top, 1 << 8 * run.columns, out=elements, dtype=elements.dtype)
+        np.left_shift(top, 8 * run.columns, out=elements, dtype=elements.dtype)
         np.bitwise_or(elements, _words(run), out=elements)
         top = elements
 
