@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.codecs.encoding import ElementHint, Encoded, Encoding
-from casstore.codecs.planes import Plan, Table, decode_planes, encode_planes, read_table
+from casstore.codecs.planes import Plan, compressed_runs, decode_planes, encode_planes, read_table
 from casstore.codecs.select import Choice, choose
-from casstore.codecs.zstd import compress_all, decompress
+from casstore.codecs.zstd import compress_all, decompress, decompress_all
 from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
@@ -159,51 +159,50 @@ def decode_batch(payloads: Sequence[tuple[int, Buffer]], lengths: Sequence[int],
     edges = [0, *accumulate(lengths)]
     if edges[-1] != len(target):
         raise ValueError(f"Chunks of {edges[-1]} bytes do not fill {len(target)} bytes.")
-    group: list[tuple[memoryview, Table]] = []
-    for at, (encoding, payload) in enumerate(payloads):
+    first = 0
+    for end in range(1, len(payloads) + 1):
+        if end == len(payloads) or edges[end + 1] - edges[first] > _GROUP:
+            _decode_group(payloads[first:end], edges[first : end + 1], target)
+            first = end
+
+
+def _decode_group(payloads: Sequence[tuple[int, Buffer]], edges: Sequence[int], target: U8) -> None:
+    """Decode chunks to where `edges` say: the zstd frames of all in one native call, then each on its own.
+
+    A chunk's elements are put together while they are in the core's own cache.
+    """
+    sources = []
+    tables = []
+    frames: list[tuple[memoryview, int]] = []
+    for (encoding, payload), (begin, end) in zip(payloads, pairwise(edges), strict=True):
         source = memoryview(payload).cast("B")
+        table = None
         if encoding == Encoding.PLANES:
-            table = read_table(source, lengths[at])
-            fits = edges[at + 1] - edges[at - len(group)] <= _GROUP
-            if group and not (fits and _joins(group[-1][1], lengths[at - 1], table, lengths[at])):
-                _decode_group(group, edges[at - len(group) : at + 1], target)
-                group = []
-            group.append((source, table))
-            continue
-        if group:
-            _decode_group(group, edges[at - len(group) : at + 1], target)
-            group = []
-        _decode_plain(encoding, source, target[edges[at] : edges[at + 1]])
-    if group:
-        _decode_group(group, edges[len(payloads) - len(group) :], target)
-
-
-def _joins(last: Table, last_length: int, table: Table, length: int) -> bool:
-    whole = last.phase == table.phase == last_length % table.stride == length % table.stride == 0
-    return whole and last.shape == table.shape
-
-
-def _decode_group(group: Sequence[tuple[memoryview, Table]], edges: Sequence[int], target: U8) -> None:
-    begin = edges[0]
-    decode_planes(group, [edge - begin for edge in edges], target[begin : edges[-1]])
-
-
-def _decode_plain(encoding: int, source: memoryview, target: U8) -> None:
-    """Decode everything but planes."""
-    if encoding == Encoding.RAW:
-        if len(source) != len(target):
-            raise FormatError(f"A raw payload has {len(source)} bytes instead of {len(target)}.")
-        target[:] = np.frombuffer(source, np.uint8)
-    elif encoding == Encoding.ZSTD:
-        target[:] = decompress(np.frombuffer(source, np.uint8), len(target))
-    elif encoding == Encoding.DELTA:
-        raise UnsupportedVersion(
-            "This chunk is stored as a delta against other chunks. Upgrade casstore to read it."
-        )
-    else:
-        raise UnsupportedVersion(
-            f"This chunk has encoding {encoding}, of a newer casstore. Upgrade to read it."
-        )
+            table = read_table(source, end - begin)
+            frames += compressed_runs(source, table)
+        elif encoding == Encoding.ZSTD:
+            frames.append((source, end - begin))
+        elif encoding == Encoding.DELTA:
+            raise UnsupportedVersion(
+                "This chunk is stored as a delta against other chunks. Upgrade casstore to read it."
+            )
+        elif encoding != Encoding.RAW:
+            raise UnsupportedVersion(
+                f"This chunk has encoding {encoding}, of a newer casstore. Upgrade to read it."
+            )
+        elif len(source) != end - begin:
+            raise FormatError(f"A raw payload has {len(source)} bytes instead of {end - begin}.")
+        sources.append(source)
+        tables.append(table)
+    plains = iter(decompress_all(frames))
+    for (encoding, _), source, table, (begin, end) in zip(
+        payloads, sources, tables, pairwise(edges), strict=True
+    ):
+        out = target[begin:end]
+        if table is not None:
+            decode_planes(source, table, plains, out)
+        else:
+            out[:] = next(plains) if encoding == Encoding.ZSTD else np.frombuffer(source, np.uint8)
 
 
 def decode_into(encoding: int, payload: Buffer, out: Buffer) -> None:

@@ -16,17 +16,26 @@ import numpy as np
 
 from casstore.codecs.encoding import MAX_STRIDE
 from casstore.codecs.regroup import Columns, RunData, merge_runs, scratch
-from casstore.codecs.zstd import Method, compress_all, decompress_all
+from casstore.codecs.zstd import Method, compress_all
 from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["Plan", "RunPlan", "Table", "decode_planes", "encode_planes", "header_size", "read_table"]
+__all__ = [
+    "Plan",
+    "RunPlan",
+    "Table",
+    "compressed_runs",
+    "decode_planes",
+    "encode_planes",
+    "header_size",
+    "read_table",
+]
 
 _VERSION = 1
 _FLAG_SIGN = 1
@@ -134,13 +143,9 @@ class Table(NamedTuple):
     stride: int
     phase: int
     sign: bool
+    elements: int
     runs: list[tuple[int, int, int, int]]
-    """Columns, mode, 0 and stored bytes of each run."""
-
-    @property
-    def shape(self) -> tuple[object, ...]:
-        """What two chunks have in common when their elements can be put together at once."""
-        return (self.stride, self.sign, *(columns for columns, *_ in self.runs))
+    """Columns, mode, and where in the payload the run begins and ends."""
 
 
 def read_table(payload: memoryview, raw_length: int) -> Table:
@@ -164,10 +169,10 @@ def read_table(payload: memoryview, raw_length: int) -> Table:
     if len(payload) < table_end:
         raise FormatError(f"A planes payload ends inside its table of {count} runs.")
     elements = (raw_length - phase) // stride
-    runs = list(_RUN.iter_unpack(payload[_HEADER.size : table_end]))
+    runs = []
     all_columns = 0
-    all_stored = table_end + raw_length - elements * stride
-    for columns, mode, spare, stored in runs:
+    position = table_end + raw_length - elements * stride
+    for columns, mode, spare, stored in _RUN.iter_unpack(payload[_HEADER.size : table_end]):
         if mode > _CONSTANT or spare:
             raise UnsupportedVersion(
                 f"A planes run has mode {mode}: a newer casstore wrote it. Upgrade to read it."
@@ -178,8 +183,9 @@ def read_table(payload: memoryview, raw_length: int) -> Table:
             or (mode == _CONSTANT and stored != columns)
         ):
             raise FormatError(f"A planes run of {columns} columns has {stored} bytes in mode {mode}.")
+        runs.append((columns, mode, position, position + stored))
         all_columns += columns
-        all_stored += stored
+        position += stored
     if all_columns != stride:
         raise FormatError(f"The runs of a planes payload do not make up its stride of {stride}.")
     sign = bool(flags)
@@ -187,83 +193,32 @@ def read_table(payload: memoryview, raw_length: int) -> Table:
         raise FormatError(
             "A planes payload moves the sign of elements that have no two top columns of their own."
         )
-    if all_stored != len(payload):
+    if position != len(payload):
         raise FormatError("The lengths in a planes payload do not add up to its size.")
-    return Table(stride, phase, sign, runs)
+    return Table(stride, phase, sign, elements, runs)
 
 
-def decode_planes(chunks: Sequence[tuple[memoryview, Table]], edges: Sequence[int], out: U8) -> None:
-    """Write the plain bytes of payloads over `out`, which `edges` divide into chunks.
-
-    Of several chunks all tables have one shape, and each holds whole elements only. Raises FormatError for
-    runs that do not decode; `out` is in any state after an error.
-    """
-    stride, phase, sign, _ = chunks[0][1]
-    elements = (len(out) - phase) // stride
-    firsts = [0, *((edge - phase) // stride for edge in edges[1:-1]), elements]
-    bodies = [_run_bodies(payload, table) for payload, table in chunks]
-    if len(chunks) == 1:
-        _copy_edges(chunks[0][0], chunks[0][1], out)
-    _decompress_runs(bodies, [end - begin for begin, end in pairwise(firsts)])
-    plain = []
-    start = 0
-    for at, (columns, *_) in enumerate(chunks[0][1].runs):
-        pieces = [body[at] for body in bodies]
-        if len(pieces) == 1:
-            mode, _, data = pieces[0]
-            plain.append(RunData(start, columns, data, mode == _CONSTANT))
-        else:
-            joined = scratch(f"run {at}", elements * columns)
-            _join(pieces, firsts, joined)
-            plain.append(RunData(start, columns, joined, constant=False))
-        start += columns
-    merge_runs(plain, stride=stride, sign=sign, out=out[phase : phase + elements * stride])
-
-
-class _RunBody(NamedTuple):
-    """One chunk's part of a run: as it is stored, and after `_decompress_runs` never in mode zstd."""
-
-    mode: int
-    columns: int
-    data: U8
-
-
-def _run_bodies(payload: memoryview, table: Table) -> list[_RunBody]:
-    bodies = []
-    data: U8 = np.frombuffer(payload, np.uint8)
-    position = len(data)
-    for columns, mode, _, stored in reversed(table.runs):
-        bodies.append(_RunBody(mode, columns, data[position - stored : position]))
-        position -= stored
-    return bodies[::-1]
-
-
-def _copy_edges(payload: memoryview, table: Table, out: U8) -> None:
-    """Copy the bytes before the first and after the last whole element."""
-    begin = header_size(len(table.runs))
-    middle = begin + table.phase
-    after = (len(out) - table.phase) % table.stride
-    out[: table.phase] = np.frombuffer(payload[begin:middle], np.uint8)
-    out[len(out) - after :] = np.frombuffer(payload[middle : middle + after], np.uint8)
-
-
-def _decompress_runs(bodies: list[list[_RunBody]], elements: Sequence[int]) -> None:
-    """Replace compressed bodies by plain ones, all in one native call."""
-    places = [
-        (k, at) for k, chunk in enumerate(bodies) for at, body in enumerate(chunk) if body.mode == _ZSTD
+def compressed_runs(payload: memoryview, table: Table) -> list[tuple[memoryview, int]]:
+    """Return the zstd frames of a payload, and the plain bytes that each must hold."""
+    return [
+        (payload[begin:end], table.elements * columns)
+        for columns, mode, begin, end in table.runs
+        if mode == _ZSTD
     ]
-    if not places:
-        return
-    frames = [bodies[k][at].data for k, at in places]
-    plains = decompress_all(frames, [elements[k] * bodies[k][at].columns for k, at in places])
-    for (k, at), plain in zip(places, plains, strict=True):
-        bodies[k][at] = _RunBody(_RAW, bodies[k][at].columns, plain)
 
 
-def _join(pieces: Sequence[_RunBody], firsts: Sequence[int], out: U8) -> None:
-    """Put one run of several chunks together."""
-    for (mode, columns, data), (begin, end) in zip(pieces, pairwise(firsts), strict=True):
-        if mode == _CONSTANT:
-            _rows(out[begin * columns : end * columns], columns)[:] = data
-        else:
-            out[begin * columns : end * columns] = data
+def decode_planes(payload: memoryview, table: Table, plains: Iterator[U8], out: U8) -> None:
+    """Write the plain bytes of a payload over `out`; `plains` gives those of its compressed runs, in order."""
+    data: U8 = np.frombuffer(payload, np.uint8)
+    runs = []
+    start = 0
+    for columns, mode, begin, end in table.runs:
+        plain = next(plains) if mode == _ZSTD else data[begin:end]
+        runs.append(RunData(start, columns, plain, mode == _CONSTANT))
+        start += columns
+    # The bytes before the first and after the last whole element are kept as they are.
+    first, last = table.phase, table.phase + table.elements * table.stride
+    middle = header_size(len(runs)) + first
+    out[:first] = data[middle - first : middle]
+    out[last:] = data[middle : middle + len(out) - last]
+    merge_runs(runs, stride=table.stride, sign=table.sign, out=out[first:last])

@@ -98,33 +98,32 @@ def _thread_compressor(method: Method) -> zstandard.ZstdCompressor:
     return compressors[method]
 
 
-def decompress(frame: U8, size: int) -> U8:
+def decompress(frame: Buffer, size: int) -> U8:
     """Return the content of `frame`, which must be exactly one zstd frame of `size` plain bytes.
 
     Raises FormatError for anything else, before memory is allocated: another or no stated size, a dictionary,
     a window over 8 MiB that the size does not ask for, bytes after the frame, a skippable frame, no content.
     """
-    return decompress_all([frame], [size])[0]
+    return decompress_all([(memoryview(frame), size)])[0]
 
 
-def decompress_all(frames: Sequence[U8], sizes: Sequence[int]) -> list[U8]:
-    """Return the content of each frame, as `decompress` does, in one native call."""
-    views = [memoryview(frame) for frame in frames]
-    for view, size in zip(views, sizes, strict=True):
-        _check(view, size)
+def decompress_all(frames: Sequence[tuple[memoryview, int]]) -> list[U8]:
+    """Return the content of each of (frame, size), as `decompress` does, in one native call."""
+    for frame, size in frames:
+        _check(frame, size)
     decompressor = _contexts.decompressor
     try:
-        if len(views) == 1 or not _BATCHES:
-            plains = [np.frombuffer(decompressor.decompress(view), np.uint8) for view in views]
+        if len(frames) <= 1 or not _BATCHES:
+            plains = [np.frombuffer(decompressor.decompress(frame), np.uint8) for frame, _ in frames]
         else:
-            room = np.array(sizes, np.uint64).tobytes()
+            room = np.array([size for _, size in frames], np.uint64).tobytes()
             joined: Any = decompressor.multi_decompress_to_buffer(
-                list[Any](views), decompressed_sizes=room, threads=0
+                [frame for frame, _ in frames], decompressed_sizes=room, threads=0
             )
-            plains = [np.frombuffer(joined[at], np.uint8) for at in range(len(joined))]
+            plains = [np.frombuffer(segment, np.uint8) for segment in joined]
     except zstandard.ZstdError as error:  # invariant 4: a frame that cannot be read is never handed on
         raise FormatError(f"A zstd frame cannot be decoded: {error}.") from error
-    for plain, size in zip(plains, sizes, strict=True):
+    for plain, (_, size) in zip(plains, frames, strict=True):
         if len(plain) != size:
             raise FormatError(f"A zstd frame decodes to {len(plain)} bytes instead of {size}.")
     return plains

@@ -1,4 +1,4 @@
-"""Writing a model's files to a directory: decode and verify in parallel, appear only when whole.
+"""Writing a model's files to a directory: decode in parallel, appear only when whole and verified.
 
 Every path is opened relative to a directory descriptor and never through a link, so nothing outside the
 destination is written whatever the tree says (design §11). Checkouts can be made again from the store, so
@@ -59,6 +59,7 @@ class _Piece:
     """`length` bytes of one file, from `offset` on, that a batch decodes: they end the file if `last`."""
 
     entry: TreeEntry
+    layout: Layout
     offset: int
     length: int
     last: bool
@@ -173,9 +174,9 @@ class Checkout:
                     batch.buffer = take_block()
                     pending.append((batch, tasks.submit(_decode, reader, located, batch)))
                     while len(pending) > window or len(self._open_files) > _MAX_OPEN:
-                        self._settle(*pending.popleft())
+                        self._settle(*pending.popleft(), reader)
                 while pending:
-                    self._settle(*pending.popleft())
+                    self._settle(*pending.popleft(), reader)
         finally:
             for file in list(self._open_files):
                 self._discard(file)
@@ -187,7 +188,7 @@ class Checkout:
                 self._open_files.append(self._create(root, piece.entry))
             piece.file = self._open_files[-1]
 
-    def _settle(self, batch: _Batch, decoded: Future[None]) -> None:
+    def _settle(self, batch: _Batch, decoded: Future[None], reader: ObjectReader) -> None:
         """Hash what a worker decoded and wrote, in file order; files that end there get their names."""
         decoded.result()
         at = 0
@@ -198,6 +199,8 @@ class Checkout:
             if self._callback is not None:
                 self._callback.relative_update(piece.length)
             if piece.last:
+                if piece.file.hasher.digest() != piece.entry.file_id:
+                    _write_again(piece.file, piece.layout, reader)
                 self._complete(piece.file)
                 self._open_files.remove(piece.file)
         give_block(batch.buffer)
@@ -280,15 +283,32 @@ class Checkout:
         return current
 
 
-def _decode(reader: ObjectReader, located: Located, batch: _Batch) -> None:
-    """Decode and verify a batch into its buffer, and write its pieces where they belong; for a worker."""
+def _decode(reader: ObjectReader, located: Located, batch: _Batch, *, verify: bool = False) -> None:
+    """Decode a batch into its buffer, and write its pieces where they belong; for a worker.
+
+    The hash of the whole file covers every chunk, and nothing has its name before that is checked (invariant 4).
+    """
     wanted = range(batch.first, batch.first + len(batch.lengths))
-    reader.fill(located, wanted, batch.buffer, [0, *accumulate(batch.lengths)])
+    edges = [0, *accumulate(batch.lengths)]
+    reader.fill(located, wanted, batch.buffer, edges, verify=verify)
     at = 0
     for piece in batch.pieces:
         assert piece.file is not None
         _write_at(piece.file.descriptor, batch.buffer[at : at + piece.length], piece.offset)
         at += piece.length
+
+
+def _write_again(file: _OpenFile, layout: Layout, reader: ObjectReader) -> None:
+    """Write a file that came out wrong anew, each chunk proved: damage is told, or another pack has it whole."""
+    file.hasher = Hasher()
+    located = reader.locate(layout.ids)
+    for batch in _batches([file.entry], [layout]):
+        batch.buffer = take_block()
+        for piece in batch.pieces:
+            piece.file = file
+        _decode(reader, located, batch, verify=True)
+        file.hasher.update(batch.buffer[: batch.size])
+        give_block(batch.buffer)
 
 
 def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[_Batch]:
@@ -308,7 +328,7 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
             batch.size += size
             position += at - begin
             if size or last:
-                batch.pieces.append(_Piece(entry, done, size, last))
+                batch.pieces.append(_Piece(entry, layout, done, size, last))
                 done += size
             if not last or len(batch.pieces) >= _MAX_PIECES:
                 yield batch

@@ -21,6 +21,8 @@ from casstore.errors import (
     UnsupportedVersion,
 )
 from casstore.format import frame
+from casstore.format.frame import FrameHeader
+from casstore.format.rows import ROW_FIELDS
 from casstore.store.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
 from casstore.store.index import NOT_FOUND, Located
 from casstore.store.keys import pack_key
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from casstore.backend.base import Backend
-    from casstore.format.frame import FrameHeader
     from casstore.store.index import Index
 
 MAX_FETCH = 8 << 20
@@ -97,12 +98,15 @@ class ObjectReader:
         edges: Sequence[int],
         *,
         elsewhere: bool = True,
+        verify: bool = True,
     ) -> None:
         """Decode the objects at positions `wanted` of `located` into `buffer`, verified, in that order.
 
         `edges`, one more than there are objects, say where each begins and ends; that must be exactly its raw
         length. The buffer is the caller's, and holds unspecified bytes if this raises. What is damaged is
-        read from another pack that holds it, if there is one and `elsewhere` is set.
+        read from another pack that holds it, if there is one and `elsewhere` is set. With `verify` off, only
+        what does not decode counts as damaged: the caller must prove the bytes by another hash that covers
+        them before anyone sees them (invariant 4).
         """
         pending = dict(zip(wanted, pairwise(edges), strict=True))
         while pending:
@@ -111,7 +115,7 @@ class ObjectReader:
                 number = int(located.rows["pack"][group[0]])
                 try:
                     key = pack_key(self._index.pack_id(number))
-                    self._fill_group(located, group, pending, buffer, key=key)
+                    self._fill_group(located, group, pending, buffer, key=key, verify=verify)
                 except ObjectNotFound:
                     # Invariant 5: an entry whose pack is gone does not exist.
                     self._index.forget_pack(number)
@@ -148,21 +152,24 @@ class ObjectReader:
         buffer: memoryview,
         *,
         key: str,
+        verify: bool,
     ) -> None:
         """Fetch the frames of `group`, neighbours in one pack, and put their objects where `places` say."""
-        begin = int(located.rows["offset"][group[0]])
-        end = int(located.rows["offset"][group[-1]]) + frame_size(located, group[-1])
-        fetched = scratch(end - begin)
-        if self._backend.read_into(key, fetched, start=begin) != len(fetched):
+        offsets = located.rows["offset"][group].tolist()
+        fetched = scratch(offsets[-1] + frame_size(located, group[-1]) - offsets[0])
+        if self._backend.read_into(key, fetched, start=offsets[0]) != len(fetched):
             raise FormatError(f"{key} is cut short. {_ADVICE}")
         frames = []
-        for at in group:
-            offset = int(located.rows["offset"][at]) - begin
-            framed = fetched[offset : offset + frame_size(located, at)]
-            frames.append(_open_frame(located, at, framed, places[at], key=key))
+        for at, offset in zip(group, offsets, strict=True):
+            begin, end = places[at]
+            framed = fetched[offset - offsets[0] :]
+            header = _check_header(located, at, framed, end - begin, key=key)
+            payload = framed[header.size : header.size + header.stored]
+            frames.append(_Frame(header.object_id, header.encoding, payload, begin, end))
         for run in _adjacent(frames):
             _decode(run, buffer, key=key)
-        _check_ids(frames, buffer, key=key)
+        if verify:
+            _check_ids(frames, buffer, key=key)
 
 
 class _Frame(NamedTuple):
@@ -190,9 +197,7 @@ def verify_frames(
         offset = int(located.rows["offset"][at]) - begin
         framed = fetched[offset : offset + frame_size(located, at)]
         raw = int(located.rows["raw"][at])
-        header = _open_header(located, at, framed, raw, key=key)
-        if header.bases != located.bases(at):
-            raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
+        header = _check_header(located, at, framed, raw, key=key)
         headers.append(header)
         if run and size + raw > BLOCK:
             _verify_run(run, size, key=key)
@@ -218,23 +223,12 @@ def _check_ids(frames: list[_Frame], plain: memoryview, *, key: str) -> None:
             raise DigestMismatch(item.object_id.hex(), actual.hex(), key, _ADVICE)
 
 
-def _open_frame(located: Located, at: int, framed: memoryview, place: tuple[int, int], *, key: str) -> _Frame:
-    header = _open_header(located, at, framed, place[1] - place[0], key=key)
-    return _Frame(header.object_id, header.encoding, framed[header.size :], *place)
-
-
-def _open_header(located: Located, at: int, framed: memoryview, raw: int, *, key: str) -> FrameHeader:
-    """Check that a fetched frame is the one that the index promised."""
-    header = frame.decode_header(framed, key=key)
-    row = located.rows[at]
-    if (
-        header.object_id != row["id"].tobytes()
-        or header.raw != raw
-        or header.stored != row["stored"]
-        or header.kind != row["kind"]
-        or header.encoding != row["encoding"]
-        or header.rank != row["rank"]
-    ):
+def _check_header(located: Located, at: int, framed: memoryview, raw: int, *, key: str) -> FrameHeader:
+    """Return the header that the index promises, once a fetched frame proves to begin with it."""
+    object_id, _, stored, _, _, _, kind, encoding, rank = ROW_FIELDS.unpack(located.rows[at].tobytes())
+    header = FrameHeader(object_id, kind, encoding, raw, stored, rank, located.bases(at))
+    if framed[: header.size] != frame.encode_header(header):
+        frame.decode_header(framed, key=key)
         raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
     return header
 
@@ -286,9 +280,9 @@ def fetch_groups(
     if not wanted:
         return
     rows = located.rows[wanted]
-    assert not np.any(rows["pack"] == NOT_FOUND)
     order = np.lexsort((rows["offset"], rows["pack"])).tolist()
     packs, offsets, lengths = rows["pack"].tolist(), rows["offset"].tolist(), rows["raw"].tolist()
+    assert NOT_FOUND not in packs
     group: list[int] = []
     group_pack = begin = end = -1
     plain = 0

@@ -551,13 +551,9 @@ def test_stages_that_do_not_give_the_bytes_back_are_refused(model, tmp_path):
     restoring = stage_pipeline.Restoring(adding)
 
     adding.places[one], adding.places[other] = places[other], places[one]
-    with pytest.raises(BenchmarkError, match="A restored chunk is not what was added: nothing is reported"):
-        restoring.take(weights)
-
-    adding.places.update(places)
-    weights.ids[:] = [{one: other, other: one}.get(chunk, chunk) for chunk in weights.ids]
     with pytest.raises(BenchmarkError, match="A restored file is not what was added: nothing is reported"):
         restoring.take(weights)
+
     restoring.close()
 
 

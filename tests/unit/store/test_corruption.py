@@ -27,7 +27,7 @@ from fakes.stores import (
 
 from casstore import ConfigError, IntegrityError, Store, check
 from casstore.backend import LocalBackend, MemoryBackend
-from casstore.errors import FormatError, MissingObject, UnsupportedVersion
+from casstore.errors import DigestMismatch, FormatError, MissingObject, UnsupportedVersion
 from casstore.format import canonical, envelope, index, marks, names, pack
 from casstore.store.index import read_footer
 from casstore.store.keys import pack_id_of
@@ -246,6 +246,37 @@ def test_flips_in_a_larger_store(large, tmp_path, monkeypatch):
     assert harmful > FLIPS // 10
     with Store.open(large) as store:
         assert_clean(store)
+
+
+def test_a_checkout_tells_which_pack_is_damaged_or_reads_another(tmp_path):
+    """A bit of noise decodes wherever it is flipped: nothing but a hash can tell."""
+    model = model_of(first=noise(6, 3_000_000), second=noise(5, 700_000))
+    folder = write_model(model, tmp_path / "model")
+    for name in ("store", "twin"):
+        with Store.open(tmp_path / name, create=True, durability="none") as store:
+            store.add(folder, ref="models/noise")
+    root = tmp_path / "store"
+    ours, theirs = (
+        max(files_of(tmp_path / name, "packs"), key=lambda key: (tmp_path / name / key).stat().st_size)
+        for name in ("store", "twin")
+    )
+    intact = (root / ours).read_bytes()
+    replace(root / ours, flipped(intact, len(intact) // 2, 16))
+    with Store.open(root) as store, pytest.raises(DigestMismatch, match=ours):
+        store.checkout("models/noise", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+    for key in files_of(tmp_path / "twin", "packs", "index"):
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "twin" / key, root / key)
+    for key in (ours, theirs):
+        replace(root / ours, intact)
+        data = (root / key).read_bytes()
+        replace(root / key, flipped(data, len(data) // 2, 16))
+        with Store.open(root) as store:
+            store.checkout("models/noise", tmp_path / "out")
+        assert read_folder(tmp_path / "out") == model
+        shutil.rmtree(tmp_path / "out")
 
 
 def replace(path, data):
