@@ -154,6 +154,8 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
         advice = "Check the credentials and what they may do."
         if "HostKeyNotVerifiable" in names:
             advice = "Connect to it with ssh once, and compare its key with what its owner says (~/.ssh/known_hosts)."
+        elif "RequestTimeTooSkewed" in said:
+            advice = "Set this machine's clock: signed requests carry the time."
         return AccessDenied(f"Cannot {doing}: {detail}. {advice}")
     if status in _UNAVAILABLE or names & _UNAVAILABLE_NAMES or isinstance(error, (ConnectionError, EOFError)):
         return BackendUnavailable(f"Cannot {doing}: {detail}")
