@@ -26,6 +26,10 @@ _NO_EXCLUSIVE_RENAME = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTS
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_DIRECTORY_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
+_GROUP_DIRECTORY = 0o2770  # set-group-id: what is made inside belongs to the same group, whoever makes it
+_REMEMBERED = 0o2070  # the bits of a root that say so to whoever comes later
+_GROUP_ACCESS = 0o070
+
 
 class StoreDirectory:
     """One store's root, the modes of what is made below it, and the steps that make names durable.
@@ -70,8 +74,13 @@ class StoreDirectory:
         if not status.is_directory:
             raise ConfigError(f"{self.root} is not a directory, so it cannot be a store.")
         self._device = status.device
-        if shared is None and status.mode & 0o2070 == 0o2070:
-            self._group = True
+        if self._group and status.mode & _GROUP_ACCESS != _GROUP_ACCESS:
+            raise ConfigError(
+                f"{self.root} is private: its group may not use it, and what is private already is not opened up "
+                f"behind its owner's back. Who owns it can: chmod -R g+rX {self.root}; "
+                f"find {self.root} -type d -exec chmod g+ws {{}} +"
+            )
+        self._group = self._group or status.mode & _REMEMBERED == _REMEMBERED
 
     @property
     def writing_mode(self) -> int:
@@ -107,6 +116,10 @@ class StoreDirectory:
                 self.sync(path)
         for path in reversed(missing):
             self._make_directory(path, own=path == self.root)
+        if self._group and not missing and not self.calls.scan_kinds(self.root):
+            # Someone made the folder for the store; its mode is where later writers look.
+            with suppress(PermissionError):
+                self.calls.chmod(self.root, _GROUP_DIRECTORY)
 
     def _make_directory(self, path: str, *, own: bool = True) -> None:
         """Make one directory, or find it made, and make its entry durable."""
@@ -117,7 +130,7 @@ class StoreDirectory:
             made = False  # another writer was faster; what is in the way otherwise shows at the next call
         if made and own and self._group:
             # mkdir obeys the umask and ignores the set-group-id bit.
-            self.calls.chmod(path, 0o2770)
+            self.calls.chmod(path, _GROUP_DIRECTORY)
         try:
             # Invariant 2: also when it was there, since whoever made it may have stopped before this.
             self.sync(os.path.dirname(path))

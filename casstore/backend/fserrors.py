@@ -76,6 +76,8 @@ _REFUSED_NAMES = {
 _ABSENT_NAMES = {"ResourceNotFoundError", "SFTPNoSuchFile"}
 _TAKEN_NAMES = {"ResourceExistsError", "SFTPFileAlreadyExists"}
 
+_SKEWED = re.compile(r"RequestTimeTooSkewed|difference between the request time")  # S3; s3fs drops the code
+
 _SECRET_OPTION = re.compile(
     r"secret|passw|passphrase|token|credential|connection_string|sas|sig|key|auth|cookie", re.IGNORECASE
 )
@@ -154,6 +156,8 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
         advice = "Check the credentials and what they may do."
         if "HostKeyNotVerifiable" in names:
             advice = "Connect to it with ssh once, and compare its key with what its owner says (~/.ssh/known_hosts)."
+        elif _SKEWED.search(said):
+            advice = "Set this machine's clock: signed requests carry the time."
         return AccessDenied(f"Cannot {doing}: {detail}. {advice}")
     if status in _UNAVAILABLE or names & _UNAVAILABLE_NAMES or isinstance(error, (ConnectionError, EOFError)):
         return BackendUnavailable(f"Cannot {doing}: {detail}")

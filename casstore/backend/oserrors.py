@@ -62,8 +62,8 @@ def from_os_error(error: OSError, doing: str, *, retryable: bool = True) -> Back
         )
     if number in _REFUSED:
         return AccessDenied(
-            f"Cannot {doing}: {reason}. Check the owner and mode of the store's directories; a folder that "
-            'colleagues use is made with shared="group".'
+            f"Cannot {doing}: {reason}. Check the owner, group and mode of the store's directories: colleagues can "
+            "use one that was made for its group (casstore init --shared group), and only if they are in that group."
         )
     if number == errno.EXDEV:
         return BackendError(

@@ -7,8 +7,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from casstore.backend.location import parse_location
 from casstore.errors import ConfigError
 from casstore.format.paths import check_path
 
@@ -33,7 +34,9 @@ class CacheConfig:
     `container_name` mean a container of Azure Blob Storage. `workflow_id` is the folder of the working files
     inside the local path. `max_checkout_bytes` bounds working files and checkouts that can be made again.
     `environment` are the fields, chosen by name, that decide what a pass makes; `pass_version` the version
-    that stands for passes that state none. `storage_options` go to the shared store's file system.
+    that stands for passes that state none. `storage_options` go to the shared store's file system. With
+    `shared="group"`, a shared store that is made in a folder is for the folder's group. Raises ConfigError for
+    settings that cannot be, URLs with a user or a secret in them among these.
     """
 
     cache_dir: str | os.PathLike[str] | list[str] | None = DEFAULT_CACHE_DIR
@@ -47,10 +50,13 @@ class CacheConfig:
     max_checkout_bytes: int = DEFAULT_CHECKOUT_BYTES
     pass_version: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # keys and tokens
+    shared: Literal["group"] | None = None
 
     def __post_init__(self) -> None:
         places = _places(self.cache_dir)
+        for place in filter(is_url, places):
+            parse_location(place)  # Before anything shows or logs it.
         azure = next((match for place in places if (match := _AZURE.fullmatch(place))), None)
         account = self.account_name or (azure[1] if azure else None)
         container = self.container_name or (azure[2] if azure else None)

@@ -90,7 +90,10 @@ class OliveCache:
         url = self.config.get_shared_cache_url()
         if url is not None:
             self.shared_cache = SharedCache(
-                url, readonly=not self.update_shared_cache, **self.config.storage_options
+                url,
+                readonly=not self.update_shared_cache,
+                shared=self.config.shared,
+                **self.config.storage_options,
             )
             self._sharing = Sharing(self.shared_cache, self.local, update=self.update_shared_cache)
             self.resources.shared = SharedResources(self.local, self._sharing)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from casstore.backend.location import parse_location
 from casstore.cache.document import collect
 from casstore.cache.model_cache import model_ref
 from casstore.cache.run_cache import RunCacheManager, new_run, run_json, run_ref
@@ -28,7 +29,9 @@ class SharedCache:
     """A shared store; it is opened, and the network touched, with the first question. Safe in threads.
 
     `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. `readonly` takes
-    from it only. `storage_options` go to its file system.
+    from it only. `shared="group"` lets the folder's group in where this makes a store in a folder; what is there
+    stays as it is. `storage_options` go to its file system. Raises ConfigError for a URL that no store can
+    have, one with a user or a secret in it above all.
     """
 
     def __init__(
@@ -37,14 +40,18 @@ class SharedCache:
         container: str | None = None,
         *,
         readonly: bool = False,
+        shared: Literal["group"] | None = None,
         **storage_options: Any,
     ) -> None:
-        self.url = (
+        url = (
             f"https://{account_or_url}.blob.core.windows.net/{container}"
             if container
             else str(account_or_url)
         )
+        parse_location(url)  # Before anything shows or logs it.
+        self.url = url
         self.readonly = readonly
+        self._shared = shared
         self._storage_options = storage_options
         self._lock = threading.Lock()
         self._remote: Store | None = None
@@ -58,7 +65,11 @@ class SharedCache:
         with self._lock:
             if self._remote is None:
                 self._remote = Store.open(
-                    self.url, create=not self.readonly, readonly=self.readonly, **self._storage_options
+                    self.url,
+                    create=not self.readonly,
+                    readonly=self.readonly,
+                    shared=self._shared,
+                    **self._storage_options,
                 )
             return self._remote
 

@@ -31,6 +31,7 @@ from casstore.cli import (
     ls,
     pull,
     push,
+    quarantine,
     remote,
     rm,
     runs,
@@ -100,6 +101,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sync": sync.run,
     "stats": stats.run,
     "check": check.run,
+    "quarantine": quarantine.run,
     "demo": demo.run,
 }
 for _name, _function in _COMMANDS.items():

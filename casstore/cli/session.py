@@ -52,13 +52,13 @@ class Session:
         """Open the store; the caller closes it."""
         return self.open_at(self.place, readonly=readonly)
 
-    def open_or_create(self) -> tuple[Store, bool]:
-        """Open the store, making it if there is none; say whether it was made."""
+    def open_or_create(self, *, shared: Literal["group"] | None = None) -> tuple[Store, bool]:
+        """Open the store, making it if there is none, for its folder's group or private; say whether it was made."""
         try:
-            return self.open(), False
+            return casstore.Store.open(store_in(self.place), shared=shared), False
         except casstore.ConfigError:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
-            return casstore.Store.open(self.place, create=True), True
+            return casstore.Store.open(self.place, create=True, shared=shared), True
 
     def open_at(self, place: str, *, readonly: bool = False) -> Store:
         """Open the store at a path or URL, or of the pipeline's cache in that folder; the caller closes it."""

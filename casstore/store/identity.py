@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from casstore.errors import ConfigError, ObjectExists, ObjectNotFound
+from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound
 from casstore.format import marks
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ def _read_format(backend: Backend) -> marks.StoreFormat | None:
         return marks.decode_format(backend.read(marks.FORMAT_KEY))
     except ObjectNotFound:
         return None  # Not a store yet; whether that is an error is for the caller to say.
+    except FormatError as error:
+        # Design §12: of two stores that a command opens, the message says which.
+        raise type(error)(f"{backend.url}: {error}") from error
 
 
 def create_format(backend: Backend) -> marks.StoreFormat:

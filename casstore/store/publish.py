@@ -322,12 +322,11 @@ class Publication:
 
 
 def has_pack(backend: Backend, pack_id: bytes) -> bool:
-    """Say whether a pack is there."""
+    """Say whether a pack is there; one that a server's crash left without a byte is not."""
     try:
-        backend.stat(pack_key(pack_id))
+        return backend.stat(pack_key(pack_id)).size > 0
     except ObjectNotFound:
         return False  # Invariant 5: an entry whose pack is gone does not exist.
-    return True
 
 
 def read_quarantine(backend: Backend) -> frozenset[bytes]:

@@ -136,10 +136,11 @@ class Store:
     ) -> Self:
         """Open the store at a path or URL; with `create`, make it if there is none yet.
 
-        `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes files that the
-        directory's group may read and write. `chunk_cache` is how many bytes of chunks `open_file` and
-        `read_tensor` keep in memory where the store is a network away. `storage_options` go to fsspec. Raises ConfigError for a place
-        that is no store, UnsupportedVersion for one that a newer casstore made.
+        `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes a store that the
+        directory's group may read and write: its mode tells whoever opens it later. `chunk_cache` is how many
+        bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
+        `storage_options` go to fsspec. Raises ConfigError for a place that is no store or that is private
+        though it shall be shared, UnsupportedVersion for one that a newer casstore made.
         """
         backend = open_backend(
             os.fspath(url_or_path),

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from fakes.posix_model import SimulatedCrash
 
-from casstore.backend.base import BlobWriter
+from casstore.backend.base import BlobWriter, Throttled
 from casstore.backend.wrapper import BackendWrapper
 from casstore.errors import BackendUnavailable
+
+_NETWORK = frozenset(("read", "read_into", "stat", "list", "put", "create", "commit", "delete"))
 
 
 class FaultyBackend(BackendWrapper):
@@ -29,6 +31,7 @@ class FaultyBackend(BackendWrapper):
         drop_bodies(n)         the next n reads break off half way, with an error
         shorten_reads(size)    a ranged read gives at most so many bytes, without an error
         empty(key)             this object has no bytes, as after a crash of its server
+        rain(n)                every nth call over the network fails in the next of the ways that a retry mends
     """
 
     def __init__(self, inner):
@@ -47,6 +50,8 @@ class FaultyBackend(BackendWrapper):
         self._dropped = 0
         self._read_limit = None
         self._emptied = set()
+        self._rain = None
+        self.rained = 0
 
     def stop_at(self, index):
         self._stop = index
@@ -87,10 +92,14 @@ class FaultyBackend(BackendWrapper):
     def empty(self, key):
         self._emptied.add(key)
 
+    def rain(self, every):
+        self._rain = every
+
     def heal(self):
         """Behave from now on; the count goes on."""
         self._stop, self._longest, self._frozen = None, None, None
         self._unplugged, self._dropped, self._read_limit, self._losing = None, 0, None, None
+        self._rain = None
         for faults in (self._errors, self._next, self._lost, self._hidden, self._flips, self._emptied):
             faults.clear()
 
@@ -107,6 +116,18 @@ class FaultyBackend(BackendWrapper):
             if rule[0] == operation and rule[2] > 0:
                 rule[2] -= 1
                 raise rule[1]
+        falls = self._rain and operation in _NETWORK and index % self._rain == 0
+        if falls:
+            self.rained += 1
+            # A writer keeps what it wrote until it hears that it arrived, so its answers are not lost here.
+            ways = ["busy", "gone"] if operation == "commit" else ["busy", "lost", "gone"]
+            way = ways[self.rained % len(ways)]
+            if way == "busy":
+                raise Throttled(f"503 to {operation} {key}")
+            if way == "gone":
+                raise BackendUnavailable(f"The connection broke before {operation} {key}.")
+            work()
+            raise BackendUnavailable(f"The answer to {operation} {key} got lost.")
         result = work()
         losing = self._losing and operation in self._losing[1] and index % self._losing[0] == 0
         if index in self._lost or losing:

@@ -52,7 +52,12 @@ fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
 
 
 class Side:
-    """One place, and any number of ways to it: `plain`, or through `faulty`, with or without retries."""
+    """One place, and any number of ways to it: `plain`, or through `faulty`, with or without retries.
+
+    With `rain`, a number, the plain way is one on which every so manyth call fails, and is retried.
+    """
+
+    rain = None
 
     def __init__(self, kind, tmp_path):
         self.tmp_path = tmp_path
@@ -65,7 +70,12 @@ class Side:
         }
         self.backend = make[kind]()
         self.store_id = identify(self.backend, create=True).store_id
-        self.plain = self.open(self.backend)
+        self.weather = FaultyBackend(self.backend)
+        self.plain = (
+            self.open(self.backend) if self.rain is None else self.retrying(self.weather, tries=10**6)
+        )
+        if self.rain is not None:
+            self.weather.rain(self.rain)
         self.faulty = FaultyBackend(self.backend)
 
     def open(self, backend):

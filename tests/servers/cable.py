@@ -9,12 +9,16 @@ from contextlib import contextmanager, suppress
 
 
 class Cable:
-    """`cut()` ends every connection now; with `cut_after = n` it happens once n more bytes went to the server."""
+    """`cut()` ends every connection now; with `cut_after = n` it happens once n more bytes went to the server.
+
+    While `down` is set, as when the server is started anew, connections end as they are made.
+    """
 
     def __init__(self, target):
         self.target = target  # port
         self.port = 0
         self.cut_after = None
+        self.down = False
         self.connections = 0
         self._lock = threading.Lock()
         self._open = set()
@@ -31,6 +35,8 @@ class Cable:
             return len(self._open) // 2
 
     def join(self, near):
+        if self.down:
+            return
         far = socket.create_connection(("127.0.0.1", self.target))
         for end in (near, far):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

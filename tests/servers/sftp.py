@@ -35,6 +35,12 @@ class SftpServer:
 def sftp_server(folder, *, without=()):
     """Run a server; `without` names protocol extensions that it does not have."""
     port = free_port()
+    with running(prepare(folder, port, without=without), port=port, folder=folder):
+        yield SftpServer(port, folder)
+
+
+def prepare(folder, port, *, without=()):
+    """Write the keys of a server on `port` to `folder`; return the command that runs it, any number of times."""
     for name in ("host", "client"):
         key = asyncssh.generate_private_key("ssh-ed25519")
         key.write_private_key(folder / name)
@@ -43,5 +49,4 @@ def sftp_server(folder, *, without=()):
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}")
     program = Path(__file__).with_name("sftp_process.py")
     command = [sys.executable, program, str(port), "host", "client.pub", *without]
-    with running([str(part) for part in command], port=port, folder=folder):
-        yield SftpServer(port, folder)
+    return [str(part) for part in command]

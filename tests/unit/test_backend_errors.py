@@ -34,7 +34,7 @@ from casstore.errors import (
         (errno.EDQUOT, BackendError, False, "quota"),
         (errno.EROFS, AccessDenied, False, "read-only"),
         (errno.EACCES, AccessDenied, False, "Permission denied"),
-        (errno.EPERM, AccessDenied, False, "owner and mode"),
+        (errno.EPERM, AccessDenied, False, "owner, group and mode"),
         (errno.EIO, BackendUnavailable, True, "Input/output"),
         (errno.ESTALE, BackendUnavailable, True, "Stale"),
         (errno.EMFILE, BackendUnavailable, True, "open files"),
@@ -116,6 +116,22 @@ def test_file_system_errors(error, kind):
     assert type(result) is kind
     assert result.retryable is issubclass(kind, BackendUnavailable)
     assert str(result).startswith("Cannot read packs/x: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError("The difference between the request time and the current time is too large."),
+        type("ClientError", (Exception,), {"response": botocore("RequestTimeTooSkewed", 403).response})(
+            "An error occurred (RequestTimeTooSkewed) when calling the GetObject operation"
+        ),
+    ],
+)
+def test_a_wrong_clock_is_not_taken_for_wrong_credentials(error):
+    result = from_fs_error(error, "read packs/x")
+    assert type(result) is AccessDenied
+    assert "Set this machine's clock" in str(result)
+    assert "credentials" not in str(result)
 
 
 def test_the_cause_may_know_the_status():

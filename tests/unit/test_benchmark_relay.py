@@ -23,7 +23,9 @@ def _packet(payload, *, segment=0, protocol=6):
 
 @pytest.fixture
 def way():
-    ends = [os.pipe2(os.O_DIRECT | os.O_NONBLOCK) for _ in range(2)]  # what is written at once is read at once
+    ends = [
+        os.pipe2(os.O_DIRECT | os.O_NONBLOCK) for _ in range(2)
+    ]  # what is written at once is read at once
     (source, feed), (result, target) = ends
     yield Way(source, target, seconds_per_byte=0.001, delay=10.0), feed, result
     for descriptor in (source, feed, result, target):

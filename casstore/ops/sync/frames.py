@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.errors import FormatError, ObjectNotFound
+from casstore.errors import FormatError, IntegrityError, ObjectNotFound, UnsupportedVersion
 from casstore.format.rows import Kind
 from casstore.ops.sync.ranges import plan_ranges
 from casstore.store.buffers import BLOCK_BUFFER, new_buffer, take_block
@@ -90,13 +90,14 @@ class FrameSource:
             lost: list[int] = []
             yield from self._copied(located, plan_ranges(located, whole), lost)
             yield from self._encoded_alone(located, alone)
-            # Invariant 5: packs that went since the look-up; their objects are looked for once more.
+            # Invariant 5: packs that went since the look-up, or are damaged: their objects are looked for once more.
             ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
 
     def _copied(self, located: Located, ranges: Sequence[Range], lost: list[int]) -> Iterator[EncodedFrames]:
         fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
         verifying: deque[tuple[Range, Future[EncodedFrames]]] = deque()
         left = iter(ranges)
+        damaged: set[int] = set()
         # The threads are left first, then the workers: what they work on is in nobody's hands any more.
         with (
             TaskGroup() as tasks,
@@ -118,7 +119,18 @@ class FrameSource:
                         verifying.append((wanted, tasks.submit(self._verify, located, wanted, data)))
                     elif verifying:
                         wanted, verified = verifying.popleft()
-                        frames = verified.result()
+                        try:
+                            frames = verified.result()
+                        except UnsupportedVersion:
+                            raise
+                        except IntegrityError:
+                            # Invariant 4: not a byte of it went on; another pack may hold the same, whole.
+                            if self._store.index.avoid_pack(wanted.pack):
+                                damaged.add(wanted.pack)
+                            elif wanted.pack not in damaged:
+                                raise
+                            lost += wanted.frames
+                            continue
                         self._count(wanted, frames)
                         yield frames
                     else:
@@ -146,7 +158,19 @@ class FrameSource:
         """Prove the frames of a range (invariant 9), and close the gaps between them; for a worker."""
         key = pack_key(self._store.index.pack_id(wanted.pack))
         data = fetched.data
-        headers = verify_frames(located, wanted.frames, data, begin=wanted.begin, key=key)
+        try:
+            headers = verify_frames(located, wanted.frames, data, begin=wanted.begin, key=key)
+        except UnsupportedVersion:
+            raise
+        except IntegrityError as error:
+            # Invariant 9: nothing of it is written. The error keeps its class; its owner is told what to do.
+            url = self._store.backend.url
+            advice = (
+                f"These are the bytes that {url} serves; nothing that needs them was committed. `casstore quarantine "
+                f"REF --store {url}` sets the pack apart; then push REF there with --overwrite from a store that has it."
+            )
+            error.args = (f"{error} {advice}",)
+            raise
         if wanted.dense:
             return EncodedFrames(headers, data, fetched.block)
         at = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import FormatError, MissingObject
+from casstore.errors import FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
@@ -96,8 +96,8 @@ def _read(src: Store, dst: Store, ids: Sequence[bytes]) -> list[bytes]:
     if near:
         try:
             plain = dict(zip(near, dst.objects.read_many(near), strict=True))
-        except MissingObject:
-            plain = {}  # Invariant 5: gone from there since, and still in `src`.
+        except IntegrityError:
+            plain = {}  # Invariant 4: gone from there since, or damaged there; `src` has it.
     far = [object_id for object_id in ids if object_id not in plain]
     if far:
         plain.update(zip(far, src.objects.read_many(far), strict=True))

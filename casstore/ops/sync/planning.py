@@ -14,10 +14,11 @@ from casstore.ops.sync.needs import needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 from casstore.store.packs import PACK_TARGET
+from casstore.store.publish import read_quarantine
 from casstore.store.round_trips import ask_all, is_far
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from casstore.format.record import Record
     from casstore.store.store import Store
@@ -108,13 +109,16 @@ def plan_sync(
 
     `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
     in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
-    (README.md). Raises RefNotFound for one that `src` does not have, IntegrityError for a model of `src` that
+    (README.md), which also stores anew what `dst` only has in packs that were set apart. Raises RefNotFound for one that `src` does not have, IntegrityError for a model of `src` that
     is not whole.
     """
     if src.backend.url == dst.backend.url:
         raise ConfigError(f"{src.backend.url} is both sides of this sync. Name two stores.")
     chosen = _choose(src, refs)
     standings = _Standings(src, dst, chosen, overwrite=overwrite)
+    usable = _standing_packs(dst) if overwrite else None
+    if usable is not None:
+        standings.mend(src, dst, chosen, usable)
     to_write = sorted(standings.to_write, key=lambda name: (not names.names_model(name), name))
     moves = _Moves.nothing()
     needs: dict[bytes, bytes] = {}
@@ -122,7 +126,7 @@ def plan_sync(
         dst.index.refresh()
         src.index.learn(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
         needs = needs_of(src, dst, (chosen[name] for name in to_write))
-        moves = _moves(src, dst, [needs.get(chosen[name].manifest or b"", b"") for name in to_write])
+        moves = _moves(src, dst, [needs.get(chosen[name].manifest or b"", b"") for name in to_write], usable)
     planned = tuple(
         RefToWrite(
             name,
@@ -201,6 +205,23 @@ class _Standings:
                 self.ahead.append(name)
             elif standing is not Standing.EQUAL:
                 self.to_write[name] = (standing, others[-1].seq if others else 0)
+        self._theirs = theirs
+
+    def mend(self, src: Store, dst: Store, chosen: dict[str, Record], usable: Callable[[int], bool]) -> None:
+        """Write equal refs, too, of which `dst` has an object in no pack that is `usable`."""
+        dst.index.refresh()
+        needs = needs_of(src, dst, (chosen[name] for name in self.equal))
+        for name in list(self.equal):
+            ids = needs.get(chosen[name].manifest or b"", b"")
+            if not dst.index.locate(ids, usable=usable).found.all():
+                self.equal.remove(name)
+                self.to_write[name] = (Standing.EQUAL, self._theirs[name].seq)
+
+
+def _standing_packs(store: Store) -> Callable[[int], bool] | None:
+    """Return what says of a pack's number that it was not set apart; None if none was."""
+    damaged = read_quarantine(store.backend)
+    return (lambda number: store.index.pack_id(number) not in damaged) if damaged else None
 
 
 def conflict_of(record: Record, other: Record) -> RefConflictFound:
@@ -237,14 +258,14 @@ class _Moves(NamedTuple):
         return cls([], 0, 0, 0, 0, 0)
 
 
-def _moves(src: Store, dst: Store, needs: Sequence[bytes]) -> _Moves:
-    """Measure what `dst` lacks of the objects that each ref needs, joined ids."""
+def _moves(src: Store, dst: Store, needs: Sequence[bytes], usable: Callable[[int], bool] | None) -> _Moves:
+    """Measure what `dst` lacks, in `usable` packs, of the objects that each ref needs, joined ids."""
     owner: dict[bytes, int] = {}
     for number, joined in enumerate(needs):
         for object_id in split(joined):
             owner.setdefault(object_id, number)
     ids = b"".join(owner)
-    missing = np.flatnonzero(~dst.index.locate(ids).found)
+    missing = np.flatnonzero(~dst.index.locate(ids, usable=usable).found)
     if not missing.size:
         return _Moves([0] * len(needs), 0, 0, 0, 0, 0)
     words = id_words(ids)[missing]

@@ -33,6 +33,15 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def weather(request, monkeypatch):
+    monkeypatch.setattr(Side, "rain", getattr(request, "param", None))
+
+
+in_any_weather = pytest.mark.parametrize("weather", [None, 3], ids=["calm", "rain"], indirect=True)
+"""Once as it is, and once over a network on which every third request to either side fails."""
+
+
 @pytest.fixture
 def here(tmp_path):
     return Side("memory", tmp_path)
@@ -52,6 +61,7 @@ def assert_same(one, other):
     assert_clean(other)
 
 
+@in_any_weather
 class TestCopies:
     @pytest.mark.parametrize("other", ["memory", "local", "objects"])
     def test_everything_between_any_two_places(self, tmp_path, kind, other):
@@ -275,6 +285,7 @@ class TestRequests:
         assert_clean(there.plain)
 
 
+@in_any_weather
 class TestStandings:
     def test_a_newer_value_replaces_one_that_the_source_has_seen(self, here, there):
         here.add("models/m", BASE)
@@ -449,6 +460,7 @@ class TestOrder:
         assert most[0] <= 2 + 2  # on their way, the one that waits, and the one that is filled
 
 
+@in_any_weather
 class TestCollectors:
     """A collector strikes at the destination while it is written to, or at the source while it is read."""
 
@@ -513,6 +525,7 @@ class TestCollectors:
         assert packs_of(there.backend) == packs
 
 
+@in_any_weather
 class TestDeltas:
     """Frames with bases, made by hand: no writer makes them yet. Their payload happens to decode alone."""
 

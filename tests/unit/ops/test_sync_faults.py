@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fakes.collector import packs_of
-from fakes.stores import assert_clean, model_of, noise, read_model
+from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 from fakes.sync_stores import FlakyFileSystem, Side, shown
 
 from casstore.backend.base import Throttled
@@ -17,7 +17,9 @@ from casstore.errors import (
     IntegrityError,
 )
 from casstore.format import names
+from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, execution, plan_sync, planning
+from casstore.ops.sync.standing import Standing
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 
 TRIES = 12
@@ -57,8 +59,8 @@ def several_packs(monkeypatch):
     monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
 
 
-def sync(src, dst):
-    return execute(plan_sync(src, dst))
+def sync(src, dst, refs=None):
+    return execute(plan_sync(src, dst, refs))
 
 
 def assert_recovers(here, there):
@@ -267,6 +269,38 @@ class TestWrongBytes:
         assert_clean(there.plain)
         assert_recovers(here, there)
 
+    def test_of_a_chunk_that_another_pack_holds_whole(self, here, there, tmp_path):
+        """Set apart and stored anew: who comes later reads past the damage, and asks nobody."""
+        key, offset = self.damaged(here)
+        here.faulty.corrupt(key, offset + 60)
+        owner = here.broken()
+        assert [
+            pack_key(bytes.fromhex(pack)) for pack in quarantine_damaged(owner, owner.record("models/a"))
+        ] == [key]
+        owner.add(write_model(MODELS["models/a"], tmp_path / "again"), ref="models/a")
+        sync(here.broken(), there.plain)
+        assert read_model(there.plain, "models/a") == MODELS["models/a"]
+        assert assert_recovers(here, there).refs == ()
+
+    def test_at_the_destination_is_mended_by_overwriting(self, here, there):
+        sync(here.plain, there.plain)
+        key, offset = self.damaged(there)
+        there.faulty.corrupt(key, offset + 60)
+        dst = there.broken()
+        assert quarantine_damaged(dst, dst.record("models/a"))
+        assert plan_sync(here.plain, there.broken()).empty
+        plan = plan_sync(here.plain, there.broken(), overwrite=True)
+        assert {ref.standing for ref in plan.refs} == {Standing.EQUAL}
+        before = {name: record.key for name, record in there.plain.refs().items()}
+        report = execute(plan)
+        assert "models/a" in report.refs
+        assert report.bytes_missing == plan.bytes_stored > 0
+        assert {name: record.key for name, record in there.plain.refs().items()} == before
+        assert plan_sync(here.plain, there.broken(), overwrite=True).empty
+        taker = Side("memory", there.tmp_path)
+        sync(there.broken(), taker.plain)
+        assert shown(taker.plain) == shown(here.plain)
+
     def test_other_models_can_still_be_copied(self, here, there):
         key, offset = self.damaged(here)
         here.faulty.corrupt(key, offset + 60)
@@ -300,6 +334,23 @@ class TestWrongBytes:
         with pytest.raises(IntegrityError):
             sync(here.broken(), there.plain)
         assert there.plain.refs() == {}
+        assert_recovers(here, there)
+
+    @pytest.mark.parametrize("prefix", [PACK_PREFIX, INDEX_PREFIX, names.PREFIX])
+    def test_objects_without_bytes_at_the_destination(self, here, there, prefix):
+        """What is empty there counts as absent, or is an error: no record relies on it."""
+        sync(here.plain, there.plain)
+        here.add("models/late", model_of(shared=SHARED, own=noise(11, 100_000)))
+        emptied = [entry.key for entry in there.backend.list(prefix)]
+        for key in emptied:
+            there.faulty.empty(key)
+        try:
+            sync(here.plain, there.broken(), ["models/late"])
+        except IntegrityError:
+            assert "models/late" not in there.plain.refs()
+        else:
+            # Read without those objects, as they never come back.
+            assert read_model(there.broken(), "models/late") == read_model(here.plain, "models/late")
         assert_recovers(here, there)
 
 

@@ -1,0 +1,152 @@
+"""A server that dies at any moment of a push or a pull, and comes back: the sync goes on, and nothing is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from fakes.stores import assert_clean, model_of, noise, write_model
+from fakes.sync_stores import shown
+from servers.cable import cable
+from servers.processes import free_port, running
+from servers.sftp import SftpServer, prepare
+
+from casstore.errors import BackendError
+from casstore.ops.sync import execute, execution, plan_sync, planning
+from casstore.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+KILLS = int(os.environ.get("CASSTORE_SERVER_KILLS", "2"))
+AWAY = 0.2  # seconds between a server's death and its return
+
+
+class KilledServer:
+    """An SFTP server that gets SIGKILL; its files are this machine's."""
+
+    def __init__(self, stack, tmp_path):
+        self._stack, self._folder = stack, tmp_path / "server"
+        self._folder.mkdir()
+        self._port = free_port()
+        self._command = prepare(self._folder, self._port)
+        server = SftpServer(self._port, self._folder)
+        self.url, self.options = server.url(tmp_path / "shared"), server.options
+        self._start()
+
+    def _start(self):
+        self._process = self._stack.enter_context(
+            running(self._command, port=self._port, folder=self._folder)
+        )
+
+    def die(self):
+        self._process.kill()
+        self._process.wait()
+
+    def come_back(self):
+        self._start()
+
+
+class LostServer:
+    """An S3 server that is out of reach for a while: it keeps its objects in memory, so it must live on."""
+
+    def __init__(self, stack, s3_server):
+        self._cable = stack.enter_context(cable(s3_server.port))
+        self.url = f"s3://{s3_server.make_bucket()}/shared"
+        self.options = s3_server.options_at(self._cable.port)
+
+    def die(self):
+        self._cable.down = True
+        self._cable.cut()
+
+    def come_back(self):
+        self._cable.down = False
+
+
+@pytest.fixture(params=["sftp", "s3"])
+def server(request, tmp_path):
+    with ExitStack() as stack:
+        if request.param == "sftp":
+            yield KilledServer(stack, tmp_path)
+        else:
+            yield LostServer(stack, request.getfixturevalue("s3_server"))
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
+    monkeypatch.setattr(planning, "PACK_TARGET", 128 << 10)
+    monkeypatch.setattr(execution, "GROUP_BYTES", 400 << 10)
+
+
+def fill(store, work, number):
+    """Add models that share chunks with each other and with those of other rounds, and a run."""
+    for at in range(2):
+        content = model_of(common=noise(at, 100_000), own=noise(1000 * number + at, 300_000))
+        store.add(write_model(content, work / f"{number}-{at}"), ref=f"models/{number}/{at}")
+    store.put_manifest(f"runs/{number}", b"run %d" % number)
+
+
+def sync_beside(server, delay, src, dst):
+    """Sync while the server dies after `delay` seconds; say how it went, and how long it took."""
+    started = time.perf_counter()
+
+    def fate():
+        time.sleep(delay)
+        server.die()
+        time.sleep(AWAY)
+        server.come_back()
+
+    killer = threading.Thread(target=fate)
+    killer.start()
+    try:
+        execute(plan_sync(src, dst))
+        outcome = "went on"
+    except BackendError as error:
+        # Allowed, as long as it says so and what arrived is whole.
+        outcome = f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - started
+    killer.join()
+    return outcome, seconds
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_a_server_that_dies_and_comes_back(server, way, tmp_path):
+    chance = random.Random(KILLS)
+    Store.open(server.url, create=True, **server.options).close()
+    outcomes, undisturbed = [], None
+    with Store.open(tmp_path / "here", create=True, durability="none") as here:
+        for number in range(KILLS + 1):
+            with Store.open(server.url, **server.options) as there:
+                if way == "push":
+                    src, dst = here, there
+                    fill(here, tmp_path / "work", number)
+                else:
+                    src, dst = there, here
+                    with Store.open(tmp_path / "origin", create=True, durability="none") as origin:
+                        fill(origin, tmp_path / "work", number)
+                        execute(plan_sync(origin, there))
+                if undisturbed is None:
+                    started = time.perf_counter()
+                    execute(plan_sync(src, dst))
+                    undisturbed = time.perf_counter() - started
+                    continue
+                outcome, seconds = sync_beside(server, chance.uniform(0, undisturbed), src, dst)
+                outcomes.append((outcome, round(seconds, 2)))
+            # Who comes next finds both whole, and needs one more run at most.
+            with Store.open(server.url, **server.options) as there:
+                src, dst = (here, there) if way == "push" else (there, here)
+                assert_clean(dst, read_data=KILLS > 2)
+                execute(plan_sync(src, dst))
+                assert plan_sync(src, dst).empty
+        with Store.open(server.url, **server.options) as there:
+            assert shown(there) == shown(here)
+            assert_clean(there)
+            assert_clean(here)
+    _log.info("%s %s: undisturbed %.2f s; %s", way, server.url.split(":")[0], undisturbed, outcomes)
+    went_on = [outcome for outcome, _ in outcomes if outcome == "went on"]
+    assert len(went_on) >= len(outcomes) / 2, outcomes
