@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["decode", "decode_batch", "decode_into", "encode_batch"]
 
 # Bytes whose elements are taken apart, or put together, at once: fewer native calls, fewer waits for the GIL.
-_GROUP = 4 << 20
+_GROUP = 1 << 20
 # One choice of encoding serves up to this many adjacent bytes of a tensor.
 _STRETCH = 4 << 20
 

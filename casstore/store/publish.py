@@ -61,10 +61,14 @@ class Publication:
         index: Index,
         reader: ObjectReader,
         refs: Refs,
+        settled: set[bytes] | None = None,
         pack_target: int | None = None,
         uploads: int | None = None,
     ) -> None:
-        """`pack_target` and `uploads` are the PackWriter's, for a link that is slower than the writer."""
+        """`pack_target` and `uploads` are the PackWriter's, for a link that is slower than the writer.
+
+        `settled` are packs that are known to be durable where they are; it grows, and may be shared by publishes.
+        """
         self._pack_target = pack_target
         self._uploads = uploads
         self._backend = backend
@@ -78,7 +82,7 @@ class Publication:
         self._usable: dict[int, bool] = {}
         self._own: set[bytes] = set()
         self._depends: dict[bytes, list[bytes]] = {}
-        self._settled: set[bytes] = set()
+        self._settled = set() if settled is None else settled
         self._finished: list[WrittenPack] = []
         self._keeping: Future[None] | None = None
         self.bytes_stored = 0
@@ -215,6 +219,7 @@ class Publication:
         self.segments_written += 1
         for item in written:
             self._depends.setdefault(item.pack_id, []).append(b"".join(row_ids(item.footer.rows)))
+            self._settled.add(item.pack_id)
             self.packs_written += 1
             self.bytes_written += item.size
 

@@ -120,6 +120,7 @@ class Store:
         self.chunks = ChunkCache(self.objects, limit=chunk_cache) if is_far(backend) else None
         self.machine = machine
         self._refs = Refs(backend, machine)
+        self._settled: set[bytes] = set()
         self._models: OrderedDict[bytes, Model] = OrderedDict()
 
     @classmethod
@@ -524,6 +525,7 @@ class Store:
             index=self.index,
             reader=self.objects,
             refs=self._refs,
+            settled=self._settled,
             pack_target=pack_target,
             uploads=uploads,
         )
