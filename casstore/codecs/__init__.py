@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casstore.codecs.batch import decode, decode_batch, decode_into, encode_batch
+from casstore.codecs.batch import decode, decode_batch, decode_into, encode_batch, encode_each
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "decode_batch",
     "decode_into",
     "encode_batch",
+    "encode_each",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["decode", "decode_batch", "decode_into", "encode_batch"]
+__all__ = ["decode", "decode_batch", "decode_into", "encode_batch", "encode_each"]
 
 # Bytes whose elements are taken apart, or put together, at once: fewer native calls, fewer waits for the GIL.
 _GROUP = 1 << 20
@@ -46,6 +46,18 @@ def encode_batch(
     as this returns. Any number of threads may call it at once; hand over 4 MiB and more. Raises ValueError
     for a cut outside `block`, or an `out` that could be too short (lead and length of all cuts).
     """
+    return list(encode_each(block, cuts, hints, out=out, lead=lead))
+
+
+def encode_each(
+    block: Buffer,
+    cuts: Sequence[tuple[int, int]],
+    hints: Sequence[ElementHint | None],
+    *,
+    out: memoryview | None = None,
+    lead: int = 0,
+) -> Iterator[Encoded]:
+    """Yield what `encode_batch` returns, each as soon as it is there: chunk and payload are in the core's cache still."""
     data: U8 = np.frombuffer(block, np.uint8)
     for offset, length in cuts:
         if offset < 0 or length < 0 or offset + length > len(data):
@@ -59,7 +71,6 @@ def encode_batch(
         raise ValueError(f"{len(out)} bytes cannot take payloads of up to {room} bytes.")
     target: U8 = np.frombuffer(out, np.uint8)
     position = 0
-    encoded = []
     last: tuple[int, Choice] | None = None
     for first, end in _stretches(cuts, hints):
         begin = cuts[first][0]
@@ -74,8 +85,7 @@ def encode_batch(
             for part in parts:
                 target[position : position + len(part)] = part
                 position += len(part)
-            encoded.append(Encoded(encoding, out[start:position]))
-    return encoded
+            yield Encoded(encoding, out[start:position])
 
 
 def _moved(last: tuple[int, Choice] | None, begin: int) -> Choice | None:

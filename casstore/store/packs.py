@@ -36,6 +36,9 @@ PACK_TARGET = 64 << 20
 _SMALL = 64 << 10
 """Frames of fewer bytes get memory of their own: a block that is lent for them would lie idle."""
 
+_VERIFIED = 1 << 20
+"""Plain bytes that are verified at once, soon after they were encoded: a core's cache holds them still."""
+
 _MAX_WAITING = 1
 """Writes that may wait for the disk: each holds a block's worth of memory, and more made nothing faster."""
 
@@ -81,14 +84,17 @@ def encode_frames(
     lent = take_block() if _SMALL < room <= BLOCK_BUFFER else None
     data = new_buffer(room) if lent is None else lent[:room]
     headers: list[FrameHeader] = []
-    position = 0
-    encoded = codecs.encode_batch(block, cuts, hints, out=data, lead=HEADER_SIZE)
-    for object_id, (_, length), item in zip(ids, cuts, encoded, strict=True):
-        header = FrameHeader(object_id, kind, item.encoding, length, len(item.payload))
+    payloads: list[memoryview] = []
+    position = verified = 0
+    for at, item in enumerate(codecs.encode_each(block, cuts, hints, out=data, lead=HEADER_SIZE)):
+        header = FrameHeader(ids[at], kind, item.encoding, cuts[at][1], len(item.payload))
         headers.append(header)
+        payloads.append(item.payload)
         data[position : position + HEADER_SIZE] = frame.encode_header(header)
         position += HEADER_SIZE + header.stored
-    _verify(ids, encoded, block, cuts)
+        if not _verified_later(cuts, verified, at):
+            _verify(headers[verified:], payloads[verified:], block, cuts[verified : at + 1])
+            verified = at + 1
     return EncodedFrames(headers, data[:position], lent)
 
 
@@ -106,34 +112,39 @@ def encode_objects(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
     )
 
 
+def _verified_later(cuts: Sequence[tuple[int, int]], first: int, at: int) -> bool:
+    """Say whether chunk `at` is verified with the one behind it, as those from `first` on are with it."""
+    return (
+        at + 1 < len(cuts)
+        and sum(cuts[at]) == cuts[at + 1][0]
+        and sum(cuts[at + 1]) - cuts[first][0] <= _VERIFIED
+    )
+
+
 def _verify(
-    ids: Sequence[bytes], encoded: Sequence[Encoded], block: memoryview, cuts: Sequence[tuple[int, int]]
+    headers: Sequence[FrameHeader],
+    payloads: Sequence[memoryview],
+    block: memoryview,
+    cuts: Sequence[tuple[int, int]],
 ) -> None:
-    """Decode payloads before they are published (invariant 9); equal bytes have the hash that names them."""
-    for first, end in _adjacent(cuts):
-        begin = cuts[first][0]
-        plain = block[begin : sum(cuts[end - 1])]
-        decoded = scratch(len(plain))
-        codecs.decode_batch(
-            [(item.encoding, item.payload) for item in encoded[first:end]],
-            [length for _, length in cuts[first:end]],
-            decoded,
-        )
-        if _equal(decoded, plain):
-            continue
-        for object_id, (offset, length) in zip(ids[first:end], cuts[first:end], strict=True):
-            actual = digest(decoded[offset - begin : offset - begin + length])
-            if actual != object_id:
-                raise DigestMismatch(object_id.hex(), actual.hex(), "a new frame", "Nothing was stored.")
+    """Decode payloads of adjoining chunks before they are published (invariant 9).
 
-
-def _adjacent(cuts: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Divide the batch into ranges of cuts that adjoin, of at most a block."""
-    first = 0
-    for at in range(1, len(cuts) + 1):
-        if at == len(cuts) or sum(cuts[at - 1]) != cuts[at][0] or sum(cuts[at]) - cuts[first][0] > BLOCK:
-            yield first, at
-            first = at
+    Bytes equal to those of the chunk have the hash that names it.
+    """
+    begin = cuts[0][0]
+    plain = block[begin : sum(cuts[-1])]
+    decoded = scratch(len(plain))
+    codecs.decode_batch(
+        [(header.encoding, payload) for header, payload in zip(headers, payloads, strict=True)],
+        [length for _, length in cuts],
+        decoded,
+    )
+    if _equal(decoded, plain):
+        return
+    for header, (offset, length) in zip(headers, cuts, strict=True):
+        actual = digest(decoded[offset - begin : offset - begin + length])
+        if actual != header.object_id:
+            raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was stored.")
 
 
 def _equal(one: memoryview, other: memoryview) -> bool:
