@@ -59,7 +59,10 @@ def encode_each(
     out: memoryview | None = None,
     lead: int = 0,
 ) -> Iterator[Encoded]:
-    """Yield what `encode_batch` returns, each as soon as it is there: chunk and payload are in the core's cache still."""
+    """Yield what `encode_batch` returns, each as soon as it is there: the core's cache holds chunk and payload still.
+
+    The caller may decode them on this thread before it asks for the next, but encode nothing else.
+    """
     data: U8 = np.frombuffer(block, np.uint8)
     for offset, length in cuts:
         if offset < 0 or length < 0 or offset + length > len(data):

@@ -16,17 +16,17 @@ from casstore.digest import Hasher, digest
 from casstore.errors import DigestMismatch
 from casstore.format import frame, pack
 from casstore.format.frame import HEADER_SIZE, FrameHeader
-from casstore.store.buffers import BLOCK, BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
+from casstore.store.buffers import BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
 from casstore.store.keys import pack_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
     from typing_extensions import Self
 
     from casstore.backend.base import Backend, BlobWriter
-    from casstore.codecs import ElementHint, Encoded
+    from casstore.codecs import ElementHint
     from casstore.format.pack import Footer
     from casstore.format.rows import Kind
 
