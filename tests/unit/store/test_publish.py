@@ -436,14 +436,24 @@ def test_tombstones_are_read_before_packs_are_looked_at(scene):
 def test_the_order_of_writes(scene, monkeypatch):
     """Invariant 3: packs, then the index over them, then the record; others' packs made durable before it."""
     small_packs(monkeypatch, 100)
+    others = {pack_key(pack) for pack in scene.old_packs}
     scene.add()
     writes = [call for call in scene.hooked.calls if call[0] in ("commit", "put", "settle")]
     kinds = [f"{operation} {key.partition('/')[0]}" for operation, key in writes]
     packs = kinds.count("commit packs")
     assert packs > 2
     assert kinds == ["commit packs"] * packs + ["put index", "settle packs", "put refs"]
-    settled = dict(writes)["settle"].split()
-    assert set(settled) == {pack_key(pack) for pack in packs_of(scene.plain)}
+    assert set(dict(writes)["settle"].split()) == others, (
+        "own packs are durable as soon as they are committed"
+    )
+
+
+def test_packs_are_settled_once_per_store(scene):
+    """A pack that this process saw durable stays so: its name never comes back for other bytes (invariant 6)."""
+    scene.add()
+    del scene.hooked.calls[:]
+    scene.add()
+    assert [key for operation, key in scene.hooked.calls if operation == "settle" and "packs/" in key] == []
 
 
 def test_what_another_writer_published_during_the_second_check_is_settled_too(scene):
