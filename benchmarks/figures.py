@@ -185,7 +185,7 @@ def sharing(result: Result) -> list[Plot]:
     for item in _items(result, "sync", "time"):
         place, _, step = item["case"].partition(": ")
         corpus, _, kind = place.rpartition(", ")
-        if step.startswith("push ") and (item["case"], OURS) in new:
+        if step in _single_pushes(result, corpus) and (item["case"], OURS) in new:
             of_kind = lines.setdefault(corpus, {}).setdefault(kind, {})
             point = _point(new[item["case"], OURS], item)
             of_kind.setdefault(item["subject"], []).append(point)
@@ -208,7 +208,7 @@ def sent(result: Result) -> list[Bars]:
     totals: dict[str, dict[str, float]] = {}
     for item in _items(result, "sync", "sent"):
         place, _, step = item["case"].partition(": ")
-        if step.startswith("push ") and place.rpartition(", ")[0] in plain:
+        if step in _single_pushes(result, place.rpartition(", ")[0]):
             of_place = totals.setdefault(place, {})
             of_place[item["subject"]] = of_place.get(item["subject"], 0.0) + item["median"] * 1e6
     return [
@@ -221,6 +221,16 @@ def sent(result: Result) -> list[Bars]:
         )
         for place, of in totals.items()
     ]
+
+
+def _single_pushes(result: Result, name: str) -> set[str]:
+    """Return the steps that push one model each of a corpus for the first time."""
+    return {
+        f"push {model['name']}"
+        for corpus in result["corpora"]
+        if corpus["name"] == name
+        for model in corpus["models"]
+    }
 
 
 def missing(result: Result) -> list[str]:

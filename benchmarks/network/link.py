@@ -19,7 +19,7 @@ SERVER_ADDRESS = "10.77.0.1"
 SERVER = "server"
 
 _ROOT = Path(__file__).parents[2]
-_LARGEST_OFFLOAD = "16384"
+_LARGEST_OFFLOAD = "65536"
 
 
 class NetworkMissing(Exception):
@@ -125,6 +125,8 @@ def _attach(namespace: str, device: str, address: str, peer: str) -> None:
     inside = ("-n", namespace)
     _ip(*inside, "address", "add", address, "peer", peer, "dev", device)
     _ip(*inside, "link", "set", device, "mtu", "1500", "gso_max_size", _LARGEST_OFFLOAD, "up")
+    # Linux's usual congestion control, whatever this machine's is.
+    _ip(*inside, "route", "replace", peer, "dev", device, "src", address, "congctl", "cubic")
 
 
 def _device(prefix: str, number: int, side: str) -> str:

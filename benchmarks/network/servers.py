@@ -108,7 +108,8 @@ def _s3(network: Network, folder: Path) -> Iterator[Remote]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "TMPDIR": str(folder),
     }
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", SERVER_ADDRESS, "-p", str(port)]
+    program = Path(__file__).with_name("s3_process.py")
+    command = [sys.executable, "-W", "ignore", str(program), SERVER_ADDRESS, str(port)]
     with _process(network, command, port, folder, variables) as log:
         _on_server(
             network,

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.harness import Metric, compare
 from benchmarks.network.link import Network, NetworkMissing, Sent, Shape, network
 from benchmarks.network.servers import Remote, ServerMissing, serving
+from benchmarks.report import OURS
 from casstore import Store
 
 if TYPE_CHECKING:
@@ -103,8 +104,11 @@ def run(harness: Harness) -> list[Measurement]:
                     carrier: partial(_trial, harness, lines, kind, carrier, corpus) for carrier in carriers
                 }
                 measurements += harness.interleave_steps("sync", f"{name}, {kind}", trials)
-            if "casstore" in carriers:
-                trials = {"casstore": partial(_many, harness, lines, kind)}
+                if OURS in carriers:
+                    trials = {OURS: partial(_at_once, harness, lines, kind, corpus)}
+                    measurements += harness.interleave_steps("sync", f"{name} at once, {kind}", trials)
+            if OURS in carriers:
+                trials = {OURS: partial(_many, harness, lines, kind)}
                 measurements += harness.interleave_steps("sync", f"many models, {kind}", trials, warmups=0)
     return measurements
 
@@ -133,11 +137,21 @@ def _trial(
     return steps
 
 
+def _at_once(harness: Harness, lines: Network | None, kind: str, corpus: Corpus) -> dict[str, Sample]:
+    """Push all models of a corpus to an empty place in one go."""
+    models = [(model.name, str(corpus.path(model))) for model in corpus.models]
+    with _two_machines(harness, lines, kind, OURS) as (near, _, remote):
+        near.kept.mkdir()
+        near.run("fill", remote, models=models)
+        sample = near.share(remote, harness.options.link, "push", models=models)
+        return {f"{corpus.name}, {kind}: push all at once": sample}
+
+
 def _many(harness: Harness, lines: Network | None, kind: str) -> dict[str, Sample]:
     """Push a store of many small models, and then once more when nothing is new."""
     count, shape = harness.options.many_models, harness.options.link
     models = [(f"model-{number}", "") for number in range(count)]
-    with _two_machines(harness, lines, kind, "casstore") as (near, _, remote):
+    with _two_machines(harness, lines, kind, OURS) as (near, _, remote):
         near.kept.mkdir()
         _fill(near.kept / "store", [name for name, _ in models])
         return {

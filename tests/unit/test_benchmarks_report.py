@@ -433,8 +433,10 @@ def test_pushes_are_plotted_against_what_was_new_and_their_bytes_are_added_up():
         _item("sync", "casstore", sent, 92.0, case="lifecycle, s3: pull all"),
         _item("sync", "casstore", time, 1.5, case="s3: push 5 models again"),
         _item("sync", "casstore", sent, 0.1, case="s3: push 5 models again"),
+        _item("sync", "casstore", sent, 92.0, case="lifecycle, s3: push all at once"),
     ]
     result = _result(*items)
+    result["corpora"][0]["models"] = [{"name": name, "files": []} for name in ("base", "variant", "other")]
     (plot,) = figures.sharing(result)
     (panel,) = plot.panels
     assert (plot.name, panel.title) == ("sharing-lifecycle", "s3")
