@@ -22,7 +22,7 @@ def main() -> None:
     application = DomainDispatcherApplication(create_backend_app)
 
     def logged(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        print(f'"{environ["REQUEST_METHOD"]} {environ["PATH_INFO"]} HTTP/1.1"', flush=True)
+        print(f'"{environ["REQUEST_METHOD"]} {environ["PATH_INFO"]} HTTP/1.1" -', flush=True)
         answer: Iterable[bytes] = application(environ, start_response)
         return answer
 

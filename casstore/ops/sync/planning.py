@@ -109,8 +109,8 @@ def plan_sync(
 
     `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
     in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
-    (README.md), which also stores anew what `dst` only has in packs that were set apart. Raises RefNotFound for one that `src` does not have, IntegrityError for a model of `src` that
-    is not whole.
+    (README.md), which also stores anew what `dst` only has in packs that were set apart. Raises RefNotFound
+    for one that `src` does not have, IntegrityError for a model of `src` that is not whole.
     """
     if src.backend.url == dst.backend.url:
         raise ConfigError(f"{src.backend.url} is both sides of this sync. Name two stores.")
