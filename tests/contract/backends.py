@@ -35,12 +35,15 @@ class Subject:
 
 
 class ObjectFileSystem(MemoryFileSystem):
-    """An object store as fsspec presents one: whole puts, create-if-absent by the server, flat listings."""
+    """An object store as fsspec presents one: whole puts, create-if-absent by the server, flat listings.
+
+    The server does one thing at a time: what it is listing does not change under its hands.
+    """
 
     protocol = "objects"
     store: dict = {}  # noqa: RUF012  # fsspec's memory file system keeps its files on the class
     pseudo_dirs = [""]  # noqa: RUF012  # as above
-    _server = threading.Lock()
+    _server = threading.RLock()
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -49,6 +52,22 @@ class ObjectFileSystem(MemoryFileSystem):
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         with self._server:
             super().pipe_file(path, value, mode=mode, **kwargs)
+
+    def put_file(self, lpath, rpath, **kwargs):
+        with self._server:
+            super().put_file(lpath, rpath, **kwargs)
+
+    def rm_file(self, path):
+        with self._server:
+            super().rm_file(path)
+
+    def find(self, path, **kwargs):
+        with self._server:
+            return super().find(path, **kwargs)
+
+    def ls(self, path, **kwargs):
+        with self._server:
+            return super().ls(path, **kwargs)
 
 
 class RenamingFileSystem(ObjectFileSystem):
