@@ -36,8 +36,9 @@ _EXTRAS = {
 }
 _MISUSE = (ImportError, TypeError, ValueError, AttributeError)  # what wrong options end in
 
-_PART = 9 << 20  # bytes of an upload in one request: four carry a pack of a sync, and none is left over
-_PARTS = 4  # requests of one upload at a time: together the memory that it takes
+_PART = 5 << 20  # bytes of an upload in one request, the least that S3 takes: the last one is soon through
+_PARTS = 3  # requests of one upload at a time: several packs are on their way at once
+_CONNECTIONS = 32  # as many as there are threads that ask at once; botocore's 10 would make them wait
 _CLOSING = 5.0  # seconds that a server may take to say good-bye
 
 
@@ -82,7 +83,11 @@ def _with_defaults(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return {"assume_container_exists": True, **options}
     if protocol not in ("s3", "s3a"):
         return dict(options)
-    config = {"retries": {"total_max_attempts": 1}, **(options.get("config_kwargs") or {})}
+    config = {
+        "retries": {"total_max_attempts": 1},
+        "max_pool_connections": _CONNECTIONS,
+        **(options.get("config_kwargs") or {}),
+    }
     return {**options, "config_kwargs": config}
 
 

@@ -87,9 +87,12 @@ class FsspecBackend(Backend):
         self._root = str(fs._strip_protocol(url)).rstrip("/")  # noqa: SLF001  # fsspec's documented hook
         self._anchor = self._find_anchor()
         with self._translated(f"open {self.url}"):
-            if create and protocol not in filesystems.OBJECT_STORES:
+            try:
+                self._require_anchor(opening=True)
+            except ConfigError:
+                if not create or protocol in filesystems.OBJECT_STORES:
+                    raise
                 fs.makedirs(self._root or "/", exist_ok=True)
-            self._require_anchor(opening=True)
             if hasattr(fs, "require_index"):
                 fs.require_index(self._root)
 
@@ -343,7 +346,7 @@ class FsspecBackend(Backend):
         """Publish if absent, by the server's own means."""
         with self._translated(self._doing("create", key)):
             if self._links:
-                self._under_temporary_name(data, self._path(key), exclusively=True)
+                self._under_temporary_name(data, key, exclusively=True)
             else:
                 self._fs.pipe_file(self._path(key), data, mode="create")
 
@@ -370,18 +373,20 @@ class FsspecBackend(Backend):
         tries = self._exclusive is not False and filesystems.creates_when_uploading(self._fs)
         if tries and self._sent_exclusively(key, source):
             return
+        with self._translated(self._doing("write", key)):
+            if self._renames:
+                self._under_temporary_name(source, key)
+                return
+        self._require_free(key)
+        with self._translated(self._doing("write", key)):
+            filesystems.upload(self._fs, self._path(key), source)
+
+    def _require_free(self, key: str) -> None:
         try:
             self.stat(key)
         except ObjectNotFound:
-            pass  # as it should be (invariant 1)
-        else:
-            raise ObjectExists(f"{key} is in {self.url} already, and nothing is overwritten.")
-        final = self._path(key)
-        with self._translated(self._doing("write", key)):
-            if not self._renames:
-                filesystems.upload(self._fs, final, source)
-            else:
-                self._under_temporary_name(source, final)
+            return  # as it should be (invariant 1)
+        raise ObjectExists(f"{key} is in {self.url} already, and nothing is overwritten.")
 
     def _sent_exclusively(self, key: str, source: bytes | str) -> bool:
         """Publish if absent, in as many requests as the upload itself takes; return False if the server cannot."""
@@ -395,8 +400,9 @@ class FsspecBackend(Backend):
             return False
         return True
 
-    def _under_temporary_name(self, source: bytes | str, final: str, *, exclusively: bool = False) -> None:
+    def _under_temporary_name(self, source: bytes | str, key: str, *, exclusively: bool = False) -> None:
         """Write a whole file, and then give it its name: by a link, which nobody else can have made, or a rename."""
+        final = self._path(key)
         with self._temporary(source, final) as temporary:
             if self._links:
                 try:
@@ -412,6 +418,8 @@ class FsspecBackend(Backend):
                 raise ConfigError(
                     f"{self.url} cannot rename a file in one step, so half-written files could show in a store there."
                 )
+            # Invariant 1, as far as a rename that replaces lets it be kept: nothing was there a moment ago.
+            self._require_free(key)
             # Invariant 2: the final name appears on a whole file.
             self._fs.mv(temporary, final)
 
@@ -419,20 +427,21 @@ class FsspecBackend(Backend):
     def _temporary(self, source: bytes | str, final: str) -> Iterator[str]:
         """Write `source` under a temporary name, and remove that if the block fails."""
         temporary = self._path(f"{_TEMPORARY}/{uuid.uuid4().hex}")
-        self._make_directory(temporary)
-        self._make_directory(final)
+        directories = [path.rsplit("/", 1)[0] for path in (temporary, final)]
+        missing = [directory for directory in directories if directory not in self._made]
         try:
-            filesystems.upload(self._fs, temporary, source)
+            if hasattr(self._fs, "write_making"):
+                self._fs.write_making(source, temporary, making=missing)
+            else:
+                for directory in missing:
+                    self._fs.makedirs(directory, exist_ok=True)
+                filesystems.upload(self._fs, temporary, source)
+            self._made.update(missing)
             yield temporary
         except BaseException:
+            self._made.clear()  # a directory that somebody removed is made again by whoever tries once more
             self._remove_quietly(temporary)
             raise
-
-    def _make_directory(self, path: str) -> None:
-        parent = path.rsplit("/", 1)[0]
-        if parent not in self._made:
-            self._fs.makedirs(parent, exist_ok=True)
-            self._made.add(parent)
 
     def _remove_quietly(self, path: str) -> None:
         # Invariant 2: a temporary name that was never published. The first error is the one to report, and

@@ -26,15 +26,17 @@ from sshfs import SSHFileSystem
 from sshfs.utils import wrap_exceptions as _wrap_exceptions
 
 from casstore.backend.fsinfo import all_of
+from casstore.backend.sftp_channels import Channels
 from casstore.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 _T = TypeVar("_T")
 
 _PIECE = 4 << 20  # bytes handed over at a time; two of them are on their way
-_LISTINGS = 16  # directories listed at a time
+_LISTINGS = 128  # directories listed at a time: four round trips each, and refs have hundreds
+_SMALL = 1 << 20  # bytes: a longer read or write gets a channel of its own
 _ABSENT = (SFTPNoSuchFile, SFTPNoSuchPath, SFTPNotADirectory)
 
 _DEFAULTS: dict[str, Any] = {
@@ -58,14 +60,15 @@ def make_sftp(url: str, options: Mapping[str, Any]) -> SftpFileSystem:
     """Connect to the host of `url`. Raises what asyncssh raises."""
     named = infer_storage_options(url)
     place = {name: named[name] for name in ("host", "port") if name in named}
-    return SftpFileSystem(**{**_DEFAULTS, **place, **options}, skip_instance_cache=True)
+    return SftpFileSystem(**{**_DEFAULTS, **place, **options}, pool_type=Channels, skip_instance_cache=True)
 
 
 class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no types
     """An SFTP server as a store's backend sees it."""
 
     async def _read(self, path: str, start: int, size: int | None) -> bytes:
-        async with self._pool.get() as channel:
+        lend = self._pool.lease if size is not None and size > _SMALL else self._pool.get
+        async with lend() as channel:
             try:
                 async with channel.open(path, "rb") as file:
                     if size is None:
@@ -127,7 +130,8 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
     @_with_plain_errors
     async def _pipe_file(self, path: str, data: bytes, **_: Any) -> None:
         """Write a new file, durably where the server can."""
-        async with self._pool.get() as channel, channel.open(path, "xb") as file:
+        lend = self._pool.lease if len(data) > _SMALL else self._pool.get
+        async with lend() as channel, channel.open(path, "xb") as file:
             await file.write(data)
             await _sync(file)
 
@@ -135,7 +139,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
     async def _put_file(self, lpath: str, rpath: str, **_: Any) -> None:
         """Copy a file of this machine to a new one, durably where the server can, a few MiB at a time."""
         with open(lpath, "rb") as source:  # noqa: ASYNC230  # a spooled file is in the page cache
-            async with self._pool.get() as channel, channel.open(rpath, "xb") as file:
+            async with self._pool.lease() as channel, channel.open(rpath, "xb") as file:
                 at, under_way = 0, deque[asyncio.Future[Any]]()
                 try:
                     while piece := source.read(_PIECE):
@@ -149,6 +153,32 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
                         writing.cancel()
                     await asyncio.gather(*under_way, return_exceptions=True)
                 await _sync(file)
+
+    async def _write_making(self, source: bytes | str, path: str, *, making: Sequence[str]) -> None:
+        """Write bytes, or the file of this name, to a new file `path`; make directories meanwhile.
+
+        Its own directory may be among those.
+        """
+        directories = [asyncio.ensure_future(self._makedirs(item, exist_ok=True)) for item in making]
+        try:
+            try:
+                await self._write(source, path)
+            except FileNotFoundError:
+                await asyncio.gather(*directories)
+                await self._write(source, path)
+            await asyncio.gather(*directories)
+        finally:
+            for one in directories:
+                one.cancel()
+            await asyncio.gather(*directories, return_exceptions=True)
+
+    write_making = sync_wrapper(_write_making)
+
+    async def _write(self, source: bytes | str, path: str) -> None:
+        if isinstance(source, bytes):
+            await self._pipe_file(path, source)
+        else:
+            await self._put_file(source, path)
 
     @_with_plain_errors
     async def _makedirs(self, path: str, *, exist_ok: bool = False, **_: Any) -> None:

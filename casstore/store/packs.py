@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
 
+_FIRST_UPLOAD = 7 << 20
+"""Bytes at which the first of several packs for a slow link is closed, whatever the others' size."""
+
 _SMALL = 64 << 10
 """Frames of fewer bytes get memory of their own: a block that is lent for them would lie idle."""
 
@@ -166,6 +169,8 @@ class PackWriter:
     def __init__(self, backend: Backend, *, target: int = PACK_TARGET, uploads: int | None = None) -> None:
         self._backend = backend
         self._target = target
+        # A link is idle until the first pack is full.
+        self._full = target if uploads is None else min(target, _FIRST_UPLOAD)
         self._uploads = uploads
         self._scribe = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
         self._committer = ThreadPoolExecutor(uploads or 1, thread_name_prefix="casstore-commit")
@@ -196,8 +201,9 @@ class PackWriter:
             self._open.offsets.append(at)
             at += header.size + header.stored
         self._emit(self._open, frames.data, then=frames.release)
-        if self._open.size >= self._target:
+        if self._open.size >= self._full:
             self._close_pack()
+            self._full = self._target
 
     def finish(self) -> list[WrittenPack]:
         """Close the last pack, wait until all are durable, and return those since the last call."""

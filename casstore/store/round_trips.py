@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-ASKERS = 16
+ASKERS = 32
 """Threads that wait for answers at once."""
 
 

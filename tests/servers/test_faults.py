@@ -116,7 +116,7 @@ def test_large_objects_go_in_parts_that_can_each_fail(backend, proxy, place):
         seen = len(proxy.requests)
         proxy.once("PUT", "drop", "partNumber=2" if place[0].startswith("s3") else "comp=block&")
         writer.commit(KEY)
-    assert max(request.size for request in proxy.requests[seen:]) <= (9 << 20) + 4096
+    assert max(request.size for request in proxy.requests[seen:]) <= (5 << 20) + 4096
     assert backend.read(KEY) == BIG
     if place[0].startswith("s3"):
         assert place[1].unfinished_uploads(place[0].split("/")[2]) == []

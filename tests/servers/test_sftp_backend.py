@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,3 +197,68 @@ def test_files_of_others_are_left_out(backend, tmp_path):
     assert [entry.key for entry in backend.list_temporaries()] == [".tmp/left"]
     with pytest.raises(ObjectNotFound):
         backend.read("packs/ab")
+
+
+@pytest.fixture
+def channels(monkeypatch):
+    """Count the channels that are opened, and let the server refuse those beyond `most`, as sshd does."""
+    from asyncssh import ChannelOpenError, SSHClientConnection  # noqa: PLC0415  # watched here and nowhere else
+
+    seen = SimpleNamespace(opened=0, refused=0, most=100)
+    real = SSHClientConnection.start_sftp_client
+
+    def start(self, *arguments, **options):
+        if seen.opened >= seen.most:
+            seen.refused += 1
+            raise ChannelOpenError(1, "open failed")
+        seen.opened += 1
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(SSHClientConnection, "start_sftp_client", start)
+    return seen
+
+
+def test_small_requests_share_a_channel(channels, backend):
+    backend.put(KEY, [b"x"])
+    with ThreadPoolExecutor(24) as threads:
+        assert all(entry.size == 1 for entry in threads.map(backend.stat, [KEY] * 200))
+        assert set(threads.map(backend.read, [KEY] * 50)) == {b"x"}
+    assert channels.opened == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 100])
+def test_transfers_get_their_own_channels_as_far_as_the_server_allows(channels, backend, most):
+    channels.most = most
+    keys = [f"packs/ab/{number}" for number in range(6)]
+    with ThreadPoolExecutor(len(keys)) as threads:
+        for _ in threads.map(lambda key: write(backend, key, key.encode() + BIG), keys):
+            pass
+        read = threads.map(lambda key: backend.read(key, start=1, length=6 << 20), keys)
+        assert list(read) == [(key.encode() + BIG)[1 : 1 + (6 << 20)] for key in keys]
+    assert channels.opened == min(most, 1 + len(keys))
+    assert (channels.refused > 0) == (most < 1 + len(keys))
+    refused = channels.refused
+    write(backend, "packs/ab/more", BIG)
+    assert channels.refused == refused, "what the server refused once is not asked for again"
+
+
+def test_directories_are_made_only_when_they_are_missing(backend, tmp_path, monkeypatch):
+    from asyncssh import SFTPClient  # noqa: PLC0415  # as above
+
+    made = []
+    real = SFTPClient.mkdir
+
+    async def mkdir(self, path, *arguments):
+        made.append(str(path).removeprefix(f"{tmp_path}/store/"))
+        return await real(self, path, *arguments)
+
+    monkeypatch.setattr(SFTPClient, "mkdir", mkdir)
+    backend.put("packs/ab/1", [b"x"])
+    assert sorted(set(made)) == [".tmp", "packs", "packs/ab"]
+    made.clear()
+    backend.put("packs/ab/2", [b"x"])
+    assert made == []
+    (tmp_path / "store/packs/cd").mkdir()
+    backend.put("packs/cd/1", [b"x"])
+    assert made == ["packs/cd"], "there already, which is no error"
+    assert tree(tmp_path / "store") == ["packs/ab/1", "packs/ab/2", "packs/cd/1"]

@@ -61,10 +61,8 @@ def test_listing(backend, site):
 def test_names_alone_cost_one_request_for_each_directory(backend, site):
     site[1].clear()
     assert list(backend.list_keys("packs/")) == KEYS[2:5]
-    assert [path for _, path, _ in site[1]] == [
-        "/store/packs/",
-        *sorted(["/store/packs/0a/", "/store/packs/ff/"]),
-    ]
+    first, *others = [path for _, path, _ in site[1]]
+    assert (first, sorted(others)) == ("/store/packs/", ["/store/packs/0a/", "/store/packs/ff/"])
 
 
 @pytest.mark.parametrize("key", ["packs/0a", "packs/ff/none", "none"])

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from casstore.store.publish import Publication
     from casstore.store.store import Store
 
-GROUP_BYTES = 256 << 20
+GROUP_BYTES = 4 << 30
 GROUP_REFS = 256
 """A group of refs is copied, then their records are put: so much is new in it, or so many refs, at most.
 
 What has its record needs no second look after a restart, and the two checks of a publish are paid once a group.
 """
 
-UPLOADS = 4
+UPLOADS = 6
 """Packs that are sent at once: a single stream seldom fills a long link."""
 
 _BURST_SECONDS = 8

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from casstore.store.index import Located
     from casstore.store.store import Store
 
+_AHEAD = 4
+"""Ranges that are asked for beside those under way: each is a block of memory."""
+
 _ALONE_BYTES = 8 << 20
 """Plain bytes of deltas that are read and encoded again at once."""
 
@@ -94,6 +97,8 @@ class FrameSource:
             ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
 
     def _copied(self, located: Located, ranges: Sequence[Range], lost: list[int]) -> Iterator[EncodedFrames]:
+        # Ranges come back in any order and are handed on in one: while the first is late, the threads read on.
+        most = self._concurrency + _AHEAD
         fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
         verifying: deque[tuple[Range, Future[EncodedFrames]]] = deque()
         left = iter(ranges)
@@ -105,7 +110,7 @@ class FrameSource:
         ):
             try:
                 while True:
-                    while len(fetching) < self._concurrency and (wanted := next(left, None)) is not None:
+                    while len(fetching) < most and (wanted := next(left, None)) is not None:
                         fetching.append((wanted, threads.submit(self._fetch, wanted)))
                     if fetching and len(verifying) <= worker_count():
                         wanted, fetched = fetching.popleft()

@@ -164,19 +164,25 @@ def _choose(src: Store, refs: Sequence[str] | None) -> dict[str, Record]:
     """Return the source's records that are meant, by name."""
     if refs is None:
         return src.refs()
-    chosen: dict[str, Record] = {}
-    for item in refs:
-        if item.endswith("/"):
-            found = src.refs(item)
-            if not found and item[:-1] not in names.NAMESPACES:
-                raise RefNotFound(f"No ref of {src.backend.url} starts with {item!r}.")
-            chosen.update(found)
-        elif item.partition("/")[0] in names.NAMESPACES and (record := src.record(item)) is not None:
-            chosen[item] = record
-        else:
-            resolved = src.resolve(item)
-            chosen[resolved.ref] = resolved.record
-    return chosen
+    found = (
+        ask_all(lambda item: _meant(src, item), refs)
+        if is_far(src.backend)
+        else [_meant(src, item) for item in refs]
+    )
+    return {name: record for part in found for name, record in part.items()}
+
+
+def _meant(src: Store, item: str) -> dict[str, Record]:
+    """Return the records that one name, prefix or model id means."""
+    if item.endswith("/"):
+        found = src.refs(item)
+        if not found and item[:-1] not in names.NAMESPACES:
+            raise RefNotFound(f"No ref of {src.backend.url} starts with {item!r}.")
+        return found
+    if item.partition("/")[0] in names.NAMESPACES and (record := src.record(item)) is not None:
+        return {item: record}
+    resolved = src.resolve(item)
+    return {resolved.ref: resolved.record}
 
 
 class _Standings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 
 import pytest
@@ -458,6 +459,35 @@ class TestOrder:
         report = sync(here.plain, there.broken())
         assert report.packs > 10
         assert most[0] <= 2 + 2  # on their way, the one that waits, and the one that is filled
+
+    def test_a_slow_link_does_not_wait_for_a_full_pack(self, here, tmp_path, monkeypatch):
+        monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 1 << 20)
+        monkeypatch.setattr("casstore.store.packs._FIRST_UPLOAD", 64 << 10)
+        monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
+        there = Side("objects", tmp_path)
+        here.add("models/m", model_of(big=noise(4, 3 << 20)))
+        sync(here.plain, there.plain)
+        sizes = sorted(entry.size for entry in there.plain.backend.list(PACK_PREFIX))
+        assert sizes[0] < 256 << 10
+        assert sizes[-2] >= 1 << 20
+        assert len(sizes) <= 5
+
+    def test_names_in_a_far_store_are_looked_up_together(self, here, tmp_path):
+        far = Side("objects", tmp_path)
+        wanted = [f"models/{number}" for number in range(8)]
+        for number, name in enumerate(wanted):
+            far.add(name, model_of(own=noise(number, 1_000)))
+        meeting = threading.Barrier(len(wanted), timeout=10)
+        inner = far.faulty.call
+
+        def call(op, key, work):
+            if op == "list" and key.startswith("refs/models/"):
+                meeting.wait()  # broken unless all of them are asked for at the same time
+            return inner(op, key, work)
+
+        far.faulty.call = call
+        plan = plan_sync(far.broken(), here.plain, wanted)
+        assert sorted(ref.name for ref in plan.refs) == wanted
 
 
 @in_any_weather

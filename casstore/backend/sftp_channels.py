@@ -1,0 +1,81 @@
+"""Channels of one SSH connection: small requests share one, long transfers get their own.
+
+Opening a channel takes four round trips. Answers on one come in any order, so many small requests need only one; a
+server works a channel off in turn, so a pack on its way would hold up everything behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from asyncssh import ChannelOpenError
+from sshfs.pools.base import BaseSFTPChannelPool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Channels(BaseSFTPChannelPool):  # type: ignore[misc]  # sshfs ships no types
+    """What sshfs asks for channels: `get` for a small request, `lease` for a transfer."""
+
+    def __init__(self, *arguments: Any, max_channels: int, **options: Any) -> None:
+        super().__init__(*arguments, max_channels=max_channels, **options)
+        self._shared: Any = None
+        self._sharing = asyncio.Lock()
+        self._idle: list[Any] = []
+        self._leases = 0
+        self._most = max_channels - 1
+
+    @property
+    def active_channels(self) -> int:
+        """How many channels are open, or about to be."""
+        return (self._shared is not None) + len(self._idle) + self._leases
+
+    @asynccontextmanager
+    async def get(self) -> AsyncIterator[Any]:
+        """Lend the channel that small requests share."""
+        async with self._sharing:
+            if self._shared is None:
+                self._shared = await self._open()
+        yield self._shared
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Any]:
+        """Lend a channel to one transfer; the shared one when the server allows no more."""
+        channel = await self._take()
+        if channel is None:
+            async with self.get() as shared:
+                yield shared
+            return
+        try:
+            yield channel
+        finally:
+            self._leases -= 1
+            self._idle.append(channel)
+
+    async def _take(self) -> Any:
+        if self._idle:
+            self._leases += 1
+            return self._idle.pop()
+        if self._leases >= self._most:
+            return None
+        self._leases += 1
+        try:
+            return await self._open()
+        except ChannelOpenError:
+            # Servers limit the sessions of a connection, and do not say to how many.
+            self._leases -= 1
+            self._most = self._leases + len(self._idle)
+            return None
+        except BaseException:
+            self._leases -= 1
+            raise
+
+    async def _open(self) -> Any:
+        return await self._stack.enter_async_context(self.client.start_sftp_client(**self.sftp_client_kwargs))
+
+    async def _cleanup(self) -> None:
+        self._shared = None
+        self._idle.clear()
