@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.digest import DIGEST_SIZE, digest
+from casstore.digest import DIGEST_SIZE, Hasher, digest
 from casstore.errors import FormatError, UnsupportedVersion
 from casstore.format.fields import split_ids
 from casstore.format.rows import ROW, BaseLists, sort_order
@@ -93,7 +93,7 @@ class Head:
 
     def check_buckets(self, buckets: NDArray[np.int64], rows: Sequence[Buffer], *, key: str) -> None:
         """Raise FormatError unless `rows` are exactly the bytes that were written for each of `buckets`."""
-        found = b"".join([digest(part)[:CHECK_SIZE] for part in rows])
+        found = b"".join([Hasher(part).digest(length=CHECK_SIZE) for part in rows])
         if found != self.checks[buckets].tobytes():
             raise FormatError(
                 f"A bucket of {key} fails its checksum; remove that file, the packs rebuild it."

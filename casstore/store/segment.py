@@ -34,6 +34,7 @@ BATCH_BITS = 18
 """Rows that are handled at once when all are: 2^18 of them, 16 MiB."""
 
 _FEW_IDS = 128
+_SHORT_QUESTIONS = 4  # that a small segment answers before a table pays for itself
 _SMALL = 8192
 _MANY = 64
 _ASKED = 16
@@ -62,6 +63,7 @@ class Segment:
         self.numbers: NDArray[np.uint32] = np.zeros(0, np.uint32)
         """The index-wide numbers of the segment's packs: the index sets them."""
         self._table: dict[bytes, list[int]] | None = None
+        self._short_questions = 0
 
     def __len__(self) -> int:
         return self.head.shape.rows
@@ -91,7 +93,8 @@ class Segment:
         else:
             self.check(buckets)
             every = self._rows(0, len(self))
-            if len(words) <= _FEW_IDS:
+            self._short_questions += len(words) <= _FEW_IDS
+            if len(words) <= _FEW_IDS and self._short_questions > _SHORT_QUESTIONS:
                 queries, rows = self._match_few(words, buckets, every)
             else:
                 queries, rows = self._candidates(words, buckets)
@@ -103,7 +106,7 @@ class Segment:
         """Verify these buckets; raise FormatError if one is damaged."""
         unchecked = buckets[~self.checked[buckets]]
         if unchecked.size:
-            self._read_buckets(_distinct(unchecked)[0])
+            self._judge(self._read_buckets(_distinct(unchecked)[0])[0])
 
     def batches(self, bits: int | None = None) -> Iterator[Rows]:
         """Yield all rows, verified, in their order: one batch for each value of the first `bits` bits of an id."""
@@ -115,6 +118,7 @@ class Segment:
             self.check(np.arange(self.head.shape.buckets))
             rows = self._rows(0, len(self))
             leads = rows["id"][:, 0].astype(np.uint64) >> np.uint64(64 - bits)
+            self._judge(rows)
             edges = np.searchsorted(leads, np.arange((1 << bits) + 1, dtype=np.uint64)).tolist()
             yield from (rows[begin:end] for begin, end in itertools.pairwise(edges))
             return
@@ -124,6 +128,7 @@ class Segment:
             rows = self._rows(begin, end)
             starts = self.head.fanout[first : first + width + 1].astype(np.int64) - begin
             self._verify(np.arange(first, first + width), starts, rows)
+            self._judge(rows)
             yield rows
 
     def _candidates(
@@ -157,7 +162,7 @@ class Segment:
     def _match_few(
         self, words: NDArray[np.uint64], buckets: NDArray[np.int64], every: Rows
     ) -> tuple[Positions, Positions]:
-        """Answer a short question to a small segment, where a dict beats numpy's overhead."""
+        """Answer one of many short questions to a small segment, where a dict beats numpy's overhead."""
         if self._table is None:
             table: dict[bytes, list[int]] = {}
             for row, object_id in enumerate(row_ids(every)):
@@ -176,12 +181,13 @@ class Segment:
         return found[:, 0], found[:, 1]
 
     def _fetch(self, rows: Positions, buckets: NDArray[np.int64]) -> Rows:
-        """Return rows of the file, whose buckets are given; they are read and verified."""
+        """Return rows of the file, whose buckets are given; those are read and verified, the rows judged."""
         if not rows.size:
             return np.zeros(0, ROW)
         wanted, which = _distinct(buckets)
         fetched, starts = self._read_buckets(wanted)
         found: Rows = fetched[starts[which] + rows - self.head.fanout[wanted][which]]
+        self._judge(found)
         return found
 
     def _read_buckets(self, wanted: NDArray[np.int64]) -> tuple[Rows, Positions]:
@@ -235,7 +241,7 @@ class Segment:
             raise from_os_error(error, f"read {self.key}") from error  # design §12
 
     def _verify(self, buckets: NDArray[np.int64], starts: Positions, rows: Rows) -> None:
-        """Check buckets, whose rows lie one after the other in `rows`, unless they have been checked."""
+        """Check that buckets, whose rows lie one after the other in `rows`, are as they were written, once."""
         fresh = np.flatnonzero(~self.checked[buckets])
         if not fresh.size:
             return
@@ -243,12 +249,15 @@ class Segment:
         edges = (starts * ROW.itemsize).tolist()
         parts = [view[edges[at] : edges[at + 1]] for at in fresh.tolist()]
         self.head.check_buckets(buckets[fresh], parts, key=self.key)
-        lists = len(self.base_lists) if rows["bases"].any() else 0
-        check_rows(rows, lists=lists, packs=len(self.head.packs), key=self.key)
         shift = self.head.fanout[buckets] - starts[:-1]
         places = np.repeat(shift, np.diff(starts)) + np.arange(len(rows))
         self.head.check_keys(rows, self._keys[places], key=self.key)
         self.checked[buckets] = True
+
+    def _judge(self, rows: Rows) -> None:
+        """Raise FormatError for a row that says what cannot be, whoever wrote it; for rows that leave this object."""
+        lists = len(self.base_lists) if rows["bases"].any() else 0
+        check_rows(rows, lists=lists, packs=len(self.head.packs), key=self.key)
 
 
 def _distinct(values: Positions) -> tuple[Positions, Positions]:
