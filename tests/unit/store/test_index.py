@@ -360,6 +360,21 @@ def test_a_large_segment_that_hides_an_object_is_named_before_it_counts_as_missi
         ObjectReader(backend, index).locate([ids[150]])
 
 
+@pytest.mark.parametrize("small", [10, 10_000], ids=["large", "small"])
+def test_a_row_that_cannot_be_is_not_handed_out_though_its_checksum_fits(backend, monkeypatch, small):
+    monkeypatch.setattr(segment, "_SMALL", small)
+    expected = Expected(backend)
+    ids = sorted(ids_of(random.Random(25), 300))
+    pack_id, footer = expected.write([header(item) for item in ids])
+    rows = np.sort(footer.rows, order="id")
+    rows["rank"][150] = 1  # a delta without a base
+    forged = index_format.encode(rows, footer.bases, [pack_id])
+    backend.put(index_key(forged), [forged])
+    for ask in (lambda index: index.locate([ids[150]]), lambda index: list(index.all_rows())):
+        with pytest.raises(IntegrityError, match=index_key(forged)):
+            ask(Index(backend))
+
+
 def test_what_is_merged_is_small_beside_what_stays():
     def chosen(*sizes):
         return [
