@@ -36,7 +36,6 @@ _T = TypeVar("_T")
 
 _PIECE = 4 << 20  # bytes handed over at a time; two of them are on their way
 _LISTINGS = 128  # directories listed at a time: four round trips each, and refs have hundreds
-_SMALL = 1 << 20  # bytes: a longer read or write gets a channel of its own
 _ABSENT = (SFTPNoSuchFile, SFTPNoSuchPath, SFTPNotADirectory)
 
 _DEFAULTS: dict[str, Any] = {
@@ -67,8 +66,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
     """An SFTP server as a store's backend sees it."""
 
     async def _read(self, path: str, start: int, size: int | None) -> bytes:
-        lend = self._pool.lease if size is not None and size > _SMALL else self._pool.get
-        async with lend() as channel:
+        async with self._pool.lend(size or 0) as channel:
             try:
                 async with channel.open(path, "rb") as file:
                     if size is None:
@@ -130,8 +128,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
     @_with_plain_errors
     async def _pipe_file(self, path: str, data: bytes, **_: Any) -> None:
         """Write a new file, durably where the server can."""
-        lend = self._pool.lease if len(data) > _SMALL else self._pool.get
-        async with lend() as channel, channel.open(path, "xb") as file:
+        async with self._pool.lend(len(data)) as channel, channel.open(path, "xb") as file:
             await file.write(data)
             await _sync(file)
 

@@ -15,10 +15,13 @@ from sshfs.pools.base import BaseSFTPChannelPool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+_SMALL = 1 << 20  # bytes that the shared channel carries without holding up others for long
 
 
 class Channels(BaseSFTPChannelPool):  # type: ignore[misc]  # sshfs ships no types
-    """What sshfs asks for channels: `get` for a small request, `lease` for a transfer."""
+    """What sshfs asks for channels: `get` for a small request, `lease` for a transfer, `lend` for either."""
 
     def __init__(self, *arguments: Any, max_channels: int, **options: Any) -> None:
         super().__init__(*arguments, max_channels=max_channels, **options)
@@ -40,6 +43,10 @@ class Channels(BaseSFTPChannelPool):  # type: ignore[misc]  # sshfs ships no typ
             if self._shared is None:
                 self._shared = await self._open()
         yield self._shared
+
+    def lend(self, size: int) -> AbstractAsyncContextManager[Any]:
+        """Lend a channel for moving `size` bytes."""
+        return self.lease() if size > _SMALL else self.get()
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Any]:
@@ -70,6 +77,7 @@ class Channels(BaseSFTPChannelPool):  # type: ignore[misc]  # sshfs ships no typ
             self._most = self._leases + len(self._idle)
             return None
         except BaseException:
+            # Invariant 11: the error goes on to the caller; only the place of this channel is given back.
             self._leases -= 1
             raise
 

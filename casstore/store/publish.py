@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.keys import pack_key
 from casstore.store.packs import PackWriter, encode_object, encode_objects
-from casstore.store.round_trips import ask_all, is_far
+from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
     Supply = Callable[[set[bytes]], Iterator[EncodedFrames]]
     """Makes frames again, from the source, for those of the given object ids that it can."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 MAX_ROUNDS = 16
 """Times that packs may vanish under one publish before it gives up."""
@@ -94,8 +91,10 @@ class Publication:
         # On a local file system gc takes this lock exclusively and deletes at once (design §8).
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backend.publish_lock())
-            self._damaged, condemned, _ = self._ask(
-                lambda look: look(self._backend), [read_quarantine, read_tombstones, self._refresh]
+            self._damaged, condemned, _ = ask_each(
+                self._backend,
+                lambda look: look(self._backend),
+                [read_quarantine, read_tombstones, self._refresh],
             )
             self._condemned = condemned | self._damaged
             self._keeper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="casstore-keep"))
@@ -312,11 +311,7 @@ class Publication:
         self._usable.update(zip(asked, self._have_packs(packs), strict=True))
 
     def _have_packs(self, packs: Sequence[bytes]) -> list[bool]:
-        return self._ask(self._has_pack, packs)
-
-    def _ask(self, question: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """Ask about each item, at once where each answer is a round trip."""
-        return ask_all(question, items) if self._is_far else [question(item) for item in items]
+        return ask_each(self._backend, self._has_pack, packs)
 
     def _refresh(self, _: Backend) -> frozenset[bytes]:
         self._index.refresh()

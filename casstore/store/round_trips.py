@@ -22,6 +22,11 @@ def is_far(backend: Backend) -> bool:
     return not backend.url.startswith(("file:", "memory:"))
 
 
+def ask_each(backend: Backend, task: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Call `task`, which asks `backend`, for each item, as `ask_all` where that is far and one by one where it is not."""
+    return ask_all(task, items) if is_far(backend) else [task(item) for item in items]
+
+
 def ask_all(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Call `task` for each item, several at once, and return the answers in order; raises what a call raises."""
     if len(items) < 2:

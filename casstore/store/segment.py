@@ -93,8 +93,9 @@ class Segment:
         else:
             self.check(buckets)
             every = self._rows(0, len(self))
-            self._short_questions += len(words) <= _FEW_IDS
-            if len(words) <= _FEW_IDS and self._short_questions > _SHORT_QUESTIONS:
+            short = len(words) <= _FEW_IDS
+            self._short_questions += short
+            if short and self._short_questions > _SHORT_QUESTIONS:
                 queries, rows = self._match_few(words, buckets, every)
             else:
                 queries, rows = self._candidates(words, buckets)
@@ -117,8 +118,8 @@ class Segment:
             # So few rows that one bucket of this segment spans several batches.
             self.check(np.arange(self.head.shape.buckets))
             rows = self._rows(0, len(self))
-            leads = rows["id"][:, 0].astype(np.uint64) >> np.uint64(64 - bits)
             self._judge(rows)
+            leads = rows["id"][:, 0].astype(np.uint64) >> np.uint64(64 - bits)
             edges = np.searchsorted(leads, np.arange((1 << bits) + 1, dtype=np.uint64)).tolist()
             yield from (rows[begin:end] for begin, end in itertools.pairwise(edges))
             return

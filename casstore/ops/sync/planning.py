@@ -15,7 +15,7 @@ from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 from casstore.store.packs import PACK_TARGET
 from casstore.store.publish import read_quarantine
-from casstore.store.round_trips import ask_all, is_far
+from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casstore.store.store import Store
 
 REMOTE_PACK_TARGET = 32 << 20
-"""Bytes at which a pack for a remote store is closed: several are sent at once, and each is in memory then."""
+"""Bytes at which a pack for a remote store is closed: several are sent at once, each from a spool."""
 
 MAX_CONCURRENCY = 8
 """Requests that are under way at once, unless the caller says otherwise."""
@@ -164,11 +164,7 @@ def _choose(src: Store, refs: Sequence[str] | None) -> dict[str, Record]:
     """Return the source's records that are meant, by name."""
     if refs is None:
         return src.refs()
-    found = (
-        ask_all(lambda item: _meant(src, item), refs)
-        if is_far(src.backend)
-        else [_meant(src, item) for item in refs]
-    )
+    found = ask_each(src.backend, lambda item: _meant(src, item), refs)
     return {name: record for part in found for name, record in part.items()}
 
 
