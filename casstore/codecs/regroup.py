@@ -31,7 +31,7 @@ __all__ = ["Columns", "RunData", "merge_runs", "scratch"]
 _U16: np.dtype[Any] = np.dtype("<u2")
 _WORD: dict[int, np.dtype[Any]] = {2: _U16, 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
-_KEPT = 1 << 20
+_KEPT = 2 << 20
 """Scratch up to this many bytes, as much as is encoded at once, stays with its thread."""
 
 

@@ -39,8 +39,8 @@ _FIRST_UPLOAD = 7 << 20
 _SMALL = 64 << 10
 """Frames of fewer bytes get memory of their own: a block that is lent for them would lie idle."""
 
-_VERIFIED = 1 << 20
-"""Plain bytes that are verified at once, soon after they were encoded: a core's cache holds them still."""
+_VERIFIED = 2 << 20
+"""Plain bytes that are verified at once, soon after they were encoded, as many as are: a cache holds them still."""
 
 _MAX_WAITING = 1
 """Writes that may wait for the disk: each holds a block's worth of memory, and more made nothing faster."""
