@@ -11,7 +11,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from casstore.backend.base import BlobWriter, byte_views
+from casstore.backend.base import WRITE_PIECE, BlobWriter, byte_views
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendError
 
@@ -59,11 +59,15 @@ class LocalWriter(BlobWriter):
     def write(self, parts: Sequence[Buffer]) -> None:
         """Append `parts` straight to the file, in few system calls and without the GIL."""
         fd = self._usable()
-        views = list(byte_views(parts))
+        views = [
+            view[at : at + WRITE_PIECE]
+            for view in byte_views(parts)
+            for at in range(0, view.nbytes, WRITE_PIECE)
+        ]
         try:
             first = 0
             while first < len(views):
-                written = self._calls.write(fd, views[first:] if first else views)
+                written = self._calls.write(fd, views[first : _end_of_piece(views, first)])
                 self.offset += written
                 while first < len(views) and written >= views[first].nbytes:
                     written -= views[first].nbytes
@@ -156,3 +160,12 @@ class LocalWriter(BlobWriter):
                 f"This writer of {self._directory.root} was committed, discarded or failed; open another one."
             )
         return self._fd
+
+
+def _end_of_piece(views: Sequence[memoryview], first: int) -> int:
+    """Return where the views end that one write takes, from `first` on: one of them, or more."""
+    end, size = first + 1, views[first].nbytes
+    while end < len(views) and size + views[end].nbytes <= WRITE_PIECE:
+        size += views[end].nbytes
+        end += 1
+    return end

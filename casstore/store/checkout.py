@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from casstore.backend.base import WRITE_PIECE
 from casstore.backend.oserrors import from_os_error
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, ConflictError, DigestMismatch
@@ -341,7 +342,7 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        count = os.pwrite(descriptor, data, offset)
+        count = os.pwrite(descriptor, data[:WRITE_PIECE], offset)
         data, offset = data[count:], offset + count
 
 

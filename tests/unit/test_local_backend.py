@@ -109,6 +109,22 @@ def test_no_temporary_is_left(root):
     assert os.stat(root / KEY).st_nlink == 1
 
 
+def test_no_write_is_long(root):
+    sizes = []
+
+    class Measuring(SystemCalls):
+        def write(self, fd, parts):
+            sizes.append(sum(part.nbytes for part in parts))
+            return super().write(fd, parts)
+
+    parts = [bytes([at]) * size for at, size in enumerate([3, (5 << 20) + 1, 0, 1 << 20, 7, 9])]
+    backend = LocalBackend(root, create=True, calls=Measuring())
+    backend.put(KEY, parts)
+    assert backend.read(KEY) == b"".join(parts)
+    assert max(sizes) == 1 << 20
+    assert len(sizes) <= 9, "short parts go together"
+
+
 def test_a_root_behind_a_link(root, tmp_path):
     root.mkdir()
     link = tmp_path / "link"

@@ -205,6 +205,23 @@ def test_reading_a_tensor_touches_only_its_chunks(store, tmp_path):
     assert sum(asked) <= 2 + -(-tensors["second"].nbytes // (512 * KIB)) + 2
 
 
+def test_a_checkout_writes_no_long_pieces(store, tmp_path, monkeypatch):
+    """Long ones are what a virtual machine's kernel is slow at (see WRITE_PIECE)."""
+    store.add(write_model(content_of({"m": noise(1, 5 * KIB * KIB + 3)}), tmp_path / "a"), ref="models/a")
+    asked = []
+    pwrite = os.pwrite
+
+    def measured(descriptor, data, offset):
+        asked.append(len(data))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", measured)
+    store.checkout("models/a", tmp_path / "out")
+    assert sum(asked) == 5 * KIB * KIB + 3
+    assert max(asked) == KIB * KIB
+    assert read_folder(tmp_path / "out") == read_folder(tmp_path / "a")
+
+
 # ---- the same tensors in other clothes
 
 
