@@ -98,6 +98,15 @@ def test_head_of_a_large_file(place, tmp_path):
     assert done.stderr == b""
 
 
+@pytest.fixture
+def interruptible():
+    """Children that SIGINT reaches, even where a shell started the tests in the background and has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt(place, tmp_path):
     fifo_reader = subprocess.Popen(
         [*COMMAND, "cat", "models/big", "big.bin", "--store", str(place)],
