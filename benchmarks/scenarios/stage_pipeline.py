@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.harness import BenchmarkError
 from casstore import codecs
+from casstore.backend.base import WRITE_PIECE
 from casstore.chunking import MAX_CHUNK, Chunker, plan_regions
 from casstore.codecs import batch
 from casstore.digest import Hasher, digest
@@ -343,5 +344,5 @@ def _equal(one: memoryview, other: memoryview) -> bool:
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        count = os.pwrite(descriptor, data, offset)
+        count = os.pwrite(descriptor, data[:WRITE_PIECE], offset)
         data, offset = data[count:], offset + count

@@ -94,7 +94,7 @@ def validate_range(start: int, length: int | None) -> None:
 
 
 WRITE_PIECE = 1 << 20
-"""Bytes that one write to a file on this machine takes, at most.
+"""Bytes that one write of a pack, of an index segment or of a checkout takes on this machine, at most.
 
 What a longer one writes the kernel keeps in pages of 2 MiB and more. A virtual machine may have given free ones back to
 its host, and then each costs whoever writes to it first several times the copy: of 1.2 GB in writes of 4 MiB, 3.9 s

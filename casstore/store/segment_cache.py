@@ -15,6 +15,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from casstore.backend.base import WRITE_PIECE
 from casstore.digest import Hasher, digest
 from casstore.errors import FormatError
 from casstore.store.keys import INDEX_PREFIX, index_key, index_key_of
@@ -176,7 +177,7 @@ class Copy:
         view = memoryview(data)
         with self._giving_up():
             while view and self._descriptor is not None:
-                view = view[os.write(self._descriptor, view) :]
+                view = view[os.write(self._descriptor, view[:WRITE_PIECE]) :]
 
     def publish(self, key: str) -> None:
         """Give the file the name by which this segment's copy is found."""
