@@ -20,7 +20,7 @@ from casstore.format.fields import split_ids
 from casstore.format.rows import ROW, BaseLists, sort_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
@@ -34,6 +34,7 @@ ROWS_PER_BUCKET = 48
 
 KEY_SIZE = 4
 CHECK_SIZE = 8
+SIZE_SIZE = 8
 _HEADER = struct.Struct("<8sHBBIQQ32s")
 HEADER_SIZE = _HEADER.size
 
@@ -54,9 +55,19 @@ class Shape:
         return 1 << self.bits
 
     @property
+    def sizes_begin(self) -> int:
+        """Where the sizes of the packs start."""
+        return HEADER_SIZE + DIGEST_SIZE * self.packs
+
+    @property
+    def fanout_begin(self) -> int:
+        """Where the fan-out starts."""
+        return self.sizes_begin + SIZE_SIZE * self.packs
+
+    @property
     def head_size(self) -> int:
         """Bytes before the keys."""
-        return HEADER_SIZE + DIGEST_SIZE * self.packs + 4 * (self.buckets + 1) + CHECK_SIZE * self.buckets
+        return self.fanout_begin + 4 * (self.buckets + 1) + CHECK_SIZE * self.buckets
 
     @property
     def rows_begin(self) -> int:
@@ -76,10 +87,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The packs that a segment covers, where its buckets start, and their checksums."""
+    """The packs that a segment covers, their sizes in bytes, where its buckets start, and their checksums."""
 
     shape: Shape
     packs: list[bytes]
+    sizes: list[int]
     fanout: NDArray[np.uint32]
     checks: NDArray[np.void]
 
@@ -107,14 +119,17 @@ class Head:
             )
 
 
-def encode(rows: Rows, bases: BaseLists, packs: Sequence[bytes]) -> bytes:
-    """Return the bytes of a segment over `packs`; `rows` are in any order, their `pack` indexes `packs`."""
+def encode(rows: Rows, bases: BaseLists, packs: Mapping[bytes, int]) -> bytes:
+    """Return the bytes of a segment over `packs`, whose sizes in bytes are given by id.
+
+    `rows` are in any order, their `pack` is a position in `packs`.
+    """
     rows = rows[sort_order(rows)]
     return b"".join(encode_parts(lambda: iter((rows,)), len(rows), bases, packs))
 
 
 def encode_parts(
-    batches: Callable[[], Iterator[Rows]], count: int, bases: BaseLists, packs: Sequence[bytes]
+    batches: Callable[[], Iterator[Rows]], count: int, bases: BaseLists, packs: Mapping[bytes, int]
 ) -> Iterator[bytes]:
     """Return the bytes of a segment of `count` rows in parts, holding one batch at a time.
 
@@ -135,7 +150,8 @@ def encode_parts(
             checks[bucket] = digest(view[begin:end])[:CHECK_SIZE]
     fanout = np.cumsum(fanout, dtype="<u4")
     assert fanout[-1] == count
-    tables = b"".join(packs) + fanout.tobytes() + checks.tobytes()
+    sizes = np.array(list(packs.values()), "<u8")
+    tables = b"".join(packs) + sizes.tobytes() + fanout.tobytes() + checks.tobytes()
     lists = bases.encode()
     counts = (bits, len(packs), count, len(lists))
     check = digest(_pack_header(*counts, bytes(DIGEST_SIZE)) + tables)
@@ -189,14 +205,19 @@ def decode_head(data: Buffer, shape: Shape, *, key: str) -> Head:
     blank = _pack_header(shape.bits, shape.packs, shape.rows, shape.bases_size, bytes(DIGEST_SIZE))
     if digest(blank + bytes(view[HEADER_SIZE:])) != shape.check:
         raise FormatError(f"The head of {key} fails its checksum; remove that file, the packs rebuild it.")
-    fan = HEADER_SIZE + DIGEST_SIZE * shape.packs
-    checks = fan + 4 * (shape.buckets + 1)
-    fanout = np.frombuffer(view[fan:checks], "<u4")
+    checks = shape.head_size - CHECK_SIZE * shape.buckets
+    fanout = np.frombuffer(view[shape.fanout_begin : checks], "<u4")
     if fanout[0] != 0 or fanout[-1] != shape.rows or np.any(fanout[1:] < fanout[:-1]):
         raise FormatError(f"The fan-out of {key} does not ascend; remove that file, the packs rebuild it.")
-    packs = split_ids(bytes(view[HEADER_SIZE:fan]), kind="segment")
+    packs = split_ids(bytes(view[HEADER_SIZE : shape.sizes_begin]), kind="segment")
+    if len(set(packs)) != len(packs):
+        raise FormatError(f"{key} names a pack twice; remove that file, the packs rebuild it.")
     return Head(
-        shape=shape, packs=packs, fanout=fanout, checks=np.frombuffer(view[checks:], f"V{CHECK_SIZE}")
+        shape=shape,
+        packs=packs,
+        sizes=np.frombuffer(view[shape.sizes_begin : shape.fanout_begin], "<u8").tolist(),
+        fanout=fanout,
+        checks=np.frombuffer(view[checks:], f"V{CHECK_SIZE}"),
     )
 
 

@@ -43,6 +43,20 @@ class Footer:
     rows: Rows
     bases: BaseLists
 
+    @property
+    def begin(self) -> int:
+        """Where the footer starts in its pack: behind the last frame."""
+        if len(self.rows) == 0:
+            return HEADER_SIZE
+        last = self.rows[-1]
+        head = frame.header_size(self.bases.length(int(last["bases"])))
+        return int(last["offset"]) + head + int(last["stored"])
+
+    @property
+    def pack_size(self) -> int:
+        """Bytes of the whole pack, which a footer fixes."""
+        return self.begin + ROW.itemsize * len(self.rows) + self.bases.size + TRAILER_SIZE
+
 
 @dataclass(frozen=True, slots=True)
 class Trailer:

@@ -94,6 +94,15 @@ class BaseLists:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def size(self) -> int:
+        """Bytes that `encode` returns."""
+        return _LIST_COUNTS.size + 4 * len(self.offsets) + len(self.ids)
+
+    def length(self, number: int) -> int:
+        """Return how many bases a row's `bases` field means."""
+        return int(self.offsets[number]) - int(self.offsets[number - 1]) if number else 0
+
     def get(self, number: int) -> tuple[bytes, ...]:
         """Return the bases that a row's `bases` field means; `number` 0 is no bases."""
         if number == 0:

@@ -199,7 +199,7 @@ def _check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> 
     bases = index_format.decode_bases(data[shape.bases_begin :], shape, key=key)
     rows = np.frombuffer(data[shape.rows_begin : shape.bases_begin], ROW)
     check_rows(rows, lists=len(bases), packs=len(head.packs), key=key)
-    if index_format.encode(rows, bases, head.packs) != data:
+    if index_format.encode(rows, bases, dict(zip(head.packs, head.sizes, strict=True))) != data:
         raise FormatError(f"{key} is not in order; remove that file, the packs rebuild it.")
     fields = ["id", "offset", "stored", "raw", "kind", "encoding", "rank"]
     for position, pack_id in enumerate(head.packs):
@@ -207,7 +207,8 @@ def _check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> 
         if footer is None:
             continue  # Invariant 5: rows whose pack is gone mean nothing; a damaged pack is reported itself.
         mine = np.sort(rows[rows["pack"] == position][fields], order="offset")
-        if not np.array_equal(mine, np.sort(footer.rows[fields], order="offset")):
+        theirs = np.sort(footer.rows[fields], order="offset")
+        if footer.pack_size != head.sizes[position] or not np.array_equal(mine, theirs):
             raise FormatError(
                 f"{key} disagrees with {pack_key(pack_id)}; remove that file, the packs rebuild it."
             )

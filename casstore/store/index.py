@@ -77,6 +77,8 @@ class Index:
         self._segments: dict[str, Segment] = {}
         self._pack_numbers: dict[bytes, int] = {}
         self._pack_ids: list[bytes] = []
+        self._pack_sizes: list[int | None] = []
+        self._disputed: set[int] = set()
         self._gone: set[int] = set()
         self._avoided: set[int] = set()
         self._loaded = False
@@ -92,6 +94,21 @@ class Index:
         """Return the number that stands for a pack in located rows."""
         return int(self._numbers_of([pack_id])[0])
 
+    def pack_size(self, number: int) -> int | None:
+        """Return the exact size in bytes of a pack that is whole, by its number: one of another size is damaged.
+
+        None for a pack that no segment covers and whose footer was not read, or about which they disagree and
+        whose footer cannot be read.
+        """
+        with self._lock:
+            if number in self._disputed:
+                # Invariant 13: a hint is damaged, and the pack itself answers.
+                footer = self._footer_of(self._pack_ids[number])
+                self._pack_sizes[number] = None if footer is None else footer.pack_size
+                if footer is not None:
+                    self._disputed.discard(number)
+            return self._pack_sizes[number]
+
     def _numbers_of(self, packs: Sequence[bytes]) -> NDArray[np.uint32]:
         with self._lock:
             numbers = np.empty(len(packs), np.uint32)
@@ -99,6 +116,7 @@ class Index:
                 number = self._pack_numbers.setdefault(pack, len(self._pack_ids))
                 if number == len(self._pack_ids):
                     self._pack_ids.append(pack)
+                    self._pack_sizes.append(None)
                 numbers[at] = number
             return numbers
 
@@ -238,7 +256,7 @@ class Index:
         """Make a pack known that no segment covers yet."""
         with self._lock:
             key = pack_key(pack_id)
-            data = index_format.encode(footer.rows, footer.bases, [pack_id])
+            data = index_format.encode(footer.rows, footer.bases, {pack_id: footer.pack_size})
             self._keep(Segment(key, memoryview(data), None))
 
     def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
@@ -249,7 +267,7 @@ class Index:
             rows["pack"] = position
             parts.append((rows, footer.bases))
         rows, bases = merge_base_lists(parts)
-        data = index_format.encode(rows, bases, [pack_id for pack_id, _ in packs])
+        data = index_format.encode(rows, bases, {pack_id: footer.pack_size for pack_id, footer in packs})
         self._backend.put(index_key(data), [data])
         with self._lock:
             self._keep(self._cache.opened(data))
@@ -316,7 +334,7 @@ class Index:
                 copy = self._cache.new_copy()
                 if copy is not None:
                     stack.enter_context(copy)
-                key, size = write_merged(self._backend, parts, self._pack_ids, copy)
+                key, size = write_merged(self._backend, parts, copy)
             if key not in self._segments:
                 for segment in self._cache.open_all({key: size}):
                     self._keep(segment)
@@ -328,6 +346,11 @@ class Index:
 
     def _keep(self, segment: Segment) -> None:
         segment.numbers = self._numbers_of(segment.head.packs)
+        for number, size in zip(segment.numbers.tolist(), segment.head.sizes, strict=True):
+            if self._pack_sizes[number] is None:
+                self._pack_sizes[number] = size
+            elif self._pack_sizes[number] != size:
+                self._disputed.add(number)
         self._segments[segment.key] = segment
 
     def _judge(self, numbers: NDArray[np.uint32], usable: Callable[[int], bool] | None) -> NDArray[np.bool_]:

@@ -46,12 +46,10 @@ def choose_parts(segments: Sequence[Segment]) -> list[Segment]:
     return ordered[:count]
 
 
-def write_merged(
-    backend: Backend, parts: Sequence[Segment], pack_ids: Sequence[bytes], copy: Copy | None = None
-) -> tuple[str, int]:
+def write_merged(backend: Backend, parts: Sequence[Segment], copy: Copy | None = None) -> tuple[str, int]:
     """Write one durable segment that says what all parts say; return its key and size.
 
-    `pack_ids` are by number. The bytes go to `copy` as well.
+    The bytes go to `copy` as well.
     """
     sources, packs = _sources(parts)
     lists = _joined_lists(sources)
@@ -67,7 +65,7 @@ def write_merged(
     hasher = Hasher()
     size = 0
     with backend.open_writer() as writer:
-        for data in index_format.encode_parts(batches, count, lists, [pack_ids[number] for number in packs]):
+        for data in index_format.encode_parts(batches, count, lists, packs):
             hasher.update(data)
             writer.write([data])
             size += len(data)
@@ -103,17 +101,20 @@ class _Source:
         return sum(len(rows) for rows in self.batches())
 
 
-def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], list[int]]:
-    """Return the parts, and the numbers of all their packs in the merged segment's order."""
-    packs: dict[int, int] = {}
+def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], dict[bytes, int]]:
+    """Return the parts, and the sizes of all their packs by id, in the merged segment's order."""
+    order: dict[bytes, int] = {}
+    sizes: dict[bytes, int] = {}
     sources = []
     for segment in parts:
-        numbers = segment.numbers.tolist()
+        packs = segment.head.packs
         # Two processes may have merged the same parts: a pack that was taken already is taken whole.
-        taken = np.array([number not in packs for number in numbers], np.bool_)
-        positions = np.array([packs.setdefault(number, len(packs)) for number in numbers], np.uint32)
+        taken = np.array([pack not in order for pack in packs], np.bool_)
+        positions = np.array([order.setdefault(pack, len(order)) for pack in packs], np.uint32)
+        for pack, size in zip(packs, segment.head.sizes, strict=True):
+            sizes.setdefault(pack, size)
         sources.append(_Source(segment, positions, taken))
-    return sources, list(packs)
+    return sources, sizes
 
 
 def _joined_lists(sources: Sequence[_Source]) -> BaseLists:

@@ -70,7 +70,7 @@ def make_pack():
 
 def make_index():
     footer = make_pack()[1]
-    return index.encode(footer.rows, footer.bases, [digest(make_pack()[0])])
+    return index.encode(footer.rows, footer.bases, {digest(make_pack()[0]): len(make_pack()[0])})
 
 
 RUN = run.RunManifest(
@@ -138,3 +138,4 @@ def test_reading_the_pack_and_index_vectors():
     shape = index.decode_shape(VECTORS["index"], key="i")
     head = index.decode_head(VECTORS["index"], shape, key="i")
     assert head.packs == [digest(data)]
+    assert head.sizes == [len(data)] == [footer.pack_size]

@@ -70,7 +70,9 @@ def pack_of(frame_headers):
         offsets.append(len(body))
         body += frame.encode_header(header) + bytes(header.stored)
     footer = pack.footer_rows(frame_headers, offsets)
-    return body + pack.encode_footer(footer, begin=len(body)), footer
+    whole = body + pack.encode_footer(footer, begin=len(body))
+    assert (footer.begin, footer.pack_size) == (len(body), len(whole))
+    return whole, footer
 
 
 def read_pack_footer(data):
@@ -188,7 +190,7 @@ def segment_of(count, seed, packs=3):
     table["kind"] = Kind.CHUNK
     table["offset"] = rng.integers(32, 1 << 40, count)
     table["pack"] = rng.integers(0, packs, count)
-    return table, index.encode(table, rows.BaseLists.empty(), [bytes([n]) * 32 for n in range(packs)])
+    return table, index.encode(table, rows.BaseLists.empty(), {bytes([n]) * 32: n for n in range(packs)})
 
 
 @given(st.integers(0, 2000), st.integers(0, 9))
@@ -212,7 +214,7 @@ def test_a_segment_in_batches_is_the_same_segment(count, seed, bits):
     bits = min(bits, index.bucket_bits(count))
     leads = ordered["id"][:, 0].astype(np.uint64) >> np.uint64(64 - bits) if bits else np.zeros(count)
     batches = [ordered[leads == lead] for lead in range(1 << bits)]
-    packs = [bytes([n]) * 32 for n in range(3)]
+    packs = {bytes([n]) * 32: n for n in range(3)}
     parts = index.encode_parts(lambda: iter(batches), count, rows.BaseLists.empty(), packs)
     assert b"".join(parts) == data
 

@@ -91,7 +91,8 @@ class Forge:
         return pack_id, footer.rows
 
     def segment(self, rows, packs):
-        self.put_segment(index.encode(rows, BaseLists.empty(), packs))
+        sizes = {pack_id: self.store.backend.stat(pack_key(pack_id)).size for pack_id in packs}
+        self.put_segment(index.encode(rows, BaseLists.empty(), sizes))
 
     def put_segment(self, data):
         self.store.backend.put(index_key(data), [data])
@@ -607,15 +608,16 @@ def test_a_segment_whose_rows_are_out_of_order(forge):
     """Its checksums are right, so only a reader that knows the order can tell that objects are hidden."""
     ids = [forge.frame(Kind.CHUNK, b"%d" % number) for number in range(300)]
     pack_id, rows = forge.flush(cover=False)
-    honest = index.encode(rows, BaseLists.empty(), [pack_id])
+    size = forge.store.backend.stat(pack_key(pack_id)).size
+    honest = index.encode(rows, BaseLists.empty(), {pack_id: size})
     shape = index.decode_shape(honest, key="k")
     body = np.frombuffer(honest[shape.rows_begin : shape.bases_begin], ROW)
-    fanout = np.frombuffer(honest[96 : 96 + 4 * (shape.buckets + 1)], "<u4")
+    fanout = np.frombuffer(honest[104 : 104 + 4 * (shape.buckets + 1)], "<u4")
     shuffled = np.concatenate([body[a:b][::-1] for a, b in itertools.pairwise(fanout)], dtype=ROW)
     checks = b"".join(digest(shuffled[a:b].tobytes())[:8] for a, b in itertools.pairwise(fanout))
     head = struct.Struct("<8sHBBIQQ32s")
     counts = (b"cassindx", 1, shape.bits, 0, 1, len(rows), shape.bases_size)
-    tables = pack_id + fanout.tobytes() + checks
+    tables = pack_id + struct.pack("<Q", size) + fanout.tobytes() + checks
     sealed = head.pack(*counts, digest(head.pack(*counts, bytes(32)) + tables))
     keys = index.decode_head(honest, shape, key="k").key_of(shuffled["id"].astype(np.uint64))
     rest = shuffled.tobytes() + honest[shape.bases_begin :]

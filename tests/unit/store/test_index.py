@@ -330,7 +330,9 @@ def test_large_segments_merge_in_batches_to_what_they_were(backend, monkeypatch,
     assert len(index._segments) <= 3
     assert sum(1 for _ in largest.batches()) >= 8
     rows = np.concatenate(list(largest.batches()), dtype=ROW)
-    assert index_format.encode(rows, largest.base_lists, largest.head.packs) == backend.read(largest.key)
+    assert index_format.encode(
+        rows, largest.base_lists, dict(zip(largest.head.packs, largest.head.sizes, strict=True))
+    ) == backend.read(largest.key)
     for opened in (index, Index(backend)):
         expected.check(opened, [*expected.places, *ids_of(chance, 500)])
         located = opened.locate(list(expected.places))
@@ -368,7 +370,7 @@ def test_a_row_that_cannot_be_is_not_handed_out_though_its_checksum_fits(backend
     pack_id, footer = expected.write([header(item) for item in ids])
     rows = np.sort(footer.rows, order="id")
     rows["rank"][150] = 1  # a delta without a base
-    forged = index_format.encode(rows, footer.bases, [pack_id])
+    forged = index_format.encode(rows, footer.bases, {pack_id: footer.pack_size})
     backend.put(index_key(forged), [forged])
     for ask in (lambda index: index.locate([ids[150]]), lambda index: list(index.all_rows())):
         with pytest.raises(IntegrityError, match=index_key(forged)):
@@ -601,3 +603,50 @@ def test_a_listing_that_fails_is_an_error(memory):
     for act in (Index.refresh, Index.read_uncovered, lambda index: index.locate([bytes(32)])):
         with pytest.raises(BackendError, match="no listing"):
             act(Index(Failing(memory)))
+
+
+def test_the_size_of_a_pack_is_known_from_its_segment_and_from_its_footer(backend):
+    expected = Expected(backend)
+    covered, uncovered = (
+        expected.write([header(item, rank=1, bases=[item[::-1]]) for item in ids_of(random.Random(seed), 3)])
+        for seed in (40, 41)
+    )
+    Index(backend).publish([covered])
+    index = Index(backend)
+    assert index.pack_size(index.number_of(covered[0])) is None
+    index.refresh()
+    assert index.read_uncovered()
+    for pack_id, footer in (covered, uncovered):
+        size = backend.stat(pack_key(pack_id)).size
+        assert index.pack_size(index.number_of(pack_id)) == size == footer.pack_size
+    assert index.pack_size(index.number_of(bytes(32))) is None
+
+
+def test_merged_segments_know_the_sizes_of_their_packs(memory):
+    expected, index = Expected(memory), Index(memory)
+    packs = [expected.write([header(item)] * 2) for item in ids_of(random.Random(42), 3 * MAX_SEGMENTS)]
+    for pack in packs:
+        index.publish([pack])
+    fresh = Index(memory)
+    fresh.refresh()
+    assert len(fresh._segments) <= MAX_SEGMENTS
+    sizes = [fresh.pack_size(fresh.number_of(pack_id)) for pack_id, _ in packs]
+    assert sizes == [memory.stat(pack_key(pack_id)).size for pack_id, _ in packs]
+
+
+def test_where_segments_disagree_about_the_size_of_a_pack_its_footer_answers(memory):
+    expected = Expected(memory)
+    [item] = ids_of(random.Random(43), 1)
+    pack_id, footer = expected.write([header(item)])
+    for size in (footer.pack_size, footer.pack_size + 1, 1):
+        forged = index_format.encode(footer.rows, footer.bases, {pack_id: size})
+        memory.put(index_key(forged), [forged])
+    index = Index(memory)
+    index.refresh()
+    number = index.number_of(pack_id)
+    assert index.pack_size(number) == footer.pack_size
+    memory.delete(pack_key(pack_id))
+    assert index.pack_size(number) == footer.pack_size, "it is read once"
+    other = Index(memory)
+    other.refresh()
+    assert other.pack_size(other.number_of(pack_id)) is None
