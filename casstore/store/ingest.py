@@ -16,7 +16,7 @@ import numpy as np
 
 from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
 from casstore.digest import Hasher, digest
-from casstore.errors import ConflictError, MissingObject
+from casstore.errors import ConflictError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format.layout import Layout, Span
 from casstore.format.rows import Kind
@@ -175,8 +175,8 @@ class Ingest:
             return False
         try:
             layout = layout_format.decode(self._reader.read(known.layout_id))
-        except MissingObject:
-            return False  # The stat cache is a hint; the file itself can still be read.
+        except IntegrityError:
+            return False  # Invariant 13: the stat cache is a hint, and the file itself can still be read.
         ids = layout.chunk_ids()
         if layout.file_id != known.file_id or not self._publication.known([known.layout_id, *ids]).all():
             return False
