@@ -529,8 +529,8 @@ class Index:
                 self._open({key: size})
             if key in self._segments:
                 return key
-            if key not in self._aside:
-                break  # Another process has merged it further already.
+            if key not in self._aside or not _is_damage(self._aside[key]):
+                break  # Another process has merged it further already, or what has this name is left alone.
             # Invariant 5: a damaged file has this name, and this process has what belongs there.
             self._delete([key])
         self._load(None)
