@@ -449,7 +449,7 @@ class Index:
             self._backend.put(key, [data])
         with self._lock:
             self._keep(self._cache.opened(data))
-            self._keep_house()
+            self.keep_house()
 
     def merge(self) -> None:
         """Join small segments when there are many, so that look-ups stay cheap.
@@ -472,14 +472,18 @@ class Index:
     def _durable(self) -> list[Segment]:
         return [segment for key, segment in self._segments.items() if key.startswith(INDEX_PREFIX)]
 
-    def _keep_house(self) -> None:
+    def keep_house(self) -> None:
         """Do what keeps look-ups cheap; never fails (invariant 13)."""
-        if len(self._segments) < self._busy_from:
-            return
+        with self._lock:
+            if len(self._segments) >= self._busy_from:
+                self._try_to_keep_house()
+
+    def _try_to_keep_house(self) -> None:
         try:
             self.merge()
             self._replace_damaged()
         except (IntegrityError, BackendError) as error:
+            # Invariant 13: everything is as it was, only slower.
             _log.warning(
                 "Index segments could not be merged. Nothing is lost, but look-ups take longer: %s", error
             )
