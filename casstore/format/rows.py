@@ -34,7 +34,10 @@ MAX_OFFSET = 1 << 62
 """Where a frame may start at most: no file is as long, and sums of offsets and lengths stay in 63 bits."""
 
 MAX_RANK = 8
+"""Ranks of deltas end here, and so does how many of them lie under one another."""
+
 MAX_BASES = 255
+"""Bases of one frame, at most."""
 
 
 class Kind(enum.IntEnum):
@@ -44,6 +47,11 @@ class Kind(enum.IntEnum):
     LAYOUT = 2
     MANIFEST = 3
     TREE = 4
+
+
+def max_plain(kind: int) -> int:
+    """Return the plain bytes that an object of a kind has at most; a payload has no more."""
+    return MAX_CHUNK if kind == Kind.CHUNK else MAX_OBJECT
 
 
 ROW: np.dtype[np.void] = np.dtype(
@@ -128,6 +136,9 @@ class BaseLists:
         offsets = np.frombuffer(view[_LIST_COUNTS.size : split], "<u4")
         if offsets[0] != 0 or offsets[-1] != bases or np.any(offsets[1:] < offsets[:-1]):
             raise FormatError(f"The base lists of {key} do not ascend.")
+        counts = np.diff(offsets)
+        if np.any(counts == 0) or np.any(counts > MAX_BASES):
+            raise FormatError(f"A base list of {key} is empty or has more than {MAX_BASES} bases.")
         return cls(offsets, bytes(view[split:]))
 
 

@@ -109,6 +109,11 @@ class Index:
                     self._disputed.discard(number)
             return self._pack_sizes[number]
 
+    @property
+    def pack_count(self) -> int:
+        """How many packs are known: there may be others in the store."""
+        return len(self._pack_ids)
+
     def _numbers_of(self, packs: Sequence[bytes]) -> NDArray[np.uint32]:
         with self._lock:
             numbers = np.empty(len(packs), np.uint32)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
 from casstore.digest import Hasher, digest
-from casstore.errors import ConflictError, MissingObject
+from casstore.errors import ConfigError, ConflictError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format.layout import Layout, Span
 from casstore.format.rows import Kind
@@ -175,8 +175,8 @@ class Ingest:
             return False
         try:
             layout = layout_format.decode(self._reader.read(known.layout_id))
-        except MissingObject:
-            return False  # The stat cache is a hint; the file itself can still be read.
+        except IntegrityError:
+            return False  # Invariant 13: the stat cache is a hint; the file itself can still be read.
         ids = layout.chunk_ids()
         if layout.file_id != known.file_id or not self._publication.known([known.layout_id, *ids]).all():
             return False
@@ -270,7 +270,14 @@ class Ingest:
             spans=tuple(Span(s.name, s.dtype, s.shape, s.begin, s.end) for s in reading.spans),
             cut=LAYOUT_VERSION,
         )
-        plain = layout_format.encode(layout)
+        try:
+            plain = layout_format.encode(layout)
+        except ConfigError:
+            if not layout.spans:
+                raise
+            # Design §4: tensors that no layout can describe make a file of an unknown format, not an error.
+            layout = replace(layout, spans=())
+            plain = layout_format.encode(layout)
         layout_id = digest(plain)
         self._layouts[layout_id] = plain
         self._added.append(AddedFile(reading.source, layout, layout_id))
