@@ -24,7 +24,7 @@ from casstore import Store
 from casstore.format import frame
 from casstore.format.rows import row_ids
 from casstore.ops.check import check
-from casstore.store.index import read_footer
+from casstore.store.footers import read_footer
 from casstore.store.keys import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from casstore import Store
 from casstore.codecs import Encoding
 from casstore.format import frame, pack
 from casstore.format.rows import Kind
-from casstore.store.index import read_footer
+from casstore.store.footers import read_footer
 from casstore.store.keys import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:

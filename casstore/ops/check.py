@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.digest import Hasher, digest, to_hex
+from casstore.digest import Hasher, digest
 from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import marks, names
@@ -17,8 +17,9 @@ from casstore.format import record as record_format
 from casstore.format.rows import ROW, check_rows, row_ids
 from casstore.store.bases import decodable
 from casstore.store.buffers import new_buffer
-from casstore.store.index import Located, read_footer
-from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
+from casstore.store.footers import read_footer
+from casstore.store.index import Located
+from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_id_of, pack_id_of, pack_key
 from casstore.store.workers import TaskGroup
 
 if TYPE_CHECKING:
@@ -185,11 +186,12 @@ def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:
 
 def _check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> None:
     """Check a segment's bytes, and that each row says what the pack's own footer says."""
+    segment_id = index_id_of(key)
     try:
         data = memoryview(backend.read(key))
     except ObjectNotFound:
         return  # Invariant 5: merged into another one since the listing; no hint is ever missed.
-    if f"{INDEX_PREFIX}{to_hex(digest(data))}" != key:
+    if digest(data) != segment_id:
         raise FormatError(
             f"{key} does not have the hash that names it; remove that file, the packs rebuild it."
         )

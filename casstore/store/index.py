@@ -7,6 +7,8 @@ be in a pack.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
 import threading
 import weakref
@@ -16,30 +18,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import FormatError, ObjectNotFound
-from casstore.format import index as index_format
-from casstore.format import pack as pack_format
-from casstore.format.rows import ROW, BaseLists, id_words, merge_base_lists
-from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, pack_id_of, pack_key
-from casstore.store.merging import choose_parts, write_merged
-from casstore.store.round_trips import ask_all, is_far
+from casstore.errors import (
+    BackendError,
+    FormatError,
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    UnsupportedVersion,
+)
+from casstore.format.rows import ROW, BaseLists, id_words
+from casstore.store.footers import FOOTER_GUESS, join_footers, read_footer
+from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, is_foreign, pack_id_of
+from casstore.store.merging import MAX_SEGMENTS, choose_parts, superfluous, write_merged
+from casstore.store.pack_table import PackTable
+from casstore.store.round_trips import ask_all, ask_each, is_far
 from casstore.store.segment import Segment
 from casstore.store.segment_cache import SegmentCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from casstore.backend.base import Backend
+    from casstore.backend.base import Backend, Entry
     from casstore.format.pack import Footer
     from casstore.format.rows import Rows
 
 NOT_FOUND = np.uint32(0xFFFFFFFF)
 """In the `pack` field of a located row: no usable frame of this object is known."""
 
-_FOOTER_GUESS = 64 << 10
+_log = logging.getLogger("casstore")
+
 _REQUEST = 64 << 10  # bytes that would arrive while a request is on its way, as costs are compared
+_NO_RANK = 255
+_FOOTERS = "footers/"  # keys, which no store has, of segments that only this process has
+_JOINED_ROWS = 1 << 18
+_JOINED_PACKS = 1024
+_LISTINGS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,11 @@ class Located:
 
 
 class Index:
-    """All that is known of where objects lie in one store; safe in threads."""
+    """All that is known of where objects lie in one store; safe in threads.
+
+    A segment that cannot be read, or in which a look-up meets damage, is set aside with a warning, and the footers of
+    the packs that no other segment covers answer instead (invariant 13).
+    """
 
     def __init__(self, backend: Backend, *, copies: str | None = None) -> None:
         """`copies` is the directory in which segments of a remote store are kept, None for none."""
@@ -75,24 +94,22 @@ class Index:
         self._cache = SegmentCache(backend, copies)
         self._lock = threading.RLock()
         self._segments: dict[str, Segment] = {}
-        self._pack_numbers: dict[bytes, int] = {}
-        self._pack_ids: list[bytes] = []
-        self._pack_sizes: list[int | None] = []
-        self._disputed: set[int] = set()
-        self._gone: set[int] = set()
-        self._avoided: set[int] = set()
+        self._packs = PackTable()
+        self._aside: dict[str, Exception] = {}
         self._loaded = False
         self._hinted: set[bytes] = set()
         self._fetching_costs: int | None = None
+        self._joined = itertools.count()
+        self._busy_from = 0
         _indexes.add(self)
 
     def pack_id(self, number: int) -> bytes:
         """Return the pack that a located row's number means."""
-        return self._pack_ids[number]
+        return self._packs.id_of(number)
 
     def number_of(self, pack_id: bytes) -> int:
         """Return the number that stands for a pack in located rows."""
-        return int(self._numbers_of([pack_id])[0])
+        return int(self._packs.numbers_of([pack_id])[0])
 
     def pack_size(self, number: int) -> int | None:
         """Return the exact size in bytes of a pack that is whole, by its number: one of another size is damaged.
@@ -100,30 +117,19 @@ class Index:
         None for a pack that no segment covers and whose footer was not read, or about which they disagree and
         whose footer cannot be read.
         """
-        with self._lock:
-            if number in self._disputed:
-                # Invariant 13: a hint is damaged, and the pack itself answers.
-                footer = self._footer_of(self._pack_ids[number])
-                self._pack_sizes[number] = None if footer is None else footer.pack_size
-                if footer is not None:
-                    self._disputed.discard(number)
-            return self._pack_sizes[number]
+        if self._packs.is_disputed(number):
+            # Invariant 13: a hint is damaged, and the pack itself answers.
+            footer = self._footer_of(self._packs.id_of(number))
+            if footer is not None:
+                self._packs.note_footer(number, footer)
+        return self._packs.size_of(number)
 
     @property
     def pack_count(self) -> int:
         """How many packs are known: there may be others in the store."""
-        return len(self._pack_ids)
+        return len(self._packs)
 
-    def _numbers_of(self, packs: Sequence[bytes]) -> NDArray[np.uint32]:
-        with self._lock:
-            numbers = np.empty(len(packs), np.uint32)
-            for at, pack in enumerate(packs):
-                number = self._pack_numbers.setdefault(pack, len(self._pack_ids))
-                if number == len(self._pack_ids):
-                    self._pack_ids.append(pack)
-                    self._pack_sizes.append(None)
-                numbers[at] = number
-            return numbers
+    # ---- loading
 
     def learn(self, packs: Sequence[bytes]) -> None:
         """Get to know packs by their footers, if those cost less than the segments that were never fetched.
@@ -140,12 +146,11 @@ class Index:
                 listed = self._listed()
                 self._fetching_costs = self._cache.cost_of(listed, request=_REQUEST)
             # Those of earlier calls count, too: many records together are worth the segments.
-            if (len(self._hinted) + len(fresh)) * (2 * _REQUEST + _FOOTER_GUESS) >= self._fetching_costs:
+            if (len(self._hinted) + len(fresh)) * (2 * _REQUEST + FOOTER_GUESS) >= self._fetching_costs:
                 self._load(listed)
                 return
-            for pack, footer in zip(fresh, ask_all(self._footer_of, fresh), strict=True):
-                if footer is not None:
-                    self.add_footer(pack, footer)
+            footers = zip(fresh, ask_all(self._footer_of, fresh), strict=True)
+            self._keep_footers([(pack, footer) for pack, footer in footers if footer is not None])
             self._hinted.update(fresh)
 
     def _footer_of(self, pack: bytes) -> Footer | None:
@@ -155,56 +160,94 @@ class Index:
             return None  # Invariant 5: only a hint; whoever needs what was in it looks further, and is told.
 
     def _listed(self) -> dict[str, int]:
-        return {entry.key: entry.size for entry in self._backend.list(INDEX_PREFIX)}
+        return {
+            entry.key: entry.size for entry in self._backend.list(INDEX_PREFIX) if not is_foreign(entry.key)
+        }
 
     def refresh(self) -> None:
         """Load segments that are new in the store, drop those that are gone."""
         self._load(None)
 
-    def _load(self, listed: dict[str, int] | None) -> None:
+    def _load(self, listed: Mapping[str, int] | None) -> None:
         """Do so; `listed` is what the store has, where that was asked a moment ago."""
         with self._lock:
-            for attempt in range(5):
-                if listed is None or attempt:
-                    listed = self._listed()
-                fresh = {key: size for key, size in listed.items() if key not in self._segments}
-                try:
-                    for segment in self._cache.open_all(fresh):
-                        self._keep(segment)
-                except ObjectNotFound:
-                    # A segment was merged away while we read; the next listing names its successor.
-                    if attempt == 4:
-                        raise
-                    continue
-                for key in self._segments.keys() - listed.keys():
-                    if key.startswith(INDEX_PREFIX) or self._is_covered(key, by=listed):
-                        del self._segments[key]
-                if fresh:
-                    self._cache.prune(listed)
-                self._loaded = True
-                return
+            aside = len(self._aside)
+            for _ in range(_LISTINGS):
+                listed = self._listed() if listed is None else listed
+                known = self._segments.keys() | self._aside.keys()
+                fresh = {key: size for key, size in listed.items() if key not in known}
+                if not self._open(fresh):
+                    break
+                # A segment was merged away while we read; the next listing names its successor. Where that happens
+                # again and again, the packs answer (invariant 13).
+                listed = None
+            listed = listed if listed is not None else self._listed()
+            for key in self._segments.keys() - listed.keys():
+                if key.startswith(INDEX_PREFIX) or self._is_covered(
+                    key, by=self._segments.keys() & listed.keys()
+                ):
+                    del self._segments[key]
+            if fresh:
+                self._cache.prune(listed)
+            self._loaded = True
+            if len(self._aside) > aside:
+                self._ask_the_packs()
+
+    def _open(self, sizes: Mapping[str, int]) -> bool:
+        """Take in these segments of the store; say whether one of them is gone."""
+        segments, failed = self._cache.open_all(sizes)
+        for segment in segments:
+            self._keep(segment)
+        gone = False
+        for key, error in failed.items():
+            if isinstance(error, ObjectNotFound):
+                gone = True
+            else:
+                self._set_aside(key, error)
+        return gone
 
     def _is_covered(self, key: str, *, by: Iterable[str]) -> bool:
-        """Say whether segments cover what a footer that was read by hand says."""
-        return all(
-            any(number in self._segments[other].numbers for other in by)
-            for number in self._segments[key].numbers.tolist()
-        )
+        """Say whether segments cover what footers that were read by hand say."""
+        covered = self._covered_packs(self._segments[other] for other in by)
+        return bool(covered[self._segments[key].numbers].all())
+
+    def _covered_packs(self, segments: Iterable[Segment]) -> NDArray[np.bool_]:
+        """Say of each pack, by number, whether one of `segments` covers it."""
+        covered = np.zeros(len(self._packs), np.bool_)
+        for segment in segments:
+            covered[segment.numbers] = True
+        return covered
+
+    def _keep(self, segment: Segment) -> None:
+        segment.numbers = self._packs.numbers_of(segment.head.packs)
+        self._packs.note_sizes(segment.numbers, segment.head.sizes)
+        self._segments[segment.key] = segment
+
+    def _keep_footers(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
+        """Make packs known that no segment covers yet, as one segment in memory: look-ups ask each segment."""
+        if packs:
+            data = join_footers(packs)
+            self._keep(Segment(f"{_FOOTERS}{next(self._joined)}", memoryview(data), None))
+
+    # ---- looking up
 
     def glance(self, ids: Sequence[bytes] | bytes) -> Located:
         """Find the frames of objects as `locate` does, but with what `learn` knows, if it knows anything."""
         with self._lock:
-            hinted = bool(self._hinted) and not self._loaded and not self._avoided
+            hinted = bool(self._hinted) and not self._loaded and not self._packs.avoided
         return self._locate(ids, usable=None, load=False) if hinted else self.locate(ids)
 
     def locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None = None) -> Located:
-        """Find the frames of objects; no pack is opened. `usable` judges packs by their number.
+        """Find the frames of objects, of several the one of lowest rank; no pack is opened.
 
-        Without it, packs that are to be avoided are named only for what no other pack holds.
+        `usable` judges packs by their number. Without it, packs that are to be avoided are named only for what no
+        other pack holds.
         """
-        if usable is not None or not self._avoided:
+        if usable is not None or not self._packs.avoided:
             return self._locate(ids, usable=usable)
-        located = self._locate(ids, usable=lambda number: number not in self._avoided)
+        located = self._locate(
+            ids, usable=lambda n: n not in self._packs.avoided and n not in self._packs.gone
+        )
         missing = np.flatnonzero(~located.found)
         if not missing.size:
             return located
@@ -219,86 +262,124 @@ class Index:
         self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None, load: bool = True
     ) -> Located:
         words = id_words(ids)
+        while True:
+            with self._lock:
+                if load and not self._loaded:
+                    self.refresh()
+                # Most is found in the largest, and then the others are not asked.
+                segments = sorted(self._segments.values(), key=len, reverse=True)
+            located = self._look_up(words, segments, usable)
+            if located is not None:
+                return located
+
+    def _look_up(
+        self, words: NDArray[np.uint64], segments: Sequence[Segment], usable: Callable[[int], bool] | None
+    ) -> Located | None:
+        """Return what `segments` say, or None if one of them had to be set aside."""
         rows = np.zeros(len(words), ROW)
         rows["pack"] = NOT_FOUND
         sources = np.zeros(len(words), np.int32)
-        with self._lock:
-            if load and not self._loaded:
-                self.refresh()
-            # Most is found in the largest, and then the others are not asked.
-            segments = sorted(self._segments.values(), key=len, reverse=True)
-        missing = np.arange(len(words))
+        ranks = np.full(len(words), _NO_RANK, np.uint8)
         lists: list[BaseLists] = []
         for source, segment in enumerate(segments):
             lists.append(BaseLists.empty())
-            if not missing.size or not len(segment):
+            # Whatever was found that decodes alone stays; for the rest, another segment may have something better.
+            open_ = np.flatnonzero(ranks)
+            if not open_.size or not len(segment):
                 continue
-            queries, found = segment.matches(words[missing])
-            numbers = segment.numbers[found["pack"]]
-            good = self._judge(numbers, usable)
-            queries, found, numbers = missing[queries[good]], found[good], numbers[good]
-            if not queries.size:
-                continue
-            if found["bases"].any():
-                lists[source] = segment.base_lists
+            try:
+                queries, found = segment.matches(words[open_])
+                queries = open_[queries]
+                numbers = segment.numbers[found["pack"]]
+                good = (found["rank"] < ranks[queries]) & self._judge(numbers, usable)
+                queries, found, numbers = queries[good], found[good], numbers[good]
+                if not queries.size:
+                    continue
+                if found["bases"].any():
+                    lists[source] = segment.base_lists
+            except (IntegrityError, BackendError) as error:
+                self._set_aside(segment.key, error)
+                self._ask_the_packs()
+                return None
             # Lowest rank last, so that it is the one that stays where an object has several frames.
             order = np.argsort(found["rank"], kind="stable")[::-1]
-            rows[queries[order]] = found[order]
-            rows["pack"][queries[order]] = numbers[order]
-            sources[queries[order]] = source
-            missing = missing[rows["pack"][missing] == NOT_FOUND]
+            queries = queries[order]
+            rows[queries] = found[order]
+            rows["pack"][queries] = numbers[order]
+            sources[queries] = source
+            ranks[queries] = found["rank"][order]
         return Located(rows, sources, tuple(lists))
 
-    def check_absent(self, object_id: bytes) -> None:
-        """Raise FormatError if this object seems to be absent because a segment is damaged."""
-        words = id_words([object_id])
+    def _judge(self, numbers: NDArray[np.uint32], usable: Callable[[int], bool] | None) -> NDArray[np.bool_]:
+        if usable is None and not self._packs.gone:
+            return np.ones(len(numbers), np.bool_)
+        gone = self._packs.gone
+        answers = {
+            number: number not in gone if usable is None else usable(number)
+            for number in set(numbers.tolist())
+        }
+        return np.array([answers[number] for number in numbers.tolist()], np.bool_)
+
+    def recheck(self, ids: Sequence[bytes] | bytes) -> bool:
+        """Verify all that would tell of these objects, which seem to be absent; say whether anything was set aside.
+
+        If so, they may be found now.
+        """
+        words = id_words(ids)
         with self._lock:
             segments = list(self._segments.values())
-        for segment in segments:
-            segment.check(segment.head.bucket_of(words))
-
-    def add_footer(self, pack_id: bytes, footer: Footer) -> None:
-        """Make a pack known that no segment covers yet."""
-        with self._lock:
-            key = pack_key(pack_id)
-            data = index_format.encode(footer.rows, footer.bases, {pack_id: footer.pack_size})
-            self._keep(Segment(key, memoryview(data), None))
-
-    def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
-        """Write one durable segment over new packs (invariant 3), and use it from now on."""
-        parts: list[tuple[Rows, BaseLists]] = []
-        for position, (_, footer) in enumerate(packs):
-            rows = footer.rows.copy()
-            rows["pack"] = position
-            parts.append((rows, footer.bases))
-        rows, bases = merge_base_lists(parts)
-        data = index_format.encode(rows, bases, {pack_id: footer.pack_size for pack_id, footer in packs})
-        self._backend.put(index_key(data), [data])
-        with self._lock:
-            self._keep(self._cache.opened(data))
-            self.merge()
+            return self._sort_out(segments, lambda segment: segment.check(segment.head.bucket_of(words)))
 
     def all_rows(self) -> Iterator[Rows]:
-        """Yield the rows of every segment and of every pack that none covers; objects may recur."""
+        """Yield the rows of every segment and of every pack that none covers, those of each pack once."""
         self.refresh()
         while self.read_uncovered():
             pass  # Until a damaged pack, if there is one, is all that is left, and is raised.
-        with self._lock:
-            segments = list(self._segments.values())
-        for segment in segments:
-            yield from segment.batches()
+        done: set[str] = set()
+        yielded = np.zeros(0, np.bool_)
+        while True:
+            with self._lock:
+                left = [segment for key, segment in self._segments.items() if key not in done]
+            if not left:
+                return
+            segment = max(left, key=len)
+            done.add(segment.key)
+            if self._sort_out([segment]):
+                continue
+            yielded = np.append(yielded, np.zeros(len(self._packs) - len(yielded), np.bool_))
+            new = ~yielded[segment.numbers]
+            yielded[segment.numbers] = True
+            for rows in segment.batches() if new.any() else ():
+                yield rows if new.all() else rows[new[rows["pack"]]]
+
+    # ---- packs that are gone, damaged, or that no segment covers
 
     def forget_pack(self, number: int) -> None:
-        """Treat a pack as gone for good: its rows mean nothing (invariant 5) and its id never recurs (invariant 6)."""
-        with self._lock:
-            self._gone.add(number)
+        """Treat a pack that was not there as gone: its rows mean nothing (invariant 5).
+
+        Looks which other packs are gone, too, and which have come back, so that a reader who meets one learns of all.
+        """
+        if number not in self._packs.gone:
+            self._note_packs(self._backend.list_keys(PACK_PREFIX))
+            self._packs.gone.add(number)
+
+    def gone_packs(self) -> frozenset[int]:
+        """Return the packs that were not there when they were last looked for, by number."""
+        return frozenset(self._packs.gone)
 
     def avoid_pack(self, number: int) -> bool:
         """Prefer any other copy of what a damaged pack holds; say whether that is new."""
         with self._lock:
-            new = number not in self._avoided
-            self._avoided.add(number)
+            new = number not in self._packs.avoided
+            self._packs.avoided.add(number)
             return new
+
+    def _note_packs(self, keys: Iterable[str]) -> NDArray[np.uint32]:
+        """Take in which packs are there; return their numbers."""
+        known = len(self._packs)
+        numbers = self._packs.numbers_of([pack_id_of(key) for key in keys if not is_foreign(key)])
+        self._packs.note_listing(numbers, known)
+        return numbers
 
     def read_uncovered(self) -> bool:
         """Read the footers of packs that no segment covers; say whether there were any.
@@ -307,22 +388,73 @@ class Index:
         object that another pack holds need not care.
         """
         with self._lock:
-            covered = {n for segment in self._segments.values() for n in segment.numbers.tolist()}
-            found = False
+            gone = self._packs.gone
+            entries = [entry for entry in self._backend.list(PACK_PREFIX) if not is_foreign(entry.key)]
+            numbers = self._note_packs(entry.key for entry in entries)
+            # A pack that has come back is news, too: what it holds is found now.
+            found = bool(gone & set(numbers.tolist()))
+            covered = self._covered_packs(self._segments.values())
+            left = [entries[at] for at in np.flatnonzero(~covered[numbers]).tolist()]
             damage: FormatError | None = None
-            for entry in self._backend.list(PACK_PREFIX):
-                try:
-                    pack_id = pack_id_of(entry.key)
-                    if self.number_of(pack_id) not in covered:
-                        self.add_footer(pack_id, read_footer(self._backend, pack_id))
-                        found = True
-                except ObjectNotFound:  # noqa: PERF203  # one footer each: the handler costs nothing beside it
-                    continue  # Invariant 5: a pack that went since the listing does not exist.
-                except FormatError as error:
-                    damage = damage or error  # Invariant 8: raised below, unless there is more to look at.
+            pending: list[tuple[bytes, Footer]] = []
+            rows = 0
+            for start in range(0, len(left), _JOINED_PACKS):
+                for answer in ask_each(self._backend, self._try_footer, left[start : start + _JOINED_PACKS]):
+                    if isinstance(answer, FormatError):
+                        damage = (
+                            damage or answer
+                        )  # Invariant 8: raised below, unless there is more to look at.
+                    elif answer is not None:
+                        pending.append(answer)
+                        rows += len(answer[1].rows)
+                        if rows >= _JOINED_ROWS:
+                            self._keep_footers(pending)
+                            found, pending, rows = True, [], 0
+            self._keep_footers(pending)
+            found = found or bool(pending)
             if damage is not None and not found:
                 raise damage
             return found
+
+    def _try_footer(self, entry: Entry) -> tuple[bytes, Footer] | FormatError | None:
+        pack_id = pack_id_of(entry.key)
+        try:
+            return pack_id, read_footer(self._backend, pack_id, size=entry.size)
+        except ObjectNotFound:
+            return None  # Invariant 5: a pack that went since the listing does not exist.
+        except FormatError as error:
+            return error
+
+    def _set_aside(self, key: str, error: IntegrityError | BackendError) -> None:
+        """Use a segment no more, in this process; raise `error` if it does not speak of that segment."""
+        if not key.startswith(INDEX_PREFIX) or (isinstance(error, BackendError) and error.retryable):
+            raise error
+        with self._lock:
+            self._segments.pop(key, None)
+            if key in self._aside:
+                return
+            self._aside[key] = error
+        # Invariant 13: only a hint.
+        _log.warning("An index segment is not used, the packs answer instead, more slowly: %s", error)
+
+    def _ask_the_packs(self) -> None:
+        """Read the footers of what segments that were set aside covered."""
+        with contextlib.suppress(FormatError):
+            # Invariant 13: who needs what a damaged pack holds is told when he looks for it.
+            self.read_uncovered()
+
+    # ---- writing
+
+    def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
+        """Write one durable segment over new packs (invariant 3), and use it from now on."""
+        data = join_footers(packs)
+        key = index_key(data)
+        with contextlib.suppress(ObjectExists):
+            # Invariant 5: its name is its hash, so whoever was faster wrote the same.
+            self._backend.put(key, [data])
+        with self._lock:
+            self._keep(self._cache.opened(data))
+            self._keep_house()
 
     def merge(self) -> None:
         """Join small segments when there are many, so that look-ups stay cheap.
@@ -331,43 +463,114 @@ class Index:
         no loss, for segments are hints (invariant 5).
         """
         with self._lock:
-            durable = [segment for key, segment in self._segments.items() if key.startswith(INDEX_PREFIX)]
-            parts = choose_parts(durable)
-            if not parts:
+            durable = self._durable()
+            spare = superfluous(durable)
+            parts = choose_parts([segment for segment in durable if segment.key not in spare])
+            merged = self._write_merged(parts) if parts else None
+            if merged is not None:
+                spare |= {segment.key for segment in parts}
+            elif len(durable) <= MAX_SEGMENTS:
                 return
+            # Invariant 5: a larger segment, durable by now, says all that these say.
+            self._delete(spare - {merged})
+
+    def _durable(self) -> list[Segment]:
+        return [segment for key, segment in self._segments.items() if key.startswith(INDEX_PREFIX)]
+
+    def _keep_house(self) -> None:
+        """Do what keeps look-ups cheap; never fails (invariant 13)."""
+        if len(self._segments) < self._busy_from:
+            return
+        try:
+            self.merge()
+            self._replace_damaged()
+        except (IntegrityError, BackendError) as error:
+            _log.warning(
+                "Index segments could not be merged. Nothing is lost, but look-ups take longer: %s", error
+            )
+            # Not with each of many adds to come: what failed may cost as much as it did now.
+            self._busy_from = len(self._segments) + MAX_SEGMENTS
+
+    def _replace_damaged(self) -> None:
+        """Make durable what was read from footers because no segment covers it, and remove damaged segments."""
+        if not self._loaded:
+            return  # What `learn` read is covered by segments that were never fetched.
+        covered = self._covered_packs(self._durable())
+        by_hand = [segment for key, segment in self._segments.items() if not key.startswith(INDEX_PREFIX)]
+        parts = [segment for segment in by_hand if not covered[segment.numbers].all()]
+        if parts and self._write_merged(parts) is None:
+            return
+        for segment in by_hand:
+            del self._segments[segment.key]
+        damaged = {key for key, error in self._aside.items() if _is_damage(error)}
+        if not damaged:
+            return
+        try:
+            if self.read_uncovered():
+                return  # Packs that came meanwhile: they are covered next time.
+        except FormatError:
+            # Invariant 5: what a damaged segment says of a damaged pack may be all that tells where its frames lie.
+            return
+        # Invariant 5: every pack is covered without them.
+        self._delete(damaged)
+
+    def _write_merged(self, parts: Sequence[Segment]) -> str | None:
+        """Write one durable segment that says what `parts` say, use it and return its key; None if it cannot be used."""
+        for _ in range(2):
             with contextlib.ExitStack() as stack:
                 copy = self._cache.new_copy()
                 if copy is not None:
                     stack.enter_context(copy)
-                key, size = write_merged(self._backend, parts, copy)
-            if key not in self._segments:
-                for segment in self._cache.open_all({key: size}):
-                    self._keep(segment)
-            for segment in parts:
-                if segment.key != key:
-                    # Invariant 5: the merged segment, durable now, says all that this one said.
-                    self._backend.delete(segment.key)
-                    del self._segments[segment.key]
+                try:
+                    key, size, new = write_merged(self._backend, parts, copy)
+                except IntegrityError:
+                    # Invariant 13: a part is damaged, and only a hint.
+                    if self._sort_out(parts):
+                        return None
+                    raise
+            if new:
+                self._aside.pop(key, None)
+            if key not in self._segments and key not in self._aside:
+                self._open({key: size})
+            if key in self._segments:
+                return key
+            if key not in self._aside:
+                break  # Another process has merged it further already.
+            # Invariant 5: a damaged file has this name, and this process has what belongs there.
+            self._delete([key])
+        self._load(None)
+        return None
 
-    def _keep(self, segment: Segment) -> None:
-        segment.numbers = self._numbers_of(segment.head.packs)
-        for number, size in zip(segment.numbers.tolist(), segment.head.sizes, strict=True):
-            if self._pack_sizes[number] is None:
-                self._pack_sizes[number] = size
-            elif self._pack_sizes[number] != size:
-                self._disputed.add(number)
-        self._segments[segment.key] = segment
+    def _sort_out(
+        self, segments: Sequence[Segment], verify: Callable[[Segment], None] = Segment.verify
+    ) -> bool:
+        """Set aside those that are damaged; say whether any is."""
+        aside = len(self._aside)
+        for segment in segments:
+            try:
+                verify(segment)
+            except (IntegrityError, BackendError) as error:  # noqa: PERF203  # few segments
+                self._set_aside(segment.key, error)
+        if len(self._aside) == aside:
+            return False
+        self._ask_the_packs()
+        return True
 
-    def _judge(self, numbers: NDArray[np.uint32], usable: Callable[[int], bool] | None) -> NDArray[np.bool_]:
-        answers = {
-            number: number not in self._gone and (usable is None or usable(number))
-            for number in set(numbers.tolist())
-        }
-        return np.array([answers[number] for number in numbers.tolist()], np.bool_)
+    def _delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._segments.pop(key, None)
+            self._aside.pop(key, None)
+        for key in keys:
+            self._backend.delete(key)  # Invariant 5: each caller says why what it says is known elsewhere.
 
     def renew_lock(self) -> None:
-        """Replace the lock in a forked child, where another thread of the parent may have held it."""
+        """Replace the locks in a forked child, where another thread of the parent may have held them."""
         self._lock = threading.RLock()
+        self._packs.renew_lock()
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, FormatError) and not isinstance(error, UnsupportedVersion)
 
 
 _indexes: weakref.WeakSet[Index] = weakref.WeakSet()
@@ -379,17 +582,3 @@ def _renew_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_locks)
-
-
-def read_footer(backend: Backend, pack_id: bytes) -> Footer:
-    """Read and check a pack's footer with one or two range reads from its end."""
-    key = pack_key(pack_id)
-    size = backend.stat(key).size
-    begin = max(0, size - _FOOTER_GUESS)
-    tail = memoryview(backend.read(key, start=begin, length=size - begin))
-    trailer = pack_format.decode_trailer(tail, pack_size=size, key=key)
-    if trailer.begin < begin:
-        body = backend.read(key, start=trailer.begin, length=trailer.size)
-    else:
-        body = bytes(tail[trailer.begin - begin : trailer.begin - begin + trailer.size])
-    return pack_format.decode_footer(body, trailer, key=key)

@@ -176,7 +176,7 @@ class Ingest:
         try:
             layout = layout_format.decode(self._reader.read(known.layout_id))
         except IntegrityError:
-            return False  # Invariant 13: the stat cache is a hint; the file itself can still be read.
+            return False  # Invariant 13: the stat cache is a hint, and the file itself can still be read.
         ids = layout.chunk_ids()
         if layout.file_id != known.file_id or not self._publication.known([known.layout_id, *ids]).all():
             return False

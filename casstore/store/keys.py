@@ -23,6 +23,26 @@ def pack_id_of(key: str) -> bytes:
     return bytes.fromhex(name)
 
 
+def index_id_of(key: str) -> bytes:
+    """Return the segment id in a key below INDEX_PREFIX; raise FormatError for a foreign file."""
+    name = key.removeprefix(INDEX_PREFIX)
+    if not is_hex(name) or index_key_of(bytes.fromhex(name)) != key:
+        raise FormatError(f"{key} is not an index segment; move that file out of the store.")
+    return bytes.fromhex(name)
+
+
+def is_foreign(key: str) -> bool:
+    """Say whether a key below PACK_PREFIX or INDEX_PREFIX has a name that no pack and no index segment has."""
+    try:
+        if key.startswith(PACK_PREFIX):
+            pack_id_of(key)
+        elif key.startswith(INDEX_PREFIX):
+            index_id_of(key)
+    except FormatError:
+        return True  # Invariant 13: what is not casstore's is left alone, and reported by check.
+    return False
+
+
 def index_key(data: bytes) -> str:
     """Return the key of an index segment with these bytes."""
     return index_key_of(digest(data))

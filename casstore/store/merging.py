@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import Hasher
+from casstore.errors import ObjectExists
 from casstore.format import index as index_format
 from casstore.format.rows import ROW, BaseLists, merge_base_lists, sort_order
 from casstore.store.keys import index_key_of
@@ -46,10 +47,30 @@ def choose_parts(segments: Sequence[Segment]) -> list[Segment]:
     return ordered[:count]
 
 
-def write_merged(backend: Backend, parts: Sequence[Segment], copy: Copy | None = None) -> tuple[str, int]:
-    """Write one durable segment that says what all parts say; return its key and size.
+def superfluous(segments: Sequence[Segment]) -> set[str]:
+    """Return the keys of segments whose packs all are in one larger segment.
 
-    The bytes go to `copy` as well.
+    Two processes that merged nearly the same parts leave such, and parts that could not be deleted are. Of several
+    that cover the same, everybody keeps the same one.
+    """
+    ordered = sorted(segments, key=lambda segment: (-len(segment.numbers), segment.key))
+    most = max((int(segment.numbers.max(initial=0)) for segment in segments), default=0)
+    holder = np.full(most + 1, -1)
+    spare = set()
+    for at, segment in enumerate(ordered):
+        holders = holder[segment.numbers]
+        if len(holders) == 0 or (holders[0] >= 0 and (holders == holders[0]).all()):
+            spare.add(segment.key)
+        holder[segment.numbers[holders < 0]] = at
+    return spare
+
+
+def write_merged(
+    backend: Backend, parts: Sequence[Segment], copy: Copy | None = None
+) -> tuple[str, int, bool]:
+    """Write one durable segment that says what all parts say; return its key, its size and whether it is new.
+
+    The bytes go to `copy` as well. Raises FormatError if a part is damaged.
     """
     sources, packs = _sources(parts)
     lists = _joined_lists(sources)
@@ -72,11 +93,15 @@ def write_merged(backend: Backend, parts: Sequence[Segment], copy: Copy | None =
             if copy is not None:
                 copy.write(data)
         key = index_key_of(hasher.digest())
-        # Another process may have merged the same parts: the bytes are the same (invariant 1).
-        writer.commit(key)
+        try:
+            writer.commit(key)
+            new = True
+        except ObjectExists:
+            # Invariant 5: its name is its hash, so whoever was faster wrote the same.
+            new = False
     if copy is not None:
         copy.publish(key)
-    return key, size
+    return key, size, new
 
 
 class _Source:

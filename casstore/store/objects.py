@@ -5,6 +5,7 @@ Every byte that leaves this module hashed to its id first (invariant 4).
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,6 +40,9 @@ MAX_FETCH = 8 << 20
 
 MAX_GAP = 64 << 10
 """Unwanted bytes between two wanted frames that are read along rather than costing a second read."""
+
+_MAX_MISSES = 3
+"""Times that a pack may be listed and yet not be there when it is read: it may be on its way back from a backup."""
 
 _ADVICE = "Run `casstore check --read-data` to see what is damaged, and restore that file from another copy."
 
@@ -78,16 +82,18 @@ class ObjectReader:
             return located
         self._index.refresh()
         located = self._index.locate(ids)
-        while not located.found.all() and self._index.read_uncovered():
-            located = self._index.locate(ids)
-        if not located.found.all():
-            at = int(np.argmin(located.found))
+        while not located.found.all():
             joined = ids if isinstance(ids, bytes) else b"".join(ids)
-            missing = joined[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE]
-            self._index.check_absent(missing)
-            raise MissingObject(
-                f"No pack holds the object {missing.hex()}. Add the model again, or copy it from a store that has it."
-            )
+            missing = [
+                joined[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE]
+                for at in np.flatnonzero(~located.found).tolist()
+            ]
+            if not (self._index.recheck(missing) or self._index.read_uncovered()):
+                raise MissingObject(
+                    f"No pack holds the object {missing[0].hex()}. "
+                    "Add the model again, or copy it from a store that has it."
+                )
+            located = self._index.locate(ids)
         return located
 
     def fill(
@@ -109,27 +115,31 @@ class ObjectReader:
         them before anyone sees them (invariant 4).
         """
         pending = dict(zip(wanted, pairwise(edges), strict=True))
+        misses: Counter[int] = Counter()
         while pending:
-            lost = False
+            absent: frozenset[int] = frozenset()
             for group in fetch_groups(located, list(pending)):
                 number = int(located.rows["pack"][group[0]])
+                if number in absent:
+                    continue
                 try:
                     key = pack_key(self._index.pack_id(number))
                     self._fill_group(located, group, pending, buffer, key=key, verify=verify)
                 except ObjectNotFound:
                     # Invariant 5: an entry whose pack is gone does not exist.
+                    misses[number] += 1
+                    if misses[number] > _MAX_MISSES:
+                        raise
                     self._index.forget_pack(number)
-                    lost = True
-                    break
+                    absent = self._index.gone_packs()
                 except IntegrityError as error:
                     # Invariant 4: damage is told, unless the same object comes whole from somewhere else.
                     if not elsewhere or not self._is_elsewhere(located, group, number, error):
                         raise
-                    lost = True
-                    break
-                for at in group:
-                    del pending[at]
-            if lost:
+                else:
+                    for at in group:
+                        del pending[at]
+            if pending:
                 left = list(pending)
                 again = self.locate([_row_id(located, at) for at in left])
                 located.rows[left] = again.rows

@@ -109,6 +109,12 @@ class Segment:
         if unchecked.size:
             self._judge(self._read_buckets(_distinct(unchecked)[0])[0])
 
+    def verify(self) -> None:
+        """Read and verify everything; raise FormatError if something is damaged."""
+        for _ in self.batches():
+            pass
+        _ = self.base_lists
+
     def batches(self, bits: int | None = None) -> Iterator[Rows]:
         """Yield all rows, verified, in their order: one batch for each value of the first `bits` bits of an id."""
         if bits is None:
@@ -239,7 +245,7 @@ class Segment:
                     raise FormatError(f"{self.key} became shorter while it was read; {_DAMAGED}.")
                 done += count
         except OSError as error:
-            raise from_os_error(error, f"read {self.key}") from error  # design §12
+            raise from_os_error(error, f"read {self.key}", retryable=False) from error  # design §12
 
     def _verify(self, buckets: NDArray[np.int64], starts: Positions, rows: Rows) -> None:
         """Check that buckets, whose rows lie one after the other in `rows`, are as they were written, once."""
@@ -285,13 +291,14 @@ def load(key: str, backend: Backend) -> Segment:
 def load_file(key: str, path: str, *, place: str = "") -> Segment:
     """Load a segment from the file that holds it; errors as with `load`. `place` is where people look for it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK, a pipe that someone put there would never let go.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise from_os_error(error, f"read {key} in {place or path}") from error  # design §12
+        raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
     try:
         size = os.fstat(descriptor).st_size
         data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if size else b"")
     except OSError as error:
         os.close(descriptor)
-        raise from_os_error(error, f"read {key} in {place or path}") from error  # design §12
+        raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
     return Segment(key, data, descriptor)

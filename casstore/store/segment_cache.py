@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from casstore.backend.base import WRITE_PIECE
 from casstore.digest import Hasher, digest
-from casstore.errors import FormatError
+from casstore.errors import BackendError, FormatError, IntegrityError
 from casstore.store.keys import INDEX_PREFIX, index_key, index_key_of
 from casstore.store.segment import Segment, load, load_file
 
@@ -50,16 +50,32 @@ class SegmentCache:
         self._backend = backend
         self._directory = directory
 
-    def open_all(self, sizes: Mapping[str, int]) -> list[Segment]:
-        """Open the segments with these keys and sizes in bytes.
+    def open_all(
+        self, sizes: Mapping[str, int]
+    ) -> tuple[list[Segment], dict[str, IntegrityError | BackendError]]:
+        """Open the segments with these keys and sizes in bytes; return them, and by key why others cannot be opened.
 
-        Raises ObjectNotFound if one is gone, FormatError if one is damaged in the store.
+        ObjectNotFound says that one is gone, FormatError that it is damaged in the store.
         """
         keys = list(sizes)
         if len(keys) < 2 or self._directory is None or self._backend.local_path(keys[0]) is not None:
-            return [self._open(key, sizes[key]) for key in keys]
-        with ThreadPoolExecutor(min(_FETCHERS, len(keys)), thread_name_prefix="casstore-index") as threads:
-            return list(threads.map(self._open, keys, sizes.values()))
+            answers = [self._try(key, sizes[key]) for key in keys]
+        else:
+            with ThreadPoolExecutor(
+                min(_FETCHERS, len(keys)), thread_name_prefix="casstore-index"
+            ) as threads:
+                answers = list(threads.map(self._try, keys, sizes.values()))
+        opened = [answer for answer in answers if isinstance(answer, Segment)]
+        failed = {
+            key: answer for key, answer in zip(keys, answers, strict=True) if not isinstance(answer, Segment)
+        }
+        return opened, failed
+
+    def _try(self, key: str, size: int) -> Segment | IntegrityError | BackendError:
+        try:
+            return self._open(key, size)
+        except (IntegrityError, BackendError) as error:
+            return error  # Invariant 13: whether that matters, the index says.
 
     def cost_of(self, sizes: Mapping[str, int], *, request: int) -> int:
         """Return the bytes that opening segments would fetch; each request counts as so many, too."""
@@ -73,9 +89,12 @@ class SegmentCache:
     def opened(self, data: bytes) -> Segment:
         """Return the segment with these bytes, which this process has just written to the store."""
         key = index_key(data)
-        if self._backend.local_path(key) is not None:
-            return load(key, self._backend)
-        self._keep(key, [data])
+        if self._backend.local_path(key) is None:
+            self._keep(key, [data])
+        else:
+            # Invariant 13: another process may have merged it away already; the bytes are here.
+            with contextlib.suppress(IntegrityError, BackendError):
+                return load(key, self._backend)
         return Segment(key, memoryview(data), None)
 
     def new_copy(self) -> Copy | None:

@@ -10,7 +10,8 @@ from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import marks, names, record
 from casstore.format.rows import row_ids
-from casstore.store.index import Index, read_footer
+from casstore.store.footers import read_footer
+from casstore.store.index import Index
 from casstore.store.keys import PACK_PREFIX, pack_id_of, pack_key
 from casstore.store.objects import ObjectReader
 

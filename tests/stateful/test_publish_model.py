@@ -27,7 +27,8 @@ from casstore.digest import digest
 from casstore.errors import ConflictError, MissingObject, ObjectNotFound
 from casstore.format import marks, names
 from casstore.format.rows import Kind, row_ids
-from casstore.store.index import Index, read_footer
+from casstore.store.footers import read_footer
+from casstore.store.index import Index
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.machine import MachineState
 from casstore.store.objects import ObjectReader

@@ -29,7 +29,7 @@ from casstore import ConfigError, IntegrityError, Store, check
 from casstore.backend import LocalBackend, MemoryBackend
 from casstore.errors import DigestMismatch, FormatError, MissingObject, UnsupportedVersion
 from casstore.format import canonical, envelope, index, marks, names, pack
-from casstore.store.index import read_footer
+from casstore.store.footers import read_footer
 from casstore.store.keys import pack_id_of
 from casstore.store.machine import MachineState
 
