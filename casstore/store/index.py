@@ -367,6 +367,10 @@ class Index:
         """Return the packs that were not there when they were last looked for, by number."""
         return frozenset(self._packs.gone)
 
+    def is_avoided(self, number: int) -> bool:
+        """Say whether damage was found in a pack (`avoid_pack`)."""
+        return number in self._packs.avoided
+
     def avoid_pack(self, number: int) -> bool:
         """Prefer any other copy of what a damaged pack holds; say whether that is new."""
         with self._lock:

@@ -271,7 +271,7 @@ class Publication:
         for _ in range(MAX_ROUNDS):
             self._condemned = read_tombstones(self._backend) | self._damaged
             self._usable.clear()
-            kept = [pack for pack in self._depends if pack not in self._condemned]
+            kept = [pack for pack in self._depends if not self._is_condemned(pack)]
             there = dict(zip(kept, self._have_packs(kept), strict=True))
             self._usable.update((self._index.number_of(pack), found) for pack, found in there.items())
             lost = [pack for pack in self._depends if not there.get(pack, False)]
@@ -329,7 +329,8 @@ class Publication:
                 missing.difference_update(header.object_id for header in frames.headers)
         if missing:
             raise MissingObject(
-                f"{len(missing)} objects of this model are gone from the store, {min(missing).hex()} among them. "
+                f"{len(missing)} objects of this model are gone from the store or damaged, "
+                f"{min(missing).hex()} among them. "
                 "Add the model again from its files."
             ) from damage
 
@@ -400,8 +401,12 @@ class Publication:
         usable = self._usable.get(number)
         if usable is None:
             pack = self._index.pack_id(number)
-            usable = self._usable[number] = pack not in self._condemned and self._has_pack(pack)
+            usable = self._usable[number] = not self._is_condemned(pack) and self._has_pack(pack)
         return usable
+
+    def _is_condemned(self, pack: bytes) -> bool:
+        """Say whether nothing new may rely on a pack: a collector wants it, or somebody found damage in it."""
+        return pack in self._condemned or self._index.is_avoided(self._index.number_of(pack))
 
     def _look_ahead(self, ids: Sequence[bytes] | bytes) -> None:
         """Ask for many packs at once rather than one by one as the index meets them."""
@@ -412,7 +417,7 @@ class Publication:
         asked = [
             number
             for number in sorted(numbers - self._usable.keys())
-            if self._index.pack_id(number) not in self._condemned
+            if not self._is_condemned(self._index.pack_id(number))
         ]
         packs = [self._index.pack_id(number) for number in asked]
         self._usable.update(zip(asked, self._have_packs(packs), strict=True))
