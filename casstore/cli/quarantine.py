@@ -34,7 +34,11 @@ def run(
                 f"What describes {resolved.ref} cannot be read, so the packs that its record names were."
             )
         way_back = f"Add {resolved.ref} again, or push it here with --overwrite from a store that has it."
-        if damage.packs:
+        if damage.packs and damage.complete and not damage.missing:
+            out.summary(
+                f"Set {len(damage.packs)} apart. {resolved.ref} is whole without: nothing is to be done."
+            )
+        elif damage.packs:
             out.summary(f"Set {len(damage.packs)} apart. {way_back}")
         elif damage.missing:
             out.summary(f"{damage.missing} objects of {resolved.ref} are in no pack. {way_back}")

@@ -59,14 +59,17 @@ def find_damage(store: Store, record: Record) -> Damage:
     """Read all that a record depends on, from each pack until one has it whole; change nothing.
 
     Where the description of a model is damaged itself, the packs that its record names are read whole.
-    Packs that were set apart count again only for what no other one has.
+    Packs that are gone or were set apart count only where the record lacks something.
     """
     search = _Search(store, read_quarantine(store.backend))
     complete = _search_all(search, record)
     if not complete:
         for pack in record.packs:
             search.read_pack(pack)
-    return Damage(search.found | search.noted_before(), len(search.lost), complete)
+    found = search.found
+    if search.lost or not complete:
+        found = found | search.gone | search.noted_before()
+    return Damage(found, len(search.lost), complete)
 
 
 def set_apart(store: Store, packs: dict[bytes, str]) -> None:
@@ -115,6 +118,7 @@ class _Search:
     store: Store
     apart: frozenset[bytes]
     found: dict[bytes, str] = field(default_factory=dict)
+    gone: dict[bytes, str] = field(default_factory=dict)
     lost: set[bytes] = field(default_factory=set)
     _seen: set[bytes] = field(default_factory=set)
     _whole: set[int] = field(default_factory=set)
@@ -140,7 +144,7 @@ class _Search:
 
     def read_pack(self, pack: bytes) -> None:
         """Read every frame of a pack."""
-        if pack in self.found or pack in self.apart:
+        if pack in self.found or pack in self.gone or pack in self.apart:
             return
         try:
             footer = read_footer(self.store.backend, pack)
@@ -186,14 +190,16 @@ class _Search:
 
     def _may_be_whole(self, number: int) -> bool:
         pack = self.store.index.pack_id(number)
-        return pack not in self.found and pack not in self.apart
+        return pack not in self.found and pack not in self.gone and pack not in self.apart
 
     def _read(self, located: Located, number: int, positions: Sequence[int]) -> bool:
         """Verify objects in one pack; say whether it is whole as far as that tells."""
         pack = self.store.index.pack_id(number)
-        reason = self._wrong_size(number)
-        if reason is None:
-            reason = self._wrong_frame(located, positions)
+        try:
+            reason = self._wrong_size(number) or self._wrong_frame(located, positions)
+        except ObjectNotFound:
+            self.gone[pack] = f"{pack_key(pack)} is gone."  # Invariant 5: its objects may be elsewhere.
+            return False
         if reason is not None:
             # Invariant 9: what does not verify is set apart, never copied or relied on.
             self.found[pack] = reason
@@ -203,10 +209,7 @@ class _Search:
         if number in self._whole:
             return None
         key = pack_key(self.store.index.pack_id(number))
-        try:
-            size = self.store.backend.stat(key).size
-        except ObjectNotFound:
-            return f"{key} is gone."  # Invariant 5: told to a person; nothing relies on it as it is.
+        size = self.store.backend.stat(key).size
         expected = self.store.index.pack_size(number)
         if size != expected:
             return f"{key} has {size} bytes, and its index says {expected}."

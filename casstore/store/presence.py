@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from casstore.errors import ObjectNotFound
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.round_trips import ASKERS, ask_all, is_far, lists_flat
@@ -47,23 +45,20 @@ def have_packs(backend: Backend, index: Index, packs: Sequence[bytes]) -> list[b
 class PresentPacks:
     """Says of packs, by number, whether they are there and not `condemned`; each is asked for once."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        index: Index,
-        located: Located,
-        *,
-        condemned: frozenset[bytes] = frozenset(),
-    ) -> None:
-        """Ask for all packs of `located` at once; for others as they turn up."""
+    def __init__(self, backend: Backend, index: Index, *, condemned: frozenset[bytes] = frozenset()) -> None:
         self._backend = backend
         self._index = index
         self._condemned = condemned
         self._there: dict[int, bool] = {}
-        self._ask(np.unique(located.rows["pack"][located.found]).tolist())
 
-    def __call__(self, number: int) -> bool:
-        """Answer for one pack."""
+    def locate(self, ids: Sequence[bytes] | bytes) -> Located:
+        """Find frames in packs that count, asking for all packs in question at once where that is far."""
+        if is_far(self._backend):
+            located = self._index.locate(ids)
+            self._ask(sorted(set(located.rows["pack"][located.found].tolist()) - self._there.keys()))
+        return self._index.locate(ids, usable=self._counts)
+
+    def _counts(self, number: int) -> bool:
         if number not in self._there:
             self._ask([number])
         return self._there[number]

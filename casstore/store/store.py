@@ -423,16 +423,29 @@ class Store:
     def lacks(self, record: Record) -> int:
         """Return how many objects that a record depends on are in no pack of the store that can be seen.
 
-        A delta that lacks a base counts, and so does what lies in a pack that is cut short.
+        A delta that lacks a base counts, and so does what lies in a pack that is cut short. Where what describes
+        a model is lacking, nobody knows how many more there are.
         """
-        ids = b"".join(self.objects_of(record))
+        present = PresentPacks(self.backend, self.index)
         try:
-            located = self.objects.locate(ids)
+            for ids in self._needed(record):
+                self.objects.locate(ids)
+                lacking = np.count_nonzero(~resolve(present.locate, ids).found)
+                if lacking:
+                    return int(lacking)
         except (MissingObject, ObjectNotFound):
             return 1  # Invariant 5: what no pack holds does not exist.
-        there = PresentPacks(self.backend, self.index, located)
-        resolved = resolve(lambda asked: self.index.locate(asked, usable=there), ids)
-        return int(np.count_nonzero(~resolved.found))
+        return 0
+
+    def _needed(self, record: Record) -> Iterator[list[bytes]]:
+        """Yield the objects that a record depends on, those that describe others first."""
+        if record.manifest is None:
+            return
+        yield [record.manifest]
+        if names.names_model(record.name):
+            manifest = manifest_format.decode_model(self.objects.read(record.manifest))
+            yield [manifest.model_id, *manifest.layouts]
+            yield [chunk_id for layout in self.model_of(record).layouts for chunk_id in layout.chunk_ids()]
 
     def content_id(self, path: str | Mapping[str, str]) -> str:
         """Return the model id that adding `path` would give; nothing is added."""

@@ -235,11 +235,10 @@ def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | N
     With `condemned`, packs are looked at: none of those counts, and none that is gone or cut short.
     """
     asked = list(ids)
-    usable = None
-    if condemned is not None:
-        located = store.index.locate(asked)
-        usable = PresentPacks(store.backend, store.index, located, condemned=condemned)
-    resolved = resolve(lambda wanted: store.index.locate(wanted, usable=usable), asked)
+    if condemned is None:
+        resolved = resolve(store.index.locate, asked)
+    else:
+        resolved = resolve(PresentPacks(store.backend, store.index, condemned=condemned).locate, asked)
     return {asked[at] for at in np.flatnonzero(~resolved.found).tolist()}
 
 
