@@ -94,9 +94,11 @@ class BaseLists:
 
     @classmethod
     def of(cls, lists: Sequence[tuple[bytes, ...]]) -> BaseLists:
-        """Pack `lists` of 32-byte ids."""
+        """Pack `lists` of 32-byte ids; raise FormatError for lists that `decode` would refuse."""
+        lengths = np.array([len(item) for item in lists], "<u4")
+        _check_list_lengths(lengths, key="A pack in the making")
         offsets = np.zeros(len(lists) + 1, "<u4")
-        np.cumsum([len(item) for item in lists], out=offsets[1:])
+        np.cumsum(lengths, out=offsets[1:])
         return cls(offsets, b"".join(base for item in lists for base in item))
 
     def __len__(self) -> int:
@@ -136,10 +138,14 @@ class BaseLists:
         offsets = np.frombuffer(view[_LIST_COUNTS.size : split], "<u4")
         if offsets[0] != 0 or offsets[-1] != bases or np.any(offsets[1:] < offsets[:-1]):
             raise FormatError(f"The base lists of {key} do not ascend.")
-        counts = np.diff(offsets)
-        if np.any(counts == 0) or np.any(counts > MAX_BASES):
-            raise FormatError(f"A base list of {key} is empty or has more than {MAX_BASES} bases.")
+        _check_list_lengths(np.diff(offsets), key=key)
         return cls(offsets, bytes(view[split:]))
+
+
+def _check_list_lengths(lengths: NDArray[np.uint32], *, key: str) -> None:
+    """Raise FormatError unless each list has bases, and not too many; writers and readers ask here (invariant 14)."""
+    if np.any(lengths == 0) or np.any(lengths > MAX_BASES):
+        raise FormatError(f"{key} has a base list that is empty or has more than {MAX_BASES} bases.")
 
 
 def id_words(ids: Sequence[bytes] | bytes) -> NDArray[np.uint64]:
