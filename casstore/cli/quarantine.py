@@ -16,21 +16,31 @@ def run(
 
     They stay where they are, and what is whole in them is still read; nothing new relies on them.
     """
-    from casstore.ops.quarantine import quarantine_damaged  # noqa: PLC0415 - see cli/__init__.py
+    from casstore.ops.quarantine import find_damage, set_apart  # noqa: PLC0415 - see cli/__init__.py
 
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         with out.open() as opened:
             resolved = opened.resolve(ref_or_id)
-            found = quarantine_damaged(opened, resolved.record)
+            damage = find_damage(opened, resolved.record)
+            set_apart(opened, damage.packs)
         if out.as_json:
-            out.print_json({"ref": resolved.ref, "packs": found})
+            packs = {pack.hex(): reason for pack, reason in damage.packs.items()}
+            out.print_json({"ref": resolved.ref, "packs": packs, "missing": damage.missing})
             return
-        for pack, reason in found.items():
-            out.print_line(pack, reason)
-        if found:
+        for pack, reason in damage.packs.items():
+            out.print_line(pack.hex(), reason)
+        if not damage.complete:
             out.summary(
-                f"Set {len(found)} apart. Add {resolved.ref} again, or push it here with --overwrite from a store "
-                "that has it."
+                f"What describes {resolved.ref} cannot be read, so the packs that its record names were."
             )
+        way_back = f"Add {resolved.ref} again, or push it here with --overwrite from a store that has it."
+        if damage.packs and damage.complete and not damage.missing:
+            out.summary(
+                f"Set {len(damage.packs)} apart. {resolved.ref} is whole without: nothing is to be done."
+            )
+        elif damage.packs:
+            out.summary(f"Set {len(damage.packs)} apart. {way_back}")
+        elif damage.missing:
+            out.summary(f"{damage.missing} objects of {resolved.ref} are in no pack. {way_back}")
         else:
             out.summary(f"Nothing that {resolved.ref} is read from is damaged.")

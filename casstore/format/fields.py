@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import FormatError, UnsupportedVersion
+from casstore.errors import ConfigError, FormatError, UnsupportedVersion
 from casstore.format import canonical
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
 T = TypeVar("T")
@@ -33,6 +35,14 @@ def decode_map(data: Buffer, *, kind: str, version: int) -> dict[str, Any]:
     if requires:
         raise UnsupportedVersion(f"This {kind} requires {', '.join(requires)}; upgrade casstore to read it.")
     return value
+
+
+def check_readable(data: bytes, decode: Callable[[bytes], object], *, kind: str) -> None:
+    """Raise ConfigError unless `decode` takes `data`: what no reader takes is never written (invariant 14)."""
+    try:
+        decode(data)
+    except FormatError as error:
+        raise ConfigError(f"This {kind} cannot be stored, for nobody could read it: {error}") from error
 
 
 def field(value: dict[str, Any], name: str, expected: type[T], *, kind: str) -> T:

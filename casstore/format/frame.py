@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
-from casstore.format.rows import MAX_BASES, MAX_CHUNK, MAX_OBJECT, MAX_RANK, Kind
+from casstore.format.rows import MAX_BASES, MAX_RANK, Kind, max_plain
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -45,7 +45,10 @@ def header_size(bases: int) -> int:
 
 
 def encode_header(header: FrameHeader) -> bytes:
-    """Return the bytes that come before the payload."""
+    """Return the bytes that come before the payload; raise FormatError for what `decode_header` refuses."""
+    _check_limits(
+        header.kind, header.rank, len(header.bases), header.raw, header.stored, key="A pack in the making"
+    )
     bases = b"".join(header.bases)
     head = _pack_fields(header, 0)
     return _pack_fields(header, zlib.crc32(bases, zlib.crc32(head))) + bases
@@ -58,11 +61,11 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
         raise FormatError(f"A frame of {key} is cut short.")
     magic, kind, encoding, rank, count, raw, stored, object_id, check = _HEADER.unpack_from(view)
     size = header_size(count)
-    limit = MAX_CHUNK if kind == Kind.CHUNK else MAX_OBJECT
-    if magic != MAGIC or kind not in _KINDS or rank > MAX_RANK or raw > limit or stored > limit:
+    if magic != MAGIC:
         raise FormatError(f"{key} holds no frame where one should start.")
-    if len(view) < size or (count == 0) != (rank == 0):
-        raise FormatError(f"A frame of {key} has an impossible list of bases.")
+    _check_limits(kind, rank, count, raw, stored, key=key)
+    if len(view) < size:
+        raise FormatError(f"A frame of {key} is cut short.")
     bases = bytes(view[HEADER_SIZE:size])
     header = FrameHeader(
         object_id=object_id,
@@ -78,8 +81,17 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
     return header
 
 
+def _check_limits(kind: int, rank: int, bases: int, raw: int, stored: int, *, key: str) -> None:
+    """Raise FormatError unless a frame may be so; writers and readers both ask here (invariant 14)."""
+    if kind not in _KINDS or rank > MAX_RANK or max(raw, stored) > max_plain(kind):
+        raise FormatError(
+            f"{key} holds a frame that cannot exist: its kind, rank or size is beyond the limits."
+        )
+    if bases > MAX_BASES or (bases == 0) != (rank == 0):
+        raise FormatError(f"{key} holds a frame with an impossible list of bases.")
+
+
 def _pack_fields(header: FrameHeader, check: int) -> bytes:
-    assert len(header.bases) <= MAX_BASES
     return _HEADER.pack(
         MAGIC,
         header.kind,

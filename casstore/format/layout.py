@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import FormatError
+from casstore.errors import ConfigError, FormatError
 from casstore.format import canonical, fields
-from casstore.format.rows import MAX_CHUNK
+from casstore.format.rows import MAX_CHUNK, MAX_OBJECT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +65,16 @@ class Layout:
 
 
 def encode(layout: Layout) -> bytes:
-    """Return the canonical bytes of a layout; its BLAKE3 is the layout id."""
-    return canonical.encode(
+    """Return the canonical bytes of a layout; its BLAKE3 is the layout id.
+
+    Raises ConfigError for a layout that `decode` would refuse, or that is too large for an object.
+    """
+    try:
+        _check(layout)
+    except FormatError as error:
+        # Invariant 14: what a reader refuses is never written.
+        raise ConfigError(f"This layout cannot be stored: {error}") from error
+    data = canonical.encode(
         {
             **layout.extra,
             "type": _KIND,
@@ -79,6 +87,11 @@ def encode(layout: Layout) -> bytes:
             "spans": [[s.name, s.dtype, list(s.shape), s.begin, s.end] for s in layout.spans],
         }
     )
+    if len(data) > MAX_OBJECT:
+        raise ConfigError(
+            f"The layout of a file of {layout.size} bytes takes {len(data)}: {MAX_OBJECT >> 20} MiB is the limit."
+        )
+    return data
 
 
 def decode(data: Buffer) -> Layout:
@@ -92,24 +105,36 @@ def decode(data: Buffer) -> Layout:
         raise FormatError("A layout does not name its file.")
     if len(ids) % DIGEST_SIZE or len(packed) * (DIGEST_SIZE // 4) != len(ids):
         raise FormatError("A layout has as many lengths as ids, or it is no layout.")
-    lengths = np.frombuffer(packed, "<u4")
-    if np.any(lengths == 0) or np.any(lengths > MAX_CHUNK) or int(lengths.sum(dtype=np.int64)) != size:
-        raise FormatError("The chunks of a layout do not make up its file.")
-    return Layout(
+    layout = Layout(
         file_id=file_id,
         size=size,
         ids=ids,
-        lengths=lengths,
-        spans=tuple(_span(item, size) for item in fields.field(value, "spans", list, kind=_KIND)),
+        lengths=np.frombuffer(packed, "<u4"),
+        spans=tuple(_span(item) for item in fields.field(value, "spans", list, kind=_KIND)),
         cut=fields.field(value, "cut", int, kind=_KIND),
         extra=fields.unknown_keys(value, _KNOWN),
     )
+    _check(layout)
+    return layout
 
 
-def _span(item: Any, size: int) -> Span:
+def _span(item: Any) -> Span:
     match item:
-        case [str(name), str(dtype), list(shape), int(begin), int(end)] if 0 <= begin <= end <= size and all(
-            type(dim) is int and dim >= 0 for dim in shape
-        ):
+        case [str(name), str(dtype), list(shape), int(begin), int(end)]:
             return Span(name, dtype, tuple(shape), begin, end)
     raise FormatError("A layout holds a tensor span that is not one.")
+
+
+def _check(layout: Layout) -> None:
+    """Raise FormatError unless the chunks make up the file and the spans lie in it; for writers and readers."""
+    lengths, size = layout.lengths, layout.size
+    if len(layout.file_id) != DIGEST_SIZE or len(layout.ids) != DIGEST_SIZE * len(lengths):
+        raise FormatError("A layout has as many lengths as ids, and names its file.")
+    if np.any(lengths == 0) or np.any(lengths > MAX_CHUNK) or int(lengths.sum(dtype=np.int64)) != size:
+        raise FormatError("The chunks of a layout do not make up its file.")
+    for span in layout.spans:
+        if not 0 <= span.begin <= span.end <= size:
+            raise FormatError("A layout holds a tensor span that is not in its file.")
+        for dim in span.shape:
+            if type(dim) is not int or dim < 0:
+                raise FormatError("A layout holds a tensor span without a shape.")

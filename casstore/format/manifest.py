@@ -95,8 +95,8 @@ def decode_tree(data: Buffer) -> Tree:
 
 
 def encode_model(manifest: ModelManifest) -> bytes:
-    """Return the canonical bytes of a model manifest."""
-    return canonical.encode(
+    """Return the canonical bytes of a model manifest; raise ConfigError if `decode_model` would refuse them."""
+    data = canonical.encode(
         {
             **manifest.extra,
             "type": "model",
@@ -105,6 +105,8 @@ def encode_model(manifest: ModelManifest) -> bytes:
             "layouts": b"".join(manifest.layouts),
         }
     )
+    fields.check_readable(data, decode_model, kind="model")
+    return data
 
 
 def decode_model(data: Buffer) -> ModelManifest:

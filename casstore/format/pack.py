@@ -88,7 +88,10 @@ def check_header(data: Buffer, *, key: str) -> None:
 
 
 def footer_rows(headers: Sequence[FrameHeader], offsets: Sequence[int]) -> Footer:
-    """Build the directory of frames that start at `offsets`, in file order."""
+    """Build the directory of frames that start at `offsets`, in file order.
+
+    Raises FormatError for frames that `decode_footer` would refuse.
+    """
     rows = np.zeros(len(headers), ROW)
     if headers:
         ids = b"".join(header.object_id for header in headers)
@@ -103,6 +106,7 @@ def footer_rows(headers: Sequence[FrameHeader], offsets: Sequence[int]) -> Foote
     for at, header in enumerate(headers):
         if header.bases:
             rows["bases"][at] = numbers.setdefault(header.bases, len(numbers) + 1)
+    check_rows(rows, lists=len(numbers), packs=1, key="A pack in the making")
     return Footer(rows, BaseLists.of(list(numbers)))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casstore.errors import FormatError
+from casstore.errors import ConfigError, FormatError
 from casstore.format import canonical, envelope, fields
-from casstore.format.names import WRITE_ID_SIZE, check_name, record_key
+from casstore.format.names import WRITE_ID_SIZE, check_name, parse_key, record_key
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -16,6 +16,9 @@ MAGIC = b"cass-ref"
 VERSION = 1
 MAX_INLINE = 8 << 10
 """Bytes of a run or evaluation manifest that sits inside its record, at most."""
+
+MAX_RECORD = 16 << 20
+"""Bytes of a record's file, at most: whoever lists refs reads every one of them."""
 
 _KIND = "record"
 _KNOWN = frozenset(
@@ -89,6 +92,8 @@ def encode(record: Record) -> bytes:
 
 def decode(data: Buffer, *, key: str) -> Record:
     """Read the record stored under `key`; raise FormatError if it is damaged or belongs elsewhere."""
+    if memoryview(data).nbytes > MAX_RECORD:
+        raise FormatError(f"{key} is larger than the {MAX_RECORD >> 20} MiB that a record has at most.")
     body = envelope.unseal(MAGIC, bytes(data), key=key)
     try:
         record = _decode_body(body)
@@ -132,8 +137,18 @@ def _decode_body(body: bytes) -> Record:
 
 
 def check_writable(record: Record) -> None:
-    """Raise ConfigError or FormatError if `record` would not read back as it is."""
+    """Raise ConfigError if `record` would not read back as it is."""
     check_name(record.name)
     data = encode(record)
-    if encode(decode(data, key=record.key)) != data:
-        raise FormatError(f"The record for {record.name!r} does not survive a round trip.")
+    if len(data) > MAX_RECORD:
+        raise ConfigError(
+            f"The record of {record.name!r} would take {len(data)} bytes, with its metadata: "
+            f"{MAX_RECORD >> 20} MiB is the limit."
+        )
+
+    def read_back(written: bytes) -> None:
+        parse_key(record.key)
+        if encode(decode(written, key=record.key)) != written:
+            raise FormatError(f"The record for {record.name!r} does not survive a round trip.")
+
+    fields.check_readable(data, read_back, kind=_KIND)

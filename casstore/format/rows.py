@@ -34,7 +34,10 @@ MAX_OFFSET = 1 << 62
 """Where a frame may start at most: no file is as long, and sums of offsets and lengths stay in 63 bits."""
 
 MAX_RANK = 8
+"""Ranks of deltas end here, and so does how many of them lie under one another."""
+
 MAX_BASES = 255
+"""Bases of one frame, at most."""
 
 
 class Kind(enum.IntEnum):
@@ -44,6 +47,11 @@ class Kind(enum.IntEnum):
     LAYOUT = 2
     MANIFEST = 3
     TREE = 4
+
+
+def max_plain(kind: int) -> int:
+    """Return the plain bytes that an object of a kind has at most; a payload has no more."""
+    return MAX_CHUNK if kind == Kind.CHUNK else MAX_OBJECT
 
 
 ROW: np.dtype[np.void] = np.dtype(
@@ -86,9 +94,11 @@ class BaseLists:
 
     @classmethod
     def of(cls, lists: Sequence[tuple[bytes, ...]]) -> BaseLists:
-        """Pack `lists` of 32-byte ids."""
+        """Pack `lists` of 32-byte ids; raise FormatError for lists that `decode` would refuse."""
+        lengths = np.array([len(item) for item in lists], "<u4")
+        _check_list_lengths(lengths, key="A pack in the making")
         offsets = np.zeros(len(lists) + 1, "<u4")
-        np.cumsum([len(item) for item in lists], out=offsets[1:])
+        np.cumsum(lengths, out=offsets[1:])
         return cls(offsets, b"".join(base for item in lists for base in item))
 
     def __len__(self) -> int:
@@ -128,7 +138,14 @@ class BaseLists:
         offsets = np.frombuffer(view[_LIST_COUNTS.size : split], "<u4")
         if offsets[0] != 0 or offsets[-1] != bases or np.any(offsets[1:] < offsets[:-1]):
             raise FormatError(f"The base lists of {key} do not ascend.")
+        _check_list_lengths(np.diff(offsets), key=key)
         return cls(offsets, bytes(view[split:]))
+
+
+def _check_list_lengths(lengths: NDArray[np.uint32], *, key: str) -> None:
+    """Raise FormatError unless each list has bases, and not too many; writers and readers ask here (invariant 14)."""
+    if np.any(lengths == 0) or np.any(lengths > MAX_BASES):
+        raise FormatError(f"{key} has a base list that is empty or has more than {MAX_BASES} bases.")
 
 
 def id_words(ids: Sequence[bytes] | bytes) -> NDArray[np.uint64]:

@@ -122,8 +122,8 @@ _EVALUATION_FIELDS = frozenset(
 
 
 def encode_run(run: RunManifest) -> bytes:
-    """Return the canonical bytes of a run."""
-    return canonical.encode(
+    """Return the canonical bytes of a run; raise ConfigError if `decode_run` would refuse them."""
+    data = canonical.encode(
         {
             **run.extra,
             "type": _RUN,
@@ -143,6 +143,8 @@ def encode_run(run: RunManifest) -> bytes:
             "error": run.error,
         }
     )
+    fields.check_readable(data, decode_run, kind=_RUN)
+    return data
 
 
 def decode_run(data: Buffer) -> RunManifest:
@@ -173,8 +175,8 @@ def decode_run(data: Buffer) -> RunManifest:
 
 
 def encode_evaluation(evaluation: EvaluationManifest) -> bytes:
-    """Return the canonical bytes of an evaluation."""
-    return canonical.encode(
+    """Return the canonical bytes of an evaluation; raise ConfigError if `decode_evaluation` would refuse them."""
+    data = canonical.encode(
         {
             **evaluation.extra,
             "type": _EVALUATION,
@@ -186,6 +188,8 @@ def encode_evaluation(evaluation: EvaluationManifest) -> bytes:
             "recorded": evaluation.recorded,
         }
     )
+    fields.check_readable(data, decode_evaluation, kind=_EVALUATION)
+    return data
 
 
 def decode_evaluation(data: Buffer) -> EvaluationManifest:

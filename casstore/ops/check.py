@@ -15,6 +15,7 @@ from casstore.format import marks, names
 from casstore.format import pack as pack_format
 from casstore.format import record as record_format
 from casstore.format.rows import ROW, check_rows, row_ids
+from casstore.store.bases import decodable
 from casstore.store.buffers import new_buffer
 from casstore.store.footers import read_footer
 from casstore.store.index import Located
@@ -22,7 +23,7 @@ from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_id_of, pack_id_
 from casstore.store.workers import TaskGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from fsspec import Callback
 
@@ -236,11 +237,7 @@ def _check_models(
     store: Store, records: dict[str, Record], footers: dict[bytes, Footer], progress: _Progress
 ) -> None:
     """Check that every object that a model needs has a frame in a pack that can be read."""
-    present = {
-        object_id: raw
-        for footer in footers.values()
-        for object_id, raw in zip(row_ids(footer.rows), footer.rows["raw"].tolist(), strict=True)
-    }
+    present = _present(footers.values())
     done: set[bytes] = set()
     for name, record in sorted(records.items()):
         if record.target is None:
@@ -252,6 +249,32 @@ def _check_models(
             done.add(record.manifest)
             progress.models += 1
             progress.attempt(key, lambda record=record: _check_model(store, record, present))  # type: ignore[misc]
+
+
+def _present(footers: Collection[Footer]) -> dict[bytes, int]:
+    """Return the plain length of each object of which a frame decodes with frames of lower rank (invariant 7)."""
+    present = {
+        object_id: raw
+        for footer in footers
+        for object_id, raw in zip(row_ids(footer.rows), footer.rows["raw"].tolist(), strict=True)
+    }
+    deltas = [
+        (footer.rows["id"][at].tobytes(), int(footer.rows["rank"][at]), footer.bases.get(int(number)))
+        for footer in footers
+        for at, number in enumerate(footer.rows["bases"].tolist())
+        if number
+    ]
+    if deltas:
+        concerned = {item[0] for item in deltas}.union(*(item[2] for item in deltas))
+        alone = [
+            (object_id, 0, ())
+            for footer in footers
+            for object_id, number in zip(row_ids(footer.rows), footer.rows["bases"].tolist(), strict=True)
+            if not number and object_id in concerned
+        ]
+        for lost in {item[0] for item in deltas} - decodable([*alone, *deltas]).keys():
+            del present[lost]
+    return present
 
 
 def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> None:

@@ -4,66 +4,239 @@ from __future__ import annotations
 
 import contextlib
 import time
-from itertools import accumulate
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.errors import IntegrityError, ObjectExists, UnsupportedVersion
-from casstore.format import marks
+from casstore.errors import FormatError, IntegrityError, ObjectExists, ObjectNotFound, UnsupportedVersion
+from casstore.format import layout as layout_format
+from casstore.format import manifest as manifest_format
+from casstore.format import marks, names
+from casstore.format.rows import row_ids
+from casstore.store.bases import resolve
 from casstore.store.buffers import new_buffer
+from casstore.store.footers import read_footer
+from casstore.store.index import Located
+from casstore.store.keys import pack_key
+from casstore.store.publish import read_quarantine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from casstore.format.layout import Layout
     from casstore.format.record import Record
-    from casstore.store.index import Located
     from casstore.store.store import Store
 
 _BATCH_BYTES = 8 << 20
 
 
-def quarantine_damaged(store: Store, record: Record) -> dict[str, str]:
-    """Read everything that a record depends on; leave a note on each damaged pack; return why, by pack id.
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong with a model.
 
-    Packs with a note stay, and what is whole in them is still read, but nothing new relies on them: adding
-    the model again writes what they hold into fresh packs. Raises BackendError if the store cannot be read
-    or written.
+    `packs` cannot be relied on, each with the reason; `missing` objects are in no other pack. `complete` is off
+    if what describes the model cannot be read, so that nobody knows all of its objects.
     """
-    found: dict[bytes, str] = {}
-    try:
-        ids = store.objects_of(record)
-    except IntegrityError:
-        # Invariant 4: the description itself is damaged, so it is all that can be looked at.
-        ids = [record.manifest] if record.manifest is not None else []
-        ids += [record.target] if record.target is not None else []
-    located = store.index.locate(ids)
-    for number, positions in _by_pack(located):
-        pack = store.index.pack_id(number)
-        for group in _batches(located, positions):
-            edges = [0, *accumulate(int(located.rows["raw"][at]) for at in group)]
-            try:
-                store.objects.fill(located, group, new_buffer(edges[-1]), edges, elsewhere=False)
-            except UnsupportedVersion:
-                break  # Written by a newer casstore: no damage (design §3).
-            except IntegrityError as error:
-                # Invariant 9: what does not verify is set apart, never copied or relied on.
-                found[pack] = str(error)
-                break
-    for pack, reason in found.items():
-        note = marks.Quarantine(pack, reason, time.time_ns())
+
+    packs: dict[bytes, str]
+    missing: int
+    complete: bool
+
+
+def quarantine_damaged(store: Store, record: Record) -> dict[str, str]:
+    """Find the damaged packs that a record depends on and set them apart; return why, by pack id in hex.
+
+    Raises BackendError if the store cannot be read or written.
+    """
+    damage = find_damage(store, record)
+    set_apart(store, damage.packs)
+    return {pack.hex(): reason for pack, reason in damage.packs.items()}
+
+
+def find_damage(store: Store, record: Record) -> Damage:
+    """Read all that a record depends on, from each pack until one has it whole; change nothing.
+
+    Where the description of a model is damaged itself, the packs that its record names are read whole.
+    Packs that are gone or were set apart count only where the record lacks something.
+    """
+    search = _Search(store, read_quarantine(store.backend))
+    complete = _search_all(search, record)
+    if not complete:
+        for pack in record.packs:
+            search.read_pack(pack)
+    found = search.found
+    if search.lost or not complete:
+        found = found | search.gone | search.noted_before()
+    return Damage(found, len(search.lost), complete)
+
+
+def set_apart(store: Store, packs: dict[bytes, str]) -> None:
+    """Leave a note on each pack, with the reason, so that nothing new relies on it; it stays where it is.
+
+    Adding what it holds again writes that to a fresh pack, and what is whole in it is still read. One that has
+    a note keeps that.
+    """
+    for pack, reason in packs.items():
+        # Not every error speaks UTF-8, and notes do.
+        note = marks.Quarantine(pack, reason.encode(errors="replace").decode(), time.time_ns())
         store.index.avoid_pack(store.index.number_of(pack))
         # Invariant 1: someone may have found it before us, and nothing is overwritten.
         with contextlib.suppress(ObjectExists):
             store.backend.put(marks.quarantine_key(pack), [marks.encode_quarantine(note)])
-    return {pack.hex(): reason for pack, reason in found.items()}
+
+
+def _search_all(search: _Search, record: Record) -> bool:
+    """Look at all objects that a record depends on; say whether they are known."""
+    if record.manifest is None:
+        return True
+    search.read([record.manifest])
+    if not names.names_model(record.name):
+        return True
+    reader = search.store.objects
+    try:
+        manifest = manifest_format.decode_model(reader.read(record.manifest))
+    except IntegrityError:
+        # Invariant 4: it is damaged, so it says nothing; what can be looked at is.
+        search.read([] if record.target is None else [record.target])
+        return False
+    search.read([manifest.model_id, *manifest.layouts])
+    layouts: list[Layout] = []
+    for layout_id in dict.fromkeys(manifest.layouts):
+        # Invariant 4: as above, for one file.
+        with contextlib.suppress(IntegrityError):
+            layouts.append(layout_format.decode(reader.read(layout_id)))
+    search.read([chunk for layout in layouts for chunk in layout.chunk_ids()])
+    return len(layouts) == len(set(manifest.layouts))
+
+
+@dataclass(slots=True)
+class _Search:
+    """What was found so far. `apart` are packs with a note, which are not looked at again."""
+
+    store: Store
+    apart: frozenset[bytes]
+    found: dict[bytes, str] = field(default_factory=dict)
+    gone: dict[bytes, str] = field(default_factory=dict)
+    lost: set[bytes] = field(default_factory=set)
+    _seen: set[bytes] = field(default_factory=set)
+    _whole: set[int] = field(default_factory=set)
+    _looked: bool = False
+
+    def read(self, ids: Iterable[bytes]) -> None:
+        """Read objects, and what they are deltas against, each until a pack gives it whole."""
+        left = [object_id for object_id in dict.fromkeys(ids) if object_id not in self._seen]
+        self._seen.update(left)
+        while left:
+            resolved = resolve(self._locate, left)
+            if not resolved.found.all() and self._looks_harder():
+                resolved = resolve(self._locate, left)
+            located = resolved.located
+            again: list[bytes] = []
+            for number, positions in _by_pack(located):
+                if not self._read(located, number, positions):
+                    again += [left[at] for at in positions]
+            self.lost.update(left[at] for at in np.flatnonzero(~located.found).tolist())
+            bases = {*row_ids(resolved.needed), *resolved.stranded} - self._seen
+            self._seen |= bases
+            left = [*again, *sorted(bases)]
+
+    def read_pack(self, pack: bytes) -> None:
+        """Read every frame of a pack."""
+        if pack in self.found or pack in self.gone or pack in self.apart:
+            return
+        try:
+            footer = read_footer(self.store.backend, pack)
+        except UnsupportedVersion:
+            return  # Written by a newer casstore: no damage (design §3).
+        except FormatError as error:
+            # Invariant 9: what does not verify is set apart, never copied or relied on.
+            self.found[pack] = str(error)
+            return
+        except ObjectNotFound:
+            return  # Invariant 5: a hint at a pack that is gone; the objects tell what is missing.
+        rows = footer.rows.copy()
+        number = self.store.index.number_of(pack)
+        rows["pack"] = number
+        located = Located(rows, np.zeros(len(rows), np.int32), (footer.bases,))
+        self._read(located, number, list(range(len(rows))))
+
+    def noted_before(self) -> dict[bytes, str]:
+        """Return the packs with a note that are all that has what is lost, with its reason."""
+        lost = sorted(self.lost)
+        located = self.store.index.locate(lost)
+        packs = {self.store.index.pack_id(number) for number, _ in _by_pack(located)} & self.apart
+        reasons = {}
+        for pack in sorted(packs):
+            key = marks.quarantine_key(pack)
+            note = marks.decode_quarantine(self.store.backend.read(key), key=key)
+            reasons[pack] = note.reason
+        return reasons
+
+    def _looks_harder(self) -> bool:
+        """Get to know segments that are new and packs that none covers, once; say whether there may be any."""
+        if self._looked:
+            return False
+        self._looked = True
+        self.store.index.refresh()
+        # Invariant 8: damaged ones are for `check` to name; if they hold what is looked for, it is reported lost.
+        with contextlib.suppress(FormatError):
+            self.store.index.read_uncovered()
+        return True
+
+    def _locate(self, ids: Sequence[bytes] | bytes) -> Located:
+        return self.store.index.locate(ids, usable=self._may_be_whole)
+
+    def _may_be_whole(self, number: int) -> bool:
+        pack = self.store.index.pack_id(number)
+        return pack not in self.found and pack not in self.gone and pack not in self.apart
+
+    def _read(self, located: Located, number: int, positions: Sequence[int]) -> bool:
+        """Verify objects in one pack; say whether it is whole as far as that tells."""
+        pack = self.store.index.pack_id(number)
+        try:
+            reason = self._wrong_size(number) or self._wrong_frame(located, positions)
+        except ObjectNotFound:
+            self.gone[pack] = f"{pack_key(pack)} is gone."  # Invariant 5: its objects may be elsewhere.
+            return False
+        if reason is not None:
+            # Invariant 9: what does not verify is set apart, never copied or relied on.
+            self.found[pack] = reason
+        return reason is None
+
+    def _wrong_size(self, number: int) -> str | None:
+        if number in self._whole:
+            return None
+        key = pack_key(self.store.index.pack_id(number))
+        size = self.store.backend.stat(key).size
+        expected = self.store.index.pack_size(number)
+        if size != expected:
+            return f"{key} has {size} bytes, and its index says {expected}."
+        self._whole.add(number)
+        return None
+
+    def _wrong_frame(self, located: Located, positions: Sequence[int]) -> str | None:
+        for group in _batches(located, positions):
+            edges = [0, *accumulate(int(located.rows["raw"][at]) for at in group)]
+            try:
+                self.store.objects.fill(located, group, new_buffer(edges[-1]), edges, elsewhere=False)
+            except UnsupportedVersion:
+                return None  # Written by a newer casstore: no damage (design §3).
+            except IntegrityError as error:
+                return str(error)  # Invariant 4: what is damaged is told.
+        return None
 
 
 def _by_pack(located: Located) -> Iterator[tuple[int, list[int]]]:
     present = np.flatnonzero(located.found)
     packs = located.rows["pack"][present]
-    for number in np.unique(packs).tolist():
-        yield number, present[packs == number].tolist()
+    order = np.argsort(packs, kind="stable")
+    present, packs = present[order], packs[order]
+    edges = [0, *(np.flatnonzero(np.diff(packs)) + 1).tolist(), len(packs)]
+    for begin, end in pairwise(edges):
+        if begin < end:
+            yield int(packs[begin]), present[begin:end].tolist()
 
 
 def _batches(located: Located, positions: Sequence[int]) -> Iterator[list[int]]:

@@ -124,6 +124,11 @@ class Index:
                 self._packs.note_footer(number, footer)
         return self._packs.size_of(number)
 
+    @property
+    def pack_count(self) -> int:
+        """How many packs are known: there may be others in the store."""
+        return len(self._packs)
+
     # ---- loading
 
     def learn(self, packs: Sequence[bytes]) -> None:
@@ -361,6 +366,10 @@ class Index:
     def gone_packs(self) -> frozenset[int]:
         """Return the packs that were not there when they were last looked for, by number."""
         return frozenset(self._packs.gone)
+
+    def is_avoided(self, number: int) -> bool:
+        """Say whether damage was found in a pack (`avoid_pack`)."""
+        return number in self._packs.avoided
 
     def avoid_pack(self, number: int) -> bool:
         """Prefer any other copy of what a damaged pack holds; say whether that is new."""

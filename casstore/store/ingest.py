@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
 from casstore.digest import Hasher, digest
-from casstore.errors import ConflictError, IntegrityError
+from casstore.errors import ConfigError, ConflictError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format.layout import Layout, Span
 from casstore.format.rows import Kind
@@ -270,7 +270,14 @@ class Ingest:
             spans=tuple(Span(s.name, s.dtype, s.shape, s.begin, s.end) for s in reading.spans),
             cut=LAYOUT_VERSION,
         )
-        plain = layout_format.encode(layout)
+        try:
+            plain = layout_format.encode(layout)
+        except ConfigError:
+            if not layout.spans:
+                raise
+            # Design §4: tensors that no layout can describe make a file of an unknown format, not an error.
+            layout = replace(layout, spans=())
+            plain = layout_format.encode(layout)
         layout_id = digest(plain)
         self._layouts[layout_id] = plain
         self._added.append(AddedFile(reading.source, layout, layout_id))

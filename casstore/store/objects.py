@@ -44,7 +44,10 @@ MAX_GAP = 64 << 10
 _MAX_MISSES = 3
 """Times that a pack may be listed and yet not be there when it is read: it may be on its way back from a backup."""
 
-_ADVICE = "Run `casstore check --read-data` to see what is damaged, and restore that file from another copy."
+_ADVICE = (
+    "Restore that file from another copy; or run `casstore quarantine REF`, then add the model again, or push it here "
+    "with --overwrite from a store that has it. `casstore check --read-data` shows all that is damaged."
+)
 
 
 class ObjectReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -13,9 +14,11 @@ import numpy as np
 
 from casstore import codecs
 from casstore.digest import Hasher, digest
-from casstore.errors import DigestMismatch
-from casstore.format import frame, pack
+from casstore.errors import ConfigError, DigestMismatch, ObjectExists
+from casstore.format import fields, frame, pack
+from casstore.format import manifest as manifest_format
 from casstore.format.frame import HEADER_SIZE, FrameHeader
+from casstore.format.rows import Kind, max_plain
 from casstore.store.buffers import BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
 from casstore.store.keys import pack_key
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend, BlobWriter
     from casstore.codecs import ElementHint
     from casstore.format.pack import Footer
-    from casstore.format.rows import Kind
 
 PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
@@ -107,12 +109,28 @@ def encode_object(kind: Kind, plain: bytes) -> EncodedFrames:
 
 
 def encode_objects(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
-    """Encode small objects, plain bytes by id."""
+    """Encode small objects, plain bytes by id; raise ConfigError for one that `check_object` refuses."""
+    for plain in objects.values():
+        check_object(kind, plain)
     lengths = [len(plain) for plain in objects.values()]
     cuts = list(zip(accumulate([0, *lengths[:-1]]), lengths, strict=True))
     return encode_frames(
         kind, list(objects), memoryview(b"".join(objects.values())), cuts, [None] * len(cuts)
     )
+
+
+def check_object(kind: Kind, plain: bytes) -> None:
+    """Raise ConfigError for an object that nobody could read back (invariant 14).
+
+    Layouts and the manifests of models and runs are proved as they are encoded; a chunk may hold anything.
+    """
+    limit = max_plain(kind)
+    if len(plain) > limit:
+        raise ConfigError(
+            f"A {kind.name.lower()} of {len(plain)} bytes cannot be stored: {limit >> 20} MiB is the limit."
+        )
+    if kind is Kind.TREE:
+        fields.check_readable(plain, manifest_format.decode_tree, kind="tree")
 
 
 def _verified_later(cuts: Sequence[tuple[int, int]], first: int, at: int) -> bool:
@@ -268,5 +286,7 @@ def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> Written
     with target.writer as writer:  # discards the temporary file if the commit fails (invariant 2)
         written.result()
         pack_id = target.hasher.digest()
-        writer.commit(pack_key(pack_id))
+        # Invariant 6: with its nonce, a pack of this name is this pack, by an attempt that seemed to fail.
+        with contextlib.suppress(ObjectExists):
+            writer.commit(pack_key(pack_id))
     return WrittenPack(pack_id, footer, target.size)

@@ -5,6 +5,9 @@
 3. put the record;
 4. read tombstones and check the packs once more, mend if needed, and only then return.
 
+A delta depends on the packs of its bases as on its own (invariant 7): what it lacks is copied, or else it is
+written again without bases.
+
 Step 4 is what makes an acknowledged record safe beside any collector, whatever clocks and pauses do;
 step 2 keeps a record from pointing at nothing in the meantime.
 """
@@ -18,11 +21,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import ConflictError, IntegrityError, MissingObject, ObjectNotFound, RefConflict
+from casstore.errors import (
+    ConflictError,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+    ObjectNotFound,
+    RefConflict,
+)
 from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
+from casstore.store.bases import Copy, resolve
 from casstore.store.keys import pack_key
-from casstore.store.packs import PackWriter, encode_object, encode_objects
+from casstore.store.packs import PackWriter, encode_objects
+from casstore.store.presence import has_pack, have_packs
 from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
@@ -34,7 +46,9 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.format.record import Record
-    from casstore.store.index import Index
+    from casstore.format.rows import Rows
+    from casstore.store.bases import Resolved
+    from casstore.store.index import Index, Located
     from casstore.store.objects import ObjectReader
     from casstore.store.packs import EncodedFrames, WrittenPack
     from casstore.store.refs import Refs
@@ -46,6 +60,9 @@ MAX_ROUNDS = 16
 """Times that packs may vanish under one publish before it gives up."""
 
 MAX_HINTS = 32
+
+_COPIED = 8 << 20
+"""Plain bytes of condemned objects that are read and written again at once."""
 
 
 class Publication:
@@ -79,6 +96,8 @@ class Publication:
         self._usable: dict[int, bool] = {}
         self._own: set[bytes] = set()
         self._depends: dict[bytes, list[bytes]] = {}
+        self._deltas: set[bytes] = set()
+        self._own_deltas: dict[bytes, Copy] = {}
         self._settled = set() if settled is None else settled
         self._finished: list[WrittenPack] = []
         self._keeping: Future[None] | None = None
@@ -118,28 +137,53 @@ class Publication:
     def known(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
         """Say which objects need not be written; the record will depend on the packs that hold those.
 
-        An object in a pack that is gone or condemned counts as unknown: it is written again.
+        An object in a pack that is gone, cut short or condemned counts as unknown, and so does a delta that
+        lacks a base: it is written again.
         """
-        self._look_ahead(ids)
-        located = self._index.locate(ids, usable=self._is_usable)
-        found = located.found
-        self._depend(np.ascontiguousarray(located.rows[found]))
+        resolved = self._resolve(ids)
+        found = resolved.found
+        self._depend(np.ascontiguousarray(resolved.located.rows[found]))
+        self._lean_on(resolved.needed)
+        self._deltas.update(resolved.deltas)
         for at in np.flatnonzero(~found).tolist():
             found[at] = ids[at] in self._own
         return found
+
+    def ranks(self, ids: Sequence[bytes]) -> list[int | None]:
+        """Return the rank of the frame of each object that the record may depend on; None where there is none."""
+        resolved = self._resolve(ids)
+        ranks: list[int | None] = resolved.located.rows["rank"].tolist()
+        for at in np.flatnonzero(~resolved.found).tolist():
+            copy = self._written(ids[at])
+            ranks[at] = None if copy is None else copy.rank
+        return ranks
 
     def require(self, ids: Sequence[bytes]) -> None:
         """Depend on objects that must be in the store; raise MissingObject if one is not."""
         self._mend(list(ids), lambda _missing: iter(()))
 
     def write(self, frames: EncodedFrames) -> None:
-        """Append verified frames to this publish's packs."""
+        """Append verified frames to this publish's packs.
+
+        Bases must be known, or be written by this publish before it commits, with a lower rank: the object is
+        made again otherwise, by what supplies those that vanish.
+        """
         self._own.update(header.object_id for header in frames.headers)
+        deltas = {item.object_id: Copy(item.rank, item.bases) for item in frames.headers if item.bases}
+        if deltas:
+            self._own_deltas.update(deltas)
+            self._deltas.update(deltas)
+            bases = self._resolve(sorted({base for copy in deltas.values() for base in copy.bases}))
+            self._lean_on(bases.located.rows[bases.found])
+            self._lean_on(bases.needed)
         self.bytes_stored += len(frames.data)
         self._writer.append(frames)
 
     def write_objects(self, kind: Kind, objects: Mapping[bytes, bytes]) -> None:
-        """Store small objects, plain bytes by id, unless they are there already."""
+        """Store small objects, plain bytes by id, unless they are there already.
+
+        Raises ConfigError for one that nobody could read back.
+        """
         ids = list(objects)
         new = [ids[at] for at in self.claim(ids)]
         if new:
@@ -229,16 +273,33 @@ class Publication:
         for _ in range(MAX_ROUNDS):
             self._condemned = read_tombstones(self._backend) | self._damaged
             self._usable.clear()
-            kept = [pack for pack in self._depends if pack not in self._condemned]
+            kept = [pack for pack in self._depends if not self._is_condemned(pack)]
             there = dict(zip(kept, self._have_packs(kept), strict=True))
+            self._usable.update((self._index.number_of(pack), found) for pack, found in there.items())
             lost = [pack for pack in self._depends if not there.get(pack, False)]
-            if not lost:
-                return
-            self._index.refresh()
+            if lost:
+                self._index.refresh()
             joined = b"".join(part for pack in lost for part in self._depends.pop(pack))
-            self._mend([joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)], supply)
-            self._flush()
-        raise ConflictError(f"Packs vanished {MAX_ROUNDS} times while this was published. Try again later.")
+            ids = [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
+            ids += self._without_bases()
+            if ids:
+                self._mend(ids, supply)
+                self._flush()
+            elif not lost:
+                return
+        raise ConflictError(
+            f"Packs vanished or were cut short {MAX_ROUNDS} times while this was published. Try again later, "
+            "and look at what else writes to this store."
+        )
+
+    def _without_bases(self) -> list[bytes]:
+        """Return the deltas, own ones included, that no longer decode; depend on what the others need."""
+        if not self._deltas:
+            return []
+        deltas, self._deltas = sorted(self._deltas), set()
+        self._own.difference_update(deltas)
+        self._own_deltas.clear()
+        return sorted(self._unknown(deltas))
 
     def _settle(self) -> None:
         """Make durable what other writers may have published a moment ago, before we rely on it (invariant 2)."""
@@ -250,36 +311,83 @@ class Publication:
     def _mend(self, ids: list[bytes], supply: Supply) -> None:
         """Depend on other copies of these objects, or write them again into a fresh pack."""
         self._own.difference_update(ids)
+        damage: FormatError | None = None
         missing = self._unknown(ids)
-        if missing and self._index.read_uncovered():
-            # Invariant 5: segments are hints, so what they do not name may still lie in a pack.
+        if missing:
+            try:
+                uncovered = self._index.read_uncovered()
+            except FormatError as error:
+                # Invariant 13: a damaged pack is as good as none, and the source may have what was in it.
+                damage, uncovered = error, False
+            if uncovered:
+                # Invariant 5: segments are hints, so what they do not name may still lie in a pack.
+                missing = self._unknown(sorted(missing))
+        if missing:
+            self._copy_condemned(sorted(missing))
             missing = self._unknown(sorted(missing))
-        for object_id in sorted(missing):
-            if self._copy_condemned(object_id):
-                missing.discard(object_id)
         if missing:
             for frames in supply(missing):
                 self.write(frames)
                 missing.difference_update(header.object_id for header in frames.headers)
         if missing:
             raise MissingObject(
-                f"{len(missing)} objects of this model are gone from the store, {min(missing).hex()} among them. "
+                f"{len(missing)} objects of this model are gone from the store or damaged, "
+                f"{min(missing).hex()} among them. "
                 "Add the model again from its files."
-            )
+            ) from damage
 
     def _unknown(self, ids: list[bytes]) -> set[bytes]:
         return {object_id for object_id, known in zip(ids, self.known(ids), strict=True) if not known}
 
-    def _copy_condemned(self, object_id: bytes) -> bool:
-        """Copy an object out of a pack that a collector will delete; say whether that was possible."""
+    def _copy_condemned(self, ids: list[bytes]) -> None:
+        """Copy objects, and bases that objects lack, out of packs that a collector will delete."""
+        resolved = self._resolve(ids)
+        absent = {ids[at] for at in np.flatnonzero(~resolved.located.found).tolist()}
+        wanted = sorted((absent | resolved.stranded) - self._own)
+        located = self._index.locate(wanted)
+        present = np.flatnonzero(located.found).tolist()
+        for kind in Kind:
+            batch: list[bytes] = []
+            size = 0
+            for at in present:
+                if located.rows["kind"][at] == kind:
+                    batch.append(wanted[at])
+                    size += int(located.rows["raw"][at])
+                    if size >= _COPIED:
+                        self._copy(kind, batch)
+                        batch, size = [], 0
+            self._copy(kind, batch)
+
+    def _copy(self, kind: Kind, ids: list[bytes]) -> None:
+        """Write what can be read of these objects: of a batch with damage in it, each half by itself."""
+        if not ids:
+            return
         try:
-            located = self._reader.locate([object_id])
-            plain = self._reader.read(object_id)
+            plain = self._reader.read_many(ids)
         except (IntegrityError, ObjectNotFound):
             # Invariant 5: the pack went in the meantime, or it is damaged, so the source must supply it.
-            return False
-        self.write(encode_object(Kind(int(located.rows["kind"][0])), plain))
-        return True
+            half = len(ids) // 2
+            if half:
+                self._copy(kind, ids[:half])
+                self._copy(kind, ids[half:])
+            return
+        self.write(encode_objects(kind, dict(zip(ids, plain, strict=True))))
+
+    def _resolve(self, ids: Sequence[bytes]) -> Resolved:
+        return resolve(self._locate, ids, written=self._written)
+
+    def _locate(self, ids: Sequence[bytes] | bytes) -> Located:
+        self._look_ahead(ids)
+        return self._index.locate(ids, usable=self._is_usable)
+
+    def _written(self, object_id: bytes) -> Copy | None:
+        """Return what the frame needs that this publish writes of an object, None if it writes none."""
+        return self._own_deltas.get(object_id) or (Copy(0, ()) if object_id in self._own else None)
+
+    def _lean_on(self, bases: Rows) -> None:
+        """Depend on the packs of bases, though not on the bases: a delta that lacks one can be written anew."""
+        for number in np.unique(bases["pack"]).tolist():
+            self._depends.setdefault(self._index.pack_id(number), [])
 
     def _depend(self, rows: NDArray[np.void]) -> None:
         if len(rows) == 0:
@@ -295,10 +403,14 @@ class Publication:
         usable = self._usable.get(number)
         if usable is None:
             pack = self._index.pack_id(number)
-            usable = self._usable[number] = pack not in self._condemned and self._has_pack(pack)
+            usable = self._usable[number] = not self._is_condemned(pack) and self._has_pack(pack)
         return usable
 
-    def _look_ahead(self, ids: Sequence[bytes]) -> None:
+    def _is_condemned(self, pack: bytes) -> bool:
+        """Say whether nothing new may rely on a pack: a collector wants it, or somebody found damage in it."""
+        return pack in self._condemned or self._index.is_avoided(self._index.number_of(pack))
+
+    def _look_ahead(self, ids: Sequence[bytes] | bytes) -> None:
         """Ask for many packs at once rather than one by one as the index meets them."""
         if not self._is_far:
             return  # A local answer takes microseconds, less than looking up what to ask for.
@@ -307,28 +419,20 @@ class Publication:
         asked = [
             number
             for number in sorted(numbers - self._usable.keys())
-            if self._index.pack_id(number) not in self._condemned
+            if not self._is_condemned(self._index.pack_id(number))
         ]
         packs = [self._index.pack_id(number) for number in asked]
         self._usable.update(zip(asked, self._have_packs(packs), strict=True))
 
     def _have_packs(self, packs: Sequence[bytes]) -> list[bool]:
-        return ask_each(self._backend, self._has_pack, packs)
+        return have_packs(self._backend, self._index, packs)
 
     def _refresh(self, _: Backend) -> frozenset[bytes]:
         self._index.refresh()
         return frozenset()
 
     def _has_pack(self, pack_id: bytes) -> bool:
-        return has_pack(self._backend, pack_id)
-
-
-def has_pack(backend: Backend, pack_id: bytes) -> bool:
-    """Say whether a pack is there; one that a server's crash left without a byte is not."""
-    try:
-        return backend.stat(pack_key(pack_id)).size > 0
-    except ObjectNotFound:
-        return False  # Invariant 5: an entry whose pack is gone does not exist.
+        return has_pack(self._backend, self._index, pack_id)
 
 
 def read_quarantine(backend: Backend) -> frozenset[bytes]:

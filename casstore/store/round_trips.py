@@ -22,6 +22,11 @@ def is_far(backend: Backend) -> bool:
     return not backend.url.startswith(("file:", "memory:"))
 
 
+def lists_flat(backend: Backend) -> bool:
+    """Say whether a listing goes through all folders at once, as object stores do, rather than one by one."""
+    return backend.url.startswith(("s3:", "s3a:", "gs:", "gcs:", "az:", "abfs:", "abfss:"))
+
+
 def ask_each(backend: Backend, task: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Call `task`, which asks `backend`, for each item, as `ask_all` where that is far and one by one where it is not."""
     return ask_all(task, items) if is_far(backend) else [task(item) for item in items]

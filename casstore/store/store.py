@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from casstore.backend import open_backend
 from casstore.digest import digest, is_hex
 from casstore.errors import ConfigError, FormatError, MissingObject, ObjectNotFound, RefNotFound
@@ -18,8 +20,9 @@ from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import record as record_format
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
-from casstore.format.rows import Kind
+from casstore.format.rows import Kind, row_ids
 from casstore.store import files
+from casstore.store.bases import resolve
 from casstore.store.checkout import Checkout
 from casstore.store.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.store.content import content_id
@@ -28,8 +31,9 @@ from casstore.store.index import Index
 from casstore.store.ingest import Ingest
 from casstore.store.machine import MachineState, state_path
 from casstore.store.objects import ObjectReader
-from casstore.store.packs import encode_object
-from casstore.store.publish import Publication, has_pack
+from casstore.store.packs import check_object, encode_object
+from casstore.store.presence import PresentPacks
+from casstore.store.publish import Publication
 from casstore.store.ref_rows import RefQuery
 from casstore.store.refs import Refs, not_found
 from casstore.store.round_trips import is_far
@@ -390,7 +394,7 @@ class Store:
         manifest_id = model.record.manifest
         assert manifest_id is not None
         model_id = bytes.fromhex(model.model_id)
-        needed = self.objects_of(model.record)
+        needed = _described(model)
         with self.publication() as publication:
             publication.require(needed)
             publication.commit(
@@ -402,23 +406,46 @@ class Store:
         return name
 
     def objects_of(self, record: Record) -> list[bytes]:
-        """Return the ids of all objects that a record depends on: none where its manifest lies inside it."""
+        """Return the ids of all objects that a record depends on, the bases of deltas included.
+
+        There are none where its manifest lies inside it.
+        """
         if record.manifest is None:
             return []
         if not names.names_model(record.name):
-            return [record.manifest]
-        model = self.model_of(record)
-        chunks = [chunk_id for layout in model.layouts for chunk_id in layout.chunk_ids()]
-        return [record.manifest, bytes.fromhex(model.model_id), *model.layout_ids, *chunks]
+            direct = [record.manifest]
+        else:
+            direct = _described(self.model_of(record))
+        resolved = resolve(self.index.locate, direct)
+        bases = {*row_ids(resolved.needed), *resolved.stranded}
+        return [*direct, *sorted(bases.difference(direct))]
 
     def lacks(self, record: Record) -> int:
-        """Return how many objects that a record depends on are in no pack of the store that can be seen."""
+        """Return how many objects that a record depends on are in no pack of the store that can be seen.
+
+        A delta that lacks a base counts, and so does what lies in a pack that is cut short. Where what describes
+        a model is lacking, nobody knows how many more there are.
+        """
+        present = PresentPacks(self.backend, self.index)
         try:
-            located = self.objects.locate(b"".join(self.objects_of(record)))
+            for ids in self._needed(record):
+                self.objects.locate(ids)
+                lacking = np.count_nonzero(~resolve(present.locate, ids).found)
+                if lacking:
+                    return int(lacking)
         except (MissingObject, ObjectNotFound):
             return 1  # Invariant 5: what no pack holds does not exist.
-        packs = {self.index.pack_id(number) for number in set(located.rows["pack"].tolist())}
-        return sum(not has_pack(self.backend, pack) for pack in packs)
+        return 0
+
+    def _needed(self, record: Record) -> Iterator[list[bytes]]:
+        """Yield the objects that a record depends on, those that describe others first."""
+        if record.manifest is None:
+            return
+        yield [record.manifest]
+        if names.names_model(record.name):
+            manifest = manifest_format.decode_model(self.objects.read(record.manifest))
+            yield [manifest.model_id, *manifest.layouts]
+            yield [chunk_id for layout in self.model_of(record).layouts for chunk_id in layout.chunk_ids()]
 
     def content_id(self, path: str | Mapping[str, str]) -> str:
         """Return the model id that adding `path` would give; nothing is added."""
@@ -436,11 +463,12 @@ class Store:
 
         A manifest of up to 8 KiB lies inside the record, a larger one in a pack. `metadata` is what listings
         show and filter by. Nothing is written if the newest record says just that, or `unless` says of it that
-        it will do.
+        it will do. Raises ConfigError for a manifest, or metadata, that is larger than what can be read back.
         """
         names.check_name(name)
         if names.names_model(name):
             raise ConfigError(f"{name} names a model: only runs and evaluations are manifests of their own.")
+        check_object(Kind.MANIFEST, manifest)
         target = digest(manifest)
         if len(manifest) <= record_format.MAX_INLINE:
             # Nothing in a pack is needed, so there is nothing that a collector could take from under it.
@@ -551,6 +579,13 @@ class Store:
         if record is None:
             raise not_found(ref_or_id)
         return record
+
+
+def _described(model: Model) -> list[bytes]:
+    """Return the ids of a model's manifest, tree, layouts and chunks."""
+    assert model.record.manifest is not None
+    chunks = [chunk_id for layout in model.layouts for chunk_id in layout.chunk_ids()]
+    return [model.record.manifest, bytes.fromhex(model.model_id), *model.layout_ids, *chunks]
 
 
 def _check_model_name(name: str) -> None:

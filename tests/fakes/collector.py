@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import uuid
 
+from casstore.digest import digest
 from casstore.errors import ObjectNotFound
+from casstore.format import frame, marks, names, record
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
-from casstore.format import marks, names, record
-from casstore.format.rows import row_ids
+from casstore.format.frame import FrameHeader
+from casstore.format.rows import Kind, row_ids
 from casstore.store.footers import read_footer
 from casstore.store.index import Index
 from casstore.store.keys import PACK_PREFIX, pack_id_of, pack_key
 from casstore.store.objects import ObjectReader
+from casstore.store.packs import EncodedFrames
 
 
 def packs_of(backend):
@@ -47,6 +50,47 @@ def objects_by_pack(backend):
     return {pack: set(row_ids(read_footer(backend, pack).rows)) for pack in packs_of(backend)}
 
 
+def frames_of(backend, pack):
+    """Return (object id, rank, ids of bases) of each frame of a pack."""
+    footer = read_footer(backend, pack)
+    return [
+        (object_id, int(row["rank"]), footer.bases.get(int(row["bases"])))
+        for object_id, row in zip(row_ids(footer.rows), footer.rows, strict=True)
+    ]
+
+
+def decoded(frames):
+    """Return the objects of which one of these frames decodes: found by trying until nothing is new."""
+    frames, ranks = list(frames), {}
+    while True:
+        fresh = {
+            object_id: rank
+            for object_id, rank, bases in frames
+            if rank < ranks.get(object_id, 99) and all(ranks.get(base, 99) < rank for base in bases)
+        }
+        if not fresh:
+            return set(ranks)
+        ranks.update(fresh)
+
+
+def bases_of(objects, packs):
+    """Return what objects are deltas against, in frames of any of these packs, transitively."""
+    found, left = set(), set(objects)
+    while left:
+        near = {
+            base for frames in packs.values() for item, _, bases in frames if item in left for base in bases
+        }
+        left = near - found
+        found |= near
+    return found
+
+
+def delta_frame(plain, rank, bases):
+    """Return a frame that names bases, of a payload that happens to decode alone: no writer makes one yet."""
+    header = FrameHeader(digest(plain), Kind.CHUNK, 0, len(plain), len(plain), rank, tuple(bases))
+    return EncodedFrames([header], memoryview(frame.encode_header(header) + plain))
+
+
 def current_records(backend):
     """Return ref name → its newest record, without any cache."""
     newest = {}
@@ -71,5 +115,7 @@ def reachable(backend, item):
 def unsafe_objects(backend, name):
     """Return what the record of `name` needs and no pack holds that is listed and not condemned."""
     doomed = {pack for packs in condemned_in(backend).values() for pack in packs}
-    safe = set().union(*(ids for pack, ids in objects_by_pack(backend).items() if pack not in doomed))
+    safe = decoded(
+        item for pack in packs_of(backend) if pack not in doomed for item in frames_of(backend, pack)
+    )
     return reachable(backend, current_records(backend)[name]) - safe

@@ -22,6 +22,7 @@ from casstore.format import (
     paths,
     record,
     rows,
+    run,
 )
 from casstore.format.frame import FrameHeader
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
@@ -399,3 +400,173 @@ def test_newer_versions_are_unsupported_not_corrupt():
 
 def test_digest_is_b3sum():
     assert digest(b"").hex() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+
+
+# ---- what an encoder accepts, a decoder accepts, up to the limits (invariant 14)
+
+
+def encoded(encode, decode, value):
+    """Return whether `encode` takes the value; if so, `decode` does, too."""
+    try:
+        data = encode(value)
+    except (ConfigError, FormatError):
+        return False
+    decode(data)
+    return True
+
+
+edges = st.sampled_from([0, 1, 8, 9, 255, 256, 1 << 20, (1 << 20) + 1, 1 << 28, (1 << 28) + 1])
+
+
+@given(
+    st.sampled_from([0, 1, 2, 3, 4, 5]), edges, edges, st.integers(0, 9), st.sampled_from([0, 1, 255, 256])
+)
+def test_frames_at_the_limits(kind, raw, stored, rank, count):
+    header = FrameHeader(b"i" * 32, kind, 1, raw, stored, rank, (b"b" * 32,) * count)
+    fits = (
+        kind in list(Kind)
+        and max(raw, stored) <= (1 << 20 if kind == Kind.CHUNK else 1 << 28)
+        and rank <= 8
+        and count <= 255
+        and (rank == 0) == (count == 0)
+    )
+    assert encoded(frame.encode_header, lambda data: frame.decode_header(data, key="p"), header) == fits
+    footer = lambda: pack.footer_rows([header], [pack.HEADER_SIZE])  # noqa: E731  # what is refused is the call
+    assert (
+        encoded(lambda _: footer().bases.encode(), lambda data: rows.BaseLists.decode(data, key="p"), 0)
+        == fits
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), edges), max_size=4),
+    st.integers(-1, 2),
+    st.lists(st.tuples(edges, edges, st.sampled_from([(), (1,), (-1,), (True,)])), max_size=3),
+    st.sampled_from([b"f" * 32, b"", b"f" * 31]),
+)
+def test_layouts_at_the_limits(chunks, off, spans, file_id):
+    lengths = [length for _, length in chunks]
+    value = layout.Layout(
+        file_id=file_id,
+        size=sum(lengths) + off,
+        ids=b"i" * 32 * len(lengths),
+        lengths=np.array(lengths, "<u4"),
+        spans=tuple(layout.Span("t", "F32", shape, begin, end) for begin, end, shape in spans),
+    )
+    fits = (
+        off == 0
+        and len(file_id) == 32
+        and all(0 < length <= 1 << 20 for length in lengths)
+        and all(begin <= end <= value.size and shape in ((), (1,)) for begin, end, shape in spans)
+        and not any(shape == (True,) and type(shape[0]) is bool for _, _, shape in spans)
+    )
+    assert encoded(layout.encode, layout.decode, value) == fits
+
+
+@pytest.mark.parametrize(("depth", "fits"), [(31, True), (32, False)])
+def test_nesting_at_the_limit(depth, fits):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    assert encoded(canonical.encode, lambda data: canonical.decode(data, what="it"), value) == fits
+
+
+@pytest.mark.parametrize(("spare", "fits"), [(1, True), (0, False)])
+def test_items_at_the_limit(monkeypatch, spare, fits):
+    monkeypatch.setattr(canonical, "MAX_ITEMS", 1000)
+    value = [0] * (1000 - spare)
+    assert encoded(canonical.encode, lambda data: canonical.decode(data, what="it"), value) == fits
+
+
+def test_a_layout_of_too_many_tensors_is_refused(monkeypatch):
+    monkeypatch.setattr(canonical, "MAX_ITEMS", 1000)
+    spans = tuple(layout.Span(f"t{number}", "F32", (1,), 0, 1) for number in range(200))
+    value = layout.Layout(b"f" * 32, 1, b"i" * 32, np.array([1], "<u4"), spans)
+    with pytest.raises(ConfigError):
+        layout.encode(value)
+    monkeypatch.setattr(canonical, "MAX_ITEMS", 1 << 24)
+    monkeypatch.setattr(layout, "MAX_OBJECT", len(layout.encode(value)))
+    assert encoded(layout.encode, layout.decode, value)
+    monkeypatch.setattr(layout, "MAX_OBJECT", len(layout.encode(value)) - 1)
+    with pytest.raises(ConfigError, match="limit"):
+        layout.encode(value)
+
+
+@given(
+    st.sampled_from(
+        [
+            "models/m",
+            "tags/t",
+            "models/" + "x" * 200,
+            "models/" + "x" * 201,
+            "models/\ud800",
+            "x/y",
+            "models/é",
+        ]
+    ),
+    st.sampled_from([0, 1, names.MAX_SEQ, names.MAX_SEQ + 1, -1]),
+    st.sampled_from([(b"w" * 16, None), (b"w" * 16, b"t" * 32), (b"w" * 15, None), (b"w" * 16, b"t")]),
+    st.sampled_from([{}, {"a": 1.5}, {"a": object()}, {1: 2}, {"a": float("nan")}]),
+    st.booleans(),
+)
+def test_records_at_the_limits(name, seq, ids, metadata, exclusive):
+    write_id, target = ids
+    value = record.Record(name, seq, write_id, 1, "w", target, metadata=metadata, exclusive=exclusive)
+    fits = (
+        name in ("models/m", "tags/t", "models/" + "x" * 200, "models/é")
+        and 0 <= seq <= names.MAX_SEQ
+        and len(write_id) == 16
+        and target != b"t"
+        and metadata != {1: 2}
+        and not any(type(item) is object for item in metadata.values())
+    )
+    try:
+        record.check_writable(value)
+    except ConfigError:
+        assert not fits
+    else:
+        assert fits
+        record.decode(record.encode(value), key=value.key)
+        assert names.parse_key(value.key).seq == seq
+
+
+def test_a_record_of_too_many_bytes_is_refused(monkeypatch):
+    value = record.Record("models/m", 1, b"w" * 16, 1, "w", b"t" * 32, metadata={"a": "x" * 5000})
+    size = len(record.encode(value))
+    monkeypatch.setattr(record, "MAX_RECORD", size)
+    record.check_writable(value)
+    monkeypatch.setattr(record, "MAX_RECORD", size - 1)
+    with pytest.raises(ConfigError, match="limit"):
+        record.check_writable(value)
+    with pytest.raises(FormatError, match="larger"):
+        record.decode(record.encode(value), key=value.key)
+
+
+@given(
+    st.sampled_from([None, b"i" * 32, b"i"]),
+    st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from([b"m" * 32, b"m", None])),
+    st.sampled_from([None, "cpu", 5]),
+    st.dictionaries(st.sampled_from(["c"]), scalars, max_size=1),
+    st.sampled_from([1, 1.5, -1]),
+)
+def test_runs_at_the_limits(input_id, artifacts, accelerator, config, started):
+    key = run.RunKey("in", "pass", "1", config, accelerator)
+    value = run.RunManifest(
+        "r", key, run.RunStatus.DONE, input_id, None, "in", started, 1, config, artifacts=artifacts
+    )
+    fits = (
+        input_id != b"i"
+        and all(item == b"m" * 32 for item in artifacts.values())
+        and accelerator != 5
+        and started != 1.5
+    )
+    assert encoded(run.encode_run, run.decode_run, value) == fits
+    evaluation = run.EvaluationManifest("e", input_id, "how", config)
+    assert encoded(run.encode_evaluation, run.decode_evaluation, evaluation) == (input_id != b"i")
+
+
+@given(st.lists(st.sampled_from([b"l" * 32, b"l"]), max_size=3), st.sampled_from([b"m" * 32, b"m"]))
+def test_models_at_the_limits(layouts, model_id):
+    value = ModelManifest(model_id, tuple(layouts))
+    fits = len(model_id) == 32 and len(b"".join(layouts)) % 32 == 0
+    assert encoded(manifest.encode_model, manifest.decode_model, value) == fits

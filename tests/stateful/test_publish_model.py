@@ -18,7 +18,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes.collector import condemn, condemned_in, current_records, packs_of
+from fakes.collector import (
+    bases_of,
+    condemn,
+    condemned_in,
+    current_records,
+    decoded,
+    delta_frame,
+    frames_of,
+    packs_of,
+)
 from fakes.schedule import Schedule, ScheduledBackend
 from fakes.stores import commit_inline, repeat_randomness
 
@@ -26,8 +35,8 @@ from casstore.backend import MemoryBackend, memory
 from casstore.digest import digest
 from casstore.errors import ConflictError, MissingObject, ObjectNotFound
 from casstore.format import marks, names
-from casstore.format.rows import Kind, row_ids
-from casstore.store.footers import read_footer
+from casstore.format.rows import Kind
+from casstore.store.bases import Resolved
 from casstore.store.index import Index
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.machine import MachineState
@@ -44,8 +53,10 @@ THOROUGH = SCHEDULES > 1000
 CHANGES = 3 if THOROUGH else 2
 PLACES = 32 if THOROUGH else 18  # steps of a schedule at which actors may change places
 
-OBJECTS = {digest(plain): plain for plain in (b"x" * 40, b"y" * 50, b"z" * 60, b"new" * 9)}
-X, Y, Z, NEW = OBJECTS
+OBJECTS = {
+    digest(plain): plain for plain in (b"x" * 40, b"y" * 50, b"z" * 60, b"new" * 9, b"base" * 9, b"delta" * 9)
+}
+X, Y, Z, NEW, BASE, DELTA = OBJECTS
 
 
 class Loss(AssertionError):
@@ -67,13 +78,21 @@ class Rules:
         listed = contents(backend)
         return tombstones, listed, current_records(backend)
 
+    def bases(self, wanted, listed):
+        """What wanted objects may be deltas against."""
+        return bases_of(wanted, listed)
+
 
 def contents(backend):
     held = {}
     for pack in packs_of(backend):
         with suppress(ObjectNotFound):
-            held[pack] = set(row_ids(read_footer(backend, pack).rows))
+            held[pack] = frames_of(backend, pack)
     return held
+
+
+def ids_of(frames):
+    return {item for item, _, _ in frames}
 
 
 def needs(record):
@@ -99,6 +118,7 @@ class World:
         self.plain = MemoryBackend(uuid.uuid4().hex)
         self.promised = {}
         self.held = {}
+        self.frames = {}
         self.stored = 0
         self.plain._objects.update(_start())
         for name in forgotten:  # what they alone reach is garbage that writers still find
@@ -117,9 +137,10 @@ class World:
         """Look at the packs themselves; nobody's turn passes meanwhile."""
         alive = packs_of(self.plain)
         for pack in alive:
-            if pack not in self.held:
-                self.held[pack] = set(row_ids(read_footer(self.plain, pack).rows))
-        there = set().union(*(self.held[pack] for pack in alive))
+            if pack not in self.frames:
+                self.frames[pack] = frames_of(self.plain, pack)
+                self.held[pack] = ids_of(self.frames[pack])
+        there = decoded(itertools.chain.from_iterable(self.frames[pack] for pack in alive))
         for name, objects in self.promised.items():
             if not objects <= there:
                 raise Loss(name)
@@ -190,10 +211,13 @@ class Client:
         own = condemn(self.backend, packs, name=name)
         tombstones, listed, records = self.world.rules.look(self.backend)
         wanted = set().union(*(needs(record) for record in records.values()))
+        wanted |= self.world.rules.bases(wanted, listed)
         doomed = self.world.rules.doomed(tombstones, own)
-        safe = set().union(*(held for pack, held in listed.items() if pack not in doomed))
+        safe = decoded(
+            itertools.chain.from_iterable(frames for pack, frames in listed.items() if pack not in doomed)
+        )
         for pack in tombstones.get(own, ()):
-            if pack not in listed or not (listed[pack] & wanted) <= safe:
+            if pack not in listed or not (ids_of(listed[pack]) & wanted) <= safe:
                 continue
             self.backend.stat(own)
             self.backend.delete(pack_key(pack))
@@ -201,14 +225,14 @@ class Client:
         self.backend.delete(own)
 
 
-REFS = {"models/first": {X, Y}, "models/second": {X}, "models/third": {Y, Z}}
+REFS = {"models/first": {X, Y}, "models/second": {X}, "models/third": {Y, Z}, "models/fourth": {DELTA}}
 
 
 @functools.cache
 def _start():
-    """Return the files of a store in which X and Y lie in two packs each, Z in one."""
+    """Return the files of a store in which X and Y lie in two packs each, Z in one; DELTA needs another one's BASE."""
     plain = MemoryBackend("start")
-    first, second, third = REFS.items()
+    first, second, third, fourth = REFS.items()
     world = SimpleNamespace(rules=Rules(), promise=lambda *_: None, stored=0)
     setup = Client(plain, world)
     setup.add(*first)
@@ -216,6 +240,11 @@ def _start():
     setup.add(*second)
     plain.delete(tombstone)
     setup.add(*third)
+    for frames in (encode_object(Kind.CHUNK, OBJECTS[BASE]), delta_frame(OBJECTS[DELTA], 1, (BASE,))):
+        with setup.publication() as publication:
+            publication.write(frames)
+            publication.commit_all([], lambda _: iter(()))
+    setup.add(*fourth)
     return dict(memory._stores.pop("start"))
 
 
@@ -249,7 +278,7 @@ def crowd(seed, rules):
         writer = client(writer_decides)
         if chance.random() < 0.5:
             writer.index.refresh()  # a process that has been running for a while
-        objects = chance.choice(({X}, {X, Y}, {X, Y, Z}, {Z, NEW}))
+        objects = chance.choice(({X}, {X, Y}, {X, Y, Z}, {Z, NEW}, {DELTA}, {DELTA, X}))
         kind = chance.choice((writer.add, writer.add, writer.tag))
         world.schedule.add(lambda: kind(f"models/new{number}", objects))
 
@@ -341,6 +370,8 @@ DUELS = {
     "an add and a collector": Duel(adds(X), collects("c")),
     "an add in a process that runs for long": Duel(adds(Y, Z, running=True), collects("c")),
     "an add of something new": Duel(adds(X, NEW), collects("c")),
+    "an add of a delta": Duel(adds(DELTA), collects("c", {BASE}), forgotten=("models/fourth",)),
+    "a tag of a delta": Duel(tags(DELTA), collects("c", {BASE}), forgotten=()),
     "a tag and a collector": Duel(tags(Z), collects("c"), forgotten=()),
     "a tag of garbage": Duel(tags(X), collects("c")),
     "two collectors": Duel(
@@ -386,8 +417,9 @@ class LooksAtPacksFirst(Publication):
     def _secure(self, supply):
         seen = {pack: self._has_pack(pack) for pack in self._depends}
         self._has_pack = lambda pack: seen[pack] if pack in seen else Publication._has_pack(self, pack)
+        self._have_packs = lambda packs: [self._has_pack(pack) for pack in packs]
         super()._secure(supply)
-        del self._has_pack
+        del self._has_pack, self._have_packs
 
 
 class TrustsItsOwnPacks(Publication):
@@ -402,6 +434,24 @@ class TrustsItsOwnPacks(Publication):
         before = set(self._depends)
         super()._flush()
         self._fresh = getattr(self, "_fresh", set()) | (set(self._depends) - before)
+
+
+class LeavesBasesOut(Publication):
+    """Takes a delta for a copy, wherever its bases are."""
+
+    def _resolve(self, ids):
+        located = self._locate(ids)
+        return Resolved(located, located.found, located.rows[:0], frozenset())
+
+
+class ForgetsBases(Publication):
+    """Looks for bases once, and does not depend on their packs."""
+
+    def _lean_on(self, bases):
+        pass
+
+    def _without_bases(self):
+        return []
 
 
 class IgnoresTombstones(Publication):
@@ -422,6 +472,11 @@ class IgnoresTombstones(Publication):
 
 def writer_that(publication):
     return type(publication.__name__, (Rules,), {"publication": publication})()
+
+
+class LeavesBasesOutOfTheMark(Rules):
+    def bases(self, wanted, listed):
+        return set()
 
 
 class CountsOthersCandidates(Rules):
@@ -449,6 +504,9 @@ BROKEN = [
     (writer_that(LooksAtPacksFirst), "an add and a collector"),
     (writer_that(TrustsItsOwnPacks), "an add of something new"),
     (writer_that(IgnoresTombstones), "an add and a collector"),
+    (writer_that(LeavesBasesOut), "an add of a delta"),
+    (writer_that(ForgetsBases), "an add of a delta"),
+    (LeavesBasesOutOfTheMark(), "a tag of a delta"),
     (NeverReadsRecordsAgain(), "a tag and a collector"),
     (CountsOthersCandidates(), "two collectors"),
     (ListsBeforeTombstones(), "two collectors"),

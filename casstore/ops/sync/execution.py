@@ -157,7 +157,7 @@ class _Job:
                 missing = _missing(publication, ids)
 
             def supply(wanted: set[bytes]) -> Iterator[EncodedFrames]:
-                keep = _Keep(dst, wanted, publication)
+                keep = _Keep(wanted, publication)
                 yield from self.source.frames(b"".join(sorted(wanted)), may_keep=keep)
 
             for frames in supply(set(missing)) if missing else ():
@@ -216,22 +216,18 @@ def _hints(dst: Store, ids: bytes) -> tuple[bytes, ...]:
 class _Keep:
     """Says which deltas may be copied as they are: those whose bases have lower rank in the destination too.
 
-    A base is there, and the publish depends on its pack (invariant 7); or it is copied as well.
+    A base is there, in a pack that the publish may depend on (invariant 7); or it is copied as well.
     """
 
-    def __init__(self, dst: Store, copied: set[bytes], publication: Publication) -> None:
-        self._dst = dst
+    def __init__(self, copied: set[bytes], publication: Publication) -> None:
         self._copied = copied
         self._publication = publication
 
     def __call__(self, located: Located, deltas: NDArray[np.int64]) -> NDArray[np.bool_]:
         bases = [located.bases(at) for at in deltas.tolist()]
         elsewhere = sorted({base for item in bases for base in item} - self._copied)
-        there = self._dst.index.locate(elsewhere)
-        usable = self._publication.known(elsewhere) & there.found
-        ranks = {
-            base: int(there.rows["rank"][at]) for at, base in enumerate(elsewhere) if usable[at]
-        } | self._ranks_of_copied(located)
+        there = zip(elsewhere, self._publication.ranks(elsewhere), strict=True)
+        ranks = {base: rank for base, rank in there if rank is not None} | self._ranks_of_copied(located)
         limits = located.rows["rank"][deltas].tolist()
         return np.array(
             [

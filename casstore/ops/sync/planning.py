@@ -13,12 +13,14 @@ from casstore.format.rows import Kind, id_words
 from casstore.ops.sync.needs import needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
+from casstore.store.bases import resolve
 from casstore.store.packs import PACK_TARGET
+from casstore.store.presence import PresentPacks
 from casstore.store.publish import read_quarantine
 from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from casstore.format.record import Record
     from casstore.store.store import Store
@@ -109,16 +111,16 @@ def plan_sync(
 
     `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
     in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
-    (README.md), which also stores anew what `dst` only has in packs that were set apart. Raises RefNotFound
+    (README.md), which also stores anew what `dst` only has in packs that were set apart or are cut short. Raises RefNotFound
     for one that `src` does not have, IntegrityError for a model of `src` that is not whole.
     """
     if src.backend.url == dst.backend.url:
         raise ConfigError(f"{src.backend.url} is both sides of this sync. Name two stores.")
     chosen = _choose(src, refs)
     standings = _Standings(src, dst, chosen, overwrite=overwrite)
-    usable = _standing_packs(dst) if overwrite else None
-    if usable is not None:
-        standings.mend(src, dst, chosen, usable)
+    condemned = read_quarantine(dst.backend) if overwrite else None
+    if condemned is not None:
+        standings.mend(src, dst, chosen, condemned)
     to_write = sorted(standings.to_write, key=lambda name: (not names.names_model(name), name))
     moves = _Moves.nothing()
     needs: dict[bytes, bytes] = {}
@@ -126,7 +128,8 @@ def plan_sync(
         dst.index.refresh()
         src.index.learn(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
         needs = needs_of(src, dst, (chosen[name] for name in to_write))
-        moves = _moves(src, dst, [needs.get(chosen[name].manifest or b"", b"") for name in to_write], usable)
+        ids = [needs.get(chosen[name].manifest or b"", b"") for name in to_write]
+        moves = _moves(src, dst, ids, condemned)
     planned = tuple(
         RefToWrite(
             name,
@@ -209,21 +212,34 @@ class _Standings:
                 self.to_write[name] = (standing, others[-1].seq if others else 0)
         self._theirs = theirs
 
-    def mend(self, src: Store, dst: Store, chosen: dict[str, Record], usable: Callable[[int], bool]) -> None:
-        """Write equal refs, too, of which `dst` has an object in no pack that is `usable`."""
+    def mend(self, src: Store, dst: Store, chosen: dict[str, Record], condemned: frozenset[bytes]) -> None:
+        """Write equal refs, too, of which `dst` has an object in no pack that is whole and not `condemned`."""
         dst.index.refresh()
         needs = needs_of(src, dst, (chosen[name] for name in self.equal))
-        for name in list(self.equal):
-            ids = needs.get(chosen[name].manifest or b"", b"")
-            if not dst.index.locate(ids, usable=usable).found.all():
-                self.equal.remove(name)
+        joined = [needs.get(chosen[name].manifest or b"", b"") for name in self.equal]
+        lacking = _lacking(
+            dst, dict.fromkeys(object_id for ids in joined for object_id in split(ids)), condemned
+        )
+        equal = []
+        for name, ids in zip(self.equal, joined, strict=True):
+            if lacking.isdisjoint(split(ids)):
+                equal.append(name)
+            else:
                 self.to_write[name] = (Standing.EQUAL, self._theirs[name].seq)
+        self.equal = equal
 
 
-def _standing_packs(store: Store) -> Callable[[int], bool] | None:
-    """Return what says of a pack's number that it was not set apart; None if none was."""
-    damaged = read_quarantine(store.backend)
-    return (lambda number: store.index.pack_id(number) not in damaged) if damaged else None
+def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
+    """Return the objects that a store has in no pack, or as deltas without their bases.
+
+    With `condemned`, packs are looked at: none of those counts, and none that is gone or cut short.
+    """
+    asked = list(ids)
+    if condemned is None:
+        resolved = resolve(store.index.locate, asked)
+    else:
+        resolved = resolve(PresentPacks(store.backend, store.index, condemned=condemned).locate, asked)
+    return {asked[at] for at in np.flatnonzero(~resolved.found).tolist()}
 
 
 def conflict_of(record: Record, other: Record) -> RefConflictFound:
@@ -260,17 +276,17 @@ class _Moves(NamedTuple):
         return cls([], 0, 0, 0, 0, 0)
 
 
-def _moves(src: Store, dst: Store, needs: Sequence[bytes], usable: Callable[[int], bool] | None) -> _Moves:
-    """Measure what `dst` lacks, in `usable` packs, of the objects that each ref needs, joined ids."""
+def _moves(src: Store, dst: Store, needs: Sequence[bytes], condemned: frozenset[bytes] | None) -> _Moves:
+    """Measure what `dst` lacks (see `_lacking`) of what each ref needs, joined ids."""
     owner: dict[bytes, int] = {}
     for number, joined in enumerate(needs):
         for object_id in split(joined):
             owner.setdefault(object_id, number)
-    ids = b"".join(owner)
-    missing = np.flatnonzero(~dst.index.locate(ids, usable=usable).found)
+    lacking = _lacking(dst, owner, condemned)
+    missing = np.flatnonzero([object_id in lacking for object_id in owner])
     if not missing.size:
         return _Moves([0] * len(needs), 0, 0, 0, 0, 0)
-    words = id_words(ids)[missing]
+    words = id_words(b"".join(owner))[missing]
     located = src.objects.locate(words.astype(">u8").tobytes())
     sizes = frame_sizes(located)
     owners = np.fromiter(owner.values(), np.int64, len(owner))[missing]

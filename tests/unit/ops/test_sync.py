@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from fakes.collector import condemn, delete_packs, objects_by_pack, packs_of, unsafe_objects
+from fakes.collector import condemn, delete_packs, delta_frame, objects_by_pack, packs_of, unsafe_objects
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 from fakes.sync_stores import Side, shown
 from fsspec.callbacks import Callback
@@ -16,13 +16,11 @@ import casstore
 from casstore.backend.wrapper import ReadonlyBackend
 from casstore.digest import digest
 from casstore.errors import AccessDenied, ConfigError, MissingObject, RefNotFound
-from casstore.format import frame, marks, names
-from casstore.format.frame import FrameHeader
+from casstore.format import marks, names
 from casstore.format.rows import Kind
 from casstore.ops.sync import execute, execution, plan_sync, planning
 from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX
-from casstore.store.packs import EncodedFrames
 
 SHARED = noise(1, 300_000)
 BASE = model_of(shared=SHARED, own=noise(2, 200_000), config=b'{"a": 1}')
@@ -559,22 +557,22 @@ class TestCollectors:
 class TestDeltas:
     """Frames with bases, made by hand: no writer makes them yet. Their payload happens to decode alone."""
 
+    BOTTOM = noise(30, 65_000)
     GROUND = noise(31, 70_000)
     DERIVED = noise(32, 80_000)
 
     def make(self, side, *, rank=1, bases=None):
         """Put GROUND into a store alone, DERIVED on top of it, and a model of each."""
-        self.delta(side, self.GROUND, rank - 1, [digest(noise(30, 65_000))] if rank > 1 else [])
+        self.delta(side, self.GROUND, rank - 1, [digest(self.BOTTOM)] if rank > 1 else [])
         self.delta(side, self.DERIVED, rank, bases or [digest(self.GROUND)])
         side.add("models/ground", model_of(f=self.GROUND))
         side.add("models/derived", model_of(f=self.DERIVED))
         assert self.rank_in(side, self.DERIVED) == rank
 
     def delta(self, side, plain, rank, bases):
-        header = FrameHeader(digest(plain), Kind.CHUNK, 0, len(plain), len(plain), rank, tuple(bases))
         with side.plain.publication() as publication:
-            data = memoryview(frame.encode_header(header) + plain)
-            publication.write(EncodedFrames([header], data))
+            publication.write_objects(Kind.CHUNK, {digest(self.BOTTOM): self.BOTTOM})
+            publication.write(delta_frame(plain, rank, bases))
             publication.commit_all([], lambda _: iter(()))
 
     def rank_in(self, side, plain):
@@ -606,7 +604,7 @@ class TestDeltas:
 
     def test_alone_where_the_base_over_there_has_no_lower_rank(self, here, there):
         self.make(here)
-        self.delta(there, self.GROUND, 1, [digest(noise(30, 65_000))])
+        self.delta(there, self.GROUND, 1, [digest(self.BOTTOM)])
         report = sync(here.plain, there.plain, ["models/derived"])
         assert (report.reencoded, self.rank_in(there, self.DERIVED)) == (1, 0)
 

@@ -1,0 +1,256 @@
+"""The way back from damage: set apart what is damaged, add the model again, and it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
+
+from casstore.errors import IntegrityError, MissingObject
+from casstore.format import frame, marks
+from casstore.format.rows import Kind
+from casstore.ops.quarantine import find_damage, quarantine_damaged
+from casstore.ops.sync import execute, plan_sync
+from casstore.store.keys import PACK_PREFIX, pack_key
+from casstore.store.store import Store
+
+MODEL = model_of(weights=noise(1, 900_000), small=noise(2, 700))
+OTHER = model_of(weights=noise(3, 300_000))
+REF = "models/m"
+
+
+def flip(path, at=None):
+    """Change one byte of data: nothing but reading it tells."""
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2 if at is None else at)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+DAMAGE = {
+    "flipped": flip,
+    "cut": lambda path: os.truncate(path, os.path.getsize(path) // 2),
+    "cut by a byte": lambda path: os.truncate(path, os.path.getsize(path) - 1),
+    "cut to 1,000 bytes": lambda path: os.truncate(path, 1000),
+    "emptied": lambda path: os.truncate(path, 0),
+    "longer": lambda path: os.truncate(path, os.path.getsize(path) + 1),
+    "deleted": os.unlink,
+}
+SIZES = [name for name in DAMAGE if name != "flipped"]
+
+
+class Place:
+    """A store in a folder, and the files of MODEL, which the stat cache trusts."""
+
+    def __init__(self, tmp_path):
+        self.root = str(tmp_path / "store")
+        self.folder = write_model(MODEL, tmp_path / "files")
+        with Store.open(self.root, create=True) as store:
+            store.add(write_model(OTHER, tmp_path / "other"), ref="models/other")
+            self.others = set(self.packs(store))
+            store.add(self.folder, ref=REF)
+
+    def packs(self, store):
+        return [entry.key for entry in store.backend.list(PACK_PREFIX)]
+
+    def damage(self, how):
+        with Store.open(self.root) as store:
+            for key in set(self.packs(store)) - self.others:
+                path = os.path.join(self.root, key)
+                os.chmod(path, 0o600)
+                DAMAGE[how](path)
+
+    def add(self, ref=REF, **options):
+        with Store.open(self.root) as store:
+            return store.add(self.folder, ref=ref, **options)
+
+    def quarantine(self, ref=REF):
+        with Store.open(self.root) as store:
+            return quarantine_damaged(store, store.record(ref))
+
+    def assert_whole(self, *refs):
+        with Store.open(self.root) as store:
+            for ref in refs or (REF,):
+                assert read_model(store, ref) == MODEL
+                assert store.lacks(store.record(ref)) == 0
+            assert read_model(store, "models/other") == OTHER
+
+
+@pytest.fixture(params=["one pack", "many packs"])
+def place(tmp_path, monkeypatch, request):
+    if request.param == "many packs":
+        small_packs(monkeypatch, 100_000)
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("stat_cache", [True, False])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_quarantine_then_add_again(place, how, stat_cache):
+    place.damage(how)
+    place.quarantine()
+    added = place.add(stat_cache=stat_cache)
+    assert added.chunks_new > 0
+    place.assert_whole()
+    assert place.quarantine() == {}
+    assert place.add(stat_cache=stat_cache).chunks_new == 0
+
+
+@pytest.mark.parametrize("stat_cache", [True, False])
+@pytest.mark.parametrize("how", SIZES)
+def test_what_the_size_tells_needs_no_quarantine(place, how, stat_cache):
+    place.damage(how)
+    with Store.open(place.root) as store:
+        assert store.lacks(store.record(REF)) > 0
+    added = place.add(stat_cache=stat_cache)
+    assert added.chunks_new == added.chunks
+    place.assert_whole()
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_through_another_ref(place, how):
+    place.damage(how)
+    place.quarantine()
+    assert place.add("models/again").chunks_new > 0
+    place.assert_whole(REF, "models/again")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_from_a_copy(place, how, tmp_path):
+    with Store.open(str(tmp_path / "good"), create=True) as good:
+        good.add(place.folder, ref=REF)
+        place.damage(how)
+        if how == "flipped":
+            place.quarantine()
+        with Store.open(place.root) as store:
+            execute(plan_sync(good, store, [REF], overwrite=True))
+            assert plan_sync(good, store, [REF], overwrite=True).empty
+    place.assert_whole()
+
+
+def test_a_process_that_met_the_damage_does_not_rely_on_it(tmp_path):
+    """Whoever has read the damage adds the model again, without a note from anybody."""
+    place = Place(tmp_path)
+    place.damage("flipped")
+    with Store.open(place.root) as store:
+        with pytest.raises(IntegrityError):
+            read_model(store, REF)
+        with pytest.raises(MissingObject):
+            store.tag("best", REF)
+        store.add(place.folder, ref=REF)
+        assert read_model(store, REF) == MODEL
+        store.tag("best", REF)
+    place.assert_whole(REF, "tags/best")
+
+
+@pytest.mark.parametrize("kind", [Kind.MANIFEST, Kind.LAYOUT])
+def test_quarantine_finds_every_pack(tmp_path, monkeypatch, kind):
+    """Though what describes the model is damaged, so that nobody knows what it needs."""
+    small_packs(monkeypatch, 100_000)
+    place = Place(tmp_path)
+    with Store.open(place.root) as store:
+        located = store.index.locate(store.objects_of(store.record(REF)))
+        chunk = located.rows[located.rows["kind"] == Kind.CHUNK][0]
+        rows = [located.rows[located.rows["kind"] == kind][0], chunk]
+        wanted = {store.index.pack_id(int(row["pack"])).hex() for row in rows}
+        for row in rows:
+            path = os.path.join(place.root, pack_key(store.index.pack_id(int(row["pack"]))))
+            os.chmod(path, 0o600)
+            flip(path, int(row["offset"]) + frame.HEADER_SIZE + 5)
+    with Store.open(place.root) as store:
+        damage = find_damage(store, store.record(REF))
+        assert list(store.backend.list(marks.QUARANTINE_PREFIX)) == []
+    assert len(wanted) == 2
+    assert not damage.complete
+    assert {pack.hex() for pack in damage.packs} == wanted
+    assert set(place.quarantine()) == wanted
+    place.add()
+    place.assert_whole()
+
+
+def test_quarantine_again_says_the_same_until_the_model_is_whole(place):
+    place.damage("flipped")
+    first = place.quarantine()
+    assert place.quarantine() == first
+    place.add()
+    assert place.quarantine() == {}
+
+
+def test_quarantine_spares_what_is_whole(place):
+    assert place.quarantine() == {}
+    place.damage("flipped")
+    place.quarantine()
+    assert place.quarantine("models/other") == {}
+
+
+def test_both_copies_are_damaged(place):
+    """The model was stored twice, by two writers that knew nothing of one another."""
+    place.damage("cut")
+    place.add()
+    place.damage("flipped")
+    found = place.quarantine()
+    with Store.open(place.root) as store:
+        assert len(found) == len(set(place.packs(store)) - place.others)
+    place.add()
+    place.assert_whole()
+
+
+def test_what_is_only_gone_is_told(place):
+    place.damage("deleted")
+    with Store.open(place.root) as store:
+        damage = find_damage(store, store.record(REF))
+    assert damage.missing > 0
+    assert all(reason.endswith("is gone.") for reason in damage.packs.values())
+
+
+def test_a_tag_copies_what_is_whole_in_a_pack_that_was_set_apart(place):
+    with Store.open(place.root) as store:
+        for key in set(place.packs(store)) - place.others:
+            pack = bytes.fromhex(key.rpartition("/")[2])
+            note = marks.Quarantine(pack, "by hand", 0)
+            store.backend.put(marks.quarantine_key(pack), [marks.encode_quarantine(note)])
+        packs = set(place.packs(store))
+        store.tag("best", REF)
+        for key in packs - place.others:
+            os.unlink(os.path.join(place.root, key))
+    place.assert_whole(REF, "tags/best")
+
+
+def test_a_foreign_damaged_pack_stops_nobody(place):
+    """No segment covers it, so nothing tells what it holds: a publish that looks for more goes on."""
+    shutil.rmtree(os.path.join(place.root, "index"))
+    with Store.open(place.root) as store:
+        [*keys] = sorted(set(place.packs(store)) - place.others)
+    for key in keys:
+        os.chmod(os.path.join(place.root, key), 0o600)
+        os.truncate(os.path.join(place.root, key), 10)
+    assert place.add().chunks_new > 0
+    place.assert_whole()
+
+
+def test_a_server_that_stores_less_than_it_was_given(place, monkeypatch):
+    """The new pack itself is too short: nothing is acknowledged before it is whole."""
+    with Store.open(place.root) as store:
+        inner, shortened = store.backend.stat, []
+
+        def stat(key):
+            entry = inner(key)
+            if key.startswith(PACK_PREFIX) and key not in before and not shortened:
+                shortened.append(key)
+                os.chmod(os.path.join(place.root, key), 0o600)
+                os.truncate(os.path.join(place.root, key), entry.size - 1)
+                entry = inner(key)
+            return entry
+
+        before = set(place.packs(store))
+        monkeypatch.setattr(store.backend, "stat", stat)
+        folder = write_model(model_of(new=noise(9, 5_000)), os.path.join(os.path.dirname(place.root), "new"))
+        store.add(folder, ref="models/new")
+        assert shortened
+        monkeypatch.undo()
+        assert read_model(store, "models/new") == model_of(new=noise(9, 5_000))
+        os.unlink(os.path.join(place.root, shortened[0]))
+        assert read_model(store, "models/new") == model_of(new=noise(9, 5_000))
+        assert_clean(store)
