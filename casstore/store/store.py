@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ from casstore.store import files
 from casstore.store.checkout import Checkout
 from casstore.store.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.store.content import content_id
+from casstore.store.exclusion import Exclusion
 from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
@@ -33,11 +33,11 @@ from casstore.store.publish import Publication, has_pack
 from casstore.store.ref_rows import RefQuery
 from casstore.store.refs import Refs, not_found
 from casstore.store.round_trips import is_far
-from casstore.store.sources import find_sources, place_sources
+from casstore.store.sources import list_sources
 from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from fsspec import Callback
@@ -194,15 +194,18 @@ class Store:
         callback: Callback | None = None,
         follow_links: bool = True,
         stat_cache: bool = True,
+        exclude: Sequence[str] = (),
+        ignore_file: bool = True,
     ) -> AddResult:
         """Add a file or directory and make `ref` (default `models/<model id>`) name it.
 
         A map adds several files and directories at once, each under the path in the model that is its key.
         `base` is the model that it was made from; it and `metadata` are kept in the ref's record.
-        `stat_cache=False` reads files even if their times say that nothing changed. Raises ConfigError for
-        paths that cannot be kept, ConflictError for a file that changes meanwhile; then nothing is added.
+        `stat_cache=False` reads files even if their times say that nothing changed. `exclude` are patterns, as
+        in .gitignore, of what is left out of every folder that is added; one that is added by its own path also
+        leaves out what its `.casstoreignore` says, unless `ignore_file` is off. Raises ConfigError for paths that cannot be kept, ConflictError for a file that changes meanwhile; then nothing is added.
         """
-        started, started_ns = time.perf_counter(), time.time_ns()
+        started = time.perf_counter()
         if ref is not None:
             _check_model_name(ref)
         # Written and read once before any work is done: what cannot be kept is refused now, and compared
@@ -212,11 +215,9 @@ class Store:
         ]
         base_id = bytes.fromhex(self.resolve(base).model_id) if base is not None else None
         root = self.backend.local_path(marks.FORMAT_KEY)
-        exclude = os.path.realpath(os.path.dirname(root)) if root else None
-        if isinstance(path, Mapping):
-            sources = place_sources(path, follow=follow_links, exclude=exclude)
-        else:
-            sources = find_sources(os.fspath(path), follow=follow_links, exclude=exclude)
+        own = os.path.realpath(os.path.dirname(root)) if root else None
+        exclusion = Exclusion(exclude, ignore_file=ignore_file)
+        sources = list_sources(path, follow=follow_links, store=own, exclusion=exclusion)
         with (
             self.publication() as publication,
             Ingest(
@@ -260,7 +261,7 @@ class Store:
                 ),
                 supply,
             )
-            ingest.remember(sources, started_ns)
+            ingest.remember()
         counts = ingest.counts
         return AddResult(
             model_id=model_id.hex(),
@@ -420,9 +421,12 @@ class Store:
         packs = {self.index.pack_id(number) for number in set(located.rows["pack"].tolist())}
         return sum(not has_pack(self.backend, pack) for pack in packs)
 
-    def content_id(self, path: str | Mapping[str, str]) -> str:
+    def content_id(
+        self, path: str | Mapping[str, str], *, exclude: Sequence[str] = (), ignore_file: bool = True
+    ) -> str:
         """Return the model id that adding `path` would give; nothing is added."""
-        return content_id(path, self.machine).hex()
+        exclusion = Exclusion(exclude, ignore_file=ignore_file)
+        return content_id(path, self.machine, exclusion=exclusion).hex()
 
     def put_manifest(
         self,
