@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from casstore.cache.document import CollectedModel
     from casstore.format.record import Record
-    from casstore.store.store import AddResult, Model, Store
+    from casstore.store.model import Model
+    from casstore.store.store import AddResult, Store
 
 
 class ModelFileTransfer:

@@ -13,7 +13,6 @@ from casstore.backend import open_backend
 from casstore.digest import digest, is_hex
 from casstore.errors import ConfigError, FormatError, MissingObject, ObjectNotFound, RefNotFound
 from casstore.format import canonical, marks, names
-from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import record as record_format
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
@@ -27,6 +26,7 @@ from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
 from casstore.store.machine import MachineState, state_path
+from casstore.store.model import Model, read_model
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import encode_object
 from casstore.store.publish import Publication, has_pack
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
-    from casstore.format.manifest import Tree
     from casstore.format.record import Record
     from casstore.store.packs import EncodedFrames
     from casstore.store.ref_rows import RefRow
@@ -70,25 +69,6 @@ class AddResult:
     chunks: int
     chunks_new: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order."""
-
-    model_id: str
-    tree: Tree
-    layouts: tuple[Layout, ...]
-    layout_ids: tuple[bytes, ...]
-    record: Record
-
-    def layout(self, path: str) -> Layout:
-        """Return the layout of one file; raise RefNotFound if there is no such file."""
-        for entry, layout in zip(self.tree.files, self.layouts, strict=True):
-            if entry.path == path:
-                return layout
-        some = ", ".join(entry.path for entry in self.tree.files[:5])
-        raise RefNotFound(f"{self.record.name} has no file {path!r}; it has {len(self.layouts)}: {some}, …")
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,14 +313,7 @@ class Store:
         if kept is not None and kept.record.target == record.target:
             return replace(kept, record=record)
         self.index.learn(record.packs)
-        manifest = manifest_format.decode_model(self.objects.read(record.manifest))
-        tree_data, *layouts = self.objects.read_many([manifest.model_id, *manifest.layouts])
-        tree = manifest_format.decode_tree(tree_data)
-        decoded = tuple(layout_format.decode(data) for data in layouts)
-        sizes = [(entry.file_id, entry.size) for entry in tree.files]
-        if manifest.model_id != record.target or sizes != [(item.file_id, item.size) for item in decoded]:
-            raise FormatError(f"The manifest of {record.name} does not fit its tree: add the model again.")
-        model = Model(manifest.model_id.hex(), tree, decoded, manifest.layouts, record)
+        model = read_model(record, record.manifest, reader=self.objects, backend=self.backend)
         self._models[record.manifest] = model
         if len(self._models) > _KEPT_MODELS:
             self._models.popitem(last=False)
