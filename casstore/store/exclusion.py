@@ -52,7 +52,7 @@ class Exclusion:
             return self
         known = Exclusion()
         known._ignore_file = True
-        place = os.fsdecode(os.path.join(folder, IGNORE_FILE.encode()))
+        place = os.path.join(folder, IGNORE_FILE.encode()).decode(errors="backslashreplace")
         known._spec = _compile([*lines, *self._patterns], place=place)
         return known
 
@@ -76,7 +76,7 @@ def _compile(lines: Iterable[str], *, place: str) -> GitIgnoreSpec:
 
 def _read_lines(path: bytes) -> list[str] | None:
     """Return the lines of an ignore file, None if there is none."""
-    shown = os.fsdecode(path)
+    shown = path.decode(errors="backslashreplace")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None

@@ -14,6 +14,7 @@ from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, Confl
 from casstore.format.manifest import Mode
 from casstore.format.paths import check_paths
 from casstore.store.exclusion import Exclusion
+from casstore.store.local_names import system_path
 
 if TYPE_CHECKING:
     from casstore.store.unchanged import UnchangedFiles
@@ -110,8 +111,8 @@ def find_sources(
     of them; `follow=False` refuses them. Refused by name: broken links, cycles, special files, names that are
     not UTF-8 or unsafe elsewhere, and a directory that contains `store`. Raises ConfigError or AccessDenied.
     """
-    place = os.fsencode(path)
     try:
+        place = system_path(path)
         status = os.stat(place)
     except OSError as error:
         raise _unreadable(place, error) from error  # Invariant 8: what cannot be listed is an error.
@@ -145,7 +146,7 @@ def place_sources(
     empty: list[str] = []
     for path, location in places.items():
         found = find_sources(location, follow=follow, store=store, exclusion=exclusion)
-        if os.path.isdir(location):
+        if os.path.isdir(system_path(location)):
             files += [replace(file, path=f"{path}/{file.path}") for file in found.files]
             empty += [f"{path}/{name}" for name in found.empty]
             if not found.files and not found.empty:

@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING
 
 from casstore.digest import digest
+from casstore.store.local_names import system_path
 from casstore.store.sources import StatIdentity
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class UnchangedFiles:
         """Return 32 bytes that stand for the file's bytes as long as they are returned, None if nothing does."""
         if max(identity.mtime_ns, identity.ctime_ns) > self._newest or self._boot is None:
             return None
-        path = os.fsencode(path)
+        path = system_path(path) if isinstance(path, str) else path
         if sys.platform == "darwin" and not _is_flushed(path, identity):
             return None  # Pages that a map changes are seen by macOS only when they are written back.
         folder, name = os.path.split(path)
