@@ -11,10 +11,15 @@ from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 from casstore.format import canonical, fields
 from casstore.format.rows import MAX_CHUNK
+from casstore.format.spans import Span, pack_spans, unpack_spans
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from typing_extensions import Buffer
+
+__all__ = ["VERSION", "Layout", "Span", "decode", "encode"]
 
 VERSION = 1
 _KIND = "layout"
@@ -22,29 +27,18 @@ _KNOWN = frozenset({"type", "version", "requires", "cut", "file", "size", "ids",
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """One tensor inside a file: its bytes are [`begin`, `end`)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
     """How one file is cut.
 
     `cut` is the version of the chunking rule, `file_id` the BLAKE3 of the whole file, `size` its bytes;
-    `ids` joins the chunk ids, `lengths` their bytes in the same order.
+    `ids` joins the chunk ids, `lengths` their bytes in the same order. `spans` are the tensors.
     """
 
     file_id: bytes
     size: int
     ids: bytes
     lengths: NDArray[np.uint32]
-    spans: tuple[Span, ...] = ()
+    spans: Sequence[Span] = ()
     cut: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -66,6 +60,7 @@ class Layout:
 
 def encode(layout: Layout) -> bytes:
     """Return the canonical bytes of a layout; its BLAKE3 is the layout id."""
+    spans = pack_spans(layout.spans)
     return canonical.encode(
         {
             **layout.extra,
@@ -76,7 +71,7 @@ def encode(layout: Layout) -> bytes:
             "size": layout.size,
             "ids": layout.ids,
             "lengths": layout.lengths.astype("<u4").tobytes(),
-            "spans": [[s.name, s.dtype, list(s.shape), s.begin, s.end] for s in layout.spans],
+            "spans": spans.fields() if spans else None,
         }
     )
 
@@ -90,6 +85,8 @@ def decode(data: Buffer) -> Layout:
     packed = fields.field(value, "lengths", bytes, kind=_KIND)
     if file_id is None:
         raise FormatError("A layout does not name its file.")
+    if "spans" not in value:
+        raise FormatError("A layout does not say what tensors its file has.")
     if len(ids) % DIGEST_SIZE or len(packed) * (DIGEST_SIZE // 4) != len(ids):
         raise FormatError("A layout has as many lengths as ids, or it is no layout.")
     lengths = np.frombuffer(packed, "<u4")
@@ -100,16 +97,7 @@ def decode(data: Buffer) -> Layout:
         size=size,
         ids=ids,
         lengths=lengths,
-        spans=tuple(_span(item, size) for item in fields.field(value, "spans", list, kind=_KIND)),
+        spans=unpack_spans(value["spans"], size),
         cut=fields.field(value, "cut", int, kind=_KIND),
         extra=fields.unknown_keys(value, _KNOWN),
     )
-
-
-def _span(item: Any, size: int) -> Span:
-    match item:
-        case [str(name), str(dtype), list(shape), int(begin), int(end)] if 0 <= begin <= end <= size and all(
-            type(dim) is int and dim >= 0 for dim in shape
-        ):
-            return Span(name, dtype, tuple(shape), begin, end)
-    raise FormatError("A layout holds a tensor span that is not one.")

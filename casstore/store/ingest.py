@@ -18,8 +18,9 @@ from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
 from casstore.digest import Hasher, digest
 from casstore.errors import ConflictError, IntegrityError, ObjectNotFound
 from casstore.format import layout as layout_format
-from casstore.format.layout import Layout, Span
+from casstore.format.layout import Layout
 from casstore.format.rows import Kind
+from casstore.format.spans import pack_spans
 from casstore.store.buffers import BLOCK, give_block, take_block
 from casstore.store.machine import KnownFile
 from casstore.store.packs import encode_frames, encode_object
@@ -327,9 +328,7 @@ class Ingest:
             ids=b"".join(reading.ids),
             lengths=np.array(reading.lengths, "<u4"),
             # Tensors were looked for in a file of the size that stat gave.
-            spans=tuple(Span(s.name, s.dtype, s.shape, s.begin, s.end) for s in reading.spans)
-            if as_stated
-            else (),
+            spans=pack_spans(reading.spans) if as_stated else (),
             cut=LAYOUT_VERSION,
         )
         plain = layout_format.encode(layout)

@@ -19,7 +19,7 @@ with Store.open("store") as store:
     folder = sys.argv[1]
     print(store.content_id(folder))
     print(store.add(folder).model_id)
-    print(store.content_id({"x": folder}), store.content_id({"x": "unmöglich-模"}))
+    print(store.content_id({"x": folder}), store.content_id({"x": "unm\\xf6glich-\\u6a21"}))
     store.checkout(sys.argv[2], sys.argv[3])
 """
 
