@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from casstore.ops.check import CheckReport, check
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
+    from casstore.store.model import Model
     from casstore.store.ref_rows import RefRow
-    from casstore.store.store import AddResult, Model, Store
+    from casstore.store.store import AddResult, Store
     from casstore.store.usage import StoreStats
 
 __all__ = [
@@ -76,7 +77,7 @@ _HOMES = {
     "ConfigError": "casstore.errors",
     "ConflictError": "casstore.errors",
     "IntegrityError": "casstore.errors",
-    "Model": "casstore.store.store",
+    "Model": "casstore.store.model",
     "ModelCacheManager": "casstore.cache.model_cache",
     "ModelFileTransfer": "casstore.cache.transfer",
     "OliveCache": "casstore.cache.olive_cache",

@@ -18,6 +18,7 @@ from casstore import tensors
 from casstore.cache.values import plain
 from casstore.errors import ConfigError, FormatError, UnsupportedVersion
 from casstore.format.paths import check_path
+from casstore.store.local_names import tree_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -127,7 +128,7 @@ def collect(
     for pointer, role, location in sorted(named, key=lambda item: (item[2].count(os.sep), item[1])):
         inside = _inside(location, roots)
         if inside is None:
-            name = role if os.path.isdir(location) else f"{role}/{os.path.basename(location)}"
+            name = role if os.path.isdir(location) else f"{role}/{tree_name(os.path.basename(location))}"
             roots[location], places[name] = name, location
             for outer in companions(location):
                 places[f"{role}/{outer}"] = os.path.join(os.path.dirname(location), outer)
@@ -231,7 +232,7 @@ def _inside(location: str, roots: dict[str, str]) -> str | None:
         if location == root:
             return name
         if location.startswith(root.rstrip(os.sep) + os.sep) and os.path.isdir(root):
-            return f"{name}/{location[len(root) :].lstrip(os.sep).replace(os.sep, '/')}"
+            return f"{name}/{tree_name(location[len(root) :].lstrip(os.sep))}"
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from casstore.cache.document import collect, mark_lazy
 from casstore.cache.placements import Placement, identities
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import RefNotFound
+from casstore.store.local_names import local_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,7 +171,7 @@ def model_ref(name: str) -> str:
 def _at(document: ModelDocument | None, files: Path) -> dict[str, Any]:
     if document is None:
         return {"config": {"model_path": str(files)}}
-    return document.located(lambda path: os.path.join(files, *path.split("/")))
+    return document.located(lambda path: local_path(files, path))
 
 
 def _as_cached(document: ModelDocument, places: dict[str, str]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _as_cached(document: ModelDocument, places: dict[str, str]) -> dict[str, Any
             if path == name:
                 return location
             if path.startswith(f"{name}/"):
-                return os.path.join(location, *path[len(name) + 1 :].split("/"))
+                return local_path(location, path[len(name) + 1 :])
         raise AssertionError(path)
 
     return document.located(locate)

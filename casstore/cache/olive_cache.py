@@ -342,7 +342,7 @@ class OliveCache:
     ) -> None:
         """Record what a model was measured at; `evaluator`, by default that of `evaluating`, is part of the key."""
         with self._attempt(f"record the evaluation of {model_id}"):
-            name = evaluators.name_of(evaluator, self.local.content_id)
+            name = evaluators.name_of(evaluator, self._content_id)
             self.runs.cache_evaluation(
                 model_id,
                 dict(evaluation_json),
@@ -359,7 +359,7 @@ class OliveCache:
     def load_evaluation(self, model_id: str, *, evaluator: object = None) -> dict[str, Any] | None:
         """Return what a model was measured at by one evaluator, None for a miss."""
         with self._attempt(f"load the evaluation of {model_id}"):
-            name = evaluators.name_of(evaluator, self.local.content_id)
+            name = evaluators.name_of(evaluator, self._content_id)
             found = self.runs.load_evaluation(model_id, evaluator=name)
             if found is None and self._sharing is not None:
                 self._sharing.pull(evaluation_ref(model_id, name))
@@ -374,7 +374,7 @@ class OliveCache:
         found = self.load_evaluation(model_id, evaluator=evaluator)
         path = self.dirs.evaluations / f"{model_id}.json"
         with self._attempt(f"write the evaluation of {model_id}"):
-            path = self._evaluation_view(model_id, evaluators.name_of(evaluator, self.local.content_id))
+            path = self._evaluation_view(model_id, evaluators.name_of(evaluator, self._content_id))
             if found is not None:
                 write_view(path, found)
             elif not is_foreign(path):
@@ -568,6 +568,9 @@ class OliveCache:
         if config is not None:
             self.models.cache_model(model_id, config, metadata={"workflow": self.dirs.cache_dir.name})
         return config
+
+    def _content_id(self, path: str | Mapping[str, str]) -> str:
+        return self.local.content_id(path, ignore_file=False)
 
     def _evaluation_view(self, model_id: str, evaluator: str) -> Path:
         suffix = f".{evaluator}" if evaluator else ""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import BackendError, ConfigError
 from casstore.format.paths import check_path, check_paths
+from casstore.store.local_names import local_path, tree_name
 from casstore.store.sources import find_sources
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Output:
 
     def at(self, path: str) -> str:
         """Return where a path is on this machine; "" is the folder itself."""
-        return os.path.join(self.folder, *path.split("/")) if path else str(self.folder)
+        return local_path(self.folder, path) if path else str(self.folder)
 
     def holds(self, path: str) -> bool:
         """Say whether a file of this path, or below it, is to be written."""
@@ -111,7 +112,7 @@ class Output:
                 if name == root:
                     return path
                 if name.startswith(root.rstrip(os.sep) + os.sep) and os.path.isdir(name):
-                    inside = os.path.relpath(name, root).replace(os.sep, "/")
+                    inside = tree_name(os.path.relpath(name, root))
                     return f"{path}/{inside}" if path else inside
         return None
 
@@ -138,9 +139,9 @@ class Output:
             os.makedirs(self.folder, exist_ok=True)
             with _aside(self.at("")) as aside:
                 for path, content in self._files.items():
-                    _make(content, os.path.join(aside, *path.split("/")))
+                    _make(content, local_path(aside, path))
                 for path in self._empty:
-                    os.makedirs(os.path.join(aside, *path.split("/")), exist_ok=True)
+                    os.makedirs(local_path(aside, path), exist_ok=True)
                 doing = "completed"
                 self._publish(aside, overwrite=overwrite)
         except FileExistsError as error:
@@ -193,11 +194,11 @@ class Output:
             if overwrite and os.path.lexists(place):
                 os.rename(place, os.path.join(aside, f"{_ASIDE}{number}"))
             # Invariant 1: a folder that holds files, made meanwhile, is not replaced by rename(2).
-            os.rename(os.path.join(aside, *path.split("/")), place)
+            os.rename(local_path(aside, path), place)
         for path in self._loose(self._empty):
             os.makedirs(self.at(path), exist_ok=True)
         for path in sorted(self._loose(self._files), key=self._turn):
-            made, place = os.path.join(aside, *path.split("/")), self.at(path)
+            made, place = local_path(aside, path), self.at(path)
             os.makedirs(os.path.dirname(place), exist_ok=True)
             if overwrite:
                 os.replace(made, place)  # Asked for; at every moment the old or the new file is there, whole.

@@ -62,7 +62,7 @@ def _input_id(cache: OliveCache, source: Path) -> str:
     content = _first_below(source, cache.dirs.checkouts)
     if content is not None and cache.placements.checkout(content) is not None:
         return content
-    return cache.local.content_id(os.fspath(source))
+    return cache.local.content_id(os.fspath(source), ignore_file=False)
 
 
 def _first_below(path: Path, folder: Path) -> str | None:

@@ -7,6 +7,7 @@ import platform
 import re
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from casstore._version import __version__
@@ -80,7 +81,7 @@ class RunCacheManager:
             input=input_model,
             pass_name=pass_name.lower(),
             pass_version=pass_version,
-            config=by_content(settings, self._store.content_id),
+            config=by_content(settings, partial(self._store.content_id, ignore_file=False)),
             accelerator=str(accelerator) if accelerator else None,
             environment=self._environment,
         )
@@ -154,7 +155,9 @@ class RunCacheManager:
         run = self._read(run_ref(name))
         if run is None:
             raise RefNotFound(f"No run is recorded as {name!r}.")
-        added = self._store.add(path, ref=f"models/artifacts/{checked_id(name)}/{checked_id(label)}")
+        added = self._store.add(
+            path, ref=f"models/artifacts/{checked_id(name)}/{checked_id(label)}", ignore_file=False
+        )
         run = replace(run, artifacts={**run.artifacts, label: bytes.fromhex(added.model_id)})
         self._store.put_manifest(run_ref(name), encode_run(run), metadata=_facts(run))
         return run

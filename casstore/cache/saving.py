@@ -21,6 +21,7 @@ from casstore.cache.onnx_files import with_locations
 from casstore.cache.output import Output, same_content
 from casstore.errors import ConfigError
 from casstore.format.paths import check_path
+from casstore.store.local_names import tree_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,7 +209,7 @@ class _Saving:
         if root is not None and os.path.isdir(root):
             self._output.add_folder("", root)
         elif root is not None:
-            self._output.add_file(os.path.basename(root), root)
+            self._output.add_file(tree_name(os.path.basename(root)), root)
         if root is not None or not model["config"].get("model_path"):
             self._assign(("config", "model_path"), self._output.at(""))
         for at, (name, component) in enumerate(_components(model)):
@@ -230,7 +231,7 @@ class _Saving:
         if os.path.isdir(source):
             self._output.add_folder(folder, source)
             return
-        self._output.add_file(f"{folder}/{os.path.basename(source)}", source)
+        self._output.add_file(f"{folder}/{tree_name(os.path.basename(source))}", source)
         for companion in companions(source):
             beside = os.path.join(os.path.dirname(source), companion)
             self._output.add_file(f"{folder}/{companion}", beside)
@@ -259,7 +260,7 @@ class _Saving:
         path = self._assigned.get((*here, "config", "model_path"))
         if not here or not isinstance(path, str) or not _is_below(path, self._output.folder):
             return ""
-        inside = os.path.relpath(path, self._output.folder).replace(os.sep, "/")
+        inside = tree_name(os.path.relpath(path, self._output.folder))
         if self._output.holds(inside) and not self._output.is_file(inside):
             return inside
         return "" if inside == "." else inside.rpartition("/")[0]

@@ -14,6 +14,7 @@ from casstore.cache.run_cache import RunCacheManager, new_run, run_json, run_ref
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import RefNotFound
 from casstore.ops.sync import execute, plan_sync
+from casstore.store.local_names import local_path
 from casstore.store.store import Store
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class SharedCache:
         target = os.path.join(os.path.abspath(dest), "model")
         document = self._transfer().download_model(record, target)
         assert document is not None
-        located = document.located(lambda path: os.path.join(target, *path.split("/")))
+        located = document.located(lambda path: local_path(target, path))
         return replace_config(model_config, located)
 
     def cache_run(self, model_id: str, run_json_path: str | os.PathLike[str]) -> None:

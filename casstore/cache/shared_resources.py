@@ -45,7 +45,9 @@ class SharedResources:
     def keep(self, name: str, folder: str, saved: str) -> None:
         """Share a resource that was downloaded into `folder`, where it is the file or folder `saved`."""
         try:
-            self._local.add(folder, ref=_ref(name), metadata={_SAVED: saved, "type": "resource"})
+            self._local.add(
+                folder, ref=_ref(name), metadata={_SAVED: saved, "type": "resource"}, ignore_file=False
+            )
         except (CasstoreError, OSError) as error:
             # Invariant 11: the resource is here, and other machines download it themselves.
             _log.warning("The resource %s could not be shared: %s", name, error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
 from casstore.errors import ConfigError, IntegrityError
+from casstore.store.local_names import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from casstore.cache.document import CollectedModel
     from casstore.format.record import Record
-    from casstore.store.store import AddResult, Model, Store
+    from casstore.store.model import Model
+    from casstore.store.store import AddResult, Store
 
 
 class ModelFileTransfer:
@@ -44,7 +46,9 @@ class ModelFileTransfer:
         """
         if not model_path or not os.path.exists(model_path):
             return None
-        return self._store.add(model_path, ref=ref, base=base, metadata=metadata, callback=self._callback)
+        return self._store.add(
+            model_path, ref=ref, base=base, metadata=metadata, callback=self._callback, ignore_file=False
+        )
 
     def upload_model(
         self,
@@ -80,7 +84,7 @@ class ModelFileTransfer:
             model = store.checkout_record(record, made, callback=self._callback)
             document = read_document(store, model)
             for entry in model.tree.files:
-                os.chmod(os.path.join(made, *entry.path.split("/")), 0o555 if entry.mode else 0o444)
+                os.chmod(local_path(made, entry.path), 0o555 if entry.mode else 0o444)
             if os.path.isdir(dest):
                 os.rmdir(dest)
             os.rename(made, dest)  # Invariant 4: under its name only when whole and checked.

@@ -8,6 +8,7 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import human_bytes, human_duration, human_rate, short_id
+from casstore.store.local_names import tree_name
 
 
 def _metadata(pairs: list[str] | None) -> dict[str, str]:
@@ -18,7 +19,7 @@ def _metadata(pairs: list[str] | None) -> dict[str, str]:
             raise typer.BadParameter(f"{pair!r} is not KEY=VALUE.", param_hint="--metadata")
         if key in found:
             raise typer.BadParameter(f"{key!r} is given twice.", param_hint="--metadata")
-        found[key] = value
+        found[tree_name(key)] = tree_name(value)
     return found
 
 
@@ -37,6 +38,14 @@ def run(
     metadata: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Kept with the ref; may be given several times."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out what matches, as in .gitignore, besides what the folder's .casstoreignore names;"
+            " may be given several times.",
+        ),
     ] = None,
     no_follow: Annotated[
         bool, typer.Option("--no-follow", help="Refuse links instead of following them.", show_default=False)
@@ -65,6 +74,7 @@ def run(
                 callback=callback,
                 follow_links=not no_follow,
                 stat_cache=not no_stat_cache,
+                exclude=[tree_name(pattern) for pattern in exclude or ()],
             )
         if out.as_json:
             out.print_json(asdict(result))

@@ -8,6 +8,7 @@ import typer
 
 from casstore.cli.options import DebugOption, ModelArgument, StoreOption
 from casstore.cli.session import session
+from casstore.store.local_names import tree_name
 
 _PIECE = 4 << 20
 
@@ -28,6 +29,6 @@ def run(
     with (
         session(store=store, as_json=False, quiet=False, debug=debug) as out,
         out.open(readonly=True) as opened,
-        opened.open_file(ref_or_id, path) as file,
+        opened.open_file(ref_or_id, tree_name(path)) as file,
     ):
         shutil.copyfileobj(file, sys.stdout.buffer, _PIECE)

@@ -11,10 +11,15 @@ from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError, FormatError
 from casstore.format import canonical, fields
 from casstore.format.rows import MAX_CHUNK, MAX_OBJECT
+from casstore.format.spans import Span, pack_spans, unpack_spans
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from typing_extensions import Buffer
+
+__all__ = ["VERSION", "Layout", "Span", "decode", "encode"]
 
 VERSION = 1
 _KIND = "layout"
@@ -22,29 +27,18 @@ _KNOWN = frozenset({"type", "version", "requires", "cut", "file", "size", "ids",
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """One tensor inside a file: its bytes are [`begin`, `end`)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
     """How one file is cut.
 
     `cut` is the version of the chunking rule, `file_id` the BLAKE3 of the whole file, `size` its bytes;
-    `ids` joins the chunk ids, `lengths` their bytes in the same order.
+    `ids` joins the chunk ids, `lengths` their bytes in the same order. `spans` are the tensors.
     """
 
     file_id: bytes
     size: int
     ids: bytes
     lengths: NDArray[np.uint32]
-    spans: tuple[Span, ...] = ()
+    spans: Sequence[Span] = ()
     cut: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -69,8 +63,11 @@ def encode(layout: Layout) -> bytes:
 
     Raises ConfigError for a layout that `decode` would refuse, or that is too large for an object.
     """
+    packed = pack_spans(layout.spans)
+    spans = packed.fields() if packed else None
     try:
         _check(layout)
+        unpack_spans(spans, layout.size)
     except FormatError as error:
         # Invariant 14: what a reader refuses is never written.
         raise ConfigError(f"This layout cannot be stored: {error}") from error
@@ -84,7 +81,7 @@ def encode(layout: Layout) -> bytes:
             "size": layout.size,
             "ids": layout.ids,
             "lengths": layout.lengths.astype("<u4").tobytes(),
-            "spans": [[s.name, s.dtype, list(s.shape), s.begin, s.end] for s in layout.spans],
+            "spans": spans,
         }
     )
     if len(data) > MAX_OBJECT:
@@ -103,6 +100,8 @@ def decode(data: Buffer) -> Layout:
     packed = fields.field(value, "lengths", bytes, kind=_KIND)
     if file_id is None:
         raise FormatError("A layout does not name its file.")
+    if "spans" not in value:
+        raise FormatError("A layout does not say what tensors its file has.")
     if len(ids) % DIGEST_SIZE or len(packed) * (DIGEST_SIZE // 4) != len(ids):
         raise FormatError("A layout has as many lengths as ids, or it is no layout.")
     layout = Layout(
@@ -110,7 +109,7 @@ def decode(data: Buffer) -> Layout:
         size=size,
         ids=ids,
         lengths=np.frombuffer(packed, "<u4"),
-        spans=tuple(_span(item) for item in fields.field(value, "spans", list, kind=_KIND)),
+        spans=unpack_spans(value["spans"], size),
         cut=fields.field(value, "cut", int, kind=_KIND),
         extra=fields.unknown_keys(value, _KNOWN),
     )
@@ -118,23 +117,10 @@ def decode(data: Buffer) -> Layout:
     return layout
 
 
-def _span(item: Any) -> Span:
-    match item:
-        case [str(name), str(dtype), list(shape), int(begin), int(end)]:
-            return Span(name, dtype, tuple(shape), begin, end)
-    raise FormatError("A layout holds a tensor span that is not one.")
-
-
 def _check(layout: Layout) -> None:
-    """Raise FormatError unless the chunks make up the file and the spans lie in it; for writers and readers."""
+    """Raise FormatError unless the chunks make up the file; for writers and readers."""
     lengths, size = layout.lengths, layout.size
     if len(layout.file_id) != DIGEST_SIZE or len(layout.ids) != DIGEST_SIZE * len(lengths):
         raise FormatError("A layout has as many lengths as ids, and names its file.")
     if np.any(lengths == 0) or np.any(lengths > MAX_CHUNK) or int(lengths.sum(dtype=np.int64)) != size:
         raise FormatError("The chunks of a layout do not make up its file.")
-    for span in layout.spans:
-        if not 0 <= span.begin <= span.end <= size:
-            raise FormatError("A layout holds a tensor span that is not in its file.")
-        for dim in span.shape:
-            if type(dim) is not int or dim < 0:
-                raise FormatError("A layout holds a tensor span without a shape.")

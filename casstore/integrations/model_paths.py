@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.manifest import TreeEntry
     from casstore.format.record import Record
-    from casstore.store.store import Model, Store
+    from casstore.store.model import Model
+    from casstore.store.store import Store
 
 _KEPT_FOLDERS = 8
 _KEPT_REFS = 4096
@@ -29,16 +30,16 @@ _MODEL_ID = re.compile(r"[0-9a-f]{4,64}")
 class Folders:
     """The files of one model, and its directories with the names in each; the root is ""."""
 
-    model_id: str
-    files: dict[str, tuple[TreeEntry, Layout]] = field(default_factory=dict)
+    model: Model
+    files: dict[str, TreeEntry] = field(default_factory=dict)
     directories: dict[str, set[str]] = field(default_factory=lambda: {"": set()})
 
     @classmethod
     def of(cls, model: Model) -> Folders:
         """Arrange the tree of a model."""
-        folders = cls(model.model_id)
-        for entry, layout in zip(model.tree.files, model.layouts, strict=True):
-            folders.files[entry.path] = (entry, layout)
+        folders = cls(model)
+        for entry in model.tree.files:
+            folders.files[entry.path] = entry
             folders._enter(entry.path)
         for entry in model.tree.entries:
             if entry.mode == Mode.EMPTY_DIRECTORY:
@@ -55,15 +56,15 @@ class Folders:
     def info(self, name: str, inside: str) -> dict[str, Any]:
         """Return what fsspec wants to know of the file or directory `inside`, which is called `name`."""
         if inside in self.directories:
-            return {"name": name, "type": "directory", "size": 0, "model_id": self.model_id}
-        entry, _ = self.files[inside]
+            return {"name": name, "type": "directory", "size": 0, "model_id": self.model.model_id}
+        entry = self.files[inside]
         return {
             "name": name,
             "type": "file",
             "size": entry.size,
             "blake3": entry.file_id.hex(),
             "executable": entry.mode == Mode.EXECUTABLE,
-            "model_id": self.model_id,
+            "model_id": self.model.model_id,
         }
 
 
@@ -132,7 +133,7 @@ class ModelPaths:
                 raise IsADirectoryError(f"cas://{path} is a directory.")
             raise FileNotFoundError(f"There is no cas://{path} in {self._store.backend.url}.")
         folders, inside = found
-        return folders.files[inside]
+        return folders.files[inside], folders.model.layout(inside)
 
     def _find(self, path: str) -> tuple[Folders, str] | None:
         """Return the model that has this path, and the path inside it, None if no model has."""

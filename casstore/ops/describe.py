@@ -12,6 +12,8 @@ from casstore.format.manifest import Mode
 from casstore.store.usage import encoding_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casstore.format.layout import Layout, Span
     from casstore.format.manifest import TreeEntry
     from casstore.format.record import Record
@@ -41,7 +43,7 @@ class FileDescription:
     size: int
     chunks: int
     encodings: tuple[EncodingShare, ...]
-    tensors: tuple[Span, ...]
+    tensors: Sequence[Span]
 
     @property
     def bytes_stored(self) -> int:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from casstore.ops.weights import Block, Change
-    from casstore.store.store import Model
+    from casstore.store.model import Model
 
 __all__ = ["Plan", "Skipped", "Variant", "plan_variants"]
 

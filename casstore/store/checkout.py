@@ -157,7 +157,7 @@ class Checkout:
             with contextlib.suppress(OSError, ConfigError):
                 directory = self._open_directory(root, folder, make=False)
                 try:
-                    (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
+                    (os.rmdir if is_directory else os.unlink)(name.encode(), dir_fd=directory)
                 finally:
                     os.close(directory)
 
@@ -231,7 +231,7 @@ class Checkout:
         os.close(file.descriptor)
         file.descriptor = -1
         existed = self._check_replaceable(file)
-        os.rename(file.temporary, file.name, src_dir_fd=file.directory, dst_dir_fd=file.directory)
+        os.rename(file.temporary, file.name.encode(), src_dir_fd=file.directory, dst_dir_fd=file.directory)
         os.close(file.directory)
         file.directory = -1
         if not existed:
@@ -240,7 +240,7 @@ class Checkout:
     def _check_replaceable(self, file: _OpenFile) -> bool:
         """Say whether a regular file of this name exists; refuse to replace anything else."""
         try:
-            status = os.stat(file.name, dir_fd=file.directory, follow_symlinks=False)
+            status = os.stat(file.name.encode(), dir_fd=file.directory, follow_symlinks=False)
         except FileNotFoundError:
             return False  # Invariant 4: the name is free.
         if not (self._force and stat.S_ISREG(status.st_mode)):
@@ -264,15 +264,16 @@ class Checkout:
         done: list[str] = []
         for part in filter(None, path.split("/")):
             done.append(part)
+            name = part.encode()  # Names are UTF-8, whatever the locale.
             try:
                 try:
-                    child = os.open(part, _DIRECTORY, dir_fd=current)
+                    child = os.open(name, _DIRECTORY, dir_fd=current)
                 except FileNotFoundError:
                     if not make:
                         raise
-                    os.mkdir(part, 0o777, dir_fd=current)
+                    os.mkdir(name, 0o777, dir_fd=current)
                     self._written.append(("/".join(done), True))
-                    child = os.open(part, _DIRECTORY, dir_fd=current)
+                    child = os.open(name, _DIRECTORY, dir_fd=current)
             except NotADirectoryError as error:
                 # Design §11: a link or a file where a folder must be is never followed or replaced.
                 raise ConfigError(

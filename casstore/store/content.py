@@ -3,58 +3,73 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE, Hasher, digest
-from casstore.errors import BackendUnavailable
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, TreeEntry, encode_tree, make_tree
+from casstore.store.buffers import give_block, take_block
 from casstore.store.machine import KnownFile
-from casstore.store.sources import check_unchanged, find_sources, open_source, place_sources
+from casstore.store.sources import check_unchanged, list_sources, open_source, read_full
+from casstore.store.unchanged import flush
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from casstore.store.exclusion import Exclusion
     from casstore.store.machine import MachineState
     from casstore.store.sources import SourceFile
 
 _NO_LAYOUT = bytes(DIGEST_SIZE)
 
 
-def content_id(path: str | Mapping[str, str], machine: MachineState) -> bytes:
+def content_id(
+    path: str | Mapping[str, str], machine: MachineState, *, exclusion: Exclusion | None = None
+) -> bytes:
     """Return the model id that adding `path` (or a map of places to paths) would give; nothing is added.
 
     Raises ConfigError for paths that could not be added, ConflictError for a file that changes meanwhile.
     """
-    started = time.time_ns()
-    sources = find_sources(path) if isinstance(path, str) else place_sources(path)
+    sources = list_sources(path, exclusion=exclusion)
+    unchanged = machine.unchanged_files()
+    keys = [_key(unchanged.key(file.place, file.identity)) for file in sources.files]
     entries: list[TreeEntry] = []
     learnt: list[tuple[bytes, KnownFile]] = []
-    for file in sources.files:
-        key = digest(b"content|" + file.identity.packed())
-        known = machine.known_file(key)
-        if known is None:
-            known = KnownFile(_hash_file(file), _NO_LAYOUT)
-            if file.identity.settled(started):
-                learnt.append((key, known))
-        entries.append(TreeEntry(file.path, file.mode, file.identity.size, known.file_id))
+    for file, key, known in zip(sources.files, keys, machine.known_files(keys), strict=True):
+        if known is not None:
+            entries.append(TreeEntry(file.path, file.mode, file.identity.size, known.file_id))
+            continue
+        file_id, size, is_sure = _hash_file(file, is_worth_knowing=key is not None)
+        if key is not None and is_sure:
+            learnt.append((key, KnownFile(file_id, _NO_LAYOUT)))
+        entries.append(TreeEntry(file.path, file.mode, size, file_id))
     machine.remember_files(learnt)
     entries += [TreeEntry(name, Mode.EMPTY_DIRECTORY, 0, EMPTY_FILE_ID) for name in sources.empty]
     return digest(encode_tree(make_tree(entries)))
 
 
-def _hash_file(file: SourceFile) -> bytes:
+def _key(of_file: bytes | None) -> bytes | None:
+    return None if of_file is None else digest(b"content|" + of_file)
+
+
+def _hash_file(file: SourceFile, *, is_worth_knowing: bool) -> tuple[bytes, int, bool]:
+    """Return a file's id, its bytes, and whether its identity will tell that they are still the same.
+
+    It is read rather than mapped: one that becomes shorter meanwhile would end the process.
+    """
     descriptor = open_source(file)
+    buffer = take_block()
     try:
+        is_flushed = is_worth_knowing and flush(descriptor)
         check_unchanged(file, os.fstat(descriptor))
         hasher = Hasher()
-        if file.identity.size:
-            # Mapped and hashed in native code: the interpreter sees none of the bytes.
-            hasher.update_mmap(f"/dev/fd/{descriptor}")
+        size = 0
+        while count := read_full(descriptor, buffer, size, file.shown):
+            hasher.update(buffer[:count])
+            size += count
+            if size > file.identity.size or count < len(buffer):
+                check_unchanged(file, os.fstat(descriptor))
         check_unchanged(file, os.fstat(descriptor))
-        return hasher.digest()
-    except OSError as error:
-        # Invariant 8: a file that cannot be read is an error, it is not left out of the id.
-        raise BackendUnavailable(f"{file.location} cannot be read: {error}.", retryable=False) from error
+        return hasher.digest(), size, is_flushed and size == file.identity.size
     finally:
+        give_block(buffer)
         os.close(descriptor)

@@ -11,6 +11,7 @@ import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import CasstoreError, ConfigError, FormatError
+from casstore.format.spans import pack_spans
 from casstore.store.buffers import BLOCK, new_buffer
 from casstore.store.workers import TaskGroup
 from casstore.tensors.dtypes import as_array
@@ -305,13 +306,14 @@ def read_tensor(
 
 
 def _find_span(layout: Layout, tensor: str, path: str) -> Span:
-    for span in layout.spans:
-        if span.name == tensor:
-            return span
-    if not layout.spans:
+    spans = pack_spans(layout.spans)
+    found = spans.find(tensor) if spans else None
+    if found is not None:
+        return found
+    if not spans:
         raise ConfigError(f"{path} has no tensors that casstore knows. Read it with open_file.")
-    some = ", ".join(span.name for span in layout.spans[:5])
-    raise ConfigError(f"{path} has no tensor {tensor!r}; it has {len(layout.spans)}: {some}, …")
+    some = ", ".join(span.name for span in spans[:5])
+    raise ConfigError(f"{path} has no tensor {tensor!r}; it has {len(spans)}: {some}, …")
 
 
 def _batches(marks: list[int]) -> list[tuple[int, int]]:

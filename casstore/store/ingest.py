@@ -16,15 +16,17 @@ import numpy as np
 
 from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
 from casstore.digest import Hasher, digest
-from casstore.errors import ConfigError, ConflictError, IntegrityError
+from casstore.errors import ConfigError, ConflictError, IntegrityError, ObjectNotFound
 from casstore.format import layout as layout_format
-from casstore.format.layout import Layout, Span
+from casstore.format.layout import Layout
 from casstore.format.rows import Kind
+from casstore.format.spans import pack_spans
 from casstore.store.buffers import BLOCK, give_block, take_block
 from casstore.store.machine import KnownFile
 from casstore.store.packs import encode_frames, encode_object
 from casstore.store.sources import check_unchanged, open_source, read_full, read_source
 from casstore.store.tensor_spans import ElementHints, find_external_spans, find_file_spans
+from casstore.store.unchanged import flush
 from casstore.store.workers import TaskGroup, worker_count
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ if TYPE_CHECKING:
     from casstore.store.sources import SourceFile, Sources
     from casstore.tensors import TensorSpan
 
+    _Keyed = tuple[SourceFile, bytes | None]
+    """A file, and the key under which the stat cache knows it."""
+
+
+_KNOWN_FILES = 4096
+_KNOWN_BYTES = 64 << 30
+"""Unchanged files whose layouts are looked up at once: neither a question for each, nor all in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class AddedFile:
@@ -50,6 +60,8 @@ class AddedFile:
     source: SourceFile
     layout: Layout
     layout_id: bytes
+    stat_key: bytes | None = None
+    """Under which the stat cache may keep what was read, None where nothing proves that it stays so."""
 
 
 @dataclass(slots=True)
@@ -67,7 +79,9 @@ class _Reading:
     """A file on its way through the pipeline."""
 
     source: SourceFile
+    stat_key: bytes | None
     spans: tuple[TensorSpan, ...]
+    size: int = 0
     hasher: Hasher = field(default_factory=Hasher)
     ids: list[bytes] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -119,6 +133,7 @@ class Ingest:
         self._working: deque[tuple[_Block, Future[_Worked]]] = deque()
         self._added: list[AddedFile] = []
         self._layouts: dict[bytes, bytes] = {}
+        self._layouts_size = 0
         self.counts = AddCounts()
 
     def __enter__(self) -> Self:
@@ -134,15 +149,16 @@ class Ingest:
         """
         if self._callback is not None:
             self._callback.set_size(sum(file.identity.size for file in sources.files))
-        unknown = [file for file in sources.files if not self._take_known(file, sources)]
-        external = find_external_spans(unknown, sources.files)
+        keys = sources.stat_keys(self._machine.unchanged_files())
+        unknown = list(self._take_known(list(zip(sources.files, keys, strict=True))))
+        external = find_external_spans([file for file, _ in unknown], sources.files)
         for block in self._blocks(unknown, external):
             self._working.append((block, self._tasks.submit(self._work, block)))
             if len(self._working) > self._window:
                 self._settle()
         while self._working:
             self._settle()
-        self._publication.write_objects(Kind.LAYOUT, self._layouts)
+        self._write_layouts()
         return sorted(self._added, key=lambda added: added.source.path.encode())
 
     def supply(self, missing: set[bytes]) -> Iterator[EncodedFrames]:
@@ -160,43 +176,82 @@ class Ingest:
                         )
                     yield encode_object(Kind.CHUNK, plain)
 
-    def remember(self, sources: Sources, now_ns: int) -> None:
-        """Let the stat cache know the files that were last touched well before `now_ns`, when reading began."""
+    def remember(self) -> None:
+        """Let the stat cache know the files that were read, where it can tell later that they did not change."""
         self._machine.remember_files(
-            (sources.stat_key(added.source), KnownFile(added.layout.file_id, added.layout_id))
+            (added.stat_key, KnownFile(added.layout.file_id, added.layout_id))
             for added in self._added
-            if added.source.identity.settled(now_ns)
+            if added.stat_key is not None
         )
 
-    def _take_known(self, file: SourceFile, sources: Sources) -> bool:
-        """Take an unchanged file without reading it, if all that it needs is in the store."""
-        known = self._machine.known_file(sources.stat_key(file)) if self._stat_cache else None
-        if known is None:
-            return False
+    def _take_known(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
+        """Take unchanged files without reading them, if all that they need is in the store; yield the others."""
+        if not self._stat_cache:
+            yield from files
+            return
+        known = self._machine.known_files([key for _, key in files])
+        hits: list[tuple[_Keyed, KnownFile]] = []
+        for item, found in zip(files, known, strict=True):
+            if found is None:
+                yield item
+            else:
+                hits.append((item, found))
+        group: list[tuple[_Keyed, KnownFile]] = []
+        size = 0
+        for hit in hits:
+            group.append(hit)
+            size += hit[0][0].identity.size
+            if len(group) >= _KNOWN_FILES or size >= _KNOWN_BYTES:
+                yield from self._take_hits(group)
+                group, size = [], 0
+        yield from self._take_hits(group)
+
+    def _take_hits(self, hits: list[tuple[_Keyed, KnownFile]]) -> Iterator[_Keyed]:
+        layouts = self._whole_layouts(list(dict.fromkeys(known.layout_id for _, known in hits)))
+        for (file, key), known in hits:
+            layout = layouts.get(known.layout_id)
+            if layout is None or layout.file_id != known.file_id or layout.size != file.identity.size:
+                yield file, key
+                continue
+            self._added.append(AddedFile(file, layout, known.layout_id))
+            self._count(layout.size, layout.chunks)
+            if self._callback is not None:
+                self._callback.relative_update(layout.size)
+
+    def _whole_layouts(self, ids: list[bytes]) -> dict[bytes, Layout]:
+        """Return those layouts that the store can read and has every chunk of."""
+        here = [item for item, there in zip(ids, self._publication.known(ids), strict=True) if there]
+        if not here:
+            return {}
         try:
-            layout = layout_format.decode(self._reader.read(known.layout_id))
-        except IntegrityError:
-            return False  # Invariant 13: the stat cache is a hint, and the file itself can still be read.
-        ids = layout.chunk_ids()
-        if layout.file_id != known.file_id or not self._publication.known([known.layout_id, *ids]).all():
-            return False
-        self._added.append(AddedFile(file, layout, known.layout_id))
-        self._count(layout.size, len(ids))
-        if self._callback is not None:
-            self._callback.relative_update(layout.size)
-        return True
+            layouts = [layout_format.decode(data) for data in self._reader.read_many(here)]
+        except (IntegrityError, ObjectNotFound):
+            # Invariant 13: the stat cache is a hint; where it leads to damage, the file itself is read.
+            middle = len(here) // 2
+            if middle == 0:
+                return {}
+            return self._whole_layouts(here[:middle]) | self._whole_layouts(here[middle:])
+        there = self._publication.known([chunk_id for item in layouts for chunk_id in item.chunk_ids()])
+        whole: dict[bytes, Layout] = {}
+        at = 0
+        for item, layout in zip(here, layouts, strict=True):
+            if there[at : at + layout.chunks].all():
+                whole[item] = layout
+            at += layout.chunks
+        return whole
 
     def _blocks(
-        self, files: Sequence[SourceFile], external: Mapping[str, tuple[TensorSpan, ...]]
+        self, files: Sequence[_Keyed], external: Mapping[str, tuple[TensorSpan, ...]]
     ) -> Iterator[_Block]:
         """Read files into blocks: a large file fills many, small files share one."""
         block = _Block(take_block())
-        left = sum(file.identity.size for file in files)
-        for file in files:
+        left = sum(file.identity.size for file, _ in files)
+        for file, stat_key in files:
             descriptor = open_source(file)
             try:
+                key = stat_key if stat_key is not None and flush(descriptor) else None
                 check_unchanged(file, os.fstat(descriptor))
-                reading = _Reading(file, find_file_spans(file, descriptor, external.get(file.path, ())))
+                reading = _Reading(file, key, find_file_spans(file, descriptor, external.get(file.path, ())))
                 chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
                 position = 0
                 carried = 0
@@ -205,13 +260,16 @@ class Ingest:
                     # Towards the end blocks become smaller: otherwise all wait for the worker with the last one.
                     end = MAX_CHUNK + min(BLOCK, max(left // (2 * self._window), begin + carried))
                     room = block.buffer[begin + carried : end]
-                    count = read_full(descriptor, room, position, file.location)
+                    count = read_full(descriptor, room, position, file.shown)
                     left -= count
                     position += count
                     reading.hasher.update(room[:count])
                     if self._callback is not None:
                         self._callback.relative_update(count)
-                    final = position >= file.identity.size or count < len(room)
+                    # Only the end of what can be read ends a file: what stat says of its size need not be true.
+                    final = count < len(room)
+                    if not final and position > file.identity.size:
+                        check_unchanged(file, os.fstat(descriptor))
                     data = block.buffer[begin : begin + carried + count]
                     lengths = chunker.cut(data, offset=position - len(data), final=final).tolist()
                     cut_to = _append(block, reading, lengths, position - len(data), final=final)
@@ -222,6 +280,7 @@ class Ingest:
                     block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
                     yield full
                 check_unchanged(file, os.fstat(descriptor))
+                reading.size = position
             finally:
                 os.close(descriptor)
             if block.used >= BLOCK // 2:
@@ -262,12 +321,14 @@ class Ingest:
                 self._finish(reading)
 
     def _finish(self, reading: _Reading) -> None:
+        as_stated = reading.size == reading.source.identity.size
         layout = Layout(
             file_id=reading.hasher.digest(),
-            size=reading.source.identity.size,
+            size=reading.size,
             ids=b"".join(reading.ids),
             lengths=np.array(reading.lengths, "<u4"),
-            spans=tuple(Span(s.name, s.dtype, s.shape, s.begin, s.end) for s in reading.spans),
+            # Tensors were looked for in a file of the size that stat gave.
+            spans=pack_spans(reading.spans) if as_stated else (),
             cut=LAYOUT_VERSION,
         )
         try:
@@ -280,7 +341,17 @@ class Ingest:
             plain = layout_format.encode(layout)
         layout_id = digest(plain)
         self._layouts[layout_id] = plain
-        self._added.append(AddedFile(reading.source, layout, layout_id))
+        self._layouts_size += len(plain)
+        self._added.append(
+            AddedFile(reading.source, layout, layout_id, reading.stat_key if as_stated else None)
+        )
+        if self._layouts_size >= BLOCK:
+            self._write_layouts()
+
+    def _write_layouts(self) -> None:
+        self._publication.write_objects(Kind.LAYOUT, self._layouts)
+        self._layouts = {}
+        self._layouts_size = 0
 
     def _count(self, size: int, chunks: int) -> None:
         self.counts.bytes_total += size

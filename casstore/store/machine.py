@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, TypeVar
 import platformdirs
 
 from casstore.digest import DIGEST_SIZE, digest
+from casstore.store.unchanged import UnchangedFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -72,26 +73,33 @@ class KnownFile:
 
 
 class MachineState:
-    """The SQLite file of one store; safe in threads and after a fork. With no `path`, it forgets at once."""
+    """The SQLite file of one store; safe in threads and after a fork. With no `path`, it forgets at once.
 
-    def __init__(self, path: str | None) -> None:
+    `unchanged_files` makes what says, for one call, which files may be known by their stat identity.
+    """
+
+    def __init__(
+        self, path: str | None, *, unchanged_files: Callable[[], UnchangedFiles] = UnchangedFiles
+    ) -> None:
         self._path = path
+        self.unchanged_files = unchanged_files
         self.lock = threading.RLock()
         self._held: sqlite3.Connection | None = None
         self._inode: int | None = None
         self._renewals = 0
         _states.add(self)
 
-    def known_file(self, key: bytes) -> KnownFile | None:
-        """Return what the file with this stat key was when it was last read, or None."""
+    def known_files(self, keys: Sequence[bytes | None]) -> list[KnownFile | None]:
+        """Return for each stat key what its file was when it was last read, None if that is not known."""
         sql = "SELECT value FROM files WHERE key = ?"
-        row = self.run(lambda state: state.execute(sql, (key,)).fetchone(), None)
-        if row is not None:
-            value: bytes = row[0]
-            file_id, layout_id = value[:DIGEST_SIZE], value[DIGEST_SIZE : 2 * DIGEST_SIZE]
-            if value == _file_value(key, KnownFile(file_id, layout_id)):
-                return KnownFile(file_id, layout_id)
-        return None
+
+        def look_up(state: sqlite3.Connection) -> list[KnownFile | None]:
+            return [
+                None if key is None else _known_file(key, state.execute(sql, (key,)).fetchone())
+                for key in keys
+            ]
+
+        return self.run(look_up, [None] * len(keys))
 
     def remember_files(self, files: Iterable[tuple[bytes, KnownFile]]) -> None:
         """Keep stat keys with what they mean."""
@@ -269,6 +277,13 @@ def _opening(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _known_file(key: bytes, row: tuple[bytes] | None) -> KnownFile | None:
+    if row is None:
+        return None
+    known = KnownFile(row[0][:DIGEST_SIZE], row[0][DIGEST_SIZE : 2 * DIGEST_SIZE])
+    return known if row[0] == _file_value(key, known) else None
 
 
 def _file_value(key: bytes, known: KnownFile) -> bytes:

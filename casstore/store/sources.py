@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,11 @@ from casstore.digest import digest
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, ConflictError
 from casstore.format.manifest import Mode
 from casstore.format.paths import check_paths
+from casstore.store.exclusion import Exclusion
+from casstore.store.local_names import system_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-RACY_NANOSECONDS = 2_000_000_000
-"""A file touched this recently may change again without its times showing it (git's racy entries)."""
+    from casstore.store.unchanged import UnchangedFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,25 @@ class StatIdentity:
         """Return the five numbers in the order in which the class takes them."""
         return (self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns)
 
-    def settled(self, now_ns: int) -> bool:
-        """Say whether the file was last touched long enough before `now_ns` to be trusted by its times."""
-        return max(self.mtime_ns, self.ctime_ns) + RACY_NANOSECONDS < now_ns
-
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file to add: `path` in the tree, `location` on this machine."""
+    """One file to add: `path` in the tree, `place` on this machine, as the system spells it."""
 
     path: str
-    location: str
+    place: bytes
     mode: Mode
     identity: StatIdentity
+
+    @property
+    def location(self) -> str:
+        """The place as Python's own calls take it."""
+        return os.fsdecode(self.place)
+
+    @property
+    def shown(self) -> str:
+        """The place for people, whatever the locale."""
+        return shown(self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,50 +71,82 @@ class Sources:
     files: tuple[SourceFile, ...]
     empty: tuple[str, ...]
 
-    def stat_key(self, file: SourceFile) -> bytes:
-        """Return the key under which the stat cache knows what `file` is.
+    def stat_keys(self, unchanged: UnchangedFiles) -> list[bytes | None]:
+        """Return for each file the key under which the stat cache knows what it is, None if nothing proves it.
 
-        It covers the .onnx files beside it, for they say where the tensors in external data lie.
+        A key covers the .onnx files beside it, for they say where the tensors in external data lie.
         """
-        onnx = b"" if _is_onnx(file) else b";".join(f.identity.packed() for f in self.files if _is_onnx(f))
-        return digest(b"%d|%b|%b" % (LAYOUT_VERSION, file.identity.packed(), onnx))
+        beside = digest(b";".join(file.identity.packed() for file in self.files if is_onnx(file)))
+        keys: list[bytes | None] = []
+        for file in self.files:
+            own = unchanged.key(file.place, file.identity)
+            onnx = b"" if is_onnx(file) else beside
+            keys.append(None if own is None else digest(b"%d|%b|%b" % (LAYOUT_VERSION, own, onnx)))
+        return keys
 
 
-def find_sources(path: str, *, follow: bool = True, exclude: str | None = None) -> Sources:
-    """List the file or directory at `path`.
+def list_sources(
+    path: str | os.PathLike[str] | Mapping[str, str],
+    *,
+    follow: bool = True,
+    store: str | None = None,
+    exclusion: Exclusion | None = None,
+) -> Sources:
+    """List one path or several, as `find_sources` and `place_sources` do.
 
-    Links are followed, for a Hugging Face snapshot consists of them; `follow=False` refuses them. Refused
-    by name: broken links, cycles, special files, names that are not UTF-8 or unsafe elsewhere, and a
-    directory that contains `exclude`, the store itself. Raises ConfigError or AccessDenied.
+    The ignore file of a folder counts only where the folder is what is added, not a part that a map names.
+    """
+    if isinstance(path, Mapping):
+        parts = exclusion.without_ignore_file() if exclusion is not None else None
+        return place_sources(path, follow=follow, store=store, exclusion=parts)
+    return find_sources(os.fspath(path), follow=follow, store=store, exclusion=exclusion)
+
+
+def find_sources(
+    path: str, *, follow: bool = True, store: str | None = None, exclusion: Exclusion | None = None
+) -> Sources:
+    """List the file or directory at `path`; `exclusion` says what of a directory is left out.
+
+    Names are bytes that are UTF-8, whatever the locale. Links are followed, for a Hugging Face snapshot consists
+    of them; `follow=False` refuses them. Refused by name: broken links, cycles, special files, names that are
+    not UTF-8 or unsafe elsewhere, and a directory that contains `store`. Raises ConfigError or AccessDenied.
     """
     try:
-        status = os.stat(path)
+        place = system_path(path)
+        status = os.stat(place)
     except OSError as error:
-        raise _unreadable(path, error) from error  # Invariant 8: what cannot be listed is an error.
+        raise _unreadable(place, error) from error  # Invariant 8: what cannot be listed is an error.
     except ValueError as error:
         # Invariant 8, as above: the system has no words for a path with a NUL.
         raise ConfigError(f"{path!r} is not a path: {error}.") from error
-    if not follow and os.path.islink(path):
-        raise ConfigError(f"{path} is a link, and following links is switched off.")
+    if not follow and os.path.islink(place):
+        raise ConfigError(f"{shown(place)} is a link, and following links is switched off.")
     files: list[SourceFile] = []
     empty: list[str] = []
     if stat.S_ISDIR(status.st_mode):
-        _walk(path, status, files, empty, follow=follow, exclude=exclude)
+        exclusion = (exclusion or Exclusion()).within(place)
+        _walk(place, status, files, empty, follow=follow, store=store, exclusion=exclusion)
     else:
-        name = os.path.basename(os.path.abspath(path))
-        files.append(_source_file(path, _checked_name(name, path), status))
+        name = os.path.basename(os.path.abspath(place))
+        files.append(_source_file(place, _checked_name(name, place), status))
     files.sort(key=lambda file: file.path.encode())
     check_paths([*(file.path for file in files), *empty])
     return Sources(tuple(files), tuple(empty))
 
 
-def place_sources(places: Mapping[str, str], *, follow: bool = True, exclude: str | None = None) -> Sources:
+def place_sources(
+    places: Mapping[str, str],
+    *,
+    follow: bool = True,
+    store: str | None = None,
+    exclusion: Exclusion | None = None,
+) -> Sources:
     """List several files and directories, each under the path in the tree that `places` gives it."""
     files: list[SourceFile] = []
     empty: list[str] = []
     for path, location in places.items():
-        found = find_sources(location, follow=follow, exclude=exclude)
-        if os.path.isdir(location):
+        found = find_sources(location, follow=follow, store=store, exclusion=exclusion)
+        if os.path.isdir(system_path(location)):
             files += [replace(file, path=f"{path}/{file.path}") for file in found.files]
             empty += [f"{path}/{name}" for name in found.empty]
             if not found.files and not found.empty:
@@ -123,50 +161,56 @@ def place_sources(places: Mapping[str, str], *, follow: bool = True, exclude: st
 def check_unchanged(file: SourceFile, status: os.stat_result) -> None:
     """Raise ConflictError if the file is not what it was when it was listed."""
     if StatIdentity.of(status) != file.identity:
-        raise ConflictError(f"{file.location} changed while it was read. Nothing was stored; add it again.")
+        raise ConflictError(f"{file.shown} changed while it was read. Nothing was stored; add it again.")
 
 
 def _walk(
-    top: str,
+    top: bytes,
     status: os.stat_result,
     files: list[SourceFile],
     empty: list[str],
     *,
     follow: bool,
-    exclude: str | None,
+    store: str | None,
+    exclusion: Exclusion,
 ) -> None:
     """Collect what lies below `top`; a stack of its own, for folders nest deeper than Python calls."""
-    store = _store_place(exclude)
+    store_place = _store_place(store)
     above: list[tuple[int, int]] = []
-    waiting = [(top, "", 0, _place(status))]
+    waiting = [(top, b"", 0, _place(status))]
     while waiting:
         folder, prefix, depth, place = waiting.pop()
         del above[depth:]
-        if place == store:
-            raise ConfigError(f"{folder} is the store itself. Add a folder that does not contain the store.")
+        if place == store_place:
+            raise ConfigError(
+                f"{shown(folder)} is the store itself. Add a folder that does not contain the store."
+            )
         if place in above:
-            raise ConfigError(f"{folder} links to a folder that it lies in. Remove the link.")
+            raise ConfigError(f"{shown(folder)} links to a folder that it lies in. Remove the link.")
         above.append(place)
         try:
             with os.scandir(folder) as listing:
-                children = sorted(listing, key=lambda child: os.fsencode(child.name))
+                children = sorted(listing, key=lambda child: child.name)
         except OSError as error:
             raise _unreadable(folder, error) from error  # Invariant 8: what cannot be listed is an error.
         if not children and prefix:
-            empty.append(prefix.rstrip("/"))
+            empty.append(_checked_name(prefix.rstrip(b"/"), folder))
         below = []
         for child in children:
-            path = prefix + _checked_name(child.name, child.path)
+            path = prefix + child.name
             try:
+                if not exclusion.is_empty and exclusion.leaves_out(path, is_folder=child.is_dir()):
+                    continue
+                name = _checked_name(path, child.path)
                 if not follow and child.is_symlink():
-                    raise ConfigError(f"{child.path} is a link, and following links is switched off.")
+                    raise ConfigError(f"{shown(child.path)} is a link, and following links is switched off.")
                 status = os.stat(child.path)
             except OSError as error:
                 raise _unreadable(child.path, error) from error  # Invariant 8, as above.
             if stat.S_ISDIR(status.st_mode):
-                below.append((child.path, f"{path}/", depth + 1, _place(status)))
+                below.append((child.path, path + b"/", depth + 1, _place(status)))
             else:
-                files.append(_source_file(child.path, path, status))
+                files.append(_source_file(child.path, name, status))
         waiting += reversed(below)
 
 
@@ -181,32 +225,40 @@ def _store_place(path: str | None) -> tuple[int, int] | None:
         return None  # Invariant 8: a store that is out of reach is an error as soon as it is written to.
 
 
-def _source_file(location: str, path: str, status: os.stat_result) -> SourceFile:
+def _source_file(place: bytes, path: str, status: os.stat_result) -> SourceFile:
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(
-            f"{location} is neither a file nor a folder: sockets, pipes and devices are not stored."
+            f"{shown(place)} is neither a file nor a folder: sockets, pipes and devices are not stored."
         )
     mode = Mode.EXECUTABLE if status.st_mode & stat.S_IXUSR else Mode.FILE
-    return SourceFile(path, location, mode, StatIdentity.of(status))
+    return SourceFile(path, place, mode, StatIdentity.of(status))
 
 
-def _checked_name(name: str, location: str) -> str:
+def _checked_name(name: bytes, place: bytes) -> str:
     try:
-        name.encode()
-    except UnicodeEncodeError as error:
+        return name.decode()
+    except UnicodeDecodeError as error:
         # Invariant 1: a name that is not text cannot be kept for every system, so it is refused by name.
-        raise ConfigError(f"The name of {location!r} is not valid UTF-8. Rename it and try again.") from error
-    return name
+        raise ConfigError(
+            f"The name of {shown(place)!r} is not valid UTF-8. Rename it and try again."
+        ) from error
 
 
-def _is_onnx(file: SourceFile) -> bool:
+def shown(place: bytes) -> str:
+    """Return a place for people: as UTF-8, whatever the locale, and other bytes as numbers."""
+    return place.decode(errors="backslashreplace")
+
+
+def is_onnx(file: SourceFile) -> bool:
+    """Say whether a file may tell where tensors lie in other files."""
     return file.path.endswith(".onnx")
 
 
-def _unreadable(path: str, error: OSError) -> ConfigError | AccessDenied:
-    if os.path.islink(path) and isinstance(error, FileNotFoundError):
+def _unreadable(place: bytes, error: OSError) -> ConfigError | AccessDenied:
+    path = shown(place)
+    if isinstance(error, FileNotFoundError) and os.path.islink(place):
         return ConfigError(
-            f"{path} is a link to {os.readlink(path)}, which does not exist. Mend or remove the link."
+            f"{path} is a link to {shown(os.readlink(place))}, which does not exist. Mend or remove the link."
         )
     if isinstance(error, PermissionError):
         return AccessDenied(f"{path} cannot be read: {error.strerror}. Check its permissions.")
@@ -219,14 +271,14 @@ def open_source(file: SourceFile) -> int:
     """Open a source for reading; return the descriptor, which the caller closes."""
     try:
         # Without O_NONBLOCK, a pipe that took the file's place would never let us go.
-        return os.open(file.location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(file.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         # Invariant 8: a file that cannot be read stops the add, it is not left out.
         raise AccessDenied(
-            f"{file.location} cannot be read: {error.strerror}. Check its permissions."
+            f"{file.shown} cannot be read: {error.strerror}. Check its permissions."
         ) from error
     except OSError as error:
-        raise ConflictError(f"{file.location} went away while it was added: {error.strerror}.") from error
+        raise ConflictError(f"{file.shown} went away while it was added: {error.strerror}.") from error
 
 
 def read_full(descriptor: int, room: memoryview, position: int, location: str) -> int:
@@ -256,9 +308,10 @@ def _read_failed(error: OSError, location: str) -> BackendUnavailable:
 
 
 def read_source(file: SourceFile, offset: int, length: int) -> bytes:
-    """Open a source, and return `length` of its bytes from `offset`."""
+    """Open a source, and return `length` of its bytes from `offset`, fewer at its end."""
     descriptor = open_source(file)
     try:
-        return read_range(descriptor, offset, length, file.location)
+        room = bytearray(length)
+        return bytes(room[: read_full(descriptor, memoryview(room), offset, file.shown)])
     finally:
         os.close(descriptor)

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,6 @@ from casstore.backend import open_backend
 from casstore.digest import digest, is_hex
 from casstore.errors import ConfigError, FormatError, MissingObject, ObjectNotFound, RefNotFound
 from casstore.format import canonical, marks, names
-from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import record as record_format
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
@@ -26,10 +24,12 @@ from casstore.store.bases import resolve
 from casstore.store.checkout import Checkout
 from casstore.store.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.store.content import content_id
+from casstore.store.exclusion import Exclusion
 from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
 from casstore.store.machine import MachineState, state_path
+from casstore.store.model import Model, read_model
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import check_object, encode_object
 from casstore.store.presence import PresentPacks
@@ -37,11 +37,11 @@ from casstore.store.publish import Publication
 from casstore.store.ref_rows import RefQuery
 from casstore.store.refs import Refs, not_found
 from casstore.store.round_trips import is_far
-from casstore.store.sources import find_sources, place_sources
+from casstore.store.sources import list_sources
 from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from fsspec import Callback
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
-    from casstore.format.manifest import Tree
     from casstore.format.record import Record
     from casstore.store.packs import EncodedFrames
     from casstore.store.ref_rows import RefRow
@@ -74,25 +73,6 @@ class AddResult:
     chunks: int
     chunks_new: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order."""
-
-    model_id: str
-    tree: Tree
-    layouts: tuple[Layout, ...]
-    layout_ids: tuple[bytes, ...]
-    record: Record
-
-    def layout(self, path: str) -> Layout:
-        """Return the layout of one file; raise RefNotFound if there is no such file."""
-        for entry, layout in zip(self.tree.files, self.layouts, strict=True):
-            if entry.path == path:
-                return layout
-        some = ", ".join(entry.path for entry in self.tree.files[:5])
-        raise RefNotFound(f"{self.record.name} has no file {path!r}; it has {len(self.layouts)}: {some}, …")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +178,18 @@ class Store:
         callback: Callback | None = None,
         follow_links: bool = True,
         stat_cache: bool = True,
+        exclude: Sequence[str] = (),
+        ignore_file: bool = True,
     ) -> AddResult:
         """Add a file or directory and make `ref` (default `models/<model id>`) name it.
 
         A map adds several files and directories at once, each under the path in the model that is its key.
         `base` is the model that it was made from; it and `metadata` are kept in the ref's record.
-        `stat_cache=False` reads files even if their times say that nothing changed. Raises ConfigError for
-        paths that cannot be kept, ConflictError for a file that changes meanwhile; then nothing is added.
+        `stat_cache=False` reads files even if their times say that nothing changed. `exclude` are patterns, as
+        in .gitignore, of what is left out of every folder that is added; one that is added by its own path also
+        leaves out what its `.casstoreignore` says, unless `ignore_file` is off. Raises ConfigError for paths that cannot be kept, ConflictError for a file that changes meanwhile; then nothing is added.
         """
-        started, started_ns = time.perf_counter(), time.time_ns()
+        started = time.perf_counter()
         if ref is not None:
             _check_model_name(ref)
         # Written and read once before any work is done: what cannot be kept is refused now, and compared
@@ -216,11 +199,9 @@ class Store:
         ]
         base_id = bytes.fromhex(self.resolve(base).model_id) if base is not None else None
         root = self.backend.local_path(marks.FORMAT_KEY)
-        exclude = os.path.realpath(os.path.dirname(root)) if root else None
-        if isinstance(path, Mapping):
-            sources = place_sources(path, follow=follow_links, exclude=exclude)
-        else:
-            sources = find_sources(os.fspath(path), follow=follow_links, exclude=exclude)
+        own = os.path.realpath(os.path.dirname(root)) if root else None
+        exclusion = Exclusion(exclude, ignore_file=ignore_file)
+        sources = list_sources(path, follow=follow_links, store=own, exclusion=exclusion)
         with (
             self.publication() as publication,
             Ingest(
@@ -264,7 +245,7 @@ class Store:
                 ),
                 supply,
             )
-            ingest.remember(sources, started_ns)
+            ingest.remember()
         counts = ingest.counts
         return AddResult(
             model_id=model_id.hex(),
@@ -336,14 +317,7 @@ class Store:
         if kept is not None and kept.record.target == record.target:
             return replace(kept, record=record)
         self.index.learn(record.packs)
-        manifest = manifest_format.decode_model(self.objects.read(record.manifest))
-        tree_data, *layouts = self.objects.read_many([manifest.model_id, *manifest.layouts])
-        tree = manifest_format.decode_tree(tree_data)
-        decoded = tuple(layout_format.decode(data) for data in layouts)
-        sizes = [(entry.file_id, entry.size) for entry in tree.files]
-        if manifest.model_id != record.target or sizes != [(item.file_id, item.size) for item in decoded]:
-            raise FormatError(f"The manifest of {record.name} does not fit its tree: add the model again.")
-        model = Model(manifest.model_id.hex(), tree, decoded, manifest.layouts, record)
+        model = read_model(record, record.manifest, reader=self.objects, backend=self.backend)
         self._models[record.manifest] = model
         if len(self._models) > _KEPT_MODELS:
             self._models.popitem(last=False)
@@ -447,9 +421,12 @@ class Store:
             yield [manifest.model_id, *manifest.layouts]
             yield [chunk_id for layout in self.model_of(record).layouts for chunk_id in layout.chunk_ids()]
 
-    def content_id(self, path: str | Mapping[str, str]) -> str:
+    def content_id(
+        self, path: str | Mapping[str, str], *, exclude: Sequence[str] = (), ignore_file: bool = True
+    ) -> str:
         """Return the model id that adding `path` would give; nothing is added."""
-        return content_id(path, self.machine).hex()
+        exclusion = Exclusion(exclude, ignore_file=ignore_file)
+        return content_id(path, self.machine, exclusion=exclusion).hex()
 
     def put_manifest(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +29,7 @@ from casstore.format import (
 from casstore.format.frame import FrameHeader
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
 from casstore.format.rows import Kind
+from casstore.format.spans import pack_spans, unpack_spans
 
 ids = st.binary(min_size=32, max_size=32)
 scalars = (
@@ -268,6 +271,41 @@ def test_layout_round_trip(chunks, file_id):
     assert found.chunk_ids() == [chunk for chunk, _ in chunks]
     assert found.spans == value.spans
     assert found.extra == value.extra
+
+
+SPANS = st.lists(
+    st.builds(
+        lambda name, dtype, shape, ends: layout.Span(name, dtype, tuple(shape), min(ends), max(ends)),
+        st.text(max_size=4),
+        st.sampled_from(["F32", "BF16", "ü", ""]),
+        st.lists(st.integers(0, (1 << 64) - 1), max_size=3),
+        st.tuples(st.integers(0, 99), st.integers(0, 99)),
+    ),
+    max_size=8,
+)
+
+
+@given(SPANS, st.slices(9))
+def test_spans_in_columns_are_what_went_in(items, part):
+    packed = pack_spans(items)
+    value = layout.Layout(bytes(32), 99, b"i" * 32, np.array([99], "<u4"), spans=items)
+    found = layout.decode(layout.encode(value)).spans
+    assert found == packed == tuple(items)
+    assert list(found) == items
+    assert found[part] == tuple(items)[part]
+    assert [found[at] for at in range(-len(items), len(items))] == items + items
+    assert layout.encode(replace(value, spans=found)) == layout.encode(value)
+    for name in ("", "a", "ab", *(item.name for item in items)):
+        first = next((item for item in items if item.name == name), None)
+        assert (found.find(name) if found else None) == first
+
+
+def test_names_that_are_text_only_together_are_refused():
+    packed = pack_spans([layout.Span("é", "F32", (), 0, 0), layout.Span("", "F32", (), 0, 0)])
+    torn = {**packed.fields(), "name_lengths": np.array([1, 1], "<u4").tobytes()}
+    assert unpack_spans(packed.fields(), 0) == packed
+    with pytest.raises(FormatError):
+        unpack_spans(torn, 0)
 
 
 @given(st.lists(st.tuples(plain_names, st.sampled_from(list(Mode)), st.integers(1, 9), ids), max_size=6))

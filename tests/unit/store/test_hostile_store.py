@@ -391,30 +391,55 @@ def test_tensors_of_impossible_shapes(forge, shape, dtype):
             assert store.read_tensor(ref, "f.bin", "w").size == end - begin == 0
 
 
+def u64(*numbers):
+    return np.array(numbers, "<u8").tobytes()
+
+
 @pytest.mark.parametrize(
-    "span",
+    "change",
     [
-        ["w", "F32", [4], -1, 16],
-        ["w", "F32", [4], 0, 17],
-        ["w", "F32", [4], 16, 0],
-        ["w", "F32", [-4], 0, 16],
-        ["w", "F32", [4.0], 0, 16],
-        ["w", "F32", "4", 0, 16],
-        ["w", 5, [4], 0, 16],
-        [b"w", "F32", [4], 0, 16],
-        ["w", "F32", [4], 0],
-        [],
+        {"begins": u64((1 << 64) - 1)},
+        {"begins": u64(17), "ends": u64(17)},
+        {"ends": u64(17)},
+        {"begins": u64(16), "ends": u64(0)},
+        {"begins": u64(0, 0)},
+        {"begins": b""},
+        {"begins": b"1234567"},
+        {"begins": 0},
+        {"dtype": bytes(3)},
+        {"dtype": b"\1\0\0\0"},
+        {"dtypes": []},
+        {"dtypes": ["F32", "F32"]},
+        {"dtypes": ["F32", "I8"]},
+        {"dtypes": [5]},
+        {"dtypes": "F32"},
+        {"names": b"ww"},
+        {"names": b"\xff"},
+        {"names": "w"},
+        {"name_lengths": b"\2\0\0\0"},
+        {"ranks": b"\2"},
+        {"shapes": u64(4, 4)},
+        {"shapes": [4]},
+        {"more": b""},
     ],
+    ids=repr,
 )
-def test_spans_that_are_none(forge, outside, span):
+def test_spans_that_are_none(forge, outside, change):
     plain = noise(1, 16)
     good = layout.encode(
-        layout.Layout(digest(plain), 16, forge.frame(Kind.CHUNK, plain), np.array([16], "<u4"))
+        layout.Layout(
+            digest(plain),
+            16,
+            forge.frame(Kind.CHUNK, plain),
+            np.array([16], "<u4"),
+            spans=(layout.Span("w", "F32", (4,), 0, 16),),
+        )
     )
     body = canonical.decode(good, what="layout")
-    cut = forge.frame(Kind.LAYOUT, canonical.encode({**body, "spans": [span]}))
-    ref = forge.model([["f.bin", FILE, 16, digest(plain)]], [cut])
-    assert_refused(forge, ref, outside / "out", error=FormatError)
+    for spans in ({**body["spans"], **change}, {}, [["w", "F32", [4], 0, 16]], 5, b""):
+        cut = forge.frame(Kind.LAYOUT, canonical.encode({**body, "spans": spans}))
+        ref = forge.model([["f.bin", FILE, 16, digest(plain)]], [cut])
+        assert_refused(forge, ref, outside / "out", error=FormatError)
 
 
 def test_a_tensor_of_a_type_that_nobody_knows_is_its_bytes(forge):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.fresh_files import trust_fresh_files
 from fakes.model_files import (
     gguf_bytes,
     npy_bytes,
@@ -22,7 +23,6 @@ from fakes.stores import assert_clean, model_of, noise, read_folder, write_model
 from fakes.weights import weights
 
 from casstore import Store
-from casstore.store import sources
 
 KIB = 1 << 10
 
@@ -297,8 +297,8 @@ class Reads:
         real_open, real_preadv = os.open, os.preadv
 
         def spy_open(path, flags, *arguments, **options):
-            if str(path).startswith(self.folder) and not flags & os.O_DIRECTORY:
-                self.opened.append(os.path.relpath(path, self.folder))
+            if os.fsdecode(path).startswith(self.folder) and not flags & os.O_DIRECTORY:
+                self.opened.append(os.path.relpath(os.fsdecode(path), self.folder))
             return real_open(path, flags, *arguments, **options)
 
         def spy_preadv(fd, buffers, offset, *flags):
@@ -317,9 +317,9 @@ class Reads:
 
 
 @pytest.fixture
-def settled(monkeypatch):
-    """Files count as settled at once, so that a test need not wait for seconds."""
-    monkeypatch.setattr(sources, "RACY_NANOSECONDS", 0)
+def settled(store):
+    """Files count as old enough at once, so that a test need not wait for a minute."""
+    trust_fresh_files(store)
 
 
 FILES = {"a.safetensors": safetensors_bytes(FLOATS), "b.bin": noise(3, 200_000), "c.txt": b"text"}
@@ -345,6 +345,7 @@ def test_adding_again_reads_nothing(store, folder, monkeypatch):
     )
     assert (second.chunks_new, second.bytes_new, second.bytes_stored) == (0, 0, 0)
     with Store.open(store.backend.url) as other:
+        trust_fresh_files(other)
         other.add(folder, ref="models/other")
     assert reads.take() == ([], 0)
     assert len(list(store.backend.list("refs/"))) == 2
@@ -396,7 +397,7 @@ def test_files_that_were_touched_just_now_are_not_trusted(store, folder, monkeyp
     for _ in range(2):
         store.add(folder)
         assert reads.take() == (sorted(FILES), TOTAL)
-    monkeypatch.setattr(sources, "RACY_NANOSECONDS", 0)
+    trust_fresh_files(store)
     store.add(folder)
     assert reads.take() == (sorted(FILES), TOTAL)
     store.add(folder)
@@ -404,7 +405,7 @@ def test_files_that_were_touched_just_now_are_not_trusted(store, folder, monkeyp
 
 
 def test_a_time_in_the_future_is_not_trusted(store, folder, monkeypatch):
-    monkeypatch.setattr(sources, "RACY_NANOSECONDS", 0)
+    trust_fresh_files(store)
     os.utime(folder / "b.bin", (4_000_000_000, 4_000_000_000))
     store.add(folder)
     reads = Reads(monkeypatch, folder)
@@ -447,6 +448,7 @@ def test_a_file_whose_chunks_are_gone_is_read_again(store, folder, monkeypatch):
     (root / "packs").mkdir()
     reads = Reads(monkeypatch, folder)
     with Store.open(root) as again:
+        trust_fresh_files(again)
         result = again.add(folder, ref="models/m")
         assert reads.take() == (sorted(FILES), TOTAL)
         assert result.bytes_new == TOTAL
@@ -458,9 +460,11 @@ def test_two_stores_know_nothing_of_one_another(store, folder, tmp_path, monkeyp
     store.add(folder, ref="models/m")
     reads = Reads(monkeypatch, folder)
     with Store.open(tmp_path / "other", create=True) as other:
+        trust_fresh_files(other)
         assert other.add(folder).bytes_new == TOTAL
     assert reads.take() == (sorted(FILES), TOTAL)
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
     with Store.open(tmp_path / "copy") as copy:
+        trust_fresh_files(copy)
         copy.add(folder)
     assert reads.take() == (sorted(FILES), TOTAL)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.fresh_files import trust_fresh_files
 from fakes.model_files import safetensors_bytes
 from fakes.stores import assert_clean, model_of, noise, read_folder, read_model, write_model
 
@@ -25,7 +26,6 @@ from casstore import CasstoreError, ConfigError, ConflictError, Store, check
 from casstore.backend import BackendWrapper
 from casstore.errors import AccessDenied
 from casstore.store import machine as machine_module
-from casstore.store import sources
 
 # A fork beside running threads is what these tests are about; newer Pythons warn of it.
 pytestmark = [
@@ -491,12 +491,13 @@ def test_a_broken_machine_state_costs_time_only(store, models, damage, caplog):
 
 def test_a_machine_state_that_lies_is_not_believed(store, models, monkeypatch):
     """Records are checked like those from the store, and a file's id is bound to the file it was for."""
-    monkeypatch.setattr(sources, "RACY_NANOSECONDS", 0)
+    trust_fresh_files(store)
     ids = [store.add(models[number], ref=f"models/m{number}").model_id for number in range(3)]
     path = state_file(store)
     store.close()
     _lies(path)
     with Store.open(store.backend.url) as again:
+        trust_fresh_files(again)
         for number in range(3):
             with suppress(CasstoreError):  # an error is as good as the truth
                 assert read_model(again, f"models/m{number}") == model_number(number)

@@ -1,0 +1,120 @@
+"""A model as the store keeps it. Its tree is read at once, a layout when it is asked for: a model may have many files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casstore.errors import FormatError, RefNotFound
+from casstore.format import layout as layout_format
+from casstore.format import manifest as manifest_format
+from casstore.store.round_trips import is_far
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casstore.backend.base import Backend
+    from casstore.format.layout import Layout
+    from casstore.format.manifest import Tree, TreeEntry
+    from casstore.format.record import Record
+    from casstore.store.objects import ObjectReader
+
+_READ_ALONG = 256
+"""Layouts that are read along with the tree where a second answer would cost a round trip."""
+
+_READ_AT_ONCE = 1024
+
+
+class ModelLayouts:
+    """How each file of one model is cut, read from its store as needed. Safe in threads."""
+
+    def __init__(
+        self, files: tuple[TreeEntry, ...], ids: tuple[bytes, ...], reader: ObjectReader, name: str
+    ) -> None:
+        self._files = files
+        self._ids = ids
+        self._reader = reader
+        self._name = name
+        self._positions: dict[str, int] | None = None
+        self._plain: dict[int, bytes] = {}
+        self._known: dict[int, Layout] = {}
+
+    def hold(self, plain: Sequence[bytes]) -> None:
+        """Take the bytes of every layout, which were read along with something else."""
+        self._plain = dict(enumerate(plain))
+
+    def of(self, path: str) -> Layout | None:
+        """Return the layout of one file, None if there is no such file."""
+        if self._positions is None:
+            self._positions = {entry.path: at for at, entry in enumerate(self._files)}
+        at = self._positions.get(path)
+        if at is None:
+            return None
+        self._read([at])
+        return self._known[at]
+
+    def all(self) -> tuple[Layout, ...]:
+        """Return every layout, in the order of the tree's files."""
+        count = len(self._files)
+        missing = [at for at in range(count) if at not in self._known]
+        for begin in range(0, len(missing), _READ_AT_ONCE):
+            self._read(missing[begin : begin + _READ_AT_ONCE])
+        return tuple(self._known[at] for at in range(count))
+
+    def _read(self, wanted: list[int]) -> None:
+        held = {at: self._plain.pop(at, None) for at in wanted if at not in self._known}
+        unread = [at for at, plain in held.items() if plain is None]
+        found = self._reader.read_many([self._ids[at] for at in unread]) if unread else []
+        for at, plain in (held | dict(zip(unread, found, strict=True))).items():
+            layout = layout_format.decode(plain or b"")
+            if (layout.file_id, layout.size) != (self._files[at].file_id, self._files[at].size):
+                raise _unfit(self._name)
+            self._known[at] = layout
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order.
+
+    Layouts that were not asked for before are read from the store, which must still be open, and may then raise
+    MissingObject or another IntegrityError.
+    """
+
+    model_id: str
+    tree: Tree
+    layout_ids: tuple[bytes, ...]
+    record: Record
+    _layouts: ModelLayouts = field(repr=False, compare=False)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The layouts of `tree.files`."""
+        return self._layouts.all()
+
+    def layout(self, path: str) -> Layout:
+        """Return the layout of one file; raise RefNotFound if there is no such file."""
+        layout = self._layouts.of(path)
+        if layout is None:
+            files = self.tree.files
+            some = ", ".join(entry.path for entry in files[:5])
+            raise RefNotFound(f"{self.record.name} has no file {path!r}; it has {len(files)}: {some}, …")
+        return layout
+
+
+def read_model(record: Record, manifest_id: bytes, *, reader: ObjectReader, backend: Backend) -> Model:
+    """Read the model that `record` names; raises an IntegrityError for one that is damaged or incomplete."""
+    manifest = manifest_format.decode_model(reader.read(manifest_id))
+    along = manifest.layouts if is_far(backend) and len(manifest.layouts) <= _READ_ALONG else ()
+    tree_data, *plain = reader.read_many([manifest.model_id, *along])
+    tree = manifest_format.decode_tree(tree_data)
+    files = tree.files
+    if manifest.model_id != record.target or len(files) != len(manifest.layouts):
+        raise _unfit(record.name)
+    layouts = ModelLayouts(files, manifest.layouts, reader, record.name)
+    if along:
+        layouts.hold(plain)
+    return Model(manifest.model_id.hex(), tree, manifest.layouts, record, layouts)
+
+
+def _unfit(name: str) -> FormatError:
+    return FormatError(f"The manifest of {name} does not fit its tree: add the model again.")
