@@ -117,37 +117,39 @@ class BaseLists:
         yield self.ids
         yield self.offsets.astype("<u4").tobytes()
 
-    def take(self, chosen: NDArray[np.int64]) -> BaseLists:
+    def take(self, chosen: NDArray[np.integer[Any]]) -> BaseLists:
         """Return the lists with these numbers, which start at 0, in this order."""
         positions, ends = expand(self.offsets[chosen], self.offsets[chosen + 1])
         ids = np.frombuffer(self.ids, f"V{DIGEST_SIZE}")[positions]
         return BaseLists(np.concatenate([[0], ends]).astype("<u4"), ids.tobytes())
 
     def sorted(self) -> tuple[BaseLists, NDArray[np.uint32]]:
-        """Return the lists in their canonical order, equal ones once, and what each value of `bases` becomes.
+        """Return the lists in their canonical order, equal ones once, and what each value of `bases` becomes."""
+        chosen, renumbered = self.order()
+        return self.take(chosen), renumbered
+
+    def order(self) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Return the numbers of the lists in their canonical order, equal ones once, and what `bases` becomes.
 
         They are sorted by the first word of their first id, then by a checksum: so lists of several sources can be
         joined in batches, and equal ones meet.
         """
         leads, sums = self._keys()
         order = np.lexsort((sums, leads))
-        ordered = self.take(order)
-        leads, sums, counts = leads[order], sums[order], np.diff(ordered.offsets.astype(np.int64))
+        leads, sums, counts = leads[order], sums[order], np.diff(self.offsets.astype(np.int64))[order]
         same = np.zeros(len(self), np.bool_)
         same[1:] = (leads[1:] == leads[:-1]) & (sums[1:] == sums[:-1]) & (counts[1:] == counts[:-1])
         # What only looks the same is written twice, which does no harm.
         maybe = np.flatnonzero(same)
-        here, ends = expand(ordered.offsets[maybe], ordered.offsets[maybe + 1])
-        before, _ = expand(ordered.offsets[maybe - 1], ordered.offsets[maybe])
-        words = np.frombuffer(ordered.ids, "<u8").reshape(-1, 4)
+        one, other = order[maybe], order[maybe - 1]
+        here, ends = expand(self.offsets[one], self.offsets[one + 1])
+        before, _ = expand(self.offsets[other], self.offsets[other + 1])
+        words = np.frombuffer(self.ids, "<u8").reshape(-1, 4)
         equal = np.concatenate([[0], np.cumsum((words[here] == words[before]).all(axis=1))])
         same[maybe] = equal[ends] - equal[ends - counts[maybe]] == counts[maybe]
-        new = ~same
         renumbered = np.zeros(len(self) + 1, "<u4")
-        renumbered[order + 1] = np.cumsum(new)
-        return (
-            self if new.all() and (order[1:] > order[:-1]).all() else ordered.take(np.flatnonzero(new))
-        ), renumbered
+        renumbered[order + 1] = np.cumsum(~same)
+        return order[~same], renumbered
 
     def _keys(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         words = np.frombuffer(self.ids, ">u8").reshape(-1, 4).astype(np.uint64)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from casstore.store.segment import Segment
 
-BATCH = 1 << 16
+BATCH = 1 << 17
 """Lists that are joined at once, about."""
 
 
 class MergedLists:
     """The base lists of several segments, sorted, equal ones once.
 
-    Memory: 4 bytes for each list and each result, and one batch. `renumbered[k]` says what each value of the `bases`
+    Memory: 4 bytes for each list, 8 for each that is left, and one batch. `renumbered[k]` says what each value of the `bases`
     field in rows of segment k becomes.
     """
 
@@ -32,14 +32,19 @@ class MergedLists:
         self._edges = _batch_edges(segments)
         self.renumbered = [np.zeros(segment.head.shape.lists + 1, np.uint32) for segment in segments]
         counts: list[NDArray[np.uint32]] = [np.zeros(1, np.uint32)]
+        self._chosen: list[NDArray[np.uint32]] = []
         done = 0
-        for merged, renumbered, edges in self._batches():
-            counts.append(np.diff(merged.offsets))
-            at = 1
-            for target, (begin, end) in zip(self.renumbered, edges, strict=True):
-                target[begin + 1 : end + 1] = renumbered[at : at + end - begin] + np.uint32(done)
-                at += end - begin
-            done += len(merged)
+        for at in range(self._batches):
+            lists = self._read(at)
+            chosen, renumbered = lists.order()
+            self._chosen.append(chosen.astype(np.uint32))
+            counts.append(np.diff(lists.offsets)[chosen])
+            begin = 1
+            for target, edges in zip(self.renumbered, self._edges, strict=True):
+                end = begin + int(edges[at + 1] - edges[at])
+                target[edges[at] + 1 : edges[at + 1] + 1] = renumbered[begin:end] + np.uint32(done)
+                begin = end
+            done += len(chosen)
         self._offsets = np.cumsum(np.concatenate(counts), dtype="<u4")
 
     def __len__(self) -> int:
@@ -52,22 +57,23 @@ class MergedLists:
 
     def parts(self) -> Iterator[bytes]:
         """Yield all ids, then all offsets."""
-        for merged, _, _ in self._batches():
-            yield merged.ids
+        for at, chosen in enumerate(self._chosen):
+            yield self._read(at).take(chosen).ids
         yield self._offsets.tobytes()
 
-    def _batches(self) -> Iterator[tuple[BaseLists, NDArray[np.uint32], list[tuple[int, int]]]]:
-        """Yield merged lists, what the numbers of those that were merged become, and which of each segment they were."""
-        for at in range(len(self._edges[0]) - 1 if self._edges else 0):
-            edges = [(int(own[at]), int(own[at + 1])) for own in self._edges]
-            parts = [
-                segment.list_range(begin, end)
-                for segment, (begin, end) in zip(self._segments, edges, strict=True)
-            ]
-            counts = np.concatenate([np.diff(part.offsets) for part in parts])
-            offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<u4")
-            merged, renumbered = BaseLists(offsets, b"".join(part.ids for part in parts)).sorted()
-            yield merged, renumbered, edges
+    @property
+    def _batches(self) -> int:
+        return len(self._edges[0]) - 1 if self._edges else 0
+
+    def _read(self, at: int) -> BaseLists:
+        """Return the lists of one batch, those of one segment after those of the other."""
+        parts = [
+            segment.list_range(int(edges[at]), int(edges[at + 1]))
+            for segment, edges in zip(self._segments, self._edges, strict=True)
+        ]
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<u4")
+        return BaseLists(offsets, b"".join(part.ids for part in parts))
 
 
 def _batch_edges(segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
