@@ -295,8 +295,7 @@ class Index:
                 queries, found, numbers = queries[good], found[good], numbers[good]
                 if not queries.size:
                     continue
-                if found["bases"].any():
-                    lists[source] = segment.base_lists
+                found, lists[source] = _with_lists(found, segment)
             except (IntegrityError, BackendError) as error:
                 self._set_aside(segment.key, error)
                 self._ask_the_packs()
@@ -575,6 +574,17 @@ class Index:
         """Replace the locks in a forked child, where another thread of the parent may have held them."""
         self._lock = threading.RLock()
         self._packs.renew_lock()
+
+
+def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:
+    """Return found rows, and the base lists that they mean, numbered anew."""
+    some = np.flatnonzero(found["bases"])
+    if not some.size:
+        return found, BaseLists.empty()
+    lists = segment.lists(found["bases"][some].astype(np.int64) - 1)
+    found = found.copy()
+    found["bases"][some] = np.arange(1, len(some) + 1)
+    return found, lists
 
 
 def _is_damage(error: Exception) -> bool:

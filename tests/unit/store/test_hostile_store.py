@@ -30,7 +30,7 @@ from casstore.format import canonical, envelope, frame, index, layout, marks, pa
 from casstore.format.manifest import EMPTY_FILE_ID, ModelManifest, encode_model
 from casstore.format.record import Record
 from casstore.format.record import encode as encode_record
-from casstore.format.rows import ROW, BaseLists, Kind
+from casstore.format.rows import ROW, BaseLists, Kind, sort_order
 from casstore.store.keys import index_key, pack_key
 
 MIB = 1 << 20
@@ -93,7 +93,10 @@ class Forge:
 
     def segment(self, rows, packs):
         sizes = {pack_id: self.store.backend.stat(pack_key(pack_id)).size for pack_id in packs}
-        self.put_segment(index.encode(rows, BaseLists.empty(), sizes))
+        rows = rows[sort_order(rows)]
+        self.put_segment(
+            b"".join(index.encode_parts(lambda: iter((rows,)), len(rows), BaseLists.empty(), sizes))
+        )
 
     def put_segment(self, data):
         self.store.backend.put(index_key(data), [data])
@@ -641,9 +644,10 @@ def test_a_segment_whose_rows_are_out_of_order(forge):
     fanout = np.frombuffer(honest[104 : 104 + 4 * (shape.buckets + 1)], "<u4")
     shuffled = np.concatenate([body[a:b][::-1] for a, b in itertools.pairwise(fanout)], dtype=ROW)
     checks = b"".join(digest(shuffled[a:b].tobytes())[:8] for a, b in itertools.pairwise(fanout))
-    head = struct.Struct("<8sHBBIQQ32s")
-    counts = (b"cassindx", 1, shape.bits, 0, 1, len(rows), shape.bases_size)
+    head = struct.Struct("<8sHBBIQII32s")
+    counts = (b"cassindx", 1, shape.bits, 0, 1, len(rows), shape.lists, shape.list_ids)
     tables = pack_id + struct.pack("<Q", size) + fanout.tobytes() + checks
+    tables += honest[shape.head_size - 8 * shape.blocks : shape.head_size]
     sealed = head.pack(*counts, digest(head.pack(*counts, bytes(32)) + tables))
     keys = index.decode_head(honest, shape, key="k").key_of(shuffled["id"].astype(np.uint64))
     rest = shuffled.tobytes() + honest[shape.bases_begin :]
@@ -697,7 +701,7 @@ def test_packs_that_are_only_numbers(forge):
 )
 def test_segments_that_are_only_numbers(forge, count, caplog):
     bits, packs, rows = count
-    data = struct.pack("<8sHBBIQQ32s", b"cassindx", 1, bits, 0, packs, rows, 8, bytes(32)) + bytes(500)
+    data = struct.pack("<8sHBBIQII32s", b"cassindx", 1, bits, 0, packs, rows, 0, 0, bytes(32)) + bytes(500)
     forge.put_segment(data)
     with forge.opened() as store:
         with pytest.raises(MissingObject):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import tracemalloc
 import uuid
 
 import numpy as np
@@ -17,8 +18,8 @@ from casstore.errors import BackendError, MissingObject
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.frame import FrameHeader, encode_header
-from casstore.format.rows import ROW, Kind, row_ids
-from casstore.store import merging, segment
+from casstore.format.rows import ROW, BaseLists, Kind, row_ids
+from casstore.store import list_merging, merging, segment
 from casstore.store.index import Index
 from casstore.store.keys import INDEX_PREFIX, index_key, pack_key
 from casstore.store.merging import MAX_SEGMENTS, choose_parts
@@ -243,6 +244,86 @@ def test_base_lists_survive_merging(memory):
         assert [located.bases(at) for at in range(len(wanted))] == list(wanted.values())
 
 
+@pytest.mark.parametrize("batch", [1, 8, 1 << 16])
+def test_equal_base_lists_are_written_once_however_they_come_together(memory, monkeypatch, batch):
+    monkeypatch.setattr(list_merging, "BATCH", batch)
+    chance = random.Random(47)
+    shared = [tuple(ids_of(chance, chance.randint(1, 4))) for _ in range(60)]
+    # Some that differ in one place only, and some of which one is the beginning of another.
+    shared += [(*item[:-1], bytes(32)) for item in shared[:10]] + [(*item, bytes(32)) for item in shared[:10]]
+    expected, index = Expected(memory), Index(memory)
+    wanted = {}
+    for _ in range(3 * MAX_SEGMENTS):
+        headers = []
+        for bases in chance.sample(shared, 40):
+            [item] = ids_of(chance, 1)
+            wanted[item] = bases
+            headers.append(header(item, rank=1, bases=bases))
+        index.publish([expected.write(headers)])
+    for opened in (index, Index(memory)):
+        located = opened.locate(list(wanted))
+        assert [located.bases(at) for at in range(len(wanted))] == list(wanted.values())
+    largest = max(index._segments.values(), key=len)
+    assert len(largest) > 10 * len(shared)
+    assert largest.head.shape.lists == len(set(shared))
+
+
+def test_base_lists_are_read_by_range(tmp_path):
+    backend = LocalBackend(tmp_path / "store", create=True, durability="none")
+    rng = np.random.default_rng(48)
+    count = 200_000
+    rows = np.zeros(count, ROW)
+    rows["id"] = np.frombuffer(rng.bytes(32 * count), ">u8").reshape(-1, 4)
+    rows["kind"], rows["rank"], rows["bases"] = Kind.CHUNK, 1, np.arange(1, count + 1)
+    lists = BaseLists(np.arange(count + 1, dtype="<u4"), rng.bytes(32 * count))
+    data = index_format.encode(rows, lists, {bytes(32): 1})
+    backend.put(index_key(data), [data])
+    index = Index(backend)
+    index.refresh()
+    tracemalloc.start()
+    try:
+        located = index.locate(row_ids(rows[:3]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [located.bases(at) for at in range(3)] == [lists.get(at) for at in range(1, 4)]
+    assert peak < 1 << 20, "of 7 MB of lists, a few blocks"
+
+
+def test_the_lowest_rank_of_all_segments_is_preferred(backend):
+    chance = random.Random(49)
+    expected, index = Expected(backend), Index(backend)
+    deep, *bases = ids_of(chance, 4)
+    for rank, more in ((3, 300), (2, 30), (1, 3), (5, 1)):
+        headers = [header(deep, rank=rank, bases=bases[:1]), *map(header, ids_of(chance, more))]
+        index.publish([expected.write(headers)])
+    for opened in (index, Index(backend)):
+        located = opened.locate([deep, bases[1], deep])
+        assert located.found.tolist() == [True, False, True]
+        assert located.rows["rank"].tolist() == [1, 0, 1]
+        assert located.bases(0) == (bases[0],)
+    lowest = index.locate([deep]).rows["pack"][0]
+    located = index.locate([deep], usable=lambda number: number != lowest)
+    assert located.rows["rank"].tolist() == [2], "the lowest one of those that can be used"
+    index.publish([expected.write([header(deep)])])
+    assert index.locate([deep]).rows["rank"].tolist() == [0]
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_where_base_lists_are_damaged_the_packs_answer(backend, caplog, place):
+    expected = Expected(backend)
+    items, bases = ids_of(random.Random(50), 200), ids_of(random.Random(51), 200)
+    headers = [header(item, rank=1, bases=[base]) for item, base in zip(items, bases, strict=True)]
+    Index(backend).publish([expected.write(headers)])
+    [key] = segments(backend)
+    shape = index_format.decode_shape(backend.read(key), key=key)
+    key = damaged(backend, lambda data: data.__setitem__((shape.bases_begin, -1)[place], 0xEE))
+    index = Index(backend)
+    located = index.locate(items)
+    assert [located.bases(at) for at in range(200)] == [(base,) for base in bases]
+    assert_one_warning(caplog, key)
+
+
 def test_merging_keeps_segments_few_and_forgets_nothing(backend):
     chance = random.Random(10)
     expected, index = Expected(backend), Index(backend)
@@ -318,6 +399,7 @@ def test_overlapping_segments_merge_without_repeating_rows(memory):
 def test_large_segments_merge_in_batches_to_what_they_were(backend, monkeypatch, overlap):
     monkeypatch.setattr(segment, "BATCH_BITS", 7)
     monkeypatch.setattr(merging, "BATCH_BITS", 7)
+    monkeypatch.setattr(list_merging, "BATCH", 2)
     monkeypatch.setattr(segment, "_SMALL", 100)
     chance = random.Random(23)
     expected, index = Expected(backend), Index(backend)
@@ -332,8 +414,9 @@ def test_large_segments_merge_in_batches_to_what_they_were(backend, monkeypatch,
     assert len(index._segments) <= 3
     assert sum(1 for _ in largest.batches()) >= 8
     rows = np.concatenate(list(largest.batches()), dtype=ROW)
+    lists = largest.lists(np.arange(largest.head.shape.lists))
     assert index_format.encode(
-        rows, largest.base_lists, dict(zip(largest.head.packs, largest.head.sizes, strict=True))
+        rows, lists, dict(zip(largest.head.packs, largest.head.sizes, strict=True))
     ) == backend.read(largest.key)
     for opened in (index, Index(backend)):
         expected.check(opened, [*expected.places, *ids_of(chance, 500)])
