@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -35,8 +35,24 @@ ROWS_PER_BUCKET = 48
 KEY_SIZE = 4
 CHECK_SIZE = 8
 SIZE_SIZE = 8
-_HEADER = struct.Struct("<8sHBBIQQ32s")
+BLOCK = 4096
+"""Bytes of the base lists that one checksum covers: no id and no offset lies in two blocks."""
+
+_HEADER = struct.Struct("<8sHBBIQII32s")
 HEADER_SIZE = _HEADER.size
+
+
+class ListSource(Protocol):
+    """Base lists in their canonical order, as `BaseLists` are and as a merge makes them bit by bit."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def total(self) -> int:
+        """How many ids all lists have together."""
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield all ids, then all offsets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +62,8 @@ class Shape:
     bits: int
     packs: int
     rows: int
-    bases_size: int
+    lists: int
+    list_ids: int
     check: bytes
 
     @property
@@ -67,7 +84,22 @@ class Shape:
     @property
     def head_size(self) -> int:
         """Bytes before the keys."""
-        return self.fanout_begin + 4 * (self.buckets + 1) + CHECK_SIZE * self.buckets
+        return self.checks_begin + CHECK_SIZE * (self.buckets + self.blocks)
+
+    @property
+    def checks_begin(self) -> int:
+        """Where the checksums of the buckets start; those of the base lists follow them."""
+        return self.fanout_begin + 4 * (self.buckets + 1)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of the base lists."""
+        return -(-self.bases_size // BLOCK)
+
+    @property
+    def bases_size(self) -> int:
+        """Bytes of the base lists."""
+        return DIGEST_SIZE * self.list_ids + 4 * (self.lists + 1)
 
     @property
     def rows_begin(self) -> int:
@@ -82,7 +114,7 @@ class Shape:
     @property
     def size(self) -> int:
         """Bytes of the whole segment."""
-        return self.bases_begin + self.bases_size + DIGEST_SIZE
+        return self.bases_begin + self.bases_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +126,7 @@ class Head:
     sizes: list[int]
     fanout: NDArray[np.uint32]
     checks: NDArray[np.void]
+    block_checks: NDArray[np.void]
 
     def bucket_of(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the bucket number of each id, given as (n, 4) words."""
@@ -111,6 +144,14 @@ class Head:
                 f"A bucket of {key} fails its checksum; remove that file, the packs rebuild it."
             )
 
+    def check_blocks(self, blocks: NDArray[np.int64], parts: Sequence[Buffer], *, key: str) -> None:
+        """Raise FormatError unless `parts` are the bytes that were written for each of these blocks of base lists."""
+        found = b"".join([Hasher(part).digest(length=CHECK_SIZE) for part in parts])
+        if found != self.block_checks[blocks].tobytes():
+            raise FormatError(
+                f"The base lists of {key} fail their checksum; remove that file, the packs rebuild it."
+            )
+
     def check_keys(self, rows: Rows, keys: NDArray[np.uint32], *, key: str) -> None:
         """Raise FormatError unless `keys` are those of `rows`."""
         if not np.array_equal(self.key_of(rows["id"].astype(np.uint64)), keys):
@@ -125,16 +166,18 @@ def encode(rows: Rows, bases: BaseLists, packs: Mapping[bytes, int]) -> bytes:
     `rows` are in any order, their `pack` is a position in `packs`.
     """
     rows = rows[sort_order(rows)]
-    return b"".join(encode_parts(lambda: iter((rows,)), len(rows), bases, packs))
+    lists, renumbered = bases.sorted()
+    rows["bases"] = renumbered[rows["bases"]]
+    return b"".join(encode_parts(lambda: iter((rows,)), len(rows), lists, packs))
 
 
 def encode_parts(
-    batches: Callable[[], Iterator[Rows]], count: int, bases: BaseLists, packs: Mapping[bytes, int]
+    batches: Callable[[], Iterator[Rows]], count: int, lists: ListSource, packs: Mapping[bytes, int]
 ) -> Iterator[bytes]:
     """Return the bytes of a segment of `count` rows in parts, holding one batch at a time.
 
     `batches` is called three times and gives the same sorted rows each time; a batch ends where a bucket
-    does (`bucket_bits`).
+    does (`bucket_bits`). The parts of `lists` are asked for twice.
     """
     bits = bucket_bits(count)
     fanout = np.zeros((1 << bits) + 1, "<u4")
@@ -151,18 +194,29 @@ def encode_parts(
     fanout = np.cumsum(fanout, dtype="<u4")
     assert fanout[-1] == count
     sizes = np.array(list(packs.values()), "<u8")
-    tables = b"".join(packs) + sizes.tobytes() + fanout.tobytes() + checks.tobytes()
-    lists = bases.encode()
-    counts = (bits, len(packs), count, len(lists))
-    check = digest(_pack_header(*counts, bytes(DIGEST_SIZE)) + tables)
-    yield _pack_header(*counts, check)
+    blocks = b"".join([Hasher(block).digest(length=CHECK_SIZE) for block in _blocks(lists.parts())])
+    tables = b"".join(packs) + sizes.tobytes() + fanout.tobytes() + checks.tobytes() + blocks
+    shape = Shape(bits, len(packs), count, len(lists), lists.total, check=bytes(DIGEST_SIZE))
+    yield _pack_header(replace(shape, check=digest(_pack_header(shape) + tables)))
     yield tables
     for rows in batches():
         yield _key_of(rows["id"][:, 0].astype(np.uint64), bits).astype("<u4").tobytes()
     for rows in batches():
         yield rows.tobytes()
-    yield lists
-    yield digest(lists)
+    yield from lists.parts()
+
+
+def _blocks(parts: Iterator[bytes]) -> Iterator[memoryview]:
+    """Cut parts into blocks; only the last one may be short."""
+    left = b""
+    for part in parts:
+        view = memoryview(left + part)
+        whole = len(view) - len(view) % BLOCK
+        for at in range(0, whole, BLOCK):
+            yield view[at : at + BLOCK]
+        left = bytes(view[whole:])
+    if left:
+        yield memoryview(left)
 
 
 def bucket_bits(rows: int) -> int:
@@ -187,14 +241,14 @@ def decode_shape(data: Buffer, *, key: str) -> Shape:
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
         raise FormatError(f"{key} is cut short; remove that file, the packs rebuild it.")
-    magic, version, bits, flags, packs, rows, bases_size, check = _HEADER.unpack_from(view)
+    magic, version, bits, flags, packs, rows, lists, list_ids, check = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise FormatError(f"{key} is not an index segment; remove that file, the packs rebuild it.")
     if version != VERSION or flags:
         raise UnsupportedVersion(f"{key} is an index of version {version}; upgrade casstore to read it.")
-    if bits > 32 or rows >= 1 << 32 or bases_size >= 1 << 40:
+    if bits > 32 or rows >= 1 << 32:
         raise FormatError(f"{key} states an impossible size; remove that file, the packs rebuild it.")
-    return Shape(bits=bits, packs=packs, rows=rows, bases_size=bases_size, check=check)
+    return Shape(bits=bits, packs=packs, rows=rows, lists=lists, list_ids=list_ids, check=check)
 
 
 def decode_head(data: Buffer, shape: Shape, *, key: str) -> Head:
@@ -202,11 +256,11 @@ def decode_head(data: Buffer, shape: Shape, *, key: str) -> Head:
     view = memoryview(data)[: shape.head_size]
     if len(view) < shape.head_size:
         raise FormatError(f"{key} is cut short; remove that file, the packs rebuild it.")
-    blank = _pack_header(shape.bits, shape.packs, shape.rows, shape.bases_size, bytes(DIGEST_SIZE))
+    blank = _pack_header(replace(shape, check=bytes(DIGEST_SIZE)))
     if digest(blank + bytes(view[HEADER_SIZE:])) != shape.check:
         raise FormatError(f"The head of {key} fails its checksum; remove that file, the packs rebuild it.")
-    checks = shape.head_size - CHECK_SIZE * shape.buckets
-    fanout = np.frombuffer(view[shape.fanout_begin : checks], "<u4")
+    fanout = np.frombuffer(view[shape.fanout_begin : shape.checks_begin], "<u4")
+    checks = np.frombuffer(view[shape.checks_begin :], f"V{CHECK_SIZE}")
     if fanout[0] != 0 or fanout[-1] != shape.rows or np.any(fanout[1:] < fanout[:-1]):
         raise FormatError(f"The fan-out of {key} does not ascend; remove that file, the packs rebuild it.")
     packs = split_ids(bytes(view[HEADER_SIZE : shape.sizes_begin]), kind="segment")
@@ -217,20 +271,25 @@ def decode_head(data: Buffer, shape: Shape, *, key: str) -> Head:
         packs=packs,
         sizes=np.frombuffer(view[shape.sizes_begin : shape.fanout_begin], "<u8").tolist(),
         fanout=fanout,
-        checks=np.frombuffer(view[checks:], f"V{CHECK_SIZE}"),
+        checks=checks[: shape.buckets],
+        block_checks=checks[shape.buckets :],
     )
 
 
-def decode_bases(data: Buffer, shape: Shape, *, key: str) -> BaseLists:
-    """Read and check the base lists, the last `bases_size` + 32 bytes of a segment."""
-    view = memoryview(data)
-    lists = view[: shape.bases_size]
-    if len(view) != shape.bases_size + DIGEST_SIZE or digest(lists) != bytes(view[shape.bases_size :]):
-        raise FormatError(
-            f"The base lists of {key} fail their checksum; remove that file, the packs rebuild it."
-        )
-    return BaseLists.decode(lists, key=key)
+def decode_bases(data: Buffer, head: Head, *, key: str) -> BaseLists:
+    """Read and check all base lists, the last `bases_size` bytes of a segment."""
+    view, shape = memoryview(data), head.shape
+    parts = [view[at : at + BLOCK] for at in range(0, len(view), BLOCK)]
+    if len(view) != shape.bases_size:
+        raise FormatError(f"The base lists of {key} are cut short; remove that file, the packs rebuild it.")
+    head.check_blocks(np.arange(shape.blocks), parts, key=key)
+    split = DIGEST_SIZE * shape.list_ids
+    offsets = np.frombuffer(view[split:], "<u4")
+    if offsets[0] != 0 or offsets[-1] != shape.list_ids or np.any(offsets[1:] < offsets[:-1]):
+        raise FormatError(f"The base lists of {key} do not ascend; remove that file, the packs rebuild it.")
+    return BaseLists(offsets, bytes(view[:split]))
 
 
-def _pack_header(bits: int, packs: int, rows: int, bases_size: int, check: bytes) -> bytes:
-    return _HEADER.pack(MAGIC, VERSION, bits, 0, packs, rows, bases_size, check)
+def _pack_header(shape: Shape) -> bytes:
+    counts = (shape.bits, 0, shape.packs, shape.rows, shape.lists, shape.list_ids)
+    return _HEADER.pack(MAGIC, VERSION, *counts, shape.check)

@@ -17,7 +17,7 @@ from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
@@ -77,6 +77,10 @@ ROW_FIELDS = struct.Struct("<32sQIIIIBBB5x")
 
 assert ROW.itemsize == ROW_FIELDS.size == 64
 
+_MIXERS = np.array(
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64
+)
+
 _LIST_COUNTS = struct.Struct("<II")
 
 
@@ -113,6 +117,61 @@ class BaseLists:
         """Return how many bases a row's `bases` field means."""
         return int(self.offsets[number]) - int(self.offsets[number - 1]) if number else 0
 
+    @property
+    def total(self) -> int:
+        """How many ids all lists have together."""
+        return len(self.ids) // DIGEST_SIZE
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield all ids, then all offsets: what an index segment holds."""
+        yield self.ids
+        yield self.offsets.astype("<u4").tobytes()
+
+    def take(self, chosen: NDArray[np.int64]) -> BaseLists:
+        """Return the lists with these numbers, which start at 0, in this order."""
+        positions, ends = expand(self.offsets[chosen], self.offsets[chosen + 1])
+        ids = np.frombuffer(self.ids, f"V{DIGEST_SIZE}")[positions]
+        return BaseLists(np.concatenate([[0], ends]).astype("<u4"), ids.tobytes())
+
+    def sorted(self) -> tuple[BaseLists, NDArray[np.uint32]]:
+        """Return the lists in their canonical order, equal ones once, and what each value of `bases` becomes.
+
+        They are sorted by the first word of their first id, then by a checksum: so lists of several sources can be
+        joined in batches, and equal ones meet.
+        """
+        leads, sums = self._keys()
+        order = np.lexsort((sums, leads))
+        ordered = self.take(order)
+        leads, sums, counts = leads[order], sums[order], np.diff(ordered.offsets.astype(np.int64))
+        same = np.zeros(len(self), np.bool_)
+        same[1:] = (leads[1:] == leads[:-1]) & (sums[1:] == sums[:-1]) & (counts[1:] == counts[:-1])
+        # What only looks the same is written twice, which does no harm.
+        maybe = np.flatnonzero(same)
+        here, ends = expand(ordered.offsets[maybe], ordered.offsets[maybe + 1])
+        before, _ = expand(ordered.offsets[maybe - 1], ordered.offsets[maybe])
+        words = np.frombuffer(ordered.ids, "<u8").reshape(-1, 4)
+        equal = np.concatenate([[0], np.cumsum((words[here] == words[before]).all(axis=1))])
+        same[maybe] = equal[ends] - equal[ends - counts[maybe]] == counts[maybe]
+        new = ~same
+        renumbered = np.zeros(len(self) + 1, "<u4")
+        renumbered[order + 1] = np.cumsum(new)
+        return (
+            self if new.all() and (order[1:] > order[:-1]).all() else ordered.take(np.flatnonzero(new))
+        ), renumbered
+
+    def _keys(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        words = np.frombuffer(self.ids, ">u8").reshape(-1, 4).astype(np.uint64)
+        begins, ends = self.offsets[:-1].astype(np.int64), self.offsets[1:].astype(np.int64)
+        leads = np.zeros(len(self), np.uint64)
+        some = np.flatnonzero(ends > begins)
+        leads[some] = words[begins[some], 0]
+        places = np.arange(len(words)) - np.repeat(begins, ends - begins)
+        mixed = (words * _MIXERS).sum(axis=1, dtype=np.uint64) + (places + 1).astype(np.uint64) * _MIXERS[0]
+        for shift, mixer in ((np.uint64(30), _MIXERS[1]), (np.uint64(27), _MIXERS[2])):
+            mixed = (mixed ^ (mixed >> shift)) * mixer
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+        return leads, sums[ends] - sums[begins]
+
     def get(self, number: int) -> tuple[bytes, ...]:
         """Return the bases that a row's `bases` field means; `number` 0 is no bases."""
         if number == 0:
@@ -146,6 +205,16 @@ def _check_list_lengths(lengths: NDArray[np.uint32], *, key: str) -> None:
     """Raise FormatError unless each list has bases, and not too many; writers and readers ask here (invariant 14)."""
     if np.any(lengths == 0) or np.any(lengths > MAX_BASES):
         raise FormatError(f"{key} has a base list that is empty or has more than {MAX_BASES} bases.")
+
+
+def expand(
+    begins: NDArray[np.integer[Any]], ends: NDArray[np.integer[Any]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return all numbers of the ranges [begin, end), one range after the other, and where those of each end."""
+    counts = ends.astype(np.int64) - begins.astype(np.int64)
+    stops = np.cumsum(counts)
+    within = np.arange(counts.sum()) - np.repeat(stops - counts, counts)
+    return np.repeat(begins.astype(np.int64), counts) + within, stops
 
 
 def id_words(ids: Sequence[bytes] | bytes) -> NDArray[np.uint64]:

@@ -199,7 +199,7 @@ def _check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> 
     if shape.size != len(data):
         raise FormatError(f"{key} has the wrong length; remove that file, the packs rebuild it.")
     head = index_format.decode_head(data, shape, key=key)
-    bases = index_format.decode_bases(data[shape.bases_begin :], shape, key=key)
+    bases = index_format.decode_bases(data[shape.bases_begin :], head, key=key)
     rows = np.frombuffer(data[shape.rows_begin : shape.bases_begin], ROW)
     check_rows(rows, lists=len(bases), packs=len(head.packs), key=key)
     if index_format.encode(rows, bases, dict(zip(head.packs, head.sizes, strict=True))) != data:

@@ -295,8 +295,7 @@ class Index:
                 queries, found, numbers = queries[good], found[good], numbers[good]
                 if not queries.size:
                     continue
-                if found["bases"].any():
-                    lists[source] = segment.base_lists
+                found, lists[source] = _with_lists(found, segment)
             except (IntegrityError, BackendError) as error:
                 self._set_aside(segment.key, error)
                 self._ask_the_packs()
@@ -458,7 +457,7 @@ class Index:
             self._backend.put(key, [data])
         with self._lock:
             self._keep(self._cache.opened(data))
-            self._keep_house()
+            self.keep_house()
 
     def merge(self) -> None:
         """Join small segments when there are many, so that look-ups stay cheap.
@@ -481,14 +480,18 @@ class Index:
     def _durable(self) -> list[Segment]:
         return [segment for key, segment in self._segments.items() if key.startswith(INDEX_PREFIX)]
 
-    def _keep_house(self) -> None:
+    def keep_house(self) -> None:
         """Do what keeps look-ups cheap; never fails (invariant 13)."""
-        if len(self._segments) < self._busy_from:
-            return
+        with self._lock:
+            if len(self._segments) >= self._busy_from:
+                self._try_to_keep_house()
+
+    def _try_to_keep_house(self) -> None:
         try:
             self.merge()
             self._replace_damaged()
         except (IntegrityError, BackendError) as error:
+            # Invariant 13: everything is as it was, only slower.
             _log.warning(
                 "Index segments could not be merged. Nothing is lost, but look-ups take longer: %s", error
             )
@@ -538,8 +541,8 @@ class Index:
                 self._open({key: size})
             if key in self._segments:
                 return key
-            if key not in self._aside:
-                break  # Another process has merged it further already.
+            if key not in self._aside or not _is_damage(self._aside[key]):
+                break  # Another process has merged it further already, or what has this name is left alone.
             # Invariant 5: a damaged file has this name, and this process has what belongs there.
             self._delete([key])
         self._load(None)
@@ -571,6 +574,17 @@ class Index:
         """Replace the locks in a forked child, where another thread of the parent may have held them."""
         self._lock = threading.RLock()
         self._packs.renew_lock()
+
+
+def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:
+    """Return found rows, and the base lists that they mean, numbered anew."""
+    some = np.flatnonzero(found["bases"])
+    if not some.size:
+        return found, BaseLists.empty()
+    lists = segment.lists(found["bases"][some].astype(np.int64) - 1)
+    found = found.copy()
+    found["bases"][some] = np.arange(1, len(some) + 1)
+    return found, lists
 
 
 def _is_damage(error: Exception) -> bool:

@@ -9,8 +9,9 @@ import numpy as np
 from casstore.digest import Hasher
 from casstore.errors import ObjectExists
 from casstore.format import index as index_format
-from casstore.format.rows import ROW, BaseLists, merge_base_lists, sort_order
+from casstore.format.rows import ROW, sort_order
 from casstore.store.keys import index_key_of
+from casstore.store.list_merging import MergedLists
 from casstore.store.segment import BATCH_BITS
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def write_merged(
     The bytes go to `copy` as well. Raises FormatError if a part is damaged.
     """
     sources, packs = _sources(parts)
-    lists = _joined_lists(sources)
+    lists = MergedLists(parts)
+    for source, renumbered in zip(sources, lists.renumbered, strict=True):
+        source.renumbered = renumbered
     count = sum(source.count() for source in sources)
     bits = max(0, count.bit_length() - BATCH_BITS)
     bits = min(bits, index_format.bucket_bits(count))
@@ -111,19 +114,19 @@ class _Source:
         self.segment = segment
         self._positions = positions
         self._taken = taken
-        self.shift = np.uint32(0)
+        self.renumbered = np.zeros(1, np.uint32)
 
     def batches(self, bits: int | None = None) -> Iterator[Rows]:
         for rows in self.segment.batches(bits):
             kept = rows[self._taken[rows["pack"]]] if not self._taken.all() else rows.copy()
             kept["pack"] = self._positions[kept["pack"]]
-            kept["bases"] += np.where(kept["bases"] > 0, self.shift, np.uint32(0))
+            kept["bases"] = self.renumbered[kept["bases"]]
             yield kept
 
     def count(self) -> int:
         if self._taken.all():
             return len(self.segment)
-        return sum(len(rows) for rows in self.batches())
+        return sum(int(np.count_nonzero(self._taken[rows["pack"]])) for rows in self.segment.batches())
 
 
 def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], dict[bytes, int]]:
@@ -140,13 +143,3 @@ def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], dict[bytes, int]]
             sizes.setdefault(pack, size)
         sources.append(_Source(segment, positions, taken))
     return sources, sizes
-
-
-def _joined_lists(sources: Sequence[_Source]) -> BaseLists:
-    """Return all base lists in one; each source learns by how much its numbers move."""
-    none = np.zeros(0, ROW)
-    total = 0
-    for source in sources:
-        source.shift = np.uint32(total)
-        total += len(source.segment.base_lists)
-    return merge_base_lists([(none, source.segment.base_lists) for source in sources])[1]

@@ -247,6 +247,8 @@ class Publication:
     def _finish(self, supply: Supply) -> None:
         self._secure(supply)
         self._settle()
+        # Invariant 13: by now the records are safe, and upkeep never fails.
+        self._index.keep_house()
 
     def _flush(self) -> None:
         written = self._writer.finish()

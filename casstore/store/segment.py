@@ -10,7 +10,7 @@ import itertools
 import mmap
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from casstore.backend.oserrors import from_os_error
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import FormatError
 from casstore.format import index as index_format
-from casstore.format.rows import ROW, BaseLists, check_rows, row_ids
+from casstore.format.index import BLOCK
+from casstore.format.rows import MAX_BASES, ROW, BaseLists, check_rows, expand, row_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 BATCH_BITS = 18
 """Rows that are handled at once when all are: 2^18 of them, 16 MiB."""
 
+_LISTS = 1 << 16
 _FEW_IDS = 128
 _SHORT_QUESTIONS = 4  # that a small segment answers before a table pays for itself
 _SMALL = 8192
@@ -59,7 +61,7 @@ class Segment:
         self._descriptor = descriptor
         self._keys: NDArray[np.uint32] = np.frombuffer(data[shape.head_size : shape.rows_begin], "<u4")
         self.checked = np.zeros(shape.buckets, np.bool_)
-        self._lists: BaseLists | None = None
+        self._checked_blocks = np.zeros(shape.blocks, np.bool_)
         self.numbers: NDArray[np.uint32] = np.zeros(0, np.uint32)
         """The index-wide numbers of the segment's packs: the index sets them."""
         self._table: dict[bytes, list[int]] | None = None
@@ -72,13 +74,71 @@ class Segment:
         """Return the BLAKE3 of the whole file; reads all of it."""
         return digest(self._data)
 
-    @property
-    def base_lists(self) -> BaseLists:
-        """What the `bases` field of its rows means; read when it is first needed."""
-        if self._lists is None:
-            shape = self.head.shape
-            self._lists = index_format.decode_bases(self._data[shape.bases_begin :], shape, key=self.key)
-        return self._lists
+    def lists(self, numbers: NDArray[np.int64]) -> BaseLists:
+        """Return the base lists with these numbers, which start at 0, in this order; only what holds them is read."""
+        shape = self.head.shape
+        origin = DIGEST_SIZE * shape.list_ids
+        begins = self._list_items("<u4", origin, numbers)
+        ends = self._list_items("<u4", origin, numbers + 1)
+        if np.any(begins > ends) or np.any(ends > shape.list_ids) or np.any(ends - begins > MAX_BASES):
+            raise FormatError(f"{self.key} has a base list that cannot exist; {_DAMAGED}.")
+        positions, stops = expand(begins, ends)
+        ids = self._list_items(f"V{DIGEST_SIZE}", 0, positions)
+        return BaseLists(np.concatenate([[0], stops]).astype("<u4"), ids.tobytes())
+
+    def list_range(self, begin: int, end: int) -> BaseLists:
+        """Return the base lists from number `begin` to before `end`, as `lists` does but many at once."""
+        shape = self.head.shape
+        origin = DIGEST_SIZE * shape.list_ids
+        offsets = self._list_slice("<u4", origin + 4 * begin, origin + 4 * (end + 1))
+        if (
+            np.any(offsets[:-1] > offsets[1:])
+            or offsets[-1] > shape.list_ids
+            or np.any(np.diff(offsets) > MAX_BASES)
+        ):
+            raise FormatError(f"{self.key} has a base list that cannot exist; {_DAMAGED}.")
+        ids = self._list_slice("u1", DIGEST_SIZE * int(offsets[0]), DIGEST_SIZE * int(offsets[-1]))
+        return BaseLists(offsets - offsets[0], ids.tobytes())
+
+    def _list_slice(self, dtype: str, begin: int, end: int) -> NDArray[Any]:
+        first = begin // BLOCK
+        fetched = self._read_blocks(np.arange(first, -(-end // BLOCK)))
+        return fetched[begin - first * BLOCK : end - first * BLOCK].view(dtype)
+
+    def _list_items(self, dtype: str, origin: int, positions: Positions) -> NDArray[Any]:
+        """Return items of the base lists, read and verified by blocks; `origin` is the byte where item 0 starts."""
+        width = np.dtype(dtype).itemsize
+        places = origin + positions.astype(np.int64) * width
+        blocks, which = _distinct(places // BLOCK)
+        fetched = self._read_blocks(blocks).view(dtype)
+        items: NDArray[Any] = fetched[which * (BLOCK // width) + places % BLOCK // width]
+        return items
+
+    def _read_blocks(self, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read and verify distinct, ascending blocks of the base lists; the last one of all is filled up with zeros."""
+        fetched = np.zeros((len(blocks), BLOCK), np.uint8)
+        if not len(blocks):
+            return fetched.reshape(-1)
+        shape = self.head.shape
+        memory = memoryview(fetched.reshape(-1))
+        runs = [0, *(np.flatnonzero(np.diff(blocks) != 1) + 1).tolist(), len(blocks)]
+        places = []
+        for first, last in itertools.pairwise(runs):
+            begin = int(blocks[first]) * BLOCK
+            size = min((last - first) * BLOCK, shape.bases_size - begin)
+            places.append((shape.bases_begin + begin, first * BLOCK, first * BLOCK + size))
+        if len(places) > _MANY:
+            self._fetch_ahead(places)
+        for offset, begin, end in places:
+            self._read(memory[begin:end], offset)
+        fresh = np.flatnonzero(~self._checked_blocks[blocks])
+        sizes = np.minimum(BLOCK, shape.bases_size - blocks[fresh] * BLOCK).tolist()
+        parts = [
+            memory[at * BLOCK : at * BLOCK + size] for at, size in zip(fresh.tolist(), sizes, strict=True)
+        ]
+        self.head.check_blocks(blocks[fresh], parts, key=self.key)
+        self._checked_blocks[blocks] = True
+        return fetched.reshape(-1)
 
     def matches(self, words: NDArray[np.uint64]) -> tuple[Positions, Rows]:
         """Return the rows about the ids that are asked for, each with the position of its id in `words`.
@@ -113,7 +173,9 @@ class Segment:
         """Read and verify everything; raise FormatError if something is damaged."""
         for _ in self.batches():
             pass
-        _ = self.base_lists
+        lists = self.head.shape.lists
+        for begin in range(0, lists, _LISTS):
+            self.list_range(begin, min(begin + _LISTS, lists))
 
     def batches(self, bits: int | None = None) -> Iterator[Rows]:
         """Yield all rows, verified, in their order: one batch for each value of the first `bits` bits of an id."""
@@ -263,8 +325,7 @@ class Segment:
 
     def _judge(self, rows: Rows) -> None:
         """Raise FormatError for a row that says what cannot be, whoever wrote it; for rows that leave this object."""
-        lists = len(self.base_lists) if rows["bases"].any() else 0
-        check_rows(rows, lists=lists, packs=len(self.head.packs), key=self.key)
+        check_rows(rows, lists=self.head.shape.lists, packs=len(self.head.packs), key=self.key)
 
 
 def _distinct(values: Positions) -> tuple[Positions, Positions]:

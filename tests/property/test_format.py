@@ -243,7 +243,7 @@ def whole_index(data):
     if shape.size != len(data):
         raise FormatError("length")
     head = index.decode_head(data, shape, key="i")
-    index.decode_bases(data[shape.bases_begin :], shape, key="i")
+    index.decode_bases(data[shape.bases_begin :], head, key="i")
     table = np.frombuffer(data[shape.rows_begin : shape.bases_begin], rows.ROW)
     for bucket in range(shape.buckets):
         part = table[head.fanout[bucket] : head.fanout[bucket + 1]]
@@ -570,3 +570,38 @@ def test_models_at_the_limits(layouts, model_id):
     value = ModelManifest(model_id, tuple(layouts))
     fits = len(model_id) == 32 and len(b"".join(layouts)) % 32 == 0
     assert encoded(manifest.encode_model, manifest.decode_model, value) == fits
+
+
+base_lists = st.lists(
+    st.lists(st.sampled_from([bytes([n]) * 32 for n in range(5)]), min_size=1, max_size=4).map(tuple),
+    max_size=30,
+)
+
+
+@given(base_lists)
+def test_sorted_base_lists_say_the_same_with_equal_ones_once(given_lists):
+    lists = rows.BaseLists.of(given_lists)
+    merged, renumbered = lists.sorted()
+    assert renumbered[0] == 0
+    for at, item in enumerate(given_lists):
+        assert merged.get(int(renumbered[at + 1])) == item
+    assert len(merged) == len(set(given_lists))
+    leads = [merged.get(at + 1)[0][:8] for at in range(len(merged))]
+    assert leads == sorted(leads)
+    again, same = merged.sorted()
+    assert (again.ids, again.offsets.tolist()) == (merged.ids, merged.offsets.tolist())
+    assert same.tolist() == list(range(len(merged) + 1))
+
+
+@given(base_lists)
+def test_base_lists_in_a_segment_round_trip(given_lists):
+    table = np.zeros(len(given_lists), rows.ROW)
+    table["id"] = np.frombuffer(np.random.default_rng(1).bytes(32 * len(table)), ">u8").reshape(-1, 4)
+    table["kind"], table["rank"], table["bases"] = Kind.CHUNK, 1, np.arange(1, len(table) + 1)
+    data = index.encode(table, rows.BaseLists.of(given_lists), {bytes(32): 1})
+    shape = index.decode_shape(data, key="i")
+    head = index.decode_head(data, shape, key="i")
+    lists = index.decode_bases(data[shape.bases_begin :], head, key="i")
+    found = np.frombuffer(data[shape.rows_begin : shape.bases_begin], rows.ROW)
+    told = {row["id"].tobytes(): lists.get(int(row["bases"])) for row in found}
+    assert told == dict(zip(rows.row_ids(table), given_lists, strict=True))

@@ -10,7 +10,6 @@ from fakes.faulty_backend import FaultyBackend
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 from fakes.sync_stores import Side
 
-from casstore.errors import FormatError
 from casstore.store import merging, segment_cache
 from casstore.store.index import Index
 from casstore.store.keys import INDEX_PREFIX
@@ -106,16 +105,20 @@ def test_a_damaged_copy_is_fetched_again(remote, change):
     assert path.read_bytes() != bytes(changed)
 
 
-def test_damage_in_the_store_is_not_kept(remote):
+def test_damage_in_the_store_is_not_kept(remote, caplog):
     remote.add(remote.side.plain)
     store, faulty = remote.process()
     [name] = remote.listed()
     faulty.corrupt(f"{INDEX_PREFIX}{name}", 100)
-    with pytest.raises(FormatError, match=name):
+    for _ in range(2):
         store.index.refresh()
+    assert read_model(store, "models/1").files["a"][0] == noise(1, 2000)
+    [warning] = caplog.records
+    assert name in warning.getMessage()
+    assert len(fetched(faulty)) == 1
     assert not remote.copies.exists() or remote.kept() == []
     faulty.heal()
-    store.index.refresh()
+    remote.process()[0].index.refresh()
     assert remote.kept() == [name]
 
 

@@ -1,0 +1,96 @@
+"""Joining the base lists of index segments, batch by batch, equal lists once."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.format.rows import BaseLists
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from casstore.store.segment import Segment
+
+BATCH = 1 << 16
+"""Lists that are joined at once, about."""
+
+
+class MergedLists:
+    """The base lists of several segments, sorted, equal ones once.
+
+    Memory: 4 bytes for each list and each result, and one batch. `renumbered[k]` says what each value of the `bases`
+    field in rows of segment k becomes.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+        self._edges = _batch_edges(segments)
+        self.renumbered = [np.zeros(segment.head.shape.lists + 1, np.uint32) for segment in segments]
+        counts: list[NDArray[np.uint32]] = [np.zeros(1, np.uint32)]
+        done = 0
+        for merged, renumbered, edges in self._batches():
+            counts.append(np.diff(merged.offsets))
+            at = 1
+            for target, (begin, end) in zip(self.renumbered, edges, strict=True):
+                target[begin + 1 : end + 1] = renumbered[at : at + end - begin] + np.uint32(done)
+                at += end - begin
+            done += len(merged)
+        self._offsets = np.cumsum(np.concatenate(counts), dtype="<u4")
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @property
+    def total(self) -> int:
+        """How many ids all lists have together."""
+        return int(self._offsets[-1])
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield all ids, then all offsets."""
+        for merged, _, _ in self._batches():
+            yield merged.ids
+        yield self._offsets.tobytes()
+
+    def _batches(self) -> Iterator[tuple[BaseLists, NDArray[np.uint32], list[tuple[int, int]]]]:
+        """Yield merged lists, what the numbers of those that were merged become, and which of each segment they were."""
+        for at in range(len(self._edges[0]) - 1 if self._edges else 0):
+            edges = [(int(own[at]), int(own[at + 1])) for own in self._edges]
+            parts = [
+                segment.list_range(begin, end)
+                for segment, (begin, end) in zip(self._segments, edges, strict=True)
+            ]
+            counts = np.concatenate([np.diff(part.offsets) for part in parts])
+            offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<u4")
+            merged, renumbered = BaseLists(offsets, b"".join(part.ids for part in parts)).sorted()
+            yield merged, renumbered, edges
+
+
+def _batch_edges(segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
+    """Return for each segment where its batches start and end, so that equal lists are in the same batch of each."""
+    total = sum(segment.head.shape.lists for segment in segments)
+    bits = max(0, (total // BATCH).bit_length())
+    leads = [lead << (64 - bits) if bits else 0 for lead in range(1, 1 << bits)]
+    edges = []
+    for segment in segments:
+        lists = segment.head.shape.lists
+        inner = [_first_from(segment, lead) for lead in leads]
+        # Where a segment is not sorted, equal lists may be missed, but none is left out.
+        edges.append(np.array(list(itertools.accumulate([0, *inner, lists], max)), np.int64))
+    return edges
+
+
+def _first_from(segment: Segment, lead: int) -> int:
+    """Return the first list of a segment whose first id begins with `lead` or more."""
+    low, high = 0, segment.head.shape.lists
+    while low < high:
+        middle = (low + high) // 2
+        if int.from_bytes(segment.list_range(middle, middle + 1).ids[:8], "big") < lead:
+            low = middle + 1
+        else:
+            high = middle
+    return low
