@@ -44,11 +44,9 @@ def header_size(bases: int) -> int:
     return HEADER_SIZE + DIGEST_SIZE * bases
 
 
-def encode_header(header: FrameHeader) -> bytes:
-    """Return the bytes that come before the payload; raise FormatError for what `decode_header` refuses."""
-    _check_limits(
-        header.kind, header.rank, len(header.bases), header.raw, header.stored, key="A pack in the making"
-    )
+def encode_header(header: FrameHeader, *, key: str = "A pack in the making") -> bytes:
+    """Return the bytes that come before the payload; raise FormatError, naming `key`, for what no reader takes."""
+    _check_limits(header.kind, header.rank, len(header.bases), header.raw, header.stored, key=key)
     bases = b"".join(header.bases)
     head = _pack_fields(header, 0)
     return _pack_fields(header, zlib.crc32(bases, zlib.crc32(head))) + bases

@@ -240,7 +240,7 @@ def _check_header(located: Located, at: int, framed: memoryview, raw: int, *, ke
     """Return the header that the index promises, once a fetched frame proves to begin with it."""
     object_id, _, stored, _, _, _, kind, encoding, rank = ROW_FIELDS.unpack(located.rows[at].tobytes())
     header = FrameHeader(object_id, kind, encoding, raw, stored, rank, located.bases(at))
-    if framed[: header.size] != frame.encode_header(header):
+    if framed[: header.size] != frame.encode_header(header, key=key):
         frame.decode_header(framed, key=key)
         raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
     return header

@@ -273,7 +273,9 @@ class Publication:
         for _ in range(MAX_ROUNDS):
             self._condemned = read_tombstones(self._backend) | self._damaged
             self._usable.clear()
-            kept = [pack for pack in self._depends if not self._is_condemned(pack)]
+            kept = [
+                pack for pack in self._depends if not self._is_condemned(pack, self._index.number_of(pack))
+            ]
             there = dict(zip(kept, self._have_packs(kept), strict=True))
             self._usable.update((self._index.number_of(pack), found) for pack, found in there.items())
             lost = [pack for pack in self._depends if not there.get(pack, False)]
@@ -403,12 +405,12 @@ class Publication:
         usable = self._usable.get(number)
         if usable is None:
             pack = self._index.pack_id(number)
-            usable = self._usable[number] = not self._is_condemned(pack) and self._has_pack(pack)
+            usable = self._usable[number] = not self._is_condemned(pack, number) and self._has_pack(pack)
         return usable
 
-    def _is_condemned(self, pack: bytes) -> bool:
+    def _is_condemned(self, pack: bytes, number: int) -> bool:
         """Say whether nothing new may rely on a pack: a collector wants it, or somebody found damage in it."""
-        return pack in self._condemned or self._index.is_avoided(self._index.number_of(pack))
+        return pack in self._condemned or self._index.is_avoided(number)
 
     def _look_ahead(self, ids: Sequence[bytes] | bytes) -> None:
         """Ask for many packs at once rather than one by one as the index meets them."""
@@ -419,7 +421,7 @@ class Publication:
         asked = [
             number
             for number in sorted(numbers - self._usable.keys())
-            if not self._is_condemned(self._index.pack_id(number))
+            if not self._is_condemned(self._index.pack_id(number), number)
         ]
         packs = [self._index.pack_id(number) for number in asked]
         self._usable.update(zip(asked, self._have_packs(packs), strict=True))

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from casstore.backend import open_backend
-from casstore.digest import digest, is_hex
+from casstore.digest import DIGEST_SIZE, digest, is_hex
 from casstore.errors import ConfigError, FormatError, MissingObject, ObjectNotFound, RefNotFound
 from casstore.format import canonical, marks, names
 from casstore.format import manifest as manifest_format
 from casstore.format import record as record_format
 from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
+from casstore.format.record import Record
 from casstore.format.rows import Kind, row_ids
 from casstore.store import files
 from casstore.store.bases import resolve
@@ -33,7 +34,7 @@ from casstore.store.model import Model, read_model
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import check_object, encode_object
 from casstore.store.presence import PresentPacks
-from casstore.store.publish import Publication
+from casstore.store.publish import MAX_HINTS, Publication
 from casstore.store.ref_rows import RefQuery
 from casstore.store.refs import Refs, not_found
 from casstore.store.round_trips import is_far
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
-    from casstore.format.record import Record
     from casstore.store.packs import EncodedFrames
     from casstore.store.ref_rows import RefRow
 
@@ -197,6 +197,7 @@ class Store:
         metadata = canonical.decode(canonical.encode({"metadata": metadata or {}}), what="metadata")[
             "metadata"
         ]
+        _check_record(ref or f"models/{'0' * 64}", metadata)
         base_id = bytes.fromhex(self.resolve(base).model_id) if base is not None else None
         root = self.backend.local_path(marks.FORMAT_KEY)
         own = os.path.realpath(os.path.dirname(root)) if root else None
@@ -446,6 +447,7 @@ class Store:
         if names.names_model(name):
             raise ConfigError(f"{name} names a model: only runs and evaluations are manifests of their own.")
         check_object(Kind.MANIFEST, manifest)
+        _check_record(name, metadata or {})
         target = digest(manifest)
         if len(manifest) <= record_format.MAX_INLINE:
             # Nothing in a pack is needed, so there is nothing that a collector could take from under it.
@@ -563,6 +565,23 @@ def _described(model: Model) -> list[bytes]:
     assert model.record.manifest is not None
     chunks = [chunk_id for layout in model.layouts for chunk_id in layout.chunk_ids()]
     return [model.record.manifest, bytes.fromhex(model.model_id), *model.layout_ids, *chunks]
+
+
+def _check_record(name: str, metadata: dict[str, Any]) -> None:
+    """Raise ConfigError, before any work is done, for metadata that no record of `name` can hold."""
+    record_format.check_writable(
+        Record(
+            name=name,
+            seq=1,
+            write_id=bytes(names.WRITE_ID_SIZE),
+            time=0,
+            writer="",
+            target=bytes(DIGEST_SIZE),
+            inline=bytes(record_format.MAX_INLINE),
+            metadata=metadata,
+            packs=(bytes(DIGEST_SIZE),) * MAX_HINTS,
+        )
+    )
 
 
 def _check_model_name(name: str) -> None:

@@ -12,8 +12,9 @@ import re
 import struct
 import time
 import tracemalloc
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -35,6 +36,16 @@ from casstore.store.keys import index_key, pack_key
 
 MIB = 1 << 20
 FILE, EXECUTABLE, EMPTY_DIRECTORY = 0, 1, 2
+
+
+@contextmanager
+def lying():
+    """Let encoders write what no reader takes."""
+    checks = {"_check": layout, "_check_limits": frame, "check_rows": pack}
+    with ExitStack() as stack:
+        for name, module in checks.items():
+            stack.enter_context(patch.object(module, name, lambda *_, **__: None))
+        yield
 
 
 class Forge:
@@ -71,7 +82,8 @@ class Forge:
             "ids": b"".join(self.frame(Kind.CHUNK, piece) for piece in pieces),
             "lengths": np.array([len(piece) for piece in pieces], "<u4"),
         }
-        return self.frame(Kind.LAYOUT, layout.encode(layout.Layout(**{**values, **changes})))
+        with lying():
+            return self.frame(Kind.LAYOUT, layout.encode(layout.Layout(**{**values, **changes})))
 
     def flush(self, *, cover=True, change_rows=None):
         """Write one pack of the frames so far, and a segment over it."""
@@ -79,8 +91,10 @@ class Forge:
         offsets = []
         for header, payload in self._frames:
             offsets.append(len(blob))
-            blob += frame.encode_header(header) + payload
-        footer = pack.footer_rows([header for header, _ in self._frames], offsets)
+            with lying():
+                blob += frame.encode_header(header) + payload
+        with lying():
+            footer = pack.footer_rows([header for header, _ in self._frames], offsets)
         if change_rows is not None:
             change_rows(footer.rows)
         blob += pack.encode_footer(footer, begin=len(blob))
