@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_MARKS = 12 * MAX_SPANS
 
 _INTEGERS = frozenset({int})
+_LONG_NUMBER = re.compile(rb"[0-9]{21}")
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 
 
@@ -77,7 +78,10 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
     try:
         header = json.loads(
-            raw.decode(), object_pairs_hook=make, parse_int=_integer, parse_constant=_refuse_constant
+            raw.decode(),
+            object_pairs_hook=make,
+            parse_int=_integer if _LONG_NUMBER.search(raw) else None,
+            parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError) as error:
         # Bad UTF-8 and bad JSON are ValueErrors, an attack by depth is a RecursionError.
