@@ -29,22 +29,21 @@ class ElementHints:
     def __init__(self, spans: Sequence[TensorSpan]) -> None:
         spans = [span for span in spans if span.end > span.begin]
         self._begins: NDArray[np.int64] = np.array([span.begin for span in spans], np.int64)
-        self._ends = [span.end for span in spans]
-        self._widths = [element_width(span.dtype) for span in spans]
+        self._ends: NDArray[np.int64] = np.array([span.end for span in spans], np.int64)
+        self._dtypes = [span.dtype for span in spans]
 
     def of(self, begin: int, end: int) -> ElementHint | None:
         """Return the hint for the chunk [`begin`, `end`), None where no tensor fills half of it."""
-        at = max(0, int(np.searchsorted(self._begins, begin, side="right")) - 1)
-        best, best_at = 0, -1
-        while at < len(self._ends) and int(self._begins[at]) < end and best <= (end - begin) // 2:
-            shared = min(end, self._ends[at]) - max(begin, int(self._begins[at]))
-            if shared > best:
-                best, best_at = shared, at
-            at += 1
-        if best_at < 0 or 2 * best < end - begin:
+        first = max(0, int(np.searchsorted(self._begins, begin, side="right")) - 1)
+        last = int(np.searchsorted(self._begins, end))
+        if first >= last:
             return None
-        width = self._widths[best_at]
-        return ElementHint(width, (int(self._begins[best_at]) - begin) % width)
+        shared = np.minimum(self._ends[first:last], end) - np.maximum(self._begins[first:last], begin)
+        best = int(shared.argmax())
+        if 2 * int(shared[best]) < end - begin:
+            return None
+        width = element_width(self._dtypes[first + best])
+        return ElementHint(width, (int(self._begins[first + best]) - begin) % width)
 
 
 def find_file_spans(

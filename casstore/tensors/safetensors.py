@@ -23,6 +23,8 @@ MAX_HEADER_BYTES = 100_000_000
 # An entry has about nine; the floor leaves room for names and metadata that contain some.
 MAX_MARKS = 12 * MAX_SPANS
 
+_INTEGERS = frozenset({int})
+_LONG_NUMBER = re.compile(rb"[0-9]{21}")
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 
 
@@ -45,19 +47,41 @@ def spans(source: ByteSource) -> list[TensorSpan]:
     if len(header) > MAX_SPANS:
         raise Unrecognised("too many tensors")
     start = 8 + length
-    return [_span(name, entry, start) for name, entry in header.items()]
+    found = []
+    for name, entry in header.items():
+        if type(entry) is not tuple:
+            raise Unrecognised("an entry that is none")
+        dtype, shape, begin, end = entry
+        found.append(TensorSpan(name, dtype, shape, start + begin, start + end))
+    return found
 
 
 def _header_length(head: bytes) -> int:
     return int.from_bytes(head[:8], "little")
 
 
+_Entry = tuple[str, tuple[int, ...], int, int]
+"""What the header says of one tensor: type, shape, begin, end. A million such take a fifth of a million maps."""
+
+
 def _parse(raw: bytes) -> dict[str, Any]:
+    """Return the header, with an _Entry in place of each map that describes a tensor; JSON has no tuples."""
     if sum(map(raw.count, (b"{", b"[", b","))) > MAX_MARKS:
         raise Unrecognised("an absurd header")
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...]]] = {}
+
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Entry:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise Unrecognised("a key twice")
+        return _entry(values, kinds) or values
+
     try:
         header = json.loads(
-            raw.decode(), object_pairs_hook=_object, parse_int=_integer, parse_constant=_refuse_constant
+            raw.decode(),
+            object_pairs_hook=make,
+            parse_int=_integer if _LONG_NUMBER.search(raw) else None,
+            parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError) as error:
         # Bad UTF-8 and bad JSON are ValueErrors, an attack by depth is a RecursionError.
@@ -67,11 +91,24 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise Unrecognised("a key twice")
-    return values
+def _entry(
+    values: dict[str, Any], kinds: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...]]]
+) -> _Entry | None:
+    """Return a map as the entry of a tensor, None if it is none; `kinds` keeps each type and shape once."""
+    dtype, shape, offsets = values.get("dtype"), values.get("shape"), values.get("data_offsets")
+    if type(dtype) is not str or type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+        return None
+    # bool is an int to isinstance, and `true` is no size.
+    if not _INTEGERS.issuperset(map(type, shape)) or not _INTEGERS.issuperset(map(type, offsets)):
+        return None
+    kind = (dtype, tuple(shape))
+    known = kinds.get(kind)
+    if known is None:
+        if _DTYPE.fullmatch(dtype) is None:
+            return None
+        known = kinds[kind] = kind
+    begin, end = offsets
+    return (*known, begin, end) if begin >= 0 else None
 
 
 def _integer(digits: str) -> int:
@@ -83,17 +120,3 @@ def _integer(digits: str) -> int:
 
 def _refuse_constant(name: str) -> None:
     raise Unrecognised(f"{name} in the header")
-
-
-def _span(name: str, entry: object, start: int) -> TensorSpan:
-    if type(entry) is not dict:
-        raise Unrecognised("an entry that is no object")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if type(dtype) is not str or _DTYPE.fullmatch(dtype) is None:
-        raise Unrecognised("an entry without a type")
-    if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
-        raise Unrecognised("an entry without a shape or place")
-    # bool is an int to isinstance, and `true` is no size.
-    if any(type(number) is not int for number in (*shape, *offsets)) or offsets[0] < 0:
-        raise Unrecognised("an entry whose shape or place is not made of integers")
-    return TensorSpan(name, dtype, tuple(shape), start + offsets[0], start + offsets[1])

@@ -6,9 +6,8 @@ File headers are untrusted: whatever they say is checked here before anyone cuts
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from casstore.tensors.dtypes import DTYPES
 
@@ -45,8 +44,7 @@ class ByteSource(Protocol):
         """Return exactly `length` bytes from `offset`, or fewer at the end of the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpan:
+class TensorSpan(NamedTuple):
     """One tensor: its name, element type (see dtypes.py), shape, and byte range [begin, end) in the file."""
 
     name: str
@@ -95,34 +93,44 @@ def checked_spans(spans: Iterable[TensorSpan], size: int) -> tuple[TensorSpan, .
     if len({span.name for span in ordered}) != len(ordered):
         raise Unrecognised("two tensors of one name")
     begin, end = 0, 0
-    for span in ordered:
-        _check_description(span)
-        if not 0 <= span.begin <= span.end <= size:
+    lengths: dict[tuple[str, tuple[int, ...]], int | None] = {}
+    for name, dtype, shape, first, last in ordered:
+        if len(name) > MAX_NAME_BYTES or not name.isascii():
+            _check_name(name)
+        # Most tensors of a file have one of few types and shapes.
+        kind = (dtype, shape)
+        if kind not in lengths:
+            lengths[kind] = _byte_length(dtype, shape)
+        length = lengths[kind]
+        if length is not None and length != last - first:
+            raise Unrecognised("a tensor whose size is not that of its shape")
+        if not 0 <= first <= last <= size:
             raise Unrecognised("a tensor outside the file")
-        if span.begin < end and (span.begin, span.end) != (begin, end):
+        if first < end and (first, last) != (begin, end):
             raise Unrecognised("overlapping tensors")
-        if span.end > end:
-            begin, end = span.begin, span.end
+        if last > end:
+            begin, end = first, last
     return tuple(ordered)
 
 
-def _check_description(span: TensorSpan) -> None:
-    if not (
-        len(span.name) <= MAX_NAME_BYTES
-        and len(span.dtype) <= MAX_DTYPE_BYTES
-        and len(span.shape) <= MAX_DIMS
-    ):
-        raise Unrecognised("an absurd name, type or number of dimensions")
-    if not span.name.isascii():
-        try:
-            encoded = span.name.encode()
-        except UnicodeEncodeError as error:
-            # Lone surrogates come out of JSON escapes, and nothing downstream can write them.
-            raise Unrecognised("a name that is not Unicode") from error
-        if len(encoded) > MAX_NAME_BYTES:
-            raise Unrecognised("an absurd name")
-    if min(span.shape, default=0) < 0 or math.prod(d or 1 for d in span.shape) > MAX_ELEMENTS:
+def _check_name(name: str) -> None:
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError as error:
+        # Lone surrogates come out of JSON escapes, and nothing downstream can write them.
+        raise Unrecognised("a name that is not Unicode") from error
+    if len(encoded) > MAX_NAME_BYTES:
+        raise Unrecognised("an absurd name")
+
+
+def _byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Return the bytes that a tensor takes, None if its type is unknown; raise Unrecognised for absurd ones."""
+    if len(dtype) > MAX_DTYPE_BYTES or len(shape) > MAX_DIMS:
+        raise Unrecognised("an absurd type or number of dimensions")
+    if min(shape, default=0) < 0 or math.prod(d or 1 for d in shape) > MAX_ELEMENTS:
         raise Unrecognised("an absurd shape")
-    known = DTYPES.get(span.dtype)
-    if known is not None and known.byte_length(span.shape) != span.end - span.begin:
-        raise Unrecognised("a tensor whose size is not that of its shape")
+    known = DTYPES.get(dtype)
+    if known is None:
+        return None
+    length = known.byte_length(shape)
+    return -1 if length is None else length

@@ -8,7 +8,6 @@ https://github.com/pytorch/pytorch/blob/main/caffe2/serialize/inline_container.h
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +104,7 @@ def spans(source: ByteSource) -> list[TensorSpan]:
             begin = data_offset(source, entry)
             for span in _storage_spans(entry, begin, views.get(entry.name[len(folder) :], [])):
                 name = names.claim(span.name)
-                found.append(span if name == span.name else replace(span, name=name))
+                found.append(span if name == span.name else span._replace(name=name))
     return found
 
 
