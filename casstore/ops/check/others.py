@@ -16,6 +16,7 @@ _GC_PREFIX = "gc/"
 
 
 def check_others(backend: Backend, entries: list[Entry], progress: Progress) -> None:
+    """Check the identity, tombstones and notes of a store, and note what does not belong to it."""
     known = (PACK_PREFIX, INDEX_PREFIX, names.PREFIX, _GC_PREFIX, marks.QUARANTINE_PREFIX)
 
     def identity() -> None:

@@ -33,6 +33,7 @@ _READ = 8 << 20
 def check_packs(
     store: Store, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
 ) -> dict[bytes, Footer]:
+    """Check every pack; return the footers of those that are whole."""
     footers: dict[bytes, Footer] = {}
 
     def one(entry: Entry) -> Footer:
