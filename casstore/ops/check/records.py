@@ -2,39 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from casstore.errors import FormatError, IntegrityError
+from casstore.digest import digest
+from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
+from casstore.format.record import Record
 from casstore.format.rows import row_ids
+from casstore.store.ref_keys import is_record
+from casstore.store.round_trips import ask_each
 
 if TYPE_CHECKING:
     from casstore.backend.base import Backend
+    from casstore.errors import CasstoreError
     from casstore.format.pack import Footer
-    from casstore.format.record import Record
     from casstore.ops.check.report import Progress
     from casstore.store.store import Store
 
+_BATCH = 1024
 
-def check_records(backend: Backend, progress: Progress) -> dict[str, Record]:
-    """Read every record from the store itself; return the newest one of each ref."""
-    newest: dict[str, Record] = {}
-    for entry in backend.list(names.PREFIX):
-        progress.records += 1
 
-        def take(key: str = entry.key) -> None:
-            record = record_format.decode(backend.read(key), key=key)
-            held = newest.get(record.name)
-            if held is None or held.order < record.order:
-                newest[record.name] = record
+@dataclass(slots=True)
+class _Heads:
+    """The newest records of one ref, without what is checked already."""
 
-        progress.attempt(entry.key, take)
-    return newest
+    seq: int
+    records: list[Record]
+
+
+def check_records(backend: Backend, progress: Progress) -> dict[str, list[Record]]:
+    """Read every record from the store itself; return the newest ones of each ref that name objects in packs."""
+    heads: dict[str, _Heads] = {}
+    keys = [key for key in backend.list_keys(names.PREFIX) if is_record(key)]
+    for start in range(0, len(keys), _BATCH):
+        batch = keys[start : start + _BATCH]
+        for key, found in zip(batch, ask_each(backend, partial(_read, backend), batch), strict=True):
+            if isinstance(found, ObjectNotFound):
+                continue  # Trimmed since the listing (design §8).
+            progress.records += 1
+
+            def take(key: str = key, found: Record | CasstoreError = found) -> None:
+                if not isinstance(found, Record):
+                    raise found
+                _take(heads, key, found)
+
+            progress.attempt(key, take)
+    return {name: item.records for name, item in heads.items()}
+
+
+def _read(backend: Backend, key: str) -> Record | CasstoreError:
+    try:
+        return record_format.decode(backend.read(key), key=key)
+    except (IntegrityError, BackendError) as error:
+        return error  # Invariant 8: a problem in the report.
+
+
+def _take(heads: dict[str, _Heads], key: str, record: Record) -> None:
+    """Check what lies inside a record, and keep it if it is one of the newest of its ref."""
+    held = heads.setdefault(record.name, _Heads(record.seq, []))
+    if held.seq < record.seq:
+        held.seq, held.records = record.seq, []
+    if held.seq == record.seq and record.target is not None and record.inline is None:
+        held.records.append(replace(record, metadata={}))
+    if record.inline is not None and digest(record.inline) != record.target:
+        raise FormatError(f"{key}: the manifest inside it is not the one that it names.")
 
 
 def check_models(
-    store: Store, records: dict[str, Record], footers: dict[bytes, Footer], progress: Progress
+    store: Store, records: dict[str, list[Record]], footers: dict[bytes, Footer], progress: Progress
 ) -> None:
     """Check that every object that a model needs has a frame in a pack that can be read."""
     present = {
@@ -43,16 +81,15 @@ def check_models(
         for object_id, raw in zip(row_ids(footer.rows), footer.rows["raw"].tolist(), strict=True)
     }
     done: set[bytes] = set()
-    for name, record in sorted(records.items()):
-        if record.target is None:
-            continue
+    for name, heads in sorted(records.items()):
         key = names.directory(name).rstrip("@")
-        if not names.names_model(name):
-            progress.attempt(key, lambda record=record: _check_manifest(store, record, present))  # type: ignore[misc]
-        elif record.manifest is not None and record.manifest not in done:
-            done.add(record.manifest)
-            progress.models += 1
-            progress.attempt(key, lambda record=record: _check_model(store, record, present))  # type: ignore[misc]
+        for record in heads:
+            if not names.names_model(name):
+                progress.attempt(key, lambda record=record: _check_manifest(store, record, present))  # type: ignore[misc]
+            elif record.manifest is not None and record.manifest not in done:
+                done.add(record.manifest)
+                progress.models += 1
+                progress.attempt(key, lambda record=record: _check_model(store, record, present))  # type: ignore[misc]
 
 
 def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_FOREIGN_SHOWN = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong: where, and what."""
@@ -21,7 +24,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was looked at, and every problem found; `ok` if there is none."""
+    """What was looked at, and every problem found; `ok` if there is none.
+
+    `foreign` are files that are not casstore's, which nothing reads: the first of `foreign_files`.
+    """
 
     packs: int
     frames: int
@@ -31,6 +37,8 @@ class CheckReport:
     bytes_read: int
     read_data: bool
     problems: tuple[Problem, ...]
+    foreign: tuple[Problem, ...] = ()
+    foreign_files: int = 0
 
     @property
     def ok(self) -> bool:
@@ -49,6 +57,16 @@ class Progress:
     models: int = 0
     bytes_read: int = 0
     problems: list[Problem] = field(default_factory=list)
+    foreign: list[Problem] = field(default_factory=list)
+    foreign_files: int = 0
+
+    def note_foreign(self, key: str) -> None:
+        """Note a file that is not casstore's."""
+        self.foreign_files += 1
+        if len(self.foreign) < _FOREIGN_SHOWN:
+            self.foreign.append(
+                Problem(key, f"{key} does not belong to a store: it is ignored. Move it out.")
+            )
 
     def attempt(self, key: str, action: Callable[[], None]) -> bool:
         """Run `action`; note damage and go on, so that one report names all of it."""
