@@ -78,16 +78,25 @@ class Refs:
         newest = heads.records[-1] if heads.records else None
         return newest if newest is not None and newest.target is not None else None
 
-    def values(self, prefix: str = "", *, strict: bool = False) -> dict[str, Record]:
-        """Return the value of every ref whose name starts with `prefix` and that has one, by name."""
+    def values(
+        self,
+        prefix: str = "",
+        *,
+        strict: bool = False,
+        on_damage: Callable[[Damage], None] | None = None,
+    ) -> dict[str, Record]:
+        """Return the value of every ref whose name starts with `prefix` and that has one, by name.
+
+        `on_damage` is told instead of the store's own.
+        """
         query = RefQuery(prefix)
         kept = self._folders.answer((query.folder,), lambda marks: self._catalogue.values(marks, query))
         if kept is None:
             damaged: list[Unread] = []
             read = {record.name: record for record in self._folders.read_values(query, damaged)}
-            self._report(damaged, prefix, strict=strict)
+            self._report(damaged, prefix, strict=strict, tell=on_damage)
             return dict(sorted(read.items()))
-        self._report(kept.damaged, prefix, strict=strict)
+        self._report(kept.damaged, prefix, strict=strict, tell=on_damage)
         found = {}
         for key, data in kept.found:
             record = self._verified(key, data)
@@ -122,13 +131,20 @@ class Refs:
             rows.sort(key=lambda row: row.order, reverse=newest_first)
         return rows[:limit]
 
-    def _report(self, damaged: Iterable[Unread], prefix: str, *, strict: bool) -> None:
+    def _report(
+        self,
+        damaged: Iterable[Unread],
+        prefix: str,
+        *,
+        strict: bool,
+        tell: Callable[[Damage], None] | None = None,
+    ) -> None:
         for item in damaged:
             if not item.name.startswith(prefix):
                 continue
             if strict:
                 raise _unreadable(item)
-            self.on_damage(Damage(item.name, item.key, str(_unreadable(item))))
+            (tell or self.on_damage)(Damage(item.name, item.key, str(_unreadable(item))))
 
     def naming(self, id_prefix: str) -> tuple[list[bytes], Record | None]:
         """Return the model ids that refs of models name and that begin so; and a ref's record if it is one."""

@@ -358,12 +358,19 @@ class Store:
     def on_damage(self, tell: Callable[[Damage], None]) -> None:
         self._refs.on_damage = tell
 
-    def refs(self, prefix: str = "", *, strict: bool = False) -> dict[str, Record]:
+    def refs(
+        self,
+        prefix: str = "",
+        *,
+        strict: bool = False,
+        on_damage: Callable[[Damage], None] | None = None,
+    ) -> dict[str, Record]:
         """Return the current record of every ref whose name starts with `prefix`.
 
-        One that cannot be read is left out, and `on_damage` told; with `strict`, that is an error.
+        One that cannot be read is left out, and `on_damage` told, by default the store's own; with `strict`,
+        that is an error.
         """
-        return self._refs.values(prefix, strict=strict)
+        return self._refs.values(prefix, strict=strict, on_damage=on_damage)
 
     def find(
         self,
