@@ -253,7 +253,7 @@ class FrameSource:
                 self.damaged.update(failed)
             else:
                 plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
-            frames = encode_objects(Kind(int(kind)), plain)
+            frames = encode_objects(Kind(int(kind)), plain) if plain else None
             self.done.reencoded += len(plain)
             self.done.objects += len(plain)
             size = sum(frame_size(located, at) for at in alone[start:stop].tolist())
@@ -262,7 +262,7 @@ class FrameSource:
             self.done.bytes_wanted += size
             if self._callback is not None:
                 self._callback.relative_update(size)
-            if plain:
+            if frames is not None:
                 yield frames
             start = stop
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE
@@ -27,35 +28,55 @@ _BATCH = 32 << 20
 """Plain bytes of trees and layouts that are in memory at once, unless one model has more."""
 
 
-def needs_of(
-    src: Store, dst: Store, records: Iterable[Record]
-) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
-    """Return manifest id → the joined ids, each once, of all objects that a record with it depends on.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What records depend on, by their manifests.
 
-    What both stores hold is read from `dst` if that is near and `src` is not. Of a model of `src` that is not
-    whole, the second map has the reason.
+    `found` are the joined ids, each once, of all objects; `failed` says why those of a manifest are not known,
+    or not there. `described` is the model that a manifest describes.
     """
-    listed = list(records)
-    runs = {record.manifest for record in listed if not names.names_model(record.name)}
-    models: dict[bytes, bytes] = {}
-    failed: dict[bytes, CasstoreError] = {}
-    for record in listed:
-        if record.manifest is not None and record.manifest not in runs:
-            assert record.target is not None
-            if models.setdefault(record.manifest, record.target) != record.target:
-                failed[record.manifest] = FormatError(
-                    f"The manifest of {record.name} does not fit its tree: add the model again."
-                )
-    found = {manifest: manifest for manifest in runs if manifest is not None}
-    ids = [manifest for manifest in models if manifest not in failed]
-    for start in range(0, len(ids), _MANIFESTS):
-        part = ids[start : start + _MANIFESTS]
-        plain, unread = _read(src, dst, part)
-        failed.update(unread)
+
+    found: dict[bytes, bytes] = field(default_factory=dict)
+    failed: dict[bytes, CasstoreError] = field(default_factory=dict)
+    described: dict[bytes, bytes] = field(default_factory=dict)
+
+    def of(self, record: Record) -> bytes:
+        """Return the joined ids that a record depends on: none where its manifest lies inside it."""
+        return self.found.get(record.manifest or b"", b"")
+
+    def error(self, record: Record) -> CasstoreError | None:
+        """Return why a record cannot be copied, None if it can."""
+        manifest = record.manifest or b""
+        if self.described.get(manifest, record.target) != record.target:
+            return FormatError(f"The manifest of {record.name} is another model's: add the model again.")
+        return self.failed.get(manifest)
+
+    def fail(self, lost: Mapping[bytes, CasstoreError]) -> None:
+        """Note that objects are lost, with the reason for each."""
+        self.failed.update(lacking(self.found, lost))
+
+
+def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> Needs:
+    """Return what records of `src` need.
+
+    What both stores hold is read from `dst` if that is near and `src` is not.
+    """
+    needs = Needs()
+    ids: dict[bytes, None] = {}
+    for record in records:
+        if record.manifest is not None and names.names_model(record.name):
+            ids[record.manifest] = None
+        elif record.manifest is not None:
+            needs.found[record.manifest] = record.manifest
+    models = list(ids)
+    for start in range(0, len(models), _MANIFESTS):
+        plain, unread = _read(src, dst, models[start : start + _MANIFESTS])
+        needs.failed.update(unread)
         manifests: dict[bytes, ModelManifest] = {}
         for manifest_id, data in plain.items():
-            with _noting(failed, manifest_id):
-                manifests[manifest_id] = _manifest(data, models[manifest_id])
+            with _noting(needs.failed, manifest_id):
+                manifests[manifest_id] = manifest_format.decode_model(data)
+                needs.described[manifest_id] = manifests[manifest_id].model_id
         for batch in _batches(src, dst, manifests):
             asked = list(
                 dict.fromkeys(
@@ -66,9 +87,9 @@ def needs_of(
             )
             plain, unread = _read(src, dst, asked)
             for manifest_id in batch:
-                with _noting(failed, manifest_id):
-                    found[manifest_id] = _join(manifest_id, manifests[manifest_id], plain, unread)
-    return found, failed
+                with _noting(needs.failed, manifest_id):
+                    needs.found[manifest_id] = _join(manifest_id, manifests[manifest_id], plain, unread)
+    return needs
 
 
 @contextmanager
@@ -81,13 +102,6 @@ def _noting(failed: dict[bytes, CasstoreError], manifest_id: bytes) -> Iterator[
         if not is_damage(error):
             raise
         failed[manifest_id] = error
-
-
-def _manifest(data: bytes, target: bytes) -> ModelManifest:
-    manifest = manifest_format.decode_model(data)
-    if manifest.model_id != target:
-        raise FormatError(f"A manifest of the model {target.hex()} is another model's: add it again.")
-    return manifest
 
 
 def _join(

@@ -12,7 +12,7 @@ from casstore.format import names
 from casstore.format.rows import Kind, id_words
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import absent
-from casstore.ops.sync.needs import lacking, needs_of, split
+from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 from casstore.store.damage import Damage, is_damage
@@ -21,7 +21,7 @@ from casstore.store.publish import read_quarantine
 from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
@@ -136,24 +136,22 @@ def plan_sync(
         standings.mend(src, dst, chosen, usable)
     to_write = sorted(standings.to_write, key=lambda name: (not names.names_model(name), name))
     moves = _Moves.nothing()
-    needs: dict[bytes, bytes] = {}
+    needs = Needs()
     if any(chosen[name].manifest is not None for name in to_write):
         dst.index.refresh()
         src.index.learn(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
-        needs, failed = needs_of(src, dst, (chosen[name] for name in to_write))
-        to_write = _without(chosen, to_write, failed, culprits)
-        lost = _lost(src, dst, set().union(*map(split, needs.values())), usable, culprits)
-        if lost:
-            failed = lacking(needs, lost)
-            to_write = _without(chosen, to_write, failed, culprits)
-        moves = _moves(src, dst, [needs.get(chosen[name].manifest or b"", b"") for name in to_write], usable)
+        needs = needs_of(src, dst, (chosen[name] for name in to_write))
+        if keep_going:
+            needs.fail(_lost(src, dst, set().union(*map(split, needs.found.values())), usable))
+        to_write = _whole(chosen, to_write, needs, culprits)
+        moves = _moves(src, dst, [needs.of(chosen[name]) for name in to_write], usable)
     planned = tuple(
         RefToWrite(
             name,
             chosen[name],
             *standings.to_write[name],
             size,
-            needs.get(chosen[name].manifest or b"", b""),
+            needs.of(chosen[name]),
         )
         for name, size in zip(to_write, moves.shares or [0] * len(to_write), strict=True)
     )
@@ -177,32 +175,25 @@ def plan_sync(
     )
 
 
-def _without(
-    chosen: dict[str, Record],
-    to_write: list[str],
-    failed: Mapping[bytes, CasstoreError],
-    culprits: Culprits,
-) -> list[str]:
-    """Return the refs to write but for those whose manifest failed."""
-    left = []
-    for name in to_write:
-        error = failed.get(chosen[name].manifest or b"")
+def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culprits: Culprits) -> list[str]:
+    """Return those of the wanted refs of which nothing is damaged, and blame the others."""
+    whole = []
+    for name in wanted:
+        error = needs.error(chosen[name])
         if error is None:
-            left.append(name)
+            whole.append(name)
         else:
             culprits.blame(name, error)
-    return left
+    return whole
 
 
 def _lost(
-    src: Store, dst: Store, ids: set[bytes], usable: Callable[[int], bool] | None, culprits: Culprits
+    src: Store, dst: Store, ids: set[bytes], usable: Callable[[int], bool] | None
 ) -> dict[bytes, CasstoreError]:
-    """Return what `dst` lacks, in `usable` packs, and no pack of `src` holds; nothing where that is an error anyway."""
-    if not culprits.keep_going:
-        return {}
+    """Return what `dst` lacks, in `usable` packs, and no pack of `src` holds."""
     asked = sorted(ids)
-    missing = [asked[at] for at in np.flatnonzero(~dst.index.locate(asked, usable=usable).found).tolist()]
-    return absent(src, missing)
+    missing = np.flatnonzero(~dst.index.locate(asked, usable=usable).found).tolist()
+    return absent(src, [asked[at] for at in missing])
 
 
 def pack_target(dst: Store) -> int:
@@ -279,10 +270,10 @@ class _Standings:
     def mend(self, src: Store, dst: Store, chosen: dict[str, Record], usable: Callable[[int], bool]) -> None:
         """Write equal refs, too, of which `dst` has an object in no pack that is `usable`."""
         dst.index.refresh()
-        needs, failed = needs_of(src, dst, (chosen[name] for name in self.equal))
+        needs = needs_of(src, dst, (chosen[name] for name in self.equal))
         whole = []
-        for name in _without(chosen, self.equal, failed, self._culprits):
-            ids = needs.get(chosen[name].manifest or b"", b"")
+        for name in _whole(chosen, self.equal, needs, self._culprits):
+            ids = needs.of(chosen[name])
             if dst.index.locate(ids, usable=usable).found.all():
                 whole.append(name)
             else:
