@@ -171,8 +171,9 @@ class Backend(ABC):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield every object below `prefix` ("" or "packs/") in sorted key order.
 
-        An error is raised, never turned into a shorter listing (invariant 8). A prefix under which nothing
-        was ever written is empty, provided that the store itself is there.
+        Each object comes once, whatever order the storage lists in and however its pages overlap. An error is
+        raised, never turned into a shorter listing (invariant 8). A prefix under which nothing was ever written
+        is empty, provided that the store itself is there.
         """
 
     def list_keys(self, prefix: str) -> Iterator[str]:
@@ -205,6 +206,13 @@ class Backend(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object, durably; one that is absent already is fine."""
+
+    def list_foreign(self) -> Iterator[str]:
+        """Yield the paths below the root that can be no keys, in no order; hidden ones are left out.
+
+        Other programs made them (desktop.ini is a key, Thumbs.db is not): `list` never gives them.
+        """
+        return iter(())
 
     def list_temporaries(self) -> Iterator[Entry]:
         """Yield what crashed writers left behind, and what running ones are writing. Age tells them apart."""

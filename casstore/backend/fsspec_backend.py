@@ -11,7 +11,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from casstore.backend import filesystems
 from casstore.backend.base import (
@@ -36,7 +37,7 @@ from casstore.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from typing_extensions import Buffer
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
     _Listed = tuple[str, Mapping[str, Any]]
     """An object's key, and what the file system says about it."""
+
+_T = TypeVar("_T")
 
 Publication = Literal["put", "rename"]
 
@@ -215,36 +218,64 @@ class FsspecBackend(Backend):
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List flat where the file system can, else directory by directory."""
-        return (entry(key, info) for key, info in self._listing(prefix))
+        return self._listing(prefix, entry)
 
     def list_keys(self, prefix: str) -> Iterator[str]:
         """Take the names from the same listing; sizes and times in it are not looked at."""
-        return (key for key, _ in self._listing(prefix, sizes=False))
+        return self._listing(prefix, _key_only, sizes=False)
 
-    def _listing(self, prefix: str, *, sizes: bool = True) -> Iterator[_Listed]:
+    def list_foreign(self) -> Iterator[str]:
+        """Take what is no key from the same listing."""
+        listed = self._listing("", _key_only, sizes=False, wanted=_is_visible)
+        return (path for path in listed if not is_key(path))
+
+    def _listing(
+        self,
+        prefix: str,
+        take: Callable[[str, Mapping[str, Any]], _T],
+        *,
+        sizes: bool = True,
+        wanted: Callable[[str], bool] = is_key,
+    ) -> Iterator[_T]:
+        """Yield what `take` makes of each file below `prefix` whose path is `wanted`, in order."""
         validate_prefix(prefix)
         self._fs.invalidate_cache()
         lister = lister_of(self._fs)
         if lister is not None:
-            return self._listed_directly(prefix, lister)
-        return self._flat(prefix, sizes=sizes) if finds_natively(self._fs) else self._walk(prefix)
+            return self._listed_directly(prefix, lister, take, wanted)
+        found = (
+            self._flat(prefix, sizes=sizes, wanted=wanted)
+            if finds_natively(self._fs)
+            else self._walk(prefix, wanted)
+        )
+        return (take(key, info) for key, info in found)
 
-    def _listed_directly(self, prefix: str, lister: Lister) -> Iterator[_Listed]:
+    def _listed_directly(
+        self,
+        prefix: str,
+        lister: Lister,
+        take: Callable[[str, Mapping[str, Any]], _T],
+        wanted: Callable[[str], bool],
+    ) -> Iterator[_T]:
         bucket, _, root = self._root.partition("/")
         below = f"{root}/" if root else ""
+        found: dict[str, _T] = {}
         try:
             with self._translated(self._doing("list", prefix)):
                 for info in lister(self._fs, bucket, below + prefix):
                     key = info["name"][len(below) :]
                     # Not objects: markers of directories, and what other programs left.
-                    if info["type"] == "file" and is_key(key):
-                        yield key, info
+                    if info["type"] == "file" and wanted(key):
+                        found[key] = take(key, info)
         except ObjectNotFound:
             # Invariant 8: only a missing bucket is not found.
             self._require_anchor()
             raise
+        # Not every server lists in order: S3 Express One Zone does not, nor Azure with directories.
+        for key in sorted(found):
+            yield found[key]
 
-    def _flat(self, prefix: str, *, sizes: bool) -> Iterator[_Listed]:
+    def _flat(self, prefix: str, *, sizes: bool, wanted: Callable[[str], bool]) -> Iterator[_Listed]:
         path = self._path(prefix).rstrip("/")
         found: dict[str, Any]
         # A web server is asked for each size in turn.
@@ -261,16 +292,20 @@ class FsspecBackend(Backend):
         for name in sorted(found):
             key, info = name[skip:], found[name]
             # Not objects: markers of directories, and what other programs left.
-            if info.get("type") == "file" and is_key(key) and key.startswith(prefix):
+            if info.get("type") == "file" and wanted(key) and key.startswith(prefix):
                 yield key, info
 
-    def _walk(self, prefix: str) -> Iterator[_Listed]:
+    def _walk(self, prefix: str, wanted: Callable[[str], bool]) -> Iterator[_Listed]:
         """List the directories below, several at once: each is a round trip, and refs have hundreds."""
         with ThreadPoolExecutor(_LISTERS, thread_name_prefix="casstore-list") as threads:
-            yield from self._emit(prefix, self._children(prefix, top=True), threads)
+            yield from self._emit(prefix, self._children(prefix, wanted, top=True), wanted, threads)
 
     def _emit(
-        self, prefix: str, children: Sequence[_Listed], threads: ThreadPoolExecutor
+        self,
+        prefix: str,
+        children: Sequence[_Listed],
+        wanted: Callable[[str], bool],
+        threads: ThreadPoolExecutor,
     ) -> Iterator[_Listed]:
         """Yield what lies below, in order; the threads list the next few directories meanwhile."""
         folders = iter([name for name, _ in children if name.endswith("/")])
@@ -279,15 +314,15 @@ class FsspecBackend(Backend):
             for name, info in children:
                 if name.endswith("/"):
                     for folder in islice(folders, _LISTERS - len(ahead)):
-                        ahead.append(threads.submit(self._children, prefix + folder, top=False))
-                    yield from self._emit(prefix + name, ahead.popleft().result(), threads)
+                        ahead.append(threads.submit(self._children, prefix + folder, wanted, top=False))
+                    yield from self._emit(prefix + name, ahead.popleft().result(), wanted, threads)
                 elif info["type"] == "file":
                     yield prefix + name, info
         finally:
             for listing in ahead:
                 listing.cancel()
 
-    def _children(self, prefix: str, *, top: bool) -> Sequence[_Listed]:
+    def _children(self, prefix: str, wanted: Callable[[str], bool], *, top: bool) -> Sequence[_Listed]:
         """List one directory: names in the order of whole keys, those of directories with a slash."""
         # Not fs.find or fs.walk: they leave out directories that could not be read (invariant 8).
         try:
@@ -303,12 +338,12 @@ class FsspecBackend(Backend):
             return []
         if top and not children:
             self._require_anchor()
-        named = []
+        named = {}
         for info in children:
             name = info["name"].rstrip("/").rsplit("/", 1)[-1]
-            if is_key(name):
-                named.append((f"{name}/" if info["type"] == "directory" else name, info))
-        return sorted(named, key=lambda pair: pair[0])
+            if wanted(name):
+                named[f"{name}/" if info["type"] == "directory" else name] = info
+        return sorted(named.items(), key=itemgetter(0))
 
     # ---- writing
 
@@ -492,3 +527,12 @@ class FsspecBackend(Backend):
         fs = self._file_systems.pop(os.getpid(), None)
         if fs is not None:
             filesystems.close(fs)
+
+
+def _key_only(key: str, _: Mapping[str, Any]) -> str:
+    return key
+
+
+def _is_visible(path: str) -> bool:
+    """Say whether no part of a path is hidden: such names are casstore's own, or the file system's."""
+    return bool(path) and not path.startswith(".") and "/." not in path

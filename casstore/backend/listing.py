@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     Lister = Callable[[Any, str, str], Iterator[Mapping[str, Any]]]
-    """Yields what lies in a bucket below a prefix, in order: names without the bucket, in `name`."""
+    """Yields what lies in a bucket below a prefix, in any order: names without the bucket, in `name`."""
 
 
 def lister_of(fs: Any) -> Lister | None:

@@ -173,7 +173,10 @@ class LocalBackend(Backend):
         if top and not children:
             self._directory.require_reachable(prefix)
         # A directory sorts as its name with the slash, so that whole keys come out in order.
-        named = [(f"{name}/" if found.is_directory else name, found) for name, found in children]
+        # By name: a directory that changes while it is read may give a name twice.
+        named = [
+            (f"{name}/" if found.is_directory else name, found) for name, found in dict(children).items()
+        ]
         named.sort(key=itemgetter(0))
         files: _Files[_Listed] = []
         for name, found in named:
@@ -187,6 +190,24 @@ class LocalBackend(Backend):
             elif found.is_file and is_key(name):
                 files.append((prefix + name, found))
         yield files
+
+    def list_foreign(self) -> Iterator[str]:
+        """Walk the directories that casstore can have made."""
+        yield from self._foreign("")
+
+    def _foreign(self, prefix: str) -> Iterator[str]:
+        try:
+            children = self._calls.scan_kinds(f"{self._root}/{prefix}")
+        except OSError as error:
+            # Invariant 8: an error is an error, never an empty set.
+            raise from_os_error(error, f"list {prefix or 'everything'} in {self.url}") from error
+        for name, found in sorted(children, key=itemgetter(0)):
+            if name.startswith("."):
+                continue
+            if is_key(name) and found.is_directory:
+                yield from self._foreign(f"{prefix}{name}/")
+            elif not (is_key(name) and found.is_file):
+                yield f"{prefix}{name}/" if found.is_directory else f"{prefix}{name}"
 
     def local_path(self, key: str) -> str | None:
         """Return the file's path; the file may be absent."""

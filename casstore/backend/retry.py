@@ -130,7 +130,10 @@ class RetryingBackend(BackendWrapper):
         return self._repeat(lambda _: self.inner.stat(key))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """List, and after a failure list again and go on behind the last key that came through."""
+        """List, and after a failure list again and go on behind the last key that came through.
+
+        Raises BackendError for a listing that is not sorted: nobody could say where it broke off (invariant 8).
+        """
         return self._resume(lambda: self.inner.list(prefix), lambda entry: entry.key)
 
     def list_keys(self, prefix: str) -> Iterator[str]:
@@ -141,14 +144,25 @@ class RetryingBackend(BackendWrapper):
         last = ""
         for attempt in self._policy.attempts():
             try:
-                for item in start():
-                    key = key_of(item)
+                for key, item in self._sorted(start(), key_of):
+                    # What an earlier attempt handed on, or what two pages of a server both name, is left out.
                     if key > last:
                         last, attempt.progressed = key, True
                         yield item
             except BackendError as error:  # noqa: PERF203  # attempts are rare
                 # Invariant 8: the policy raises it in the end; the listing never just stops.
                 attempt.error = error
+
+    def _sorted(self, items: Iterator[_T], key_of: Callable[[_T], str]) -> Iterator[tuple[str, _T]]:
+        before = ""
+        for item in items:
+            key = key_of(item)
+            if key < before:
+                raise BackendError(
+                    f"{self.url} lists {key} behind {before}: a listing that is not sorted cannot be relied on."
+                )
+            before = key
+            yield key, item
 
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Publish; a key that is taken by these same bytes after a lost answer is a success."""
@@ -179,6 +193,10 @@ class RetryingBackend(BackendWrapper):
     def delete(self, key: str) -> None:
         """Delete; repeating it is harmless."""
         self._repeat(lambda _: self.inner.delete(key))
+
+    def list_foreign(self) -> Iterator[str]:
+        """List what is not casstore's, in one piece, as `list_temporaries` does."""
+        yield from self._repeat(lambda _: tuple(self.inner.list_foreign()))
 
     def list_temporaries(self) -> Iterator[Entry]:
         """List leftovers; in one piece, since they come in no order to resume from."""

@@ -55,6 +55,9 @@ class BackendWrapper(Backend):
     def delete(self, key: str) -> None:
         self.inner.delete(key)
 
+    def list_foreign(self) -> Iterator[str]:
+        return self.inner.list_foreign()
+
     def list_temporaries(self) -> Iterator[Entry]:
         return self.inner.list_temporaries()
 

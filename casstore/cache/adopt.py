@@ -21,7 +21,7 @@ from casstore.cache.model_cache import model_ref
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.cache.values import plain
-from casstore.errors import BackendError, ConfigError, ConflictError
+from casstore.errors import BackendError, ConfigError, ConflictError, IntegrityError
 from casstore.format import canonical
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.store.sources import place_sources
@@ -117,8 +117,9 @@ class _Execution:
                 base=base.ref if base is not None else None,
                 metadata={"workflow": model.workflow, "type": kind},
             )
-        except (ConfigError, ConflictError, BackendError) as error:
-            # Invariant 11: only what the cache's own files are to blame for is left out; else it is the store's.
+        except (ConfigError, ConflictError, BackendError, IntegrityError) as error:
+            # Invariant 11: only what the cache's own files are to blame for is left out, and what the store has
+            # damaged under that name; else it is the store's.
             if isinstance(error, BackendError) and _all_readable(model.collected):
                 raise
             self.problems.append(Problem(model.place, str(error)))
@@ -135,7 +136,11 @@ class _Execution:
         self.models.append(adopted)
         self.done[model.workflow, model.name] = adopted
         if model.run is not None:
-            self.runs.cache_run(_manifest(name, model, adopted, base))
+            try:
+                self.runs.cache_run(_manifest(name, model, adopted, base))
+            except IntegrityError as error:
+                self.problems.append(Problem(model.place, str(error)))  # Told, and leaves out nothing else.
+                return
             self.runs_recorded += 1
 
     def adopt_evaluation(self, evaluation: PlannedEvaluation) -> None:
@@ -150,7 +155,7 @@ class _Execution:
                 ):
                     break
             self.runs.cache_evaluation(name, evaluation.result, model=target, workflow=evaluation.workflow)
-        except ConfigError as error:
+        except (ConfigError, IntegrityError) as error:
             self.problems.append(Problem(evaluation.place, str(error)))  # Told, and leaves out nothing else.
             return
         self.evaluations += 1

@@ -34,11 +34,13 @@ def run(
         else:
             for problem in report.problems:
                 out.print_line(problem.key, problem.message)
+            for found in () if quiet else report.foreign:
+                out.print_line(found.key, found.message)
             out.summary(
                 f"Checked {report.packs} packs ({report.frames} frames), {report.segments} index segments,"
                 f" {report.records} records, {report.models} models"
                 f"{f'; read {human_bytes(report.bytes_read)}' if read_data else ''}:"
-                f" {_verdict(len(report.problems))}."
+                f" {_verdict(len(report.problems))}{_others(report.foreign_files)}."
             )
         if not report.ok:
             raise typer.Exit(ERROR)
@@ -48,3 +50,9 @@ def _verdict(problems: int) -> str:
     if not problems:
         return "nothing is wrong"
     return "1 problem" if problems == 1 else f"{problems} problems"
+
+
+def _others(files: int) -> str:
+    if not files:
+        return ""
+    return "; 1 file is not casstore's" if files == 1 else f"; {files} files are not casstore's"

@@ -39,7 +39,7 @@ def run(
         from casstore.ops.lineage import lineage, read_graph  # noqa: PLC0415 - see cli/__init__.py
 
         with out.open(readonly=True) as opened:
-            found = read_graph(opened)
+            found = read_graph(out.answer_for(opened))
             models, links, ref = set(found.model_ids()), found.links, ""
             if ref_or_id is not None:
                 about = lineage(opened, ref_or_id, graph=found)

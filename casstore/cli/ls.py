@@ -22,7 +22,7 @@ def run(
     """List refs: name, model id, base, time."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         with out.open(readonly=True) as opened:
-            rows = sorted(opened.find(prefix), key=lambda row: row.name)
+            rows = sorted(out.answer_for(opened).find(prefix), key=lambda row: row.name)
         if out.as_json:
             out.print_json(
                 [

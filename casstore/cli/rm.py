@@ -1,6 +1,6 @@
 """`casstore rm`: delete a ref."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,10 @@ import casstore
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import local_time, short_id
+
+if TYPE_CHECKING:
+    from casstore import Store
+    from casstore.format.record import Record
 
 
 def run(
@@ -30,24 +34,39 @@ def run(
     """Delete a ref. The model's bytes stay until they are collected, and as long as another ref needs them."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         with out.open(readonly=dry_run) as opened:
-            row = next((row for row in opened.find(ref) if row.name == ref), None)
-            if row is None:
+            record, readable = _look(opened, ref)
+            if record is None and readable:
                 raise casstore.RefNotFound(_missing(ref, sorted(row.name for row in opened.find())))
-            others = sorted(other.name for other in opened.find(target=row.target) if other.name != ref)
+            model_id = record.target.hex() if record is not None and record.target is not None else None
+            others = (
+                sorted(other.name for other in opened.find(target=model_id) if other.name != ref)
+                if model_id
+                else []
+            )
             if not dry_run:
                 opened.delete_ref(ref)
+        did = "Would delete" if dry_run else "Deleted"
         if out.as_json:
-            out.print_json(
-                {"ref": ref, "model_id": row.target.hex(), "deleted": not dry_run, "other_refs": others}
-            )
+            out.print_json({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others})
+        elif record is None or model_id is None:
+            out.summary(f"{did} {ref}, of which the newest record could not be read.")
         else:
-            did = "Would delete" if dry_run else "Deleted"
-            out.summary(f"{did} {ref} (model {short_id(row.target.hex())}, written {local_time(row.time)}).")
+            out.summary(f"{did} {ref} (model {short_id(model_id)}, written {local_time(record.time)}).")
             if others:
                 some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
                 out.summary(f"The model keeps {len(others)} other name(s): {some}.")
             else:
                 out.summary("No other ref names this model.")
+
+
+def _look(store: "Store", ref: str) -> "tuple[Record | None, bool]":
+    """Return the record of a ref, if there is one, and whether it could be read."""
+    try:
+        return store.record(ref), True
+    except casstore.ConfigError:
+        return None, True  # Not a name, so nothing is called so.
+    except casstore.IntegrityError:
+        return None, False  # What deletes it needs no more than its number.
 
 
 def _missing(ref: str, names: list[str]) -> str:

@@ -53,7 +53,7 @@ def run(
             source, name = _model(opened, input_model)
             made, unknown = _model(opened, output_model)
             rows = (
-                RunCacheManager(opened).list_runs(
+                RunCacheManager(out.answer_for(opened)).list_runs(
                     pass_name=pass_name,
                     status=RunStatus(status) if status else None,
                     input_model=source,

@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
+import typer
 
 import casstore
-from casstore.cli.exits import exit_codes, say
+from casstore.cli.exits import ERROR, exit_codes, say
 from casstore.cli.progress import progress_bar, shows_progress, status_line
 from casstore.cli.text import printable
 from casstore.store.remotes import Remotes, is_place
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from casstore import Store
     from casstore.cli.progress import ProgressCallback
+    from casstore.store.damage import Damage
 
 __all__ = ["STORE_VARIABLE", "Session", "session", "store_in"]
 
@@ -37,6 +39,13 @@ class Session:
     store_option: str | None
     as_json: bool
     quiet: bool
+    damaged: list[Damage] = field(default_factory=list, compare=False)
+    """What was left out because it cannot be read: told when the command is done, and then it has failed."""
+
+    def answer_for(self, store: Store) -> Store:
+        """Let the command fail in the end if its work on all of a store leaves anything out; return the store."""
+        store.on_damage = self.damaged.append
+        return store
 
     @property
     def place(self) -> str:
@@ -142,10 +151,26 @@ def session(*, store: str | None, as_json: bool, quiet: bool, debug: bool) -> It
         handler.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING)
         log = logging.getLogger("casstore")
         log.addHandler(handler)
+        current = Session(store, as_json, quiet)
         try:
-            yield Session(store, as_json, quiet)
+            yield current
+        except typer.Exit:
+            _tell(current.damaged)
+            raise
+        else:
+            if current.damaged:
+                _tell(current.damaged)
+                raise typer.Exit(ERROR)
         finally:
             log.removeHandler(handler)
+
+
+def _tell(damaged: list[Damage]) -> None:
+    """Name on stderr what was left out, behind what was printed."""
+    if damaged and sys.stdout is not None:
+        sys.stdout.flush()
+    for damage in dict.fromkeys(damaged):
+        say(str(damage))
 
 
 def store_in(place: str) -> str:

@@ -17,7 +17,7 @@ def run(
     """Measure the store: models, bytes as files, bytes as stored, frames by encoding."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         with out.open(readonly=True) as opened:
-            stats = opened.stats()
+            stats = out.answer_for(opened).stats()
         if out.as_json:
             out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored})
             return

@@ -50,24 +50,26 @@ def transfer(
     overwrite: bool,
     limit: float | None,
 ) -> None:
-    """Sync and say what was done; exit code 1 if a ref was left alone because of a conflict."""
+    """Sync and say what was done; exit code 1 if a ref was left alone because of a conflict, or left out as damaged."""
     with out.status() as status:
         status("Comparing")
-        plan = casstore.plan_sync(src, dst, refs or None, overwrite=overwrite)
+        plan = casstore.plan_sync(src, dst, refs or None, overwrite=overwrite, keep_going=True)
     if dry_run:
         _show_plan(out, plan, limit=limit)
-        conflicts = plan.conflicts
+        conflicts, damaged = plan.conflicts, plan.damaged
     else:
         with out.progress(label) as callback:
             report = casstore.execute_sync(plan, callback=callback, bandwidth_limit=limit)
         _show_report(out, plan, report)
-        conflicts = report.conflicts
+        conflicts, damaged = report.conflicts, report.damaged
     for found in conflicts:
         say(
             f"{found.name} was left alone: {found.reason} ({short_id(found.src_target)} here,"
             f" {short_id(found.dst_target)} there). Use --overwrite to take this side's."
         )
-    if conflicts:
+    for item in damaged:
+        say(f"{item.name} was left out: {item.reason}")
+    if conflicts or damaged:
         raise typer.Exit(ERROR)
 
 
@@ -131,6 +133,7 @@ def _plan_json(plan: SyncPlan) -> dict[str, Any]:
         "equal": plan.equal,
         "ahead": plan.ahead,
         "conflicts": [asdict(found) for found in plan.conflicts],
+        "damaged": [asdict(item) for item in plan.damaged],
         "objects": plan.objects,
         "chunks": plan.chunks,
         "bytes_stored": plan.bytes_stored,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ QUARANTINE_VERSION = 1
 HASH_NAME = "blake3-256"
 STORE_ID_SIZE = 16
 
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FORMAT_MAGIC = b"casstore"
 _TOMBSTONE_MAGIC = b"casstomb"
 _QUARANTINE_MAGIC = b"cassquar"
@@ -87,6 +89,15 @@ def encode_tombstone(value: Tombstone) -> bytes:
     return envelope.seal(_TOMBSTONE_MAGIC, canonical.encode(body))
 
 
+def may_be_tombstone(key: str, data: Buffer) -> bool:
+    """Say whether a file among the tombstones is one, whole or not, by its name or its first bytes.
+
+    What another program left there (desktop.ini) names no pack.
+    """
+    name = key.removeprefix(TOMBSTONE_PREFIX)
+    return _UUID.fullmatch(name) is not None or bytes(data).startswith(_TOMBSTONE_MAGIC)
+
+
 def decode_tombstone(data: Buffer, *, key: str) -> Tombstone:
     """Read a tombstone; raise FormatError if it is damaged, for it may name a pack that a writer needs."""
     body = envelope.unseal(_TOMBSTONE_MAGIC, bytes(data), key=key)
@@ -104,12 +115,17 @@ def quarantine_key(pack_id: bytes) -> str:
     return f"{QUARANTINE_PREFIX}{pack_id.hex()}"
 
 
+def is_quarantine(key: str) -> bool:
+    """Say whether a key is that of a note on a pack."""
+    name = key.removeprefix(QUARANTINE_PREFIX)
+    return is_hex(name) and quarantine_key(bytes.fromhex(name)) == key
+
+
 def quarantined_pack(key: str) -> bytes:
     """Return the pack that the note with this key is on; raise FormatError for a foreign file."""
-    name = key.removeprefix(QUARANTINE_PREFIX)
-    if not is_hex(name) or quarantine_key(bytes.fromhex(name)) != key:
+    if not is_quarantine(key):
         raise FormatError(f"{key} is not a note on a pack; move that file out of the store.")
-    return bytes.fromhex(name)
+    return bytes.fromhex(key.removeprefix(QUARANTINE_PREFIX))
 
 
 def encode_quarantine(value: Quarantine) -> bytes:

@@ -92,18 +92,23 @@ def encode(record: Record) -> bytes:
 
 def decode(data: Buffer, *, key: str) -> Record:
     """Read the record stored under `key`; raise FormatError if it is damaged or belongs elsewhere."""
-    if memoryview(data).nbytes > MAX_RECORD:
-        raise FormatError(f"{key} is larger than the {MAX_RECORD >> 20} MiB that a record has at most.")
-    body = envelope.unseal(MAGIC, bytes(data), key=key)
-    try:
-        record = _decode_body(body)
-    except FormatError as error:
-        # Invariant 8: what stops a reader is named, or nobody could mend it.
-        raise type(error)(f"{key}: {error}") from error
+    record = decode_anywhere(data, key=key)
     place = record_key(record.name, seq=record.seq, write_id=None)
     if key not in (place, f"{place}.{record.write_id.hex()}"):
         raise FormatError(f"{key} holds the record of another ref ({record.name!r}).")
     return record
+
+
+def decode_anywhere(data: Buffer, *, key: str) -> Record:
+    """Read the record in a file called `key`, which need not be its place; raise FormatError if it is damaged."""
+    if memoryview(data).nbytes > MAX_RECORD:
+        raise FormatError(f"{key} is larger than the {MAX_RECORD >> 20} MiB that a record has at most.")
+    body = envelope.unseal(MAGIC, bytes(data), key=key)
+    try:
+        return _decode_body(body)
+    except FormatError as error:
+        # Invariant 8: what stops a reader is named, or nobody could mend it.
+        raise type(error)(f"{key}: {error}") from error
 
 
 def _decode_body(body: bytes) -> Record:

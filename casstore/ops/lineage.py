@@ -15,8 +15,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from casstore.digest import is_hex
+from casstore.errors import IntegrityError
 from casstore.format.names import names_model
 from casstore.format.run import RunStatus, decode_evaluation
+from casstore.store.damage import Damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -206,8 +208,8 @@ def descendants(store: Store, ref_or_id: str) -> list[ModelNode]:
 def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) -> Lineage:
     """Return where a model comes from, what was made from it, and what all of these were measured at.
 
-    `graph` is used instead of reading the records again. Raises RefNotFound for no such model, IntegrityError
-    for an evaluation that is damaged.
+    `graph` is used instead of reading the records again. An evaluation that is damaged is left out, and the
+    store's `on_damage` told. Raises RefNotFound for no such model.
     """
     resolved = store.resolve(ref_or_id)
     graph = graph or read_graph(store)
@@ -304,10 +306,15 @@ def _evaluated(row: RefRow, by_name: dict[str, str]) -> str:
 
 def _evaluations(store: Store, rows: Iterable[RefRow]) -> Iterator[ModelEvaluation]:
     for row in sorted(rows, key=lambda row: row.order):
-        record = store.record(row.name)
-        if record is None:
-            continue  # Deleted since the listing.
-        found = decode_evaluation(store.manifest_of(record))
+        try:
+            record = store.record(row.name)
+            if record is None:
+                continue  # Deleted since the listing.
+            found = decode_evaluation(store.manifest_of(record))
+        except IntegrityError as error:
+            # Invariant 8: told, and the others are shown.
+            store.on_damage(Damage(row.name, row.target.hex(), str(error)))
+            continue
         yield ModelEvaluation(
             name=row.name.removeprefix("evaluations/"),
             model=found.model.hex() if found.model else "",

@@ -4,7 +4,8 @@ It is a copy that follows the listing of names, folder by folder (`refs/<namespa
 of the names in it):
 
 - `folders` says of which listing of a folder its rows are the result: `mark` is a digest of the names listed
-  in it, and of the bytes of exclusive records, whose names recur. Rows and mark change in one transaction.
+  in it, and of the bytes of exclusive records, whose names recur, and of damaged ones, which someone may put
+  right; `damaged` has the keys of the latter, a line each. Rows and mark change in one transaction.
 - `records` has a row for each newest record of a ref. Records never change (invariant 1), so a row stays true
   for as long as its name is listed. `state` says whether it is the value of its ref. A row without
   `metadata` is one that JSON or SQLite cannot hold exactly: its record is decoded instead.
@@ -66,7 +67,8 @@ class FolderRows:
     """What the rows of one folder shall be.
 
     `heads` are the newest records of its refs, of which `values` win; `fresh` are those that were not held,
-    or no longer true. `mark` says of which listing all that is the result.
+    or no longer true. `damaged` are newest records that could not be read: they have no rows. `mark` says of
+    which listing all that is the result.
     """
 
     prefix: str
@@ -74,6 +76,12 @@ class FolderRows:
     heads: frozenset[str]
     values: frozenset[str]
     fresh: tuple[Kept, ...]
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the folder has no record."""
+        return not (self.values or self.damaged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +124,13 @@ class Catalogue:
 
     # ---- folders
 
-    def marks(self, base: str) -> dict[str, bytes]:
-        """Return the mark of every folder below `base` whose rows are kept."""
-        return self._machine.run(lambda state: {row[0]: row[1] for row in _folders(state, base)}, {})
+    def marks(self, base: str) -> dict[str, tuple[bytes, tuple[str, ...]]]:
+        """Return the mark of every folder below `base` whose rows are kept, and the keys of its damaged records."""
+
+        def work(state: sqlite3.Connection) -> dict[str, tuple[bytes, tuple[str, ...]]]:
+            return {row[0]: (row[1], tuple(row[3].split())) for row in _folders(state, base)}
+
+        return self._machine.run(work, {})
 
     def held(self, folder: str) -> frozenset[str]:
         """Return the keys of the records of one folder that are kept."""
@@ -201,7 +213,7 @@ class Catalogue:
         return self._machine.run(ask, None)
 
 
-def _folders(state: sqlite3.Connection, base: str) -> list[tuple[str, bytes, int]]:
+def _folders(state: sqlite3.Connection, base: str) -> list[tuple[str, bytes, int, str]]:
     return state.execute("SELECT * FROM folders WHERE prefix >= ? AND prefix < ?", key_range(base)).fetchall()
 
 
@@ -230,7 +242,8 @@ def _bring(state: sqlite3.Connection, folder: FolderRows) -> None:
     fresh = {item.key for item in folder.fresh}
     kept = (known.keys() & folder.heads) - fresh
     # Where another process dropped a row that was held, these are the rows of no listing.
-    values = folder.values if kept | fresh == folder.heads else frozenset()
+    whole = kept | fresh == folder.heads
+    values = folder.values if whole else frozenset()
     _delete(state, known.keys() - kept)
     _insert(state, folder.fresh, values)
     changed = []
@@ -241,8 +254,11 @@ def _bring(state: sqlite3.Connection, folder: FolderRows) -> None:
             changed.append((int(new), key))
     state.executemany("UPDATE records SET state = ? WHERE key = ?", changed)
     state.execute("DELETE FROM folders WHERE prefix = ?", (folder.prefix,))
-    if values:
-        state.execute("INSERT INTO folders VALUES (?, ?, ?)", (folder.prefix, folder.mark, len(values)))
+    if whole and not folder.empty:
+        state.execute(
+            "INSERT INTO folders VALUES (?, ?, ?, ?)",
+            (folder.prefix, folder.mark, len(values), "\n".join(folder.damaged)),
+        )
 
 
 def _state(is_value: bool, *, is_deletion: bool, is_odd: bool) -> _State:  # noqa: FBT001  # one of three

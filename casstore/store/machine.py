@@ -33,7 +33,7 @@ _BUSY_SECONDS = 10.0
 _RENEWALS = 4
 """Times that one process makes a damaged file anew before it goes on without."""
 
-_VERSION = 1
+_VERSION = 2
 """Of the tables below: a file with another one is made anew."""
 
 _SCHEMA = f"""
@@ -58,7 +58,12 @@ CREATE TABLE records (
 CREATE INDEX records_by_time ON records (state, time, name);
 CREATE INDEX records_by_target ON records (state, target, name);
 CREATE TABLE bodies (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE folders (prefix TEXT PRIMARY KEY, mark BLOB NOT NULL, refs INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE folders (
+    prefix TEXT PRIMARY KEY,
+    mark BLOB NOT NULL,
+    refs INTEGER NOT NULL,
+    damaged TEXT NOT NULL
+) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """

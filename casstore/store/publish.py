@@ -189,15 +189,16 @@ class Publication:
         if new:
             self.write(encode_objects(kind, {object_id: objects[object_id] for object_id in new}))
 
-    def commit(self, make_record: Callable[[tuple[bytes, ...]], Record], supply: Supply) -> None:
-        """Make everything durable, put the record, and return when it is safe for good.
+    def commit(self, make_record: Callable[[tuple[bytes, ...]], Record], supply: Supply) -> Record:
+        """Make everything durable, put the record, and return the one that stands when it is safe for good.
 
         `make_record` gets the packs that cover the record, as hints; a record that is in the store already
         is not written again. Raises MissingObject if something vanished that `supply` cannot make again.
         """
         hints = self._prepare(supply)
-        self._refs.put(make_record(hints))
+        record = self._refs.put(make_record(hints))
         self._finish(supply)
+        return record
 
     def commit_all(
         self, drafts: Sequence[Callable[[], Record]], supply: Supply
@@ -211,11 +212,9 @@ class Publication:
 
         def put(draft: Callable[[], Record]) -> Record | RefConflict:
             try:
-                record = draft()
-                self._refs.put(record)
+                return self._refs.put(draft())
             except RefConflict as conflict:
                 return conflict  # Design §9: for the caller to show; the other refs are not concerned.
-            return record
 
         results = ask_all(put, drafts)
         self._finish(supply)
@@ -439,7 +438,9 @@ class Publication:
 
 def read_quarantine(backend: Backend) -> frozenset[bytes]:
     """Return the packs that were found damaged: nothing new may depend on them (invariant 9)."""
-    return frozenset(marks.quarantined_pack(key) for key in backend.list_keys(marks.QUARANTINE_PREFIX))
+    # A file that is no note says nothing of any pack; `check` names it.
+    keys = (key for key in backend.list_keys(marks.QUARANTINE_PREFIX) if marks.is_quarantine(key))
+    return frozenset(map(marks.quarantined_pack, keys))
 
 
 def read_tombstones(backend: Backend) -> frozenset[bytes]:
@@ -450,5 +451,6 @@ def read_tombstones(backend: Backend) -> frozenset[bytes]:
             data = backend.read(entry.key)
         except ObjectNotFound:
             continue  # A collector has finished with it since the listing: what it deleted is gone, and seen so.
-        condemned.update(marks.decode_tombstone(data, key=entry.key).packs)
+        if marks.may_be_tombstone(entry.key, data):
+            condemned.update(marks.decode_tombstone(data, key=entry.key).packs)
     return frozenset(condemned)

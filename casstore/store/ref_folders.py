@@ -2,26 +2,40 @@
 
 Listing names is the one thing that every listing of refs does; records are read only where a folder's names
 differ from those that the catalogue's rows are the result of.
+
+Files under names that no record can have are passed over. A record that cannot be read stays what its key says
+that it is: nothing older stands in for it (invariant 8), and whoever lists is told.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from casstore.digest import digest
-from casstore.errors import FormatError, ObjectNotFound
+from casstore.errors import BackendError, FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.store.catalogue import FolderRows, Kept
-from casstore.store.round_trips import ask_all, is_far
+from casstore.store.damage import is_damage
+from casstore.store.ref_keys import (
+    folder_of,
+    has_exclusive,
+    is_unique,
+    newest_keys,
+    newest_of,
+    number_of,
+    records_by_ref,
+    write_id_of,
+)
+from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from casstore.backend.base import Backend
+    from casstore.errors import CasstoreError
     from casstore.format.record import Record
     from casstore.store.catalogue import Answer, Catalogue
     from casstore.store.ref_rows import RefQuery
@@ -35,9 +49,41 @@ _BATCH = 4096
 _READ_AHEAD = 2048
 """Records that are in memory at once because they were read ahead."""
 
-_SEQ_DIGITS = 16
-_EXCLUSIVE = re.compile(f"@.{{{_SEQ_DIGITS}}}$", re.MULTILINE)
-_TAILS = (_SEQ_DIGITS, _SEQ_DIGITS + 1 + 2 * names.WRITE_ID_SIZE)  # lengths of what follows the '@'
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A record that cannot be read: what is in its file, and why."""
+
+    key: str
+    data: bytes
+    error: CasstoreError
+
+    @property
+    def name(self) -> str:
+        """The name of its ref, which stands in the key."""
+        return names.parse_key(self.key).name
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The newest records of one ref: those with its highest number, in their order.
+
+    `number` is the highest that any record has, readable or not, 0 if there is none. `damaged` are newest
+    records that cannot be read; `hidden` says that one of them may be the value.
+    """
+
+    number: int
+    records: tuple[Record, ...] = ()
+    damaged: tuple[Unread, ...] = ()
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the catalogue found, and the newest records below what was asked about that cannot be read."""
+
+    found: Any
+    damaged: tuple[Unread, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +93,32 @@ class _Folder:
     keys: Sequence[str]
     newest: Sequence[Sequence[str]]
     read: Mapping[str, Kept]
+    damaged: Mapping[str, Unread]
 
     def rows(self, folder: str) -> FolderRows:
         """Return what the catalogue shall hold of the folder."""
-        heads = frozenset(chain(*self.newest))
-        exclusive = {key: self.read[key].data for key in heads if not is_unique(key)}
-        values = frozenset(max(group, key=self._write_id) for group in self.newest)
+        heads = frozenset(key for key in chain(*self.newest) if key not in self.damaged)
+        told = {key: self.read[key].data for key in heads if not is_unique(key)}
+        told.update((key, item.data) for key, item in self.damaged.items())
+        winners = (self.winner(group) for group in self.newest)
         return FolderRows(
-            folder, _mark("\n".join(self.keys), exclusive), heads, values, tuple(self.read.values())
+            folder,
+            _mark("\n".join(self.keys), told),
+            heads,
+            frozenset(key for key in winners if key is not None),
+            tuple(self.read.values()),
+            tuple(self.damaged),
         )
 
+    def winner(self, group: Sequence[str]) -> str | None:
+        """Return the key of the newest record of a ref; None if that cannot be read, or told."""
+        if any(key in self.damaged and not is_unique(key) for key in group):
+            return None  # Its write id stands in the record.
+        winner = max(group, key=self._write_id)
+        return None if winner in self.damaged else winner
+
     def _write_id(self, key: str) -> str:
-        """Return the write id; that of an exclusive record stands in the record, which was read."""
-        return key[-2 * names.WRITE_ID_SIZE :] if is_unique(key) else self.read[key].record.write_id.hex()
+        return write_id_of(key) if is_unique(key) else self.read[key].record.write_id.hex()
 
 
 class RefFolders:
@@ -70,100 +129,131 @@ class RefFolders:
         self._is_far = is_far(backend)
         self._catalogue = catalogue
 
-    def heads(self, name: str) -> list[Record]:
-        """Return the verified records of one ref that have its highest number, in their order."""
-        prefix = names.directory(name)
-        folder = _folder_of(prefix)
-
-        def listed() -> list[str]:
-            return [key for key in self._backend.list_keys(folder) if key.startswith(prefix)]
-
-        keys = listed()
+    def heads(self, name: str) -> Heads:
+        """Return the records of one ref that have its highest number."""
+        keys = self._keys_of(name)
         if not keys:
-            return []
-        kept = {
-            key: record
-            for key in chain(*newest_keys(keys))
-            if is_unique(key) and (record := self._kept(key)) is not None
-        }
-        found = self._load(keys, listed, held=kept)
+            return Heads(0)
+        newest = newest_of(keys)
+        kept = {key: record for key in newest if is_unique(key) and (record := self._kept(key)) is not None}
+        found = self._load(keys, lambda: self._keys_of(name), held=kept)
         self._catalogue.keep([item for key, item in found.read.items() if is_unique(key)])
         records = [
-            kept[key] if key not in found.read else found.read[key].record for key in chain(*found.newest)
+            kept[key] if key not in found.read else found.read[key].record
+            for key in chain(*found.newest)
+            if key not in found.damaged
         ]
-        return sorted(records, key=lambda record: record.order)
+        return Heads(
+            number=max((number_of(key) for key in chain(*found.newest)), default=0),
+            records=tuple(sorted(records, key=lambda record: record.order)),
+            damaged=tuple(found.damaged.values()),
+            hidden=any(found.winner(group) is None for group in found.newest),
+        )
 
-    def history(self, name: str) -> list[Record]:
-        """Return every verified record of one ref, in their order; one that is trimmed meanwhile is left out (§9)."""
-        prefix = names.directory(name)
-        keys = [key for key in self._backend.list_keys(_folder_of(prefix)) if key.startswith(prefix)]
-        records: list[Record] = []
-        for key in keys:
-            kept = self._kept(key) if is_unique(key) else None
-            read = self._read(key) if kept is None else None
-            if kept is not None or read is not None:
-                records.append(kept if kept is not None else read.record)  # type: ignore[union-attr]
-        return sorted(records, key=lambda record: record.order)
+    def history(self, name: str) -> tuple[list[Record], list[Unread]]:
+        """Return every record of one ref in their order, and those that are damaged.
 
-    def answer(self, bases: Sequence[str], ask: Callable[[Mapping[str, bytes]], Answer | None]) -> Any | None:
+        One that is trimmed meanwhile is left out (§9).
+        """
+        keys = self._keys_of(name)
+        kept = {key: record for key in keys if is_unique(key) and (record := self._kept(key)) is not None}
+        records = list(kept.values())
+        damaged: list[Unread] = []
+        for item in ask_each(self._backend, self._read, [key for key in keys if key not in kept]):
+            if isinstance(item, Kept):
+                records.append(item.record)
+            elif item is not None:
+                damaged.append(item)
+        return sorted(records, key=lambda record: record.order), damaged
+
+    def answer(
+        self, bases: Sequence[str], ask: Callable[[Mapping[str, bytes]], Answer | None]
+    ) -> Answered | None:
         """List names below `bases`, bring the catalogue up to them, and return what it answers.
 
         None where there is no catalogue, or other processes keep changing it.
         """
         marks: dict[str, bytes] = {}
-        ahead: dict[str, Kept] = {}
+        damaged: dict[str, Iterable[Unread]] = {}
+        ahead: dict[str, Kept | Unread] = {}
 
         def changed(base: str) -> Iterator[tuple[str, Sequence[str]]]:
             known = self._catalogue.marks(base)
             for folder, keys in self._read_ahead(self._list(base), known, ahead):
-                mark = known.pop(folder, b"")
-                if mark == self._mark_of(keys, ahead):
-                    marks[folder] = mark
+                mark, unread = known.get(folder, (b"", ()))
+                now = self._mark_of(keys, unread, ahead)
+                if now is not None and now[0] == mark:
+                    marks[folder], damaged[folder] = now
                 else:
                     yield folder, keys
 
         for base in bases:
             if not self._catalogue.keeps:
                 return None
-            marks.update(self._bring(changed(base), ahead))
+            self._bring(changed(base), marks, damaged, ahead)
         for _ in range(_ROUNDS):
             answer = ask(marks)
             if answer is None:
                 return None
             if not answer.stale:
-                return answer.found
+                return Answered(answer.found, tuple(chain(*damaged.values())))
             for folder in answer.stale:
                 marks.pop(folder, None)
-            marks.update(
-                self._bring((folder, list(self._backend.list_keys(folder))) for folder in answer.stale)
+                damaged.pop(folder, None)
+            self._bring(
+                ((folder, list(self._backend.list_keys(folder))) for folder in answer.stale), marks, damaged
             )
         return None
 
-    def read_values(self, query: RefQuery) -> Iterator[Record]:
-        """Yield the value of every ref whose name begins as a query says, by name, from the store alone."""
-        newest: dict[str, list[str]] = {}
-        for _, keys in self._list(query.folder):
-            for group in newest_keys(keys):
-                name = names.parse_key(group[0]).name
-                if name.startswith(query.prefix):
-                    newest[name] = group
-        for name in sorted(newest):
-            records = [self._read(key) for key in newest[name]]
-            # Trimmed since the listing: what replaced it is there now (§9).
-            found = self.heads(name) if None in records else [item.record for item in records if item]
-            value = max(found, key=lambda record: record.order, default=None)
-            if value is not None and value.target is not None:
-                yield value
+    def read_values(self, query: RefQuery, damaged: list[Unread]) -> Iterator[Record]:
+        """Yield the value of every ref whose name begins as a query says, in no order, from the store alone.
+
+        Newest records that cannot be read go to `damaged`.
+        """
+        ahead: dict[str, Kept | Unread] = {}
+        for folder, listed in self._read_ahead(self._list(query.folder), {}, ahead):
+
+            def wanted(keys: Iterable[str]) -> list[str]:
+                by_ref = records_by_ref(keys).values()
+                return [
+                    key
+                    for group in by_ref
+                    if names.parse_key(group[0]).name.startswith(query.prefix)
+                    for key in group
+                ]
+
+            def relist(folder: str = folder) -> list[str]:
+                return wanted(self._backend.list_keys(folder))
+
+            found = self._load(wanted(listed), relist, held=(), ahead=ahead)
+            damaged += found.damaged.values()
+            for group in found.newest:
+                winner = found.winner(group)
+                if winner is not None and found.read[winner].record.target is not None:
+                    yield found.read[winner].record
+
+    def _keys_of(self, name: str) -> list[str]:
+        """Return the keys of one ref's records."""
+        prefix = names.directory(name)
+        folder = prefix[: prefix.rindex("/") + 1]
+        keys = (key for key in self._backend.list_keys(folder) if key.startswith(prefix))
+        return records_by_ref(keys).get(prefix[:-1], [])
 
     def _list(self, base: str) -> Iterator[tuple[str, list[str]]]:
-        """Yield each folder below `base` with its keys; what lies deeper is left in, and is no key."""
-        folder = "/"
+        """Yield each folder of records below `base` with its keys; what lies deeper is left in, and is no key."""
+        folder = ""
         keys: list[str] = []
         for key in self._backend.list_keys(base):
-            if not key.startswith(folder):
+            if not folder or not key.startswith(folder):
+                found = folder_of(key)
+                if found is None:
+                    continue
                 if keys:
                     yield folder, keys
-                folder, keys = _folder_of(key), []
+                if found < folder:
+                    # Invariant 8: a folder in two parts would lose the refs of one of them.
+                    raise BackendError(f"{self._backend.url} lists {key} out of order.")
+                folder, keys = found, []
             keys.append(key)
         if keys:
             yield folder, keys
@@ -171,8 +261,8 @@ class RefFolders:
     def _read_ahead(
         self,
         listed: Iterator[tuple[str, list[str]]],
-        known: Mapping[str, bytes],
-        ahead: dict[str, Kept],
+        known: Mapping[str, tuple[bytes, tuple[str, ...]]],
+        ahead: dict[str, Kept | Unread],
     ) -> Iterator[tuple[str, list[str]]]:
         """Yield the folders; from afar, read into `ahead` what their marks and rows will need, many at once."""
         if not self._is_far:
@@ -185,12 +275,13 @@ class RefFolders:
             while len(wanted) < _READ_AHEAD and not last:
                 folder, keys = next(listed, ("", []))
                 last = not keys
-                newest = list(chain(*newest_keys(keys)))
-                exclusive = [key for key in newest if not is_unique(key)]
-                wanted += exclusive
-                if exclusive or known.get(folder) != _mark("\n".join(keys), {}):
+                mark, unread = known.get(folder, (b"", ()))
+                joined = "\n".join(keys)
+                exclusive = has_exclusive(joined)
+                if exclusive or unread or mark != _mark(joined, {}):
                     held = self._catalogue.held(folder)
-                    wanted += [key for key in newest if is_unique(key) and key not in held]
+                    heads = chain(*newest_keys(keys))
+                    wanted += [key for key in heads if not is_unique(key) or key not in held]
                 if keys:
                     batch.append((folder, keys))
             ahead.clear()
@@ -198,14 +289,17 @@ class RefFolders:
             yield from batch
 
     def _bring(
-        self, folders: Iterable[tuple[str, Sequence[str]]], ahead: Mapping[str, Kept] | None = None
-    ) -> dict[str, bytes]:
-        """Make the catalogue's rows of folders those of their listings; return the marks of those with any.
+        self,
+        folders: Iterable[tuple[str, Sequence[str]]],
+        marks: dict[str, bytes],
+        damaged: dict[str, Iterable[Unread]],
+        ahead: Mapping[str, Kept | Unread] | None = None,
+    ) -> None:
+        """Make the catalogue's rows of folders those of their listings; add what they are to `marks` and `damaged`.
 
         `ahead` are records that were read since their folder was listed.
         Where another process drops rows meanwhile, the catalogue says so when it is asked.
         """
-        marks: dict[str, bytes] = {}
         batch: list[FolderRows] = []
         for folder, listed in folders:
 
@@ -214,14 +308,14 @@ class RefFolders:
 
             found = self._load(listed, relist, held=self._catalogue.held(folder), ahead=ahead)
             rows = found.rows(folder)
-            if found.keys:
+            if not rows.empty:
                 marks[folder] = rows.mark
+            damaged[folder] = found.damaged.values()
             batch.append(rows)
             if sum(len(item.fresh) for item in batch) >= _BATCH:
                 self._catalogue.bring(batch)
                 batch.clear()
         self._catalogue.bring(batch)
-        return marks
 
     def _load(
         self,
@@ -229,10 +323,10 @@ class RefFolders:
         relist: Callable[[], Sequence[str]],
         *,
         held: Collection[str],
-        ahead: Mapping[str, Kept] | None = None,
+        ahead: Mapping[str, Kept | Unread] | None = None,
     ) -> _Folder:
         """Read the newest records of a listing, but for those held; none of those returned is gone."""
-        read: dict[str, Kept] = {}
+        read: dict[str, Kept | Unread] = {}
         relisted = False
         while True:
             newest = newest_keys(keys)
@@ -246,21 +340,31 @@ class RefFolders:
                 else:
                     read[key] = item
             if not gone:
-                wanted = set(chain(*newest))
-                return _Folder(keys, newest, {key: item for key, item in read.items() if key in wanted})
+                wanted = [key for key in chain(*newest) if key in read]
+                return _Folder(
+                    keys,
+                    newest,
+                    {key: item for key in wanted if isinstance(item := read[key], Kept)},
+                    {key: item for key in wanted if isinstance(item := read[key], Unread)},
+                )
             # Trimmed since the listing: what replaced it is in the store now (§9). What a second listing
             # names and nobody can read is gone all the same: listings may lag behind.
             keys = [key for key in keys if key not in gone] if relisted else relist()
             relisted = True
 
-    def _read(self, key: str) -> Kept | None:
-        """Read a listed record, which must be one (invariant 8); return None if it is gone."""
-        names.parse_key(key)
+    def _read(self, key: str) -> Kept | Unread | None:
+        """Read a listed record; return None if it is gone."""
+        data = b""
         try:
             data = self._backend.read(key)
+            return Kept(key, data, record_format.decode(data, key=key))
         except ObjectNotFound:
             return None  # Trimmed since the listing.
-        return Kept(key, data, record_format.decode(data, key=key))
+        except (FormatError, BackendError) as error:
+            # Invariant 8: told to whoever asked, not skipped; an outage is an error of the listing.
+            if not is_damage(error):
+                raise
+            return Unread(key, data, error)
 
     def _kept(self, key: str) -> Record | None:
         data = self._catalogue.data(key)
@@ -269,45 +373,30 @@ class RefFolders:
         except FormatError:
             return None  # Invariant 4: the store's own record decides.
 
-    def _mark_of(self, keys: Sequence[str], ahead: Mapping[str, Kept]) -> bytes | None:
-        """Return the mark of a listing as it is now, None if it needs another look."""
-        exclusive: dict[str, bytes] = {}
-        listed = "\n".join(keys)
-        if _EXCLUSIVE.search(listed):
-            for key in chain(*newest_keys(keys)):
-                if not is_unique(key):
-                    item = ahead.get(key) or self._read(key)
-                    if item is None:
-                        return None
-                    exclusive[key] = item.data
-        return _mark(listed, exclusive)
+    def _mark_of(
+        self, keys: Sequence[str], damaged: Sequence[str], ahead: Mapping[str, Kept | Unread]
+    ) -> tuple[bytes, list[Unread]] | None:
+        """Return the mark of a listing as it is now, and what in it cannot be read; None if it needs another look.
+
+        `damaged` are the keys of records that could not be read the last time.
+        """
+        told: dict[str, bytes] = {}
+        unread: list[Unread] = []
+        joined = "\n".join(keys)
+        again = set(damaged)
+        if has_exclusive(joined):
+            again.update(key for key in chain(*newest_keys(keys)) if not is_unique(key))
+        for key in sorted(again):
+            item = ahead.get(key) or self._read(key)
+            if item is None:
+                return None
+            told[key] = item.data
+            if isinstance(item, Unread):
+                unread.append(item)
+        return _mark(joined, told), unread
 
 
-def is_unique(key: str) -> bool:
-    """Say whether a record's key names one write for good; that of a tag recurs once it was trimmed or lost."""
-    return key[-_SEQ_DIGITS - 1 : -_SEQ_DIGITS] != "@"
-
-
-def newest_keys(keys: Iterable[str]) -> list[list[str]]:
-    """Return the keys with the highest number of each ref; raise FormatError for what is not a key."""
-    newest: dict[str, tuple[str, list[str]]] = {}
-    for key in keys:
-        place, _, tail = key.rpartition("@")
-        if not place or len(tail) not in _TAILS:
-            names.parse_key(key)
-        seq = tail[:_SEQ_DIGITS]
-        highest = newest.get(place)
-        if highest is None or seq > highest[0]:
-            newest[place] = (seq, [key])
-        elif seq == highest[0]:
-            highest[1].append(key)
-    return [group for _, group in newest.values()]
-
-
-def _folder_of(key: str) -> str:
-    return key[: key.rindex("/") + 1]
-
-
-def _mark(listed: str, exclusive: Mapping[str, bytes]) -> bytes:
-    parts = [listed, *(f"{key} {digest(data).hex()}" for key, data in sorted(exclusive.items()))]
+def _mark(listed: str, told: Mapping[str, bytes]) -> bytes:
+    """Return what stands for a listing, and for the bytes of those records that may change under their names."""
+    parts = [listed, *(f"{key} {digest(data).hex()}" for key, data in sorted(told.items()))]
     return digest("\n\n".join(parts).encode())

@@ -8,19 +8,31 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import BackendError, FormatError, ObjectExists, ObjectNotFound, RefConflict, RefNotFound
+from casstore.errors import (
+    BackendError,
+    FormatError,
+    ObjectExists,
+    ObjectNotFound,
+    RefConflict,
+    RefNotFound,
+    UnsupportedVersion,
+)
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
 from casstore.store.catalogue import Catalogue, Kept
-from casstore.store.ref_folders import RefFolders, is_unique
+from casstore.store.damage import Damage, DamageLog
+from casstore.store.ref_folders import RefFolders, Unread
+from casstore.store.ref_keys import is_unique
 from casstore.store.ref_rows import RefQuery, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from casstore.backend.base import Backend
+    from casstore.errors import CasstoreError
     from casstore.store.machine import MachineState
+    from casstore.store.ref_folders import Heads
     from casstore.store.ref_rows import RefRow
 
 _EXCLUSIVE_NAMESPACE = "tags"
@@ -28,55 +40,111 @@ _MODEL_FOLDERS = tuple(f"{names.PREFIX}{namespace}/" for namespace in names.MODE
 
 
 class Refs:
-    """The records of one store; safe in threads and after a fork."""
+    """The records of one store; safe in threads and after a fork.
+
+    A record that cannot be read is never replaced by an older one. `on_damage` is told of each that a listing
+    leaves out; by default it is logged. With `strict`, the first one is raised instead: for who must not miss
+    any, such as a collector's mark (invariant 8).
+    """
 
     def __init__(self, backend: Backend, machine: MachineState) -> None:
+        self.on_damage: Callable[[Damage], None] = DamageLog()
         self._backend = backend
         self._catalogue = Catalogue(machine)
         self._folders = RefFolders(backend, self._catalogue)
         self._drafted: set[bytes] = set()  # write ids that nobody tried to write yet
 
-    def heads(self, name: str) -> list[Record]:
-        """Return the verified newest records of a ref: several only after writers that met, the value last."""
+    def heads(self, name: str) -> Heads:
+        """Return the newest records of a ref: several only after writers that met, the value last."""
         return self._folders.heads(name)
 
     def history(self, name: str) -> list[Record]:
-        """Return every verified record of a ref, oldest first."""
-        return self._folders.history(name)
+        """Return every record of a ref, oldest first; raise as `value` does if the newest cannot be read."""
+        records, damaged = self._folders.history(name)
+        newest = max((names.parse_key(item.key).seq for item in damaged), default=0)
+        if damaged and not (records and records[-1].seq > newest):
+            self.value(name)  # It may be readable all the same, one of several with the same number.
+        self._report(damaged, name, strict=False)
+        return records
 
     def value(self, name: str) -> Record | None:
-        """Return the newest record of a ref, None if it was never written or is deleted."""
-        heads = self.heads(name)
-        return heads[-1] if heads and heads[-1].target is not None else None
+        """Return the newest record of a ref, None if it was never written or is deleted.
 
-    def values(self, prefix: str = "") -> dict[str, Record]:
+        Raises IntegrityError, AccessDenied or what else stands between if it is there and cannot be read.
+        """
+        heads = self.heads(name)
+        if heads.hidden:
+            raise _unreadable(heads.damaged[0])
+        newest = heads.records[-1] if heads.records else None
+        return newest if newest is not None and newest.target is not None else None
+
+    def values(
+        self,
+        prefix: str = "",
+        *,
+        strict: bool = False,
+        on_damage: Callable[[Damage], None] | None = None,
+    ) -> dict[str, Record]:
         """Return the value of every ref whose name starts with `prefix` and that has one, by name.
 
-        A record that cannot be read is an error where it is the newest (invariant 8).
+        `on_damage` is told instead of the store's own.
         """
         query = RefQuery(prefix)
         kept = self._folders.answer((query.folder,), lambda marks: self._catalogue.values(marks, query))
         if kept is None:
-            return {record.name: record for record in self._folders.read_values(query)}
+            damaged: list[Unread] = []
+            read = {record.name: record for record in self._folders.read_values(query, damaged)}
+            self._report(damaged, prefix, strict=strict, tell=on_damage)
+            return dict(sorted(read.items()))
+        self._report(kept.damaged, prefix, strict=strict, tell=on_damage)
         found = {}
-        for key, data in kept:
+        for key, data in kept.found:
             record = self._verified(key, data)
             if record is not None and record.target is not None:
                 found[record.name] = record
         return found
 
-    def find(self, query: RefQuery, *, limit: int | None = None, newest_first: bool = True) -> list[RefRow]:
-        """Return the refs that a query wants, ordered by time and then name; see `values` for errors."""
-        rows: list[RefRow] | None = self._folders.answer(
+    def find(
+        self,
+        query: RefQuery,
+        *,
+        limit: int | None = None,
+        newest_first: bool = True,
+        strict: bool = False,
+    ) -> list[RefRow]:
+        """Return the refs that a query wants, ordered by time and then name.
+
+        Of a record that cannot be read nobody can say whether it is wanted: each below the prefix is told.
+        """
+        answer = self._folders.answer(
             (query.folder,),
             lambda marks: self._catalogue.find(marks, query, limit=limit, newest_first=newest_first),
         )
-        if rows is None:
-            rows = [
-                row for record in self._folders.read_values(query) if query.matches(row := row_of(record))
-            ]
+        if answer is not None:
+            self._report(answer.damaged, query.prefix, strict=strict)
+            rows: list[RefRow] = answer.found
+        else:
+            damaged: list[Unread] = []
+            values = self._folders.read_values(query, damaged)
+            rows = [row for record in values if query.matches(row := row_of(record))]
+            self._report(damaged, query.prefix, strict=strict)
             rows.sort(key=lambda row: row.order, reverse=newest_first)
         return rows[:limit]
+
+    def _report(
+        self,
+        damaged: Iterable[Unread],
+        prefix: str,
+        *,
+        strict: bool,
+        tell: Callable[[Damage], None] | None = None,
+    ) -> None:
+        for item in damaged:
+            if not item.name.startswith(prefix):
+                continue
+            if strict:
+                raise _unreadable(item)
+            (tell or self.on_damage)(Damage(item.name, item.key, str(_unreadable(item))))
 
     def naming(self, id_prefix: str) -> tuple[list[bytes], Record | None]:
         """Return the model ids that refs of models name and that begin so; and a ref's record if it is one."""
@@ -86,13 +154,18 @@ class Refs:
             _MODEL_FOLDERS, lambda marks: self._catalogue.targets(marks, _MODEL_FOLDERS, first, last)
         )
         if answer is not None:
-            targets, body = answer
+            self._report(answer.damaged, "", strict=False)
+            targets, body = answer.found
             return targets, self._verified(*body) if body else None
         found: dict[bytes, Record] = {}
+        damaged: list[Unread] = []
         for namespace in names.MODEL_NAMESPACES:
-            for record in self._folders.read_values(RefQuery(f"{namespace}/")):
+            for record in self._folders.read_values(RefQuery(f"{namespace}/"), damaged):
                 if record.target is not None and first <= record.target <= last:
-                    found.setdefault(record.target, record)
+                    held = found.setdefault(record.target, record)
+                    if record.name < held.name:
+                        found[record.target] = record
+        self._report(damaged, "", strict=False)
         return sorted(found), next(iter(found.values())) if len(found) == 1 else None
 
     def _verified(self, key: str, data: bytes | None) -> Record | None:
@@ -125,7 +198,8 @@ class Refs:
         """
         names.check_name(name)
         heads = self.heads(name)
-        newest = heads[-1] if heads else None
+        # What cannot be read is followed by what is written now: the number of a record stands in its key.
+        newest = heads.records[-1] if heads.records and not heads.hidden else None
         if (
             newest
             and newest.target == target
@@ -135,16 +209,17 @@ class Refs:
             return newest
         if newest and newest.target is not None and unless is not None and unless(newest):
             return newest
-        if newest and newest.seq >= names.MAX_SEQ:
+        if heads.number >= names.MAX_SEQ:
+            last = names.record_key(name, seq=heads.number, write_id=None)
             raise RefConflict(
-                f"{name} has used up its numbers: remove the file {newest.key}, then try again."
+                f"{name} has used up its numbers: remove the file that begins with {last}, then try again."
             )
         exclusive = name.startswith(f"{_EXCLUSIVE_NAMESPACE}/")
-        if newest and exclusive and target is not None and len({record.target for record in heads}) > 1:
+        if exclusive and target is not None and len({record.target for record in heads.records}) > 1:
             raise RefConflict(f"{name} was moved by two writers at once: delete it, then set it again.")
         record = Record(
             name=name,
-            seq=newest.seq + 1 if newest else 1,
+            seq=heads.number + 1,
             write_id=os.urandom(names.WRITE_ID_SIZE),
             time=time.time_ns(),
             writer=platform.node(),
@@ -160,15 +235,16 @@ class Refs:
         self._drafted.add(record.write_id)
         return record
 
-    def put(self, record: Record) -> None:
-        """Write a record, the only commit point (invariant 3); one that is there already is not repeated.
+    def put(self, record: Record) -> Record:
+        """Write a record, the only commit point (invariant 3), and return the one that stands.
 
-        Raises RefConflict if another writer took a tag's place first.
+        A record that is there already is not repeated. One that another writer put in a tag's place a moment
+        ago stands if it says the same: two who want the same do not disagree. Raises RefConflict otherwise.
         """
         record_format.check_writable(record)
         if not self._take_draft(record) and self._stored(record.key) == record:
             self._backend.settle([record.key])  # Invariant 2: its own writer may not have come that far.
-            return
+            return record
         data = record_format.encode(record)
         try:
             if record.exclusive:
@@ -177,18 +253,24 @@ class Refs:
                 self._backend.put(record.key, [data])
         except ObjectExists as error:
             # Invariant 1: nothing is overwritten; it may also be our own write, acknowledged too late.
-            if not self._is_ours(record):
+            there = self._readable(record.key)
+            if there is None or not _same_value(there, record):
                 raise RefConflict(
                     f"{record.name} was moved by someone else just now: look, then try again."
                 ) from error
+            if there.write_id != record.write_id:
+                self._backend.settle([record.key])  # Invariant 2: as above.
+                return there
         except BackendError as error:
             # Design §9: after an unclear put, what is there decides.
-            if not (error.retryable and self._is_ours(record)):
+            there = self._readable(record.key) if error.retryable else None
+            if there is None or there.write_id != record.write_id:
                 raise
         if is_unique(record.key):
             # What the bytes say, not what the caller's value may become.
             kept = record_format.decode(data, key=record.key)
             self._catalogue.keep([Kept(record.key, data, kept)])
+        return record
 
     def _take_draft(self, record: Record) -> bool:
         """Say whether a record was drafted here and this is the first try to write it: then it cannot be there."""
@@ -204,12 +286,28 @@ class Refs:
         except ObjectNotFound:
             return None  # Invariant 3: what is not there was not committed.
 
-    def _is_ours(self, record: Record) -> bool:
+    def _readable(self, key: str) -> Record | None:
         try:
-            found = self._stored(record.key)
+            return self._stored(key)
         except FormatError:
-            return False  # Invariant 3: what cannot be read back was not committed.
-        return found is not None and found.write_id == record.write_id
+            return None  # Invariant 3: what cannot be read back was not committed.
+
+
+def _same_value(one: Record, other: Record) -> bool:
+    """Say whether two records make a ref name the same; a model's description may differ."""
+    return one.target == other.target and (
+        names.names_model(one.name) or (one.manifest, one.inline) == (other.manifest, other.inline)
+    )
+
+
+def _unreadable(item: Unread) -> CasstoreError:
+    """Return the error for a newest record that cannot be read, which says what to do about it."""
+    if not isinstance(item.error, FormatError) or isinstance(item.error, UnsupportedVersion):
+        return item.error
+    return FormatError(
+        f"The newest record of {item.name} cannot be read: {item.error} Or write the ref anew, or delete it: "
+        f"`casstore rm {item.name}`."
+    )
 
 
 def not_found(name: str) -> RefNotFound:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
+    from casstore.store.damage import Damage
     from casstore.store.packs import EncodedFrames
     from casstore.store.ref_rows import RefRow
 
@@ -324,9 +325,31 @@ class Store:
             self._models.popitem(last=False)
         return model
 
-    def refs(self, prefix: str = "") -> dict[str, Record]:
-        """Return the current record of every ref whose name starts with `prefix`."""
-        return self._refs.values(prefix)
+    @property
+    def on_damage(self) -> Callable[[Damage], None]:
+        """What is told of each thing that work on the whole store leaves out because it cannot be read.
+
+        By default a warning is logged. It may be called from any thread.
+        """
+        return self._refs.on_damage
+
+    @on_damage.setter
+    def on_damage(self, tell: Callable[[Damage], None]) -> None:
+        self._refs.on_damage = tell
+
+    def refs(
+        self,
+        prefix: str = "",
+        *,
+        strict: bool = False,
+        on_damage: Callable[[Damage], None] | None = None,
+    ) -> dict[str, Record]:
+        """Return the current record of every ref whose name starts with `prefix`.
+
+        One that cannot be read is left out, and `on_damage` told, by default the store's own; with `strict`,
+        that is an error.
+        """
+        return self._refs.values(prefix, strict=strict, on_damage=on_damage)
 
     def find(
         self,
@@ -339,18 +362,20 @@ class Store:
         until: int | None = None,
         limit: int | None = None,
         newest_first: bool = True,
+        strict: bool = False,
     ) -> list[RefRow]:
         """Return the refs for which all conditions hold, as light rows, ordered by time and then name.
 
         `prefix` is how names begin. `where` gives fields of the metadata and the values that they must equal,
         as Python compares; "a.b" is the field `b` of the map `a`, and None also matches a field that is
         absent. `target` and `base` are whole ids. `since` (inclusive) and `until` (exclusive) are nanoseconds
-        since 1970. Raises ConfigError for conditions that make no sense.
+        since 1970. A ref that cannot be read is left out, and `on_damage` told; with `strict`, that is an error.
+        Raises ConfigError for conditions that make no sense.
         """
         if limit is not None and limit < 0:
             raise ConfigError(f"Cannot list {limit} refs: give a limit of 0 or more.")
         query = RefQuery.of(prefix, where=where, target=target, base=base, since=since, until=until)
-        return self._refs.find(query, limit=limit, newest_first=newest_first)
+        return self._refs.find(query, limit=limit, newest_first=newest_first, strict=strict)
 
     def resolve(self, ref_or_id: str) -> Resolved:
         """Say which model a ref, a model id, a prefix of one (4 digits or more) or a bare name means."""
@@ -455,22 +480,15 @@ class Store:
                 record = self._refs.draft(
                     name, target=target, inline=manifest, metadata=metadata, unless=unless
                 )
-                self._refs.put(record)
-            return record
-        drafted: list[Record] = []
-
-        def draft(packs: tuple[bytes, ...]) -> Record:
-            drafted[:] = [
-                self._refs.draft(
-                    name, target=target, manifest=target, metadata=metadata, packs=packs, unless=unless
-                )
-            ]
-            return drafted[0]
-
+                return self._refs.put(record)
         with self.publication() as publication:
             publication.write_objects(Kind.MANIFEST, {target: manifest})
-            publication.commit(draft, lambda _: iter([encode_object(Kind.MANIFEST, manifest)]))
-        return drafted[0]
+            return publication.commit(
+                lambda packs: self._refs.draft(
+                    name, target=target, manifest=target, metadata=metadata, packs=packs, unless=unless
+                ),
+                lambda _: iter([encode_object(Kind.MANIFEST, manifest)]),
+            )
 
     def manifest_of(self, record: Record) -> bytes:
         """Return the verified manifest that the record of a run or an evaluation names."""
@@ -482,19 +500,26 @@ class Store:
         return manifest
 
     def history(self, name: str) -> list[Record]:
-        """Return every record of one ref that the store keeps, oldest first; the last one is its value."""
+        """Return every record of one ref that the store keeps, oldest first; the last one is its value.
+
+        An older one that cannot be read is left out, and `on_damage` told; the newest one is an error.
+        """
         names.check_name(name)
         return self._refs.history(name)
 
     def record(self, name: str) -> Record | None:
-        """Return the current record of one ref, None if there is none or it is deleted."""
+        """Return the current record of one ref, None if there is none or it is deleted.
+
+        Raises IntegrityError if there is one that cannot be read.
+        """
         names.check_name(name)
         return self._refs.value(name)
 
     def delete_ref(self, name: str) -> None:
-        """Delete a ref; what only it reached is freed by a later gc. Raises RefNotFound if there is none."""
+        """Delete a ref, readable or not; what only it reached is freed by a later gc. Raises RefNotFound if there is none."""
         names.check_name(name)
-        if self._refs.value(name) is None:
+        heads = self._refs.heads(name)
+        if not heads.hidden and (not heads.records or heads.records[-1].target is None):
             raise not_found(name)
         self._refs.put(self._refs.draft(name, target=None))
 
@@ -506,6 +531,7 @@ class Store:
             index=self.index,
             objects=self.objects,
             refs=self.find(),
+            on_damage=self.on_damage,
         )
 
     def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
@@ -548,7 +574,8 @@ class Store:
                 raise not_found(ref_or_id)
         else:
             # The name an add gives by default; anyone may have called something else so.
-            record = self._refs.value(f"models/{ref_or_id}")
+            heads = self._refs.heads(f"models/{ref_or_id}")
+            record = heads.records[-1] if heads.records and not heads.hidden else None
             if record is not None and record.target == bytes.fromhex(ref_or_id):
                 return record
         targets, record = self._refs.naming(ref_or_id)
@@ -556,6 +583,10 @@ class Store:
             some = ", ".join(target.hex()[:16] for target in targets[:4])
             raise RefNotFound(f"{ref_or_id!r} is ambiguous: it begins {len(targets)} model ids ({some}, …).")
         if record is None:
+            if is_hex(ref_or_id):
+                self._refs.value(
+                    f"models/{ref_or_id}"
+                )  # If it is there and cannot be read, that is the reason.
             raise not_found(ref_or_id)
         return record
 

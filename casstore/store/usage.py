@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.codecs import Encoding
+from casstore.errors import FormatError
 from casstore.format import manifest as manifest_format
 from casstore.format.names import PREFIX as REF_PREFIX
 from casstore.format.names import names_model
 from casstore.format.rows import Kind
+from casstore.store.damage import Damage
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX
+from casstore.store.salvage import read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from casstore.backend.base import Backend
     from casstore.store.index import Index
@@ -59,22 +62,41 @@ class StoreStats:
 
 
 def measure(
-    *, backend: Backend, store_id: str, index: Index, objects: ObjectReader, refs: Iterable[RefRow]
+    *,
+    backend: Backend,
+    store_id: str,
+    index: Index,
+    objects: ObjectReader,
+    refs: Iterable[RefRow],
+    on_damage: Callable[[Damage], None],
 ) -> StoreStats:
-    """Measure a store; reads every segment and one manifest and tree for each model."""
+    """Measure a store; reads every segment and one manifest and tree for each model.
+
+    `on_damage` is told of each model whose description cannot be read; its size is not counted.
+    """
     listed = list(refs)
-    manifests = sorted(
-        {item.manifest for item in listed if item.manifest is not None and names_model(item.name)}
-    )
+    named = {item.manifest: item.name for item in listed if item.manifest and names_model(item.name)}
+    manifests = sorted(named)
     models: dict[bytes, int] = {}
     for start in range(0, len(manifests), _BATCH):
-        decoded = [
-            manifest_format.decode_model(data)
-            for data in objects.read_many(manifests[start : start + _BATCH])
-        ]
-        trees = sorted({item.model_id for item in decoded} - models.keys())
-        for model_id, data in zip(trees, objects.read_many(trees), strict=True):
-            models[model_id] = manifest_format.decode_tree(data).size
+        batch = manifests[start : start + _BATCH]
+        plain, damaged = read_whole(objects.read_many, batch)
+        trees: dict[bytes, bytes] = {}
+        for manifest_id, data in plain.items():
+            try:
+                trees.setdefault(manifest_format.decode_model(data).model_id, manifest_id)
+            except FormatError as error:  # noqa: PERF203  # in Python 3.10 as in later ones, a try costs nothing
+                damaged[manifest_id] = error  # Told below (invariant 11).
+        wanted = sorted(trees.keys() - models.keys())
+        described, lost = read_whole(objects.read_many, wanted)
+        for model_id, data in described.items():
+            try:
+                models[model_id] = manifest_format.decode_tree(data).size
+            except FormatError as error:  # noqa: PERF203  # as above
+                lost[model_id] = error  # Told below (invariant 11).
+        damaged.update((trees[model_id], error) for model_id, error in lost.items())
+        for manifest_id in sorted(damaged):
+            on_damage(Damage(named[manifest_id], manifest_id.hex(), str(damaged[manifest_id])))
     packs = [entry.size for entry in backend.list(PACK_PREFIX)]
     return StoreStats(
         url=backend.url,

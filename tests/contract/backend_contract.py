@@ -251,6 +251,12 @@ class BackendContract:
         assert [entry.size for entry in entries] == [len(key) for key in sorted(keys)]
         assert list(backend.list_keys("")) == sorted(keys)
 
+    def test_what_is_no_key_is_listed_apart(self, backend):
+        for key in ("desktop.ini", PACK, RECORD):
+            backend.put(key, [b"x"])
+        assert list(backend.list_foreign()) == []
+        assert list(backend.list_keys("")) == sorted(["desktop.ini", PACK, RECORD])
+
     def test_list_below_a_prefix(self, backend):
         for key in ("packs/aa/1", "packs/ab/2", "packs-old/aa/3", "index/4", "packs2", "refs/packs/5"):
             backend.put(key, [b"x"])

@@ -11,11 +11,12 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, open_backend
+from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, fsspec_backend, open_backend
 from casstore.backend.fsspec_backend import FsspecBackend
 
 if TYPE_CHECKING:
@@ -84,7 +85,38 @@ class RenamingFileSystem(ObjectFileSystem):
             self.store[self._strip_protocol(path2)] = self.store.pop(self._strip_protocol(path1))
 
 
+class UnorderedFileSystem(RenamingFileSystem):
+    """Lists directories in no order, and some names twice, as pages that overlap do."""
+
+    protocol = "unordered"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("unordered://"))
+
+    def ls(self, path, **kwargs):
+        return out_of_order(super().ls(path, **kwargs))
+
+
+def out_of_order(items):
+    """Return what a server that does not sort lists: odd ones first, and one of three once more."""
+    items = list(items)
+    return [*items[1::2], *reversed(items[::2]), *items[::3]]
+
+
+def list_out_of_order(fs, bucket, prefix):
+    """List flat as the client library of a bucket that does not sort."""
+    found = fs.find(bucket, detail=True)
+    for name, info in out_of_order(found.items()):
+        key = name.lstrip("/").removeprefix(f"{bucket}/")
+        if key.startswith(prefix):
+            yield {**info, "name": key}
+    if not found:
+        raise FileNotFoundError(bucket)
+
+
 fsspec.register_implementation("objects", ObjectFileSystem, clobber=True)
+fsspec.register_implementation("unordered", UnorderedFileSystem, clobber=True)
 fsspec.register_implementation("renames", RenamingFileSystem, clobber=True)
 
 
@@ -164,6 +196,24 @@ def fsspec_objects(tmp_path):
 
 
 @contextmanager
+def fsspec_unordered(tmp_path):
+    url = f"unordered://{uuid.uuid4().hex}/store"
+    yield Subject(FsspecBackend(url, create=True), lambda: FsspecBackend(url), exclusive=False)
+
+
+@contextmanager
+def fsspec_unordered_bucket(tmp_path):
+    url = f"objects://{uuid.uuid4().hex}/store"
+    ObjectFileSystem().pipe_file(f"{url}-beside", b"so that the bucket is there")
+    with patch.object(fsspec_backend, "lister_of", lambda _: list_out_of_order):
+        yield Subject(
+            RetryingBackend(FsspecBackend(url, create=True, publication="put")),
+            lambda: FsspecBackend(url, publication="put"),
+            exclusive=True,
+        )
+
+
+@contextmanager
 def s3(tmp_path, server):
     bucket = server.make_bucket()
     url = f"s3://{bucket}/some/store"
@@ -209,6 +259,8 @@ BACKENDS = {
         fsspec_local,
         fsspec_renames,
         fsspec_objects,
+        fsspec_unordered,
+        fsspec_unordered_bucket,
     )
 }
 ON_SERVERS = {"s3": s3, "azure": azure, "sftp": sftp}

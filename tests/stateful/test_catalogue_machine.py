@@ -236,7 +236,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         self.values(which, "")
         refs = self.clients[which][0]
         for name in NAMES:
-            assert refs.heads(name) == self._heads(name)
+            assert list(refs.heads(name).records) == self._heads(name)
             assert refs.value(name) == self._values().get(name)
         models = [item for item in self._values().values() if not item.name.startswith("runs/")]
         for model in TARGETS:

@@ -254,6 +254,44 @@ def test_a_listing_goes_on_where_it_broke_off(clock, names):
     assert clock.ceilings == pytest.approx([0.1, 0.1]), "progress starts the pauses anew"
 
 
+class Unsorted(MemoryBackend):
+    """Lists in another order."""
+
+    def list(self, prefix):
+        found = list(super().list(prefix))
+        return iter(found[1::2] + found[::2])
+
+    def list_keys(self, prefix):
+        return (entry.key for entry in self.list(prefix))
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_a_listing_that_is_not_sorted_is_an_error_and_loses_nothing_in_silence(clock, names):
+    inner = Unsorted(f"test_retry/unsorted-{names}")
+    for number in range(10):
+        inner.put(f"k/{number}", [b"x"])
+    backend = RetryingBackend(inner, clock.policy())
+    with pytest.raises(BackendError, match="not sorted"):
+        list(backend.list_keys("k/") if names else backend.list("k/"))
+    assert clock.pauses == [], "asking again would not help"
+
+
+class Overlapping(Interrupted):
+    """Pages that overlap name some keys twice, and break off."""
+
+    def list(self, prefix):
+        return (entry for entry in super().list(prefix) for _ in range(2))
+
+
+def test_a_listing_whose_pages_overlap_counts_nothing_twice(clock):
+    inner = Overlapping("test_retry/overlapping")
+    keys = [f"k/{number}" for number in range(8)]
+    for key in keys:
+        inner.put(key, [b"x"])
+    assert [entry.key for entry in RetryingBackend(inner, clock.policy()).list("k/")] == keys
+    assert inner.started == 3
+
+
 def test_a_listing_that_cannot_go_on_raises(clock):
     faulty = FaultyBackend(MemoryBackend("test_retry/endless"))
     faulty.fail_next("list", OUTAGE, times=10**6)

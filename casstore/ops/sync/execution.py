@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import ConfigError, RefConflict
+from casstore.errors import BackendError, ConfigError, IntegrityError, RefConflict
 from casstore.format import names
 from casstore.ops.sync.bandwidth import TokenBucket
+from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import FrameSource
-from casstore.ops.sync.needs import split
+from casstore.ops.sync.needs import lacking, split
 from casstore.ops.sync.planning import (
     MAX_CONCURRENCY,
     RefConflictFound,
@@ -23,6 +24,7 @@ from casstore.ops.sync.planning import (
     pack_target,
 )
 from casstore.ops.sync.standing import Standing, compare
+from casstore.store.damage import Damage, is_damage
 from casstore.store.publish import MAX_HINTS
 from casstore.store.round_trips import is_far
 
@@ -58,7 +60,8 @@ class SyncReport:
     """What a sync did.
 
     `refs` were written. `bytes_missing` are the frames that the destination lacked, `bytes_moved` what was
-    read for them, gaps included, `bytes_written` the packs they went to. `requests` moved data.
+    read for them, gaps included, `bytes_written` the packs they went to. `requests` moved data. `damaged` were
+    left out because something of them cannot be read: nothing is acknowledged of those.
     """
 
     refs: tuple[str, ...]
@@ -73,6 +76,7 @@ class SyncReport:
     equal: tuple[str, ...] = ()
     ahead: tuple[str, ...] = ()
     conflicts: tuple[RefConflictFound, ...] = ()
+    damaged: tuple[Damage, ...] = ()
 
 
 def execute(
@@ -87,7 +91,7 @@ def execute(
     `callback` counts stored bytes, `bandwidth_limit` is in bytes per second. Packs that were finished stay
     when this fails: a second run needs only the rest. Refs that someone moved meanwhile are in the report's
     conflicts. Raises IntegrityError, naming the pack, for a frame of the source that is not what it must be,
-    MissingObject for one that is gone; BackendError when a store fails.
+    MissingObject for one that is gone, unless the plan is to keep going; BackendError when a store fails.
     """
     if max_concurrency < 1:
         raise ConfigError(f"max_concurrency is {max_concurrency}: at least one request must be under way.")
@@ -95,8 +99,14 @@ def execute(
     bucket = TokenBucket(bandwidth_limit)
     if callback is not None:
         callback.set_size(plan.bytes_stored)
-    source = FrameSource(plan.src, max_concurrency=max_concurrency, bucket=bucket, callback=callback)
-    job = _Job(plan, source, bandwidth_limit)
+    source = FrameSource(
+        plan.src,
+        max_concurrency=max_concurrency,
+        bucket=bucket,
+        callback=callback,
+        keep_going=plan.keep_going,
+    )
+    job = _Job(plan, source, bandwidth_limit, Culprits(keep_going=plan.keep_going))
     for group in _groups(plan.refs):
         job.run(group)
     done = source.done
@@ -113,6 +123,7 @@ def execute(
         equal=plan.equal,
         ahead=plan.ahead,
         conflicts=(*plan.conflicts, *job.conflicts),
+        damaged=(*plan.damaged, *job.culprits.found),
     )
 
 
@@ -136,6 +147,7 @@ class _Job:
     plan: SyncPlan
     source: FrameSource
     bandwidth_limit: float | None
+    culprits: Culprits
     written: list[str] = field(default_factory=list)
     conflicts: list[RefConflictFound] = field(default_factory=list)
     packs: int = 0
@@ -144,15 +156,24 @@ class _Job:
 
     def run(self, group: Sequence[RefToWrite]) -> None:
         """Bring a group of refs, and all that they need, into the destination."""
+        try:
+            self._copy(group)
+        except (IntegrityError, BackendError) as error:
+            # Invariant 11: damage that shows only now, on either side: one by one its ref is found and named.
+            if not (self.culprits.keep_going and is_damage(error)):
+                raise
+            if len(group) == 1:
+                self.culprits.blame(group[0].name, error)
+                return
+            for ref in group:
+                self.run([ref])
+
+    def _copy(self, group: Sequence[RefToWrite]) -> None:
         dst = self.plan.dst
         ids = list(dict.fromkeys(object_id for ref in group for object_id in split(ref.ids)))
         with self._publication() as publication:
             missing = _missing(publication, ids)
-            if (
-                missing
-                and sum(ref.bytes_stored for ref in group) > _WORTH_LISTING
-                and dst.index.read_uncovered()
-            ):
+            if missing and sum(ref.bytes_stored for ref in group) > _WORTH_LISTING and _read_uncovered(dst):
                 # A sync that was stopped before it published their segment left whole packs (invariant 5).
                 missing = _missing(publication, ids)
 
@@ -163,6 +184,7 @@ class _Job:
             for frames in supply(set(missing)) if missing else ():
                 publication.write(frames)
                 publication.keep_finished()
+            group = self._whole(group)
             results = publication.commit_all([self._draft(ref) for ref in group], supply)
             self.packs += publication.packs_written
             self.bytes_written += publication.bytes_written
@@ -172,6 +194,15 @@ class _Job:
                 self.conflicts.append(self._describe(ref, result))
             else:
                 self.written.append(ref.name)
+
+    def _whole(self, group: Sequence[RefToWrite]) -> Sequence[RefToWrite]:
+        """Return the refs of which everything could be copied, and blame the others."""
+        if not self.source.damaged:
+            return group
+        failed = lacking({ref.name.encode(): ref.ids for ref in group}, self.source.damaged)
+        for name, error in failed.items():
+            self.culprits.blame(name.decode(), error)
+        return [ref for ref in group if ref.name.encode() not in failed]
 
     def _publication(self) -> Publication:
         dst = self.plan.dst
@@ -198,6 +229,14 @@ class _Job:
     def _describe(self, ref: RefToWrite, error: RefConflict) -> RefConflictFound:
         found = conflict_of(ref.record, self.plan.dst.record(ref.name) or ref.record)
         return RefConflictFound(found.name, found.src_target, found.dst_target, str(error))
+
+
+def _read_uncovered(dst: Store) -> bool:
+    """Read what packs of a destination hold that no segment covers; say whether there may be any."""
+    try:
+        return dst.index.read_uncovered()
+    except IntegrityError:
+        return True  # Invariant 5: all others were read; what a damaged pack holds is written again.
 
 
 def _missing(publication: Publication, ids: list[bytes]) -> list[bytes]:

@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.errors import FormatError, IntegrityError, ObjectNotFound, UnsupportedVersion
+from casstore.errors import (
+    BackendError,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+    ObjectNotFound,
+    UnsupportedVersion,
+)
 from casstore.format.rows import Kind
+from casstore.ops.sync.needs import split
 from casstore.ops.sync.ranges import plan_ranges
 from casstore.store.buffers import BLOCK_BUFFER, new_buffer, take_block
+from casstore.store.damage import is_damage
 from casstore.store.keys import pack_key
 from casstore.store.objects import frame_size, verify_frames
 from casstore.store.packs import EncodedFrames, encode_objects
+from casstore.store.salvage import read_whole
 from casstore.store.workers import TaskGroup, worker_count
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
     from fsspec import Callback
     from numpy.typing import NDArray
 
+    from casstore.errors import CasstoreError
     from casstore.ops.sync.bandwidth import TokenBucket
     from casstore.ops.sync.ranges import Range
     from casstore.store.index import Located
@@ -69,11 +80,15 @@ class FrameSource:
         max_concurrency: int,
         bucket: TokenBucket,
         callback: Callback | None,
+        keep_going: bool = False,
     ) -> None:
+        """With `keep_going`, objects that cannot be had are in `damaged` with the reason, and the rest comes."""
         self._store = store
         self._concurrency = max_concurrency
         self._bucket = bucket
         self._callback = callback
+        self._keep_going = keep_going
+        self.damaged: dict[bytes, CasstoreError] = {}
         self.done = Transfer()
 
     def frames(
@@ -85,18 +100,32 @@ class FrameSource:
         are; the others are encoded alone. Raises MissingObject for an object that the store lost, another
         IntegrityError, which names the pack, for a frame that is not what it must be.
         """
-        while ids:
+        while ids := self._without_absent(ids):
             located = self._store.objects.locate(ids)
             deltas = np.flatnonzero(located.rows["rank"])
             alone = deltas[~may_keep(located, deltas)] if deltas.size else deltas
             whole = np.setdiff1d(np.arange(len(located.rows)), alone, assume_unique=True)
             lost: list[int] = []
-            yield from self._copied(located, plan_ranges(located, whole), lost)
+            doubtful: list[int] = []
+            yield from self._copied(located, plan_ranges(located, whole), lost, doubtful)
             yield from self._encoded_alone(located, alone)
+            # Each by itself: only what no pack has whole is damaged.
+            for at in doubtful:
+                yield from self._encoded_alone(located, np.array([at]))
             # Invariant 5: packs that went since the look-up, or are damaged: their objects are looked for once more.
             ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
 
-    def _copied(self, located: Located, ranges: Sequence[Range], lost: list[int]) -> Iterator[EncodedFrames]:
+    def _without_absent(self, ids: bytes) -> bytes:
+        if not self._keep_going or not ids:
+            return ids
+        listed = split(ids)
+        self.damaged.update(absent(self._store, listed))
+        return b"".join(object_id for object_id in listed if object_id not in self.damaged)
+
+    def _copied(
+        self, located: Located, ranges: Sequence[Range], lost: list[int], doubtful: list[int]
+    ) -> Iterator[EncodedFrames]:
+        """Yield the frames of ranges; `lost` get those to look for once more, `doubtful` those to read one by one."""
         # Ranges come back in any order and are handed on in one: while the first is late, the threads read on.
         most = self._concurrency + _AHEAD
         fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
@@ -121,20 +150,16 @@ class FrameSource:
                             self._store.index.forget_pack(wanted.pack)
                             lost += wanted.frames
                             continue
+                        except (IntegrityError, BackendError) as error:
+                            self._set_aside(wanted, error, damaged, lost, doubtful)
+                            continue
                         verifying.append((wanted, tasks.submit(self._verify, located, wanted, data)))
                     elif verifying:
                         wanted, verified = verifying.popleft()
                         try:
                             frames = verified.result()
-                        except UnsupportedVersion:
-                            raise
-                        except IntegrityError:
-                            # Invariant 4: not a byte of it went on; another pack may hold the same, whole.
-                            if self._store.index.avoid_pack(wanted.pack):
-                                damaged.add(wanted.pack)
-                            elif wanted.pack not in damaged:
-                                raise
-                            lost += wanted.frames
+                        except (IntegrityError, BackendError) as error:
+                            self._set_aside(wanted, error, damaged, lost, doubtful)
                             continue
                         self._count(wanted, frames)
                         yield frames
@@ -143,6 +168,29 @@ class FrameSource:
             finally:
                 for _, pending in fetching:
                     pending.cancel()
+
+    def _set_aside(  # what one round of copying knows
+        self,
+        wanted: Range,
+        error: CasstoreError,
+        damaged: set[int],
+        lost: list[int],
+        doubtful: list[int],
+    ) -> None:
+        """Decide what becomes of frames that could not be read or are not what they must be; raise if nothing can."""
+        # Invariant 4: not a byte of it went on; another pack may hold the same, whole.
+        if not is_damage(error):
+            raise error
+        elsewhere = isinstance(error, IntegrityError) and not isinstance(error, UnsupportedVersion)
+        if elsewhere and self._store.index.avoid_pack(wanted.pack):
+            damaged.add(wanted.pack)
+            lost += wanted.frames
+        elif elsewhere and wanted.pack in damaged:
+            lost += wanted.frames
+        elif self._keep_going:
+            doubtful += wanted.frames
+        else:
+            raise error
 
     def _fetch(self, wanted: Range) -> _Fetched:
         """Read a range; runs on a thread that may wait."""
@@ -200,17 +248,22 @@ class FrameSource:
                 stop += 1
             ids = [located.rows["id"][at].tobytes() for at in alone[start:stop]]
             self._bucket.take(int(located.rows["stored"][alone[start:stop]].sum()))
-            plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
-            frames = encode_objects(Kind(int(kind)), plain)
-            self.done.reencoded += len(ids)
-            self.done.objects += len(ids)
+            if self._keep_going:
+                plain, failed = read_whole(self._store.objects.read_many, ids)
+                self.damaged.update(failed)
+            else:
+                plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
+            frames = encode_objects(Kind(int(kind)), plain) if plain else None
+            self.done.reencoded += len(plain)
+            self.done.objects += len(plain)
             size = sum(frame_size(located, at) for at in alone[start:stop].tolist())
             self.done.requests += 1
             self.done.bytes_read += size
             self.done.bytes_wanted += size
             if self._callback is not None:
                 self._callback.relative_update(size)
-            yield frames
+            if frames is not None:
+                yield frames
             start = stop
 
     def _count(self, wanted: Range, frames: EncodedFrames) -> None:
@@ -220,3 +273,26 @@ class FrameSource:
         self.done.objects += len(frames.headers)
         if self._callback is not None:
             self._callback.relative_update(len(frames.data))
+
+
+def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
+    """Return those of these objects that no pack of a store holds, and why each cannot be had."""
+    if not ids:
+        return {}
+    try:
+        store.objects.locate(ids)
+    except (IntegrityError, BackendError) as error:
+        # Invariant 8: what could not be looked at is not known to be absent, but it cannot be had either.
+        if not is_damage(error):
+            raise
+    else:
+        return {}
+    found = store.index.locate(ids).found.tolist()
+    return {
+        object_id: MissingObject(
+            f"No pack of {store.backend.url} holds the object {object_id.hex()}. Add the model again, or copy it "
+            "from a store that has it."
+        )
+        for object_id, there in zip(ids, found, strict=True)
+        if not there
+    }

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import FormatError, IntegrityError
+from casstore.errors import BackendError, FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
+from casstore.store.damage import is_damage
 from casstore.store.round_trips import is_far
+from casstore.store.salvage import read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from casstore.errors import CasstoreError
     from casstore.format.manifest import ModelManifest
     from casstore.format.record import Record
     from casstore.store.store import Store
@@ -23,43 +28,91 @@ _BATCH = 32 << 20
 """Plain bytes of trees and layouts that are in memory at once, unless one model has more."""
 
 
-def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> dict[bytes, bytes]:
-    """Return manifest id → the joined ids, each once, of all objects that a record with it depends on.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What records depend on, by their manifests.
 
-    What both stores hold is read from `dst` if that is near and `src` is not. Raises IntegrityError for a
-    model of `src` that is not whole.
+    `found` are the joined ids, each once, of all objects; `failed` says why those of a manifest are not known,
+    or not there. `described` is the model that a manifest describes.
     """
-    listed = list(records)
-    runs = {record.manifest for record in listed if not names.names_model(record.name)}
-    models: dict[bytes, bytes] = {}
-    for record in listed:
-        if record.manifest is not None and record.manifest not in runs:
-            assert record.target is not None
-            if models.setdefault(record.manifest, record.target) != record.target:
-                raise FormatError(
-                    f"The manifest of {record.name} does not fit its tree: add the model again."
-                )
-    found = {manifest: manifest for manifest in runs if manifest is not None}
-    ids = list(models)
-    for start in range(0, len(ids), _MANIFESTS):
-        part = ids[start : start + _MANIFESTS]
-        manifests = [manifest_format.decode_model(data) for data in _read(src, dst, part)]
-        for manifest, target in zip(manifests, (models[item] for item in part), strict=True):
-            if manifest.model_id != target:
-                raise FormatError(f"A manifest of the model {target.hex()} is another model's: add it again.")
-        for first, end in _batches(src, dst, manifests):
+
+    found: dict[bytes, bytes] = field(default_factory=dict)
+    failed: dict[bytes, CasstoreError] = field(default_factory=dict)
+    described: dict[bytes, bytes] = field(default_factory=dict)
+
+    def of(self, record: Record) -> bytes:
+        """Return the joined ids that a record depends on: none where its manifest lies inside it."""
+        return self.found.get(record.manifest or b"", b"")
+
+    def error(self, record: Record) -> CasstoreError | None:
+        """Return why a record cannot be copied, None if it can."""
+        manifest = record.manifest or b""
+        if self.described.get(manifest, record.target) != record.target:
+            return FormatError(f"The manifest of {record.name} is another model's: add the model again.")
+        return self.failed.get(manifest)
+
+    def fail(self, lost: Mapping[bytes, CasstoreError]) -> None:
+        """Note that objects are lost, with the reason for each."""
+        self.failed.update(lacking(self.found, lost))
+
+
+def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> Needs:
+    """Return what records of `src` need.
+
+    What both stores hold is read from `dst` if that is near and `src` is not.
+    """
+    needs = Needs()
+    ids: dict[bytes, None] = {}
+    for record in records:
+        if record.manifest is not None and names.names_model(record.name):
+            ids[record.manifest] = None
+        elif record.manifest is not None:
+            needs.found[record.manifest] = record.manifest
+    models = list(ids)
+    for start in range(0, len(models), _MANIFESTS):
+        plain, unread = _read(src, dst, models[start : start + _MANIFESTS])
+        needs.failed.update(unread)
+        manifests: dict[bytes, ModelManifest] = {}
+        for manifest_id, data in plain.items():
+            with _noting(needs.failed, manifest_id):
+                manifests[manifest_id] = manifest_format.decode_model(data)
+                needs.described[manifest_id] = manifests[manifest_id].model_id
+        for batch in _batches(src, dst, manifests):
             asked = list(
                 dict.fromkeys(
-                    object_id for item in manifests[first:end] for object_id in (item.model_id, *item.layouts)
+                    object_id
+                    for manifest_id in batch
+                    for object_id in (manifests[manifest_id].model_id, *manifests[manifest_id].layouts)
                 )
             )
-            plain = dict(zip(asked, _read(src, dst, asked), strict=True))
-            for manifest_id, manifest in zip(part[first:end], manifests[first:end], strict=True):
-                found[manifest_id] = _join(manifest_id, manifest, plain)
-    return found
+            plain, unread = _read(src, dst, asked)
+            for manifest_id in batch:
+                with _noting(needs.failed, manifest_id):
+                    needs.found[manifest_id] = _join(manifest_id, manifests[manifest_id], plain, unread)
+    return needs
 
 
-def _join(manifest_id: bytes, manifest: ModelManifest, plain: dict[bytes, bytes]) -> bytes:
+@contextmanager
+def _noting(failed: dict[bytes, CasstoreError], manifest_id: bytes) -> Iterator[None]:
+    """Note damage under the model that it concerns, so that others go on."""
+    try:
+        yield
+    except (IntegrityError, BackendError) as error:
+        # Invariant 11: no error is lost: the caller raises or reports it.
+        if not is_damage(error):
+            raise
+        failed[manifest_id] = error
+
+
+def _join(
+    manifest_id: bytes,
+    manifest: ModelManifest,
+    plain: dict[bytes, bytes],
+    unread: dict[bytes, CasstoreError],
+) -> bytes:
+    for object_id in (manifest.model_id, *manifest.layouts):
+        if object_id in unread:
+            raise unread[object_id]
     tree = manifest_format.decode_tree(plain[manifest.model_id])
     layouts = [layout_format.decode(plain[item]) for item in manifest.layouts]
     if [(entry.file_id, entry.size) for entry in tree.files] != [
@@ -72,36 +125,45 @@ def _join(manifest_id: bytes, manifest: ModelManifest, plain: dict[bytes, bytes]
     return b"".join(dict.fromkeys((manifest_id, manifest.model_id, *manifest.layouts, *chunks)))
 
 
-def _batches(src: Store, dst: Store, manifests: Sequence[ModelManifest]) -> Iterator[tuple[int, int]]:
-    """Divide the models into ranges whose trees and layouts are small together."""
-    first = size = 0
-    for at, manifest in enumerate(manifests):
+def _batches(src: Store, dst: Store, manifests: dict[bytes, ModelManifest]) -> Iterator[list[bytes]]:
+    """Divide the models into lists whose trees and layouts are small together."""
+    batch: list[bytes] = []
+    size = 0
+    for manifest_id, manifest in manifests.items():
         ids = [manifest.model_id, *manifest.layouts]
         here, there = src.index.glance(ids), dst.index.locate(ids)
         more = max(int(here.rows["raw"].sum()), int(there.rows["raw"].sum()))
-        if at > first and size + more > _BATCH:
-            yield first, at
-            first, size = at, 0
+        if batch and size + more > _BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(manifest_id)
         size += more
-    if first < len(manifests):
-        yield first, len(manifests)
+    if batch:
+        yield batch
 
 
-def _read(src: Store, dst: Store, ids: Sequence[bytes]) -> list[bytes]:
+def _read(
+    src: Store, dst: Store, ids: Sequence[bytes]
+) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
+    """Return the plain bytes of objects by their ids, and why others cannot be read in `src`."""
     if is_far(dst.backend) or not is_far(src.backend):
-        return src.objects.read_many(ids)
+        return read_whole(src.objects.read_many, ids)
     there = dst.index.locate(ids).found.tolist()
     near = [object_id for object_id, found in zip(ids, there, strict=True) if found]
-    plain: dict[bytes, bytes] = {}
-    if near:
-        try:
-            plain = dict(zip(near, dst.objects.read_many(near), strict=True))
-        except IntegrityError:
-            plain = {}  # Invariant 4: gone from there since, or damaged there; `src` has it.
-    far = [object_id for object_id in ids if object_id not in plain]
-    if far:
-        plain.update(zip(far, src.objects.read_many(far), strict=True))
-    return [plain[object_id] for object_id in ids]
+    # Invariant 4: what is gone from `dst` since, or damaged there, `src` has.
+    plain, _ = read_whole(dst.objects.read_many, near)
+    far, failed = read_whole(src.objects.read_many, [item for item in ids if item not in plain])
+    return {**plain, **far}, failed
+
+
+def lacking(needs: Mapping[bytes, bytes], lost: Mapping[bytes, CasstoreError]) -> dict[bytes, CasstoreError]:
+    """Return why something that needs objects cannot have all of them: its key → the first reason."""
+    failed = {}
+    for key, joined in needs.items():
+        reason = next((lost[object_id] for object_id in split(joined) if object_id in lost), None)
+        if reason is not None:
+            failed[key] = reason
+    return failed
 
 
 def split(joined: bytes) -> list[bytes]:

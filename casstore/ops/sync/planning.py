@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.errors import ConfigError, RefNotFound
+from casstore.errors import BackendError, ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
-from casstore.ops.sync.needs import needs_of, split
+from casstore.ops.sync.culprits import Culprits
+from casstore.ops.sync.frames import absent
+from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 from casstore.store.bases import resolve
+from casstore.store.damage import Damage, is_damage
 from casstore.store.packs import PACK_TARGET
 from casstore.store.presence import PresentPacks
 from casstore.store.publish import read_quarantine
@@ -22,6 +26,7 @@ from casstore.store.round_trips import ask_all, ask_each, is_far
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from casstore.errors import CasstoreError
     from casstore.format.record import Record
     from casstore.store.store import Store
 
@@ -66,7 +71,8 @@ class SyncPlan:
 
     `refs` would be written; `equal` say the same already; `ahead` are newer in `dst` and left alone;
     `conflicts` are left alone, too. `objects`, of which `chunks` are chunks, would be new: `bytes_stored` as they are
-    stored, `bytes_plain` as files. `reads` are requests to `src`, `puts` those to `dst`.
+    stored, `bytes_plain` as files. `reads` are requests to `src`, `puts` those to `dst`. With `keep_going`, what
+    cannot be read is in `damaged` and left out.
     """
 
     src: Store = field(repr=False)
@@ -82,6 +88,8 @@ class SyncPlan:
     reads: int
     puts: int
     overwrite: bool = False
+    keep_going: bool = False
+    damaged: tuple[Damage, ...] = ()
 
     @property
     def requests(self) -> int:
@@ -105,38 +113,48 @@ class SyncPlan:
 
 
 def plan_sync(
-    src: Store, dst: Store, refs: Sequence[str] | None = None, *, overwrite: bool = False
+    src: Store,
+    dst: Store,
+    refs: Sequence[str] | None = None,
+    *,
+    overwrite: bool = False,
+    keep_going: bool = False,
 ) -> SyncPlan:
     """Say what would have to move so that `dst` has these refs of `src`; changes nothing.
 
     `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
     in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
     (README.md), which also stores anew what `dst` only has in packs that were set apart or are cut short. Raises RefNotFound
-    for one that `src` does not have, IntegrityError for a model of `src` that is not whole.
+    for one that `src` does not have, IntegrityError for a model of `src` that is not whole; with `keep_going`,
+    such models, and refs whose record cannot be read on either side, are named in the plan's `damaged`, and
+    in the report's, and the rest is done.
     """
     if src.backend.url == dst.backend.url:
         raise ConfigError(f"{src.backend.url} is both sides of this sync. Name two stores.")
-    chosen = _choose(src, refs)
-    standings = _Standings(src, dst, chosen, overwrite=overwrite)
+    culprits = Culprits(keep_going=keep_going)
+    chosen = _choose(src, refs, culprits)
+    standings = _Standings(src, dst, chosen, overwrite=overwrite, culprits=culprits)
     condemned = read_quarantine(dst.backend) if overwrite else None
     if condemned is not None:
         standings.mend(src, dst, chosen, condemned)
     to_write = sorted(standings.to_write, key=lambda name: (not names.names_model(name), name))
     moves = _Moves.nothing()
-    needs: dict[bytes, bytes] = {}
+    needs = Needs()
     if any(chosen[name].manifest is not None for name in to_write):
         dst.index.refresh()
         src.index.learn(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
         needs = needs_of(src, dst, (chosen[name] for name in to_write))
-        ids = [needs.get(chosen[name].manifest or b"", b"") for name in to_write]
-        moves = _moves(src, dst, ids, condemned)
+        if keep_going:
+            needs.fail(_lost(src, dst, set().union(*map(split, needs.found.values())), condemned))
+        to_write = _whole(chosen, to_write, needs, culprits)
+        moves = _moves(src, dst, [needs.of(chosen[name]) for name in to_write], condemned)
     planned = tuple(
         RefToWrite(
             name,
             chosen[name],
             *standings.to_write[name],
             size,
-            needs.get(chosen[name].manifest or b"", b""),
+            needs.of(chosen[name]),
         )
         for name, size in zip(to_write, moves.shares or [0] * len(to_write), strict=True)
     )
@@ -155,7 +173,28 @@ def plan_sync(
         reads=moves.reads,
         puts=2 * packs + len(planned),
         overwrite=overwrite,
+        keep_going=keep_going,
+        damaged=tuple(culprits.found),
     )
+
+
+def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culprits: Culprits) -> list[str]:
+    """Return those of the wanted refs of which nothing is damaged, and blame the others."""
+    whole = []
+    for name in wanted:
+        error = needs.error(chosen[name])
+        if error is None:
+            whole.append(name)
+        else:
+            culprits.blame(name, error)
+    return whole
+
+
+def _lost(
+    src: Store, dst: Store, ids: set[bytes], condemned: frozenset[bytes] | None
+) -> dict[bytes, CasstoreError]:
+    """Return what `dst` lacks (see `_lacking`), and no pack of `src` holds."""
+    return absent(src, sorted(_lacking(dst, ids, condemned)))
 
 
 def pack_target(dst: Store) -> int:
@@ -163,46 +202,63 @@ def pack_target(dst: Store) -> int:
     return REMOTE_PACK_TARGET if is_far(dst.backend) else PACK_TARGET
 
 
-def _choose(src: Store, refs: Sequence[str] | None) -> dict[str, Record]:
+def _choose(src: Store, refs: Sequence[str] | None, culprits: Culprits) -> dict[str, Record]:
     """Return the source's records that are meant, by name."""
     if refs is None:
-        return src.refs()
-    found = ask_each(src.backend, lambda item: _meant(src, item), refs)
+        return _refs_of(src, "", culprits)
+    found = ask_each(src.backend, lambda item: _meant(src, item, culprits), refs)
     return {name: record for part in found for name, record in part.items()}
 
 
-def _meant(src: Store, item: str) -> dict[str, Record]:
+def _refs_of(src: Store, prefix: str, culprits: Culprits) -> dict[str, Record]:
+    return src.refs(prefix, strict=not culprits.keep_going, on_damage=culprits.found.append)
+
+
+def _meant(src: Store, item: str, culprits: Culprits) -> dict[str, Record]:
     """Return the records that one name, prefix or model id means."""
     if item.endswith("/"):
-        found = src.refs(item)
-        if not found and item[:-1] not in names.NAMESPACES:
+        before = len(culprits.found)
+        found = _refs_of(src, item, culprits)
+        if not found and len(culprits.found) == before and item[:-1] not in names.NAMESPACES:
             raise RefNotFound(f"No ref of {src.backend.url} starts with {item!r}.")
         return found
-    if item.partition("/")[0] in names.NAMESPACES and (record := src.record(item)) is not None:
-        return {item: record}
-    resolved = src.resolve(item)
-    return {resolved.ref: resolved.record}
+    found = {}
+    with culprits.about(item):
+        record = src.record(item) if item.partition("/")[0] in names.NAMESPACES else None
+        if record is None:
+            record = src.resolve(item).record
+        found[record.name] = record
+    return found
 
 
 class _Standings:
     """How each chosen ref stands in `dst`."""
 
-    def __init__(self, src: Store, dst: Store, chosen: dict[str, Record], *, overwrite: bool) -> None:
+    def __init__(
+        self, src: Store, dst: Store, chosen: dict[str, Record], *, overwrite: bool, culprits: Culprits
+    ) -> None:
+        self._culprits = culprits
         self.equal: list[str] = []
         self.ahead: list[str] = []
         self.conflicts: list[RefConflictFound] = []
         self.to_write: dict[str, tuple[Standing, int]] = {}
-        theirs = _records_of(dst, chosen)
+        theirs, unread = _records_of(dst, chosen)
         differing: list[str] = []
         for name, record in sorted(chosen.items()):
             other = theirs.get(name)
-            if other is None:
+            if name in unread and not overwrite:
+                # Invariant 8: nobody knows what it says, so nobody may decide to replace it but a person.
+                culprits.blame(name, unread[name])
+            elif other is None:
                 self.to_write[name] = (Standing.ABSENT, 0)
             elif same_value(record, other):
                 self.equal.append(name)
             else:
                 differing.append(name)
-        for name, (ours, others) in zip(differing, _histories(src, dst, differing), strict=True):
+        for name, histories in zip(differing, _histories(src, dst, differing, culprits), strict=True):
+            if histories is None:
+                continue
+            ours, others = histories
             standing = compare(ours, others) if ours and ours[-1].target is not None else Standing.EQUAL
             if standing is Standing.CONFLICT and not overwrite:
                 self.conflicts.append(conflict_of(chosen[name], theirs[name]))
@@ -216,17 +272,12 @@ class _Standings:
         """Write equal refs, too, of which `dst` has an object in no pack that is whole and not `condemned`."""
         dst.index.refresh()
         needs = needs_of(src, dst, (chosen[name] for name in self.equal))
-        joined = [needs.get(chosen[name].manifest or b"", b"") for name in self.equal]
-        lacking = _lacking(
-            dst, dict.fromkeys(object_id for ids in joined for object_id in split(ids)), condemned
-        )
-        equal = []
-        for name, ids in zip(self.equal, joined, strict=True):
-            if lacking.isdisjoint(split(ids)):
-                equal.append(name)
-            else:
-                self.to_write[name] = (Standing.EQUAL, self._theirs[name].seq)
-        self.equal = equal
+        whole = _whole(chosen, self.equal, needs, self._culprits)
+        joined = {name: split(needs.of(chosen[name])) for name in whole}
+        lacking = _lacking(dst, dict.fromkeys(chain.from_iterable(joined.values())), condemned)
+        self.equal = [name for name in whole if lacking.isdisjoint(joined[name])]
+        for name in set(whole).difference(self.equal):
+            self.to_write[name] = (Standing.EQUAL, self._theirs[name].seq)
 
 
 def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
@@ -247,18 +298,46 @@ def conflict_of(record: Record, other: Record) -> RefConflictFound:
     return RefConflictFound(record.name, (record.target or b"").hex(), (other.target or b"").hex())
 
 
-def _records_of(store: Store, chosen: dict[str, Record]) -> dict[str, Record]:
+def _records_of(
+    store: Store, chosen: dict[str, Record]
+) -> tuple[dict[str, Record], dict[str, CasstoreError]]:
+    """Return the store's records of these refs, and why others cannot be read."""
+    unread: dict[str, CasstoreError] = {}
     if len(chosen) <= _FEW_NAMES:
-        found = ask_all(store.record, list(chosen))
-        return {record.name: record for record in found if record is not None}
+
+        def look(name: str) -> Record | None:
+            try:
+                return store.record(name)
+            except (IntegrityError, BackendError) as error:
+                # Invariant 11: not lost, the caller raises or reports it.
+                if not is_damage(error):
+                    raise
+                unread[name] = error
+                return None
+
+        found = ask_all(look, list(chosen))
+        return {record.name: record for record in found if record is not None}, unread
     namespaces = sorted({name.partition("/")[0] for name in chosen})
-    if len(namespaces) == len(names.NAMESPACES):
-        return store.refs()
-    return {name: record for item in namespaces for name, record in store.refs(f"{item}/").items()}
+    prefixes = [""] if len(namespaces) == len(names.NAMESPACES) else [f"{item}/" for item in namespaces]
+
+    def note(damage: Damage) -> None:
+        unread[damage.name] = IntegrityError(damage.reason)
+
+    return {
+        name: record for item in prefixes for name, record in store.refs(item, on_damage=note).items()
+    }, unread
 
 
-def _histories(src: Store, dst: Store, wanted: Sequence[str]) -> list[tuple[list[Record], list[Record]]]:
-    return ask_all(lambda name: (src.history(name), dst.history(name)), wanted)
+def _histories(
+    src: Store, dst: Store, wanted: Sequence[str], culprits: Culprits
+) -> list[tuple[list[Record], list[Record]] | None]:
+    def read(name: str) -> tuple[list[Record], list[Record]] | None:
+        found = []
+        with culprits.about(name):
+            found.append((src.history(name), dst.history(name)))
+        return found[0] if found else None
+
+    return ask_all(read, wanted)
 
 
 class _Moves(NamedTuple):

@@ -17,6 +17,7 @@ from casstore.cache.adopt import execute_adopt, plan_adopt
 from casstore.cache.document import DOCUMENT_NAME
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cache.transfer import ModelFileTransfer
+from casstore.format import names
 from casstore.format.run import RunStatus
 from casstore.ops.lineage import lineage
 
@@ -494,6 +495,16 @@ def test_folders_that_olive_made_only_to_look_are_nothing(store, cache, cache_di
     (cache.place / "runs" / "ffff0000" / "models").mkdir(parents=True)
     (cache.place / "runs" / "ffff0001").mkdir()
     assert adopt(store, cache_dir).problems == ()
+
+
+def test_a_damaged_record_in_the_store_leaves_out_only_its_own_model(store, cache, cache_dir):
+    record = names.record_key("models/dddd0003", seq=1, write_id=bytes(16))
+    store.backend.put(record, [b"torn"])
+    report = adopt(store, cache_dir)
+    assert [model.name for model in report.models] == ["cccc0001", "bbbb0002", "aaaa0004"]
+    [problem] = report.problems
+    assert "dddd0003" in problem.place
+    assert record in problem.message
 
 
 def test_a_failed_pass_is_a_failed_run(store, cache_dir):

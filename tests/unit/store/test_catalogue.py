@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from fakes.faulty_backend import FaultyBackend
@@ -14,6 +15,7 @@ from casstore.backend import MemoryBackend
 from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
+from casstore.format.record import Record
 from casstore.store import catalogue as catalogue_module
 from casstore.store import machine as machine_module
 from casstore.store.machine import MachineState
@@ -112,34 +114,169 @@ def test_only_the_newest_record_must_be_readable(refs, backend, tmp_path):
     for path in (None, str(tmp_path / "third.sqlite")):
         state = MachineState(path)
         for question in questions:
-            with pytest.raises(FormatError):
-                question(Refs(backend, state))
+            told = []
+            client = Refs(backend, state)
+            client.on_damage = told.append
+            if question is questions[-1]:
+                with pytest.raises(FormatError, match="models/b cannot be read"):
+                    question(client)
+            else:
+                assert "models/b" not in question(client), "never replaced by its elder"
+                assert {(damage.name, damage.key) for damage in told} == {("models/b", new.key)}
+            for work in (Refs.values, lambda refs, **named: refs.find(RefQuery(), **named)):
+                with pytest.raises(FormatError, match="models/b cannot be read"):
+                    work(client, strict=True)
         state.close()
     assert [question(refs) for question in questions] == wanted, "what was verified once stays known"
 
 
-def test_a_torn_record_that_is_new_is_an_error_each_time(refs, backend):
+def test_a_torn_record_that_is_new_is_told_each_time(refs, backend):
     put(refs, "runs/a")
     found(refs)
-    backend.inner.put(names.record_key("runs/b", seq=1, write_id=bytes(16)), [b"torn"])
+    key = names.record_key("runs/b", seq=1, write_id=bytes(16))
+    backend.inner.put(key, [b"torn"])
+    told = []
+    refs.on_damage = told.append
     for _ in range(2):
-        with pytest.raises(FormatError):
-            refs.find(RefQuery())
-        with pytest.raises(FormatError):
-            refs.values()
-    assert refs.value("runs/a") is not None
+        assert found(refs) == list(refs.values()) == ["runs/a"]
+        assert found(refs, "runs/a") == ["runs/a"], "what is not asked for is not told of"
+        assert [damage.key for damage in told] == [key, key]
+        told.clear()
+    assert calls(backend, lambda: found(refs)) == (["runs/a"], ["list", "read"]), "it may be put right"
+    backend.inner.delete(key)
+    put(refs, "runs/b")
+    told.clear()
+    assert sorted(found(refs)) == ["runs/a", "runs/b"]
+    assert told == []
 
 
-@pytest.mark.parametrize(
-    "key", ["refs/x", "refs/runs/x", "refs/runs/aa/x", "refs/runs/aa/x@1", "refs/runs/aa/b/x@1"]
-)
-def test_what_is_no_record_is_an_error(refs, backend, key):
+def test_a_record_that_is_put_right_under_its_own_name_is_seen(refs, backend):
     put(refs, "runs/a")
-    backend.inner.put(key, [b"x"])
-    for client in (refs, Refs(backend, MachineState(None))):
-        for work in (client.values, lambda client=client: client.find(RefQuery())):
-            with pytest.raises(FormatError, match="not the key of a record"):
-                work()
+    record = refs.draft("runs/b", target=b"\2" * 32)
+    backend.inner.put(record.key, [b"torn"])
+    told = []
+    refs.on_damage = told.append
+    assert found(refs) == ["runs/a"]
+    assert len(told) == 1
+    backend.inner.delete(record.key)
+    backend.inner.put(record.key, [record_format.encode(record)])
+    assert sorted(found(refs)) == ["runs/a", "runs/b"]
+    assert len(told) == 1
+
+
+DAMAGE = {"empty": lambda data: b"", "torn": lambda data: data[: len(data) // 2]}
+DAMAGE["flipped"] = lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("ref", [*product(["models/b", "tags/b"], [False, True])])
+def test_a_damaged_newest_record_blocks_only_itself(backend, tmp_path, damage, warm, ref):
+    """Its ref has no value that can be told; it can be written again, and deleted."""
+    name, deletion = ref
+    writer = Refs(backend, MachineState(None))
+    put(writer, "models/a")
+    put(writer, name)
+    newest = writer.draft(name, target=None if deletion else b"\2" * 32)
+    client = Refs(backend, MachineState(str(tmp_path / "state.sqlite")))
+    if warm:
+        assert found(client) == ["models/a", name]
+    writer.put(newest)
+    data = backend.inner._objects[newest.key][0]
+    for mend in (b"\3" * 32, None):
+        backend.inner._objects[newest.key] = (DAMAGE[damage](data), 0.0)
+        told = []
+        client.on_damage = told.append
+        assert found(client) == ["models/a"]
+        assert [item.key for item in told] == [newest.key]
+        with pytest.raises(FormatError, match="casstore rm"):
+            client.value(name)
+        with pytest.raises(FormatError, match="casstore rm"):
+            client.history(name)
+        drafted = client.draft(name, target=mend)
+        assert drafted.seq == newest.seq + 1
+        client.put(drafted)
+        told.clear()
+        assert client.value(name) == (drafted if mend else None)
+        assert found(client) == (["models/a", name] if mend else ["models/a"])
+        assert told == []
+        assert [item.seq for item in client.history(name)] == [1, 3], "an elder that is damaged is left out"
+        assert [item.key for item in told] == [newest.key]
+        backend.inner.delete(drafted.key)
+
+
+def test_one_of_several_heads_that_is_damaged(backend, tmp_path):
+    """What is known to be the value stays it; where the damaged one is the value, there is none to tell."""
+    heads = [
+        Record(
+            "models/x", seq=1, write_id=bytes([number]) * 16, time=1, writer="w", target=bytes([number]) * 32
+        )
+        for number in (1, 2)
+    ]
+    for damaged in heads:
+        for record in heads:
+            data = b"torn" if record is damaged else record_format.encode(record)
+            backend.inner._objects[record.key] = (data, 0.0)
+        for path in (None, str(tmp_path / f"{damaged.write_id.hex()}.sqlite")):
+            refs = Refs(backend, MachineState(path))
+            told = []
+            refs.on_damage = told.append
+            values = refs.values()
+            assert {item.key for item in told} == {damaged.key}
+            if damaged is heads[0]:
+                assert values == {"models/x": heads[1]} == {"models/x": refs.value("models/x")}
+            else:
+                assert values == {}
+                with pytest.raises(FormatError):
+                    refs.value("models/x")
+            with pytest.raises(FormatError):
+                refs.values(strict=True)
+            assert refs.draft("models/x", target=b"\5" * 32).seq == 2
+
+
+FOREIGN = [
+    "refs/desktop.ini", "refs/models/desktop.ini", "refs/runs/x", "refs/runs/aa/x", "refs/runs/aa/x@1",
+    "refs/runs/aa/b/x@1", "refs/other/aa/x@1", "refs/runs/folder/x", "refs/runs/aa/=ff@0000000000000001",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_files_that_are_no_records_are_passed_over(refs, backend, number):
+    """Wherever they lie, and beside many; the catalogue's rows are as true as before."""
+    records = [put(refs, f"{space}/{at}") for space in ("runs", "tags", "models") for at in range(20)]
+    own = records[0].key
+    foreign = [
+        *FOREIGN,
+        f"{own}.orig",
+        own.replace("@", "@x"),
+        own.replace("/0@", "/other@"),  # the record of another ref, in a folder that is not its own
+        f"{own}/below",
+        records[20].key + "-copy",
+    ]
+    told = []
+    for _ in range(number):
+        for key in foreign:
+            backend.inner._objects[key] = (b"x", 0.0)
+        for client in (refs, Refs(backend, MachineState(None))):
+            client.on_damage = told.append
+            assert len(found(client)) == len(client.values()) == 60
+            assert client.values("runs/") == {record.name: record for record in records[:20]}
+            assert client.value("runs/0") == records[0]
+            assert client.history("runs/0") == [records[0]]
+            assert client.naming("01")[0] == [b"\1" * 32]
+            assert client.draft("runs/0", target=b"\1" * 32) == records[0]
+        for key in foreign:
+            backend.inner.delete(key)
+        assert len(found(refs)) == 60
+    assert told == []
+
+
+def test_a_foreign_file_costs_no_listing_its_catalogue(refs, backend):
+    put(refs, "runs/a")
+    for key in FOREIGN:
+        backend.inner.put(key, [b"x"])
+    found(refs)
+    assert calls(backend, lambda: found(refs)) == (["runs/a"], ["list"])
 
 
 class TrimsAt(FaultyBackend):

@@ -5,10 +5,12 @@ CASSTORE_FLIPS is how many flips are tried in the larger store. The small store 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import re
 import shutil
+import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from casstore import ConfigError, IntegrityError, Store, check
 from casstore.backend import LocalBackend, MemoryBackend
 from casstore.errors import DigestMismatch, FormatError, MissingObject, UnsupportedVersion
 from casstore.format import canonical, envelope, index, marks, names, pack
+from casstore.format import record as record_format
 from casstore.store.footers import read_footer
 from casstore.store.keys import pack_id_of
 from casstore.store.machine import MachineState
@@ -75,7 +78,7 @@ def build(root, models, folder, *, more=True):
             store.tag("kept", next(iter(models)))
             store.delete_ref(store.add(folder / "m0", ref="models/deleted").ref)
         doomed = marks.Tombstone((bytes(32),), 1)
-        store.backend.put(f"{marks.TOMBSTONE_PREFIX}one", [marks.encode_tombstone(doomed)])
+        store.backend.put(f"{marks.TOMBSTONE_PREFIX}{uuid.UUID(int=1)}", [marks.encode_tombstone(doomed)])
         assert_clean(store)
         return {item.encoding for item in store.stats().frames}
 
@@ -386,6 +389,11 @@ def problems_of(root):
         return {problem.key: problem.message for problem in check(store, read_data=True).problems}
 
 
+def foreign_in(root):
+    with Store.open(root) as store:
+        return {found.key: found.message for found in check(store).foreign}
+
+
 def test_without_segments_the_packs_are_read(copied):
     shutil.rmtree(copied / "index")
     with Store.open(copied) as store:
@@ -498,9 +506,9 @@ GARBAGE = [
 def test_foreign_files_are_reported_and_harm_no_reader(copied, key, data):
     (copied / key).parent.mkdir(parents=True, exist_ok=True)
     (copied / key).write_bytes(data)
-    problems = problems_of(copied)
-    assert key in problems
-    assert all(key in message for message in problems.values())
+    told = {**problems_of(copied), **foreign_in(copied)}
+    assert key in told
+    assert all(key in message for message in told.values())
     with Store.open(copied) as store:
         right = read_all(store, SMALL)
     assert right == sum(len(model.files) for model in SMALL.values())
@@ -510,6 +518,46 @@ def test_names_that_no_store_writes_are_ignored(copied):
     for name in ("Thumbs.db", ".DS_Store", "packs/.hidden", "index/LOST", "refs/models/Desktop.ini"):
         (copied / name).write_bytes(b"x")
     assert problems_of(copied) == {}
+    assert set(foreign_in(copied)) == {"Thumbs.db", "index/LOST", "refs/models/Desktop.ini"}
+
+
+def test_many_foreign_files_are_counted_and_the_first_ones_shown(copied):
+    for number in range(250):
+        (copied / f"stray-{number:03}").write_bytes(b"x")
+    with Store.open(copied) as store:
+        report = check(store)
+    assert report.ok
+    assert report.foreign_files == 250
+    assert [found.key for found in report.foreign] == [f"stray-{number:03}" for number in range(100)]
+
+
+def test_a_copy_of_a_record_is_foreign_and_a_moved_one_is_damage(copied):
+    key = record_of(copied, "models/first")
+    copies = [f"{key}.orig", "refs/models/00/copy@" + key.partition("@")[2]]
+    for copy in copies:
+        (copied / copy).parent.mkdir(exist_ok=True)
+        shutil.copy(copied / key, copied / copy)
+    assert problems_of(copied) == {}
+    assert set(foreign_in(copied)) == set(copies)
+    (copied / key).unlink()
+    problems = problems_of(copied)
+    assert set(problems) == set(copies)
+    assert all(f"move it to {key}" in message for message in problems.values())
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_every_head_of_a_forked_ref_is_checked(copied, damaged):
+    """Whichever of them counts: all of them are roots (design §9)."""
+    with Store.open(copied) as store:
+        record = store.record("models/first")
+        number = record.seq + 1
+        for at in range(2):
+            fork = dataclasses.replace(record, seq=number, write_id=bytes([at + 1]) * 16)
+            if at == damaged:
+                fork = dataclasses.replace(fork, manifest=b"\7" * 32)
+            store.backend.put(fork.key, [record_format.encode(fork)])
+        report = check(store)
+    assert [problem.key for problem in report.problems] == [names.directory("models/first").rstrip("@")]
 
 
 def test_two_packs_that_swapped_names(copied):
@@ -568,9 +616,14 @@ def test_a_record_under_the_key_of_another_ref(copied):
         with Store.open(copied) as store:
             with pytest.raises(FormatError, match="record of another ref"):
                 store.manifest(ref)
-            for use in (store.refs, store.stats):
-                with pytest.raises(FormatError, match="record of another ref"):
-                    use()
+            told = []
+            store.on_damage = told.append
+            assert ref not in store.refs()
+            assert ref not in {row.name for row in store.find()}
+            store.stats()
+            assert {(damage.name, damage.key) for damage in told} == {(ref, key)}
+            with pytest.raises(FormatError, match="record of another ref"):
+                store.refs(strict=True)
         (copied / key).unlink()
     assert problems_of(copied) == {}
 
@@ -588,8 +641,9 @@ def test_a_record_from_the_future_is_not_damage(copied, change):
         with pytest.raises(UnsupportedVersion, match="upgrade casstore") as caught:
             store.manifest("models/first")
         assert key in str(caught.value)
+        assert set(store.refs()) == {"models/second"}
         with pytest.raises(UnsupportedVersion, match="upgrade casstore"):
-            store.refs()
+            store.refs(strict=True)
         assert read_all(store, {"models/second": SMALL["models/second"]}) == 2
     assert "upgrade casstore" in problems_of(copied)[key]
 

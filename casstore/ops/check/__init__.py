@@ -1,0 +1,54 @@
+"""Read-only verification of a store: says what is wrong, mends and deletes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casstore.ops.check.others import check_foreign, check_marks
+from casstore.ops.check.packs import check_packs, check_segment
+from casstore.ops.check.places import Place, place_of
+from casstore.ops.check.records import check_models, check_records
+from casstore.ops.check.report import CheckReport, Problem, Progress
+
+if TYPE_CHECKING:
+    from fsspec import Callback
+
+    from casstore.store.store import Store
+
+__all__ = ["CheckReport", "Problem", "check"]
+
+
+def check(store: Store, *, read_data: bool = False, callback: Callback | None = None) -> CheckReport:
+    """Verify a store: every record, segment and footer, and that each model's objects are there.
+
+    With `read_data`, every byte of every pack is read, hashed and decoded as well. Nothing is changed.
+    Raises BackendError only if the store cannot be listed.
+    """
+    backend = store.backend
+    progress = Progress()
+    # Against the order of writing (invariant 3): what a record found here needs is listed after it.
+    records = check_records(backend, progress)
+    entries = [(place_of(entry.key), entry) for entry in backend.list("")]
+    packs = [entry for place, entry in entries if place is Place.PACK]
+    if callback is not None:
+        callback.set_size(sum(entry.size for entry in packs))
+    footers = check_packs(store, packs, progress, read_data=read_data, callback=callback)
+    for place, entry in entries:
+        if place is Place.SEGMENT:
+            progress.segments += 1
+            progress.attempt(entry.key, lambda key=entry.key: check_segment(backend, key, footers))  # type: ignore[misc]
+    check_models(store, records, footers, progress)
+    check_marks(backend, [(place, entry.key) for place, entry in entries], progress)
+    check_foreign(backend, [(place, entry.key) for place, entry in entries], progress)
+    return CheckReport(
+        packs=progress.packs,
+        frames=progress.frames,
+        segments=progress.segments,
+        records=progress.records,
+        models=progress.models,
+        bytes_read=progress.bytes_read,
+        read_data=read_data,
+        problems=tuple(progress.problems),
+        foreign=tuple(progress.foreign),
+        foreign_files=progress.foreign_files,
+    )

@@ -1,0 +1,80 @@
+"""Checking the store's own small files, and finding what is not the store's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casstore.digest import is_hex
+from casstore.errors import BackendError, FormatError
+from casstore.format import marks, names
+from casstore.format import record as record_format
+from casstore.ops.check.places import Place
+from casstore.ops.check.report import Problem
+from casstore.store.keys import PACK_PREFIX, pack_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casstore.backend.base import Backend
+    from casstore.ops.check.report import Progress
+
+_LARGEST_RECORD = 1 << 20
+
+
+def check_marks(backend: Backend, placed: Sequence[tuple[Place, str]], progress: Progress) -> None:
+    """Check the identity of a store, its tombstones and its notes on damaged packs."""
+
+    def identity() -> None:
+        marks.decode_format(backend.read(marks.FORMAT_KEY))
+
+    def tombstone(key: str) -> None:
+        data = backend.read(key)
+        if marks.may_be_tombstone(key, data):
+            marks.decode_tombstone(data, key=key)
+        else:
+            progress.note_foreign(key)
+
+    def quarantine(key: str) -> None:
+        marks.decode_quarantine(backend.read(key), key=key)
+
+    progress.attempt(marks.FORMAT_KEY, identity)
+    for place, key in placed:
+        if place is Place.TOMBSTONE:
+            progress.attempt(key, lambda key=key: tombstone(key))  # type: ignore[misc]
+        elif place is Place.QUARANTINE:
+            progress.attempt(key, lambda key=key: quarantine(key))  # type: ignore[misc]
+
+
+def check_foreign(backend: Backend, placed: Sequence[tuple[Place, str]], progress: Progress) -> None:
+    """Note what casstore never writes; what it did write, and somebody moved, is a problem."""
+    listed = {key for _, key in placed}
+    for place, key in placed:
+        if place is not Place.FOREIGN:
+            continue
+        belongs = _own_place(backend, key)
+        if belongs is not None and belongs not in listed:
+            progress.problems.append(
+                Problem(key, f"{key} is not where it belongs, so nothing finds it: move it to {belongs}.")
+            )
+        else:
+            progress.note_foreign(key)
+
+    def others() -> None:
+        for path in backend.list_foreign():
+            progress.note_foreign(path)
+
+    progress.attempt(backend.url, others)
+
+
+def _own_place(backend: Backend, key: str) -> str | None:
+    """Return the key that a misplaced pack or record should have; None for what is neither."""
+    if key.startswith(PACK_PREFIX):
+        name = key.rpartition("/")[2]
+        return pack_key(bytes.fromhex(name)) if is_hex(name) else None
+    if not key.startswith(names.PREFIX):
+        return None
+    try:
+        data = backend.read(key, length=_LARGEST_RECORD)
+        return record_format.decode_anywhere(data, key=key).key
+    except (FormatError, BackendError):
+        return None  # No record, or none that can be read: nothing of the store's is lost with it.

@@ -1,0 +1,130 @@
+"""Checking packs and index segments: their bytes, their form, and that they agree."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.digest import Hasher, digest
+from casstore.errors import FormatError, ObjectNotFound
+from casstore.format import index as index_format
+from casstore.format import pack as pack_format
+from casstore.format.rows import ROW, check_rows
+from casstore.store.buffers import new_buffer
+from casstore.store.footers import read_footer
+from casstore.store.index import Located
+from casstore.store.keys import index_id_of, pack_id_of, pack_key
+from casstore.store.workers import TaskGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fsspec import Callback
+
+    from casstore.backend.base import Backend, Entry
+    from casstore.format.pack import Footer
+    from casstore.ops.check.report import Progress
+    from casstore.store.store import Store
+
+_READ = 8 << 20
+
+
+def check_packs(
+    store: Store, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
+) -> dict[bytes, Footer]:
+    """Check every pack; return the footers of those that are whole."""
+    footers: dict[bytes, Footer] = {}
+
+    def one(entry: Entry) -> Footer:
+        pack_id = pack_id_of(entry.key)
+        pack_format.check_header(
+            store.backend.read(entry.key, start=0, length=pack_format.HEADER_SIZE), key=entry.key
+        )
+        if read_data:
+            _check_whole(store.backend, entry, pack_id)
+        footer = read_footer(store.backend, pack_id)
+        if read_data:
+            _check_frames(store, pack_id, footer)
+        return footer
+
+    with TaskGroup() as tasks:
+        for entry, task in [(entry, tasks.submit(one, entry)) for entry in packs]:
+            progress.packs += 1
+
+            def take(entry: Entry = entry, footer: Callable[[], Footer] = task.result) -> None:
+                footers[pack_id_of(entry.key)] = footer()
+
+            if progress.attempt(entry.key, take):
+                progress.frames += len(footers[pack_id_of(entry.key)].rows)
+            progress.bytes_read += entry.size if read_data else 0
+            if callback is not None:
+                callback.relative_update(entry.size)
+    return footers
+
+
+def _check_whole(backend: Backend, entry: Entry, pack_id: bytes) -> None:
+    hasher = Hasher()
+    buffer = new_buffer(_READ)
+    at = 0
+    while at < entry.size:
+        count = backend.read_into(entry.key, buffer[: min(_READ, entry.size - at)], start=at)
+        if count == 0:
+            raise FormatError(f"{entry.key} became shorter while it was read.")
+        hasher.update(buffer[:count])
+        at += count
+    if hasher.digest() != pack_id:
+        raise FormatError(
+            f"{entry.key} does not have the hash that names it: some byte in it changed. "
+            "Restore it from another copy, or move it out of the store and add its models again."
+        )
+
+
+def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:
+    """Decode every frame where the footer says that it is, and verify it."""
+    rows = footer.rows.copy()
+    rows["pack"] = store.index.number_of(pack_id)
+    located = Located(rows, np.zeros(len(rows), np.int32), (footer.bases,))
+    start = 0
+    while start < len(rows):
+        stop, size = start, 0
+        while stop < len(rows) and (size == 0 or size + int(rows["raw"][stop]) <= _READ):
+            size += int(rows["raw"][stop])
+            stop += 1
+        edges = [0, *accumulate(rows["raw"][start:stop].tolist())]
+        store.objects.fill(located, range(start, stop), new_buffer(edges[-1]), edges, elsewhere=False)
+        start = stop
+
+
+def check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> None:
+    """Check a segment's bytes, and that each row says what the pack's own footer says."""
+    segment_id = index_id_of(key)
+    try:
+        data = memoryview(backend.read(key))
+    except ObjectNotFound:
+        return  # Invariant 5: merged into another one since the listing; no hint is ever missed.
+    if digest(data) != segment_id:
+        raise FormatError(
+            f"{key} does not have the hash that names it; remove that file, the packs rebuild it."
+        )
+    shape = index_format.decode_shape(data, key=key)
+    if shape.size != len(data):
+        raise FormatError(f"{key} has the wrong length; remove that file, the packs rebuild it.")
+    head = index_format.decode_head(data, shape, key=key)
+    bases = index_format.decode_bases(data[shape.bases_begin :], head, key=key)
+    rows = np.frombuffer(data[shape.rows_begin : shape.bases_begin], ROW)
+    check_rows(rows, lists=len(bases), packs=len(head.packs), key=key)
+    if index_format.encode(rows, bases, dict(zip(head.packs, head.sizes, strict=True))) != data:
+        raise FormatError(f"{key} is not in order; remove that file, the packs rebuild it.")
+    fields = ["id", "offset", "stored", "raw", "kind", "encoding", "rank"]
+    for position, pack_id in enumerate(head.packs):
+        footer = footers.get(pack_id)
+        if footer is None:
+            continue  # Invariant 5: rows whose pack is gone mean nothing; a damaged pack is reported itself.
+        mine = np.sort(rows[rows["pack"] == position][fields], order="offset")
+        theirs = np.sort(footer.rows[fields], order="offset")
+        if footer.pack_size != head.sizes[position] or not np.array_equal(mine, theirs):
+            raise FormatError(
+                f"{key} disagrees with {pack_key(pack_id)}; remove that file, the packs rebuild it."
+            )

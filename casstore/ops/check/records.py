@@ -1,0 +1,151 @@
+"""Checking records, and that what they name can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from casstore.digest import digest
+from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
+from casstore.format import names
+from casstore.format import record as record_format
+from casstore.format.record import Record
+from casstore.format.rows import row_ids
+from casstore.store.bases import decodable
+from casstore.store.ref_keys import is_record
+from casstore.store.round_trips import ask_each
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from casstore.backend.base import Backend
+    from casstore.errors import CasstoreError
+    from casstore.format.pack import Footer
+    from casstore.ops.check.report import Progress
+    from casstore.store.store import Store
+
+_BATCH = 1024
+
+
+@dataclass(slots=True)
+class _Heads:
+    """The newest records of one ref, without what is checked already."""
+
+    seq: int
+    records: list[Record]
+
+
+def check_records(backend: Backend, progress: Progress) -> dict[str, list[Record]]:
+    """Read every record from the store itself; return the newest ones of each ref that name objects in packs."""
+    heads: dict[str, _Heads] = {}
+    keys = [key for key in backend.list_keys(names.PREFIX) if is_record(key)]
+    for start in range(0, len(keys), _BATCH):
+        batch = keys[start : start + _BATCH]
+        for key, found in zip(batch, ask_each(backend, partial(_read, backend), batch), strict=True):
+            if isinstance(found, ObjectNotFound):
+                continue  # Trimmed since the listing (design §8).
+            progress.records += 1
+
+            def take(key: str = key, found: Record | CasstoreError = found) -> None:
+                if not isinstance(found, Record):
+                    raise found
+                _take(heads, key, found)
+
+            progress.attempt(key, take)
+    return {name: item.records for name, item in heads.items()}
+
+
+def _read(backend: Backend, key: str) -> Record | CasstoreError:
+    try:
+        return record_format.decode(backend.read(key), key=key)
+    except (IntegrityError, BackendError) as error:
+        return error  # Invariant 8: a problem in the report.
+
+
+def _take(heads: dict[str, _Heads], key: str, record: Record) -> None:
+    """Check what lies inside a record, and keep it if it is one of the newest of its ref."""
+    held = heads.setdefault(record.name, _Heads(record.seq, []))
+    if held.seq < record.seq:
+        held.seq, held.records = record.seq, []
+    if held.seq == record.seq and record.target is not None and record.inline is None:
+        held.records.append(replace(record, metadata={}))
+    if record.inline is not None and digest(record.inline) != record.target:
+        raise FormatError(f"{key}: the manifest inside it is not the one that it names.")
+
+
+def check_models(
+    store: Store, records: dict[str, list[Record]], footers: dict[bytes, Footer], progress: Progress
+) -> None:
+    """Check that every object that a model needs has a frame in a pack that can be read."""
+    present = _present(footers.values())
+    done: set[bytes] = set()
+    for name, heads in sorted(records.items()):
+        key = names.directory(name).rstrip("@")
+        for record in heads:
+            if not names.names_model(name):
+                progress.attempt(key, lambda record=record: _check_manifest(store, record, present))  # type: ignore[misc]
+            elif record.manifest is not None and record.manifest not in done:
+                done.add(record.manifest)
+                progress.models += 1
+                progress.attempt(key, lambda record=record: _check_model(store, record, present))  # type: ignore[misc]
+
+
+def _present(footers: Collection[Footer]) -> dict[bytes, int]:
+    """Return the plain length of each object of which a frame decodes with frames of lower rank (invariant 7)."""
+    present = {
+        object_id: raw
+        for footer in footers
+        for object_id, raw in zip(row_ids(footer.rows), footer.rows["raw"].tolist(), strict=True)
+    }
+    deltas = [
+        (footer.rows["id"][at].tobytes(), int(footer.rows["rank"][at]), footer.bases.get(int(number)))
+        for footer in footers
+        for at, number in enumerate(footer.rows["bases"].tolist())
+        if number
+    ]
+    if deltas:
+        concerned = {item[0] for item in deltas}.union(*(item[2] for item in deltas))
+        alone = [
+            (object_id, 0, ())
+            for footer in footers
+            for object_id, number in zip(row_ids(footer.rows), footer.rows["bases"].tolist(), strict=True)
+            if not number and object_id in concerned
+        ]
+        for lost in {item[0] for item in deltas} - decodable([*alone, *deltas]).keys():
+            del present[lost]
+    return present
+
+
+def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> None:
+    """Check what the record of a run or an evaluation names; the models that it tells of may be gone (§8)."""
+    if record.manifest is not None and record.manifest not in present:
+        raise IntegrityError(
+            f"{record.name}: its manifest is missing, {record.manifest.hex()}. Restore the packs, or delete the ref."
+        )
+    store.manifest_of(record)
+
+
+def _check_model(store: Store, record: Record, present: dict[bytes, int]) -> None:
+    name, model = record.name, store.model_of(record)
+    assert record.manifest is not None
+    # A store keeps models that it has read: what makes them up must still be there, too.
+    for object_id in (record.manifest, bytes.fromhex(model.model_id), *model.layout_ids):
+        if object_id not in present:
+            raise IntegrityError(
+                f"{name}: its tree or a layout is missing, {object_id.hex()}. "
+                "Add the model again, or restore the packs."
+            )
+    for entry, layout in zip(model.tree.files, model.layouts, strict=True):
+        chunks = layout.chunk_ids()
+        lengths = [present.get(chunk) for chunk in chunks]
+        missing = [chunk for chunk, length in zip(chunks, lengths, strict=True) if length is None]
+        if missing:
+            raise IntegrityError(
+                f"{name}: {len(missing)} of {layout.chunks} chunks of {entry.path} are missing, "
+                f"{missing[0].hex()} first. Add the model again, or restore the packs."
+            )
+        if lengths != layout.lengths.tolist():
+            raise FormatError(
+                f"{name}: the layout of {entry.path} does not fit its chunks. Add the model again."
+            )

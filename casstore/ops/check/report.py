@@ -1,0 +1,79 @@
+"""What a check tells: each problem by its place, and the counts of what was looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casstore.errors import BackendError, IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_FOREIGN_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where, and what."""
+
+    key: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What was looked at, and every problem found; `ok` if there is none.
+
+    `foreign` are files that are not casstore's, which nothing reads: the first of `foreign_files`.
+    """
+
+    packs: int
+    frames: int
+    segments: int
+    records: int
+    models: int
+    bytes_read: int
+    read_data: bool
+    problems: tuple[Problem, ...]
+    foreign: tuple[Problem, ...] = ()
+    foreign_files: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(slots=True)
+class Progress:
+    """The report in the making."""
+
+    packs: int = 0
+    frames: int = 0
+    segments: int = 0
+    records: int = 0
+    models: int = 0
+    bytes_read: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    foreign: list[Problem] = field(default_factory=list)
+    foreign_files: int = 0
+
+    def note_foreign(self, key: str) -> None:
+        """Note a file that is not casstore's."""
+        self.foreign_files += 1
+        if len(self.foreign) < _FOREIGN_SHOWN:
+            self.foreign.append(
+                Problem(key, f"{key} does not belong to a store: it is ignored. Move it out.")
+            )
+
+    def attempt(self, key: str, action: Callable[[], None]) -> bool:
+        """Run `action`; note damage and go on, so that one report names all of it."""
+        try:
+            action()
+        except (IntegrityError, BackendError) as error:
+            # Invariant 8: what cannot be read is a problem in the report, never skipped.
+            self.problems.append(Problem(key, str(error)))
+            return False
+        return True

@@ -1,0 +1,39 @@
+"""What a sync leaves out because it cannot be read: the first is raised, or all are named in the end."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from casstore.errors import BackendError, IntegrityError
+from casstore.store.damage import Damage, is_damage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casstore.errors import CasstoreError
+
+
+class Culprits:
+    """Refs that are left out. Safe in threads: single list operations only."""
+
+    def __init__(self, *, keep_going: bool) -> None:
+        self.keep_going = keep_going
+        self.found: list[Damage] = []
+
+    def blame(self, name: str, error: CasstoreError) -> None:
+        """Note why a ref is left out; raise the error unless the rest shall be done."""
+        if not self.keep_going:
+            raise error
+        self.found.append(Damage(name, "", str(error)))
+
+    @contextmanager
+    def about(self, name: str) -> Iterator[None]:
+        """Blame a ref for damage that the block meets. What concerns a whole store is raised (invariant 8)."""
+        try:
+            yield
+        except (IntegrityError, BackendError) as error:
+            # Invariant 11: no error is lost, it is raised or reported.
+            if not is_damage(error):
+                raise
+            self.blame(name, error)

@@ -1,0 +1,47 @@
+"""What a listing leaves out because it cannot be read: told to the store's owner, never silently dropped."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casstore.errors import BackendError, IntegrityError
+
+if TYPE_CHECKING:
+    from casstore.errors import CasstoreError
+
+_log = logging.getLogger("casstore.store")
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something of one ref that cannot be read: `key` names the record or the object, `reason` is for people."""
+
+    name: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class DamageLog:
+    """Warns of each damaged thing, once. Safe in threads: at worst one is told twice."""
+
+    def __init__(self) -> None:
+        self._told: set[Damage] = set()
+
+    def __call__(self, damage: Damage) -> None:
+        """Log what a listing left out."""
+        if damage not in self._told:
+            self._told.add(damage)
+            _log.warning("%s", damage)
+
+
+def is_damage(error: CasstoreError) -> bool:
+    """Say whether an error is about one thing only, so that work on others may go on.
+
+    A store that does not answer is no damage: what it did not show is not known (invariant 8).
+    """
+    return isinstance(error, IntegrityError) or (isinstance(error, BackendError) and not error.retryable)
