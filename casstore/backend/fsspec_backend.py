@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend import filesystems
 from casstore.backend.base import (
+    STORE_FILE,
     Backend,
     byte_views,
     is_key,
@@ -51,6 +52,9 @@ Publication = Literal["put", "rename"]
 
 _ATOMIC_PUTS = filesystems.OBJECT_STORES | {"memory"}
 
+# Buckets are nobody's folder, and a web server is only read from.
+_NEVER_A_FOLDER = _ATOMIC_PUTS | filesystems.HTTP
+
 _TEMPORARY = ".tmp"  # hidden, hence no key
 _LISTERS = 16
 _TRUSTED = 16 << 20  # bytes: a longer read is clipped by the object's size first
@@ -82,6 +86,7 @@ class FsspecBackend(Backend):
         self._links = protocol in filesystems.SFTP
         self._made: set[str] = set()  # directories known to exist
         self._exclusive: bool | None = None
+        self._marked_lockless = False
         fs = self._fs
         # Stripping the scheme is each file system's own business.
         self._root = str(fs._strip_protocol(url)).rstrip("/")  # noqa: SLF001  # fsspec's documented hook
@@ -101,7 +106,7 @@ class FsspecBackend(Backend):
         if self._protocol in filesystems.OBJECT_STORES:
             return self._root.split("/", 1)[0]  # the bucket
         if self._protocol in filesystems.HTTP:
-            return f"{self._root}/format"  # a web server need not answer for directories
+            return f"{self._root}/{STORE_FILE}"  # a web server need not answer for directories
         return self._root
 
     @property
@@ -465,6 +470,17 @@ class FsspecBackend(Backend):
         except ObjectNotFound:
             # Invariant 8: gone already, unless the whole store is.
             self._require_anchor()
+
+    @property
+    def may_be_locked_by_others(self) -> bool:
+        """Whether the server may keep objects as files of a folder, which others use without going through it."""
+        return self._protocol not in _NEVER_A_FOLDER
+
+    def mark_lockless(self) -> None:
+        """Leave the marker once for this backend; the server shows it to everybody at once."""
+        if not self._marked_lockless:
+            super().mark_lockless()
+            self._marked_lockless = True
 
     def list_temporaries(self) -> Iterator[Entry]:
         """Yield the files in the hidden directory, where objects get a temporary name first."""

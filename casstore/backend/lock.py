@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casstore.backend.mount_types import is_one_kernels
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import ConflictError
 
@@ -19,16 +20,9 @@ if TYPE_CHECKING:
     from casstore.backend.directory import StoreDirectory
 
 LOCK = "gc/.lock"  # hidden, hence no key; never removed, or two holders would lock two files
-LOCKLESS = "gc/lockless"  # the marker
 
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-
-# File systems that one kernel owns, so that its flock sees every writer. Any other, network and FUSE file
-# systems above all, may be written by a machine whose locks are not seen here.
-_LOCKING_FILE_SYSTEMS = frozenset(
-    {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "tmpfs", "ramfs", "overlay"}
-)
 
 
 def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> int | None:
@@ -37,7 +31,7 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
     Raises ConflictError when the lock is taken and `blocking` is False.
     """
     calls = directory.calls
-    if calls.file_system_type(directory.root) not in _LOCKING_FILE_SYSTEMS:
+    if not is_one_kernels(calls.file_system_type(directory.root)):
         return None
     path = f"{directory.root}/{LOCK}"
     operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if blocking else fcntl.LOCK_NB)

@@ -6,11 +6,21 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from casstore.backend.base import LOCKLESS
 from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound
 from casstore.format import marks
 
 if TYPE_CHECKING:
     from casstore.backend.base import Backend
+
+
+_NOT_IN_THE_WAY = frozenset(
+    {
+        LOCKLESS,  # of somebody who began to make a store here
+        # What systems leave at the root of a volume under names that keys may have (others are never listed).
+        "aquota.group", "aquota.user", "desktop.ini", "quota.group", "quota.user", "thumbs.db",
+    }
+)  # fmt: skip
 
 
 def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
@@ -36,10 +46,12 @@ def _read_format(backend: Backend) -> marks.StoreFormat | None:
 
 def create_format(backend: Backend) -> marks.StoreFormat:
     """Make an empty place a store, with an id of its own unless someone else was first."""
-    if next(iter(backend.list("")), None) is not None:
+    if any(entry.key not in _NOT_IN_THE_WAY for entry in backend.list("")):
         raise ConfigError(f"{backend.url} holds other things. Give an empty place for a new store.")
     created = marks.StoreFormat(os.urandom(marks.STORE_ID_SIZE))
-    with contextlib.suppress(ObjectExists):  # Invariant 1: who made it first made the store.
+    # Who cannot lock says so before there is a store, hence before any collector: then nobody need wait later.
+    with backend.publish_lock(), contextlib.suppress(ObjectExists):
+        # Invariant 1: who made it first made the store.
         backend.put(marks.FORMAT_KEY, [marks.encode_format(created)])
     found = _read_format(backend)
     assert found is not None
