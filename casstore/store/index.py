@@ -7,9 +7,7 @@ be in a pack.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.rows import ROW, BaseLists, id_words, merge_base_lists
+from casstore.store.forks import ForkAware, watch_forks
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, pack_id_of, pack_key
 from casstore.store.merging import choose_parts, write_merged
 from casstore.store.round_trips import ask_all, is_far
@@ -66,7 +65,7 @@ class Located:
         return self.lists[self.sources[at]].get(number) if number else ()
 
 
-class Index:
+class Index(ForkAware):
     """All that is known of where objects lie in one store; safe in threads."""
 
     def __init__(self, backend: Backend, *, copies: str | None = None) -> None:
@@ -82,7 +81,7 @@ class Index:
         self._loaded = False
         self._hinted: set[bytes] = set()
         self._fetching_costs: int | None = None
-        _indexes.add(self)
+        watch_forks(self)
 
     def pack_id(self, number: int) -> bytes:
         """Return the pack that a located row's number means."""
@@ -96,9 +95,12 @@ class Index:
         with self._lock:
             numbers = np.empty(len(packs), np.uint32)
             for at, pack in enumerate(packs):
-                number = self._pack_numbers.setdefault(pack, len(self._pack_ids))
-                if number == len(self._pack_ids):
+                number = self._pack_numbers.get(pack)
+                if number is None:
+                    # In this order: a child that is forked in between has a number to spare, not a wrong one.
+                    number = len(self._pack_ids)
                     self._pack_ids.append(pack)
+                    self._pack_numbers[pack] = number
                 numbers[at] = number
             return numbers
 
@@ -337,20 +339,10 @@ class Index:
         }
         return np.array([answers[number] for number in numbers.tolist()], np.bool_)
 
-    def renew_lock(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Replace the lock in a forked child, where another thread of the parent may have held it."""
         self._lock = threading.RLock()
 
-
-_indexes: weakref.WeakSet[Index] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for index in _indexes:
-        index.renew_lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
 
 
 def read_footer(backend: Backend, pack_id: bytes) -> Footer:

@@ -12,13 +12,13 @@ import logging
 import os
 import sqlite3
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import platformdirs
 
 from casstore.digest import DIGEST_SIZE, digest
+from casstore.store.forks import ForkAware, watch_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +71,7 @@ class KnownFile:
     layout_id: bytes
 
 
-class MachineState:
+class MachineState(ForkAware):
     """The SQLite file of one store; safe in threads and after a fork. With no `path`, it forgets at once."""
 
     def __init__(self, path: str | None) -> None:
@@ -80,7 +80,7 @@ class MachineState:
         self._held: sqlite3.Connection | None = None
         self._inode: int | None = None
         self._renewals = 0
-        _states.add(self)
+        watch_forks(self)
 
     def known_file(self, key: bytes) -> KnownFile | None:
         """Return what the file with this stat key was when it was last read, or None."""
@@ -178,28 +178,21 @@ class MachineState:
                 with contextlib.suppress(sqlite3.Error):
                     held.close()
 
-    def __del__(self) -> None:
+    def before_fork(self) -> None:
+        """Close the connection: SQLite forbids to carry one into a child, which could not even close it."""
+        self.lock.acquire()
         self.close()
 
+    def after_fork_in_parent(self) -> None:
+        """Let others go on."""
+        self.lock.release()
 
-_states: weakref.WeakSet[MachineState] = weakref.WeakSet()
-_forking: list[MachineState] = []
+    def after_fork_in_child(self) -> None:
+        """Let go of a lock that threads of the parent may have waited for."""
+        self.lock = threading.RLock()
 
-
-def _before_fork() -> None:
-    """Close every connection: SQLite forbids to carry one into a child, which could not even close it."""
-    _forking[:] = _states
-    for state in _forking:
-        state.lock.acquire()
-        state.close()
-
-
-def _after_fork() -> None:
-    while _forking:
-        _forking.pop().lock.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    def __del__(self) -> None:
+        self.close()
 
 
 def state_path(store_id: bytes, url: str) -> str:
