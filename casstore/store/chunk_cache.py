@@ -217,4 +217,3 @@ def _new_block(size: int) -> memoryview:
     What one thread allocates and another lets go stays with the allocator, which took twice the limit.
     """
     return new_buffer(size) if size < _PAGES else memoryview(mmap.mmap(-1, size))
-

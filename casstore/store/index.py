@@ -344,7 +344,6 @@ class Index(ForkAware):
         self._lock = threading.RLock()
 
 
-
 def read_footer(backend: Backend, pack_id: bytes) -> Footer:
     """Read and check a pack's footer with one or two range reads from its end."""
     key = pack_key(pack_id)
