@@ -179,7 +179,7 @@ class StoreDirectory:
             self._make_directory(path, own=path == self.root)
         if self._group and not missing and not self.calls.scan_kinds(self.root):
             # Someone made the folder for the store; its mode is where later writers look.
-            with suppress(PermissionError):
+            with suppress(OSError):
                 self.calls.chmod(self.root, _GROUP_DIRECTORY)
 
     def _make_directory(self, path: str, *, own: bool = True) -> None:
