@@ -1,7 +1,8 @@
 """What belongs to this machine and can be made again: the stat cache, and the tables of the catalogue.
 
 A store may sit on a shared folder or be read-only, so none of this lies in it. One SQLite file per store
-in the user's cache directory; without it everything works, slower.
+in the user's cache directory; without it, where there is none or it is on a network file system, everything
+works, slower.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import platformdirs
-
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.store.forks import ForkAware, watch_forks
+from casstore.store.user_folders import cache_folder, keeps_databases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -195,10 +195,17 @@ class MachineState(ForkAware):
         self.close()
 
 
-def state_path(store_id: bytes, url: str) -> str:
-    """Return where this machine keeps what it knows of the store with this id at this URL."""
+def machine_folder(store_id: bytes, url: str) -> str | None:
+    """Return where this machine keeps what it knows of the store with this id at this URL, None for nowhere."""
+    folder = cache_folder()
     place = f"{store_id.hex()}-{digest(url.encode()).hex()[:16]}"
-    return os.path.join(platformdirs.user_cache_dir("casstore"), "stores", place, "state.sqlite")
+    return None if folder is None else os.path.join(folder, "stores", place)
+
+
+def state_path(store_id: bytes, url: str) -> str | None:
+    """Return the file of a store's MachineState, None where it is not to be kept."""
+    folder = machine_folder(store_id, url)
+    return os.path.join(folder, "state.sqlite") if folder is not None and keeps_databases(folder) else None
 
 
 def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
