@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from casstore.backend.base import STORE_FILE, validate_key
 from casstore.backend.oserrors import from_os_error
-from casstore.errors import AccessDenied, BackendUnavailable, ConfigError
+from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, StoreNotFound
 
 if TYPE_CHECKING:
     from casstore.backend.base import Durability
@@ -60,7 +60,7 @@ class StoreDirectory:
         shared: Literal["group"] | None,
     ) -> None:
         text = os.fspath(root)
-        if not text or "\0" in text:
+        if not text or "\0" in text or not _is_encodable(text):
             raise ConfigError(f"{text!r} is not a path that a store can have.")
         self.root = os.path.abspath(text)
         self.calls = calls
@@ -79,7 +79,8 @@ class StoreDirectory:
             status = calls.stat(self.root)
         except FileNotFoundError:
             # Invariant 8: a store that is not there must never look like an empty one.
-            raise ConfigError(
+            self._require_no_dead_link()
+            raise StoreNotFound(
                 f"There is no directory {self.root}. Check the path, or make a store there with create=True "
                 "(casstore init)."
             ) from None
@@ -382,6 +383,20 @@ class StoreDirectory:
             except OSError as error:
                 raise from_os_error(error, f"look for {path}") from error
 
+    def _require_no_dead_link(self) -> None:
+        """Raise BackendUnavailable if the root's absence is that of a disk behind a link on the way to it."""
+        path = self.root
+        while path != os.path.dirname(path):
+            if self._is_link(path):
+                raise BackendUnavailable(
+                    f"{self.root} is out of reach: {path} is a link that leads nowhere. Is the disk behind it mounted?",
+                    retryable=False,
+                )
+            path = os.path.dirname(path)
+            with suppress(OSError):
+                self.calls.stat(path)
+                return  # Invariant 8: what is there does not have what is below, for certain.
+
     def _is_link(self, path: str) -> bool:
         try:
             return self.calls.stat(path, follow=False).is_link
@@ -396,3 +411,11 @@ def _raise_unless_about_the_way(error: OSError) -> None:
     """Raise what says that the name is taken, or what another way to give it would meet as well."""
     if isinstance(error, FileExistsError) or error.errno in _NOT_ABOUT_THE_WAY:
         raise error
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False  # No file can be called so; no invariant is at stake.
+    return True

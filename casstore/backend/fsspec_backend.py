@@ -34,6 +34,7 @@ from casstore.errors import (
     ConfigError,
     ObjectExists,
     ObjectNotFound,
+    StoreNotFound,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class FsspecBackend(Backend):
         with self._translated(f"open {self.url}"):
             try:
                 self._require_anchor(opening=True)
-            except ConfigError:
+            except StoreNotFound:
                 if not create or protocol in filesystems.OBJECT_STORES:
                     raise
                 fs.makedirs(self._root or "/", exist_ok=True)
@@ -146,7 +147,7 @@ class FsspecBackend(Backend):
             self._look_at_anchor()
         except ObjectNotFound:
             if opening:
-                raise ConfigError(f"There is no store {self.url}: {self._advice()}") from None
+                raise StoreNotFound(f"There is no store {self.url}: {self._advice()}") from None
             # Invariant 8: an outage is not an absence. Bucket and root do not come back within seconds.
             raise BackendUnavailable(
                 f"{self.url} is gone: its root directory or bucket is not there.", retryable=False

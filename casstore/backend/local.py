@@ -24,6 +24,7 @@ from casstore.backend.base import (
 )
 from casstore.backend.directory import StoreDirectory
 from casstore.backend.local_writer import TEMPORARY, LocalWriter
+from casstore.backend.location import file_url
 from casstore.backend.mount_types import is_network
 from casstore.backend.oserrors import from_os_error
 from casstore.backend.syscalls import EntryKind, Status, SystemCalls
@@ -73,7 +74,7 @@ class LocalBackend(Backend):
             root, calls=self._calls, create=create, durability=durability, shared=shared
         )
         self._root = self._directory.root
-        self.url = f"file://{self._root}"
+        self.url = file_url(self._root)
         self._marker_wait = marker_wait
         self._exclusive: bool | None = None
         self._marked_lockless = False

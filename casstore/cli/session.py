@@ -14,7 +14,7 @@ import casstore
 from casstore.cli.exits import exit_codes, say
 from casstore.cli.progress import progress_bar, shows_progress, status_line
 from casstore.cli.text import printable
-from casstore.errors import ConfigError
+from casstore.errors import ConfigError, StoreNotFound
 from casstore.store.remotes import Remotes, is_place
 from casstore.store.user_folders import NO_HOME, data_folder, expand_home
 
@@ -56,7 +56,7 @@ class Session:
         """Open the store, making it if there is none, for its folder's group or private; say whether it was made."""
         try:
             return casstore.Store.open(store_in(self.place), shared=shared), False
-        except casstore.ConfigError:
+        except StoreNotFound:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
             return casstore.Store.open(self.place, create=True, shared=shared), True
 

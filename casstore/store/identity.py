@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from casstore.backend import open_backend
 from casstore.backend.base import LOCKLESS
-from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound
+from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound, StoreNotFound
 from casstore.format import marks
 
 if TYPE_CHECKING:
@@ -26,12 +27,26 @@ _NOT_IN_THE_WAY = frozenset(
 def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
     """Return the identity of the store at `backend`; with `create`, make it if there is none.
 
-    Raises ConfigError for a place that is no store, or that is to become one and holds other things.
+    Raises StoreNotFound for a place that is no store, ConfigError for one that is to become one and holds other things.
     """
     identity = _read_format(backend) or (create_format(backend) if create else None)
     if identity is None:
-        raise ConfigError(f"{backend.url} is not a casstore store. `casstore init` makes one.")
+        raise StoreNotFound(f"{backend.url} is not a casstore store. `casstore init` makes one.")
     return identity
+
+
+def store_exists(url_or_path: str | os.PathLike[str], **storage_options: Any) -> bool:
+    """Say whether there is a store at a path or URL; nothing is made, whatever the answer.
+
+    Raises BackendError for a place that is out of reach. A mount point whose disk is not mounted is an empty folder,
+    hence no store: who makes one there must have been told to.
+    """
+    try:
+        backend = open_backend(url_or_path, readonly=True, **storage_options)
+    except StoreNotFound:
+        return False  # Invariant 8: certain, an outage raises something else.
+    with backend:
+        return _read_format(backend) is not None
 
 
 def _read_format(backend: Backend) -> marks.StoreFormat | None:
