@@ -246,8 +246,13 @@ def test_options():
 
 
 def test_storage_options_that_the_file_system_refuses():
+    class Picky(fsspec.AbstractFileSystem):
+        def __init__(self, *, needed, **options):
+            super().__init__(**options)
+
+    fsspec.register_implementation("picky", Picky, clobber=True)
     with pytest.raises(ConfigError, match="storage options"):
-        open_backend("gist://x", create=True)
+        open_backend("picky://x", create=True)
 
 
 def test_fsspec_is_imported_only_when_needed(tmp_path):
