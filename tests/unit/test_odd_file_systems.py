@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from contextlib import suppress
@@ -12,6 +13,8 @@ import pytest
 from casstore import Store
 from casstore.backend import LocalBackend
 from casstore.backend.syscalls import SystemCalls
+from casstore.cache.output import _rename_new
+from casstore.cache.views import write_view
 from casstore.errors import BackendError, ConfigError, ObjectExists
 from casstore.store.identity import identify
 from casstore.store.machine import MachineState
@@ -254,3 +257,22 @@ def test_a_descriptor_is_closed_once(root):
         with suppress(BackendError):
             work()
     assert closed
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_saving_an_output_without_links_or_modes(tmp_path, monkeypatch, number):
+    """The pipeline's cache gives output files their names in the same way."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("link", "chmod", "fchmod"):
+        monkeypatch.setattr(os, name, refuse)
+    (tmp_path / "made").write_bytes(b"x")
+    _rename_new(str(tmp_path / "made"), str(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == b"x"
+    (tmp_path / "made").write_bytes(b"y")
+    with pytest.raises(FileExistsError):
+        _rename_new(str(tmp_path / "made"), str(tmp_path / "out"))
+    write_view(tmp_path / "view.json", {"x": 1})
+    assert json.loads((tmp_path / "view.json").read_text()) == {"x": 1}
