@@ -80,9 +80,8 @@ class ModelFileTransfer:
             model = store.checkout_record(record, made, callback=self._callback)
             document = read_document(store, model)
             for entry in model.tree.files:
-                with contextlib.suppress(
-                    OSError
-                ):  # A file system that refuses modes has none to protect from slips.
+                # A file system that refuses modes has none to protect from slips.
+                with contextlib.suppress(OSError):
                     os.chmod(os.path.join(made, *entry.path.split("/")), 0o555 if entry.mode else 0o444)
             if os.path.isdir(dest):
                 os.rmdir(dest)
