@@ -82,3 +82,7 @@ class RefConflict(ConflictError):
 
 class ConfigError(CasstoreError):
     """An argument, a setting, a path or a name cannot be used as given."""
+
+
+class StoreNotFound(ConfigError):
+    """There is certainly no store at this place; one that is out of reach is a BackendError."""

@@ -11,11 +11,11 @@ import re
 import time
 import uuid
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from casstore.errors import BackendUnavailable, ConfigError
+from casstore.errors import BackendUnavailable, ConfigError, ObjectExists, ObjectNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,16 @@ Durability = Literal["full", "none"]
 MAX_SEGMENT = 255  # bytes in one name: the limit of every common file system
 MAX_KEY = 900  # bytes in a key: S3 allows 1,024 with the root's own prefix
 
-_SEGMENT = r"[a-z0-9_=@+\-][a-z0-9._=@+\-]*"
+STORE_FILE = "format"
+"""The object that makes a directory or bucket a store. Its owner is the store's, its age is the store's."""
+
+LOCKLESS = "gc/lockless"
+"""The marker of writers that publish without the lock. Never removed by casstore: they may come back."""
+
+_LOCKLESS_TEXT = b"someone publishes to this store without its lock\n"
+
+# `lost+found`, which mkfs makes at the root of a volume, is nobody's object and may be closed to all but root.
+_SEGMENT = r"(?!lost\+found(?:/|\Z))[a-z0-9_=@+\-][a-z0-9._=@+\-]*"
 _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 _RESERVED_SCRATCH = "gc/probe-"
 
@@ -59,11 +68,12 @@ def validate_key(key: str) -> str:
 
     Keys are relative and '/'-separated, made of a-z 0-9 . _ = @ + and -, without empty segments and
     without a leading dot in any segment: so '..' cannot occur, and hidden names are the backend's own.
+    `lost+found` cannot be a segment either: it belongs to the file system.
     """
     if _KEY.fullmatch(key) is None:
         raise ConfigError(
             f"{key!r} cannot name an object: keys are '/'-separated names of a-z 0-9 . _ = @ + -, none of "
-            "which starts with a dot."
+            "which starts with a dot or is lost+found."
         )
     if len(key) > MAX_KEY or max(map(len, key.split("/"))) > MAX_SEGMENT:
         raise ConfigError(
@@ -232,15 +242,49 @@ class Backend(ABC):
     def publish_lock(
         self,
         *,
-        exclusive: bool = False,  # noqa: ARG002  # part of the contract; this default cannot lock
-        blocking: bool = True,  # noqa: ARG002
+        exclusive: bool = False,
+        blocking: bool = True,  # noqa: ARG002  # part of the contract; this default cannot lock
     ) -> AbstractContextManager[bool]:
         """Hold the publishers' lock, shared or exclusive, and yield True; yield False where there is none.
 
         True means that no holder of the opposite kind runs now. With `blocking=False` a lock that is taken
-        raises ConflictError at once.
+        raises ConflictError at once. A publisher that cannot lock what others may lock leaves the marker
+        LOCKLESS before this yields, hence before its first pack.
         """
+        if self.may_be_locked_by_others and not exclusive:
+            self.mark_lockless()
         return nullcontext(False)
+
+    @property
+    def may_be_locked_by_others(self) -> bool:
+        """Whether this may be a folder of some machine, where a collector could believe to be alone."""
+        return False
+
+    def has_lockless_writers(self) -> bool:
+        """Say whether anybody publishes, or has ever published, without the lock.
+
+        A collector asks before it writes tombstones and again after it has read the records once more; if so,
+        it deletes nothing at once, whatever `publish_lock` said.
+        """
+        try:
+            self.stat(LOCKLESS)
+        except ObjectNotFound:
+            # Invariant 10: absent for certain, an outage raises something else.
+            return False
+        return True
+
+    def mark_lockless(self) -> None:
+        """Leave the marker LOCKLESS, unless it is there."""
+        if not self.has_lockless_writers():
+            # Invariant 10: one marker speaks for everybody.
+            with suppress(ObjectExists):
+                self.put(LOCKLESS, [_LOCKLESS_TEXT])
+
+    def await_marker(self) -> None:  # noqa: B027  # only network mounts delay what their server shows
+        """Wait until every machine can see the marker of lockless writers, if this backend needs it.
+
+        A publisher calls it after its packs and before its first record.
+        """
 
     def local_path(self, key: str) -> str | None:
         """Return the path of a file that holds exactly this object, for mapping; None where there is none."""

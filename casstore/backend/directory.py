@@ -8,23 +8,36 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from casstore.backend.base import validate_key
+from casstore.backend.base import STORE_FILE, validate_key
 from casstore.backend.oserrors import from_os_error
-from casstore.errors import BackendUnavailable, ConfigError
+from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, StoreNotFound
 
 if TYPE_CHECKING:
     from casstore.backend.base import Durability
     from casstore.backend.syscalls import SystemCalls
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_NO_EXCLUSIVE_RENAME = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-_NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_NO_DIRECTORY_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+# What another way to give a file its name would meet as well. Any other number may mean that a file system cannot
+# do it this way: EPERM (FAT), EXDEV (OpenAFS, BeeGFS), EIO (rclone), EACCES, EMLINK, ….
+_NOT_ABOUT_THE_WAY = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
+# From fsync(2) on a directory: "there is no such operation here" (EBADF: CIFS, EISDIR, EACCES: FUSE), or a failure.
+_MAY_BE_NO_SUCH_CALL = {errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTTY}
+_NO_MODE_FOR_DIRECTORIES = _NO_SUCH_CALL | {errno.EPERM, errno.EACCES}
 
 _GROUP_DIRECTORY = 0o2770  # set-group-id: what is made inside belongs to the same group, whoever makes it
 _REMEMBERED = 0o2070  # the bits of a root that say so to whoever comes later
@@ -47,7 +60,7 @@ class StoreDirectory:
         shared: Literal["group"] | None,
     ) -> None:
         text = os.fspath(root)
-        if not text or "\0" in text:
+        if not text or "\0" in text or not _is_encodable(text):
             raise ConfigError(f"{text!r} is not a path that a store can have.")
         self.root = os.path.abspath(text)
         self.calls = calls
@@ -55,7 +68,8 @@ class StoreDirectory:
         self._group = shared == "group"
         self._settled: set[str] = set()  # directories whose own entry this process made durable
         self._failed: set[str] = set()  # directories of which an fsync failed
-        self._links = True  # until link(2) is refused
+        self._links = True  # until link(2) is refused and something else works
+        self._owner: tuple[int, int] | None = None  # who gets what this process makes; None keeps it
         if create:
             try:
                 self._make_root()
@@ -65,7 +79,8 @@ class StoreDirectory:
             status = calls.stat(self.root)
         except FileNotFoundError:
             # Invariant 8: a store that is not there must never look like an empty one.
-            raise ConfigError(
+            self._require_no_dead_link()
+            raise StoreNotFound(
                 f"There is no directory {self.root}. Check the path, or make a store there with create=True "
                 "(casstore init)."
             ) from None
@@ -81,6 +96,8 @@ class StoreDirectory:
                 f"find {self.root} -type d -exec chmod g+ws {{}} +"
             )
         self._group = self._group or status.mode & _REMEMBERED == _REMEMBERED
+        if calls.geteuid() == 0:
+            self._owner = self._find_owner()
 
     @property
     def writing_mode(self) -> int:
@@ -95,6 +112,51 @@ class StoreDirectory:
     def path(self, key: str) -> str:
         """Return the path of a key. Raises ConfigError for what is not a key."""
         return f"{self.root}/{validate_key(key)}"
+
+    # ---- owners
+
+    def _find_owner(self) -> tuple[int, int] | None:
+        """Return whose store this is, None if it is root's: the owner of its `format`, else of its directory."""
+        try:
+            status = self.calls.stat(f"{self.root}/{STORE_FILE}", follow=False)
+        except FileNotFoundError:
+            status = self.calls.stat(self.root)  # Invariant 8: certain, so the store is only being made.
+        except OSError as error:
+            raise from_os_error(error, f"open the store {self.root}") from error
+        return (status.uid, status.gid) if status.uid else None
+
+    def give(self, fd: int) -> None:
+        """Give what root has just made to the store's owner, or a private store would be closed to its owner.
+
+        Raises AccessDenied where that cannot be done; nothing is in the file yet, and it has no name that counts.
+        """
+        if self._owner is None:
+            return
+        status = self.calls.fstat(fd)
+        if (status.uid, status.gid) == self._owner:
+            return  # Some file systems, and containers, have one owner for everything.
+        try:
+            self.calls.fchown(fd, *self._owner)
+        except OSError as error:
+            uid, gid = self._owner
+            raise AccessDenied(
+                f"{self.root} belongs to user {uid}, and root cannot give files there to user {uid} and group {gid} "
+                f"({error.strerror}): what is written now would be closed to them. Run this as that user; nothing "
+                "was written."
+            ) from error
+
+    def make_file(self, path: str) -> int:
+        """Make a file that only its owner, or the store's group, can open, and return its descriptor."""
+        fd = self.calls.open(path, _NEW_FILE, self.writing_mode)
+        try:
+            self.give(fd)
+        except BaseException:
+            # Invariant 2: what cannot be given to the store's owner never gets a name that counts.
+            with suppress(OSError):
+                self.calls.close(fd)
+            self.unlink_quietly(path)
+            raise
+        return fd
 
     # ---- directories
 
@@ -118,28 +180,52 @@ class StoreDirectory:
             self._make_directory(path, own=path == self.root)
         if self._group and not missing and not self.calls.scan_kinds(self.root):
             # Someone made the folder for the store; its mode is where later writers look.
-            with suppress(PermissionError):
+            with suppress(OSError):
                 self.calls.chmod(self.root, _GROUP_DIRECTORY)
 
     def _make_directory(self, path: str, *, own: bool = True) -> None:
         """Make one directory, or find it made, and make its entry durable."""
         made = True
         try:
-            self.calls.mkdir(path, (0o770 if self._group else 0o700) if own else 0o777)
+            self._mkdir(path, (0o770 if self._group else 0o700) if own else 0o777)
         except FileExistsError:
             made = False  # another writer was faster; what is in the way otherwise shows at the next call
-        if made and own and self._group:
-            # mkdir obeys the umask and ignores the set-group-id bit.
-            self.calls.chmod(path, _GROUP_DIRECTORY)
         try:
+            if made and own:
+                self._equip(path)
             # Invariant 2: also when it was there, since whoever made it may have stopped before this.
             self.sync(os.path.dirname(path))
-        except OSError:
+        except (OSError, AccessDenied):
             # Invariant 2: a failed fsync discards what it was for, so that the next writer makes it anew.
             if made:
                 with suppress(OSError):
                     self.calls.rmdir(path)
             raise
+
+    def _mkdir(self, path: str, mode: int) -> None:
+        try:
+            self.calls.mkdir(path, mode)
+        except OSError as error:
+            if error.errno not in _NO_MODE_FOR_DIRECTORIES:
+                raise
+            # Some file systems refuse every mode but the usual one. Where there are modes, it stays private.
+            self.calls.mkdir(path, 0o777)
+            with suppress(OSError):
+                self.calls.chmod(path, mode)
+
+    def _equip(self, path: str) -> None:
+        """Set the owner and the group's mode of a directory that was just made, before anything is in it."""
+        if self._owner is not None or self._group:
+            # Through no link: root would give away what that leads to.
+            fd = self.calls.open(path, _DIRECTORY_FLAGS | os.O_NOFOLLOW)
+            try:
+                self.give(fd)
+                if self._group:
+                    # mkdir obeys the umask and ignores the set-group-id bit.
+                    self.set_mode(fd, _GROUP_DIRECTORY)
+            finally:
+                with suppress(OSError):
+                    self.calls.close(fd)
 
     def settle(self, directory: str) -> None:
         """Make `directory` and what leads to it, and make their entries durable, once in this process."""
@@ -166,27 +252,48 @@ class StoreDirectory:
                 errno.EIO,
                 "an earlier fsync of this directory failed; check the disk, then open the store again",
             )
-        fd = self.calls.open(directory, _DIRECTORY_FLAGS)
+        refused = self._fsync(directory)
+        if refused is None or refused.errno in _NO_SUCH_CALL:
+            return
+        if refused.errno in _MAY_BE_NO_SUCH_CALL:
+            # Invariant 2: a success of this second call proves nothing but that the first one failed.
+            again = self._fsync(directory)
+            if again is not None and again.errno == refused.errno:
+                return
+        self._failed.add(directory)
+        raise refused
+
+    def _fsync(self, directory: str) -> OSError | None:
+        """Call fsync(2) on a directory and return its error, or that of opening it where that may be the same."""
+        try:
+            fd = self.calls.open(directory, _DIRECTORY_FLAGS)
+        except OSError as error:
+            # Invariant 2: told by the second call whether a file system refuses this for good.
+            if error.errno not in _MAY_BE_NO_SUCH_CALL:
+                raise
+            return error
         try:
             # Invariant 2: a name counts only once its directory is on the disk.
             self.calls.fsync(fd)
         except OSError as error:
-            # Invariant 2: a file system that has no such operation cannot be asked for more.
-            if error.errno not in _NO_DIRECTORY_FSYNC:
-                self._failed.add(directory)
-                raise
+            # Invariant 2: raised by the caller, unless the file system has no such operation.
+            return error
         finally:
-            self.calls.close(fd)
+            # Invariant 2: fsync has said all that counts, and after an error the descriptor is gone, too.
+            with suppress(OSError):
+                self.calls.close(fd)
+        return None
 
     # ---- files
 
     def set_mode(self, fd: int, mode: int) -> None:
-        """Set a file's mode, where the file system has modes."""
+        """Set the mode of what this process made, where the file system has modes; it was private until now."""
         try:
             self.calls.fchmod(fd, mode)
-        except OSError as error:
-            # Modes protect from slips; invariant 1 does not rest on them.
-            if error.errno not in _NO_MODES:
+        except OSError:
+            # Modes protect from slips; invariant 1 does not rest on them. But the group was promised access.
+            lacking = mode & ~self.calls.fstat(fd).mode & _GROUP_ACCESS
+            if self._group and lacking:
                 raise
 
     def place(self, temporary: str, final: str, *, exclusive: bool) -> bool:
@@ -201,30 +308,40 @@ class StoreDirectory:
                 # Invariant 1: link fails with EEXIST rather than replace.
                 self.calls.link(temporary, final)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                self._links = False
+                _raise_unless_about_the_way(error)
             else:
                 return True
         try:
             # Invariant 1: this rename fails with EEXIST rather than replace.
             self.calls.rename_exclusive(temporary, final)
         except OSError as error:
-            if error.errno not in _NO_EXCLUSIVE_RENAME:
-                raise
-        else:
-            return False
-        if exclusive:
-            raise ConfigError(
-                f"The file system of {self.root} has neither links nor a rename that does not replace, so "
-                "writers cannot be told apart there."
-            )
+            _raise_unless_about_the_way(error)
+            if exclusive:
+                self._refuse_exclusive(temporary, final, error)
+            self._place_after_a_look(temporary, final)
+        # Whatever link said, it cannot be needed here.
+        self._links = False
+        return False
+
+    def _refuse_exclusive(self, temporary: str, final: str, refused: OSError) -> NoReturn:
+        """Raise ConfigError where names can only be given by a plain rename, OSError where not even by that."""
+        if refused.errno not in _NO_SUCH_CALL:
+            elsewhere = f"{os.path.dirname(final)}/.{uuid.uuid4().hex}"
+            # Invariant 1: a name that nobody else uses, there and back, tells a way that is missing from a failure.
+            self.calls.rename(temporary, elsewhere)
+            self.calls.rename(elsewhere, temporary)
+        raise ConfigError(
+            f"The file system of {self.root} has neither links nor a rename that does not replace, so "
+            "writers cannot be told apart there."
+        ) from refused
+
+    def _place_after_a_look(self, temporary: str, final: str) -> None:
         try:
             self.calls.stat(final, follow=False)
         except FileNotFoundError:
             # Invariant 1, as far as this file system lets it be kept: nothing was there a moment ago.
             self.calls.rename(temporary, final)
-            return False
+            return
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
 
     def unlink_quietly(self, path: str) -> None:
@@ -266,6 +383,20 @@ class StoreDirectory:
             except OSError as error:
                 raise from_os_error(error, f"look for {path}") from error
 
+    def _require_no_dead_link(self) -> None:
+        """Raise BackendUnavailable if the root's absence is that of a disk behind a link on the way to it."""
+        path = self.root
+        while path != os.path.dirname(path):
+            if self._is_link(path):
+                raise BackendUnavailable(
+                    f"{self.root} is out of reach: {path} is a link that leads nowhere. Is the disk behind it mounted?",
+                    retryable=False,
+                )
+            path = os.path.dirname(path)
+            with suppress(OSError):
+                self.calls.stat(path)
+                return  # Invariant 8: what is there does not have what is below, for certain.
+
     def _is_link(self, path: str) -> bool:
         try:
             return self.calls.stat(path, follow=False).is_link
@@ -274,3 +405,17 @@ class StoreDirectory:
             return False
         except OSError as error:
             raise from_os_error(error, f"look for {path}") from error
+
+
+def _raise_unless_about_the_way(error: OSError) -> None:
+    """Raise what says that the name is taken, or what another way to give it would meet as well."""
+    if isinstance(error, FileExistsError) or error.errno in _NOT_ABOUT_THE_WAY:
+        raise error
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False  # No file can be called so; no invariant is at stake.
+    return True

@@ -81,13 +81,28 @@ _SKEWED = re.compile(r"RequestTimeTooSkewed|difference between the request time"
 _SECRET_OPTION = re.compile(
     r"secret|passw|passphrase|token|credential|connection_string|sas|sig|key|auth|cookie", re.IGNORECASE
 )
+# The name of something secret: a whole word, or the part of one that ends there ("AccountKey", "aws_secret_access_key"),
+# but not the name of an error ("NoCredentialsError") or of something else ("tokenizer", "design").
+_NAME = (
+    r"(?:(?i:secret|token|passw(?:or)?d|passphrase|credentials?|signature"
+    r"|(?:account|access|shared|api|secret|private)[_-]?key)|(?<![A-Za-z])(?i:sig)(?![A-Za-z]))"
+    r"(?![a-z])(?!\w{0,40}(?i:Error|Exception|Failure|Expired|Invalid|NotFound|Missing))[\w-]{0,40}"
+)
+_END = r"\s&;,'\""
+# What follows a colon may be prose: a value has a digit in it, or is longer than a word.
+_VALUE = rf"(?:(?=[^{_END}]*\d)[^{_END}]{{6,}}|[^{_END}]{{20,}})"
 _SECRET_TEXT = (
     re.compile(r"(://)[^/\s@:]*:[^/\s@]+(?=@)"),
-    re.compile(r"(?i)(authorization\W{1,4}(?:(?:bearer|basic)\s+)?)[^\s,'\"]+"),
     re.compile(
-        r"(?i)((?:sig|signature|token|secret|password|accountkey|credential)[\w-]*['\"]?\s*[=:]\s*['\"]?)"
-        r"[^\s&;,'\"]+"
+        r"((?i:authorization)['\"]?\s*[:=]\s*['\"]?"
+        r"(?i:(?:bearer|basic|digest|negotiate|token|sharedkey(?:lite)?|aws4-hmac-sha256)\s+))[^\s,'\"]+"
     ),
+    re.compile(rf"((?i:authorization)['\"]?\s*[:=]\s*['\"]?){_VALUE}"),
+    re.compile(r"(\b(?i:bearer)\s+)[A-Za-z0-9._~+/-]{16,}=*"),
+    re.compile(rf"({_NAME}['\"]?\s?=\s?['\"]?)[^{_END}]+"),
+    re.compile(rf"({_NAME}['\"]\s*:\s*(['\"]))(?:(?!\2).)+"),
+    re.compile(rf"((?<=[_-]){_NAME}:\s*['\"]?)[^{_END}]+"),  # the name of a header, not of a sentence
+    re.compile(rf"({_NAME}:\s*['\"]?){_VALUE}"),
 )
 
 

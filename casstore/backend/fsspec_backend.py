@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from casstore.backend import filesystems
 from casstore.backend.base import (
+    STORE_FILE,
     Backend,
     byte_views,
     is_key,
@@ -34,6 +35,7 @@ from casstore.errors import (
     ConfigError,
     ObjectExists,
     ObjectNotFound,
+    StoreNotFound,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ _T = TypeVar("_T")
 Publication = Literal["put", "rename"]
 
 _ATOMIC_PUTS = filesystems.OBJECT_STORES | {"memory"}
+
+# Buckets are nobody's folder, and a web server is only read from.
+_NEVER_A_FOLDER = _ATOMIC_PUTS | filesystems.HTTP
 
 _TEMPORARY = ".tmp"  # hidden, hence no key
 _LISTERS = 16
@@ -85,6 +90,7 @@ class FsspecBackend(Backend):
         self._links = protocol in filesystems.SFTP
         self._made: set[str] = set()  # directories known to exist
         self._exclusive: bool | None = None
+        self._marked_lockless = False
         fs = self._fs
         # Stripping the scheme is each file system's own business.
         self._root = str(fs._strip_protocol(url)).rstrip("/")  # noqa: SLF001  # fsspec's documented hook
@@ -92,7 +98,7 @@ class FsspecBackend(Backend):
         with self._translated(f"open {self.url}"):
             try:
                 self._require_anchor(opening=True)
-            except ConfigError:
+            except StoreNotFound:
                 if not create or protocol in filesystems.OBJECT_STORES:
                     raise
                 fs.makedirs(self._root or "/", exist_ok=True)
@@ -104,7 +110,7 @@ class FsspecBackend(Backend):
         if self._protocol in filesystems.OBJECT_STORES:
             return self._root.split("/", 1)[0]  # the bucket
         if self._protocol in filesystems.HTTP:
-            return f"{self._root}/format"  # a web server need not answer for directories
+            return f"{self._root}/{STORE_FILE}"  # a web server need not answer for directories
         return self._root
 
     @property
@@ -144,7 +150,7 @@ class FsspecBackend(Backend):
             self._look_at_anchor()
         except ObjectNotFound:
             if opening:
-                raise ConfigError(f"There is no store {self.url}: {self._advice()}") from None
+                raise StoreNotFound(f"There is no store {self.url}: {self._advice()}") from None
             # Invariant 8: an outage is not an absence. Bucket and root do not come back within seconds.
             raise BackendUnavailable(
                 f"{self.url} is gone: its root directory or bucket is not there.", retryable=False
@@ -500,6 +506,17 @@ class FsspecBackend(Backend):
         except ObjectNotFound:
             # Invariant 8: gone already, unless the whole store is.
             self._require_anchor()
+
+    @property
+    def may_be_locked_by_others(self) -> bool:
+        """Whether the server may keep objects as files of a folder, which others use without going through it."""
+        return self._protocol not in _NEVER_A_FOLDER
+
+    def mark_lockless(self) -> None:
+        """Leave the marker once for this backend; the server shows it to everybody at once."""
+        if not self._marked_lockless:
+            super().mark_lockless()
+            self._marked_lockless = True
 
     def list_temporaries(self) -> Iterator[Entry]:
         """Yield the files in the hidden directory, where objects get a temporary name first."""

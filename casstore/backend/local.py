@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import uuid
 from contextlib import contextmanager, suppress
 from operator import itemgetter
@@ -10,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from casstore.backend import lock
 from casstore.backend.base import (
+    LOCKLESS,
+    STORE_FILE,
     Backend,
     BlobWriter,
     Entry,
@@ -20,9 +24,11 @@ from casstore.backend.base import (
 )
 from casstore.backend.directory import StoreDirectory
 from casstore.backend.local_writer import TEMPORARY, LocalWriter
+from casstore.backend.location import file_url
+from casstore.backend.mount_types import is_network
 from casstore.backend.oserrors import from_os_error
 from casstore.backend.syscalls import EntryKind, Status, SystemCalls
-from casstore.errors import BackendError, BackendUnavailable, ConfigError, ObjectExists, ObjectNotFound
+from casstore.errors import BackendError, BackendUnavailable, ConfigError, ObjectNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +40,11 @@ if TYPE_CHECKING:
 _Listed = TypeVar("_Listed", Status, EntryKind)
 _Files = list[tuple[str, _Listed]]
 
+MARKER_WAIT = 120.0
+"""Seconds for which network mounts keep believing, at most, that a file is not there (acdirmax of nfs(5), doubled)."""
+
+_log = logging.getLogger("casstore")
+
 # Without O_NONBLOCK, a pipe that someone put where an object should be would never let a reader go.
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -44,7 +55,8 @@ class LocalBackend(Backend):
     `root` may be a symbolic link. `create` makes it and the directories above it; otherwise a missing one is
     a ConfigError. Files are published with mode 0400 in directories of mode 0700; with `shared="group"`, or
     under a root that is set-group-id and writable by its group, with 0440 in 2770. `durability="none"`
-    leaves out the fsyncs and nothing else. `calls` is for tests.
+    leaves out the fsyncs and nothing else. `marker_wait` is how long, in seconds, a network mount may hide a new
+    file from other machines. `calls` is for tests.
     """
 
     def __init__(
@@ -55,15 +67,18 @@ class LocalBackend(Backend):
         durability: Durability = "full",
         shared: Literal["group"] | None = None,
         calls: SystemCalls | None = None,
+        marker_wait: float = MARKER_WAIT,
     ) -> None:
         self._calls = calls if calls is not None else SystemCalls()
         self._directory = StoreDirectory(
             root, calls=self._calls, create=create, durability=durability, shared=shared
         )
         self._root = self._directory.root
-        self.url = f"file://{self._root}"
+        self.url = file_url(self._root)
+        self._marker_wait = marker_wait
         self._exclusive: bool | None = None
         self._marked_lockless = False
+        self._seen_at: float | None = None  # on the monotonic clock: when no cache hides the marker any more
 
     # ---- reading
 
@@ -316,28 +331,48 @@ class LocalBackend(Backend):
         fd = lock.acquire(self._directory, exclusive=exclusive, blocking=blocking)
         if fd is None:
             if not exclusive:
-                self._mark_lockless()
+                self.mark_lockless()
             yield False
             return
         try:
-            yield not self._is_marked_lockless()
+            yield not self.has_lockless_writers()
         finally:
             lock.release(self._directory, fd)
 
-    def _mark_lockless(self) -> None:
+    def mark_lockless(self) -> None:
+        """Leave the marker once for this backend; on a network mount, `await_marker` waits for a new one."""
         if not self._marked_lockless:
-            # Invariant 10: one marker speaks for everybody.
-            with suppress(ObjectExists):
-                self.put(lock.LOCKLESS, [b"someone publishes to this store without its lock\n"])
+            super().mark_lockless()
+            if is_network(self._calls.file_system_type(self._root)):
+                self._seen_at = self._seen_everywhere_at()
             self._marked_lockless = True
 
-    def _is_marked_lockless(self) -> bool:
+    def _seen_everywhere_at(self) -> float | None:
+        """Return when, on the monotonic clock, no cache hides the marker any more; None if that is past.
+
+        Before there was a store there was no collector that could miss it, so who makes the store never waits.
+        """
+        marker = self.stat(LOCKLESS)
         try:
-            self.stat(lock.LOCKLESS)
+            if marker.modified <= self.stat(STORE_FILE).modified:
+                return None
         except ObjectNotFound:
-            # Invariant 10: absent for certain, an outage raises something else.
-            return False
-        return True
+            # Invariant 10: absent for certain, so the store is only being made.
+            return None
+        # By two clocks, which may differ: a marker from a future that far away is nobody's new one.
+        age = time.time() - marker.modified
+        return time.monotonic() + self._marker_wait - max(age, 0.0) if abs(age) < self._marker_wait else None
+
+    def await_marker(self) -> None:
+        """Sleep until other machines see the marker, if it is new."""
+        left = 0.0 if self._seen_at is None else self._seen_at - time.monotonic()
+        if left > 0:
+            _log.warning(
+                "%s gets its first writer on a network mount: the record waits %.0f s, until every machine can see "
+                "that there is one.",
+                self.url, left,
+            )  # fmt: skip
+            time.sleep(left)
 
     def _explain(self, error: OSError, doing: str, key: str) -> BackendError:
         if isinstance(error, FileNotFoundError):

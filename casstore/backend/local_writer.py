@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp"  # hidden, hence no key, and on the store's own file system
 
 _WRITEBACK = 8 << 20  # bytes after which the kernel is asked to start writing
-_WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LocalWriter(BlobWriter):
@@ -47,14 +46,13 @@ class LocalWriter(BlobWriter):
         self._named = True
 
     def _open(self) -> int:
-        mode = self._directory.writing_mode
         try:
-            return self._calls.open(self.path, _WRITE_FLAGS, mode)
+            return self._directory.make_file(self.path)
         except FileNotFoundError:
             # The first writer makes the directory. Never a new root: that would hide an unmounted disk.
             self._directory.require_reachable(TEMPORARY)
             self._directory.settle(os.path.dirname(self.path))
-            return self._calls.open(self.path, _WRITE_FLAGS, mode)
+            return self._directory.make_file(self.path)
 
     def write(self, parts: Sequence[Buffer]) -> None:
         """Append `parts` straight to the file, in few system calls and without the GIL."""
@@ -97,7 +95,7 @@ class LocalWriter(BlobWriter):
                 # Invariant 2: bytes before name. Never repeated: after a failure the kernel may have
                 # dropped the bytes and answer the next call with success.
                 self._calls.fsync(fd)
-            identity = self._calls.fstat(fd)[3:]
+            identity = self._calls.fstat(fd).identity
             self._fd = None
             self._calls.close(fd)
             left_over = self._place(final, identity, exclusive=exclusive)
@@ -127,7 +125,7 @@ class LocalWriter(BlobWriter):
                 self._directory.settle(parent)
                 return self._directory.place(self.path, final, exclusive=exclusive)
         except FileExistsError:
-            if self._calls.stat(final)[3:] == identity:
+            if self._calls.stat(final).identity == identity:
                 return True  # NFS repeats a link whose answer got lost: this one is ours
             # Invariant 2: the caller will rely on the other writer's file, so its name must be durable.
             self._directory.sync(parent)
@@ -153,6 +151,10 @@ class LocalWriter(BlobWriter):
         if self._named:
             self._named = False
             self._directory.unlink_quietly(self.path)
+
+    def set_mode(self, mode: int) -> None:
+        """Set the mode of the temporary file, where the file system has modes."""
+        self._directory.set_mode(self._usable(), mode)
 
     def _usable(self) -> int:
         if self._fd is None or self._broken:

@@ -14,10 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*::")
+_ESCAPED = re.compile(r"::|[%\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _IN_BRACKETS = re.compile(r"\[[^\]]*\]")  # an IPv6 address
 # In these the part before "@" names a container, as in abfs://container@account.dfs.core.windows.net/path.
 _CONTAINER_BEFORE_AT = frozenset({"abfs", "abfss", "az", "adl"})
-
+# What fsspec lays over another place, or makes up: none of them keeps what is written as it is, and some lead
+# back to a store, to itself in the end.
+_NOT_STORAGE = frozenset(
+    {
+        "async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "cas", "data", "dir", "filecache",
+        "generic", "libarchive", "reference", "simplecache", "tar", "zip",
+    }
+)  # fmt: skip
 
 # Azure's clouds by name: credentials are sent to the host, so it must be one of Azure's.
 _AZURE_PUBLIC = "core.windows.net"
@@ -45,21 +54,32 @@ def parse_location(url_or_path: str | os.PathLike[str]) -> Location:
     """Tell local paths, memory stores and fsspec URLs apart.
 
     Raises ConfigError for URLs with user info, with a query, or chained with "::"; a secret in them is not
-    repeated in the message.
+    repeated in the message. Raises it also for protocols that keep nothing themselves, `cas://` among them.
     """
     text = os.fspath(url_or_path)
     if not text or "\0" in text:
         raise ConfigError("A store needs a path or a URL; this one is empty or has a NUL character.")
-    if not isinstance(url_or_path, str) or "://" not in text or text.startswith(("/", ".")):
+    is_path = not isinstance(url_or_path, str) or text.startswith(("/", "."))
+    if is_path or ("://" not in text and _CHAINED.match(text) is None):
         return Location("local", text)
     match = _SCHEME.match(text)
     if match is None:
         raise ConfigError(
             "This is neither a path nor a URL that can hold a store. Chained URLs ('::') cannot: name the "
-            "storage itself. A path with '://' in it starts with '/' or './'."
+            "storage itself. A path with '://' or '::' in it starts with '/' or './'."
         )
     scheme = match[1].lower()
     rest = text[match.end() :]
+    if scheme in _NOT_STORAGE:
+        raise ConfigError(
+            f"{scheme}:// cannot hold a store"
+            + (
+                ": it shows what is in one. Give"
+                if scheme == "cas"
+                else ", it only shows another place. Give"
+            )
+            + " the store's own path or URL."
+        )
     _refuse_secrets(scheme, rest)
     if "::" in _IN_BRACKETS.sub("", rest):
         raise ConfigError(
@@ -72,6 +92,18 @@ def parse_location(url_or_path: str | os.PathLike[str]) -> Location:
     if scheme == "https" and _AZURE_HOST.fullmatch(rest.split("/", 1)[0]):
         return Location("fsspec", *azure_location(text))
     return Location("fsspec", f"{scheme}://{rest}")
+
+
+def file_url(path: str) -> str:
+    """Return the URL of an absolute path, which `parse_location` reads back; names of any bytes have one.
+
+    Only what it must escape is escaped, so that people recognise their folders.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogateescape"))
+
+    return "file://" + _ESCAPED.sub(escape, path)
 
 
 def azure_location(account_or_url: str, container: str | None = None) -> tuple[str, dict[str, str]]:
@@ -136,7 +168,7 @@ def _local_path(scheme: str, rest: str) -> str:
         raise ConfigError(
             f"{scheme}://{rest} is not a local path: write {scheme}:///absolute/path, with three slashes."
         )
-    path = unquote("/" + path)
+    path = unquote("/" + path, errors="surrogateescape")
     if "\0" in path:
         raise ConfigError("A store needs a path without NUL characters.")
     return path

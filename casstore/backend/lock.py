@@ -12,6 +12,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casstore.backend.local_writer import LocalWriter
+from casstore.backend.mount_types import is_one_kernels
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import ConflictError
 
@@ -19,16 +21,9 @@ if TYPE_CHECKING:
     from casstore.backend.directory import StoreDirectory
 
 LOCK = "gc/.lock"  # hidden, hence no key; never removed, or two holders would lock two files
-LOCKLESS = "gc/lockless"  # the marker
 
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-
-# File systems that one kernel owns, so that its flock sees every writer. Any other, network and FUSE file
-# systems above all, may be written by a machine whose locks are not seen here.
-_LOCKING_FILE_SYSTEMS = frozenset(
-    {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "tmpfs", "ramfs", "overlay"}
-)
+_LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
 def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> int | None:
@@ -37,32 +32,26 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
     Raises ConflictError when the lock is taken and `blocking` is False.
     """
     calls = directory.calls
-    if calls.file_system_type(directory.root) not in _LOCKING_FILE_SYSTEMS:
+    if not is_one_kernels(calls.file_system_type(directory.root)):
         return None
     path = f"{directory.root}/{LOCK}"
     operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if blocking else fcntl.LOCK_NB)
     try:
-        directory.settle(os.path.dirname(path))
         while True:
-            fd = calls.open(path, _LOCK_FLAGS, directory.writing_mode)
+            fd = _open(directory, path)
+            held = False
             try:
-                directory.set_mode(fd, directory.writing_mode)
-                calls.flock(fd, operation)
-                same = _is_still(directory, fd, path)
-            except BaseException:
-                # Invariant 10: a lock that nobody holds on purpose must not stop a collector.
-                calls.close(fd)
-                raise
-            if same:
-                return fd
-            calls.close(fd)
-    except BlockingIOError:
-        raise ConflictError(
-            f"Someone else is publishing to {directory.root} or collecting it. Try again when that ends."
-        ) from None
+                if not _flock(directory, fd, operation):
+                    return None
+                held = _is_still(directory, fd, path)
+                if held:
+                    return fd
+            finally:
+                if not held:
+                    # Invariant 10: a lock that nobody holds on purpose must not stop a collector.
+                    with suppress(OSError):
+                        calls.close(fd)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
         raise from_os_error(error, f"lock {directory.root}") from error
 
 
@@ -75,9 +64,39 @@ def release(directory: StoreDirectory, fd: int) -> None:
         directory.calls.close(fd)
 
 
+def _open(directory: StoreDirectory, path: str) -> int:
+    """Open the lock; make it first where there is none, under another name until it has its mode and owner."""
+    try:
+        return directory.calls.open(path, _LOCK_FLAGS)
+    except FileNotFoundError:
+        directory.settle(os.path.dirname(path))
+    with LocalWriter(directory) as made:
+        made.set_mode(directory.writing_mode)
+        # Another process was faster: everybody locks the one file that has the name.
+        with suppress(FileExistsError):
+            directory.place(made.path, path, exclusive=False)
+    return directory.calls.open(path, _LOCK_FLAGS)
+
+
+def _flock(directory: StoreDirectory, fd: int, operation: int) -> bool:
+    """Lock; return False where that does not work, and raise ConflictError where somebody else holds it."""
+    try:
+        directory.calls.flock(fd, operation)
+    except BlockingIOError:
+        raise ConflictError(
+            f"Someone else is publishing to {directory.root} or collecting it. Try again when that ends."
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Invariant 10: nobody's safety rests on the lock, and whoever lacks it leaves the marker.
+        return False
+    return True
+
+
 def _is_still(directory: StoreDirectory, fd: int, path: str) -> bool:
     # A lock on a file that was removed or replaced meanwhile protects nothing.
     try:
-        return directory.calls.fstat(fd)[3:] == directory.calls.stat(path)[3:]
+        return directory.calls.fstat(fd).identity == directory.calls.stat(path).identity
     except FileNotFoundError:
         return False

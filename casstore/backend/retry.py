@@ -17,6 +17,7 @@ from casstore.errors import BackendError, ObjectExists, ObjectNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
@@ -205,6 +206,12 @@ class RetryingBackend(BackendWrapper):
     def remove_temporary(self, key: str) -> None:
         """Remove a leftover; repeating it is harmless."""
         self._repeat(lambda _: self.inner.remove_temporary(key))
+
+    def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
+        """Lock as the wrapped backend does; its marker is left by as many attempts as that takes."""
+        if self.inner.may_be_locked_by_others and not exclusive:
+            self._repeat(lambda _: self.inner.mark_lockless())
+        return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
 
     def settle(self, keys: Iterable[str]) -> None:
         """Settle `keys`; a failed fsync is not retryable and comes through at once."""

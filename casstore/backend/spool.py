@@ -35,9 +35,7 @@ class SpoolingWriter(BlobWriter):
     def write(self, parts: Sequence[Buffer]) -> None:
         """Append `parts`."""
         self._require_open()
-        with translated(
-            f"spool an object for {self._url} in {tempfile.gettempdir()} (set TMPDIR to move it)"
-        ):
+        with translated(f"spool an object for {self._url} on this machine (set TMPDIR to move it)"):
             for view in byte_views(parts):
                 if self._file is None and self.offset + view.nbytes > _IN_MEMORY:
                     self._file = tempfile.NamedTemporaryFile(prefix="casstore-")  # noqa: SIM115  # closed by discard

@@ -34,6 +34,13 @@ class Status(NamedTuple):
     modified: float
     device: int
     inode: int
+    uid: int = 0
+    gid: int = 0
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What tells this file from every other one."""
+        return self.device, self.inode
 
     @property
     def is_directory(self) -> bool:
@@ -63,7 +70,15 @@ _DIRECTORY = EntryKind(is_directory=True, is_file=False)
 
 
 def _status(result: os.stat_result) -> Status:
-    return Status(result.st_mode, result.st_size, result.st_mtime, result.st_dev, result.st_ino)
+    return Status(
+        result.st_mode,
+        result.st_size,
+        result.st_mtime,
+        result.st_dev,
+        result.st_ino,
+        result.st_uid,
+        result.st_gid,
+    )
 
 
 class SystemCalls:
@@ -124,6 +139,14 @@ class SystemCalls:
     def chmod(self, path: str, mode: int) -> None:
         """Call chmod(2)."""
         os.chmod(path, mode)
+
+    def geteuid(self) -> int:
+        """Call geteuid(2): 0 is root."""
+        return os.geteuid()
+
+    def fchown(self, fd: int, uid: int, gid: int) -> None:
+        """Call fchown(2)."""
+        os.fchown(fd, uid, gid)
 
     def link(self, source: str, target: str) -> None:
         """Call link(2): fails with EEXIST rather than replace."""

@@ -70,6 +70,14 @@ class BackendWrapper(Backend):
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
         return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
 
+    @property
+    def may_be_locked_by_others(self) -> bool:
+        """As the wrapped backend knows."""
+        return self.inner.may_be_locked_by_others
+
+    def await_marker(self) -> None:
+        self.inner.await_marker()
+
     def local_path(self, key: str) -> str | None:
         return self.inner.local_path(key)
 

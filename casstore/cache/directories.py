@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError
 from casstore.format.paths import check_path
+from casstore.store.user_folders import expand_home
 
 if TYPE_CHECKING:
     from casstore.cache.config import CacheConfig
@@ -39,7 +40,7 @@ class CacheDirectories:
         A config without a workflow id names the working folder itself: if it lies beside a store, it is one
         workflow of that cache.
         """
-        local = Path(config.get_local_cache_dir()).expanduser().resolve()
+        local = Path(expand_home(str(config.get_local_cache_dir()))).resolve()
         if config.workflow_id is not None:
             return cls._at(local / config.workflow_id, local)
         beside = (local.parent / "store" / "format").exists() and not (local / "store").exists()

@@ -276,7 +276,8 @@ def _copy(source: str, place: str) -> None:
         shutil.copyfile(source, place)
     if status.st_mode & stat.S_IXUSR:
         mode = os.stat(place).st_mode
-        os.chmod(place, mode | (mode & 0o444) >> 2)
+        with contextlib.suppress(OSError):  # A file system that refuses modes has no such bit.
+            os.chmod(place, mode | (mode & 0o444) >> 2)
 
 
 def _sync(place: str) -> None:
@@ -293,9 +294,10 @@ def _rename_new(made: str, place: str) -> None:
     try:
         os.link(made, place)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if isinstance(error, FileExistsError):
             raise
-        # Invariant 2, its stated fallback: a file system without links gets a look and a rename.
+        # Invariant 2, its stated fallback: a file system without links, which says so by many a number, gets a look
+        # and a rename, which meets again whatever else was wrong.
         if os.path.lexists(place):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place) from error
         os.rename(made, place)

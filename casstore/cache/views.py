@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,7 +27,10 @@ def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=4, default=str)
-        os.fchmod(file.fileno(), mode)
+        with contextlib.suppress(
+            OSError
+        ):  # A file system that refuses modes shows views as it shows everything.
+            os.fchmod(file.fileno(), mode)
     os.replace(temporary, path)  # A view, whole or not at all; the truth is in the store (invariant 3).
 
 

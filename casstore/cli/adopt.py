@@ -9,6 +9,7 @@ from casstore.cli.exits import ERROR, say
 from casstore.cli.options import DebugOption, DryRunOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import human_bytes, human_percent, short_id
+from casstore.store.user_folders import expand_home
 
 if TYPE_CHECKING:
     from casstore.cache.adopt import AdoptPlan, AdoptReport, Problem
@@ -44,7 +45,7 @@ def run(
 
         with out.status() as status:
             status("Reading the cache")
-            plan = plan_adopt(place, allow=allow or ())
+            plan = plan_adopt(place, allow=[expand_home(folder) for folder in allow or ()])
             if dry_run:
                 problems = plan.problems
                 _show_plan(out, plan)

@@ -8,6 +8,7 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, QuietOption
 from casstore.cli.session import session
 from casstore.cli.text import human_bytes, human_duration, human_percent, human_rate, megabytes
+from casstore.store.user_folders import expand_home
 
 if TYPE_CHECKING:
     from casstore.cli.session import Session
@@ -38,7 +39,7 @@ def run(
         from casstore.ops.demo import run_demo  # noqa: PLC0415 - see cli/__init__.py
 
         with out.status() as announce:
-            report = run_demo(path, store=store, announce=announce)
+            report = run_demo(path, store=store and expand_home(store), announce=announce)
         if out.as_json:
             out.print_json(_as_json(report))
         else:

@@ -22,7 +22,7 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         metavar="PATH_OR_URL",
-        help="The store to use; without it CASSTORE_STORE, else one in your data directory.",
+        help="The store to use (~ is your home); without it CASSTORE_STORE, else one in your data directory.",
         show_default=False,
     ),
 ]

@@ -8,6 +8,7 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.store.remotes import Remotes
+from casstore.store.user_folders import expand_home
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The remote's name.", show_default=False)]
 
@@ -28,7 +29,7 @@ def add(
 ) -> None:
     """Give a store elsewhere a name. Nothing is connected to, and no credentials are kept."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        place = Remotes(out.store_id()).add(name, url)
+        place = Remotes(out.store_id()).add(name, expand_home(url))
         if out.as_json:
             out.print_json({"name": name, "url": place})
         else:

@@ -10,14 +10,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import platformdirs
 import typer
 
 import casstore
 from casstore.cli.exits import ERROR, exit_codes, say
 from casstore.cli.progress import progress_bar, shows_progress, status_line
 from casstore.cli.text import printable
+from casstore.errors import ConfigError, StoreNotFound
 from casstore.store.remotes import Remotes, is_place
+from casstore.store.user_folders import NO_HOME, data_folder, expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +51,7 @@ class Session:
     @property
     def place(self) -> str:
         """The path or URL of the store: the option, else the environment, else the user's own store."""
-        return self.store_option or os.environ.get(STORE_VARIABLE) or default_place()
+        return expand_home(self.store_option or os.environ.get(STORE_VARIABLE) or "") or default_place()
 
     @property
     def uses_default(self) -> bool:
@@ -65,13 +66,16 @@ class Session:
         """Open the store, making it if there is none, for its folder's group or private; say whether it was made."""
         try:
             return casstore.Store.open(store_in(self.place), shared=shared), False
-        except casstore.ConfigError:
+        except StoreNotFound:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
             return casstore.Store.open(self.place, create=True, shared=shared), True
 
     def open_at(self, place: str, *, readonly: bool = False) -> Store:
-        """Open the store at a path or URL, or of the pipeline's cache in that folder; the caller closes it."""
-        return casstore.Store.open(store_in(place), readonly=readonly)
+        """Open the store at a path or URL, or of the pipeline's cache in that folder; the caller closes it.
+
+        `~` is the home directory: shells leave it alone in `--store=~/x`, and files and variables have no shell.
+        """
+        return casstore.Store.open(store_in(expand_home(place)), readonly=readonly)
 
     def open_remote(self, remote: str, store: Store, *, readonly: bool = False) -> Store:
         """Open the store that `remote`, a name of this store's or a place, means; the caller closes it."""
@@ -184,4 +188,9 @@ def store_in(place: str) -> str:
 
 def default_place() -> str:
     """Return the user's own store."""
-    return os.path.join(platformdirs.user_data_dir("casstore", appauthor=False), "store")
+    folder = data_folder()
+    if folder is None:
+        raise ConfigError(
+            f"Which store? Give --store PATH_OR_URL or set {STORE_VARIABLE}: {NO_HOME} to have one there."
+        )
+    return os.path.join(folder, "store")

@@ -24,6 +24,7 @@ from casstore.store import files
 from casstore.store.chunk_cache import CHUNK_CACHE
 from casstore.store.round_trips import ask_all
 from casstore.store.store import Store
+from casstore.store.user_folders import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
                 )
             store = _chained(fo, target_protocol)
             store_options = {**(target_options or {}), **(store_options or {})}
-        store = store or os.environ.get(STORE_VARIABLE)
+        store = store or expand_home(os.environ.get(STORE_VARIABLE) or "")
         if not store:
             raise ConfigError(
                 f"cas:// needs to know the store: give store=PATH_OR_URL or set {STORE_VARIABLE}."

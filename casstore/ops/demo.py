@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError, IntegrityError
 from casstore.ops.variants import Skipped, plan_variants
-from casstore.store.machine import state_path
+from casstore.store.machine import machine_folder
 from casstore.store.store import Store
 
 if TYPE_CHECKING:
@@ -256,9 +256,10 @@ def _opened(place: str | None, scratch: str) -> Iterator[Store]:
             yield store
         finally:
             # No invariant is at stake: what this machine remembers of a store that is about to go.
-            state = state_path(bytes.fromhex(store.store_id), store.backend.url)
+            kept = machine_folder(bytes.fromhex(store.store_id), store.backend.url)
             store.close()
-            shutil.rmtree(os.path.dirname(state), ignore_errors=True)
+            if kept is not None:
+                shutil.rmtree(kept, ignore_errors=True)
 
 
 def _ref_part(source: str) -> str:

@@ -112,7 +112,8 @@ class Checkout:
                         os.rmdir(root)  # Invariant 4: the staging directory is ours.
                 raise
             finally:
-                os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)  # Invariant 4: nothing was written through it.
 
     def _prepare(self) -> bool:
         """Check the destination; say whether it has yet to be made."""
@@ -228,14 +229,15 @@ class Checkout:
                 file.entry.path,
                 "Its layout does not describe it: add the model again.",
             )
-        os.close(file.descriptor)
-        file.descriptor = -1
+        descriptor, file.descriptor = file.descriptor, -1
+        # Whatever close says, the number is free afterwards, and may be another thread's file.
+        os.close(descriptor)
         existed = self._check_replaceable(file)
         os.rename(file.temporary, file.name.encode(), src_dir_fd=file.directory, dst_dir_fd=file.directory)
-        os.close(file.directory)
-        file.directory = -1
         if not existed:
             self._written.append((file.entry.path, False))
+        directory, file.directory = file.directory, -1
+        os.close(directory)
 
     def _check_replaceable(self, file: _OpenFile) -> bool:
         """Say whether a regular file of this name exists; refuse to replace anything else."""
@@ -250,13 +252,17 @@ class Checkout:
         return True
 
     def _discard(self, file: _OpenFile) -> None:
-        if file.descriptor >= 0:
-            os.close(file.descriptor)
-        if file.directory >= 0:
+        descriptor, directory, file.descriptor, file.directory = file.descriptor, file.directory, -1, -1
+        if descriptor >= 0:
             with contextlib.suppress(OSError):
-                os.unlink(file.temporary, dir_fd=file.directory)  # Invariant 4: never whole, so never kept.
-            os.close(file.directory)
-        file.descriptor = file.directory = -1
+                os.close(
+                    descriptor
+                )  # What is thrown away may as well have failed to be written (invariant 4).
+        if directory >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(file.temporary, dir_fd=directory)  # Invariant 4: never whole, so never kept.
+            with contextlib.suppress(OSError):
+                os.close(directory)  # Nothing was written through it.
 
     def _open_directory(self, root: int, path: str, *, make: bool = True) -> int:
         """Open a directory of the tree below `root`, following no link; `make` what is missing."""

@@ -7,7 +7,6 @@ same chunk, now or later, fetch it once; the least recently used ones are let go
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.errors import BackendError, ConfigError, IntegrityError
 from casstore.store.buffers import new_buffer
+from casstore.store.forks import ForkAware, watch_forks
 from casstore.store.objects import fetch_groups
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Piece(NamedTuple):
     end: int
 
 
-class ChunkCache:
+class ChunkCache(ForkAware):
     """Reads chunks of one store; safe in threads, and empty in a child process after a fork.
 
     `limit` is in plain bytes. Requests under way hold about 50 MiB besides, whatever is read.
@@ -71,10 +71,10 @@ class ChunkCache:
             )
         self._reader = reader
         self._limit = limit
-        self.forget()
-        _caches.add(self)
+        self.after_fork_in_child()
+        watch_forks(self)
 
-    def forget(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Start anew: a forked child has none of its parent's threads, and locks as they were."""
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
@@ -217,15 +217,3 @@ def _new_block(size: int) -> memoryview:
     What one thread allocates and another lets go stays with the allocator, which took twice the limit.
     """
     return new_buffer(size) if size < _PAGES else memoryview(mmap.mmap(-1, size))
-
-
-_caches: weakref.WeakSet[ChunkCache] = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for cache in _caches:
-        cache.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)

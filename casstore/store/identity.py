@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound
+from casstore.backend import open_backend
+from casstore.backend.base import LOCKLESS
+from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound, StoreNotFound
 from casstore.format import marks
 
 if TYPE_CHECKING:
     from casstore.backend.base import Backend
 
 
+_NOT_IN_THE_WAY = frozenset(
+    {
+        LOCKLESS,  # of somebody who began to make a store here
+        # What systems leave at the root of a volume under names that keys may have (others are never listed).
+        "aquota.group", "aquota.user", "desktop.ini", "quota.group", "quota.user", "thumbs.db",
+    }
+)  # fmt: skip
+
+
 def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
     """Return the identity of the store at `backend`; with `create`, make it if there is none.
 
-    Raises ConfigError for a place that is no store, or that is to become one and holds other things.
+    Raises StoreNotFound for a place that is no store, ConfigError for one that is to become one and holds other things.
     """
     identity = _read_format(backend) or (create_format(backend) if create else None)
     if identity is None:
-        raise ConfigError(f"{backend.url} is not a casstore store. `casstore init` makes one.")
+        raise StoreNotFound(f"{backend.url} is not a casstore store. `casstore init` makes one.")
     return identity
+
+
+def store_exists(url_or_path: str | os.PathLike[str], **storage_options: Any) -> bool:
+    """Say whether there is a store at a path or URL; nothing is made, whatever the answer.
+
+    Raises BackendError for a place that is out of reach. A mount point whose disk is not mounted is an empty folder,
+    hence no store: who makes one there must have been told to.
+    """
+    try:
+        backend = open_backend(url_or_path, readonly=True, **storage_options)
+    except StoreNotFound:
+        return False  # Invariant 8: certain, an outage raises something else.
+    with backend:
+        return _read_format(backend) is not None
 
 
 def _read_format(backend: Backend) -> marks.StoreFormat | None:
@@ -36,10 +61,12 @@ def _read_format(backend: Backend) -> marks.StoreFormat | None:
 
 def create_format(backend: Backend) -> marks.StoreFormat:
     """Make an empty place a store, with an id of its own unless someone else was first."""
-    if next(iter(backend.list("")), None) is not None:
+    if any(entry.key not in _NOT_IN_THE_WAY for entry in backend.list("")):
         raise ConfigError(f"{backend.url} holds other things. Give an empty place for a new store.")
     created = marks.StoreFormat(os.urandom(marks.STORE_ID_SIZE))
-    with contextlib.suppress(ObjectExists):  # Invariant 1: who made it first made the store.
+    # Who cannot lock says so before there is a store, hence before any collector: then nobody need wait later.
+    with backend.publish_lock(), contextlib.suppress(ObjectExists):
+        # Invariant 1: who made it first made the store.
         backend.put(marks.FORMAT_KEY, [marks.encode_format(created)])
     found = _read_format(backend)
     assert found is not None

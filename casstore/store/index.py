@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,7 @@ from casstore.errors import (
 )
 from casstore.format.rows import ROW, BaseLists, id_words
 from casstore.store.footers import FOOTER_GUESS, join_footers, read_footer
+from casstore.store.forks import ForkAware, watch_forks
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, is_foreign, pack_id_of
 from casstore.store.merging import MAX_SEGMENTS, choose_parts, superfluous, write_merged
 from casstore.store.pack_table import PackTable
@@ -81,7 +80,7 @@ class Located:
         return self.lists[self.sources[at]].get(number) if number else ()
 
 
-class Index:
+class Index(ForkAware):
     """All that is known of where objects lie in one store; safe in threads.
 
     A segment that cannot be read, or in which a look-up meets damage, is set aside with a warning, and the footers of
@@ -101,7 +100,7 @@ class Index:
         self._fetching_costs: int | None = None
         self._joined = itertools.count()
         self._busy_from = 0
-        _indexes.add(self)
+        watch_forks(self)
 
     def pack_id(self, number: int) -> bytes:
         """Return the pack that a located row's number means."""
@@ -570,7 +569,7 @@ class Index:
         for key in keys:
             self._backend.delete(key)  # Invariant 5: each caller says why what it says is known elsewhere.
 
-    def renew_lock(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Replace the locks in a forked child, where another thread of the parent may have held them."""
         self._lock = threading.RLock()
         self._packs.renew_lock()
@@ -589,14 +588,3 @@ def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:
 
 def _is_damage(error: Exception) -> bool:
     return isinstance(error, FormatError) and not isinstance(error, UnsupportedVersion)
-
-
-_indexes: weakref.WeakSet[Index] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for index in _indexes:
-        index.renew_lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)

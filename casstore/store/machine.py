@@ -1,7 +1,8 @@
 """What belongs to this machine and can be made again: the stat cache, and the tables of the catalogue.
 
 A store may sit on a shared folder or be read-only, so none of this lies in it. One SQLite file per store
-in the user's cache directory; without it everything works, slower.
+in the user's cache directory; without it, where there is none or it is on a network file system, everything
+works, slower.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import logging
 import os
 import sqlite3
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import platformdirs
-
 from casstore.digest import DIGEST_SIZE, digest
+from casstore.store.forks import ForkAware, watch_forks
 from casstore.store.unchanged import UnchangedFiles
+from casstore.store.user_folders import cache_folder, keeps_databases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,7 +77,7 @@ class KnownFile:
     layout_id: bytes
 
 
-class MachineState:
+class MachineState(ForkAware):
     """The SQLite file of one store; safe in threads and after a fork. With no `path`, it forgets at once.
 
     `unchanged_files` makes what says, for one call, which files may be known by their stat identity.
@@ -92,7 +92,7 @@ class MachineState:
         self._held: sqlite3.Connection | None = None
         self._inode: int | None = None
         self._renewals = 0
-        _states.add(self)
+        watch_forks(self)
 
     def known_files(self, keys: Sequence[bytes | None]) -> list[KnownFile | None]:
         """Return for each stat key what its file was when it was last read, None if that is not known."""
@@ -191,34 +191,34 @@ class MachineState:
                 with contextlib.suppress(sqlite3.Error):
                     held.close()
 
+    def before_fork(self) -> None:
+        """Close the connection: SQLite forbids to carry one into a child, which could not even close it."""
+        self.lock.acquire()
+        self.close()
+
+    def after_fork_in_parent(self) -> None:
+        """Let others go on."""
+        self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Let go of a lock that threads of the parent may have waited for."""
+        self.lock = threading.RLock()
+
     def __del__(self) -> None:
         self.close()
 
 
-_states: weakref.WeakSet[MachineState] = weakref.WeakSet()
-_forking: list[MachineState] = []
-
-
-def _before_fork() -> None:
-    """Close every connection: SQLite forbids to carry one into a child, which could not even close it."""
-    _forking[:] = _states
-    for state in _forking:
-        state.lock.acquire()
-        state.close()
-
-
-def _after_fork() -> None:
-    while _forking:
-        _forking.pop().lock.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
-
-
-def state_path(store_id: bytes, url: str) -> str:
-    """Return where this machine keeps what it knows of the store with this id at this URL."""
+def machine_folder(store_id: bytes, url: str) -> str | None:
+    """Return where this machine keeps what it knows of the store with this id at this URL, None for nowhere."""
+    folder = cache_folder()
     place = f"{store_id.hex()}-{digest(url.encode()).hex()[:16]}"
-    return os.path.join(platformdirs.user_cache_dir("casstore"), "stores", place, "state.sqlite")
+    return None if folder is None else os.path.join(folder, "stores", place)
+
+
+def state_path(store_id: bytes, url: str) -> str | None:
+    """Return the file of a store's MachineState, None where it is not to be kept."""
+    folder = machine_folder(store_id, url)
+    return os.path.join(folder, "state.sqlite") if folder is not None and keeps_databases(folder) else None
 
 
 def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:

@@ -41,10 +41,13 @@ class PackTable:
         with self._lock:
             numbers = np.empty(len(packs), np.uint32)
             for at, pack in enumerate(packs):
-                number = self._numbers.setdefault(pack, len(self._ids))
-                if number == len(self._ids):
-                    self._ids.append(pack)
+                number = self._numbers.get(pack)
+                if number is None:
+                    # In this order: a child that is forked in between has a number to spare, not a wrong one.
+                    number = len(self._ids)
                     self._sizes.append(None)
+                    self._ids.append(pack)
+                    self._numbers[pack] = number
                 numbers[at] = number
             return numbers
 

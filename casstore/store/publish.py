@@ -241,6 +241,8 @@ class Publication:
         self._flush()
         self._secure(supply)
         self._settle()
+        # A collector that believes to be alone must be able to see, before our record is there, that it is not.
+        self._backend.await_marker()
         return tuple(sorted(self._depends)[:MAX_HINTS])
 
     def _finish(self, supply: Supply) -> None:

@@ -10,11 +10,10 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from casstore.backend.location import parse_location
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import ConfigError
+from casstore.store.user_folders import NO_HOME, config_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,9 +27,8 @@ class Remotes:
     def __init__(self, store_id: str, *, path: str | None = None) -> None:
         """`path` is the JSON file that holds the remotes of all the user's stores."""
         self._store_id = store_id
-        self._path = path or os.path.join(
-            platformdirs.user_config_dir("casstore", appauthor=False), "remotes.json"
-        )
+        folder = config_folder() if path is None else None
+        self._path = os.path.join(folder, "remotes.json") if folder is not None else path
 
     def list(self) -> dict[str, str]:
         """Return all remotes in the order of their names; raises ConfigError for a file that is damaged."""
@@ -70,8 +68,11 @@ class Remotes:
     def resolve(self, remote: str) -> str:
         """Return the URL or path that `remote`, a name or already one of those, means.
 
-        A configured name comes first; what is neither that nor looks like a place is a ConfigError.
+        What cannot be a name needs no list of remotes, which may be out of reach; else a configured name comes
+        first. What is neither that nor looks like a place is a ConfigError.
         """
+        if not _NAME.fullmatch(remote) and is_place(remote):
+            return remote
         remotes = self.list()
         if remote in remotes:
             return remotes[remote]
@@ -85,62 +86,78 @@ class Remotes:
         return f"No remote is called {name!r}. {known} `casstore remote add NAME URL` makes one."
 
     def _change(self, change: Callable[[dict[str, str]], None]) -> None:
+        if self._path is None:
+            raise ConfigError(f"Names of remotes cannot be kept: {NO_HOME}, or use the remote's path or URL.")
         try:
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-            with self._locked():
+            with _locked(self._path):
                 stores = self._read()
                 remotes = stores.setdefault(self._store_id, {})
                 change(remotes)
                 if not remotes:
                     del stores[self._store_id]
-                self._write(json.dumps(stores, indent=2, sort_keys=True).encode() + b"\n")
+                _write(self._path, json.dumps(stores, indent=2, sort_keys=True).encode() + b"\n")
         except OSError as error:
             raise from_os_error(error, f"write {self._path}", retryable=False) from error  # design §12
 
     def _read(self) -> dict[str, dict[str, str]]:
+        if self._path is None:
+            return {}  # Without a home directory no remote was ever added.
         try:
             with open(self._path, "rb") as file:
                 stores: Any = json.load(file)
         except FileNotFoundError:
             return {}  # No remote was ever added; no invariant is about this file.
         except OSError as error:
-            raise from_os_error(error, f"read {self._path}") from error  # design §12
-        except ValueError as error:
             # Invariant 11: settings that cannot be read are an error, not an empty list.
-            raise ConfigError(f"{self._path} is not what casstore wrote: mend or remove it.") from error
+            raise ConfigError(
+                f"The names of remotes are in {self._path}, which cannot be read: {error.strerror or error}. Mend or "
+                "remove it, or give the remote's URL, or its path with a '/' in it."
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise self._damaged() from error  # Invariant 11, as above.
         if not isinstance(stores, dict) or not all(_is_table(item) for item in stores.values()):
-            raise ConfigError(f"{self._path} is not what casstore wrote: mend or remove it.")
+            raise self._damaged()
         return stores
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Let one process at a time read, change and write."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(f"{self._path}.lock", flags, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _damaged(self) -> ConfigError:
+        return ConfigError(
+            f"{self._path}, with the names of remotes, is not what casstore wrote: mend or remove it, or give the "
+            "remote's URL, or its path with a '/' in it."
+        )
 
-    def _write(self, data: bytes) -> None:
-        """Replace the file as a whole: a reader sees the old one or the new one."""
-        temporary = f"{self._path}.{uuid.uuid4().hex}"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # As invariant 2: bytes before the name.
-            os.replace(temporary, self._path)  # Not part of a store: a setting may be replaced.
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)  # As invariant 2: what has no final name was never there.
-            raise
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Let one process at a time read, change and write; where locks do not work, the last one to write counts."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(f"{path}.lock", flags, 0o600)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Replace the file as a whole: a reader sees the old one or the new one."""
+    temporary = f"{path}.{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # As invariant 2: bytes before the name.
+        os.replace(temporary, path)  # Not part of a store: a setting may be replaced.
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # As invariant 2: what has no final name was never there.
+        raise
 
 
 def is_place(text: str) -> bool:
     """Say whether this is a URL or a path rather than a name."""
-    return "://" in text or os.sep in text or text.startswith(".") or os.path.isdir(text)
+    return "://" in text or os.sep in text or text.startswith((".", "~")) or os.path.isdir(text)
 
 
 def _is_table(item: Any) -> bool:

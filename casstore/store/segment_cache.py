@@ -205,8 +205,9 @@ class Copy:
         with self._giving_up():
             # Invariant 4: whole, and hashed again whenever it is opened; so there is no fsync.
             os.rename(self._path, os.path.join(self._directory, key.removeprefix(INDEX_PREFIX)))
-            os.close(self._descriptor)
-            self._descriptor = None
+            descriptor, self._descriptor = self._descriptor, None
+            # Whatever close says, the number is free afterwards, and may be another thread's file.
+            os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self

@@ -29,7 +29,7 @@ from casstore.store.exclusion import Exclusion
 from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
-from casstore.store.machine import MachineState, state_path
+from casstore.store.machine import MachineState, machine_folder, state_path
 from casstore.store.model import Model, read_model
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import check_object, encode_object
@@ -122,6 +122,7 @@ class Store:
     ) -> Self:
         """Open the store at a path or URL; with `create`, make it if there is none yet.
 
+        A path is taken as `open` takes it: `~` in it is a name like any other. Without `create` nothing is made.
         `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes a store that the
         directory's group may read and write: its mode tells whoever opens it later. `chunk_cache` is how many
         bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
@@ -144,7 +145,8 @@ class Store:
             raise
         keeps_state = not backend.url.startswith("memory:")
         path = state_path(identity.store_id, backend.url) if keeps_state else None
-        copies = os.path.join(os.path.dirname(path), "index") if path is not None else None
+        folder = machine_folder(identity.store_id, backend.url) if keeps_state else None
+        copies = os.path.join(folder, "index") if folder is not None else None
         return cls(
             backend,
             store_id=identity.store_id,

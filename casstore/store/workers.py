@@ -11,6 +11,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from casstore.store.forks import ForkAware, watch_forks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,11 +57,12 @@ class TaskGroup:
         return future
 
 
-class _Workers:
+class _Workers(ForkAware):
     def __init__(self) -> None:
-        self.forget()
+        self.after_fork_in_child()
+        watch_forks(self)
 
-    def forget(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Start anew: a forked child has none of its parent's threads."""
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
@@ -72,5 +75,3 @@ class _Workers:
 
 
 _workers = _Workers()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.forget)

@@ -112,6 +112,34 @@ def reachable(backend, item):
     return needed
 
 
+def collect_alone(backend, *, meanwhile=lambda: None):
+    """Free the packs that no model needs, at once, as a collector does that holds the lock; return what went.
+
+    Tombstones first, then the records, then a look at who may be publishing without the lock: who put his record
+    after the records were read sees the tombstones when he checks again, and whose record was there is spared.
+    `meanwhile` runs before each delete, when everything is decided.
+    """
+    with backend.publish_lock(exclusive=True, blocking=False) as alone:
+        if not alone or backend.has_lockless_writers():
+            return []
+        live = live_objects(backend)
+        doomed = [pack for pack, ids in objects_by_pack(backend).items() if not ids & live]
+        condemn(backend, doomed)
+        live = live_objects(backend)
+        doomed = [pack for pack, ids in objects_by_pack(backend).items() if pack in doomed and not ids & live]
+        if backend.has_lockless_writers():
+            return []
+        for pack in doomed:
+            meanwhile()
+            delete_packs(backend, [pack])
+        return doomed
+
+
+def live_objects(backend):
+    """Return every object that some record needs."""
+    return set().union(*(reachable(backend, item) for item in current_records(backend).values()))
+
+
 def unsafe_objects(backend, name):
     """Return what the record of `name` needs and no pack holds that is listed and not condemned."""
     doomed = {pack for packs in condemned_in(backend).values() for pack in packs}

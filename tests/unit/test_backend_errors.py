@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 import traceback
 
 import pytest
@@ -168,6 +169,18 @@ def test_the_wish_for_a_pause(error, seconds):
         "{'secret': 'SECRET', 'key': 1}",
         '{"token": "SECRET"}',
         "password=SECRET",
+        "password: SECRET7",
+        "secret_key: abcSECRETabcSECRETabc",
+        "{'password': 'two words SECRET', 'x': 1}",
+        "aws_secret_access_key = SECRET",
+        "X-Amz-Credential=SECRET/2026, SignedHeaders=host",
+        "Authorization: AWS4-HMAC-SHA256 Credential=SECRET/x",
+        "authorization=SECRET1",
+        "bad Bearer abcSECRETabcSECRET==",
+        'SecretAccessKey="SECRET"',
+        "AccountKey=SECRET==;EndpointSuffix=x",
+        "se=1&sig=SECRET&sp=r",
+        "api-key: 0123SECRET",
     ],
 )
 def test_what_looks_like_a_secret_is_not_shown(text):
@@ -176,10 +189,48 @@ def test_what_looks_like_a_secret_is_not_shown(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["s3://bucket/a/b", "abfs://box@account.dfs.core.windows.net/x", "no such key", "12:30 a@b"]
+    "text",
+    [
+        "s3://bucket/a/b",
+        "abfs://box@account.dfs.core.windows.net/x",
+        "no such key",
+        "12:30 a@b",
+        "NoCredentialsError: Unable to locate credentials",
+        "CredentialUnavailableError: No credential was found",
+        "PartialCredentialsError: Partial credentials found in env, missing: aws_secret_access_key",
+        "InvalidTokenError: AADSTS700016: Application was not found",
+        "ExpiredToken: The provided token has expired",
+        "SignatureDoesNotMatch: The request signature we calculated does not match",
+        "Invalid token: expected ','",
+        "Wrong password: try again",
+        "the token is missing: provide one",
+        "authorization failed for user ann",
+        "Authorization: denied",
+        "basic authentication is not supported",
+        "tokenizer=bert-base-2024",
+        "tokenizer: bert-base-2024",
+        "max_tokens=4096",
+        "design=modern",
+        "assignment: 12345678",
+        "KeyError: 'token'",
+        "getpwuid(): uid not found: 12345",
+        "Could not find the bearer token",
+    ],
 )
 def test_the_rest_is_shown(text):
     assert redact(text) == text
+
+
+def test_a_long_message_takes_no_time():
+    for text in ("0" * 100_000, "a-" * 50_000, "token" * 20_000, "secret: " * 10_000):
+        started = time.perf_counter()
+        redact(text)
+        assert time.perf_counter() - started < 2
+
+
+def test_credentials_that_are_missing_are_told_whole():
+    error = type("NoCredentialsError", (Exception,), {})("Unable to locate credentials")
+    assert "Unable to locate credentials" in str(from_fs_error(error, "open s3://x"))
 
 
 def test_secrets_of_storage_options():

@@ -314,6 +314,8 @@ def test_a_part_of_the_store_on_another_file_system(root):
         def link(self, source, target):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
 
+        rename = rename_exclusive = link
+
     backend = LocalBackend(root, create=True, calls=Crossing())
     with pytest.raises(BackendError, match="another file system"):
         backend.put(KEY, [b"x"])

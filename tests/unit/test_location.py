@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import traceback
 from pathlib import Path
 
+import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from casstore import Store
 from casstore.backend import (
     LocalBackend,
     MemoryBackend,
@@ -16,8 +22,11 @@ from casstore.backend import (
     open_backend,
 )
 from casstore.backend.fsspec_backend import FsspecBackend
-from casstore.backend.location import Location, azure_location, parse_location
-from casstore.errors import ConfigError, ObjectExists
+from casstore.backend.location import Location, azure_location, file_url, parse_location
+from casstore.backend.syscalls import SystemCalls
+from casstore.cli import app
+from casstore.errors import BackendUnavailable, ConfigError, ObjectExists, StoreNotFound
+from casstore.store.identity import identify, store_exists
 
 
 @pytest.mark.parametrize(
@@ -237,8 +246,13 @@ def test_options():
 
 
 def test_storage_options_that_the_file_system_refuses():
+    class Picky(fsspec.AbstractFileSystem):
+        def __init__(self, *, needed, **options):
+            super().__init__(**options)
+
+    fsspec.register_implementation("picky", Picky, clobber=True)
     with pytest.raises(ConfigError, match="storage options"):
-        open_backend("dir:///x", create=True)
+        open_backend("picky://x", create=True)
 
 
 def test_fsspec_is_imported_only_when_needed(tmp_path):
@@ -248,3 +262,173 @@ def test_fsspec_is_imported_only_when_needed(tmp_path):
         "assert 'casstore.backend.fsspec_backend' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "s")], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "cas://models/x",
+        "CAS://models/x",
+        "cas://",
+        "cas::s3://bucket",
+        "cas::/srv/store",
+        "zip::/srv/store.zip",
+        "simplecache::/srv/store",
+        "cas://models/x::cas://models/y",
+        *(
+            f"{protocol}://x"
+            for protocol in (
+                "simplecache", "filecache", "blockcache", "cached", "reference", "zip", "tar", "libarchive", "dir",
+                "data", "generic", "async_wrapper", "asynclocal",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_only_shows_another_place_is_no_place_for_a_store(place):
+    for open_it in (parse_location, open_backend, Store.open, store_exists):
+        with pytest.raises(ConfigError, match=r"cannot hold a store|cannot: name the storage"):
+            open_it(place)
+
+
+@pytest.mark.parametrize("how", ["option", "variable", "chained"])
+def test_a_store_that_is_itself(how, monkeypatch):
+    """`cas://` as the store of `cas://` would ask itself for ever."""
+    options = {"skip_instance_cache": True}
+    if how == "option":
+        options["store"] = "cas://models/x"
+    elif how == "variable":
+        monkeypatch.setenv("CASSTORE_STORE", "cas://models/x")
+    else:
+        options |= {"fo": "models/x", "target_protocol": "cas"}
+    with pytest.raises(ConfigError, match="cas:// cannot hold a store"):
+        fsspec.filesystem("cas", **options)
+
+
+def test_a_path_with_colons_is_still_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("./cas::x", "a b::x", f"{tmp_path}/zip::x", "12:30", "a:b"):
+        assert parse_location(place) == Location("local", place)
+
+
+ODD_NAMES = [
+    "%41", "a%2Fb", "100%", "a b", "é", "a#b?c=d", "new\nline", "tab\t", "\x7f", "\x85", "a;b&c", "~",
+    os.fsdecode(b"latin-\xe9"), os.fsdecode(b"\xff\xfe"), "::", "a::b", "[x]", "cas:", "back\\slash",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_store_opens_by_its_own_url(tmp_path, name):
+    with Store.open(f"{tmp_path}/{name}", create=True) as store:
+        url = store.backend.url
+        assert url.isprintable()
+        url.encode("utf-8")
+        store_id = store.store_id
+        assert store.machine.keeps
+        assert store.refs() == {}
+    assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name)]
+    assert store_exists(url)
+    with Store.open(url) as store:
+        assert (store.store_id, store.backend.url) == (store_id, url)
+    assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name)]
+
+
+@given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name))
+def test_every_path_has_a_url(name):
+    path = "/" + os.fsdecode(name)
+    assert parse_location(file_url(path)) == Location("local", path)
+
+
+def test_a_path_that_no_file_can_have():
+    with pytest.raises(ConfigError, match="not a path"):
+        LocalBackend("/tmp/\ud800", create=True)
+
+
+def test_the_command_line_shows_odd_places_escaped(tmp_path):
+    place = f"{tmp_path}/{os.fsdecode(b'x-%-' + bytes([0xE9]))}"
+    result = CliRunner().invoke(app, ["init", "--store", place])
+    assert result.exit_code == 0, result.output
+    assert "x-%25-%E9" in result.output
+    result = CliRunner().invoke(app, ["ls", "--store", f"{place}-not"])
+    assert result.exit_code == 1
+    assert "unexpected" not in result.stderr
+
+
+# ---- is there a store?
+
+
+def test_store_exists_makes_nothing(tmp_path):
+    assert not store_exists(tmp_path / "nowhere")
+    assert not store_exists(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    Store.open(tmp_path / "s", create=True).close()
+    before = sorted(os.walk(tmp_path))
+    assert store_exists(tmp_path / "s")
+    assert sorted(os.walk(tmp_path)) == before
+    assert not store_exists("memory://nothing-there")
+
+
+def test_opening_without_create_makes_nothing(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        for options in ({}, {"readonly": True}):
+            with pytest.raises(StoreNotFound):
+                Store.open(place, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_out_of_reach_is_not_absent(tmp_path):
+    (tmp_path / "mnt").symlink_to(tmp_path / "unplugged")
+    for place in (tmp_path / "mnt", tmp_path / "mnt/store"):
+        with pytest.raises(BackendUnavailable, match="link that leads nowhere"):
+            store_exists(place)
+
+    class Outage:
+        def __init__(self, *_, **__):
+            raise BackendUnavailable("no route to host", retryable=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("casstore.backend.fsspec_backend.FsspecBackend", Outage)
+        with pytest.raises(BackendUnavailable):
+            store_exists("s3://bucket")
+
+
+# ---- what is no obstacle to a new store
+
+LEFT = ["lost+found/#1234", "lost+found/x", ".Trash-1000/files/x", "System Volume Information/x", ".DS_Store",
+        ".snapshot/x", "$RECYCLE.BIN/x", "desktop.ini", "Thumbs.db", "thumbs.db", "aquota.user", ".fseventsd/x",
+        ".Spotlight-V100/x", "quota.group"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_systems_leave_on_a_volume(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_bytes(b"x")
+    with Store.open(tmp_path, create=True) as store:
+        assert store.refs() == {}
+        assert [key for key in store.backend.list_keys("") if key.startswith("lost")] == []
+    assert file.read_bytes() == b"x"
+
+
+def test_a_closed_lost_and_found(tmp_path):
+    """mkfs gives it to root alone; whoever lists the store cannot look into it."""
+
+    class Closed(SystemCalls):
+        def scandir(self, path):
+            if "lost+found" in path:
+                raise PermissionError(13, "Permission denied", path)
+            return super().scandir(path)
+
+        scan_kinds = scandir
+
+    (tmp_path / "lost+found").mkdir()
+    backend = LocalBackend(tmp_path, create=True, calls=Closed())
+    identify(backend, create=True)
+    assert "format" in {entry.key for entry in backend.list("")}
+
+
+@pytest.mark.parametrize("name", ["model.bin", "data/x", "quota.users"])
+def test_other_things_are_an_obstacle(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match="holds other things"):
+        Store.open(tmp_path, create=True)
