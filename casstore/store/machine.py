@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import platformdirs
 
 from casstore.digest import DIGEST_SIZE, digest
+from casstore.store.unchanged import UnchangedFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,10 +73,16 @@ class KnownFile:
 
 
 class MachineState:
-    """The SQLite file of one store; safe in threads and after a fork. With no `path`, it forgets at once."""
+    """The SQLite file of one store; safe in threads and after a fork. With no `path`, it forgets at once.
 
-    def __init__(self, path: str | None) -> None:
+    `unchanged_files` makes what says, for one call, which files may be known by their stat identity.
+    """
+
+    def __init__(
+        self, path: str | None, *, unchanged_files: Callable[[], UnchangedFiles] = UnchangedFiles
+    ) -> None:
         self._path = path
+        self.unchanged_files = unchanged_files
         self.lock = threading.RLock()
         self._held: sqlite3.Connection | None = None
         self._inode: int | None = None

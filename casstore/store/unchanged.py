@@ -1,0 +1,161 @@
+"""May a file be taken for unchanged, because its stat identity is? The one place that answers (invariant 14).
+
+The proof has four parts. All must hold; a file for which one does not is read.
+
+1. Its file system keeps inode numbers for good, and the kernel moves ctime with every change that it sees. A
+   list of types, by statfs(2); what is not on it is not trusted.
+2. Before the bytes were read, `flush` wrote back what a memory map had changed. The kernel then stops the next
+   write through any map, open or new, and moves the times: a dirty page alone can change without a trace.
+3. The times were old enough when the bytes were read: a change in the same clock tick leaves them as they are.
+   The age asked for is more than that, so that `flush` finds nothing to do for files that are being made.
+4. The machine has not been started anew: after a crash the disk may hold new bytes under old times. The path
+   and the file system's own id are part of the key too, for device numbers are used again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from casstore.digest import digest
+from casstore.store.sources import StatIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FLUSHED_AGE", "MIN_AGE", "UnchangedFiles", "file_system_mark", "flush"]
+
+MIN_AGE = 60_000_000_000
+"""Nanoseconds since a file's last change from which on it is worth remembering; Linux writes a map back in 35 s."""
+
+FLUSHED_AGE = 2_000_000_000
+"""The same for a file that was flushed for the purpose: only the clock's tick matters (1 s on old ext4)."""
+
+_LINUX_TYPES = frozenset(
+    {
+        0xEF53,  # ext2, ext3, ext4
+        0x58465342,  # xfs
+        0x9123683E,  # btrfs
+        0x2FC12FC1,  # zfs
+    }
+)
+_DARWIN_TYPES = frozenset({b"apfs"})
+_DARWIN_TYPE_NAME = slice(72, 88)
+"""Where statfs(2) of macOS puts f_fstypename."""
+
+_WRITE_AND_WAIT = 1 | 2 | 4
+"""SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER: the data of a file, without a commit of the journal."""
+
+_library = ctypes.CDLL(None, use_errno=True)
+
+
+class UnchangedFiles:
+    """Answers for one call (an add, a look at some files) whether stat identities can be trusted.
+
+    Make a new one for each call: the time is read once, and what file system a folder is on is asked once.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_age: int = MIN_AGE,
+        now: int | None = None,
+        mark: Callable[[bytes], bytes | None] | None = None,
+    ) -> None:
+        """`min_age` is in nanoseconds, `now` in nanoseconds since 1970; `mark` stands for `file_system_mark`."""
+        self._newest = (time.time_ns() if now is None else now) - min_age
+        self._mark = mark or file_system_mark
+        self._boot = _boot_id()
+        self._folders: dict[tuple[bytes, int], tuple[bytes, bytes | None]] = {}
+
+    def trusts(self, path: str | bytes, identity: StatIdentity) -> bool:
+        """Say whether the bytes at `path` can be known by `identity`, the file's as it is now.
+
+        To note what a file holds: `flush` it, take the identity, ask this, read, and see that the identity is
+        still the same. To use the note: ask this, and compare identities.
+        """
+        return self.key(path, identity) is not None
+
+    def key(self, path: str | bytes, identity: StatIdentity) -> bytes | None:
+        """Return 32 bytes that stand for the file's bytes as long as they are returned, None if nothing does."""
+        if max(identity.mtime_ns, identity.ctime_ns) > self._newest or self._boot is None:
+            return None
+        path = os.fsencode(path)
+        if sys.platform == "darwin" and not _is_flushed(path, identity):
+            return None  # Pages that a map changes are seen by macOS only when they are written back.
+        folder, name = os.path.split(path)
+        if os.path.islink(path):
+            folder, name = os.path.split(os.path.realpath(path))
+        place = self._folders.get((folder, identity.device))
+        if place is None:
+            real = os.path.realpath(folder or b".")
+            place = self._folders[folder, identity.device] = (real, self._mark(path))
+        real, mark = place
+        if mark is None:
+            return None
+        return digest(b"%b|%b|%b|%b/%b" % (identity.packed(), mark, self._boot, real, name))
+
+
+def flush(descriptor: int) -> bool:
+    """Write back what memory maps changed in a file; say whether every later change will move its times.
+
+    The descriptor may be for reading only. Nothing is committed for good: this is no fsync on Linux.
+    """
+    call = getattr(_library, "sync_file_range", None)
+    if call is not None:
+        return bool(call(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE_AND_WAIT) == 0)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return False  # Invariant 14: what could not be written back may still change unseen.
+    return True
+
+
+def file_system_mark(path: bytes) -> bytes | None:
+    """Return the id of the file system that holds `path` if its stat identities can be trusted, else None."""
+    room = ctypes.create_string_buffer(4096)
+    # Intel's macOS has the call twice, and the plain name is the old one.
+    call = getattr(_library, "statfs$INODE64", None) or getattr(_library, "statfs", None)
+    if call is None or call(ctypes.c_char_p(path), room) != 0:
+        return None
+    if sys.platform == "darwin":
+        kind = room.raw[_DARWIN_TYPE_NAME].split(b"\0")[0]
+        known = kind in _DARWIN_TYPES
+    else:
+        number = ctypes.c_ulong.from_buffer(room).value
+        kind, known = b"%x" % number, number in _LINUX_TYPES
+    try:
+        return b"%b,%d" % (kind, os.statvfs(path).f_fsid) if known else None
+    except OSError:
+        return None  # Invariant 14: what went away meanwhile proves nothing.
+
+
+def _is_flushed(path: bytes, identity: StatIdentity) -> bool:
+    """Flush the file at `path`, and say whether it is still what it was."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False  # Invariant 14, as above.
+    try:
+        return flush(descriptor) and StatIdentity.of(os.fstat(descriptor)) == identity
+    finally:
+        os.close(descriptor)
+
+
+def _boot_id() -> bytes | None:
+    """Return what is different after each start of the machine, None where that cannot be told."""
+    if sys.platform == "darwin":
+        room = ctypes.create_string_buffer(64)
+        size = ctypes.c_size_t(len(room))
+        failed = _library.sysctlbyname(
+            b"kern.bootsessionuuid", room, ctypes.byref(size), None, ctypes.c_size_t(0)
+        )
+        return None if failed else room.value
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read().strip()
+    except OSError:
+        return None  # Invariant 14: nothing is remembered then; everything is read.
