@@ -82,3 +82,7 @@ class RefConflict(ConflictError):
 
 class ConfigError(CasstoreError):
     """An argument, a setting, a path or a name cannot be used as given."""
+
+
+class NoStore(ConfigError):
+    """There is no store at this place, and none was to be made: surely so, not for an outage."""

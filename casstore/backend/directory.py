@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from casstore.backend.base import validate_key
 from casstore.backend.oserrors import from_os_error
-from casstore.errors import BackendUnavailable, ConfigError
+from casstore.errors import BackendUnavailable, ConfigError, NoStore
 
 if TYPE_CHECKING:
     from casstore.backend.base import Durability
@@ -65,7 +65,7 @@ class StoreDirectory:
             status = calls.stat(self.root)
         except FileNotFoundError:
             # Invariant 8: a store that is not there must never look like an empty one.
-            raise ConfigError(
+            raise NoStore(
                 f"There is no directory {self.root}. Check the path, or make a store there with create=True "
                 "(casstore init)."
             ) from None

@@ -31,6 +31,7 @@ from casstore.errors import (
     BackendError,
     BackendUnavailable,
     ConfigError,
+    NoStore,
     ObjectExists,
     ObjectNotFound,
 )
@@ -141,7 +142,8 @@ class FsspecBackend(Backend):
             self._look_at_anchor()
         except ObjectNotFound:
             if opening:
-                raise ConfigError(f"There is no store {self.url}: {self._advice()}") from None
+                missing = ConfigError if self._protocol in filesystems.OBJECT_STORES else NoStore
+                raise missing(f"There is no store {self.url}: {self._advice()}") from None
             # Invariant 8: an outage is not an absence. Bucket and root do not come back within seconds.
             raise BackendUnavailable(
                 f"{self.url} is gone: its root directory or bucket is not there.", retryable=False

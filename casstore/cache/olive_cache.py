@@ -100,6 +100,7 @@ class OliveCache:
                 url,
                 readonly=not self.update_shared_cache,
                 shared=self.config.shared,
+                known=self.dirs.locks / f"shared-{digest(url.encode()).hex()[:16]}",
                 **self.config.storage_options,
             )
             self._sharing = Sharing(self.shared_cache, self.local, update=self.update_shared_cache)
@@ -513,7 +514,8 @@ class OliveCache:
         for prefix in prefixes:
             with self._attempt(f"forget {prefix}"):
                 for row in self.local.find(prefix, where={"workflow": self.dirs.cache_dir.name}):
-                    with contextlib.suppress(RefNotFound):  # Another process cleans as well (invariant 10).
+                    # One that is damaged does not keep the others; another process may clean as well.
+                    with self._attempt(f"forget {row.name}"), contextlib.suppress(RefNotFound):
                         self.local.delete_ref(row.name)
 
     @contextlib.contextmanager
@@ -598,13 +600,17 @@ class OliveCache:
                 config = self.models.load_model(model_id) or self._take_in(model_id)
         except IntegrityError as error:
             # Invariant 11: damage here is no miss while the shared cache has the same bytes.
-            if self.shared_cache is None:
+            shared = self.shared_cache.existing() if self.shared_cache is not None else None
+            if shared is None:
                 raise
             self._note(f"read the model {model_id} from {self.dirs.store}", error)
-            config = self.models.restore(model_id, self.shared_cache.remote)
-        if config is None and self.shared_cache is not None and self.shared_cache.exists(model_ref(model_id)):
-            self.shared_cache.retrieve(self.local, [model_ref(model_id)])
-            config = self.models.load_model(model_id)
+            config = self.models.restore(model_id, shared)
+        if config is None and self.shared_cache is not None:
+            if self.shared_cache.exists(model_ref(model_id)):
+                self.shared_cache.retrieve(self.local, [model_ref(model_id)])
+                config = self.models.load_model(model_id)
+            else:
+                self.shared_cache.check_place()
         return config
 
     def _take_in(self, model_id: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound
+from casstore.errors import ConfigError, FormatError, NoStore, ObjectExists, ObjectNotFound
 from casstore.format import marks
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
     """
     identity = _read_format(backend) or (create_format(backend) if create else None)
     if identity is None:
-        raise ConfigError(f"{backend.url} is not a casstore store. `casstore init` makes one.")
+        raise NoStore(f"{backend.url} is not a casstore store. `casstore init` makes one.")
     return identity
 
 
