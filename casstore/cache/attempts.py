@@ -42,6 +42,7 @@ class Attempts:
         self._lock = threading.Lock()
         self._begun: dict[str, list[Path]] = {}
         self._finished: dict[str, Path] = {}
+        self._only_copies: dict[str, Path] = {}
         self._outside: set[Path] = set()
 
     def asked(self, model_id: str) -> None:
@@ -108,10 +109,17 @@ class Attempts:
             if folder is None:
                 return
             self._finished[model_id] = folder
+            self._only_copies.pop(model_id, None)
             if not stored:
+                self._only_copies[model_id] = folder
                 self._outside.discard(folder)
         if not stored:
             self._placements.keep_attempt(folder)
+
+    def only_copy(self, model_id: str) -> Path | None:
+        """Return the folder of a model that was made and could not be stored, None for any other."""
+        with self._lock:
+            return self._only_copies.get(model_id)
 
     def fail(self, model_id: str) -> None:
         """Say that this thread's attempt made nothing; what it wrote is deleted."""
@@ -139,6 +147,7 @@ class Attempts:
         with self._lock:
             outside, self._outside = self._outside, set()
             self._finished.clear()
+            self._only_copies.clear()
             self._begun.clear()
         for folder in outside:
             # Invariant 13: in the system's temporary directory, what stays is removed by the system.

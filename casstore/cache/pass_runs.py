@@ -54,8 +54,11 @@ class _Run:
     accelerator: object
 
     def found(self) -> Path | None:
-        """Return the folder of the output if it is cached, here or in the shared cache."""
-        return self._load() if self.cache.load_run(self.key) is not None else None
+        """Return the folder of the output if it is cached, here or in the shared cache, or could not be stored."""
+        if self.cache.load_run(self.key) is not None:
+            return self._load()
+        made = self.cache.attempts.only_copy(self.key)
+        return made if made is not None and made.is_dir() else None
 
     def make(self) -> Path:
         """Run the pass, and cache what it makes; raise what it raises."""
