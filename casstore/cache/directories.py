@@ -37,9 +37,14 @@ class CacheDirectories:
         """Return the folders that a config means; nothing is made.
 
         A config without a workflow id names the working folder itself: if it lies beside a store, it is one
-        workflow of that cache.
+        workflow of that cache. Raises ConfigError for a path with "~" where nobody is at home.
         """
-        local = Path(config.get_local_cache_dir()).expanduser().resolve()
+        given = Path(config.get_local_cache_dir())
+        try:
+            local = given.expanduser().resolve()
+        except RuntimeError as error:
+            # Invariant 11: told, rather than a folder called "~" made in the current one.
+            raise ConfigError(f"{given} needs a home directory, and there is none: set HOME.") from error
         if config.workflow_id is not None:
             return cls._at(local / config.workflow_id, local)
         beside = (local.parent / "store" / "format").exists() and not (local / "store").exists()

@@ -487,8 +487,8 @@ class OliveCache:
     # How it works
 
     def _open(self) -> tuple[CacheDirectories, Store]:
-        directories = CacheDirectories.of(self.config)
         try:
+            directories = CacheDirectories.of(self.config)
             if self.config.clean_cache:
                 for folder in directories.working:
                     shutil.rmtree(folder, ignore_errors=True)  # Asked for; another process may do so, too.
@@ -496,7 +496,7 @@ class OliveCache:
             return directories, Store.open(directories.store, create=True)
         except (CasstoreError, OSError) as error:
             # Invariant 11: without its folder the pipeline goes on, in a temporary one that is not kept.
-            self._note(f"use {directories.cache_dir}, so nothing is kept", error)
+            self._note(f"use {self.config.get_local_cache_dir()}, so nothing is kept", error)
         directories = CacheDirectories.temporary()
         self._temporary = directories.cache_dir
         directories.make()

@@ -337,7 +337,7 @@ class Placements:
                     self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
                 )
                 fcntl.flock(self._own_list, fcntl.LOCK_EX)
-            line = os.fsencode(name) + b"\n"
+            line = os.fsencode(name) + b"\0"
             write_whole(self._own_list, line)
         except OSError as error:
             if needed:
@@ -361,7 +361,7 @@ class Placements:
                 except OSError as error:
                     if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                         raise
-                    used.update(map(os.fsdecode, file.read().splitlines()))
+                    used.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
                 else:
                     path.unlink(missing_ok=True)  # Its process is gone, and with it every use (invariant 10).
         return used
