@@ -21,7 +21,7 @@ from casstore.cache.model_cache import model_ref
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.cache.values import plain
-from casstore.errors import BackendError, ConfigError, ConflictError
+from casstore.errors import BackendError, ConfigError, ConflictError, IntegrityError
 from casstore.format import canonical
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.store.sources import place_sources
@@ -117,26 +117,25 @@ class _Execution:
                 base=base.ref if base is not None else None,
                 metadata={"workflow": model.workflow, "type": kind},
             )
-        except (ConfigError, ConflictError, BackendError) as error:
+            adopted = AdoptedModel(
+                name=model.name,
+                workflow=model.workflow,
+                ref=model_ref(name),
+                model_id=added.model_id,
+                base=base.ref if base is not None else "",
+                bytes_total=added.bytes_total,
+                bytes_stored=added.bytes_stored,
+            )
+            self.models.append(adopted)
+            self.done[model.workflow, model.name] = adopted
+            if model.run is not None:
+                self.runs.cache_run(_manifest(name, model, adopted, base))
+                self.runs_recorded += 1
+        except (ConfigError, ConflictError, BackendError, IntegrityError) as error:
             # Invariant 11: only what the cache's own files are to blame for is left out; else it is the store's.
             if isinstance(error, BackendError) and _all_readable(model.collected):
                 raise
             self.problems.append(Problem(model.place, str(error)))
-            return
-        adopted = AdoptedModel(
-            name=model.name,
-            workflow=model.workflow,
-            ref=model_ref(name),
-            model_id=added.model_id,
-            base=base.ref if base is not None else "",
-            bytes_total=added.bytes_total,
-            bytes_stored=added.bytes_stored,
-        )
-        self.models.append(adopted)
-        self.done[model.workflow, model.name] = adopted
-        if model.run is not None:
-            self.runs.cache_run(_manifest(name, model, adopted, base))
-            self.runs_recorded += 1
 
     def adopt_evaluation(self, evaluation: PlannedEvaluation) -> None:
         model = self.done.get((evaluation.workflow, evaluation.of))
@@ -150,7 +149,7 @@ class _Execution:
                 ):
                     break
             self.runs.cache_evaluation(name, evaluation.result, model=target, workflow=evaluation.workflow)
-        except ConfigError as error:
+        except (ConfigError, IntegrityError) as error:
             self.problems.append(Problem(evaluation.place, str(error)))  # Told, and leaves out nothing else.
             return
         self.evaluations += 1
