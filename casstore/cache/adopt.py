@@ -117,31 +117,25 @@ class _Execution:
                 base=base.ref if base is not None else None,
                 metadata={"workflow": model.workflow, "type": kind},
             )
+            adopted = AdoptedModel(
+                name=model.name,
+                workflow=model.workflow,
+                ref=model_ref(name),
+                model_id=added.model_id,
+                base=base.ref if base is not None else "",
+                bytes_total=added.bytes_total,
+                bytes_stored=added.bytes_stored,
+            )
+            self.models.append(adopted)
+            self.done[model.workflow, model.name] = adopted
+            if model.run is not None:
+                self.runs.cache_run(_manifest(name, model, adopted, base))
+                self.runs_recorded += 1
         except (ConfigError, ConflictError, BackendError, IntegrityError) as error:
-            # Invariant 11: only what the cache's own files are to blame for is left out, and what the store has
-            # damaged under that name; else it is the store's.
+            # Invariant 11: only what the cache's own files are to blame for is left out; else it is the store's.
             if isinstance(error, BackendError) and _all_readable(model.collected):
                 raise
             self.problems.append(Problem(model.place, str(error)))
-            return
-        adopted = AdoptedModel(
-            name=model.name,
-            workflow=model.workflow,
-            ref=model_ref(name),
-            model_id=added.model_id,
-            base=base.ref if base is not None else "",
-            bytes_total=added.bytes_total,
-            bytes_stored=added.bytes_stored,
-        )
-        self.models.append(adopted)
-        self.done[model.workflow, model.name] = adopted
-        if model.run is not None:
-            try:
-                self.runs.cache_run(_manifest(name, model, adopted, base))
-            except IntegrityError as error:
-                self.problems.append(Problem(model.place, str(error)))  # Told, and leaves out nothing else.
-                return
-            self.runs_recorded += 1
 
     def adopt_evaluation(self, evaluation: PlannedEvaluation) -> None:
         model = self.done.get((evaluation.workflow, evaluation.of))

@@ -38,7 +38,7 @@ class CacheDirectories:
         """Return the folders that a config means; nothing is made.
 
         A config without a workflow id names the working folder itself: if it lies beside a store, it is one
-        workflow of that cache.
+        workflow of that cache. Raises ConfigError for a path with "~" where nobody is at home.
         """
         local = Path(expand_home(str(config.get_local_cache_dir()))).resolve()
         if config.workflow_id is not None:

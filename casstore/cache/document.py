@@ -52,7 +52,7 @@ class ModelDocument:
     paths: tuple[Pointer, ...] = ()
 
     def encode(self) -> bytes:
-        """Return the bytes of `model.json`: the same config gives the same bytes."""
+        """Return the bytes of `model.json`: the same config gives the same bytes, whatever its keys' order."""
         value = {
             "version": DOCUMENT_VERSION,
             "model": self.model,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore.errors import RefNotFound
+from casstore.errors import IntegrityError, RefNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casstore.cache.run_cache import RunCacheManager
     from casstore.format.run import RunKey
+
+_log = logging.getLogger("casstore.cache")
 
 _LOOKED_AT = 200
 """Earlier runs that are compared, the newest first."""
@@ -58,7 +61,12 @@ def explain_run(runs: RunCacheManager, name: str, *, key: RunKey | None = None) 
     for row in runs.list_runs(pass_name=key.pass_name, limit=_LOOKED_AT):
         if row.name == name or (recorded is not None and row.started > recorded.started):
             continue
-        other = runs.load_run(row.name)
+        try:
+            other = runs.load_run(row.name)
+        except IntegrityError as error:
+            # Invariant 13: one damaged run explains nothing, and hides no other.
+            _log.error("The run %s is damaged, and not compared: %s", row.name, error)  # for people
+            continue
         if other is None:
             continue
         found = tuple(compare(other.key.document(), document))

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import tempfile
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
 from casstore.cache.document import collect, mark_lazy
-from casstore.cache.placements import Placement, identities
-from casstore.cache.transfer import ModelFileTransfer
-from casstore.errors import RefNotFound
+from casstore.cache.placement import PlacedFile, Placement
+from casstore.cache.transfer import ModelFileTransfer, config_in_order
+from casstore.errors import BackendError, RefNotFound
 from casstore.store.local_names import local_path
+from casstore.store.sources import place_sources
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
     from fsspec import Callback
 
     from casstore.cache.document import ModelDocument
     from casstore.cache.placements import Placements
     from casstore.format.record import Record
+    from casstore.store.sources import StatIdentity
     from casstore.store.store import Store
 
 _PREFIX = "models/"
@@ -40,9 +47,20 @@ class CachedModel:
 class ModelCacheManager:
     """Caches and loads the models of one cache. Everything that fails raises; safe in threads."""
 
-    def __init__(self, store: Store, placements: Placements, *, callback: Callback | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        placements: Placements,
+        *,
+        callback: Callback | None = None,
+        note: Callable[[str, Exception], None] | None = None,
+    ) -> None:
+        """`note(doing, error)` is told of files that could not be written into the cache, and lie elsewhere."""
         self._store = store
         self._placements = placements
+        self._note = note
+        self._lock = threading.Lock()
+        self._outside: dict[str, tuple[str, Placement]] = {}
         self._transfer = ModelFileTransfer(store, callback=callback)
 
     def cache_model(
@@ -60,15 +78,24 @@ class ModelCacheManager:
         """
         collected = collect(model_json)
         before = identities(collected.places)
+        ref = model_ref(name)
         added = self._transfer.upload_model(
             collected,
-            model_ref(name),
+            ref,
             base=model_ref(base) if base is not None and self.record(base) is not None else None,
             metadata={**(metadata or {}), "type": str(model_json.get("type", ""))},
         )
-        if before == identities(collected.places):
-            placement = Placement(added.model_id, _as_cached(collected.document, collected.places), before)
-            self._placements.keep_working(name, placement)
+        record = self._store.record(ref)
+        if (
+            before == identities(collected.places)
+            and record is not None
+            and record.target == bytes.fromhex(added.model_id)
+        ):
+            model = _as_cached(collected.document, collected.places)
+            files = _placed(before, self._transfer.file_ids(record))
+            # Invariant 11: what cannot be noted comes from the store.
+            with self._noting(f"note where the files of {name} are"):
+                self._placements.keep_working(name, Placement(added.model_id, model, files))
         return CachedModel(name, added.model_id, added.files, added.bytes_total, added.bytes_stored)
 
     def load_model(self, name: str, *, verify: bool = False) -> dict[str, Any] | None:
@@ -83,17 +110,22 @@ class ModelCacheManager:
         if not verify:
             placement = self.placed(name, record)
             if placement is not None:
-                return placement.model
+                return config_in_order(placement.model, record)
         return self.materialise(record)
 
     def placed(self, name: str, record: Record) -> Placement | None:
-        """Return the intact files of a cached model that are on this machine, None if there are none."""
+        """Return the files of a cached model that are on this machine and hold what was cached, else None."""
         assert record.target is not None
         content = record.target.hex()
-        placement = self._placements.working(name)
-        if placement is None or placement.content != content:
-            placement = self._placements.checkout(content)
+        placement = self._placements.working(name, content) or self._placements.checkout(content)
+        if placement is None and content in self._outside:
+            placement = self._outside[content][1].verified()
         return placement
+
+    def stands(self, name: str, record: Record) -> bool:
+        """Say whether the files of a cached model are on this machine, by a look at them; they may have changed."""
+        assert record.target is not None
+        return self._placements.stands(name, record.target.hex())
 
     def restore(self, name: str, source: Store) -> dict[str, Any] | None:
         """Take a model from another store and add it anew, whatever this one holds of it; None if there is none.
@@ -120,14 +152,65 @@ class ModelCacheManager:
 
         They come from this store, or from that of `transfer`.
         """
+        transfer = transfer or self._transfer
+        try:
+            placement = self._check_out(record, transfer)
+        except (OSError, BackendError) as error:
+            # Invariant 11: for a cache that has no room, the files lie elsewhere.
+            if self._note is None:
+                raise
+            placement = self._check_out_elsewhere(record, transfer)
+            self._note(f"write {record.name} into the cache, so it is in {tempfile.gettempdir()}", error)
+        return config_in_order(placement.model, record)
+
+    def close(self) -> None:
+        """Delete what was written outside the cache."""
+        with self._lock:
+            outside, self._outside = self._outside, {}
+        for folder, _ in outside.values():
+            shutil.rmtree(folder, ignore_errors=True)  # Invariant 13: the system removes what stays there.
+
+    def _check_out(self, record: Record, transfer: ModelFileTransfer) -> Placement:
         assert record.target is not None
         content = record.target.hex()
         made = self._placements.scratch()
-        document = (transfer or self._transfer).download_model(record, made / "files")
-        files = self._placements.finish_checkout(made, content)
-        placement = Placement(content, _at(document, files), identities({"files": str(files)}))
-        self._placements.keep_checkout(content, placement)
-        return placement.model
+        try:
+            files = made / "files"
+            document = transfer.download_model(record, files)
+            placed = _placed(identities({"files": str(files)}), transfer.file_ids(record), prefix="files/")
+            model = _at(document, self._placements.checkout_path(content))
+            return self._placements.finish_checkout(made, Placement(content, model, placed))
+        except BaseException:
+            # Invariant 4: what is not whole never gets its name, and takes no room.
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+
+    def _check_out_elsewhere(self, record: Record, transfer: ModelFileTransfer) -> Placement:
+        assert record.target is not None
+        content = record.target.hex()
+        folder = tempfile.mkdtemp(prefix="casstore-checkout-")
+        try:
+            files = os.path.join(folder, "files")
+            document = transfer.download_model(record, files)
+            placed = _placed(identities({"files": files}), transfer.file_ids(record), prefix="files/")
+        except BaseException:
+            # Invariant 4, as above.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        placement = Placement(content, _at(document, Path(files)), placed)
+        with self._lock:
+            self._outside[folder if content in self._outside else content] = (folder, placement)
+        return placement
+
+    @contextlib.contextmanager
+    def _noting(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Invariant 11: the pipeline's cache goes on without, and says so; everybody else is told.
+            if self._note is None:
+                raise
+            self._note(doing, error)
 
     def future_config(self, transfer: ModelFileTransfer, record: Record) -> dict[str, Any] | None:
         """Return the config of a model that is elsewhere, with the paths that it will have, marked as such.
@@ -166,6 +249,20 @@ class ModelCacheManager:
 def model_ref(name: str) -> str:
     """Return the ref of a cached model; raise ConfigError for an id that is not one safe name."""
     return f"{_PREFIX}{checked_id(name)}"
+
+
+def identities(places: Mapping[str, str]) -> tuple[tuple[str, str, StatIdentity], ...]:
+    """Return the path in the tree, the place and the identity of each file that `places` names, as it is now."""
+    return tuple((file.path, file.location, file.identity) for file in place_sources(places).files)
+
+
+def _placed(
+    found: tuple[tuple[str, str, StatIdentity], ...], file_ids: Mapping[str, bytes], *, prefix: str = ""
+) -> tuple[PlacedFile, ...]:
+    return tuple(
+        PlacedFile(location, identity, file_ids[path.removeprefix(prefix)])
+        for path, location, identity in found
+    )
 
 
 def _at(document: ModelDocument | None, files: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections import deque
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache import environment, evaluators
+from casstore.cache.attempts import Attempts
 from casstore.cache.config import CacheConfig
 from casstore.cache.directories import CacheDirectories, checked_id
+from casstore.cache.document import texts
 from casstore.cache.explain import Explanation, explain_run
 from casstore.cache.model_cache import ModelCacheManager, model_ref
 from casstore.cache.pass_runs import run_pass
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("casstore.cache")
 
+_FAILED = "failed"
+"""Metadata of the record of a model that a failed pass made, which is `{}`."""
+
 _KEPT_PROBLEMS = 100
 _KEPT_QUESTIONS = 10_000
 """Runs that were asked for and are remembered until they are recorded: most of them are hits and never are."""
@@ -58,7 +64,6 @@ class _Asked:
     stated: dict[str, Any]
     input: bytes | None
     started: int
-    failed: bool = False
 
 
 class OliveCache:
@@ -75,12 +80,14 @@ class OliveCache:
             cache_config = {"cache_dir": os.fspath(cache_config)}
         self.config = CacheConfig.of(cache_config)
         self.problems: deque[str] = deque(maxlen=_KEPT_PROBLEMS)
+        self._lock = threading.Lock()
         self._asked: dict[str, _Asked] = {}
         self._uncached: dict[str, dict[str, Any]] = {}
         self._temporary: Path | None = None
         self.dirs, self.local = self._open()
         self.placements = Placements(self.dirs, max_bytes=self.config.max_checkout_bytes)
-        self.models = ModelCacheManager(self.local, self.placements)
+        self.attempts = Attempts(self.placements, note=self._note)
+        self.models = ModelCacheManager(self.local, self.placements, note=self._note)
         self.runs = RunCacheManager(self.local, environment=self.config.environment)
         self.resources = Resources(self.dirs.resources)
         self.update_shared_cache = self.config.update_shared_cache
@@ -93,6 +100,7 @@ class OliveCache:
                 url,
                 readonly=not self.update_shared_cache,
                 shared=self.config.shared,
+                known=self.dirs.locks / f"shared-{digest(url.encode()).hex()[:16]}",
                 **self.config.storage_options,
             )
             self._sharing = Sharing(self.shared_cache, self.local, update=self.update_shared_cache)
@@ -110,6 +118,8 @@ class OliveCache:
 
     def close(self) -> None:
         """Let go of everything; working files and checkouts may go from now on, by their bound."""
+        self.attempts.close()
+        self.models.close()
         self.placements.close()
         self.local.close()
         if self.shared_cache is not None:
@@ -142,8 +152,10 @@ class OliveCache:
         """Return the folder of what `make(model, output_folder, **config)` writes, made now or found again.
 
         The key is the content of `model`, the name, config and accelerator, and `version`, which you change
-        when `make` does. The folder is read-only to you: it may be a checkout that others use. What `make`
-        raises is recorded, and raised.
+        when `make` does. The output folder is empty and its own at each attempt; the one returned is read-only
+        to you, for it may be a checkout that others use. Threads that ask for one key wait for the one that
+        makes it, and processes get the result that was recorded first. What `make` raises is recorded, and
+        raised; only if the cache's disk is full, `make` is called once more, with a folder elsewhere.
         """
         return run_pass(self, name, make, model, dict(config or {}), version=version, accelerator=accelerator)
 
@@ -155,22 +167,34 @@ class OliveCache:
         `{}` is what a pass that failed made. The files go on being used from where they are.
         """
         checked_id(model_id)
+        if not model_json:
+            self.attempts.fail(model_id)
         asked = self._asked.get(model_id)
-        if asked is not None:
-            asked.failed = not model_json
-        self._uncached[model_id] = model_json
-        with self._attempt(f"cache the model {model_id}"):
-            base = str(asked.stated["input_model_id"]) if asked is not None else None
-            self.models.cache_model(
-                model_id,
-                model_json,
-                base=base if base and _is_id(base) else None,
-                metadata={"workflow": self.dirs.cache_dir.name},
-            )
-            del self._uncached[model_id]
-            write_view(self.get_model_json_path(model_id), model_json)
-            if self._sharing is not None:
-                self._sharing.push([model_ref(model_id)])
+        stored = False
+        try:
+            with self._attempt(f"cache the model {model_id}"):
+                base = str(asked.stated["input_model_id"]) if asked is not None else None
+                self.models.cache_model(
+                    model_id,
+                    model_json,
+                    base=base if base and _is_id(base) else None,
+                    metadata={
+                        "workflow": self.dirs.cache_dir.name,
+                        **({} if model_json else {_FAILED: True}),
+                    },
+                )
+                stored = True
+                write_view(self.get_model_json_path(model_id), model_json)
+                if self._sharing is not None:
+                    self._sharing.push([model_ref(model_id)])
+        finally:
+            # Invariant 11: what could not be stored goes on being used from where it is.
+            if stored:
+                self._uncached.pop(model_id, None)
+            else:
+                self._uncached[model_id] = model_json
+            if model_json:
+                self.attempts.finish(model_id, _texts(model_json), stored=stored)
 
     def load_model(self, model_id: str) -> dict[str, Any] | None:
         """Return the config of a cached model with paths that exist, `{}` for a failed pass, None for a miss.
@@ -179,15 +203,19 @@ class OliveCache:
         `download_shared_cache_model` fetches them when they are needed.
         """
         checked_id(model_id)
-        if model_id in self._uncached:
-            return self._uncached[model_id]
+        if (uncached := self._uncached.get(model_id)) is not None:
+            return uncached
         with self._attempt(f"load the model {model_id}"), self._healing(model_id):
             config = self.models.load_model(model_id)
             if config is None:
                 config = self._take_in(model_id)
             if config is not None:
+                self.attempts.found(model_id)
                 return config
-        return self._sharing.future_config(self.models, model_id) if self._sharing is not None else None
+        config = self._sharing.future_config(self.models, model_id) if self._sharing is not None else None
+        if config is None:
+            self.attempts.asked(model_id)
+        return config
 
     def download_shared_cache_model(self, input_model_config: Any, input_model_id: str) -> Any:
         """Fetch the files of a model from the shared cache; return its config with paths that exist.
@@ -264,10 +292,12 @@ class OliveCache:
             # Invariant 11: a run that cannot be keyed is never found again, and the pipeline goes on.
             self._note(f"key a run of {pass_name}", error)
             return digest(uuid.uuid4().bytes).hex()
-        self._asked.pop(model_id, None)
-        self._asked[model_id] = asked
-        while len(self._asked) > _KEPT_QUESTIONS:
-            self._asked.pop(next(iter(self._asked)), None)
+        with self._lock:
+            self._asked.pop(model_id, None)
+            self._asked[model_id] = asked
+            if len(self._asked) > _KEPT_QUESTIONS:
+                del self._asked[next(iter(self._asked))]
+        self.attempts.asked(model_id)
         return model_id
 
     def cache_run(
@@ -290,15 +320,20 @@ class OliveCache:
         checked_id(output_model_id)
         with self._attempt(f"record the run {output_model_id}"):
             stated = self.get_run_json(pass_name, pass_config, input_model_id, accelerator_spec)
-            asked = self._asked.pop(output_model_id, None) or self._ask(stated, accelerator_spec, None)
+            with self._lock:
+                known = self._asked.pop(output_model_id, None)
+            asked = known or self._ask(stated, accelerator_spec, None)
             record = self.models.record(output_model_id)
+            failed = (record is not None and record.metadata.get(_FAILED) is True) or (
+                self._uncached.get(output_model_id) == {}
+            )
             run = new_run(
                 output_model_id,
                 asked.key,
                 stated,
                 output=record.target if record is not None else None,
                 input_model=asked.input,
-                status=status or (RunStatus.FAILED if asked.failed else RunStatus.DONE),
+                status=status or (RunStatus.FAILED if failed else RunStatus.DONE),
                 started=started if started is not None else asked.started,
                 metrics=metrics,
                 error=error,
@@ -312,15 +347,18 @@ class OliveCache:
     def load_run(self, output_model_id: str) -> RunManifest | None:
         """Return a recorded run whose output is here or in the shared cache, every object of it; else None."""
         checked_id(output_model_id)
-        with self._attempt(f"load the run {output_model_id}"):
-            run = self.runs.load_run(output_model_id)
-            if run is not None and self._has_output(run):
-                return run
-            if self._sharing is not None and self._sharing.pull(run_ref(output_model_id)):
-                run = self.runs.load_run(output_model_id)
-                if run is not None and self._has_output(run):
-                    return run
-        return None
+        run = self._recorded(output_model_id)
+        if run is None and self._sharing is not None and self._sharing.pull(run_ref(output_model_id)):
+            run = self._recorded(output_model_id)
+        if run is None:
+            self.attempts.asked(output_model_id)
+        else:
+            self.attempts.found(output_model_id)
+        return run
+
+    def holds_run(self, output_model_id: str) -> bool:
+        """Say whether a run is recorded here, and its output here or in the shared cache."""
+        return self._recorded(output_model_id) is not None
 
     def load_run_from_model_id(self, model_id: str) -> dict[str, Any]:
         """Return the run that made a model, as Olive writes it; `{}` for a miss."""
@@ -406,13 +444,13 @@ class OliveCache:
     def get_model_cache_path(self, model_id: str) -> Path:
         """Return the folder that a pass writes its output to; it is made, and stays until the cache is closed.
 
-        Another process that makes the same model at the same time writes to another folder.
+        Each attempt gets an empty one of its own. An attempt begins when a thread calls this after
+        `get_output_model_id`, `load_run` or `load_model` did not end in a hit; calls after that return the same
+        folder, and once the model is cached, every thread gets the one that it was cached from. It lies in the
+        system's temporary directory if the cache's disk is full.
         """
-        path = self.get_run_path(model_id) / "models"
-        with self._attempt(f"keep {path} in use"):
-            path = self.placements.working_folder(model_id) / "models"
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        checked_id(model_id)
+        return self.attempts.folder(model_id)
 
     def get_resource_cache_path(self) -> Path:
         """Return the folder of resources that were downloaded."""
@@ -449,8 +487,8 @@ class OliveCache:
     # How it works
 
     def _open(self) -> tuple[CacheDirectories, Store]:
-        directories = CacheDirectories.of(self.config)
         try:
+            directories = CacheDirectories.of(self.config)
             if self.config.clean_cache:
                 for folder in directories.working:
                     shutil.rmtree(folder, ignore_errors=True)  # Asked for; another process may do so, too.
@@ -458,7 +496,7 @@ class OliveCache:
             return directories, Store.open(directories.store, create=True)
         except (CasstoreError, OSError) as error:
             # Invariant 11: without its folder the pipeline goes on, in a temporary one that is not kept.
-            self._note(f"use {directories.cache_dir}, so nothing is kept", error)
+            self._note(f"use {self.config.get_local_cache_dir()}, so nothing is kept", error)
         directories = CacheDirectories.temporary()
         self._temporary = directories.cache_dir
         directories.make()
@@ -476,7 +514,8 @@ class OliveCache:
         for prefix in prefixes:
             with self._attempt(f"forget {prefix}"):
                 for row in self.local.find(prefix, where={"workflow": self.dirs.cache_dir.name}):
-                    with contextlib.suppress(RefNotFound):  # Another process cleans as well (invariant 10).
+                    # One that is damaged does not keep the others; another process may clean as well.
+                    with self._attempt(f"forget {row.name}"), contextlib.suppress(RefNotFound):
                         self.local.delete_ref(row.name)
 
     @contextlib.contextmanager
@@ -503,11 +542,13 @@ class OliveCache:
                     _log.error("The pack %s is damaged and set apart: %s", pack, reason)  # as above
             raise
 
-    def _note(self, doing: str, error: Exception) -> None:
+    def _note(self, doing: str, error: BaseException) -> None:
         text = f"Could not {doing}: {error}"
-        if text not in self.problems:
+        with self._lock:
+            known = text in self.problems
+            self.problems.append(text)
+        if not known:
             _log.warning("%s", text)
-        self.problems.append(text)
 
     def _ask(self, stated: dict[str, Any], accelerator: object, version: str | None) -> _Asked:
         name, input_name = str(stated["pass_name"]), str(stated["input_model_id"])
@@ -532,33 +573,44 @@ class OliveCache:
                     return record.target
         return bytes.fromhex(model_id) if is_hex(model_id) else None
 
+    def _recorded(self, output_model_id: str) -> RunManifest | None:
+        with self._attempt(f"load the run {output_model_id}"):
+            run = self.runs.load_run(output_model_id)
+            if run is not None and self._has_output(run):
+                return run
+        return None
+
     def _has_output(self, run: RunManifest) -> bool:
         """Say whether everything that a run made is here or in the shared cache (§8: a hit checks presence)."""
         if run.status is RunStatus.RUNNING or run.output is None:
             return False
         record = self.models.record_of(run.name, run.output)
-        if record is not None and (self.models.placed(run.name, record) or not self.local.lacks(record)):
+        if record is not None and (self.models.stands(run.name, record) or not self.local.lacks(record)):
             return True
         return self._sharing is not None and self._sharing.holds_output(run)
 
     def _download(self, model_id: str) -> dict[str, Any] | None:
         """Return the config of a model with paths that exist, from here or the shared cache; None if nowhere."""
         checked_id(model_id)
-        if model_id in self._uncached:
-            return self._uncached[model_id]
+        if (uncached := self._uncached.get(model_id)) is not None:
+            return uncached
         config = None
         try:
             with self._healing(model_id):
                 config = self.models.load_model(model_id) or self._take_in(model_id)
         except IntegrityError as error:
             # Invariant 11: damage here is no miss while the shared cache has the same bytes.
-            if self.shared_cache is None:
+            shared = self.shared_cache.existing() if self.shared_cache is not None else None
+            if shared is None:
                 raise
             self._note(f"read the model {model_id} from {self.dirs.store}", error)
-            config = self.models.restore(model_id, self.shared_cache.remote)
-        if config is None and self.shared_cache is not None and self.shared_cache.exists(model_ref(model_id)):
-            self.shared_cache.retrieve(self.local, [model_ref(model_id)])
-            config = self.models.load_model(model_id)
+            config = self.models.restore(model_id, shared)
+        if config is None and self.shared_cache is not None:
+            if self.shared_cache.exists(model_ref(model_id)):
+                self.shared_cache.retrieve(self.local, [model_ref(model_id)])
+                config = self.models.load_model(model_id)
+            else:
+                self.shared_cache.check_place()
         return config
 
     def _take_in(self, model_id: str) -> dict[str, Any] | None:
@@ -583,6 +635,14 @@ def _is_id(name: str) -> bool:
     except ConfigError:
         return False  # Not the name of anything that is cached.
     return True
+
+
+def _texts(model_json: dict[str, Any]) -> list[str]:
+    """Return every text in a model's config, none of one that cannot be kept."""
+    try:
+        return [text for _, text in texts(plain(model_json, what="The model config"), ())]
+    except ConfigError:
+        return []  # Told already, by what failed to store it.
 
 
 def _alias(stated: dict[str, Any]) -> str:

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import filecmp
 import os
 import shutil
 import stat
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casstore.cache.making import MAKING
+from casstore.cache.making import making_folder as _aside
 from casstore.errors import BackendError, ConfigError
 from casstore.format.paths import check_path, check_paths
 from casstore.store.local_names import local_path, tree_name
 from casstore.store.sources import find_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-_ASIDE = ".casstore-saving-"
 _PIECE = 1 << 30
 
 
@@ -192,7 +191,7 @@ class Output:
             place = self.at(path)
             os.makedirs(os.path.dirname(place), exist_ok=True)
             if overwrite and os.path.lexists(place):
-                os.rename(place, os.path.join(aside, f"{_ASIDE}{number}"))
+                os.rename(place, os.path.join(aside, f"{MAKING}{number}"))
             # Invariant 1: a folder that holds files, made meanwhile, is not replaced by rename(2).
             os.rename(local_path(aside, path), place)
         for path in self._loose(self._empty):
@@ -213,39 +212,6 @@ class Output:
 def same_content(one: str, other: str) -> bool:
     """Say whether two files hold the same bytes."""
     return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
-
-
-@contextlib.contextmanager
-def _aside(folder: str) -> Iterator[str]:
-    """Make a folder beside the output, for files in the making; what crashed writers left there goes."""
-    for name in os.listdir(folder):
-        if name.startswith(_ASIDE):
-            with contextlib.suppress(OSError), _locked(os.path.join(folder, name)):
-                # Its writer is gone, or it would hold the lock: these are halves of files (invariant 10).
-                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-    while True:
-        place = os.path.join(folder, f"{_ASIDE}{uuid.uuid4().hex}")
-        os.mkdir(place, 0o700)
-        with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # Where folders cannot be locked, none is taken for left over.
-                held.enter_context(_locked(place))
-            if not os.path.isdir(place):
-                continue  # Taken for left over before it was locked (invariant 10); make another one.
-            try:
-                yield place
-            finally:
-                shutil.rmtree(place, ignore_errors=True)
-            return
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _make(content: _Content, place: str) -> None:

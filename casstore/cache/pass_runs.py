@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casstore.cache.single_flight import single_flight
 from casstore.errors import ConfigError
 from casstore.format.run import RunStatus
 
@@ -33,24 +35,81 @@ def run_pass(
         raise ConfigError(f"{source} does not exist: a pass needs a model to work on.")
     input_id = _input_id(cache, source)
     key = cache.get_output_model_id(name, config, input_id, accelerator, pass_version=version)
-    if cache.load_run(key) is not None:
-        found = cache.load_model(key)
+    run = _Run(cache, key, name, make, source, config, input_id, accelerator)
+    with single_flight(os.fspath(cache.dirs.store), key):
+        return run.found() or run.make()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One pass on one model."""
+
+    cache: OliveCache
+    key: str
+    name: str
+    pass_: Callable[..., object]
+    source: Path
+    config: dict[str, Any]
+    input_id: str
+    accelerator: object
+
+    def found(self) -> Path | None:
+        """Return the folder of the output if it is cached, here or in the shared cache, or could not be stored."""
+        if self.cache.load_run(self.key) is not None:
+            return self._load()
+        made = self.cache.attempts.only_copy(self.key)
+        return made if made is not None and made.is_dir() else None
+
+    def make(self) -> Path:
+        """Run the pass, and cache what it makes; raise what it raises."""
+        attempts = self.cache.attempts
+        output: Path | None = attempts.begin(self.key)
+        while True:
+            assert output is not None
+            try:
+                self.pass_(self.source, output, **self.config)
+                break
+            except Exception as error:
+                # Invariant 11: for a full disk of the cache the pass runs once more elsewhere; all else is its own.
+                failed, output = output, attempts.begin_outside(self.key, output, error)
+                if output is None:
+                    attempts.discard(self.key, failed)
+                    self._record_failure(error)
+                    raise
+            except BaseException:
+                # Invariant 4: what was interrupted becomes part of nothing.
+                attempts.discard(self.key, output)
+                raise
+        with self.cache.placements.committing(self.key):
+            other = self._load() if self.cache.holds_run(self.key) else None
+            if other is not None:
+                # Another process was faster: everybody gets the result that is recorded.
+                attempts.discard(self.key, output)
+                return other
+            attempts.resume(self.key, output)
+            self.cache.cache_model(self.key, {"type": _TYPE, "config": {"model_path": str(output)}})
+            self.cache.cache_run(self.name, self.config, self.input_id, self.key, self.accelerator)
+        return output
+
+    def _load(self) -> Path | None:
+        found = self.cache.load_model(self.key)
         if found is not None and found.get("config", {}).pop("shared_cache", False):
-            found = cache.download_shared_cache_model(found, key)
-        if found:
-            return Path(found["config"]["model_path"])
-    output = cache.get_model_cache_path(key)
-    try:
-        make(source, output, **config)
-    except Exception as error:
-        # Invariant 11 is about the cache; what the pass itself raises is the pipeline's, and goes on.
-        cache.cache_run(
-            name, config, input_id, key, accelerator, status=RunStatus.FAILED, error=f"{error!r:.500}"
-        )
-        raise
-    cache.cache_model(key, {"type": _TYPE, "config": {"model_path": str(output)}})
-    cache.cache_run(name, config, input_id, key, accelerator)
-    return output
+            found = self.cache.download_shared_cache_model(found, self.key)
+        return Path(found["config"]["model_path"]) if found else None
+
+    def _record_failure(self, error: Exception) -> None:
+        """Record that the pass failed, unless another process had more luck meanwhile."""
+        with self.cache.placements.committing(self.key):
+            if not self.cache.holds_run(self.key):
+                self.cache.cache_run(
+                    self.name,
+                    self.config,
+                    self.input_id,
+                    self.key,
+                    self.accelerator,
+                    status=RunStatus.FAILED,
+                    error=f"{error!r:.500}",
+                )
 
 
 def _input_id(cache: OliveCache, source: Path) -> str:

@@ -1,7 +1,10 @@
-"""Plain files of cached models on this machine: which are there, unchanged and in use, and which may go.
+"""Plain files on this machine: cached models', and those that a pass is writing. Which are in use, which may go.
 
-Every byte of them can be made again from the store, so they are bounded: the least recently used go first,
-what a live process uses never goes, and nothing is deleted that is not exactly what was cached.
+Every byte of a cached model can be made again from the store, so these are bounded: the least recently used go
+first, what a live process uses never goes, and nothing is deleted that is not exactly what was cached.
+
+A pass writes to a folder that no other attempt has had (`new_attempt`), with a marker beside it. What attempts
+of processes that ended left is deleted; the kernel drops a dead process's lock on its list of uses.
 """
 
 from __future__ import annotations
@@ -9,76 +12,46 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
+import itertools
 import logging
 import os
 import shutil
 import threading
 import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from casstore.store.sources import StatIdentity, place_sources
+from casstore.cache.placement import Placement
+from casstore.cache.room import make_probe, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from casstore.cache.directories import CacheDirectories
 
 _log = logging.getLogger("casstore.cache")
 
+_Item = TypeVar("_Item")
+
 _NOTE = "placement.json"
 _MAKING = "making-"
 _LIST = "list.lock"
+_OUTPUT = "models"
+_MARKER = ".attempt"
+_FILES = "files"
+_BATCH = 64
+"""Folders that are deleted while the lock is held once: others wait no longer than that."""
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the files of one cached model lie: its model id, its config with paths here, each file's identity."""
+class _Entry:
+    """The files of one cached model, as its note has them."""
 
-    content: str
-    model: dict[str, Any]
-    files: tuple[tuple[str, StatIdentity], ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(identity.size for _, identity in self.files)
-
-    def intact(self) -> bool:
-        """Say whether every file is what was cached, by its stat identity."""
-        try:
-            return all(StatIdentity.of(os.stat(path)) == identity for path, identity in self.files)
-        except OSError:
-            return False  # Invariant 4: what cannot be looked at is not trusted; the store gives it again.
-
-    def unchanged(self) -> Iterator[tuple[str, StatIdentity]]:
-        """Yield the files that are still there and unchanged: these, and no others, may be deleted."""
-        for path, identity in self.files:
-            with contextlib.suppress(OSError):  # Invariant 4, as above: what changed is not ours to judge.
-                if StatIdentity.of(os.stat(path)) == identity:
-                    yield path, identity
-
-    def encode(self) -> bytes:
-        """Return the bytes of the note that is kept beside the files."""
-        files = [[path, *identity.fields()] for path, identity in self.files]
-        return json.dumps({"content": self.content, "model": self.model, "files": files}).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> Placement | None:
-        """Read a note; None for one that cannot be used."""
-        try:
-            value = json.loads(data)
-            files = tuple((str(path), StatIdentity(*map(int, rest))) for path, *rest in value["files"])
-            return cls(str(value["content"]), dict(value["model"]), files)
-        except (ValueError, KeyError, TypeError):
-            return None  # The files can be made again (invariant 4), so a torn note costs time, not truth.
-
-
-def identities(places: Mapping[str, str]) -> tuple[tuple[str, StatIdentity], ...]:
-    """Return each file that `places` names, with its identity as it is now."""
-    return tuple((file.location, file.identity) for file in place_sources(places).files)
+    used: float
+    folder: Path
+    size: int
 
 
 class Placements:
@@ -89,32 +62,42 @@ class Placements:
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
         self._mine: set[str] = set()
-        self._working: dict[str, Path] = {}
         self._own_list: int | None = None
         self._own_path: Path | None = None
         self._estimate: int | None = None
+        self._trim_above = max_bytes
+        _all.add(self)
 
     def close(self) -> None:
         """Give up every use; what was used may be deleted from now on, by the bound."""
         with self._lock:
             self._mine.clear()
-            self._working.clear()
             held, self._own_list = self._own_list, None
             if held is not None:
                 os.close(held)  # The lock goes with it, which tells other processes that nothing is used.
         self.trim()
 
-    def working(self, model_id: str) -> Placement | None:
-        """Return the intact files in a run's working folder, and use them; None if there are none."""
-        return self._find(self._directories.run(model_id))
+    # Cached models
+
+    def working(self, model_id: str, content: str) -> Placement | None:
+        """Return a run's files if they hold this model, and use them; None otherwise."""
+        return self._find(self._directories.run(model_id), content)
 
     def checkout(self, content: str) -> Placement | None:
-        """Return the intact checkout of a model, and use it; None if there is none."""
-        return self._find(self._directories.checkouts / content)
+        """Return the checkout of a model if it holds what it should, and use it; None if there is none."""
+        return self._find(self._directories.checkouts / content, content)
+
+    def stands(self, model_id: str, content: str) -> bool:
+        """Say whether the files of a run, or the checkout, of this model are here: by a look, without reading."""
+        for folder in (self._directories.run(model_id), self._directories.checkouts / content):
+            placement = _read_note(folder)
+            if placement is not None and placement.content == content and placement.stands():
+                return True
+        return False
 
     def checkout_path(self, content: str) -> Path:
         """Return where a model is checked out to."""
-        return self._directories.checkouts / content / "files"
+        return self._directories.checkouts / content / _FILES
 
     def scratch(self) -> Path:
         """Return a new folder beside the checkouts, for one that is in the making."""
@@ -124,122 +107,210 @@ class Placements:
             place.mkdir(parents=True)
         return place
 
-    def working_folder(self, model_id: str) -> Path:
-        """Return the folder that a run of this process may write to, and keep it until `close`.
-
-        It is the run's own, unless another process uses that one: two that write the same files would leave
-        a mixture of both.
-        """
-        with self._listed():
-            folder = self._working.get(model_id)
-            if folder is None:
-                folder = self._directories.run(model_id)
-                if str(folder) in self._used_elsewhere():
-                    folder = folder.with_name(f"{folder.name}~{uuid.uuid4().hex}")
-                self._working[model_id] = folder
-            self._claim(folder)
-        return folder
-
     def keep_working(self, model_id: str, placement: Placement) -> None:
-        """Note that a run's working folder holds a cached model, in use by this process."""
-        self._note(self._working.get(model_id) or self._directories.run(model_id), placement)
+        """Note where the files of a run's cached model are, in use by this process."""
+        self._note(self._directories.run(model_id), placement)
 
-    def finish_checkout(self, made: Path, content: str) -> Path:
-        """Give a checkout that is whole its final place, in use by this process; return where its files are.
+    def finish_checkout(self, made: Path, placement: Placement) -> Placement:
+        """Give a checkout that is whole its final place, in use by this process; return it as it is there.
 
-        One that another process finished first is kept if it is intact, replaced otherwise.
+        `placement` has the paths in `made`, its config those of the final place. One that another process
+        finished first is kept if it holds what it should, replaced otherwise.
         """
-        final = self._directories.checkouts / content
+        final = self._directories.checkouts / placement.content
+        there = self._find(final, placement.content)
+        if there is not None:
+            shutil.rmtree(made, ignore_errors=True)  # Invariant 4: the other one is whole, this one spare.
+            return there
+        before, after = f"{made}{os.sep}", f"{final}{os.sep}"
+        placement = replace(
+            placement,
+            files=tuple(
+                replace(file, location=after + file.location.removeprefix(before)) for file in placement.files
+            ),
+        )
+        (made / _NOTE).write_bytes(placement.encode())
+        replaced = self.scratch() / "replaced"
         with self._listed():
             self._claim(final)
-            there = _read_note(final)
-            if there is not None and there.intact():
-                shutil.rmtree(
-                    made, ignore_errors=True
-                )  # Invariant 4: the other one is whole, this one spare.
-                return final / "files"
-            _remove(final)  # Invariant 4: a checkout that is not what it should be is made again.
+            with contextlib.suppress(FileNotFoundError):
+                # Invariant 4: a checkout that is not what it should be is made again.
+                os.rename(final, replaced)
             os.rename(made, final)
-        return final / "files"
+        shutil.rmtree(replaced.parent, ignore_errors=True)
+        self._count(placement.size)
+        return placement
 
-    def keep_checkout(self, content: str, placement: Placement) -> None:
-        """Note what a finished checkout holds."""
-        self._note(self._directories.checkouts / content, placement)
+    # Attempts of passes
+
+    def new_attempt(self, model_id: str) -> Path:
+        """Return a new, empty folder for one attempt to make a model, in use by this process.
+
+        No other attempt has had it, or will. Raises OSError where the cache's disk is full or cannot be written.
+        """
+        run = self._directories.run(model_id)
+        with self._listed():
+            folder = run / _OUTPUT
+            if os.path.lexists(folder) or os.path.lexists(_marker(folder)):
+                folder = run / f"{_OUTPUT}~{uuid.uuid4().hex}"
+            run.mkdir(parents=True, exist_ok=True)
+            self._claim(folder, needed=True)
+            make_probe(_marker(folder))
+            folder.mkdir()
+        return folder
+
+    def discard_attempt(self, folder: Path) -> None:
+        """Delete what a failed attempt wrote. Its name stays taken, for something may still write there."""
+        shutil.rmtree(folder, ignore_errors=True)  # Invariant 13: what stays is no part of any result.
+
+    def keep_attempt(self, folder: Path) -> None:
+        """Never delete what an attempt wrote: it could not be stored, so there is no other copy."""
+        with contextlib.suppress(OSError):  # Invariant 13: at worst it goes when this process has ended.
+            _marker(folder).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def committing(self, model_id: str) -> Iterator[None]:
+        """Let one process at a time record what a run made; without effect where folders cannot be locked."""
+        descriptor = None
+        with contextlib.suppress(OSError):  # Invariant 10: it is a courtesy; the newest record counts anyway.
+            run = self._directories.run(model_id)
+            run.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                _unlock(descriptor)
+
+    # The bound
 
     def trim(self) -> int:
-        """Delete the least recently used files above the bound; return the bytes that went."""
+        """Delete the least recently used files above the bound, and what dead processes left; return the bytes."""
         freed = 0
         try:
+            entries, left = self._survey()
             with self._listed():
-                entries = sorted(self._entries(), key=lambda entry: entry[0])
-                total = sum(identity.size for _, _, files in entries for _, identity in files)
                 used = self._used()
-                for made in self._directories.checkouts.glob(f"{_MAKING}*"):
-                    if str(made) not in used:
-                        # Invariant 4: nobody makes it any more, so it never gets its name.
-                        shutil.rmtree(made, ignore_errors=True)
-                for _, folder, files in entries:
-                    if total <= self._max_bytes:
-                        break
-                    if str(folder) in used:
-                        continue
-                    size = sum(identity.size for _, identity in files)
-                    self._delete(folder, [path for path, _ in files])
-                    total, freed = total - size, freed + size
-                # Looked at again only when what this process adds may pass the bound: not once for each model.
-                self._estimate = total
+            for leftovers in _batches([folder for folder in left if str(folder) not in used]):
+                self._remove_leftovers(leftovers)
+            total = sum(entry.size for entry in entries)
+            above = total - self._max_bytes
+            going: list[_Entry] = []
+            for entry in sorted(entries, key=lambda entry: entry.used):
+                if above <= 0:
+                    break
+                if str(entry.folder) not in used:
+                    going.append(entry)
+                    above -= entry.size
+            for old in _batches(going):
+                freed += self._remove_files(old)
+            # Looked at again only when what this process adds may matter: not once for each model.
+            self._estimate = total - freed
+            self._trim_above = max(self._max_bytes, self._estimate + self._estimate // 8)
         except OSError as error:
             # Invariant 11: files that could not go take room, nothing more.
             _log.warning("Old working files could not be deleted: %s", error)
         return freed
 
-    def _find(self, folder: Path) -> Placement | None:
+    def _survey(self) -> tuple[list[_Entry], list[Path]]:
+        """Return all notes, and the folders that nothing names: of attempts, and of checkouts in the making."""
+        checkouts = self._directories.checkouts
+        roots = {checkouts, self._directories.runs, *checkouts.parent.glob("*/runs")}
+        entries: list[_Entry] = []
+        left: list[Path] = []
+        for folder in itertools.chain.from_iterable(map(_folders, roots)):
+            if folder.parent == checkouts and folder.name.startswith(_MAKING):
+                left.append(folder)
+                continue
+            with contextlib.suppress(OSError):  # Another process may have deleted it since (invariant 10).
+                names = os.listdir(folder)
+                placement = _read_note(folder) if _NOTE in names else None
+                if placement is not None:
+                    entries.append(_Entry((folder / _NOTE).stat().st_mtime, folder, _size(placement, folder)))
+                left += [
+                    folder / name.removesuffix(_MARKER)
+                    for name in names
+                    if _is_marker(name) and not _holds(folder / name.removesuffix(_MARKER), placement)
+                ]
+        return entries, left
+
+    def _remove_leftovers(self, folders: list[Path]) -> None:
+        """Delete folders that no live process uses and no note names."""
+        aside: list[Path] = []
+        with self._listed():
+            used = self._used()
+            for folder in folders:
+                making = folder.name.startswith(_MAKING)
+                if str(folder) in used or (not making and _holds(folder, _read_note(folder.parent))):
+                    continue  # Invariant 10: it came into use since it was looked at.
+                aside.append(folder)
+                if not making:
+                    with contextlib.suppress(OSError):  # Elsewhere, or gone: deleted where it is.
+                        place = self._directories.checkouts / f"{_MAKING}{uuid.uuid4().hex}"
+                        os.rename(folder, place)
+                        aside[-1] = place
+                    _marker(folder).unlink(missing_ok=True)
+        for folder in aside:
+            # Invariant 4: nobody writes to it any more, so it never becomes a result.
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove_files(self, entries: list[_Entry]) -> int:
+        """Delete files of cached models that hold what was cached; return their bytes."""
+        known = {entry.folder: _read_note(entry.folder) for entry in entries}
+        going = {
+            folder: [file for file in placement.verified_files() if _is_below(file.location, folder)]
+            for folder, placement in known.items()
+            if placement is not None
+        }
+        freed = 0
+        with self._listed():
+            used = self._used()
+            for folder, files in going.items():
+                if str(folder) in used or _read_note(folder) != known[folder]:
+                    continue  # Invariant 10, as above.
+                freed += sum(file.identity.size for file in files)
+                _delete(folder, [file.location for file in files])
+        return freed
+
+    # How it works
+
+    def _find(self, folder: Path, content: str) -> Placement | None:
+        if not os.path.lexists(folder / _NOTE):
+            return None
         with self._listed():
             placement = _read_note(folder)
-            if placement is None or not placement.intact():
+            if placement is None or placement.content != content:
                 return None
             self._claim(folder)
-            with contextlib.suppress(OSError):  # Only the order in which files go depends on it.
-                os.utime(folder / _NOTE)
-        return placement
+        found = placement.verified()  # Without the lock: it may read every byte.
+        if found is not None:
+            with contextlib.suppress(OSError):  # Invariant 13: the order in which files go depends on it.
+                if found != placement:
+                    self._replace_note(folder, placement, found)
+                else:
+                    os.utime(folder / _NOTE)
+        return found
 
     def _note(self, folder: Path, placement: Placement) -> None:
         with self._listed():
             self._claim(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{_NOTE}.{uuid.uuid4().hex}"
-            temporary.write_bytes(placement.encode())
-            os.replace(temporary, folder / _NOTE)  # Whole or not at all, as invariant 2 asks of the store.
+            _write_note(folder, placement)
+        self._count(placement.size)
+
+    def _replace_note(self, folder: Path, old: Placement, new: Placement) -> None:
+        with self._listed():
+            if _read_note(folder) == old:
+                _write_note(folder, new)
+
+    def _count(self, size: int) -> None:
+        with self._lock:
             if self._estimate is not None:
-                self._estimate += placement.size
-        if self._estimate is None or self._estimate > self._max_bytes:
+                self._estimate += size
+            due = self._estimate is None or self._estimate > self._trim_above
+        if due:
             self.trim()
-
-    def _entries(self) -> Iterator[tuple[float, Path, list[tuple[str, StatIdentity]]]]:
-        """Yield when each group of files was last used, where its note is, and its files that may go."""
-        roots = [self._directories.checkouts, *self._directories.checkouts.parent.glob("*/runs")]
-        if self._directories.runs not in roots:
-            roots.append(self._directories.runs)
-        for root in roots:
-            for note in root.glob(f"*/{_NOTE}"):
-                with contextlib.suppress(
-                    OSError
-                ):  # Another process may have deleted it since (invariant 10).
-                    placement = Placement.decode(note.read_bytes())
-                    if placement is not None:
-                        below = f"{note.parent}{os.sep}"
-                        files = [item for item in placement.unchanged() if item[0].startswith(below)]
-                        yield note.stat().st_mtime, note.parent, files
-
-    def _delete(self, folder: Path, files: list[str]) -> None:
-        # Invariant 1 is about the store: these are copies of what it holds, and told so by their identity.
-        (folder / _NOTE).unlink(missing_ok=True)
-        for path in files:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        for place, _, _ in os.walk(folder, topdown=False):
-            with contextlib.suppress(OSError):  # A folder that still holds other files stays.
-                os.rmdir(place)
 
     @contextlib.contextmanager
     def _listed(self) -> Iterator[None]:
@@ -252,19 +323,27 @@ class Placements:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
             finally:
-                os.close(descriptor)
+                _unlock(descriptor)
 
-    def _claim(self, folder: Path) -> None:
+    def _claim(self, folder: Path, *, needed: bool = False) -> None:
+        """Put a folder on this process's list; `needed` raises OSError where that cannot be written."""
         name = str(folder)
         if name in self._mine:
             return
-        if self._own_list is None:
-            self._own_path = self._directories.locks / f"{os.getpid()}-{uuid.uuid4().hex}.uses"
-            self._own_list = os.open(
-                self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
-            fcntl.flock(self._own_list, fcntl.LOCK_EX)
-        os.write(self._own_list, name.encode() + b"\n")
+        try:
+            if self._own_list is None:
+                self._own_path = self._directories.locks / f"{os.getpid()}-{uuid.uuid4().hex}.uses"
+                self._own_list = os.open(
+                    self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
+                )
+                fcntl.flock(self._own_list, fcntl.LOCK_EX)
+            line = os.fsencode(name) + b"\0"
+            write_whole(self._own_list, line)
+        except OSError as error:
+            if needed:
+                raise
+            # Invariant 13: on a full disk, files are used without telling other processes so.
+            _log.warning("%s is used, but could not be marked as in use: %s", name, error)
         self._mine.add(name)
 
     def _used(self) -> set[str]:
@@ -282,10 +361,80 @@ class Placements:
                 except OSError as error:
                     if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                         raise
-                    used.update(file.read().decode(errors="surrogateescape").splitlines())
+                    used.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
                 else:
                     path.unlink(missing_ok=True)  # Its process is gone, and with it every use (invariant 10).
         return used
+
+
+_all: weakref.WeakSet[Placements] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Give the child locks of its own: a thread that held one is not there to let it go."""
+    for placements in list(_all):
+        placements._lock = threading.RLock()  # noqa: SLF001  # of this module
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _marker(folder: Path) -> Path:
+    return folder.with_name(folder.name + _MARKER)
+
+
+def _is_marker(name: str) -> bool:
+    return name.startswith(_OUTPUT) and name.endswith(_MARKER)
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        with os.scandir(root) as found:
+            return [Path(item.path) for item in found if item.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []  # Nothing was ever put there.
+
+
+def _is_below(location: str, folder: Path) -> bool:
+    return location.startswith(f"{folder}{os.sep}")
+
+
+def _holds(folder: Path, placement: Placement | None) -> bool:
+    """Say whether a folder holds files of a cached model."""
+    return placement is not None and any(_is_below(file.location, folder) for file in placement.files)
+
+
+def _size(placement: Placement, folder: Path) -> int:
+    return sum(file.identity.size for file in placement.files if _is_below(file.location, folder))
+
+
+def _batches(items: list[_Item]) -> Iterator[list[_Item]]:
+    for at in range(0, len(items), _BATCH):
+        yield items[at : at + _BATCH]
+
+
+def _delete(folder: Path, files: list[str]) -> None:
+    # Invariant 1 is about the store: these are copies of what it holds, and told so by their bytes.
+    (folder / _NOTE).unlink(missing_ok=True)
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        # What else lies in an attempt's folder, someone put there: it is theirs, and stays.
+        inside = Path(path).relative_to(folder)
+        _marker(folder / inside.parts[0]).unlink(missing_ok=True)
+    for place, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # A folder that still holds other files stays.
+            os.rmdir(place)
+
+
+def _write_note(folder: Path, placement: Placement) -> None:
+    temporary = folder / f"{_NOTE}.{uuid.uuid4().hex}"
+    try:
+        temporary.write_bytes(placement.encode())
+        os.replace(temporary, folder / _NOTE)  # Whole or not at all, as invariant 2 asks of the store.
+    except OSError:
+        temporary.unlink(missing_ok=True)  # Invariant 2: half a note is none.
+        raise
 
 
 def _read_note(folder: Path) -> Placement | None:
@@ -295,6 +444,8 @@ def _read_note(folder: Path) -> Placement | None:
         return None  # No note, no trust: the store gives the files again (invariant 4).
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _unlock(descriptor: int) -> None:
+    # By name: a child that was forked meanwhile has the descriptor as well, and would keep the lock.
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

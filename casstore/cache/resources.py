@@ -6,13 +6,15 @@ A resource is any object with `is_local_resource_or_string_name()`, `get_path()`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from casstore.cache.making import making_folder
+from casstore.cache.single_flight import single_flight
 from casstore.digest import digest
 
 if TYPE_CHECKING:
@@ -89,30 +91,38 @@ class Resources:
             return resource
         source = resource.to_json()
         name = digest(json.dumps(source, sort_keys=True, default=str).encode()).hex()
+        with single_flight(str(self._folder), name):
+            return self._make(self._kept(name) or self._download(resource, source, name))
+
+    def _kept(self, name: str) -> str | None:
+        """Return where a resource that was downloaded before is, None if it is not there."""
+        kept = _read(self._folder / f"{name}.json")
+        return str(kept["dest"]) if kept is not None and os.path.exists(kept["dest"]) else None
+
+    def _download(self, resource: Any, source: dict[str, Any], name: str) -> str:
         place, note = self._folder / name, self._folder / f"{name}.json"
-        kept = _read(note)
-        if kept is not None and os.path.exists(kept["dest"]):
-            return self._make(kept["dest"])
-        making = self._folder / f"making-{uuid.uuid4().hex}"
-        making.mkdir(parents=True)
-        try:
-            saved = self.shared.fetch(name, str(making)) if self.shared is not None else None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # What an attempt leaves, however it ends, is never part of another one (invariant 4).
+        with making_folder(str(self._folder)) as aside:
+            making, replaced = os.path.join(aside, "new"), os.path.join(aside, "old")
+            os.mkdir(making)
+            saved = self.shared.fetch(name, making) if self.shared is not None else None
             fetched = saved is not None
             if saved is None:
-                saved = os.path.relpath(resource.save_to_dir(str(making)), making)
-            shutil.rmtree(place, ignore_errors=True)  # What no note names was never finished (invariant 4).
+                saved = os.path.relpath(resource.save_to_dir(making), making)
+            kept = self._kept(name)
+            if kept is not None:
+                return kept  # Another process was faster, and its files are in use (invariant 10).
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(place, replaced)  # What no note names was never finished (invariant 4).
             os.rename(making, place)  # Under its name only when whole (invariant 4).
-        except BaseException:
-            # Invariant 4: what is not whole never gets its name.
-            shutil.rmtree(making, ignore_errors=True)
-            raise
         path = os.path.normpath(os.path.join(place, saved))
         temporary = note.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(json.dumps({"source": source, "dest": path}, indent=4, default=str))
         os.replace(temporary, note)  # Behind the files, so that a note is never ahead of them (invariant 3).
         if self.shared is not None and not fetched:
             self.shared.keep(name, str(place), saved)
-        return self._make(path)
+        return path
 
 
 def _is_resource(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from casstore._version import __version__
 from casstore.cache.directories import checked_id
 from casstore.cache.values import by_content, plain
-from casstore.errors import RefNotFound
+from casstore.errors import IntegrityError, RefNotFound
 from casstore.format import canonical
 from casstore.format.run import (
     EvaluationManifest,
@@ -93,8 +93,13 @@ class RunCacheManager:
         """
 
         def stands(record: Record) -> bool:
-            earlier = decode_run(self._store.manifest_of(record))
-            if earlier.status is RunStatus.RUNNING:
+            try:
+                earlier = decode_run(self._store.manifest_of(record))
+            except IntegrityError as error:
+                # Invariant 13: a record that is damaged is superseded, or the run could never be recorded again.
+                _log.error("The run %s is damaged, and recorded anew: %s", run.name, error)  # for people
+                return False
+            if earlier.status in (RunStatus.RUNNING, RunStatus.FAILED) and earlier.status is not run.status:
                 return False
             if earlier.same_result(run):
                 return True
@@ -185,8 +190,13 @@ class RunCacheManager:
             "name": name,
             "workflow": workflow,
         }
-        earlier = self.load_evaluation(name, evaluator=evaluator)
         ref = evaluation_ref(name, evaluator)
+        try:
+            earlier = self.load_evaluation(name, evaluator=evaluator)
+        except IntegrityError as error:
+            # Invariant 13, as for runs.
+            _log.error("The evaluation %s is damaged, and recorded anew: %s", name, error)  # for people
+            earlier = None
         record = self._store.record(ref) if earlier is not None and _alike(earlier, value) else None
         return record or self._store.put_manifest(ref, encode_evaluation(value), metadata=facts)
 
@@ -196,12 +206,20 @@ class RunCacheManager:
         return decode_evaluation(self._store.manifest_of(record)) if record is not None else None
 
     def list_evaluations(self, *, model: str | None = None) -> list[EvaluationManifest]:
-        """Return evaluations, the newest first; of the model with this id, if one is given."""
-        rows = self._store.find("evaluations/", where={"model": model} if model else None)
-        records = [self._store.record(row.name) for row in rows]
-        return [
-            decode_evaluation(self._store.manifest_of(record)) for record in records if record is not None
-        ]
+        """Return evaluations, the newest first; of the model with this id, if one is given.
+
+        One that is damaged is left out, with an error in the log that names it.
+        """
+        found: list[EvaluationManifest] = []
+        for row in self._store.find("evaluations/", where={"model": model} if model else None):
+            try:
+                record = self._store.record(row.name)
+                if record is not None:
+                    found.append(decode_evaluation(self._store.manifest_of(record)))
+            except IntegrityError as error:  # noqa: PERF203  # one of many
+                # Invariant 13: one bad thing does not hide the rest; `check` reports it as well.
+                _log.error("%s is damaged, and left out: %s", row.name, error)  # for people
+        return found
 
     def _read(self, ref: str) -> RunManifest | None:
         record = self._store.record(ref)

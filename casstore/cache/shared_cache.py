@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend.location import parse_location
 from casstore.cache.document import collect
 from casstore.cache.model_cache import model_ref
+from casstore.cache.mounts import unmounted
 from casstore.cache.run_cache import RunCacheManager, new_run, run_json, run_ref
 from casstore.cache.transfer import ModelFileTransfer
-from casstore.errors import RefNotFound
+from casstore.errors import ConfigError, RefNotFound, StoreNotFound
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.local_names import local_path
 from casstore.store.store import Store
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 class SharedCache:
     """A shared store; it is opened, and the network touched, with the first question. Safe in threads.
 
+    A question makes nothing: what nobody has shared to yet holds nothing. The first thing that is stored makes the
+    store, in a folder or bucket. `known` is a file in which this machine notes which store
+    it found: where it found one and there is none now, a disk is not mounted, and no other store is made.
+
     `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. `readonly` takes
     from it only. `shared="group"` lets the folder's group in where this makes a store in a folder; what is there
     stays as it is. `storage_options` go to its file system. Raises ConfigError for a URL that no store can
@@ -42,17 +50,19 @@ class SharedCache:
         *,
         readonly: bool = False,
         shared: Literal["group"] | None = None,
+        known: str | os.PathLike[str] | None = None,
         **storage_options: Any,
     ) -> None:
         url = (
             f"https://{account_or_url}.blob.core.windows.net/{container}"
             if container
-            else str(account_or_url)
+            else os.path.expanduser(str(account_or_url))
         )
         parse_location(url)  # Before anything shows or logs it.
         self.url = url
         self.readonly = readonly
         self._shared = shared
+        self._known = Path(known) if known is not None else None
         self._storage_options = storage_options
         self._lock = threading.Lock()
         self._remote: Store | None = None
@@ -62,17 +72,82 @@ class SharedCache:
 
     @property
     def remote(self) -> Store:
-        """The store itself; made if there is none yet, unless this cache is read-only. Raises BackendError."""
+        """The store itself; made if there is none yet, unless this cache is read-only.
+
+        Raises BackendError, or ConfigError where there is none and none is made.
+        """
         with self._lock:
             if self._remote is None:
-                self._remote = Store.open(
-                    self.url,
-                    create=not self.readonly,
-                    readonly=self.readonly,
-                    shared=self._shared,
-                    **self._storage_options,
-                )
+                try:
+                    self._remote = self._open(create=False)
+                except StoreNotFound as error:
+                    if self.readonly:
+                        raise
+                    self._check_place(error)
+                    self._remote = self._open(create=True)
+                self._remember(self._remote.store_id)
             return self._remote
+
+    def existing(self) -> Store | None:
+        """Return the store, None if nobody has made one yet; nothing is made.
+
+        Raises BackendError, or ConfigError where this machine knows that there was one.
+        """
+        with self._lock:
+            if self._remote is None:
+                try:
+                    self._remote = self._open(create=False)
+                except StoreNotFound as error:
+                    self._check_place(error)
+                    return None
+                self._remember(self._remote.store_id)
+            return self._remote
+
+    def check_place(self) -> None:
+        """Raise ConfigError for a local place whose parent is not there: what is asked for may well exist."""
+        location = parse_location(self.url)
+        parent = os.path.dirname(os.path.abspath(location.target))
+        if location.kind == "local" and not os.path.isdir(parent):
+            raise ConfigError(
+                f"There is no directory {parent} for the shared cache {self.url}: mount its disk, or correct the URL."
+            )
+
+    def _open(self, *, create: bool) -> Store:
+        return Store.open(
+            self.url, create=create, readonly=self.readonly, shared=self._shared, **self._storage_options
+        )
+
+    def _check_place(self, error: StoreNotFound) -> None:
+        """Raise ConfigError if there is no store because a disk is not mounted."""
+        known = self._read_known()
+        if known is not None:
+            # Invariant 8: an unmounted disk is not an empty store, and must not become one.
+            raise ConfigError(
+                f"{self.url} held the store {known[:16]}… and holds none now. Is its disk mounted? If that store was "
+                f"removed on purpose, make another one: casstore init {self.url}"
+            ) from error
+        location = parse_location(self.url)
+        missing = unmounted(location.target) if location.kind == "local" else None
+        if missing is not None:
+            raise ConfigError(
+                f"{self.url} lies on {missing}, which is not mounted, though this machine has a disk for it."
+            ) from error
+
+    def _read_known(self) -> str | None:
+        try:
+            return (
+                self._known.read_text(encoding="utf-8").strip() or None if self._known is not None else None
+            )
+        except (OSError, ValueError):
+            return None  # Invariant 13: a note that is not there says nothing.
+
+    def _remember(self, store_id: str) -> None:
+        if self._known is None or self._read_known() == store_id:
+            return
+        temporary = self._known.with_name(f"{self._known.name}.{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):  # Invariant 13: without the note, less is noticed.
+            temporary.write_text(store_id, encoding="utf-8")
+            os.replace(temporary, self._known)  # Whole, as invariant 2 asks of the store.
 
     def close(self) -> None:
         """Release connections; the next question opens them again."""
@@ -95,23 +170,31 @@ class SharedCache:
         self, dest: Store, refs: Sequence[str], *, overwrite: bool = False, callback: Callback | None = None
     ) -> SyncReport:
         """Copy refs, and what `dest` lacks of their objects, from the shared store; `overwrite` as for `store`."""
-        return execute(plan_sync(self.remote, dest, refs, overwrite=overwrite), callback=callback)
+        source = self.existing()
+        if source is None:
+            raise RefNotFound(f"{self.url} holds no {', '.join(refs)}: nothing was shared there yet.")
+        return execute(plan_sync(source, dest, refs, overwrite=overwrite), callback=callback)
 
     def record(self, ref: str) -> Record | None:
         """Return the current record of one ref, None if there is none."""
-        return self.remote.record(ref)
+        store = self.existing()
+        return store.record(ref) if store is not None else None
 
     def exists(self, ref: str) -> bool:
         """Say whether a ref is there, by its exact name. An outage raises, it is not an answer."""
-        return self.remote.record(ref) is not None
+        return self.record(ref) is not None
 
     def delete(self, ref: str) -> None:
         """Delete one ref. Raises RefNotFound if there is none."""
-        self.remote.delete_ref(ref)
+        store = self.existing()
+        if store is None:
+            raise RefNotFound(f"{self.url} holds no {ref}: nothing was shared there yet.")
+        store.delete_ref(ref)
 
     def list(self, prefix: str = "") -> dict[str, Record]:
         """Return the current record of every ref whose name starts with `prefix`."""
-        return self.remote.refs(prefix)
+        store = self.existing()
+        return store.refs(prefix) if store is not None else {}
 
     def cache_model(self, model_id: str, model_json: dict[str, Any]) -> None:
         """Add a model config with its files straight from where they are."""
@@ -163,7 +246,8 @@ class SharedCache:
 
     def load_run(self, model_id: str, run_json_path: str | os.PathLike[str]) -> dict[str, Any]:
         """Write the run that made a model to `run_json_path`, as Olive does, and return it; {} if there is none."""
-        run = RunCacheManager(self.remote).load_run(model_id)
+        store = self.existing()
+        run = RunCacheManager(store).load_run(model_id) if store is not None else None
         if run is None:
             return {}
         _write_json(run_json_path, run_json(run))

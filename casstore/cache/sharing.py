@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.cache.model_cache import model_ref
 from casstore.cache.transfer import ModelFileTransfer
-from casstore.errors import CasstoreError, IntegrityError
+from casstore.errors import CasstoreError, ConflictError, IntegrityError, RefNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,13 +51,16 @@ class Sharing:
             self._owed.update(dict.fromkeys(refs))
             return
         for ref in list(self._owed):
-            # A ref may have been deleted since; one that cannot be copied is not tried for ever.
+            # It may have been deleted since; and what is damaged is not tried for ever, nor in the others' way.
             self._owed.pop(ref, None)
-            if self._local.record(ref) is not None and not self._give([ref]):
+            if not self._give([ref], if_here=True) and self._pausing():
+                self._owed[ref] = None
                 break
 
-    def _give(self, refs: Sequence[str]) -> bool:
+    def _give(self, refs: Sequence[str], *, if_here: bool = False) -> bool:
         def copy() -> bool:
+            if if_here and self._local.record(refs[0]) is None:
+                return True
             differing = self.shared.store(self._local, refs).conflicts
             for item in differing:
                 _log.warning(
@@ -90,7 +93,9 @@ class Sharing:
         """Say whether every object of what a run made is in the shared cache."""
 
         def look() -> bool:
-            remote = self.shared.remote
+            remote = self.shared.existing()
+            if remote is None:
+                return False
             records = [item for item in remote.history(model_ref(run.name)) if item.target == run.output]
             return bool(records) and not remote.lacks(records[-1])
 
@@ -107,14 +112,21 @@ class Sharing:
 
         return self._attempt(f"tell of the model {model_id}", read)
 
+    def _pausing(self) -> bool:
+        return time.monotonic() < self._retry_at
+
     def _attempt(self, doing: str, action: Callable[[], _T]) -> _T | None:
-        if time.monotonic() < self._retry_at:
+        if self._pausing():
             return None
         try:
             return action()
         except IntegrityError as error:
             # Invariant 11: damage to one thing, there or here, says nothing about everything else.
             _log.error("%s could not %s, for it is damaged: %s", self.shared.url, doing, error)  # for people
+            return None
+        except (ConflictError, RefNotFound) as error:
+            # Invariant 11: nor does one thing that another machine moved or removed just now.
+            _log.warning("%s could not %s: %s", self.shared.url, doing, error)
             return None
         except (CasstoreError, OSError) as error:
             # Invariant 11: only the pipeline's cache may do this; the failure is logged, never silent.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
 from casstore.errors import ConfigError, IntegrityError
+from casstore.format.key_order import in_key_order, key_order
 from casstore.store.local_names import local_path
 
 if TYPE_CHECKING:
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from casstore.format.record import Record
     from casstore.store.model import Model
     from casstore.store.store import AddResult, Store
+
+
+_KEY_ORDER = "key_order"
+"""Metadata of a cached model's record: the order of its config's keys, which are sorted in `model.json`."""
 
 
 class ModelFileTransfer:
@@ -58,7 +65,10 @@ class ModelFileTransfer:
         base: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> AddResult:
-        """Add a config with all files that it names as the model `ref`."""
+        """Add a config with all files that it names as the model `ref`; the order of its keys is metadata."""
+        order = key_order(collected.document.model)
+        if order:
+            metadata = {**(metadata or {}), _KEY_ORDER: order}
         with placed_with_document(collected) as places:
             return self._store.add(places, ref=ref, base=base, metadata=metadata, callback=self._callback)
 
@@ -96,6 +106,10 @@ class ModelFileTransfer:
             raise
         return document
 
+    def file_ids(self, record: Record) -> dict[str, bytes]:
+        """Return what each file of a model holds, by its path."""
+        return {entry.path: entry.file_id for entry in self._store.model_of(record).tree.files}
+
     def read_config(self, record: Record) -> ModelDocument | None:
         """Return the config of a model, fetching nothing else; None for a model that has none."""
         return read_document(self._store, self._store.model_of(record))
@@ -125,4 +139,14 @@ def read_document(store: Store, model: Model) -> ModelDocument | None:
             value = value[key]
         if value not in known:
             raise IntegrityError(f"The config of {model.record.name} names {value!r}, which the model lacks.")
-    return document
+    return replace(document, model=config_in_order(document.model, model.record))
+
+
+def config_in_order(config: dict[str, Any], record: Record) -> dict[str, Any]:
+    """Return a copy of a model's config with its keys in the order in which it was cached, sorted if unknown."""
+    order = record.metadata.get(_KEY_ORDER, "")
+    with contextlib.suppress(ValueError):  # Metadata is anybody's; the keys themselves are verified.
+        if isinstance(order, str):
+            ordered: dict[str, Any] = in_key_order(config, order)
+            return ordered
+    return copy.deepcopy(config)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from casstore.digest import digest
 from casstore.errors import FormatError
 from casstore.format import canonical, fields
+from casstore.format.key_order import in_key_order, key_order
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -113,11 +114,11 @@ _EVALUATION = "evaluation"
 _RUN_FIELDS = frozenset(
     {
         "type", "version", "requires", "name", "key", "status", "input", "output", "input_name", "started",
-        "duration", "config", "recorded", "metrics", "artifacts", "error",
+        "duration", "config", "recorded", "metrics", "artifacts", "error", "key_order",
     }
 )  # fmt: skip
 _EVALUATION_FIELDS = frozenset(
-    {"type", "version", "requires", "name", "model", "evaluator", "result", "recorded"}
+    {"type", "version", "requires", "name", "model", "evaluator", "result", "recorded", "key_order"}
 )
 
 
@@ -141,6 +142,7 @@ def encode_run(run: RunManifest) -> bytes:
             "metrics": run.metrics,
             "artifacts": run.artifacts,
             "error": run.error,
+            **_key_orders(config=run.config, recorded=run.recorded, metrics=run.metrics),
         }
     )
     fields.check_readable(data, decode_run, kind=_RUN)
@@ -165,9 +167,9 @@ def decode_run(data: Buffer) -> RunManifest:
         input_name=fields.field(value, "input_name", str, kind=_RUN),
         started=fields.field(value, "started", int, kind=_RUN),
         duration=fields.field(value, "duration", int, kind=_RUN),
-        config=fields.field(value, "config", dict, kind=_RUN),
-        recorded=fields.field(value, "recorded", dict, kind=_RUN),
-        metrics=fields.field(value, "metrics", dict, kind=_RUN),
+        config=_ordered_map(value, "config", kind=_RUN),
+        recorded=_ordered_map(value, "recorded", kind=_RUN),
+        metrics=_ordered_map(value, "metrics", kind=_RUN),
         artifacts={name: _artifact(artifacts, name) for name in artifacts},
         error=fields.field(value, "error", str, kind=_RUN),
         extra=fields.unknown_keys(value, _RUN_FIELDS),
@@ -186,6 +188,7 @@ def encode_evaluation(evaluation: EvaluationManifest) -> bytes:
             "evaluator": evaluation.evaluator,
             "result": evaluation.result,
             "recorded": evaluation.recorded,
+            **_key_orders(result=evaluation.result, recorded=evaluation.recorded),
         }
     )
     fields.check_readable(data, decode_evaluation, kind=_EVALUATION)
@@ -199,10 +202,30 @@ def decode_evaluation(data: Buffer) -> EvaluationManifest:
         name=fields.field(value, "name", str, kind=_EVALUATION),
         model=fields.optional_id(value, "model", kind=_EVALUATION),
         evaluator=fields.field(value, "evaluator", str, kind=_EVALUATION),
-        result=fields.field(value, "result", dict, kind=_EVALUATION),
-        recorded=fields.field(value, "recorded", dict, kind=_EVALUATION),
+        result=_ordered_map(value, "result", kind=_EVALUATION),
+        recorded=_ordered_map(value, "recorded", kind=_EVALUATION),
         extra=fields.unknown_keys(value, _EVALUATION_FIELDS),
     )
+
+
+def _key_orders(**maps: dict[str, Any]) -> dict[str, Any]:
+    """Return the field that keeps the order in which maps were written; none where all are sorted."""
+    orders = {name: order for name, value in maps.items() if (order := key_order(value))}
+    return {"key_order": orders} if orders else {}
+
+
+def _ordered_map(value: dict[str, Any], name: str, *, kind: str) -> dict[str, Any]:
+    found = fields.field(value, name, dict, kind=kind)
+    orders = value.get("key_order", {})
+    order = orders.get(name, "") if isinstance(orders, dict) else None
+    try:
+        ordered: dict[str, Any] = in_key_order(found, str(order))
+    except ValueError as error:
+        # Invariant 4: what does not fit is reported, never guessed at.
+        raise FormatError(
+            f"The order of the keys of `{name}` of a {kind} cannot be used: {error}."
+        ) from error
+    return ordered
 
 
 def _decode_key(document: dict[str, Any]) -> RunKey:

@@ -89,12 +89,13 @@ class EngineCache(OliveCache):
         return utils.validate_config(value, config_class) if config_class is not None else value
 
     def _fetch_lazy(self, value: Any) -> None:
-        """Fetch the models whose files are named but not here yet."""
+        """Fetch the models whose files are named, unless they are here and hold what they should (invariant 14)."""
         if isinstance(value, str):
             below = f"{self.dirs.checkouts}{os.sep}"
-            if value.startswith(below) and not os.path.exists(value):
-                model_id = self._lazy.get(value[len(below) :].split(os.sep)[0])
-                if model_id is not None:
+            if value.startswith(below):
+                content = value[len(below) :].split(os.sep)[0]
+                model_id = self._lazy.get(content)
+                if model_id is not None and self.placements.checkout(content) is None:
                     self.download_shared_cache_model({"config": {}}, model_id)
         elif isinstance(value, (dict, list)):
             for item in value.values() if isinstance(value, dict) else value:

@@ -1,0 +1,48 @@
+"""Folders for files in the making, beside the place where they will get their name."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAKING = ".casstore-saving-"
+
+
+@contextlib.contextmanager
+def making_folder(folder: str) -> Iterator[str]:
+    """Give a folder in `folder` for files in the making, deleted in the end; what crashed writers left there goes."""
+    for name in os.listdir(folder):
+        if name.startswith(MAKING):
+            with contextlib.suppress(OSError), _locked(os.path.join(folder, name)):
+                # Its writer is gone, or it would hold the lock: these are halves of files (invariant 10).
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    while True:
+        place = os.path.join(folder, f"{MAKING}{uuid.uuid4().hex}")
+        os.mkdir(place, 0o700)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # Where folders cannot be locked, none is taken for left over.
+                held.enter_context(_locked(place))
+            if not os.path.isdir(place):
+                continue  # Taken for left over before it was locked (invariant 10); make another one.
+            try:
+                yield place
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+            return
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
