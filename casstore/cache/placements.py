@@ -264,7 +264,7 @@ class Placements:
                 self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
             )
             fcntl.flock(self._own_list, fcntl.LOCK_EX)
-        os.write(self._own_list, name.encode() + b"\n")
+        os.write(self._own_list, os.fsencode(name) + b"\0")
         self._mine.add(name)
 
     def _used(self) -> set[str]:
@@ -282,7 +282,7 @@ class Placements:
                 except OSError as error:
                     if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                         raise
-                    used.update(file.read().decode(errors="surrogateescape").splitlines())
+                    used.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
                 else:
                     path.unlink(missing_ok=True)  # Its process is gone, and with it every use (invariant 10).
         return used
