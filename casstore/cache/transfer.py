@@ -75,12 +75,11 @@ class ModelFileTransfer:
         record = store.resolve(ref_or_record).record if isinstance(ref_or_record, str) else ref_or_record
         if os.path.isdir(dest) and os.listdir(dest):
             raise ConfigError(f"{dest} holds files already: give a folder that does not exist or is empty.")
-        made = f"{dest}.{uuid.uuid4().hex}"
+        # Of a length of its own: with a part of it added, a long name would be too long for a file system.
+        made = os.path.join(os.path.dirname(dest), f".{uuid.uuid4().hex}.casstore")
         try:
-            model = store.checkout_record(record, made, callback=self._callback)
+            model = store.checkout_record(record, made, read_only=True, callback=self._callback)
             document = read_document(store, model)
-            for entry in model.tree.files:
-                os.chmod(os.path.join(made, *entry.path.split("/")), 0o555 if entry.mode else 0o444)
             if os.path.isdir(dest):
                 os.rmdir(dest)
             os.rename(made, dest)  # Invariant 4: under its name only when whole and checked.

@@ -21,6 +21,8 @@ QUARANTINE_VERSION = 1
 HASH_NAME = "blake3-256"
 STORE_ID_SIZE = 16
 
+MAGIC_SIZE = 8
+
 _FORMAT_MAGIC = b"casstore"
 _TOMBSTONE_MAGIC = b"casstomb"
 _QUARANTINE_MAGIC = b"cassquar"
@@ -74,6 +76,11 @@ def decode_format(data: Buffer) -> StoreFormat:
     if len(store_id) != STORE_ID_SIZE:
         raise FormatError("The store's id has the wrong length.")
     return StoreFormat(store_id)
+
+
+def begins_format(head: bytes) -> bool:
+    """Say whether a file that begins with these MAGIC_SIZE bytes is the `format` file of a store."""
+    return head == _FORMAT_MAGIC
 
 
 def encode_tombstone(value: Tombstone) -> bytes:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.errors import ConfigError, RefNotFound
 from casstore.format import names
-from casstore.format.manifest import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,20 +29,20 @@ class Folders:
     """The files of one model, and its directories with the names in each; the root is ""."""
 
     model_id: str
+    executable: frozenset[str] = frozenset()
     files: dict[str, tuple[TreeEntry, Layout]] = field(default_factory=dict)
     directories: dict[str, set[str]] = field(default_factory=lambda: {"": set()})
 
     @classmethod
     def of(cls, model: Model) -> Folders:
         """Arrange the tree of a model."""
-        folders = cls(model.model_id)
+        folders = cls(model.model_id, model.executable)
         for entry, layout in zip(model.tree.files, model.layouts, strict=True):
             folders.files[entry.path] = (entry, layout)
             folders._enter(entry.path)
-        for entry in model.tree.entries:
-            if entry.mode == Mode.EMPTY_DIRECTORY:
-                folders._enter(entry.path)
-                folders.directories.setdefault(entry.path, set())
+        for path in model.tree.empty:
+            folders._enter(path)
+            folders.directories.setdefault(path, set())
         return folders
 
     def _enter(self, path: str) -> None:
@@ -56,13 +55,13 @@ class Folders:
         """Return what fsspec wants to know of the file or directory `inside`, which is called `name`."""
         if inside in self.directories:
             return {"name": name, "type": "directory", "size": 0, "model_id": self.model_id}
-        entry, _ = self.files[inside]
+        entry, layout = self.files[inside]
         return {
             "name": name,
             "type": "file",
             "size": entry.size,
-            "blake3": entry.file_id.hex(),
-            "executable": entry.mode == Mode.EXECUTABLE,
+            "blake3": layout.file_id.hex(),
+            "executable": inside in self.executable,
             "model_id": self.model_id,
         }
 
@@ -78,7 +77,7 @@ class ModelPaths:
         self._store = store
         self._ref_seconds = ref_seconds
         self._records: OrderedDict[str, tuple[float, Record | None]] = OrderedDict()
-        self._folders: OrderedDict[str, Folders] = OrderedDict()
+        self._folders: OrderedDict[bytes, Folders] = OrderedDict()
 
     def forget(self) -> None:
         """Look at every ref again when it is next needed."""
@@ -146,8 +145,8 @@ class ModelPaths:
         return None
 
     def _folders_of(self, record: Record) -> Folders:
-        assert record.target is not None
-        key = record.target.hex()
+        assert record.manifest is not None
+        key = record.manifest
         folders = self._folders.get(key)
         if folders is None:
             folders = self._folders[key] = Folders.of(self._store.model_of(record))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE, Hasher, digest
 from casstore.errors import BackendUnavailable
-from casstore.format.manifest import EMPTY_FILE_ID, Mode, TreeEntry, encode_tree, make_tree
+from casstore.format.manifest import TreeEntry, encode_tree, make_tree
 from casstore.store.machine import KnownFile
 from casstore.store.sources import check_unchanged, find_sources, open_source, place_sources
 
@@ -37,9 +37,9 @@ def content_id(path: str | Mapping[str, str], machine: MachineState) -> bytes:
             known = KnownFile(_hash_file(file), _NO_LAYOUT)
             if file.identity.settled(started):
                 learnt.append((key, known))
-        entries.append(TreeEntry(file.path, file.mode, file.identity.size, known.file_id))
+        entries.append(TreeEntry(file.path, file.identity.size, known.file_id))
     machine.remember_files(learnt)
-    entries += [TreeEntry(name, Mode.EMPTY_DIRECTORY, 0, EMPTY_FILE_ID) for name in sources.empty]
+    entries += [TreeEntry(name, 0, None) for name in sources.empty]
     return digest(encode_tree(make_tree(entries)))
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from casstore.chunking import LAYOUT_VERSION
 from casstore.digest import digest
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, ConflictError
-from casstore.format.manifest import Mode
 from casstore.format.paths import check_paths
+from casstore.store.long_paths import list_folder, open_path, read_link, stat_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,11 +50,11 @@ class StatIdentity:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file to add: `path` in the tree, `location` on this machine."""
+    """One file to add: `path` in the tree, `location` on this machine, `executable` as its mode shows it."""
 
     path: str
     location: str
-    mode: Mode
+    executable: bool
     identity: StatIdentity
 
 
@@ -78,11 +78,10 @@ def find_sources(path: str, *, follow: bool = True, exclude: str | None = None) 
     """List the file or directory at `path`.
 
     Links are followed, for a Hugging Face snapshot consists of them; `follow=False` refuses them. Refused
-    by name: broken links, cycles, special files, names that are not UTF-8 or unsafe elsewhere, and a
-    directory that contains `exclude`, the store itself. Raises ConfigError or AccessDenied.
+    by name: broken links, cycles, special files, names that are not UTF-8, and a directory that contains `exclude`, the store itself. Raises ConfigError or AccessDenied.
     """
     try:
-        status = os.stat(path)
+        status = stat_path(path)
     except OSError as error:
         raise _unreadable(path, error) from error  # Invariant 8: what cannot be listed is an error.
     except ValueError as error:
@@ -108,7 +107,7 @@ def place_sources(places: Mapping[str, str], *, follow: bool = True, exclude: st
     empty: list[str] = []
     for path, location in places.items():
         found = find_sources(location, follow=follow, exclude=exclude)
-        if os.path.isdir(location):
+        if stat.S_ISDIR(stat_path(location).st_mode):
             files += [replace(file, path=f"{path}/{file.path}") for file in found.files]
             empty += [f"{path}/{name}" for name in found.empty]
             if not found.files and not found.empty:
@@ -148,25 +147,25 @@ def _walk(
             raise ConfigError(f"{folder} links to a folder that it lies in. Remove the link.")
         above.append(place)
         try:
-            with os.scandir(folder) as listing:
-                children = sorted(listing, key=lambda child: os.fsencode(child.name))
+            children = list_folder(folder)
         except OSError as error:
             raise _unreadable(folder, error) from error  # Invariant 8: what cannot be listed is an error.
         if not children and prefix:
             empty.append(prefix.rstrip("/"))
         below = []
         for child in children:
-            path = prefix + _checked_name(child.name, child.path)
+            location = os.path.join(folder, child.name)
+            path = prefix + _checked_name(child.name, location)
+            if not follow and child.is_link:
+                raise ConfigError(f"{location} is a link, and following links is switched off.")
             try:
-                if not follow and child.is_symlink():
-                    raise ConfigError(f"{child.path} is a link, and following links is switched off.")
-                status = os.stat(child.path)
+                status = stat_path(location)
             except OSError as error:
-                raise _unreadable(child.path, error) from error  # Invariant 8, as above.
+                raise _unreadable(location, error) from error  # Invariant 8, as above.
             if stat.S_ISDIR(status.st_mode):
-                below.append((child.path, f"{path}/", depth + 1, _place(status)))
+                below.append((location, f"{path}/", depth + 1, _place(status)))
             else:
-                files.append(_source_file(child.path, path, status))
+                files.append(_source_file(location, path, status))
         waiting += reversed(below)
 
 
@@ -186,8 +185,7 @@ def _source_file(location: str, path: str, status: os.stat_result) -> SourceFile
         raise ConfigError(
             f"{location} is neither a file nor a folder: sockets, pipes and devices are not stored."
         )
-    mode = Mode.EXECUTABLE if status.st_mode & stat.S_IXUSR else Mode.FILE
-    return SourceFile(path, location, mode, StatIdentity.of(status))
+    return SourceFile(path, location, bool(status.st_mode & stat.S_IXUSR), StatIdentity.of(status))
 
 
 def _checked_name(name: str, location: str) -> str:
@@ -204,10 +202,9 @@ def _is_onnx(file: SourceFile) -> bool:
 
 
 def _unreadable(path: str, error: OSError) -> ConfigError | AccessDenied:
-    if os.path.islink(path) and isinstance(error, FileNotFoundError):
-        return ConfigError(
-            f"{path} is a link to {os.readlink(path)}, which does not exist. Mend or remove the link."
-        )
+    target = read_link(path) if isinstance(error, FileNotFoundError) else None
+    if target is not None:
+        return ConfigError(f"{path} is a link to {target}, which does not exist. Mend or remove the link.")
     if isinstance(error, PermissionError):
         return AccessDenied(f"{path} cannot be read: {error.strerror}. Check its permissions.")
     if isinstance(error, FileNotFoundError):
@@ -219,7 +216,7 @@ def open_source(file: SourceFile) -> int:
     """Open a source for reading; return the descriptor, which the caller closes."""
     try:
         # Without O_NONBLOCK, a pipe that took the file's place would never let us go.
-        return os.open(file.location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return open_path(file.location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         # Invariant 8: a file that cannot be read stops the add, it is not left out.
         raise AccessDenied(

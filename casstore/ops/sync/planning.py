@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.errors import ConfigError, RefNotFound
+from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
 from casstore.ops.sync.needs import needs_of, split
@@ -178,7 +179,13 @@ def _meant(src: Store, item: str) -> dict[str, Record]:
     if item.partition("/")[0] in names.NAMESPACES and (record := src.record(item)) is not None:
         return {item: record}
     resolved = src.resolve(item)
-    return {resolved.ref: resolved.record}
+    if resolved.ref.partition("/")[2] == item:
+        return {resolved.ref: resolved.record}
+    # An id says which model, not under which of its names: the one that adding it gives, else the first.
+    named = [row.name for row in src.find(target=resolved.model_id) if names.names_model(row.name)]
+    name = min(named, key=lambda name: (name != f"models/{resolved.model_id}", name), default=resolved.ref)
+    record = src.record(name)
+    return {resolved.ref: resolved.record} if record is None else {name: record}
 
 
 class _Standings:
@@ -212,12 +219,32 @@ class _Standings:
     def mend(self, src: Store, dst: Store, chosen: dict[str, Record], usable: Callable[[int], bool]) -> None:
         """Write equal refs, too, of which `dst` has an object in no pack that is `usable`."""
         dst.index.refresh()
-        needs = needs_of(src, dst, (chosen[name] for name in self.equal))
-        for name in list(self.equal):
-            ids = needs.get(chosen[name].manifest or b"", b"")
-            if not dst.index.locate(ids, usable=usable).found.all():
-                self.equal.remove(name)
-                self.to_write[name] = (Standing.EQUAL, self._theirs[name].seq)
+        theirs = self._theirs
+        differ = [name for name in self.equal if theirs[name].manifest != chosen[name].manifest]
+        needs = needs_of(src, dst, (chosen[name] for name in set(self.equal).difference(differ)))
+        # Where the manifests of one model differ, it is that of `dst` whose objects count there.
+        needs.update(_needs_there(dst, [theirs[name] for name in differ]))
+        equal = []
+        for name in self.equal:
+            ids = needs.get(theirs[name].manifest or b"") if theirs[name].manifest else b""
+            if ids is not None and dst.index.locate(ids, usable=usable).found.all():
+                equal.append(name)
+            else:
+                self.to_write[name] = (Standing.EQUAL, theirs[name].seq)
+        self.equal = equal
+
+
+def _needs_there(store: Store, records: list[Record]) -> dict[bytes, bytes]:
+    """Return what `needs_of` does of one store's own records, without those that are not whole."""
+    try:
+        return needs_of(store, store, records)
+    except IntegrityError:
+        # Invariant 9: a model that is damaged there is written anew; which one it is, is asked one by one.
+        found: dict[bytes, bytes] = {}
+        for record in records:
+            with contextlib.suppress(IntegrityError):
+                found.update(needs_of(store, store, [record]))
+        return found
 
 
 def _standing_packs(store: Store) -> Callable[[int], bool] | None:
