@@ -128,11 +128,14 @@ def _places(value: Any) -> list[str]:
 
 def _check_workflow(workflow_id: str) -> None:
     check_path(workflow_id)
-    if "/" in workflow_id or workflow_id in RESERVED_NAMES:
+    if "/" in workflow_id or len(workflow_id.encode()) > _MAX_NAME or workflow_id in RESERVED_NAMES:
         raise ConfigError(
             f"{workflow_id!r} cannot be a workflow id: it is one folder's name, and not a reserved one."
         )
 
+
+_MAX_NAME = 255
+"""Bytes of a folder's name."""
 
 RESERVED_NAMES = frozenset({"store", "checkouts", "in-use"})
 """What lies beside the workflows' folders."""

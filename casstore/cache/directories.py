@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError
-from casstore.format.paths import check_path
+from casstore.format.names import check_name
 from casstore.store.user_folders import expand_home
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def checked_id(model_id: str) -> str:
     """Return an id that is one safe file name; raise ConfigError for any other."""
     if not isinstance(model_id, str) or not model_id:
         raise ConfigError(f"{model_id!r} is no id: give text.")
-    check_path(model_id)
+    check_name(f"runs/{model_id}")
     if "/" in model_id or "@" in model_id or model_id != os.path.basename(model_id):
         raise ConfigError(f"{model_id!r} cannot be an id: it is one name without '/' and '@'.")
     return model_id

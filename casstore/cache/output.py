@@ -19,7 +19,9 @@ from casstore.cache.making import MAKING
 from casstore.cache.making import making_folder as _aside
 from casstore.errors import BackendError, ConfigError
 from casstore.format.paths import check_path, check_paths
+from casstore.store.destination import check_destination
 from casstore.store.local_names import local_path, tree_name
+from casstore.store.nesting import refuse_inside_store
 from casstore.store.sources import find_sources
 
 if TYPE_CHECKING:
@@ -132,10 +134,16 @@ class Output:
         fails; what was there before is then unchanged.
         """
         check_paths([*self._files, *self._empty])
+        refuse_inside_store(self.folder)
         self._check_place(overwrite=overwrite)
         doing = "written"
         try:
             os.makedirs(self.folder, exist_ok=True)
+            check_destination(
+                [*self._files, *self._empty],
+                shown=str(self.folder),
+                open_folder=lambda path: os.open(self.at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
+            )
             with _aside(self.at("")) as aside:
                 for path, content in self._files.items():
                     _make(content, local_path(aside, path))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format.key_order import in_key_order, key_order
-from casstore.store.local_names import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,14 +88,11 @@ class ModelFileTransfer:
         record = store.resolve(ref_or_record).record if isinstance(ref_or_record, str) else ref_or_record
         if os.path.isdir(dest) and os.listdir(dest):
             raise ConfigError(f"{dest} holds files already: give a folder that does not exist or is empty.")
-        made = f"{dest}.{uuid.uuid4().hex}"
+        # Of a length of its own: with a part of it added, a long name would be too long for a file system.
+        made = os.path.join(os.path.dirname(dest), f".{uuid.uuid4().hex}.casstore")
         try:
-            model = store.checkout_record(record, made, callback=self._callback)
+            model = store.checkout_record(record, made, read_only=True, callback=self._callback)
             document = read_document(store, model)
-            for entry in model.tree.files:
-                # A file system that refuses modes has none to protect from slips.
-                with contextlib.suppress(OSError):
-                    os.chmod(local_path(made, entry.path), 0o555 if entry.mode else 0o444)
             if os.path.isdir(dest):
                 os.rmdir(dest)
             os.rename(made, dest)  # Invariant 4: under its name only when whole and checked.
@@ -108,7 +104,8 @@ class ModelFileTransfer:
 
     def file_ids(self, record: Record) -> dict[str, bytes]:
         """Return what each file of a model holds, by its path."""
-        return {entry.path: entry.file_id for entry in self._store.model_of(record).tree.files}
+        files = self._store.model_of(record).tree.files
+        return {entry.path: entry.file_id for entry in files if entry.file_id is not None}
 
     def read_config(self, record: Record) -> ModelDocument | None:
         """Return the config of a model, fetching nothing else; None for a model that has none."""

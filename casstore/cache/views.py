@@ -24,7 +24,8 @@ def write_view(path: Path, value: Any) -> None:
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write a value as JSON, whole or not at all; what JSON cannot hold is written as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    # Of a length of its own: with a part of it added, a long name would be too long for a file system.
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=4, default=str)
         with contextlib.suppress(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import ConfigError, FormatError
@@ -19,25 +20,18 @@ MODEL_VERSION = 1
 EMPTY_FILE_ID = digest(b"")
 
 
-class Mode(enum.IntEnum):
-    """What an entry of a tree is."""
-
-    FILE = 0
-    EXECUTABLE = 1
-    EMPTY_DIRECTORY = 2
-
-
-_MODES = frozenset(int(mode) for mode in Mode)
-
-
 @dataclass(frozen=True, slots=True)
 class TreeEntry:
-    """One file, or one empty directory (`size` 0 and the id of no bytes)."""
+    """One file, or one empty directory: those have size 0 and no file id."""
 
     path: str
-    mode: Mode
     size: int
-    file_id: bytes
+    file_id: bytes | None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is a file, not an empty directory."""
+        return self.file_id is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +43,12 @@ class Tree:
     @property
     def files(self) -> tuple[TreeEntry, ...]:
         """The entries that are files."""
-        return tuple(entry for entry in self.entries if entry.mode != Mode.EMPTY_DIRECTORY)
+        return tuple(entry for entry in self.entries if entry.is_file)
+
+    @property
+    def empty(self) -> tuple[str, ...]:
+        """The paths of the empty directories."""
+        return tuple(entry.path for entry in self.entries if not entry.is_file)
 
     @property
     def size(self) -> int:
@@ -59,10 +58,15 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class ModelManifest:
-    """A tree's id (the model id) and one layout id for each file, in the tree's order."""
+    """A tree's id (the model id) and one layout id for each file, in the tree's order.
+
+    `executable` are the positions, among those files, of the executable ones, in ascending order. They are no
+    part of the model id, for there are file systems that make up the bit.
+    """
 
     model_id: bytes
     layouts: tuple[bytes, ...]
+    executable: tuple[int, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -74,7 +78,7 @@ def make_tree(entries: list[TreeEntry]) -> Tree:
 
 def encode_tree(tree: Tree) -> bytes:
     """Return the canonical bytes of a tree; their BLAKE3 is the model id."""
-    rows = [[entry.path, int(entry.mode), entry.size, entry.file_id] for entry in tree.entries]
+    rows = [[entry.path, entry.size, entry.file_id] for entry in tree.entries]
     return canonical.encode({"type": "tree", "version": TREE_VERSION, "entries": rows})
 
 
@@ -103,6 +107,7 @@ def encode_model(manifest: ModelManifest) -> bytes:
             "version": MODEL_VERSION,
             "tree": manifest.model_id,
             "layouts": b"".join(manifest.layouts),
+            "executable": np.array(manifest.executable, "<u4").tobytes(),
         }
     )
     fields.check_readable(data, decode_model, kind="model")
@@ -116,19 +121,31 @@ def decode_model(data: Buffer) -> ModelManifest:
     if model_id is None:
         raise FormatError("A model manifest does not name its tree.")
     layouts = fields.split_ids(fields.field(value, "layouts", bytes, kind="model"), kind="model")
-    known = frozenset({"type", "version", "requires", "tree", "layouts"})
-    return ModelManifest(model_id, tuple(layouts), fields.unknown_keys(value, known))
+    executable = _positions(fields.field(value, "executable", bytes, kind="model"), files=len(layouts))
+    known = frozenset({"type", "version", "requires", "tree", "layouts", "executable"})
+    return ModelManifest(model_id, tuple(layouts), executable, fields.unknown_keys(value, known))
+
+
+def _positions(data: bytes, *, files: int) -> tuple[int, ...]:
+    if len(data) % 4:
+        raise FormatError("The list of executable files in a model manifest has no whole number of entries.")
+    positions = np.frombuffer(data, "<u4")
+    if len(positions) and (int(positions[-1]) >= files or (positions[1:] <= positions[:-1]).any()):
+        raise FormatError(
+            "The executable files in a model manifest are not in order, or there is no such file."
+        )
+    return tuple(positions.tolist())
 
 
 def _entry(item: Any) -> TreeEntry:
     match item:
-        case [str(path), int(mode), int(size), bytes(file_id)] if (
-            type(mode) is int
-            and type(size) is int
-            and mode in _MODES
+        case [str(path), 0, None] if type(item[1]) is int:
+            return TreeEntry(path, 0, None)
+        case [str(path), int(size), bytes(file_id)] if (
+            type(size) is int
+            and 0 <= size < 1 << 63
             and len(file_id) == DIGEST_SIZE
             and (size == 0) == (file_id == EMPTY_FILE_ID)
-            and 0 <= size < (1 if mode == Mode.EMPTY_DIRECTORY else 1 << 63)
         ):
-            return TreeEntry(path, Mode(mode), size, file_id)
+            return TreeEntry(path, size, file_id)
     raise FormatError("A tree holds an entry that is not one.")

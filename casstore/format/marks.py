@@ -23,6 +23,8 @@ HASH_NAME = "blake3-256"
 STORE_ID_SIZE = 16
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+MAGIC_SIZE = 8
+
 _FORMAT_MAGIC = b"casstore"
 _TOMBSTONE_MAGIC = b"casstomb"
 _QUARANTINE_MAGIC = b"cassquar"
@@ -76,6 +78,11 @@ def decode_format(data: Buffer) -> StoreFormat:
     if len(store_id) != STORE_ID_SIZE:
         raise FormatError("The store's id has the wrong length.")
     return StoreFormat(store_id)
+
+
+def begins_format(head: bytes) -> bool:
+    """Say whether a file that begins with these MAGIC_SIZE bytes is the `format` file of a store."""
+    return head == _FORMAT_MAGIC
 
 
 def encode_tombstone(value: Tombstone) -> bytes:

@@ -2,7 +2,8 @@
 
 A ref name is `<namespace>/<rest>`. In a key, `rest` is escaped so that it is one path component, lower
 case (two names that differ only by case stay two files everywhere) and safe in a URL: every byte outside
-`a-z 0-9 . _ - +`, and a dot in front, becomes `=` and two hex digits.
+`a-z 0-9 . _ - +`, a dot in front, and the first byte of what Windows takes for a device (`con.v1`), becomes `=`
+and two hex digits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ PREFIX = "refs/"
 
 _KEY = re.compile(r"refs/([a-z]+)/([0-9a-f]{2})/([a-z0-9._+=-]+)@([0-9a-f]{16})(?:\.([0-9a-f]{32}))?")
 _UNSAFE = re.compile(rb"[^a-z0-9._+-]")
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])\.")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,19 @@ class RecordKey:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError unless `name` can name a ref."""
+    """Raise ConfigError unless `name` can name a ref.
+
+    What follows the namespace is a relative path without control characters and '@'; every other character is
+    safe in a key, where it is escaped.
+    """
     namespace, _, rest = name.partition("/")
     if namespace not in NAMESPACES or not rest:
         allowed = ", ".join(f"{item}/…" for item in NAMESPACES)
         raise ConfigError(f"{name!r} is no ref name: a ref is named {allowed}.")
     if "@" in rest:
         raise ConfigError(f"{name!r} is no ref name: it must not contain '@'.")
+    if _CONTROL.search(rest):
+        raise ConfigError(f"{name!r} is no ref name: it must not contain control characters.")
     check_path(rest)
     if len(_escape(rest)) > MAX_NAME:
         raise ConfigError(f"The ref name {name!r} is too long: {MAX_NAME} bytes after escaping is the limit.")
@@ -81,7 +90,9 @@ def parse_key(key: str) -> RecordKey:
 
 def _escape(rest: str) -> str:
     escaped = _UNSAFE.sub(lambda match: b"=%02x" % match[0][0], rest.encode()).decode("ascii")
-    return f"=2e{escaped[1:]}" if escaped.startswith(".") else escaped
+    if escaped.startswith(".") or _DEVICE.match(escaped):
+        return f"={ord(escaped[0]):02x}{escaped[1:]}"
+    return escaped
 
 
 def _unescape(escaped: str, *, key: str) -> str:

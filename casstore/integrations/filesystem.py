@@ -22,6 +22,7 @@ from casstore.errors import ConfigError, DigestMismatch
 from casstore.integrations.model_paths import ModelPaths
 from casstore.store import files
 from casstore.store.chunk_cache import CHUNK_CACHE
+from casstore.store.nesting import refuse_inside_store
 from casstore.store.round_trips import ask_all
 from casstore.store.store import Store
 from casstore.store.user_folders import expand_home
@@ -139,8 +140,8 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
 
     def ukey(self, path: str) -> str:
         """Return the BLAKE3 of a file: what `b3sum` prints for it."""
-        entry, _layout = self._paths.file(self._strip_protocol(path))
-        return entry.file_id.hex()
+        _entry, layout = self._paths.file(self._strip_protocol(path))
+        return layout.file_id.hex()
 
     def _type(self, path: str) -> str | None:
         try:
@@ -228,12 +229,12 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         if self.isdir(path):
             os.makedirs(target, exist_ok=True)
             return
-        entry, _layout = self._paths.file(path)
         folder, name = os.path.split(os.path.abspath(os.fspath(target)))
+        refuse_inside_store(folder)
         os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, f".{uuid.uuid4().hex}.casstore")
         try:
-            mode = 0o777 if entry.mode.name == "EXECUTABLE" else 0o666
+            mode = 0o777 if self._paths.info(path)["executable"] else 0o666
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 self._copy(path, file, callback)
             os.replace(temporary, os.path.join(folder, name))
@@ -243,17 +244,17 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
             raise
 
     def _copy(self, path: str, target: Any, callback: Any) -> None:
-        entry, layout = self._paths.file(path)
-        callback.set_size(entry.size)
+        _entry, layout = self._paths.file(path)
+        callback.set_size(layout.size)
         hasher = Hasher()
         with self._store.open_layout(layout, name=path) as source:
             while data := source.read(_BLOCK):
                 hasher.update(data)
                 target.write(data)
                 callback.relative_update(len(data))
-        if hasher.digest() != entry.file_id:
+        if hasher.digest() != layout.file_id:
             raise DigestMismatch(
-                entry.file_id.hex(),
+                layout.file_id.hex(),
                 hasher.digest().hex(),
                 path,
                 "Its layout does not describe it: add the model again.",

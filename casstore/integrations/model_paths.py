@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.errors import ConfigError, RefNotFound
 from casstore.format import names
-from casstore.format.manifest import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,10 +40,9 @@ class Folders:
         for entry in model.tree.files:
             folders.files[entry.path] = entry
             folders._enter(entry.path)
-        for entry in model.tree.entries:
-            if entry.mode == Mode.EMPTY_DIRECTORY:
-                folders._enter(entry.path)
-                folders.directories.setdefault(entry.path, set())
+        for path in model.tree.empty:
+            folders._enter(path)
+            folders.directories.setdefault(path, set())
         return folders
 
     def _enter(self, path: str) -> None:
@@ -62,8 +60,8 @@ class Folders:
             "name": name,
             "type": "file",
             "size": entry.size,
-            "blake3": entry.file_id.hex(),
-            "executable": entry.mode == Mode.EXECUTABLE,
+            "blake3": (entry.file_id or b"").hex(),
+            "executable": inside in self.model.executable,
             "model_id": self.model.model_id,
         }
 
@@ -79,7 +77,7 @@ class ModelPaths:
         self._store = store
         self._ref_seconds = ref_seconds
         self._records: OrderedDict[str, tuple[float, Record | None]] = OrderedDict()
-        self._folders: OrderedDict[str, Folders] = OrderedDict()
+        self._folders: OrderedDict[bytes, Folders] = OrderedDict()
 
     def forget(self) -> None:
         """Look at every ref again when it is next needed."""
@@ -147,8 +145,8 @@ class ModelPaths:
         return None
 
     def _folders_of(self, record: Record) -> Folders:
-        assert record.target is not None
-        key = record.target.hex()
+        assert record.manifest is not None
+        key = record.manifest
         folders = self._folders.get(key)
         if folders is None:
             folders = self._folders[key] = Folders.of(self._store.model_of(record))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.format.manifest import Mode
 from casstore.store.usage import encoding_name
 
 if TYPE_CHECKING:
@@ -91,23 +90,26 @@ def describe(store: Store, ref_or_id: str) -> ModelDescription:
     start = 0
     for entry, layout in zip(model.tree.files, model.layouts, strict=True):
         in_file = {chunk_id: start + at for at, chunk_id in enumerate(layout.chunk_ids())}
-        files.append(_file(entry, layout, _shares(located, in_file)))
+        executable = entry.path in model.executable
+        files.append(_file(entry, layout, _shares(located, in_file), executable=executable))
         in_model.update(in_file)
         start += layout.chunks
     return ModelDescription(
         model_id=model.model_id,
         record=model.record,
         files=tuple(files),
-        empty_directories=tuple(e.path for e in model.tree.entries if e.mode == Mode.EMPTY_DIRECTORY),
+        empty_directories=model.tree.empty,
         encodings=_shares(located, in_model),
     )
 
 
-def _file(entry: TreeEntry, layout: Layout, encodings: tuple[EncodingShare, ...]) -> FileDescription:
+def _file(
+    entry: TreeEntry, layout: Layout, encodings: tuple[EncodingShare, ...], *, executable: bool
+) -> FileDescription:
     return FileDescription(
         path=entry.path,
-        executable=entry.mode == Mode.EXECUTABLE,
-        file_id=entry.file_id.hex(),
+        executable=executable,
+        file_id=layout.file_id.hex(),
         size=entry.size,
         chunks=layout.chunks,
         encodings=encodings,

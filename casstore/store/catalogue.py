@@ -179,21 +179,28 @@ class Catalogue:
     ) -> Answer | None:
         """Return the targets from `first` to `last` that refs below `bases` name.
 
-        If it is one, the key and bytes of the first ref's record come with it.
+        If it is one, the keys and bytes of the records that may be its newest come with it.
         """
         inside = " OR ".join("name >= ? AND name < ?" for _ in bases)
         sql = (
-            "SELECT target, min(name) FROM records WHERE state IN (?, ?) AND target BETWEEN ? AND ? "  # noqa: S608  # no part comes from outside
+            "SELECT target FROM records WHERE state IN (?, ?) AND target BETWEEN ? AND ? "  # noqa: S608  # no part comes from outside
             f"AND ({inside}) GROUP BY target ORDER BY target"
         )
         ends = [end for base in bases for end in key_range(base.removeprefix(names.PREFIX))]
-        body = "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state IN (?, ?) AND target = ? AND name = ?"
-        values = (_State.VALUE, _State.ODD_VALUE)
+        body = (
+            "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state = ? AND target = ? "  # noqa: S608  # as above
+            f"AND ({inside}) ORDER BY time DESC, name DESC LIMIT ?"
+        )
 
-        def work(state: sqlite3.Connection) -> tuple[list[bytes], tuple[str, bytes | None] | None]:
-            found = state.execute(sql, (*values, first, last, *ends)).fetchall()
-            only = state.execute(body, (*values, *found[0])).fetchone() if len(found) == 1 else None
-            return [target for target, _ in found], only
+        def work(state: sqlite3.Connection) -> tuple[list[bytes], list[tuple[str, bytes | None]]]:
+            values = (_State.VALUE, _State.ODD_VALUE, first, last, *ends)
+            found = [target for (target,) in state.execute(sql, values)]
+            bodies: list[tuple[str, bytes | None]] = []
+            if len(found) == 1:
+                # The time of an odd one may not be in its row, so all of those are looked at.
+                for kind, limit in ((_State.VALUE, 1), (_State.ODD_VALUE, -1)):
+                    bodies += state.execute(body, (kind, found[0], *ends, limit)).fetchall()
+            return found, bodies
 
         return self._ask(marks, bases, work)
 

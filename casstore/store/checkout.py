@@ -1,7 +1,8 @@
 """Writing a model's files to a directory: decode in parallel, appear only when whole and verified.
 
 Every path is opened relative to a directory descriptor and never through a link, so nothing outside the
-destination is written whatever the tree says (design §11). Checkouts can be made again from the store, so
+destination is written whatever the tree says (design §11). Names that the destination cannot hold are refused
+before anything is written (destination.py). Checkouts can be made again from the store, so
 they are not fsynced.
 """
 
@@ -19,18 +20,20 @@ from casstore.backend.base import WRITE_PIECE
 from casstore.backend.oserrors import from_os_error
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, ConflictError, DigestMismatch
-from casstore.format.manifest import Mode
 from casstore.store.buffers import BLOCK, give_block, take_block
+from casstore.store.destination import check_destination
+from casstore.store.nesting import refuse_inside_store
 from casstore.store.workers import TaskGroup, worker_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
     from fsspec import Callback
 
     from casstore.format.layout import Layout
     from casstore.format.manifest import Tree, TreeEntry
+    from casstore.store.destination import FolderCalls
     from casstore.store.index import Located
     from casstore.store.objects import ObjectReader
 
@@ -38,6 +41,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PIECES = 16
 """Files that one batch touches at most, so that few are open at once."""
+
+_SHORT_NAME = 100
+"""Bytes of the destination's name that its staging directory has in its own."""
 
 _MAX_OPEN = 48
 """Files that all batches leave open; with two descriptors each, 256 (what macOS allows) are never reached."""
@@ -79,21 +85,44 @@ class _Batch:
 
 
 class Checkout:
-    """Writes one model to `destination`. Use once."""
+    """Writes one model to `destination`; with `read_only`, to files that may not be written to. Use once.
 
-    def __init__(self, destination: str, *, force: bool, callback: Callback | None) -> None:
+    `calls` are those by which names are tried there.
+    """
+
+    def __init__(
+        self,
+        destination: str,
+        *,
+        force: bool,
+        callback: Callback | None,
+        read_only: bool = False,
+        calls: FolderCalls | None = None,
+    ) -> None:
         self._destination = destination
         self._force = force
+        self._read_only = read_only
         self._callback = callback
-        self._written: list[tuple[str, bool]] = []
+        self._calls = calls
+        self._executable: frozenset[str] = frozenset()
+        self._written: list[tuple[str, int]] = []
         self._open_files: list[_OpenFile] = []
 
-    def run(self, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
-        """Write every file of `tree`; `layouts` are those of `tree.files`, in order.
+    def run(
+        self,
+        tree: Tree,
+        layouts: Sequence[Layout],
+        reader: ObjectReader,
+        *,
+        executable: frozenset[str] = frozenset(),
+    ) -> None:
+        """Write every file of `tree`; `layouts` are those of `tree.files`, in order, `executable` paths.
 
         A failure removes what was written so far, and nothing else. Raises ConfigError for a destination
-        that is not an empty directory (unless forced), IntegrityError for damage in the store.
+        that is not an empty directory (unless forced), lies in a store or cannot hold the tree's names,
+        IntegrityError for damage in the store.
         """
+        self._executable = executable
         if self._callback is not None:
             self._callback.set_size(tree.size)
         with _storage_errors(self._destination):
@@ -119,6 +148,7 @@ class Checkout:
         """Check the destination; say whether it has yet to be made."""
         if not self._destination or "\0" in self._destination:
             raise ConfigError(f"{self._destination!r} is not a path. Give a folder to write to.")
+        refuse_inside_store(self._destination)
         try:
             with os.scandir(self._destination) as listing:
                 occupied = next(listing, None) is not None
@@ -137,7 +167,7 @@ class Checkout:
 
     def _staging(self) -> str:
         parent, name = os.path.split(os.path.abspath(self._destination))
-        staging = os.path.join(parent, f".{name[:100]}.{os.urandom(6).hex()}.casstore")
+        staging = os.path.join(parent, f".{_shortened(name)}.{os.urandom(6).hex()}.casstore")
         os.mkdir(staging, 0o777)
         return staging
 
@@ -152,20 +182,33 @@ class Checkout:
             ) from error
 
     def _remove_written(self, root: int) -> None:
-        for path, is_directory in reversed(self._written):
-            folder, _, name = path.rpartition("/")
-            # Invariant 4; what is gone, what someone else filled and what lies behind a link is left alone.
-            with contextlib.suppress(OSError, ConfigError):
-                directory = self._open_directory(root, folder, make=False)
-                try:
-                    (os.rmdir if is_directory else os.unlink)(name.encode(), dir_fd=directory)
-                finally:
-                    os.close(directory)
+        for path, made in reversed(self._written):
+            if not made:
+                self._remove(root, path, os.unlink)
+            place = path
+            for _ in range(made):
+                self._remove(root, place, os.rmdir)
+                place = place.rpartition("/")[0]
+
+    def _remove(self, root: int, path: str, call: Callable[..., None]) -> None:
+        folder, _, name = path.rpartition("/")
+        # Invariant 4; what is gone, what someone else filled and what lies behind a link is left alone.
+        with contextlib.suppress(OSError, ConfigError):
+            directory = self._open_directory(root, folder, make=False)
+            try:
+                call(name.encode(), dir_fd=directory)
+            finally:
+                os.close(directory)
 
     def _write(self, root: int, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
-        for entry in tree.entries:
-            if entry.mode == Mode.EMPTY_DIRECTORY:
-                os.close(self._open_directory(root, entry.path))
+        check_destination(
+            (entry.path for entry in tree.entries),
+            shown=self._destination,
+            open_folder=lambda path: self._open_directory(root, path, make=False),
+            calls=self._calls,
+        )
+        for path in tree.empty:
+            os.close(self._open_directory(root, path))
         located = reader.locate(b"".join(layout.ids for layout in layouts))
         window = worker_count() + 1
         pending: deque[tuple[_Batch, Future[None]]] = deque()
@@ -211,7 +254,9 @@ class Checkout:
         folder, _, name = entry.path.rpartition("/")
         directory = self._open_directory(root, folder)
         temporary = f".{os.urandom(8).hex()}.casstore"
-        mode = 0o777 if entry.mode == Mode.EXECUTABLE else 0o666
+        mode = 0o555 if entry.path in self._executable else 0o444
+        if not self._read_only:
+            mode |= 0o222
         try:
             descriptor = os.open(temporary, _NEW_FILE, mode, dir_fd=directory)
         except OSError:
@@ -222,6 +267,7 @@ class Checkout:
     def _complete(self, file: _OpenFile) -> None:
         """Give a file its name once its bytes have the hash that the tree names (invariant 4)."""
         actual = file.hasher.digest()
+        assert file.entry.file_id is not None
         if actual != file.entry.file_id:
             raise DigestMismatch(
                 file.entry.file_id.hex(),
@@ -235,7 +281,7 @@ class Checkout:
         existed = self._check_replaceable(file)
         os.rename(file.temporary, file.name.encode(), src_dir_fd=file.directory, dst_dir_fd=file.directory)
         if not existed:
-            self._written.append((file.entry.path, False))
+            self._written.append((file.entry.path, 0))
         directory, file.directory = file.directory, -1
         os.close(directory)
 
@@ -268,26 +314,32 @@ class Checkout:
         """Open a directory of the tree below `root`, following no link; `make` what is missing."""
         current = os.dup(root)
         done: list[str] = []
-        for part in filter(None, path.split("/")):
-            done.append(part)
-            name = part.encode()  # Names are UTF-8, whatever the locale.
-            try:
+        made = deepest = 0
+        try:
+            for part in filter(None, path.split("/")):
+                done.append(part)
+                name = part.encode()  # Names are UTF-8, whatever the locale.
                 try:
-                    child = os.open(name, _DIRECTORY, dir_fd=current)
-                except FileNotFoundError:
-                    if not make:
-                        raise
-                    os.mkdir(name, 0o777, dir_fd=current)
-                    self._written.append(("/".join(done), True))
-                    child = os.open(name, _DIRECTORY, dir_fd=current)
-            except NotADirectoryError as error:
-                # Design §11: a link or a file where a folder must be is never followed or replaced.
-                raise ConfigError(
-                    f"{'/'.join(done)} is in the way in {self._destination}. Move it, then try again."
-                ) from error
-            finally:
-                os.close(current)
-            current = child
+                    try:
+                        child = os.open(name, _DIRECTORY, dir_fd=current)
+                    except FileNotFoundError:
+                        if not make:
+                            raise
+                        os.mkdir(name, 0o777, dir_fd=current)
+                        made, deepest = made + 1, len(done)
+                        child = os.open(name, _DIRECTORY, dir_fd=current)
+                except NotADirectoryError as error:
+                    # Design §11: a link or a file where a folder must be is never followed or replaced.
+                    raise ConfigError(
+                        f"{'/'.join(done)} is in the way in {self._destination}. Move it, then try again."
+                    ) from error
+                finally:
+                    os.close(current)
+                current = child
+        finally:
+            if made:
+                # One entry however deep: the paths of all these folders would take memory by the square of it.
+                self._written.append(("/".join(done[:deepest]), made))
         return current
 
 
@@ -345,6 +397,11 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
                 break
     if batch.pieces:
         yield batch
+
+
+def _shortened(name: str) -> str:
+    """Return a part of a name with which a temporary name is no longer than a file system allows, in bytes."""
+    return os.fsdecode(os.fsencode(name)[:_SHORT_NAME]).encode(errors="ignore").decode()
 
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE, Hasher, digest
-from casstore.format.manifest import EMPTY_FILE_ID, Mode, TreeEntry, encode_tree, make_tree
+from casstore.format.manifest import TreeEntry, encode_tree, make_tree
 from casstore.store.buffers import give_block, take_block
 from casstore.store.machine import KnownFile
 from casstore.store.sources import check_unchanged, list_sources, open_source, read_full
@@ -36,14 +36,14 @@ def content_id(
     learnt: list[tuple[bytes, KnownFile]] = []
     for file, key, known in zip(sources.files, keys, machine.known_files(keys), strict=True):
         if known is not None:
-            entries.append(TreeEntry(file.path, file.mode, file.identity.size, known.file_id))
+            entries.append(TreeEntry(file.path, file.identity.size, known.file_id))
             continue
         file_id, size, is_sure = _hash_file(file, is_worth_knowing=key is not None)
         if key is not None and is_sure:
             learnt.append((key, KnownFile(file_id, _NO_LAYOUT)))
-        entries.append(TreeEntry(file.path, file.mode, size, file_id))
+        entries.append(TreeEntry(file.path, size, file_id))
     machine.remember_files(learnt)
-    entries += [TreeEntry(name, Mode.EMPTY_DIRECTORY, 0, EMPTY_FILE_ID) for name in sources.empty]
+    entries += [TreeEntry(name, 0, None) for name in sources.empty]
     return digest(encode_tree(make_tree(entries)))
 
 

@@ -76,6 +76,7 @@ class ModelLayouts:
 class Model:
     """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order.
 
+    `executable` are the paths of the files that a checkout makes executable.
     Layouts that were not asked for before are read from the store, which must still be open, and may then raise
     MissingObject or another IntegrityError.
     """
@@ -83,6 +84,7 @@ class Model:
     model_id: str
     tree: Tree
     layout_ids: tuple[bytes, ...]
+    executable: frozenset[str]
     record: Record
     _layouts: ModelLayouts = field(repr=False, compare=False)
 
@@ -113,7 +115,8 @@ def read_model(record: Record, manifest_id: bytes, *, reader: ObjectReader, back
     layouts = ModelLayouts(files, manifest.layouts, reader, record.name)
     if along:
         layouts.hold(plain)
-    return Model(manifest.model_id.hex(), tree, manifest.layouts, record, layouts)
+    executable = frozenset(files[at].path for at in manifest.executable)
+    return Model(manifest.model_id.hex(), tree, manifest.layouts, executable, record, layouts)
 
 
 def _unfit(name: str) -> FormatError:

@@ -162,6 +162,18 @@ class Publication:
         """Depend on objects that must be in the store; raise MissingObject if one is not."""
         self._mend(list(ids), lambda _missing: iter(()))
 
+    def covers(self, ids: Sequence[bytes]) -> bool:
+        """Depend on what a record that is in the store needs; say whether all of it is there.
+
+        May be called while a record is made: what had to be copied out of condemned packs is published at once.
+        """
+        try:
+            self.require(ids)
+        except MissingObject:
+            return False  # Invariant 7: that record must not stand for what was just added.
+        self._flush()
+        return True
+
     def write(self, frames: EncodedFrames) -> None:
         """Append verified frames to this publish's packs.
 

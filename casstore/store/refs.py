@@ -147,7 +147,7 @@ class Refs:
             (tell or self.on_damage)(Damage(item.name, item.key, str(_unreadable(item))))
 
     def naming(self, id_prefix: str) -> tuple[list[bytes], Record | None]:
-        """Return the model ids that refs of models name and that begin so; and a ref's record if it is one."""
+        """Return the model ids that refs of models name and that begin so; if it is one, its newest record."""
         first = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "0"))
         last = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "f"))
         answer = self._folders.answer(
@@ -155,18 +155,17 @@ class Refs:
         )
         if answer is not None:
             self._report(answer.damaged, "", strict=False)
-            targets, body = answer.found
-            return targets, self._verified(*body) if body else None
-        found: dict[bytes, Record] = {}
+            targets, bodies = answer.found
+            read = [self._verified(*body) for body in bodies]
+            return targets, _newest(record for record in read if record and record.target == targets[0])
+        found: dict[bytes, list[Record]] = {}
         damaged: list[Unread] = []
         for namespace in names.MODEL_NAMESPACES:
             for record in self._folders.read_values(RefQuery(f"{namespace}/"), damaged):
                 if record.target is not None and first <= record.target <= last:
-                    held = found.setdefault(record.target, record)
-                    if record.name < held.name:
-                        found[record.target] = record
+                    found.setdefault(record.target, []).append(record)
         self._report(damaged, "", strict=False)
-        return sorted(found), next(iter(found.values())) if len(found) == 1 else None
+        return sorted(found), _newest(next(iter(found.values()))) if len(found) == 1 else None
 
     def _verified(self, key: str, data: bytes | None) -> Record | None:
         """Return a kept record; where its copy is damaged or lost, what the store has."""
@@ -187,12 +186,14 @@ class Refs:
         metadata: dict[str, Any] | None = None,
         packs: tuple[bytes, ...] = (),
         origin: bytes | None = None,
+        stands: Callable[[Record], bool] | None = None,
         unless: Callable[[Record], bool] | None = None,
     ) -> Record:
         """Return the record that makes `target` the value of `name`: the newest one, if it says just that.
 
-        `origin` is the write id of another store's record that this one copies. `unless` says of a ref's
-        value that it stands for what would be written, and need not be replaced.
+        `origin` is the write id of another store's record that this one copies. `stands` says of a ref's value
+        that names the same model by another manifest (other executable bits, or cuts) that all it needs is
+        there: then nothing new is said. `unless` says of any value that it need not be replaced.
         Raises RefConflict for a tag that has two newest records: someone must decide which one was meant; and
         for a ref whose newest record has the highest number there is, so that none can follow.
         """
@@ -200,13 +201,10 @@ class Refs:
         heads = self.heads(name)
         # What cannot be read is followed by what is written now: the number of a record stands in its key.
         newest = heads.records[-1] if heads.records and not heads.hidden else None
-        if (
-            newest
-            and newest.target == target
-            and (newest.manifest, newest.inline, newest.base, newest.metadata)
-            == (manifest, inline, base, metadata or {})
-        ):
-            return newest
+        if newest and (newest.target, newest.base, newest.metadata) == (target, base, metadata or {}):
+            is_same = (newest.manifest, newest.inline) == (manifest, inline)
+            if is_same or (stands is not None and stands(newest)):
+                return newest
         if newest and newest.target is not None and unless is not None and unless(newest):
             return newest
         if heads.number >= names.MAX_SEQ:
@@ -308,6 +306,11 @@ def _unreadable(item: Unread) -> CasstoreError:
         f"The newest record of {item.name} cannot be read: {item.error} Or write the ref anew, or delete it: "
         f"`casstore rm {item.name}`."
     )
+
+
+def _newest(records: Iterable[Record]) -> Record | None:
+    """Return the record that was written last, by its writer's clock."""
+    return max(records, key=lambda record: (record.time, record.name), default=None)
 
 
 def not_found(name: str) -> RefNotFound:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from casstore.chunking import LAYOUT_VERSION
 from casstore.digest import digest
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, ConflictError
-from casstore.format.manifest import Mode
 from casstore.format.paths import check_paths
 from casstore.store.exclusion import Exclusion
 from casstore.store.local_names import system_path
+from casstore.store.long_paths import list_folder, open_path, read_link, stat_path
 
 if TYPE_CHECKING:
     from casstore.store.unchanged import UnchangedFiles
@@ -46,11 +46,14 @@ class StatIdentity:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file to add: `path` in the tree, `place` on this machine, as the system spells it."""
+    """One file to add: `path` in the tree, `place` on this machine, `executable` as its mode shows it.
+
+    `place` is as the system spells it.
+    """
 
     path: str
     place: bytes
-    mode: Mode
+    executable: bool
     identity: StatIdentity
 
     @property
@@ -109,11 +112,11 @@ def find_sources(
 
     Names are bytes that are UTF-8, whatever the locale. Links are followed, for a Hugging Face snapshot consists
     of them; `follow=False` refuses them. Refused by name: broken links, cycles, special files, names that are
-    not UTF-8 or unsafe elsewhere, and a directory that contains `store`. Raises ConfigError or AccessDenied.
+    not UTF-8, and a directory that contains `store`. Raises ConfigError or AccessDenied.
     """
     try:
         place = system_path(path)
-        status = os.stat(place)
+        status = stat_path(place)
     except OSError as error:
         raise _unreadable(place, error) from error  # Invariant 8: what cannot be listed is an error.
     except ValueError as error:
@@ -146,7 +149,7 @@ def place_sources(
     empty: list[str] = []
     for path, location in places.items():
         found = find_sources(location, follow=follow, store=store, exclusion=exclusion)
-        if os.path.isdir(system_path(location)):
+        if stat.S_ISDIR(stat_path(system_path(location)).st_mode):
             files += [replace(file, path=f"{path}/{file.path}") for file in found.files]
             empty += [f"{path}/{name}" for name in found.empty]
             if not found.files and not found.empty:
@@ -189,8 +192,7 @@ def _walk(
             raise ConfigError(f"{shown(folder)} links to a folder that it lies in. Remove the link.")
         above.append(place)
         try:
-            with os.scandir(folder) as listing:
-                children = sorted(listing, key=lambda child: child.name)
+            children = list_folder(folder, kinds=not exclusion.is_empty)
         except OSError as error:
             raise _unreadable(folder, error) from error  # Invariant 8: what cannot be listed is an error.
         if not children and prefix:
@@ -198,19 +200,20 @@ def _walk(
         below = []
         for child in children:
             path = prefix + child.name
+            location = os.path.join(folder, child.name)
+            if not exclusion.is_empty and exclusion.leaves_out(path, is_folder=child.is_folder):
+                continue
+            name = _checked_name(path, location)
+            if not follow and child.is_link:
+                raise ConfigError(f"{shown(location)} is a link, and following links is switched off.")
             try:
-                if not exclusion.is_empty and exclusion.leaves_out(path, is_folder=child.is_dir()):
-                    continue
-                name = _checked_name(path, child.path)
-                if not follow and child.is_symlink():
-                    raise ConfigError(f"{shown(child.path)} is a link, and following links is switched off.")
-                status = os.stat(child.path)
+                status = stat_path(location)
             except OSError as error:
-                raise _unreadable(child.path, error) from error  # Invariant 8, as above.
+                raise _unreadable(location, error) from error  # Invariant 8, as above.
             if stat.S_ISDIR(status.st_mode):
-                below.append((child.path, path + b"/", depth + 1, _place(status)))
+                below.append((location, path + b"/", depth + 1, _place(status)))
             else:
-                files.append(_source_file(child.path, name, status))
+                files.append(_source_file(location, name, status))
         waiting += reversed(below)
 
 
@@ -230,8 +233,7 @@ def _source_file(place: bytes, path: str, status: os.stat_result) -> SourceFile:
         raise ConfigError(
             f"{shown(place)} is neither a file nor a folder: sockets, pipes and devices are not stored."
         )
-    mode = Mode.EXECUTABLE if status.st_mode & stat.S_IXUSR else Mode.FILE
-    return SourceFile(path, place, mode, StatIdentity.of(status))
+    return SourceFile(path, place, bool(status.st_mode & stat.S_IXUSR), StatIdentity.of(status))
 
 
 def _checked_name(name: bytes, place: bytes) -> str:
@@ -256,9 +258,10 @@ def is_onnx(file: SourceFile) -> bool:
 
 def _unreadable(place: bytes, error: OSError) -> ConfigError | AccessDenied:
     path = shown(place)
-    if isinstance(error, FileNotFoundError) and os.path.islink(place):
+    target = read_link(place) if isinstance(error, FileNotFoundError) else None
+    if target is not None:
         return ConfigError(
-            f"{path} is a link to {shown(os.readlink(place))}, which does not exist. Mend or remove the link."
+            f"{path} is a link to {shown(target)}, which does not exist. Mend or remove the link."
         )
     if isinstance(error, PermissionError):
         return AccessDenied(f"{path} cannot be read: {error.strerror}. Check its permissions.")
@@ -271,7 +274,7 @@ def open_source(file: SourceFile) -> int:
     """Open a source for reading; return the descriptor, which the caller closes."""
     try:
         # Without O_NONBLOCK, a pipe that took the file's place would never let us go.
-        return os.open(file.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return open_path(file.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         # Invariant 8: a file that cannot be read stops the add, it is not left out.
         raise AccessDenied(

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from casstore.backend import open_backend
+from casstore.backend.location import parse_location
+from casstore.backend.syscalls import SystemCalls
 from casstore.digest import DIGEST_SIZE, digest, is_hex
-from casstore.errors import ConfigError, FormatError, MissingObject, ObjectNotFound, RefNotFound
+from casstore.errors import (
+    ConfigError,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+    ObjectNotFound,
+    RefNotFound,
+)
 from casstore.format import canonical, marks, names
 from casstore.format import manifest as manifest_format
 from casstore.format import record as record_format
-from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
+from casstore.format.manifest import ModelManifest, TreeEntry
 from casstore.format.record import Record
 from casstore.format.rows import Kind, row_ids
 from casstore.store import files
@@ -26,11 +35,13 @@ from casstore.store.checkout import Checkout
 from casstore.store.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.store.content import content_id
 from casstore.store.exclusion import Exclusion
+from casstore.store.executable import own_bits
 from casstore.store.identity import identify
 from casstore.store.index import Index
 from casstore.store.ingest import Ingest
 from casstore.store.machine import MachineState, machine_folder, state_path
 from casstore.store.model import Model, read_model
+from casstore.store.nesting import store_around
 from casstore.store.objects import ObjectReader
 from casstore.store.packs import check_object, encode_object
 from casstore.store.presence import PresentPacks
@@ -54,6 +65,7 @@ if TYPE_CHECKING:
     from casstore.store.damage import Damage
     from casstore.store.packs import EncodedFrames
     from casstore.store.ref_rows import RefRow
+    from casstore.store.sources import SourceFile
 
 _KEPT_MODELS = 8
 """Models whose description stays in memory, so that reading tensor after tensor does not read it again."""
@@ -96,14 +108,20 @@ class Store:
         machine: MachineState,
         index_copies: str | None = None,
         chunk_cache: int = CHUNK_CACHE,
+        file_system_type: Callable[[str], str | None] | None = None,
     ) -> None:
-        """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere."""
+        """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere.
+
+        `file_system_type` names the type of the file system that a path is on, as in mount(8); None asks the
+        system.
+        """
         self.backend = backend
         self.store_id = store_id.hex()
         self.index = Index(backend, copies=index_copies)
         self.objects = ObjectReader(backend, self.index)
         self.chunks = ChunkCache(self.objects, limit=chunk_cache) if is_far(backend) else None
         self.machine = machine
+        self._file_system_type = file_system_type or SystemCalls().file_system_type
         self._refs = Refs(backend, machine)
         self._settled: set[bytes] = set()
         self._models: OrderedDict[bytes, Model] = OrderedDict()
@@ -126,9 +144,11 @@ class Store:
         `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes a store that the
         directory's group may read and write: its mode tells whoever opens it later. `chunk_cache` is how many
         bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
-        `storage_options` go to fsspec. Raises ConfigError for a place that is no store or that is private
-        though it shall be shared, UnsupportedVersion for one that a newer casstore made.
+        `storage_options` go to fsspec. Raises ConfigError for a place that is no store, that lies in another
+        store, or that is private though it shall be shared, UnsupportedVersion for one that a newer casstore made.
         """
+        if create:
+            _refuse_nested_store(url_or_path)
         backend = open_backend(
             os.fspath(url_or_path),
             create=create,
@@ -201,7 +221,7 @@ class Store:
             "metadata"
         ]
         _check_record(ref or f"models/{'0' * 64}", metadata)
-        base_id = bytes.fromhex(self.resolve(base).model_id) if base is not None else None
+        base_id = self._model_id(base) if base is not None else None
         root = self.backend.local_path(marks.FORMAT_KEY)
         own = os.path.realpath(os.path.dirname(root)) if root else None
         exclusion = Exclusion(exclude, ignore_file=ignore_file)
@@ -217,15 +237,16 @@ class Store:
             ) as ingest,
         ):
             added = ingest.run(sources)
-            entries = [
-                TreeEntry(item.source.path, item.source.mode, item.layout.size, item.layout.file_id)
-                for item in added
-            ]
-            entries += [TreeEntry(name, Mode.EMPTY_DIRECTORY, 0, EMPTY_FILE_ID) for name in sources.empty]
+            entries = [TreeEntry(item.source.path, item.layout.size, item.layout.file_id) for item in added]
+            entries += [TreeEntry(name, 0, None) for name in sources.empty]
             tree = manifest_format.encode_tree(manifest_format.make_tree(entries))
             model_id = digest(tree)
             manifest = manifest_format.encode_model(
-                ModelManifest(model_id, tuple(item.layout_id for item in added))
+                ModelManifest(
+                    model_id,
+                    tuple(item.layout_id for item in added),
+                    self._executable(model_id, [item.source for item in added]),
+                )
             )
             objects = {Kind.TREE: tree, Kind.MANIFEST: manifest}
             for kind, plain in objects.items():
@@ -246,6 +267,7 @@ class Store:
                     base=base_id,
                     metadata=metadata,
                     packs=packs,
+                    stands=lambda record: self._is_whole(record, publication),
                 ),
                 supply,
             )
@@ -274,7 +296,8 @@ class Store:
         """Write the files of a model into the directory `dest`, verified; return what was written.
 
         `dest` must not exist or be empty; with `force`, files of the same names are replaced and
-        everything else in it is left alone.
+        everything else in it is left alone. Raises ConfigError, naming them, for paths of the model that the
+        file system of `dest` cannot hold, and for a `dest` in a store's directory; nothing is written then.
         """
         return self.checkout_record(self._find(ref_or_id), dest, force=force, callback=callback)
 
@@ -284,11 +307,16 @@ class Store:
         dest: str | os.PathLike[str],
         *,
         force: bool = False,
+        read_only: bool = False,
         callback: Callback | None = None,
     ) -> Model:
-        """Write the files of the model that one record names, as `checkout` does."""
+        """Write the files of the model that one record names, as `checkout` does.
+
+        With `read_only`, the files may not be written to afterwards.
+        """
         model = self.model_of(record)
-        Checkout(os.fspath(dest), force=force, callback=callback).run(model.tree, model.layouts, self.objects)
+        checkout = Checkout(os.fspath(dest), force=force, read_only=read_only, callback=callback)
+        checkout.run(model.tree, model.layouts, self.objects, executable=model.executable)
         return model
 
     def open_file(self, ref_or_id: str, path: str) -> BinaryIO:
@@ -380,7 +408,10 @@ class Store:
         return self._refs.find(query, limit=limit, newest_first=newest_first, strict=strict)
 
     def resolve(self, ref_or_id: str) -> Resolved:
-        """Say which model a ref, a model id, a prefix of one (4 digits or more) or a bare name means."""
+        """Say which model a ref, a model id, a prefix of one (4 digits or more) or a bare name means.
+
+        Of several refs that name the model of an id, the one that was written last answers.
+        """
         record = self._find(ref_or_id)
         assert record.target is not None
         return Resolved(record.name, record.target.hex(), record)
@@ -401,7 +432,12 @@ class Store:
             publication.require(needed)
             publication.commit(
                 lambda packs: self._refs.draft(
-                    name, target=model_id, manifest=manifest_id, base=model.record.base, packs=packs
+                    name,
+                    target=model_id,
+                    manifest=manifest_id,
+                    base=model.record.base,
+                    packs=packs,
+                    stands=lambda record: self._is_whole(record, publication),
                 ),
                 lambda _: iter(()),
             )
@@ -565,6 +601,41 @@ class Store:
             uploads=uploads,
         )
 
+    def _executable(self, model_id: bytes, files: Sequence[SourceFile]) -> tuple[int, ...]:
+        """Return the positions of the files that are executable.
+
+        Where a file system has no such bit, what the store knows of the model is kept, for the same files.
+        """
+        own = own_bits(files, self._file_system_type)
+        known = self._known_executable(model_id) if len(own) < len(files) else frozenset()
+        return tuple(at for at, file in enumerate(files) if own.get(file.path, file.path in known))
+
+    def _known_executable(self, model_id: bytes) -> frozenset[str]:
+        _, record = self._refs.naming(model_id.hex())
+        try:
+            return self.model_of(record).executable if record is not None else frozenset()
+        except (IntegrityError, ObjectNotFound):
+            return (
+                frozenset()
+            )  # Invariant 13: damage to what was kept before does not keep it from being added.
+
+    def _is_whole(self, record: Record, publication: Publication) -> bool:
+        """Say whether all that a record of a model needs is there; then the publish depends on it."""
+        try:
+            return publication.covers(self.objects_of(record))
+        except (IntegrityError, ObjectNotFound):
+            return False  # Invariant 7: what cannot be read must not stand for what was just added.
+
+    def _model_id(self, ref_or_id: str) -> bytes:
+        if is_hex(ref_or_id) and self._default_record(ref_or_id) is not None:
+            return bytes.fromhex(ref_or_id)
+        return bytes.fromhex(self.resolve(ref_or_id).model_id)
+
+    def _default_record(self, model_id: str) -> Record | None:
+        """Return the record of the ref that an add gives by default; anyone may have called something else so."""
+        record = self._refs.value(f"models/{model_id}")
+        return record if record is not None and record.target == bytes.fromhex(model_id) else None
+
     def _find(self, ref_or_id: str) -> Record:
         if not is_hex(ref_or_id):
             for name in (ref_or_id, f"models/{ref_or_id}", f"tags/{ref_or_id}"):
@@ -574,12 +645,6 @@ class Store:
                         return record
             if not _PREFIX.fullmatch(ref_or_id):
                 raise not_found(ref_or_id)
-        else:
-            # The name an add gives by default; anyone may have called something else so.
-            heads = self._refs.heads(f"models/{ref_or_id}")
-            record = heads.records[-1] if heads.records and not heads.hidden else None
-            if record is not None and record.target == bytes.fromhex(ref_or_id):
-                return record
         targets, record = self._refs.naming(ref_or_id)
         if len(targets) > 1:
             some = ", ".join(target.hex()[:16] for target in targets[:4])
@@ -615,6 +680,15 @@ def _check_record(name: str, metadata: dict[str, Any]) -> None:
             packs=(bytes(DIGEST_SIZE),) * MAX_HINTS,
         )
     )
+
+
+def _refuse_nested_store(url_or_path: str | os.PathLike[str]) -> None:
+    """Raise ConfigError if a store that is to be made would lie in another one's directory."""
+    location = parse_location(url_or_path)
+    if location.kind == "local":
+        store = store_around(os.path.dirname(os.path.realpath(location.target)))
+        if store is not None:
+            raise ConfigError(f"{location.target} lies in the store {store}. Make a new store outside of it.")
 
 
 def _check_model_name(name: str) -> None:

@@ -170,7 +170,8 @@ def _outer_first(source: ByteSource) -> list[_Tensor]:
 
 def _stays_below(location: str) -> bool:
     parts = location.replace("\\", "/").split("/")
-    return bool(parts[0]) and ".." not in parts and ":" not in location and location.isprintable()
+    is_drive = len(parts) > 1 and len(parts[0]) == 2 and parts[0][1] == ":"  # C:\\weights, from Windows
+    return bool(parts[0]) and ".." not in parts and not is_drive and location.isprintable()
 
 
 def _decimal(text: str) -> int:

@@ -127,7 +127,7 @@ def test_short_ids_remain_as_names_for_people(cache):
 
 
 @pytest.mark.parametrize(
-    "model_id", ["../evil", "..", "a/../../evil", "/tmp/evil", "a\\b", "a\0", "con", "x" * 300]
+    "model_id", ["../evil", "..", "a/../../evil", "/tmp/evil", "a\nb", "a\0", "a@b", "x" * 300]
 )
 def test_an_id_cannot_leave_its_folder(machines, model_id, tmp_path):
     cache = machines.open()

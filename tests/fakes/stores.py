@@ -59,13 +59,11 @@ def write_model(content, folder):
 def read_model(store, ref):
     """Return a model as its content, read through open_file."""
     model = store.manifest(ref)
-    names = {entry.path: entry.mode.name for entry in model.tree.entries}
     files = {}
-    for path, mode in names.items():
-        if mode != "EMPTY_DIRECTORY":
-            with store.open_file(ref, path) as file:
-                files[path] = (file.read(), mode == "EXECUTABLE")
-    return Content(files, frozenset(path for path, mode in names.items() if mode == "EMPTY_DIRECTORY"))
+    for entry in model.tree.files:
+        with store.open_file(ref, entry.path) as file:
+            files[entry.path] = (file.read(), entry.path in model.executable)
+    return Content(files, frozenset(model.tree.empty))
 
 
 def read_folder(folder):

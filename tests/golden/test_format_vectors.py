@@ -12,7 +12,7 @@ from casstore.digest import digest
 from casstore.format import frame, index, layout, manifest, marks, pack, record, rows, run
 from casstore.format.frame import FrameHeader
 from casstore.format.layout import Layout, Span
-from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
+from casstore.format.manifest import ModelManifest, TreeEntry
 from casstore.format.rows import Kind
 
 README = importlib.resources.files("casstore.format").joinpath("README.md").read_text("utf-8")
@@ -31,13 +31,13 @@ LAYOUT = Layout(
 )
 TREE = manifest.make_tree(
     [
-        TreeEntry("b/run.sh", Mode.EXECUTABLE, len(HELLO), HELLO_ID),
-        TreeEntry("a.txt", Mode.FILE, len(HELLO), HELLO_ID),
-        TreeEntry("logs", Mode.EMPTY_DIRECTORY, 0, EMPTY_FILE_ID),
+        TreeEntry("b/run.sh", len(HELLO), HELLO_ID),
+        TreeEntry("a.txt", len(HELLO), HELLO_ID),
+        TreeEntry("logs", 0, None),
     ]
 )
 TREE_ID = digest(manifest.encode_tree(TREE))
-MODEL = ModelManifest(TREE_ID, (digest(layout.encode(LAYOUT)),) * 2)
+MODEL = ModelManifest(TREE_ID, (digest(layout.encode(LAYOUT)),) * 2, executable=(1,))
 RECORD = record.Record(
     name="tags/Best.v1",
     seq=2,

@@ -27,7 +27,7 @@ from casstore.format import (
     run,
 )
 from casstore.format.frame import FrameHeader
-from casstore.format.manifest import EMPTY_FILE_ID, Mode, ModelManifest, TreeEntry
+from casstore.format.manifest import EMPTY_FILE_ID, ModelManifest, TreeEntry
 from casstore.format.rows import Kind
 from casstore.format.spans import pack_spans, unpack_spans
 
@@ -308,25 +308,48 @@ def test_names_that_are_text_only_together_are_refused():
         unpack_spans(torn, 0)
 
 
-@given(st.lists(st.tuples(plain_names, st.sampled_from(list(Mode)), st.integers(1, 9), ids), max_size=6))
-def test_tree_round_trip(items):
-    entries = [
-        TreeEntry(f"d/{name}", mode, 0, EMPTY_FILE_ID)
-        if mode == Mode.EMPTY_DIRECTORY
-        else TreeEntry(f"d/{name}", mode, size, file_id)
-        for name, mode, size, file_id in items
-    ]
-    try:
-        tree = manifest.make_tree(entries)
-    except ConfigError:
-        return
+posix_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1).filter(
+    lambda name: name not in (".", "..")
+)
+
+
+@given(
+    st.dictionaries(
+        posix_names, st.just((0, None)) | st.just((0, EMPTY_FILE_ID)) | st.tuples(st.integers(1, 9), ids)
+    )
+)
+def test_tree_round_trip(contents):
+    """Whatever names a folder can hold: no two that differ in their bytes ever clash."""
+    tree = manifest.make_tree([TreeEntry(f"d/{name}", *rest) for name, rest in contents.items()])
     assert manifest.decode_tree(manifest.encode_tree(tree)) == tree
+    assert len(tree.files) + len(tree.empty) == len(contents)
 
 
-@given(st.lists(ids, max_size=5), ids)
-def test_model_round_trip(layouts, model_id):
-    value = ModelManifest(model_id, tuple(layouts), {"note": "kept"})
+@given(st.data(), st.lists(ids, max_size=5), ids)
+def test_model_round_trip(data, layouts, model_id):
+    executable = data.draw(st.sets(st.sampled_from(range(len(layouts))))) if layouts else ()
+    value = ModelManifest(model_id, tuple(layouts), tuple(sorted(executable)), {"note": "kept"})
     assert manifest.decode_model(manifest.encode_model(value)) == value
+
+
+@given(st.lists(st.integers(0, 6) | st.integers(0, 2**32 - 1), max_size=5), st.integers(0, 5))
+def test_executable_files_are_in_order_and_in_the_model(positions, files):
+    value = ModelManifest(b"t" * 32, (b"l" * 32,) * files, tuple(positions))
+    data = manifest.encode_model(value)
+    if positions == sorted(set(positions)) and all(at < files for at in positions):
+        assert manifest.decode_model(data) == value
+    else:
+        with pytest.raises(FormatError, match="executable"):
+            manifest.decode_model(data)
+
+
+@pytest.mark.parametrize("executable", [None, [0], "0", b"\0\0\0", b"\0\0\0\0\0"])
+def test_executable_files_that_are_no_list_of_positions(executable):
+    value = {"type": "model", "version": 1, "tree": b"t" * 32, "layouts": b"l" * 32, "executable": executable}
+    if executable is None:
+        del value["executable"]
+    with pytest.raises(FormatError, match="executable"):
+        manifest.decode_model(canonical.encode(value))
 
 
 @given(values)
@@ -395,16 +418,9 @@ def test_names_and_paths_take_any_text(text):
         "../a",
         "a/..",
         ".",
-        "C:a",
-        "a\\b",
+        "a/./b",
         "a\0",
-        "a\n",
-        "con",
-        "a/NUL.txt",
-        "a.",
-        "a ",
-        "x" * 256,
-        "COM1.bin",
+        "a/" * 32768 + "b",
         "\ud800",
     ],
 )
@@ -413,10 +429,51 @@ def test_unsafe_paths_are_refused(path):
         paths.check_path(path)
 
 
-@pytest.mark.parametrize("clash", [["a", "A"], ["é", "e\u0301"], ["a", "a/b"], ["d/x", "D/y"], ["ß", "ss"]])
+@pytest.mark.parametrize(
+    "path", ["C:a", "a\\b", "a\n", "con", "a/NUL.txt", "a.", "a ", "x" * 256, "COM1.bin", "a/" * 32767 + "b"]
+)
+def test_whatever_a_posix_machine_can_hold_is_a_path(path):
+    paths.check_path(path)
+
+
+@pytest.mark.parametrize("clash", [["a", "a"], ["a", "a/b"], ["a/b", "a!", "a", "c"], ["a", "a.b", "a/b/c"]])
 def test_clashing_paths_are_refused(clash):
     with pytest.raises(ConfigError):
         paths.check_paths(clash)
+
+
+@pytest.mark.parametrize("pair", [["a", "A"], ["é", "e\u0301"], ["d/x", "D/y"], ["ß", "ss"], ["a", "A/b"]])
+def test_paths_that_some_file_system_takes_for_one_are_two(pair):
+    paths.check_paths(pair)
+
+
+def test_many_paths_are_checked_in_no_time():
+    """By the neighbours of each: 100,000 files, and folders as deep as a path allows."""
+    paths.check_paths(
+        [f"folder {at % 100}/{at}" for at in range(100_000)] + ["a/" * 32767 + str(n) for n in range(9)]
+    )
+
+
+@given(posix_names)
+def test_keys_of_any_name_are_safe_everywhere(name):
+    """What may be a ref name has a key of few characters, that no system takes for a device, and back again."""
+    try:
+        names.check_name(f"models/{name}")
+    except ConfigError:
+        return
+    key = names.record_key(f"models/{name}", seq=1, write_id=b"w" * 16)
+    assert names.parse_key(key).name == f"models/{name}"
+    file_name = key.rpartition("/")[2]
+    assert set(file_name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._+-=@")
+    assert not file_name.startswith(".")
+    assert file_name.split(".")[0] not in {"con", "prn", "aux", "nul", "com1", "lpt9"}
+
+
+@pytest.mark.parametrize("name", ["con.v1", "aux.x", "lpt9.", "con", "console.x", "con\u00b9.x"])
+def test_keys_of_names_that_windows_would_take_for_devices(name):
+    key = names.record_key(f"models/{name}", seq=1, write_id=b"w" * 16)
+    assert key.rpartition("/")[2].split(".")[0] not in {"con", "aux", "lpt9"}
+    assert names.parse_key(key).name == f"models/{name}"
 
 
 @given(ids, st.lists(ids, max_size=4))

@@ -219,7 +219,10 @@ class _Job:
             drafted = dst.draft_copy(ref.record, _hints(dst, ref.ids))
             if drafted.seq > ref.seen + 1 and not self.plan.overwrite:
                 # Someone wrote this ref since the plan was made, or deleted it before: look once more.
-                standing = compare(self.plan.src.history(ref.name), dst.history(ref.name))
+                theirs = dst.history(ref.name)
+                standing = compare(self.plan.src.history(ref.name), theirs)
+                if standing is Standing.EQUAL:
+                    return theirs[-1]  # Whoever wrote it said the same (invariant 10).
                 if standing in (Standing.CONFLICT, Standing.AHEAD):
                     raise RefConflict(f"{ref.name} was written by someone else while it was copied.")
             return drafted

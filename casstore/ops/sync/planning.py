@@ -226,9 +226,20 @@ def _meant(src: Store, item: str, culprits: Culprits) -> dict[str, Record]:
     with culprits.about(item):
         record = src.record(item) if item.partition("/")[0] in names.NAMESPACES else None
         if record is None:
-            record = src.resolve(item).record
+            record = _best_named(src, item)
         found[record.name] = record
     return found
+
+
+def _best_named(src: Store, item: str) -> Record:
+    """Return the record of what is no full name: an id says which model, not under which of its names."""
+    resolved = src.resolve(item)
+    if resolved.ref.partition("/")[2] == item:
+        return resolved.record
+    # The name that adding it gives, else the first.
+    named = [row.name for row in src.find(target=resolved.model_id) if names.names_model(row.name)]
+    name = min(named, key=lambda name: (name != f"models/{resolved.model_id}", name), default=resolved.ref)
+    return src.record(name) or resolved.record
 
 
 class _Standings:
@@ -271,13 +282,22 @@ class _Standings:
     def mend(self, src: Store, dst: Store, chosen: dict[str, Record], condemned: frozenset[bytes]) -> None:
         """Write equal refs, too, of which `dst` has an object in no pack that is whole and not `condemned`."""
         dst.index.refresh()
-        needs = needs_of(src, dst, (chosen[name] for name in self.equal))
-        whole = _whole(chosen, self.equal, needs, self._culprits)
+        theirs = self._theirs
+        # Where the manifests of one model differ, it is that of `dst` whose objects count there.
+        differ = {name for name in self.equal if theirs[name].manifest != chosen[name].manifest}
+        same = [name for name in self.equal if name not in differ]
+        needs = needs_of(src, dst, (chosen[name] for name in same))
+        there = needs_of(dst, dst, (theirs[name] for name in differ))
+        whole = _whole(chosen, same, needs, self._culprits)
         joined = {name: split(needs.of(chosen[name])) for name in whole}
+        joined |= {
+            name: split(there.of(theirs[name])) for name in differ if there.error(theirs[name]) is None
+        }
         lacking = _lacking(dst, dict.fromkeys(chain.from_iterable(joined.values())), condemned)
-        self.equal = [name for name in whole if lacking.isdisjoint(joined[name])]
-        for name in set(whole).difference(self.equal):
-            self.to_write[name] = (Standing.EQUAL, self._theirs[name].seq)
+        good = {name for name, ids in joined.items() if lacking.isdisjoint(ids)}
+        for name in {*whole, *differ} - good:
+            self.to_write[name] = (Standing.EQUAL, theirs[name].seq)
+        self.equal = [name for name in self.equal if name in good]
 
 
 def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:

@@ -34,8 +34,11 @@ class Standing(enum.Enum):
 
 
 def value(record: Record) -> Value:
-    """Return all that a record says, but for who wrote it when."""
-    return (record.target, record.manifest, record.inline, record.base, record.metadata)
+    """Return all that a record says, but for who wrote it when.
+
+    Two manifests of one model may differ in how its files are cut and in executable bits: the model is the same.
+    """
+    return (record.target, record.base, record.metadata)
 
 
 def same_value(one: Record | None, other: Record | None) -> bool:

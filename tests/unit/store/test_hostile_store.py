@@ -35,7 +35,6 @@ from casstore.format.rows import ROW, BaseLists, Kind, sort_order
 from casstore.store.keys import index_key, pack_key
 
 MIB = 1 << 20
-FILE, EXECUTABLE, EMPTY_DIRECTORY = 0, 1, 2
 
 
 @contextmanager
@@ -115,13 +114,15 @@ class Forge:
     def put_segment(self, data):
         self.store.backend.put(index_key(data), [data])
 
-    def model(self, rows, layouts, *, ref=None, target=None, flush=True, **tree):
-        """Publish a tree of [path, mode, size, file id] rows, sorted or not, safe or not."""
+    def model(self, rows, layouts, *, executable=(), ref=None, target=None, flush=True, **tree):
+        """Publish a tree of [path, size, file id] rows, sorted or not, safe or not."""
         self._models += 1
         name = ref or f"models/m{self._models}"
         body = {"type": "tree", "version": 1, "entries": rows, **tree}
         model_id = self.frame(Kind.TREE, canonical.encode(body))
-        manifest = self.frame(Kind.MANIFEST, encode_model(ModelManifest(model_id, tuple(layouts))))
+        manifest = self.frame(
+            Kind.MANIFEST, encode_model(ModelManifest(model_id, tuple(layouts), executable))
+        )
         if flush:
             self.flush()
         self.record(name, target=target or model_id, manifest=manifest)
@@ -131,7 +132,7 @@ class Forge:
         """Publish a model of one file whose layout has these changes."""
         pieces = changes.pop("pieces", None)
         return self.model(
-            [[path, FILE, len(plain), digest(plain)]], [self.layout_of(plain, pieces=pieces, **changes)]
+            [[path, len(plain), digest(plain)]], [self.layout_of(plain, pieces=pieces, **changes)]
         )
 
     def record(self, name, **values):
@@ -200,42 +201,22 @@ ESCAPES = [
     "a//b",
     "a/",
     "",
-    "C:escaped",
-    "C:/escaped",
-    "a\\..\\..\\escaped",
-    "\\\\server\\share",
     "a\0b",
-    "a\nb",
-    "con",
-    "sub/aux.txt",
-    "a.",
-    "a ",
-    "a" * 256,
-    "d/" * 2048 + "f",
-    "a:stream",
-    "~$\x1b[2J",
+    "d/" * 32768 + "f",
 ]
 
 
 @pytest.mark.parametrize("path", ESCAPES)
-@pytest.mark.parametrize("mode", [FILE, EMPTY_DIRECTORY])
-def test_paths_that_lead_out_of_the_destination(forge, outside, path, mode):
-    plain = b"" if mode == EMPTY_DIRECTORY else b"evil"
-    layouts = [] if mode == EMPTY_DIRECTORY else [forge.layout_of(plain)]
-    ref = forge.model([[path, mode, len(plain), digest(plain)]], layouts)
+@pytest.mark.parametrize("is_file", [True, False])
+def test_paths_that_lead_out_of_the_destination(forge, outside, path, is_file):
+    rows = [[path, 4, digest(b"evil")]] if is_file else [[path, 0, None]]
+    ref = forge.model(rows, [forge.layout_of(b"evil")] if is_file else [])
     assert_refused(forge, ref, outside / "out", error=FormatError, path=path)
 
 
 CLASHES = [
     ["a", "a"],
     ["a", "a/b"],
-    ["A", "a"],
-    ["A/x", "a/y"],
-    ["A", "a/b"],
-    ["stra\u00dfe", "strasse"],
-    ["e\u0301", "\u00e9"],
-    ["\u212a", "k"],
-    ["x/\u00e9/1", "x/e\u0301/2"],
     ["b", "a"],
 ]
 
@@ -243,30 +224,30 @@ CLASHES = [
 @pytest.mark.parametrize("paths", CLASHES)
 def test_paths_that_meet_or_are_out_of_order(forge, outside, paths):
     for ordered in (paths, sorted(paths, key=str.encode)) if paths != ["b", "a"] else (paths,):
-        rows = [[path, FILE, 1, digest(b"%d" % at)] for at, path in enumerate(ordered)]
+        rows = [[path, 1, digest(b"%d" % at)] for at, path in enumerate(ordered)]
         ref = forge.model(rows, [forge.layout_of(b"%d" % at) for at in range(len(paths))])
         assert_refused(forge, ref, outside / "out", error=FormatError, path=paths[0])
 
 
-GOOD = ["f.bin", FILE, 4, digest(b"evil")]
+GOOD = ["f.bin", 4, digest(b"evil")]
 BAD_ROWS = [
-    ["f.bin", 3, 4, digest(b"evil")],
-    ["f.bin", -1, 4, digest(b"evil")],
-    ["f.bin", True, 4, digest(b"evil")],
-    ["f.bin", "0", 4, digest(b"evil")],
-    ["f.bin", FILE, -4, digest(b"evil")],
-    ["f.bin", FILE, True, digest(b"evil")],
-    ["f.bin", FILE, 4.0, digest(b"evil")],
-    ["f.bin", FILE, 1 << 63, digest(b"evil")],
-    ["f.bin", FILE, 4, digest(b"evil")[:31]],
-    ["f.bin", FILE, 4, digest(b"evil").hex()],
-    ["f.bin", FILE, 0, digest(b"evil")],
-    ["f.bin", FILE, 4, EMPTY_FILE_ID],
-    ["f.bin", EMPTY_DIRECTORY, 4, digest(b"evil")],
-    ["f.bin", EMPTY_DIRECTORY, 1, EMPTY_FILE_ID],
-    [b"f.bin", FILE, 4, digest(b"evil")],
-    ["f.bin", FILE, 4],
-    ["f.bin", FILE, 4, digest(b"evil"), "more"],
+    ["f.bin", "4", digest(b"evil")],
+    ["f.bin", -4, digest(b"evil")],
+    ["f.bin", True, digest(b"evil")],
+    ["f.bin", 4.0, digest(b"evil")],
+    ["f.bin", 1 << 63, digest(b"evil")],
+    ["f.bin", 4, digest(b"evil")[:31]],
+    ["f.bin", 4, digest(b"evil").hex()],
+    ["f.bin", 0, digest(b"evil")],
+    ["f.bin", 4, EMPTY_FILE_ID],
+    ["f.bin", 4, None],
+    ["f.bin", False, None],
+    ["f.bin", 0.0, None],
+    ["f.bin", None, None],
+    [b"f.bin", 4, digest(b"evil")],
+    ["f.bin", 4],
+    ["f.bin", 0, 4, digest(b"evil")],
+    ["f.bin", 4, digest(b"evil"), "more"],
     "f.bin",
     None,
 ]
@@ -281,7 +262,7 @@ def test_entries_that_are_none(forge, outside, row):
 @pytest.mark.parametrize("size", [3, 5, 1 << 20, 1 << 40, (1 << 63) - 1])
 def test_sizes_that_the_layout_does_not_have(forge, outside, size):
     """A reader must not prepare for what a tree promises before it looked at the layout."""
-    ref = forge.model([["f.bin", FILE, size, digest(b"evil")]], [forge.layout_of(b"evil")])
+    ref = forge.model([["f.bin", size, digest(b"evil")]], [forge.layout_of(b"evil")])
     assert_refused(forge, ref, outside / "out", error=FormatError)
 
 
@@ -361,7 +342,7 @@ def test_a_file_that_is_a_layout_is_only_a_file(forge, tmp_path):
 )
 def test_layouts_that_do_not_describe_their_file(forge, outside, changes):
     size = changes.get("size", 4)
-    ref = forge.model([["f.bin", FILE, size, digest(b"evil")]], [forge.layout_of(b"evil", **changes)])
+    ref = forge.model([["f.bin", size, digest(b"evil")]], [forge.layout_of(b"evil", **changes)])
     assert_refused(forge, ref, outside / "out")
 
 
@@ -455,7 +436,7 @@ def test_spans_that_are_none(forge, outside, change):
     body = canonical.decode(good, what="layout")
     for spans in ({**body["spans"], **change}, {}, [["w", "F32", [4], 0, 16]], 5, b""):
         cut = forge.frame(Kind.LAYOUT, canonical.encode({**body, "spans": spans}))
-        ref = forge.model([["f.bin", FILE, 16, digest(plain)]], [cut])
+        ref = forge.model([["f.bin", 16, digest(plain)]], [cut])
         assert_refused(forge, ref, outside / "out", error=FormatError)
 
 
@@ -554,7 +535,7 @@ def test_an_encoding_from_the_future_is_not_damage(forge, encoding, kind):
 def test_frames_that_hold_other_bytes_than_their_name_says(forge, outside, plain):
     forge.frame(Kind.CHUNK, plain, object_id=digest(b"good"), raw=len(plain))
     cut = layout.encode(layout.Layout(digest(b"good"), 4, digest(b"good"), np.array([4], "<u4")))
-    ref = forge.model([["f.bin", FILE, 4, digest(b"good")]], [forge.frame(Kind.LAYOUT, cut)])
+    ref = forge.model([["f.bin", 4, digest(b"good")]], [forge.frame(Kind.LAYOUT, cut)])
     assert_refused(forge, ref, outside / "out")
 
 
@@ -729,7 +710,7 @@ def test_segments_that_are_only_numbers(forge, count, caplog):
 
 def test_deep_paths_take_memory_in_proportion(forge, outside):
     """Two hundred paths of two thousand folders each are a tree of less than a megabyte."""
-    rows = [[f"{number:03}/" + "d/" * 2000 + "f", FILE, 1, digest(b"x")] for number in range(200)]
+    rows = [[f"{number:03}/" + "d/" * 2000 + "f", 1, digest(b"x")] for number in range(200)]
     ref = forge.model(rows, [forge.layout_of(b"x")] * 200)
     with forge.opened() as store:
         tracemalloc.start()
@@ -742,7 +723,7 @@ def test_deep_paths_take_memory_in_proportion(forge, outside):
 
 
 def test_a_tree_of_many_files(forge):
-    rows = [[f"folder-{number % 50:02}/file-{number:06}", FILE, 1, digest(b"x")] for number in range(20_000)]
+    rows = [[f"folder-{number % 50:02}/file-{number:06}", 1, digest(b"x")] for number in range(20_000)]
     rows.sort(key=lambda row: row[0].encode())
     cut = forge.layout_of(b"x")
     ref = forge.model(rows, [cut] * len(rows))
@@ -903,9 +884,9 @@ TRAPS = {
 def test_links_planted_in_the_destination(forge, outside, name, target):
     plain = b"evil"
     rows = [
-        ["hollow", EMPTY_DIRECTORY, 0, EMPTY_FILE_ID],
-        ["sub/deep/g.bin", EXECUTABLE, 4, digest(plain)],
-        ["sub/f.bin", FILE, 4, digest(plain)],
+        ["hollow", 0, None],
+        ["sub/deep/g.bin", 4, digest(plain)],
+        ["sub/f.bin", 4, digest(plain)],
     ]
     ref = forge.model(rows, [forge.layout_of(plain)] * 2)
     link = outside / "out" / name
@@ -931,7 +912,7 @@ def test_a_folder_that_becomes_a_link_while_it_is_written_to(forge, outside):
     """Descriptors do not follow: at worst, files land in the folder that was opened."""
     plain = noise(1, 100)
     names = [f"sub/{number:03}.bin" for number in range(400)]  # more than are ever open at once
-    ref = forge.model([[name, FILE, 100, digest(plain)] for name in names], [forge.layout_of(plain)] * 400)
+    ref = forge.model([[name, 100, digest(plain)] for name in names], [forge.layout_of(plain)] * 400)
 
     def swap():
         (outside / "out/sub").rename(outside / "out/moved")
@@ -946,8 +927,8 @@ def test_a_folder_that_becomes_a_link_while_it_is_written_to(forge, outside):
 def test_what_a_checkout_makes_belongs_to_its_user(forge, tmp_path):
     """Modes come from the user's mask, never from the store: no set-user-id, nothing writable by all."""
     plain = b"evil"
-    rows = [["run", EXECUTABLE, 4, digest(plain)], ["sub/f", FILE, 4, digest(plain)]]
-    ref = forge.model(rows, [forge.layout_of(plain)] * 2)
+    rows = [["run", 4, digest(plain)], ["sub/f", 4, digest(plain)]]
+    ref = forge.model(rows, [forge.layout_of(plain)] * 2, executable=(0,))
     before = os.umask(0o027)
     try:
         with forge.opened() as store:

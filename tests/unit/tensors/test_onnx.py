@@ -291,14 +291,15 @@ def test_an_unknown_external_type_needs_a_length():
 
 @pytest.mark.parametrize(
     "location",
-    ["", "/etc/passwd", "../d", "a/../../d", "..", "a\\..\\d", "\\d", "C:\\d", "a\0b", "a\nb", "file:d"],
+    ["", "/etc/passwd", "../d", "a/../../d", "..", "a\\..\\d", "\\d", "C:\\d", "C:/d", "a\0b", "a\nb"],
 )
 def test_locations_outside_the_model_are_left_out(location):
     assert find_external_spans(BytesSource(external_tensor({"location": location}))) == {}
 
 
 @pytest.mark.parametrize(
-    "location", ["d", "./d", "sub/d.bin", "..d", "weights file.data", "*/_ORT_MEM_ADDR_/*"]
+    "location",
+    ["d", "./d", "sub/d.bin", "..d", "weights file.data", "12:00.data", "file:d", "*/_ORT_MEM_ADDR_/*"],
 )
 def test_relative_locations_are_kept_as_written(location):
     assert set(find_external_spans(BytesSource(external_tensor({"location": location})))) == {location}
