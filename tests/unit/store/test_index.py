@@ -22,7 +22,7 @@ from casstore.format.frame import FrameHeader, encode_header
 from casstore.format.rows import ROW, BaseLists, Kind, row_ids
 from casstore.store import list_merging, merging, segment
 from casstore.store.index import Index
-from casstore.store.keys import INDEX_PREFIX, index_key, pack_key
+from casstore.store.keys import INDEX_PREFIX, index_key, is_foreign, pack_key
 from casstore.store.merging import MAX_SEGMENTS, choose_parts
 from casstore.store.objects import ObjectReader
 
@@ -673,6 +673,92 @@ def test_reading_falls_back_to_another_pack(memory):
         assert len(list(memory.list("packs/"))) == left - 1
     with pytest.raises(MissingObject):
         reader.read(item.object_id)
+
+
+def real_pack(backend, plains):
+    """Write a pack whose frames decode; return its id and footer."""
+    headers = [FrameHeader(digest(plain), Kind.CHUNK, 0, len(plain), len(plain)) for plain in plains]
+    body = [pack_format.encode_header(uuid.uuid4().bytes)]
+    for item, plain in zip(headers, plains, strict=True):
+        body += [encode_header(item), plain]
+    footer = footer_of(headers)
+    data = b"".join(body)
+    data += b"".join([pack_format.encode_footer(footer, begin=len(data))])
+    backend.put(pack_key(digest(data)), [data])
+    return digest(data), footer
+
+
+def test_a_pack_that_comes_back_from_a_backup_is_seen_by_open_processes(backend):
+    [plain] = [noise(5, 900)]
+    pack = real_pack(backend, [plain])
+    index = Index(backend)
+    index.publish([pack])
+    reader = ObjectReader(backend, index)
+    data = backend.read(pack_key(pack[0]))
+    for _ in range(2):
+        backend.delete(pack_key(pack[0]))
+        with pytest.raises(MissingObject):
+            reader.read(digest(plain))
+        backend.put(pack_key(pack[0]), [data])
+        assert reader.read(digest(plain)) == plain
+
+
+@pytest.mark.parametrize("fault", ["gone", "damaged"])
+def test_many_stale_packs_cost_one_more_look(memory, fault):
+    calls = []
+
+    class Counting(BackendWrapper):
+        def list(self, prefix):
+            calls.append(prefix)
+            return super().list(prefix)
+
+        def list_keys(self, prefix):
+            calls.append(prefix)
+            return super().list_keys(prefix)
+
+    plains = [noise(number, 9) for number in range(300)]
+    index = Index(Counting(memory))
+    small = [real_pack(memory, [plain]) for plain in plains]
+    index.publish([*small, real_pack(memory, [noise(number, 9) for number in range(300, 900)])])
+    index.publish([real_pack(memory, plains)])
+    for pack_id, _ in small:
+        key = pack_key(pack_id)
+        data = memory.read(key)
+        memory.delete(key)
+        if fault == "damaged":
+            memory.put(key, [data[:40] + bytes(len(data) - 40)])
+    calls.clear()
+    looks = []
+    locating = index.locate
+    index.locate = lambda ids, **more: looks.append(len(ids)) or locating(ids, **more)
+    assert ObjectReader(memory, index).read_many([digest(plain) for plain in plains]) == plains
+    assert len(calls) <= 2
+    assert sum(looks) <= 5 * len(plains)
+
+
+def test_foreign_files_beside_packs_and_segments_are_ignored(memory):
+    expected, index = Expected(memory), Index(memory)
+    ids = ids_of(random.Random(55), 3)
+    for item in ids[:2]:
+        index.publish([expected.write([header(item)])])
+    expected.write([header(ids[2])])
+    name = "ab" * 32
+    foreign = [
+        "index/desktop.ini",
+        f"index/{name}.orig",
+        f"index/x/{name}",
+        "packs/readme",
+        f"packs/cd/{name}",
+    ]
+    for key in foreign:
+        memory.put(key, [b"x"])
+    fresh = Index(memory)
+    fresh.refresh()
+    assert fresh.read_uncovered()
+    expected.check(fresh, ids)
+    fresh.publish([expected.write([header(bytes(32))])])
+    keys = {entry.key for entry in memory.list("")}
+    assert {key for key in keys if is_foreign(key)} == set(foreign)
 
 
 def test_packs_that_no_segment_covers(backend):
