@@ -573,6 +573,7 @@ class Index(ForkAware):
         """Replace the locks in a forked child, where another thread of the parent may have held them."""
         self._lock = threading.RLock()
         self._packs.renew_lock()
+        self._cache.renew_lock()
 
 
 def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:

@@ -1,13 +1,13 @@
 """One loaded index segment: which of its rows are about the objects that are asked for.
 
-The keys are mapped. Rows of a large segment are read as they are needed and not mapped, so what a look-up costs
-in time and memory depends on how much is asked, not on how much there is.
+A small segment is held in memory. Of a large one, only the head is: keys, rows and base lists are read as they are
+needed, so what a look-up costs in time and memory depends on how much is asked, not on how much there is. Nothing is
+mapped: if someone cut the file short meanwhile, to touch it would end the process.
 """
 
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casstore.backend.oserrors import from_os_error
-from casstore.digest import DIGEST_SIZE, digest
+from casstore.digest import DIGEST_SIZE, Hasher, digest
 from casstore.errors import FormatError
 from casstore.format import index as index_format
 from casstore.format.index import BLOCK
@@ -35,6 +35,9 @@ BATCH_BITS = 18
 """Rows that are handled at once when all are: 2^18 of them, 16 MiB."""
 
 _LISTS = 1 << 16
+_READ = 8 << 20
+_HELD = 1 << 20  # bytes of a segment that is held in memory
+_KEYS_APART = 1024
 _FEW_IDS = 128
 _SHORT_QUESTIONS = 4  # that a small segment answers before a table pays for itself
 _SMALL = 8192
@@ -44,22 +47,21 @@ _DAMAGED = "remove that file, the packs rebuild it"
 
 
 class Segment:
-    """A segment's head and keys in memory or mapped, its rows within reach; safe in threads and after a fork."""
+    """A segment's head in memory, the rest there, too, or within reach; safe in threads and after a fork."""
 
-    def __init__(self, key: str, data: memoryview, descriptor: int | None) -> None:
-        """`data` is the whole file; `descriptor`, where it is mapped, is the file and becomes this object's."""
+    def __init__(
+        self, key: str, data: memoryview, descriptor: int | None, *, size: int | None = None
+    ) -> None:
+        """`data` is the whole file, or its head; then `descriptor`, which becomes this object's, is a file of `size` bytes."""
         if descriptor is not None:
             weakref.finalize(self, os.close, descriptor)
         self.key = key
-        if len(data) < index_format.HEADER_SIZE:
-            raise FormatError(f"{key} is cut short; {_DAMAGED}.")
         shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
-        if shape.size != len(data):
+        if shape.size != (len(data) if size is None else size):
             raise FormatError(f"{key} has the wrong length; {_DAMAGED}.")
         self.head = index_format.decode_head(data[: shape.head_size], shape, key=key)
         self._data = data
         self._descriptor = descriptor
-        self._keys: NDArray[np.uint32] = np.frombuffer(data[shape.head_size : shape.rows_begin], "<u4")
         self.checked = np.zeros(shape.buckets, np.bool_)
         self._checked_blocks = np.zeros(shape.blocks, np.bool_)
         self.numbers: NDArray[np.uint32] = np.zeros(0, np.uint32)
@@ -72,7 +74,15 @@ class Segment:
 
     def digest(self) -> bytes:
         """Return the BLAKE3 of the whole file; reads all of it."""
-        return digest(self._data)
+        if self._descriptor is None:
+            return digest(self._data)
+        hasher = Hasher()
+        buffer = memoryview(bytearray(_READ))
+        for at in range(0, self.head.shape.size, _READ):
+            piece = buffer[: min(_READ, self.head.shape.size - at)]
+            self._read(piece, at)
+            hasher.update(piece)
+        return hasher.digest()
 
     def lists(self, numbers: NDArray[np.int64]) -> BaseLists:
         """Return the base lists with these numbers, which start at 0, in this order; only what holds them is read."""
@@ -204,24 +214,25 @@ class Segment:
         self, words: NDArray[np.uint64], buckets: NDArray[np.int64]
     ) -> tuple[Positions, Positions]:
         """Return (position in `words`, row) for every row with the key of an id that is asked for."""
-        if isinstance(self._data.obj, mmap.mmap) and len(words) * mmap.PAGESIZE > self._keys.nbytes:
-            # Page by page, a cold read of the column would take as long as a much larger one does at once.
-            self._data.obj.madvise(mmap.MADV_WILLNEED, 0, self.head.shape.rows_begin)
         keys = self.head.key_of(words)
-        low = self.head.fanout[buckets].astype(np.int64)
-        end = self.head.fanout[buckets + 1].astype(np.int64)
+        wanted, which = _distinct(buckets)
+        column, starts = self._read_keys(wanted)
+        begin = starts[which]
+        first = self.head.fanout[buckets].astype(np.int64)
+        low = begin.copy()
+        end = begin + self.head.fanout[buckets + 1] - first
         high = end.copy()
         while (open_ := np.flatnonzero(low < high)).size:
             middle = (low[open_] + high[open_]) >> 1
-            below = self._keys[middle] < keys[open_]
+            below = column[middle] < keys[open_]
             low[open_] = np.where(below, middle + 1, low[open_])
             high[open_] = np.where(below, high[open_], middle)
         queries: list[Positions] = []
         rows: list[Positions] = []
         active = np.flatnonzero(low < end)
-        while (active := active[self._keys[low[active]] == keys[active]]).size:
+        while (active := active[column[low[active]] == keys[active]]).size:
             queries.append(active)
-            rows.append(low[active])
+            rows.append(low[active] - begin[active] + first[active])
             low[active] += 1
             active = active[low[active] < end[active]]
         if not queries:
@@ -248,6 +259,35 @@ class Segment:
         ]
         found = np.array(pairs, np.int64).reshape(-1, 2)
         return found[:, 0], found[:, 1]
+
+    def _read_keys(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.uint32], Positions]:
+        """Return keys, and where in them those of each of these distinct, ascending buckets start."""
+        begins = self.head.fanout[wanted].astype(np.int64)
+        origin = self.head.shape.head_size
+        if self._descriptor is None:
+            return np.frombuffer(self._data[origin : self.head.shape.rows_begin], "<u4"), begins
+        ends = self.head.fanout[wanted + 1].astype(np.int64)
+        # What lies between two buckets that are near costs less than another call.
+        heads = np.flatnonzero(np.concatenate([[True], begins[1:] - ends[:-1] > _KEYS_APART]))
+        tails = np.append(heads[1:], len(wanted)) - 1
+        sizes = ends[tails] - begins[heads]
+        edges = np.concatenate([[0], np.cumsum(sizes)])
+        column = np.empty(int(edges[-1]), "<u4")
+        memory = memoryview(column.view(np.uint8))
+        places = list(
+            zip(
+                (origin + index_format.KEY_SIZE * begins[heads]).tolist(),
+                (index_format.KEY_SIZE * edges[:-1]).tolist(),
+                (index_format.KEY_SIZE * edges[1:]).tolist(),
+                strict=True,
+            )
+        )
+        if len(places) > _MANY:
+            self._fetch_ahead(places)
+        for offset, begin, end in places:
+            self._read(memory[begin:end], offset)
+        runs = np.repeat(np.arange(len(heads)), tails - heads + 1)
+        return column, edges[runs] + begins - begins[heads][runs]
 
     def _fetch(self, rows: Positions, buckets: NDArray[np.int64]) -> Rows:
         """Return rows of the file, whose buckets are given; those are read and verified, the rows judged."""
@@ -289,7 +329,7 @@ class Segment:
 
     def _rows(self, begin: int, end: int) -> Rows:
         origin = self.head.shape.rows_begin
-        if self._descriptor is None or len(self) <= _SMALL:
+        if self._descriptor is None:
             return np.frombuffer(self._data[origin + ROW.itemsize * begin : origin + ROW.itemsize * end], ROW)
         rows = np.empty(end - begin, ROW)
         self._read(memoryview(rows.view(np.uint8)), origin + ROW.itemsize * begin)
@@ -318,9 +358,9 @@ class Segment:
         edges = (starts * ROW.itemsize).tolist()
         parts = [view[edges[at] : edges[at + 1]] for at in fresh.tolist()]
         self.head.check_buckets(buckets[fresh], parts, key=self.key)
-        shift = self.head.fanout[buckets] - starts[:-1]
-        places = np.repeat(shift, np.diff(starts)) + np.arange(len(rows))
-        self.head.check_keys(rows, self._keys[places], key=self.key)
+        column, begins = self._read_keys(buckets)
+        places = np.repeat(begins - starts[:-1], np.diff(starts)) + np.arange(len(rows))
+        self.head.check_keys(rows, column[places], key=self.key)
         self.checked[buckets] = True
 
     def _judge(self, rows: Rows) -> None:
@@ -358,8 +398,17 @@ def load_file(key: str, path: str, *, place: str = "") -> Segment:
         raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
     try:
         size = os.fstat(descriptor).st_size
-        data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if size else b"")
+        data = os.pread(descriptor, min(size, _HELD), 0)
+        if size > _HELD:
+            shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
+            data = os.pread(descriptor, min(shape.head_size, size), 0)
     except OSError as error:
         os.close(descriptor)
         raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
-    return Segment(key, data, descriptor)
+    except FormatError:
+        os.close(descriptor)
+        raise
+    if size <= _HELD:
+        os.close(descriptor)
+        return Segment(key, memoryview(data), None)
+    return Segment(key, memoryview(data), descriptor, size=size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from casstore.store.keys import INDEX_PREFIX, index_key, index_key_of
 from casstore.store.segment import Segment, load, load_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from typing_extensions import Buffer, Self
 
@@ -49,6 +50,11 @@ class SegmentCache:
     def __init__(self, backend: Backend, directory: str | None) -> None:
         self._backend = backend
         self._directory = directory
+        self._lock = threading.Lock()
+
+    def renew_lock(self) -> None:
+        """Replace the lock in a forked child, where another thread of the parent may have held it."""
+        self._lock = threading.Lock()
 
     def open_all(
         self, sizes: Mapping[str, int]
@@ -99,29 +105,31 @@ class SegmentCache:
 
     def new_copy(self) -> Copy | None:
         """Return a file to write a segment to while it goes to the store; None where that is of no use."""
-        if self._directory is None or self._backend.local_path(INDEX_PREFIX[:-1]) is not None:
+        directory = self._directory
+        if directory is None or self._backend.local_path(INDEX_PREFIX[:-1]) is not None:
             return None
         try:
-            return Copy(self._directory)
+            return Copy(directory, failed=self._give_up)
         except OSError as error:
             self._give_up(error)
             return None
 
     def prune(self, listed: Iterable[str]) -> None:
         """Delete copies of segments that are not in the store any more, and those that are too much."""
-        if self._directory is None:
+        directory = self._directory
+        if directory is None:
             return
         keep = {key.removeprefix(INDEX_PREFIX) for key in listed}
         total = 0
         try:
-            with os.scandir(self._directory) as entries:
+            with os.scandir(directory) as entries:
                 found = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.name) for entry in entries)
             for modified, size, name in reversed(found):
                 fresh = time.time() - modified < _IDLE_SECONDS
                 total += size
                 if total > MAX_KEPT or not (name in keep or fresh):
-                    # Invariant 5: a copy of a hint. Whoever has it mapped keeps it until he lets go.
-                    os.unlink(os.path.join(self._directory, name))
+                    # Invariant 5: a copy of a hint. Whoever has it open keeps it until he lets go.
+                    os.unlink(os.path.join(directory, name))
                     total -= size
         except FileNotFoundError:
             return  # Nothing is kept yet, or another process was faster: either is what was wanted.
@@ -129,9 +137,10 @@ class SegmentCache:
             self._give_up(error)
 
     def _open(self, key: str, size: int) -> Segment:
-        if self._directory is None or self._backend.local_path(key) is not None:
+        directory = self._directory  # another thread may give it up
+        if directory is None or self._backend.local_path(key) is not None:
             return load(key, self._backend)
-        path = os.path.join(self._directory, key.removeprefix(INDEX_PREFIX))
+        path = os.path.join(directory, key.removeprefix(INDEX_PREFIX))
         segment = self._open_copy(key, path)
         if segment is not None:
             return segment
@@ -177,15 +186,19 @@ class SegmentCache:
                 copy.publish(key)
 
     def _give_up(self, error: OSError) -> None:
-        # Invariant 5: only copies of hints are lost.
-        _log.warning("Copies of index segments are not kept in %s: %s.", self._directory, error.strerror)
-        self._directory = None
+        with self._lock:
+            directory, self._directory = self._directory, None
+        if directory is not None:
+            # Invariant 13: only copies of hints are lost.
+            _log.warning("Copies of index segments are not kept in %s: %s.", directory, error.strerror)
 
 
 class Copy:
     """A file that becomes a copy. It never raises OSError after it was made: a copy that fails is none."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, failed: Callable[[OSError], None]) -> None:
+        """`failed` is told of the first error afterwards."""
+        self._failed = failed
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._directory = directory
         self._path = os.path.join(directory, f".{uuid.uuid4().hex}")
@@ -220,9 +233,9 @@ class Copy:
         try:
             yield
         except OSError as error:
-            # Invariant 5: a full disk here costs another fetch, nothing else.
-            _log.debug("A copy of an index segment was not kept: %s", error)
+            # Invariant 13: a full disk here costs another fetch, nothing else.
             self._drop()
+            self._failed(error)
 
     def _drop(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

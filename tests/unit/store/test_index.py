@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import random
 import tracemalloc
@@ -14,14 +15,14 @@ from fakes.stores import noise
 
 from casstore.backend import BackendWrapper, LocalBackend, MemoryBackend
 from casstore.digest import digest
-from casstore.errors import BackendError, MissingObject
+from casstore.errors import AccessDenied, BackendError, BackendUnavailable, MissingObject
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.frame import FrameHeader, encode_header
 from casstore.format.rows import ROW, BaseLists, Kind, row_ids
 from casstore.store import list_merging, merging, segment
 from casstore.store.index import Index
-from casstore.store.keys import INDEX_PREFIX, index_key, pack_key
+from casstore.store.keys import INDEX_PREFIX, index_key, is_foreign, pack_key
 from casstore.store.merging import MAX_SEGMENTS, choose_parts
 from casstore.store.objects import ObjectReader
 
@@ -244,6 +245,24 @@ def test_base_lists_survive_merging(memory):
         assert [located.bases(at) for at in range(len(wanted))] == list(wanted.values())
 
 
+@pytest.mark.parametrize("count", [300, 30_000], ids=["small", "large"])
+def test_a_segment_that_someone_cuts_short_while_it_is_open_ends_no_process(tmp_path, caplog, count):
+    """As `cp` does that restores a backup over a store in use: a mapped file would end the process with SIGBUS."""
+    backend = LocalBackend(tmp_path / "store", create=True, durability="none")
+    expected = Expected(backend)
+    ids = ids_of(random.Random(52), count)
+    Index(backend).publish([expected.write([header(item) for item in ids])])
+    [key] = segments(backend)
+    index = Index(backend)
+    expected.check(index, ids[:1])
+    path = tmp_path / "store" / key
+    path.chmod(0o600)
+    os.truncate(path, 100)
+    expected.check(index, ids[:100])
+    assert sum(len(rows) for rows in index.all_rows()) == count
+    assert (key in caplog.text) == (count > 10_000), "a small one is in memory"
+
+
 @pytest.mark.parametrize("batch", [1, 8, 1 << 16])
 def test_equal_base_lists_are_written_once_however_they_come_together(memory, monkeypatch, batch):
     monkeypatch.setattr(list_merging, "BATCH", batch)
@@ -372,6 +391,103 @@ def test_two_processes_merge_the_same(backend):
     for reader in (*writers, Index(backend)):
         reader.refresh()
         expected.check(reader, known)
+
+
+def _publish_one_by_one(root, seed, count, failures):
+    backend = LocalBackend(root, durability="none")
+    try:
+        index = Index(backend)
+        chance = random.Random(seed)
+        for item in ids_of(chance, count):
+            index.refresh()
+            index.publish([write_pack(backend, [header(item)])])
+    except BaseException as error:
+        failures.put(repr(error))
+        raise
+
+
+def test_many_processes_that_merge_at_once_disturb_nobody(tmp_path):
+    root = tmp_path / "store"
+    backend = LocalBackend(root, create=True, durability="none")
+    context = multiprocessing.get_context("fork")
+    failures = context.SimpleQueue()
+    seeds, count = range(60, 64), 40
+    writers = [
+        context.Process(target=_publish_one_by_one, args=(root, seed, count, failures)) for seed in seeds
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert failures.empty(), failures.get()
+    assert [writer.exitcode for writer in writers] == [0] * len(writers)
+    ids = [item for seed in seeds for item in ids_of(random.Random(seed), count)]
+    index = Index(backend)
+    assert index.locate(ids).found.all()
+    assert not index.read_uncovered()
+    assert len(segments(backend)) <= 3 * MAX_SEGMENTS
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["equal", "damaged"])
+def test_losing_the_race_to_merge_is_no_failure(backend, monkeypatch, late):
+    """Another process writes the same merged segment first; where its file is damaged, it is not relied on."""
+    chance = random.Random(53)
+    expected, index = Expected(backend), Index(backend)
+    ids = ids_of(chance, MAX_SEGMENTS + 1)
+    for item in ids[:-1]:
+        index.publish([expected.write([header(item)])])
+    writing = merging.write_merged
+
+    def slower(target, parts, copy=None):
+        key, _, _ = writing(target, parts, copy)
+        if late:
+            data = target.read(key)
+            target.delete(key)
+            target.put(key, [data[:-1]])
+            monkeypatch.setattr("casstore.store.index.write_merged", writing)
+        return writing(target, parts, copy)
+
+    monkeypatch.setattr("casstore.store.index.write_merged", slower)
+    index.publish([expected.write([header(ids[-1])])])
+    assert len(segments(backend)) == 1
+    expected.check(index, ids)
+    expected.check(Index(backend), ids)
+
+
+@pytest.mark.parametrize("fault", ["full", "outage", "part gone", "part damaged", "cannot delete"])
+def test_a_merge_that_fails_fails_nobodys_work(memory, caplog, fault):
+    chance = random.Random(54)
+    calls = []
+
+    class Failing(BackendWrapper):
+        def open_writer(self):
+            calls.append("merge")
+            if fault in ("full", "outage"):
+                raise BackendUnavailable("no") if fault == "outage" else BackendError("the disk is full")
+            return super().open_writer()
+
+        def delete(self, key):
+            if fault == "cannot delete":
+                raise AccessDenied("no")
+            super().delete(key)
+
+    expected, index = Expected(memory), Index(Failing(memory))
+    ids = ids_of(chance, 6 * MAX_SEGMENTS)
+    for at, item in enumerate(ids):
+        if at == MAX_SEGMENTS and fault.startswith("part"):
+            key = segments(memory)[3]
+            data = bytearray(memory.read(key))
+            memory.delete(key)
+            if fault == "part damaged":
+                data[-8] ^= 1
+                data[150] ^= 1
+                memory.put(key, [data])
+                index = Index(Failing(memory))
+        index.publish([expected.write([header(item)])])
+    expected.check(index, ids)
+    expected.check(Index(memory), ids)
+    assert len(calls) < len(ids) / 4, "not tried again with each add"
+    assert caplog.records or fault == "part gone"
 
 
 def test_overlapping_segments_merge_without_repeating_rows(memory):
@@ -557,6 +673,92 @@ def test_reading_falls_back_to_another_pack(memory):
         assert len(list(memory.list("packs/"))) == left - 1
     with pytest.raises(MissingObject):
         reader.read(item.object_id)
+
+
+def real_pack(backend, plains):
+    """Write a pack whose frames decode; return its id and footer."""
+    headers = [FrameHeader(digest(plain), Kind.CHUNK, 0, len(plain), len(plain)) for plain in plains]
+    body = [pack_format.encode_header(uuid.uuid4().bytes)]
+    for item, plain in zip(headers, plains, strict=True):
+        body += [encode_header(item), plain]
+    footer = footer_of(headers)
+    data = b"".join(body)
+    data += b"".join([pack_format.encode_footer(footer, begin=len(data))])
+    backend.put(pack_key(digest(data)), [data])
+    return digest(data), footer
+
+
+def test_a_pack_that_comes_back_from_a_backup_is_seen_by_open_processes(backend):
+    [plain] = [noise(5, 900)]
+    pack = real_pack(backend, [plain])
+    index = Index(backend)
+    index.publish([pack])
+    reader = ObjectReader(backend, index)
+    data = backend.read(pack_key(pack[0]))
+    for _ in range(2):
+        backend.delete(pack_key(pack[0]))
+        with pytest.raises(MissingObject):
+            reader.read(digest(plain))
+        backend.put(pack_key(pack[0]), [data])
+        assert reader.read(digest(plain)) == plain
+
+
+@pytest.mark.parametrize("fault", ["gone", "damaged"])
+def test_many_stale_packs_cost_one_more_look(memory, fault):
+    calls = []
+
+    class Counting(BackendWrapper):
+        def list(self, prefix):
+            calls.append(prefix)
+            return super().list(prefix)
+
+        def list_keys(self, prefix):
+            calls.append(prefix)
+            return super().list_keys(prefix)
+
+    plains = [noise(number, 9) for number in range(300)]
+    index = Index(Counting(memory))
+    small = [real_pack(memory, [plain]) for plain in plains]
+    index.publish([*small, real_pack(memory, [noise(number, 9) for number in range(300, 900)])])
+    index.publish([real_pack(memory, plains)])
+    for pack_id, _ in small:
+        key = pack_key(pack_id)
+        data = memory.read(key)
+        memory.delete(key)
+        if fault == "damaged":
+            memory.put(key, [data[:40] + bytes(len(data) - 40)])
+    calls.clear()
+    looks = []
+    locating = index.locate
+    index.locate = lambda ids, **more: looks.append(len(ids)) or locating(ids, **more)
+    assert ObjectReader(memory, index).read_many([digest(plain) for plain in plains]) == plains
+    assert len(calls) <= 2
+    assert sum(looks) <= 5 * len(plains)
+
+
+def test_foreign_files_beside_packs_and_segments_are_ignored(memory):
+    expected, index = Expected(memory), Index(memory)
+    ids = ids_of(random.Random(55), 3)
+    for item in ids[:2]:
+        index.publish([expected.write([header(item)])])
+    expected.write([header(ids[2])])
+    name = "ab" * 32
+    foreign = [
+        "index/desktop.ini",
+        f"index/{name}.orig",
+        f"index/x/{name}",
+        "packs/readme",
+        f"packs/cd/{name}",
+    ]
+    for key in foreign:
+        memory.put(key, [b"x"])
+    fresh = Index(memory)
+    fresh.refresh()
+    assert fresh.read_uncovered()
+    expected.check(fresh, ids)
+    fresh.publish([expected.write([header(bytes(32))])])
+    keys = {entry.key for entry in memory.list("")}
+    assert {key for key in keys if is_foreign(key)} == set(foreign)
 
 
 def test_packs_that_no_segment_covers(backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 
 import pytest
@@ -152,20 +153,34 @@ def test_copies_are_bounded(remote, monkeypatch):
         assert read_model(store, f"models/{number}").files["a"][0] == noise(number, 2000)
 
 
-@pytest.mark.parametrize("fault", ["a file", "no room"])
-def test_without_a_place_for_copies_everything_works(remote, monkeypatch, fault):
+@pytest.mark.parametrize("fault", ["a file", "no room", "not ours", "gone"])
+def test_without_a_place_for_copies_everything_works(remote, monkeypatch, fault, caplog):
     if fault == "a file":
         remote.copies.parent.mkdir()
         remote.copies.write_bytes(b"in the way")
-    else:
+    elif fault == "no room":
 
         def full(descriptor, data):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(segment_cache.os, "write", full)
-    remote.add(remote.side.plain)
+    elif fault == "not ours":
+        opening = os.open
+
+        def refuse(path, *rest, **options):
+            if str(path).startswith(str(remote.copies)):
+                raise PermissionError(13, "Permission denied")
+            return opening(path, *rest, **options)
+
+        monkeypatch.setattr(segment_cache.os, "open", refuse)
+    for _ in range(4):
+        remote.add(remote.side.plain)
     store, _ = remote.process()
+    store.index.refresh()
+    if fault == "gone":
+        shutil.rmtree(remote.copies)
     remote.add(store)
+    assert len(caplog.records) == (fault != "gone"), "one warning, whatever the number of segments"
     for number in (1, 2):
         assert read_model(store, f"models/{number}").files["a"][0] == noise(number, 2000)
     if fault == "no room":
