@@ -7,7 +7,13 @@ from datetime import datetime, timezone
 
 import fsspec
 import pytest
-from contract.backends import ObjectFileSystem
+from contract.backends import (
+    ObjectFileSystem,
+    fsspec_local,
+    fsspec_objects,
+    fsspec_renames,
+    fsspec_unordered_bucket,
+)
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -276,3 +282,16 @@ def test_memory_files_of_fsspec_are_not_ours():
     backend = FsspecBackend(f"memory://{uuid.uuid4().hex}", create=True)
     backend.put(KEY, [b"x"])
     assert backend.read(KEY) == b"x"
+
+
+@pytest.mark.parametrize("make", [fsspec_objects, fsspec_renames, fsspec_local, fsspec_unordered_bucket])
+def test_what_other_programs_left_is_listed_apart(make, tmp_path):
+    with make(tmp_path) as subject:
+        backend = subject.backend
+        inner = getattr(backend, "inner", backend)
+        backend.put("packs/ab/key", [b"x"])
+        for path in ("Thumbs.db", "packs/Notes.TXT", "packs/ab/A b/c", ".hidden/X", "packs/.X"):
+            inner._fs.makedirs(inner._path(path).rpartition("/")[0], exist_ok=True)
+            inner._fs.pipe_file(inner._path(path), b"y")
+        assert sorted(backend.list_foreign()) == ["Thumbs.db", "packs/Notes.TXT", "packs/ab/A b/c"]
+        assert list(backend.list_keys("")) == ["packs/ab/key"]

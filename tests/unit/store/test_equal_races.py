@@ -62,6 +62,7 @@ def in_processes(work, *arguments):
         try:
             answers.put(work(number, barrier, *arguments))
         except BaseException:  # noqa: BLE001  # the parent shows it
+            barrier.abort()  # Nobody waits for one that failed.
             answers.put(traceback.format_exc())
 
     processes = [context.Process(target=run, args=(number,)) for number in range(PROCESSES)]
