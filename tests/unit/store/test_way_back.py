@@ -13,6 +13,7 @@ from casstore.format import frame, marks
 from casstore.format.rows import Kind
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
+from casstore.store import sources
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.store import Store
 
@@ -32,6 +33,7 @@ def flip(path, at=None):
 
 DAMAGE = {
     "flipped": flip,
+    "flipped all over": lambda path: [flip(path, at) for at in range(40, os.path.getsize(path), 97)] and None,
     "cut": lambda path: os.truncate(path, os.path.getsize(path) // 2),
     "cut by a byte": lambda path: os.truncate(path, os.path.getsize(path) - 1),
     "cut to 1,000 bytes": lambda path: os.truncate(path, 1000),
@@ -39,7 +41,7 @@ DAMAGE = {
     "longer": lambda path: os.truncate(path, os.path.getsize(path) + 1),
     "deleted": os.unlink,
 }
-SIZES = [name for name in DAMAGE if name != "flipped"]
+SIZES = [name for name in DAMAGE if not name.startswith("flipped")]
 
 
 class Place:
@@ -77,6 +79,12 @@ class Place:
                 assert read_model(store, ref) == MODEL
                 assert store.lacks(store.record(ref)) == 0
             assert read_model(store, "models/other") == OTHER
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+    """Files count as unchanged at once, so that the stat cache leads to what was damaged meanwhile."""
+    monkeypatch.setattr(sources, "RACY_NANOSECONDS", 0)
 
 
 @pytest.fixture(params=["one pack", "many packs"])
@@ -122,7 +130,7 @@ def test_from_a_copy(place, how, tmp_path):
     with Store.open(str(tmp_path / "good"), create=True) as good:
         good.add(place.folder, ref=REF)
         place.damage(how)
-        if how == "flipped":
+        if how not in SIZES:
             place.quarantine()
         with Store.open(place.root) as store:
             execute(plan_sync(good, store, [REF], overwrite=True))
