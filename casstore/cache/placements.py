@@ -23,19 +23,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from casstore.cache.placement import Placement
+from casstore.cache.notes import NOTE, holds, is_below, read_note, size_below, write_note
 from casstore.cache.room import make_probe, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casstore.cache.directories import CacheDirectories
+    from casstore.cache.placement import Placement
 
 _log = logging.getLogger("casstore.cache")
 
 _Item = TypeVar("_Item")
 
-_NOTE = "placement.json"
 _MAKING = "making-"
 _LIST = "list.lock"
 _OUTPUT = "models"
@@ -90,7 +90,7 @@ class Placements:
     def stands(self, model_id: str, content: str) -> bool:
         """Say whether the files of a run, or the checkout, of this model are here: by a look, without reading."""
         for folder in (self._directories.run(model_id), self._directories.checkouts / content):
-            placement = _read_note(folder)
+            placement = read_note(folder)
             if placement is not None and placement.content == content and placement.stands():
                 return True
         return False
@@ -129,7 +129,7 @@ class Placements:
                 replace(file, location=after + file.location.removeprefix(before)) for file in placement.files
             ),
         )
-        (made / _NOTE).write_bytes(placement.encode())
+        (made / NOTE).write_bytes(placement.encode())
         replaced = self.scratch() / "replaced"
         with self._listed():
             self._claim(final)
@@ -225,13 +225,15 @@ class Placements:
                 continue
             with contextlib.suppress(OSError):  # Another process may have deleted it since (invariant 10).
                 names = os.listdir(folder)
-                placement = _read_note(folder) if _NOTE in names else None
+                placement = read_note(folder) if NOTE in names else None
                 if placement is not None:
-                    entries.append(_Entry((folder / _NOTE).stat().st_mtime, folder, _size(placement, folder)))
+                    entries.append(
+                        _Entry((folder / NOTE).stat().st_mtime, folder, size_below(placement, folder))
+                    )
                 left += [
                     folder / name.removesuffix(_MARKER)
                     for name in names
-                    if _is_marker(name) and not _holds(folder / name.removesuffix(_MARKER), placement)
+                    if _is_marker(name) and not holds(folder / name.removesuffix(_MARKER), placement)
                 ]
         return entries, left
 
@@ -242,7 +244,7 @@ class Placements:
             used = self._used()
             for folder in folders:
                 making = folder.name.startswith(_MAKING)
-                if str(folder) in used or (not making and _holds(folder, _read_note(folder.parent))):
+                if str(folder) in used or (not making and holds(folder, read_note(folder.parent))):
                     continue  # Invariant 10: it came into use since it was looked at.
                 aside.append(folder)
                 if not making:
@@ -257,9 +259,9 @@ class Placements:
 
     def _remove_files(self, entries: list[_Entry]) -> int:
         """Delete files of cached models that hold what was cached; return their bytes."""
-        known = {entry.folder: _read_note(entry.folder) for entry in entries}
+        known = {entry.folder: read_note(entry.folder) for entry in entries}
         going = {
-            folder: [file for file in placement.verified_files() if _is_below(file.location, folder)]
+            folder: [file for file in placement.verified_files() if is_below(file.location, folder)]
             for folder, placement in known.items()
             if placement is not None
         }
@@ -267,7 +269,7 @@ class Placements:
         with self._listed():
             used = self._used()
             for folder, files in going.items():
-                if str(folder) in used or _read_note(folder) != known[folder]:
+                if str(folder) in used or read_note(folder) != known[folder]:
                     continue  # Invariant 10, as above.
                 freed += sum(file.identity.size for file in files)
                 _delete(folder, [file.location for file in files])
@@ -276,10 +278,10 @@ class Placements:
     # How it works
 
     def _find(self, folder: Path, content: str) -> Placement | None:
-        if not os.path.lexists(folder / _NOTE):
+        if not os.path.lexists(folder / NOTE):
             return None
         with self._listed():
-            placement = _read_note(folder)
+            placement = read_note(folder)
             if placement is None or placement.content != content:
                 return None
             self._claim(folder)
@@ -289,20 +291,20 @@ class Placements:
                 if found != placement:
                     self._replace_note(folder, placement, found)
                 else:
-                    os.utime(folder / _NOTE)
+                    os.utime(folder / NOTE)
         return found
 
     def _note(self, folder: Path, placement: Placement) -> None:
         with self._listed():
             self._claim(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            _write_note(folder, placement)
+            write_note(folder, placement)
         self._count(placement.size)
 
     def _replace_note(self, folder: Path, old: Placement, new: Placement) -> None:
         with self._listed():
-            if _read_note(folder) == old:
-                _write_note(folder, new)
+            if read_note(folder) == old:
+                write_note(folder, new)
 
     def _count(self, size: int) -> None:
         with self._lock:
@@ -395,19 +397,6 @@ def _folders(root: Path) -> list[Path]:
         return []  # Nothing was ever put there.
 
 
-def _is_below(location: str, folder: Path) -> bool:
-    return location.startswith(f"{folder}{os.sep}")
-
-
-def _holds(folder: Path, placement: Placement | None) -> bool:
-    """Say whether a folder holds files of a cached model."""
-    return placement is not None and any(_is_below(file.location, folder) for file in placement.files)
-
-
-def _size(placement: Placement, folder: Path) -> int:
-    return sum(file.identity.size for file in placement.files if _is_below(file.location, folder))
-
-
 def _batches(items: list[_Item]) -> Iterator[list[_Item]]:
     for at in range(0, len(items), _BATCH):
         yield items[at : at + _BATCH]
@@ -415,7 +404,7 @@ def _batches(items: list[_Item]) -> Iterator[list[_Item]]:
 
 def _delete(folder: Path, files: list[str]) -> None:
     # Invariant 1 is about the store: these are copies of what it holds, and told so by their bytes.
-    (folder / _NOTE).unlink(missing_ok=True)
+    (folder / NOTE).unlink(missing_ok=True)
     for path in files:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -425,23 +414,6 @@ def _delete(folder: Path, files: list[str]) -> None:
     for place, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):  # A folder that still holds other files stays.
             os.rmdir(place)
-
-
-def _write_note(folder: Path, placement: Placement) -> None:
-    temporary = folder / f"{_NOTE}.{uuid.uuid4().hex}"
-    try:
-        temporary.write_bytes(placement.encode())
-        os.replace(temporary, folder / _NOTE)  # Whole or not at all, as invariant 2 asks of the store.
-    except OSError:
-        temporary.unlink(missing_ok=True)  # Invariant 2: half a note is none.
-        raise
-
-
-def _read_note(folder: Path) -> Placement | None:
-    try:
-        return Placement.decode((folder / _NOTE).read_bytes())
-    except OSError:
-        return None  # No note, no trust: the store gives the files again (invariant 4).
 
 
 def _unlock(descriptor: int) -> None:
