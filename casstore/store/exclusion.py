@@ -49,7 +49,7 @@ class Exclusion:
         """Return what is left out of this folder: raises ConfigError for an IGNORE_FILE that cannot be read."""
         lines = _read_lines(os.path.join(folder, IGNORE_FILE.encode())) if self._ignore_file else None
         if lines is None:
-            return self
+            return self.without_ignore_file()
         known = Exclusion()
         known._ignore_file = True
         place = os.path.join(folder, IGNORE_FILE.encode()).decode(errors="backslashreplace")

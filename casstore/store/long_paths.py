@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,9 +68,16 @@ def _children(folder: bytes | int, *, kinds: bool) -> list[Child]:
     with os.scandir(folder) as listing:
         # Of a descriptor, the names come decoded.
         children = [
-            Child(os.fsencode(entry.name), entry.is_symlink(), kinds and entry.is_dir()) for entry in listing
+            Child(os.fsencode(entry.name), entry.is_symlink(), kinds and _is_folder(entry)) for entry in listing
         ]
     return sorted(children, key=lambda child: child.name)
+
+
+def _is_folder(entry: os.DirEntry[Any]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # Invariant 8: a link that goes round in circles is told by whoever reads it.
 
 
 def _call(path: bytes, work: Callable[[bytes, int | None], T]) -> T:

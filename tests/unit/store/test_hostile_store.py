@@ -35,6 +35,7 @@ from casstore.format.rows import ROW, BaseLists, Kind, sort_order
 from casstore.store.keys import index_key, pack_key
 
 MIB = 1 << 20
+TOMBSTONE = "gc/tombstones/00000000-0000-0000-0000-0000000000e1"
 
 
 @contextmanager
@@ -844,12 +845,12 @@ def test_tombstones_that_are_none_stop_writers_by_name(forge, tmp_path):
         envelope.seal(b"casstomb", canonical.encode({"type": "store", "version": 1})),
     ]
     for body in bodies:
-        forge.store.backend.put("gc/tombstones/evil", [body])
+        forge.store.backend.put(TOMBSTONE, [body])
         with forge.opened() as store:
-            with pytest.raises(FormatError, match="gc/tombstones/evil"):
+            with pytest.raises(FormatError, match=TOMBSTONE):
                 store.add(path)
-            assert {problem.key for problem in check(store).problems} == {"gc/tombstones/evil"}
-        forge.store.backend.delete("gc/tombstones/evil")
+            assert {problem.key for problem in check(store).problems} == {TOMBSTONE}
+        forge.store.backend.delete(TOMBSTONE)
 
 
 def test_a_tombstone_over_everything_only_costs_a_copy(forge, tmp_path):

@@ -11,7 +11,7 @@ from fakes.stores import assert_clean, model_of, read_model, write_model
 
 from casstore.digest import digest
 from casstore.errors import ConfigError
-from casstore.format import canonical, manifest, record, rows
+from casstore.format import canonical, layout, manifest, record, rows
 from casstore.format.manifest import EMPTY_FILE_ID
 from casstore.format.rows import Kind
 from casstore.store import packs
@@ -68,11 +68,11 @@ def test_a_layout_over_the_limit_loses_its_tensors_and_no_file(store, tmp_path, 
     data = safetensors_bytes({f"t{number}": np.zeros(2, np.float32) for number in range(300)})
     folder = write_model(model_of(m__safetensors=data), tmp_path / "m")
     os.rename(f"{folder}/m/safetensors", f"{folder}/m.safetensors")
-    monkeypatch.setattr(canonical, "MAX_ITEMS", 1000)
+    monkeypatch.setattr(layout, "MAX_OBJECT", 5000)
     store.add(folder, ref="models/m")
     monkeypatch.undo()
-    [layout] = store.manifest("models/m").layouts
-    assert layout.spans == ()
+    [cut] = store.manifest("models/m").layouts
+    assert cut.spans == ()
     with store.open_file("models/m", "m.safetensors") as file:
         assert file.read() == data
     assert_clean(store)
@@ -81,9 +81,9 @@ def test_a_layout_over_the_limit_loses_its_tensors_and_no_file(store, tmp_path, 
 @pytest.mark.parametrize(
     "row",
     [
-        ["../up", 0, 0, EMPTY_FILE_ID],
-        ["a", 0, 0, digest(b"a file of no bytes has another id")],
-        ["a", 0, -1, EMPTY_FILE_ID],
+        ["../up", 0, EMPTY_FILE_ID],
+        ["a", 0, digest(b"a file of no bytes has another id")],
+        ["a", -1, EMPTY_FILE_ID],
     ],
 )
 def test_a_tree_that_nobody_could_check_out(row):
