@@ -142,13 +142,20 @@ class StoreMachine(RuleBasedStateMachine):
         name = ref or f"models/{added.model_id}"
         assert added.ref == name
         assert (added.files, added.bytes_total) == (len(content.files), content.size)
-        key = digest(repr((sorted(content.files.items()), sorted(content.empty))).encode())
+        plain = sorted((path, data) for path, (data, _) in content.files.items())
+        key = digest(repr((plain, sorted(content.empty))).encode())
         assert self.known_contents.setdefault(key, added.model_id) == added.model_id, "one content, one id"
         assert list(self.known_contents.values()).count(added.model_id) == 1, "one id, one content"
         base_id = self.held[base].model_id if base else None
-        self.held[name] = Held(content, added.model_id, base_id, tuple(sorted((metadata or {}).items())))
+        self._hold(name, Held(content, added.model_id, base_id, tuple(sorted((metadata or {}).items()))))
         self.folders[name] = folder
         return added
+
+    def _hold(self, name, held):
+        """Note what a ref must mean; an equal value stands as it is, with the executable bits that it has."""
+        there = self.held.get(name)
+        if there is None or replace(there, content=held.content) != held:
+            self.held[name] = held
 
     @rule(
         which=WHICH,
@@ -242,7 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
         stored = self.stores[which].stats().bytes_packs
         assert self.stores[which].tag(tag.removeprefix("tags/"), name) == tag
         assert self.stores[which].stats().bytes_packs == stored
-        self.held[tag] = replace(self.held[name], metadata=())
+        self._hold(tag, replace(self.held[name], metadata=()))
 
     @precondition(lambda self: self.held)
     @rule(which=WHICH, data=st.data())
