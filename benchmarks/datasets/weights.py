@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from casstore.ops import weights as writers
+from casstore.ops.variants import from_float32
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def retrained(tensor: Tensor, rng: np.random.Generator, *, rows: slice | None = 
 def cast(tensors: Tensors, dtype: str) -> Tensors:
     """Return the fp32 tensors as "F16" or "BF16", rounded to nearest even, and all others as they are."""
     return {
-        name: Tensor(dtype, writers.from_float32(tensor.array, dtype)) if tensor.dtype == "F32" else tensor
+        name: Tensor(dtype, from_float32(tensor.array, dtype)) if tensor.dtype == "F32" else tensor
         for name, tensor in tensors.items()
     }
 
@@ -94,7 +94,7 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
-            file.write(_plain(tensor))
+            file.write(plain(tensor))
 
 
 def write_shards(folder: Path, tensors: Tensors, *, count: int) -> None:
@@ -114,18 +114,6 @@ def write_shards(folder: Path, tensors: Tensors, *, count: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_torch_zip(path: Path, source: Path) -> None:
-    """Write the tensors of a safetensors file as `torch.save` would."""
-    header, start = _read_header(source)
-    outputs = [
-        writers.Output(
-            writers.Tensor(name, dtype, tuple(shape), str(source), start + begin, start + end), dtype
-        )
-        for name, (dtype, shape, (begin, end)) in header.items()
-    ]
-    writers.write_torch_zip(str(path), outputs)
-
-
 def _read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]], int]:
     """Return name to (dtype, shape, offsets) of a safetensors file, and where its data starts."""
     with path.open("rb") as file:
@@ -136,5 +124,6 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]
     return found, 8 + length
 
 
-def _plain(tensor: Tensor) -> memoryview:
+def plain(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor."""
     return np.ascontiguousarray(tensor.array).data.cast("B")

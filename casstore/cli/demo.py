@@ -1,7 +1,7 @@
 """`casstore demo`: the main job on a real model, measured."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from casstore.store.user_folders import expand_home
 
 if TYPE_CHECKING:
     from casstore.cli.session import Session
-    from casstore.ops.demo import DemoReport, DemoStep
+    from casstore.ops.demo import DemoReport
 
 
 def run(
@@ -41,74 +41,34 @@ def run(
         with out.status() as announce:
             report = run_demo(path, store=store and expand_home(store), announce=announce)
         if out.as_json:
-            out.print_json(_as_json(report))
+            out.print_json(asdict(report))
         else:
             _print(out, report)
 
 
-def _as_json(report: "DemoReport") -> dict[str, Any]:
-    return {
-        **asdict(report),
-        "bytes_total": report.bytes_total,
-        "bytes_stored": report.bytes_stored,
-        "bytes_dedup": report.bytes_dedup,
-        "seconds": report.seconds,
-        "identical": True,  # a difference is an error, not a report
-    }
-
-
-def _saved(step: "DemoStep", encoding: str) -> int:
-    return sum(saving.bytes_saved for saving in step.encodings if saving.encoding == encoding)
-
-
 def _print(out: "Session", report: "DemoReport") -> None:
-    used = sorted({saving.encoding for step in report.steps for saving in step.encodings} - {"raw"})
     out.summary(f"Model: {report.source}")
-    saved = {name: [_saved(step, name) for step in report.steps] for name in used}
+    used = sorted({encoding for step in report.steps for encoding in step.saved} - {"raw"})
     rows = [
         (
             step.title,
             human_bytes(step.bytes_total),
             human_bytes(step.bytes_dedup),
-            *(human_bytes(saved[name][at]) for name in used),
+            *(human_bytes(step.saved.get(encoding, 0)) for encoding in used),
             human_bytes(step.bytes_stored),
             f"{step.seconds:.2f}",
             megabytes(step.bytes_total, step.seconds),
         )
-        for at, step in enumerate(report.steps)
+        for step in report.steps
     ]
-    rows.append(
-        (
-            "all",
-            human_bytes(report.bytes_total),
-            human_bytes(report.bytes_dedup),
-            *(human_bytes(sum(saved[name])) for name in used),
-            human_bytes(report.bytes_stored),
-            f"{report.seconds:.2f}",
-            megabytes(report.bytes_total, report.seconds),
-        )
-    )
     # The columns read as a sum: as files, less what each means saved, is what is stored.
-    columns = (
-        "step",
-        ">as files",
-        ">-dedup",
-        *(f">-{name}" for name in used),
-        ">=stored",
-        ">seconds",
-        ">MB/s",
-    )
-    out.table(columns, rows)
-    for skipped in report.skipped:
-        out.summary(f"Skipped {skipped.name}: {skipped.reason}.")
-    back = report.checkout
-    out.summary(
-        f"Got back {back.ref} ({human_bytes(back.bytes_total)} in {human_duration(back.seconds)}, "
-        f"{human_rate(back.bytes_total, back.seconds)})."
-    )
+    saved = [f">-{encoding}" for encoding in used]
+    out.table(("step", ">as files", ">-dedup", *saved, ">=stored", ">seconds", ">MB/s"), rows)
+    total = sum(step.bytes_total for step in report.steps)
+    stored = sum(step.bytes_stored for step in report.steps)
     place = "in a temporary store, removed now" if report.temporary else f"in {report.store}"
     out.summary(
-        f"Proven: {human_bytes(report.bytes_total)} of models took {human_bytes(report.bytes_stored)} "
-        f"({human_percent(report.bytes_stored, report.bytes_total)}) {place}, and the model that was got back "
-        f"equals byte for byte what was added."
+        f"{human_bytes(total)} of models took {human_bytes(stored)} ({human_percent(stored, total)}) {place}. "
+        f"{report.ref} was got back in {human_duration(report.get_seconds)} "
+        f"({human_rate(report.get_bytes, report.get_seconds)}) and equals byte for byte what was added."
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 
 import numpy as np
 import pytest
-from fakes.model_files import npy_bytes, safetensors_bytes
+from fakes.model_files import safetensors_bytes
 from typer.testing import CliRunner
 
 from casstore import tensors
@@ -17,24 +16,24 @@ from casstore.errors import ConfigError, IntegrityError
 from casstore.ops import demo as demo_module
 from casstore.ops.check import check
 from casstore.ops.demo import run_demo
-from casstore.ops.variants import plan_variants
-from casstore.ops.weights import FLOAT_TYPES, Output, Tensor, from_float32, to_float32, write_torch_zip
+from casstore.ops.variants import FLOATS, from_float32, read_tensors, to_float32, write_variants
 from casstore.store.store import Store
 
 
-class FileBytes:
-    def __init__(self, path):
-        self._data = path.read_bytes()
-        self.size = len(self._data)
+def tensors_in(path):
+    data = path.read_bytes()
 
-    def read(self, offset, length):
-        return self._data[offset : offset + length]
+    class FileBytes:
+        size = len(data)
 
-    def tensors(self):
-        return {
-            span.name: tensors.as_array(self._data[span.begin : span.end], span.dtype, span.shape)
-            for span in tensors.find_spans(self)
-        }
+        @staticmethod
+        def read(offset, length):
+            return data[offset : offset + length]
+
+    return {
+        span.name: tensors.as_array(data[span.begin : span.end], span.dtype, span.shape)
+        for span in tensors.find_spans(FileBytes)
+    }
 
 
 @pytest.fixture
@@ -59,15 +58,18 @@ def two_tensors(tmp_path):
 
 
 def make_variants(folder, tmp_path):
+    """Return the tensors of each variant's files, by variant and file."""
     with Store.open(f"memory://{tmp_path.name}", create=True) as store:
         store.add(folder, ref="models/m")
-        plan = plan_variants(store.manifest("models/m"), str(folder))
-    made = {}
-    for variant in plan.variants:
-        made[variant.name] = tmp_path / "variants" / variant.name
-        made[variant.name].mkdir(parents=True)
-        variant.write(str(made[variant.name]))
-    return made, {item.name for item in plan.skipped}
+        found = read_tensors(store.manifest("models/m"), str(folder))
+    made = tmp_path / "made"
+    made.mkdir()
+    variants = {}
+    for name, _ in write_variants(found, str(made)):
+        variants[name] = {path.name: tensors_in(path) for path in made.iterdir()}
+        for path in made.iterdir():
+            path.unlink()
+    return variants
 
 
 def test_on_the_real_weights(own_home):
@@ -76,22 +78,19 @@ def test_on_the_real_weights(own_home):
     report = json.loads(result.stdout)
     steps = {step["name"]: step for step in report["steps"]}
     assert list(steps) == ["original", "again", "bf16", "fp32", "retrained", "sharded", "torch"]
-    assert [item["name"] for item in report["skipped"]] == ["fp16"]
     size = steps["original"]["bytes_total"]
     assert size > 16_000_000
     assert steps["again"]["bytes_dedup"] == size
-    assert steps["again"]["chunks_new"] == 0
     assert steps["torch"]["bytes_dedup"] > 0.99 * size
     assert steps["retrained"]["bytes_dedup"] > 0.8 * size
     assert steps["fp32"]["bytes_stored"] < 0.6 * steps["fp32"]["bytes_total"]
     for step in steps.values():
-        saved = sum(item["bytes_plain"] - item["bytes_stored"] for item in step["encodings"])
-        rest = step["bytes_total"] - step["bytes_dedup"] - saved
-        assert rest + step["bytes_overhead"] == step["bytes_stored"]
-        assert 0 <= step["bytes_overhead"] < 64 << 10
+        overhead = (
+            step["bytes_stored"] + step["bytes_dedup"] + sum(step["saved"].values()) - step["bytes_total"]
+        )
+        assert 0 <= overhead < 64 << 10
     assert steps["bf16"]["base"] == steps["original"]["ref"]
-    assert report["checkout"]["ref"] == steps["retrained"]["ref"]
-    assert report["identical"] is True
+    assert report["ref"] == steps["retrained"]["ref"]
     assert report["temporary"] is True
     assert not os.path.exists(report["store"].removeprefix("file://"))
     left = [names for _, _, names in os.walk(own_home) if names]
@@ -104,8 +103,7 @@ def test_for_people(two_tensors, monkeypatch, tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == f"Model: {two_tensors}"
-    assert "Skipped fp32: the model is fp32 already." in lines
-    assert lines[-1].startswith("Proven: ")
+    assert lines[-1].endswith("equals byte for byte what was added.")
     assert not (tmp_path / "never").exists()
 
 
@@ -120,74 +118,47 @@ def test_a_store_that_stays(two_tensors, tmp_path):
         assert check(store, read_data=True).ok
     again = run_demo(str(two_tensors), store=str(place))
     assert [step.model_id for step in again.steps] == [step.model_id for step in first.steps]
-    assert again.bytes_dedup == again.bytes_total
+    assert all(step.bytes_dedup == step.bytes_total for step in again.steps)
 
 
 def test_variants_hold_the_right_numbers(two_tensors, tmp_path):
-    made, skipped = make_variants(two_tensors, tmp_path)
-    assert skipped == {"fp32"}
-    source = FileBytes(two_tensors / "model.safetensors").tensors()
-    half = FileBytes(made["fp16"] / "model.safetensors").tensors()
+    made = make_variants(two_tensors, tmp_path)
+    assert list(made) == ["bf16", "fp16", "retrained", "sharded", "torch"]
+    source = tensors_in(two_tensors / "model.safetensors")
+    half = made["fp16"]["model.safetensors"]
     assert np.array_equal(half["first"], source["first"].astype("<f2"))
     assert np.array_equal(half["steps"], source["steps"])
-    brain = FileBytes(made["bf16"] / "model.safetensors").tensors()
-    widened = (brain["second"].astype("<u4") << 16).view("<f4")
+    widened = (made["bf16"]["model.safetensors"]["second"].astype("<u4") << 16).view("<f4")
     assert np.allclose(widened, source["second"], rtol=2**-8)
-    retrained = FileBytes(made["retrained"] / "model.safetensors").tensors()
-    changed = np.flatnonzero((retrained["first"] != source["first"]).any(axis=1))
-    assert (changed.min(), changed.max(), len(changed)) == (409, 511, 103)
+    retrained = made["retrained"]["model.safetensors"]
+    changed = np.flatnonzero((retrained["first"] != source["first"]).ravel()) / source["first"].size
+    assert 0.399 < changed.min() < changed.max() < 0.501
+    assert 0.09 * source["first"].size < len(changed) < 0.101 * source["first"].size
     assert np.array_equal(retrained["second"], source["second"])
-    torch_zip = FileBytes(made["torch"] / "pytorch_model.bin").tensors()
-    assert {name: array.tobytes() for name, array in torch_zip.items()} == {
-        name: array.tobytes() for name, array in source.items()
-    }
-    index = json.loads((made["sharded"] / "model.safetensors.index.json").read_text())
-    shards = {name: FileBytes(made["sharded"] / name).tensors() for name in set(index["weight_map"].values())}
-    assert len(shards) == 2
-    for name, array in source.items():
-        assert np.array_equal(shards[index["weight_map"][name]][name], array)
-    assert all((folder / "config.json").read_text() == "{}" for folder in made.values())
+    shards = {name: array for part in made["sharded"].values() for name, array in part.items()}
+    assert len(made["sharded"]) == 2
+    for copy in (made["torch"]["pytorch_model.bin"], shards):
+        assert {name: array.tobytes() for name, array in copy.items()} == {
+            name: array.tobytes() for name, array in source.items()
+        }
 
 
-def test_one_tensor_is_split_by_rows(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    values = np.arange(35, dtype="<f2").reshape(7, 5)
-    (folder / "array.npy").write_bytes(npy_bytes(values))
-    made, _ = make_variants(folder, tmp_path)
-    parts = [
-        FileBytes(made["sharded"] / f"model-0000{number}-of-00002.safetensors").tensors() for number in (1, 2)
-    ]
-    (first,), (second,) = (list(part.values()) for part in parts)
-    assert np.array_equal(np.concatenate([first, second]), values)
-
-
-def test_models_without_tensors_are_changed_in_place(tmp_path):
-    folder = tmp_path / "model"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "sub" / "blob.bin").write_bytes(bytes(range(256)) * 1000)
-    (folder / "small.txt").write_text("text")
-    report = run_demo(str(folder))
-    assert [step.name for step in report.steps] == ["original", "again", "changed"]
-    assert len({step.model_id for step in report.steps}) == 2
-    assert {item.reason for item in report.skipped} == {"no floating-point tensors were found"}
-    assert len(report.skipped) == 6
-
-
-def test_types_that_safetensors_lacks(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "m.safetensors").write_bytes(
-        safetensors_bytes({"w": ("F32", (2,), b"\0" * 8), "q": ("F6_E2M3", (4,), b"abc")})
-    )
-    report = run_demo(str(folder))
-    assert [step.name for step in report.steps] == ["original", "again", "changed"]
-    assert "F6_E2M3" in report.skipped[0].reason
-
-
-def test_an_empty_file(tmp_path):
-    (tmp_path / "empty.bin").write_bytes(b"")
-    assert run_demo(str(tmp_path / "empty.bin")).bytes_total == 0
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"sub/blob.bin": bytes(range(256)) * 1000, "small.txt": b"text"},
+        {"m.safetensors": safetensors_bytes({"w": ("F32", (2,), b"\0" * 8), "q": ("F6_E2M3", (4,), b"abc")})},
+        {"empty.bin": b""},
+    ],
+    ids=["no tensors", "types that safetensors lacks", "an empty file"],
+)
+def test_models_without_variants(files, tmp_path):
+    for name, data in files.items():
+        path = tmp_path / "model" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    report = run_demo(str(tmp_path / "model"))
+    assert [step.name for step in report.steps] == ["original", "again"]
 
 
 def test_a_missing_package_and_a_missing_path(monkeypatch, tmp_path):
@@ -203,10 +174,10 @@ def test_a_difference_is_an_error(two_tensors, monkeypatch):
 
     def damage(self, ref, dest, **options):
         model = original(self, ref, dest, **options)
-        path = os.path.join(dest, "config.json")
+        path = os.path.join(dest, "model.safetensors")
         os.chmod(path, 0o600)
         with open(path, "w", encoding="utf-8") as file:
-            file.write("[]")
+            file.write("other")
         return model
 
     monkeypatch.setattr(Store, "checkout", damage)
@@ -214,19 +185,7 @@ def test_a_difference_is_an_error(two_tensors, monkeypatch):
         run_demo(str(two_tensors))
 
 
-def test_torch_zip_entries_are_aligned(tmp_path, two_tensors):
-    made, _ = make_variants(two_tensors, tmp_path)
-    path = made["torch"] / "pytorch_model.bin"
-    data = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        for info in archive.infolist():
-            name = int.from_bytes(data[info.header_offset + 26 :][:2], "little")
-            extra = int.from_bytes(data[info.header_offset + 28 :][:2], "little")
-            assert (info.header_offset + 30 + name + extra) % 64 == 0
-
-
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_casts_round_trip_and_round_to_even(dtype):
     values = np.array([0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, 2.0**-14], np.float32)
     there = from_float32(values, dtype)
@@ -244,17 +203,3 @@ def test_bf16_rounding():
     }
     values = np.array(list(cases), np.uint32).view(np.float32)
     assert from_float32(values, "BF16").tolist() == list(cases.values())
-
-
-def test_a_storage_of_every_type_is_recognised(tmp_path):
-    data = tmp_path / "data"
-    data.write_bytes(bytes(64))
-    outputs = [
-        Output(Tensor(f"t.{dtype}", dtype, (2, 1), str(data), 0, 2 * width), dtype)
-        for dtype, width in {"F64": 8, "BF16": 2, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}.items()
-    ]
-    write_torch_zip(str(tmp_path / "m.pt"), outputs)
-    spans = tensors.find_spans(FileBytes(tmp_path / "m.pt"))
-    assert {span.name: (span.dtype, span.shape) for span in spans} == {
-        output.tensor.name: (output.dtype, (2, 1)) for output in outputs
-    }
