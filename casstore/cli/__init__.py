@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from casstore._build import kernels_name
 from casstore._version import __version__
 from casstore.cli import (
     add,
@@ -57,7 +58,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature that typer calls
     if wanted:
-        typer.echo(f"casstore {__version__}")
+        typer.echo(f"casstore {__version__} ({kernels_name} kernels)")
         raise typer.Exit
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from casstore.codecs.batch import decode, decode_batch, decode_into, encode_batch, encode_each
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
+from casstore.codecs.kernels import equal
 
 __all__ = [
     "MAX_STRIDE",
@@ -15,4 +16,5 @@ __all__ = [
     "decode_into",
     "encode_batch",
     "encode_each",
+    "equal",
 ]

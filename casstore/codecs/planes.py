@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.codecs.encoding import MAX_STRIDE
-from casstore.codecs.regroup import Columns, RunData, merge_runs, scratch
+from casstore.codecs.kernels import RunData, merge_runs, repeats, split_runs
+from casstore.codecs.regroup import scratch
 from casstore.codecs.zstd import Method, compress_all
 from casstore.errors import FormatError, UnsupportedVersion
 
@@ -85,13 +86,12 @@ def encode_planes(stretch: U8, edges: Sequence[int], phase: int, plan: Plan) -> 
     # Of a chunk, the bytes before its first and after its last whole element are kept as they are.
     firsts = [0, *((edge - phase) // stride for edge in edges[1:-1]), elements]
     body = stretch[phase : phase + elements * stride]
-    columns = Columns(_aligned(body, stride), stride=stride, sign=plan.sign)
     memory = scratch("runs", len(body))
+    split_runs(body, stride=stride, sign=plan.sign, columns=[run.columns for run in plan.runs], out=memory)
     runs: list[list[tuple[int, U8]]] = []
     start = 0
     for run in plan.runs:
         plain = memory[elements * start : elements * (start + run.columns)]
-        columns.take(start, run.columns, plain)
         pieces = [plain[begin * run.columns : end * run.columns] for begin, end in pairwise(firsts)]
         runs.append(_pack_run(pieces, run))
         start += run.columns
@@ -110,13 +110,6 @@ def encode_planes(stretch: U8, edges: Sequence[int], phase: int, plan: Plan) -> 
     return payloads
 
 
-def _aligned(body: U8, stride: int) -> U8:
-    """Return `body` at an address that integers of the stride may have: numpy is half as fast elsewhere."""
-    if stride in {2, 4} and not body.view(f"<u{stride}").flags.aligned:
-        return body.copy()
-    return body
-
-
 def _pack_run(pieces: list[U8], run: RunPlan) -> list[tuple[int, U8]]:
     """Return how each chunk's piece of the run is stored, by what its bytes turn out to be."""
     if run.method is None:
@@ -124,17 +117,11 @@ def _pack_run(pieces: list[U8], run: RunPlan) -> list[tuple[int, U8]]:
     packed = []
     frames = compress_all(pieces, run.method)
     for piece, frame in zip(pieces, frames, strict=True):
-        if piece[0] == piece[-run.columns] and bool(
-            (_rows(piece, run.columns) == piece[: run.columns]).all()
-        ):
+        if repeats(piece, run.columns):
             packed.append((_CONSTANT, piece[: run.columns]))
         else:
             packed.append((_ZSTD, frame) if len(frame) < len(piece) else (_RAW, piece))
     return packed
-
-
-def _rows(run: U8, columns: int) -> U8:
-    return run.reshape(-1, columns)
 
 
 class Table(NamedTuple):
@@ -210,12 +197,10 @@ def compressed_runs(payload: memoryview, table: Table) -> list[tuple[memoryview,
 def decode_planes(payload: memoryview, table: Table, plains: Iterator[U8], out: U8) -> None:
     """Write the plain bytes of a payload over `out`; `plains` gives those of its compressed runs, in order."""
     data: U8 = np.frombuffer(payload, np.uint8)
-    runs = []
-    start = 0
-    for columns, mode, begin, end in table.runs:
-        plain = next(plains) if mode == _ZSTD else data[begin:end]
-        runs.append(RunData(start, columns, plain, mode == _CONSTANT))
-        start += columns
+    runs = [
+        RunData(columns, next(plains) if mode == _ZSTD else data[begin:end], mode == _CONSTANT)
+        for columns, mode, begin, end in table.runs
+    ]
     # The bytes before the first and after the last whole element are kept as they are.
     first, last = table.phase, table.phase + table.elements * table.stride
     middle = header_size(len(runs)) + first

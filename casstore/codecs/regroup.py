@@ -1,4 +1,6 @@
-"""Byte regrouping: runs of adjacent byte columns taken out of elements, and put back.
+"""Byte regrouping in numpy: runs of adjacent byte columns taken out of elements, and put back.
+
+The specification of the compiled kernels, and what runs where there are none (see kernels.py).
 
 An element is `stride` bytes; a run is the same `count` adjacent bytes of every element, kept next to each
 other. Widths 2 and 4 go through integer shifts, which numpy vectorises; a strided byte copy moves one byte at
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
     Words = np.ndarray[Any, np.dtype[Any]]
 
-__all__ = ["Columns", "RunData", "merge_runs", "scratch"]
+__all__ = ["Columns", "PlacedRun", "equal", "merge_runs", "repeats", "scratch"]
 
 _U16: np.dtype[Any] = np.dtype("<u2")
 _WORD: dict[int, np.dtype[Any]] = {2: _U16, 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -70,7 +72,9 @@ class Columns:
     """
 
     def __init__(self, body: U8, *, stride: int, sign: bool) -> None:
-        self._body = body
+        # Numpy is half as fast where integers of the stride are not aligned.
+        aligned = stride not in {2, 4} or body.view(f"<u{stride}").flags.aligned
+        self._body = body if aligned else body.copy()
         self._stride = stride
         self._sign = sign
         self._elements = len(body) // stride
@@ -116,7 +120,7 @@ class Columns:
             np.right_shift(spread, 8, out=out, casting="unsafe")
 
 
-class RunData(NamedTuple):
+class PlacedRun(NamedTuple):
     """One run's place in the element and its plain bytes; a constant run has one item for all elements."""
 
     start: int
@@ -125,7 +129,7 @@ class RunData(NamedTuple):
     constant: bool
 
 
-def merge_runs(runs: Sequence[RunData], *, stride: int, sign: bool, out: U8) -> None:
+def merge_runs(runs: Sequence[PlacedRun], *, stride: int, sign: bool, out: U8) -> None:
     """Write the elements that `runs` were taken from to `out`: the inverse of `Columns.take` for all of them.
 
     The runs are in column order and cover the stride; `out` is a whole number of elements. With `sign`, the
@@ -143,12 +147,12 @@ def merge_runs(runs: Sequence[RunData], *, stride: int, sign: bool, out: U8) -> 
             _items(out, stride, run.start, run.columns)[...] = _words(run)
 
 
-def _words(run: RunData) -> Words:
+def _words(run: PlacedRun) -> Words:
     """Return the run's items, one per element; a constant run has a single one, for broadcasting."""
     return run.data if run.columns == 1 else _items(run.data, run.columns, 0, run.columns)
 
 
-def _merge_words(runs: Sequence[RunData], *, width: int, sign: bool, out: U8) -> None:
+def _merge_words(runs: Sequence[PlacedRun], *, width: int, sign: bool, out: U8) -> None:
     """Merge 16-bit or 32-bit elements from the top run down, by shifts."""
     elements = _items(out, width, 0, width)
     rest = list(runs)
@@ -180,3 +184,16 @@ def _merge_halves(upper: U8, lower: U8, *, sign: bool, out: Words) -> None:
     np.bitwise_and(spread, 0x807F, out=spread)
     np.multiply(upper, 1 << 7, out=out, dtype=_U16)
     np.bitwise_or(out, spread, out=out)
+
+
+def equal(one: memoryview, other: memoryview) -> bool:
+    """Say whether two buffers hold the same bytes."""
+    words = len(one) & ~7
+    return np.array_equal(
+        np.frombuffer(one[:words], np.uint64), np.frombuffer(other[:words], np.uint64)
+    ) and bytes(one[words:]) == bytes(other[words:])
+
+
+def repeats(data: U8, period: int) -> bool:
+    """Say whether the first `period` bytes, over and over, are all of `data`, which is a multiple of them."""
+    return data[0] == data[-period] and bool((data.reshape(-1, period) == data[:period]).all())

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from casstore import codecs
 from casstore.digest import Hasher, digest
 from casstore.errors import ConfigError, DigestMismatch, ObjectExists
@@ -160,19 +158,12 @@ def _verify(
         [length for _, length in cuts],
         decoded,
     )
-    if _equal(decoded, plain):
+    if codecs.equal(decoded, plain):
         return
     for header, (offset, length) in zip(headers, cuts, strict=True):
         actual = digest(decoded[offset - begin : offset - begin + length])
         if actual != header.object_id:
             raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was stored.")
-
-
-def _equal(one: memoryview, other: memoryview) -> bool:
-    words = len(one) & ~7
-    return np.array_equal(
-        np.frombuffer(one[:words], np.uint64), np.frombuffer(other[:words], np.uint64)
-    ) and bytes(one[words:]) == bytes(other[words:])
 
 
 class PackWriter:

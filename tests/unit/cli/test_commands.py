@@ -400,7 +400,7 @@ class TestErrors:
         run("show", code=2)
 
     def test_version(self):
-        assert run("--version")[0] == f"casstore {casstore.__version__}\n"
+        assert run("--version")[0] == f"casstore {casstore.__version__} (compiled kernels)\n"
 
 
 class _Terminal(io.StringIO):

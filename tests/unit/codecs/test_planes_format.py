@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import numpy as np
 import pytest
 import zstandard
 from fakes.weights import WEIGHTS, weights
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from casstore.codecs import ElementHint, Encoding, decode_into, encode_batch
-from casstore.codecs.regroup import Columns, RunData, merge_runs
+from casstore import _build
+from casstore.codecs import ElementHint, Encoding, decode_into, encode_batch, kernels, regroup
+from casstore.codecs.kernels import RunData
 
 
 def decode_by_the_page(payload, raw):
@@ -64,26 +66,99 @@ SPLITS = {2: [(1, 1), (2,)], 4: [(2, 1, 1), (1, 1, 1, 1), (1, 1, 2), (1, 2, 1), 
 SPLITS |= {8: [(2, 2, 2, 1, 1), (3, 5), (8,)], 18: [(1, 1, 16)], 7: [(2, 2, 3)]}
 
 
-@given(data=st.data())
-def test_taking_runs_and_merging_them_is_exact_for_all_bit_patterns(data):
+COMPILED = _build.kernels
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def implementation(request, monkeypatch):
+    """Run with one implementation after the other; CI installs the compiled one."""
+    if request.param == "compiled":
+        assert COMPILED is not None, "the kernels were not compiled: is there a compiler?"
+    monkeypatch.setattr(_build, "kernels", COMPILED if request.param == "compiled" else None)
+
+
+def drawn_elements(data):
+    """Return a stride, the widths of its runs, whether the sign moves, and whole elements at any address."""
     stride = data.draw(st.sampled_from(sorted(SPLITS)))
     split = data.draw(st.sampled_from(SPLITS[stride]))
     sign = stride in {2, 4} and split[-2:] == (1, 1) and data.draw(st.booleans())
-    body = np.frombuffer(data.draw(st.binary(min_size=stride, max_size=40 * stride)), np.uint8)
-    body = body[: len(body) // stride * stride]
-    count = len(body) // stride
+    # Tiles end at 2048 elements.
+    count = data.draw(st.one_of(st.integers(1, 40), st.integers(2040, 2060), st.just(4097)))
+    seed, shift = data.draw(st.integers(0, 1 << 32)), data.draw(st.integers(0, 3))
+    constant = data.draw(st.booleans())
+    body = np.random.default_rng(seed).integers(0, 256, shift + count * stride, np.uint8)[shift:]
+    if constant:
+        body = np.resize(body[:stride], count * stride)
+    return stride, split, sign, body
+
+
+def runs_of(body, *, stride, split, sign):
+    out = np.empty(len(body), np.uint8)
+    kernels.split_runs(body, stride=stride, sign=sign, columns=split, out=out)
+    edges = np.cumsum([0, *split]) * (len(body) // stride)
+    return [out[begin:end] for begin, end in itertools.pairwise(edges.tolist())]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_taking_runs_and_merging_them_is_exact_for_all_bit_patterns(implementation, data):
+    stride, split, sign, body = drawn_elements(data)
     runs = []
-    columns = Columns(body, stride=stride, sign=sign)
-    start = 0
-    for width in split:
-        out = np.empty(count * width, np.uint8)
-        columns.take(start, width, out)
-        constant = data.draw(st.booleans()) and bool((out.reshape(-1, width) == out[:width]).all())
-        runs.append(RunData(start, width, out[:width] if constant else out, constant))
-        start += width
+    for width, out in zip(split, runs_of(body, stride=stride, split=split, sign=sign), strict=True):
+        assert kernels.repeats(out, width) == bool((out.reshape(-1, width) == out[:width]).all())
+        constant = kernels.repeats(out, width) and data.draw(st.booleans())
+        runs.append(RunData(width, out[:width] if constant else out, constant))
     unaligned = np.empty(len(body) + 1, np.uint8)[1:]
-    merge_runs(runs, stride=stride, sign=sign, out=unaligned)
+    kernels.merge_runs(runs, stride=stride, sign=sign, out=unaligned)
     assert unaligned.tobytes() == body.tobytes()
+
+
+@given(data=st.data())
+def test_compiled_kernels_give_the_bytes_that_numpy_gives(data):
+    assert COMPILED is not None, "the kernels were not compiled: is there a compiler?"
+    stride, split, sign, body = drawn_elements(data)
+    compiled = runs_of(body, stride=stride, split=split, sign=sign)
+    columns = regroup.Columns(body, stride=stride, sign=sign)
+    start = 0
+    for width, run in zip(split, compiled, strict=True):
+        out = np.empty(len(run), np.uint8)
+        columns.take(start, width, out)
+        assert out.tobytes() == run.tobytes()
+        start += width
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 4097])
+def test_equality_sees_every_byte(implementation, length):
+    one = bytearray(range(251)) * (length // 251 + 1)
+    one = one[:length]
+    assert kernels.equal(memoryview(one), memoryview(bytes(one)))
+    for at in {0, length // 2, length - 1} if length else ():
+        other = bytearray(one)
+        other[at] ^= 1
+        assert not kernels.equal(memoryview(one), memoryview(other))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.split(bytes(7), bytearray(8), 4, False, (4,)),
+        lambda c: c.split(bytes(8), bytearray(7), 4, False, (4,)),
+        lambda c: c.split(bytes(8), bytearray(8), 4, False, (2, 3)),
+        lambda c: c.split(bytes(8), bytearray(8), 4, False, (2,)),
+        lambda c: c.split(bytes(8), bytearray(8), 4, False, (4, 0)),
+        lambda c: c.split(bytes(8), bytearray(8), 8, True, (6, 1, 1)),
+        lambda c: c.split(bytes(8), bytearray(8), 0, False, ()),
+        lambda c: c.merge(bytearray(8), 4, False, ((2, bytes(4), False), (2, bytes(3), False))),
+        lambda c: c.merge(bytearray(8), 4, False, ((2, bytes(4), True), (2, bytes(4), False))),
+        lambda c: c.merge(bytearray(8), 4, True, ((2, bytes(4), False), (2, bytes(4), False))),
+        lambda c: c.merge(bytearray(9), 4, False, ((4, bytes(8), False),)),
+        lambda c: c.repeats(b"", 1),
+        lambda c: c.repeats(b"ab", 3),
+    ],
+)
+def test_compiled_kernels_refuse_what_does_not_fit(call):
+    with pytest.raises(ValueError, match=r"cover|period"):
+        call(COMPILED)
 
 
 @given(data=st.data())

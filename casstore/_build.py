@@ -1,0 +1,37 @@
+"""Whether this installation has compiled kernels. Imports nothing that costs time: `casstore --version` asks."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+__all__ = ["Kernels", "kernels", "kernels_name"]
+
+
+class Kernels(Protocol):
+    """The functions of `_kernels.c`; casstore/codecs/kernels.py says what each does."""
+
+    split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
+    merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
+    equal: Callable[[Buffer, Buffer], bool]
+    repeats: Callable[[Buffer, int], bool]
+
+
+def _load() -> Kernels | None:
+    if os.environ.get("CASSTORE_KERNELS") == "numpy":
+        return None
+    try:
+        # Optional: an installation without a compiler has none, and numpy does the same, slower.
+        return importlib.import_module("casstore._kernels")
+    except ImportError:
+        return None
+
+
+kernels = _load()
+kernels_name = "numpy" if kernels is None else "compiled"

@@ -1,0 +1,330 @@
+/* Compiled twins of casstore/codecs/regroup.py, which is the specification: both give the same bytes.
+ *
+ * Elements are `stride` bytes, little-endian; a run is the same adjacent byte columns of every element, one
+ * element after the other. Work goes in tiles that stay in the core's first cache; the loops over a tile are
+ * written so that compilers vectorise them. No function touches Python objects while it works, so none holds
+ * the GIL. Buffers may lie at any address: elements are loaded with memcpy.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the kernels are for little-endian machines; casstore runs without them"
+#endif
+
+/* One portable build that uses AVX2 where the processor has it: needs the loader's indirect functions. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORISED __attribute__((target_clones("avx2", "default")))
+#else
+#define VECTORISED
+#endif
+
+#define TILE 2048
+#define MAX_STRIDE 512
+#define MAX_RUNS 255
+
+typedef struct {
+    Py_ssize_t start;     /* first column */
+    Py_ssize_t columns;   /* number of columns */
+    uint8_t *data;        /* run bytes: written by split, read by merge */
+    int constant;         /* merge only: one item stands for all elements */
+} Run;
+
+/* ---- taking elements apart */
+
+#define SPLIT_COLUMN(NAME, WORD, OUT)                                                          \
+    VECTORISED static void NAME(const uint8_t *restrict body, uint8_t *restrict out,           \
+                                Py_ssize_t count, int shift) {                                 \
+        for (Py_ssize_t i = 0; i < count; i++) {                                               \
+            WORD word;                                                                         \
+            OUT part;                                                                          \
+            memcpy(&word, body + i * (Py_ssize_t)sizeof word, sizeof word);                    \
+            part = (OUT)(word >> shift);                                                       \
+            memcpy(out + i * (Py_ssize_t)sizeof part, &part, sizeof part);                     \
+        }                                                                                      \
+    }
+
+SPLIT_COLUMN(split_2_1, uint16_t, uint8_t)
+SPLIT_COLUMN(split_4_1, uint32_t, uint8_t)
+SPLIT_COLUMN(split_4_2, uint32_t, uint16_t)
+SPLIT_COLUMN(split_8_1, uint64_t, uint8_t)
+SPLIT_COLUMN(split_8_2, uint64_t, uint16_t)
+SPLIT_COLUMN(split_8_4, uint64_t, uint32_t)
+
+/* Of the 16 bits s eeeeeeee mmmmmmm at the top: smmmmmmm to `lower`, eeeeeeee to `upper`. */
+#define SPLIT_SIGN(NAME, WORD, SHIFT)                                                          \
+    VECTORISED static void NAME(const uint8_t *restrict body, uint8_t *restrict lower,         \
+                                uint8_t *restrict upper, Py_ssize_t count) {                   \
+        for (Py_ssize_t i = 0; i < count; i++) {                                               \
+            WORD word;                                                                         \
+            uint16_t top;                                                                      \
+            memcpy(&word, body + i * (Py_ssize_t)sizeof word, sizeof word);                    \
+            top = (uint16_t)(word >> (SHIFT));                                                 \
+            upper[i] = (uint8_t)(top >> 7);                                                    \
+            lower[i] = (uint8_t)((top & 0x7F) | ((top >> 8) & 0x80));                          \
+        }                                                                                      \
+    }
+
+SPLIT_SIGN(split_sign_2, uint16_t, 0)
+SPLIT_SIGN(split_sign_4, uint32_t, 16)
+
+static void split_any(const uint8_t *body, Py_ssize_t stride, const Run *run, uint8_t *out, Py_ssize_t count) {
+    const uint8_t *from = body + run->start;
+    if (run->columns == 1) {
+        for (Py_ssize_t i = 0; i < count; i++) out[i] = from[i * stride];
+        return;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) memcpy(out + i * run->columns, from + i * stride, (size_t)run->columns);
+}
+
+static void split_run(const uint8_t *body, Py_ssize_t stride, const Run *run, uint8_t *out, Py_ssize_t count) {
+    int shift = 8 * (int)run->start;
+    switch (stride * 16 + run->columns) {
+    case 2 * 16 + 1: split_2_1(body, out, count, shift); return;
+    case 4 * 16 + 1: split_4_1(body, out, count, shift); return;
+    case 4 * 16 + 2: split_4_2(body, out, count, shift); return;
+    case 8 * 16 + 1: split_8_1(body, out, count, shift); return;
+    case 8 * 16 + 2: split_8_2(body, out, count, shift); return;
+    case 8 * 16 + 4: split_8_4(body, out, count, shift); return;
+    default: split_any(body, stride, run, out, count);
+    }
+}
+
+static void split_all(const uint8_t *body, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
+    Py_ssize_t plain = sign ? number - 2 : number;
+    for (Py_ssize_t at = 0; at < elements; at += TILE) {
+        Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
+        const uint8_t *tile = body + at * stride;
+        for (Py_ssize_t k = 0; k < plain; k++)
+            split_run(tile, stride, &runs[k], runs[k].data + at * runs[k].columns, count);
+        if (sign && stride == 2) split_sign_2(tile, runs[plain].data + at, runs[plain + 1].data + at, count);
+        if (sign && stride == 4) split_sign_4(tile, runs[plain].data + at, runs[plain + 1].data + at, count);
+    }
+}
+
+/* ---- putting elements together */
+
+#define MERGE_COLUMN(NAME, WORD, IN)                                                           \
+    VECTORISED static void NAME(WORD *restrict words, const uint8_t *restrict data,            \
+                                Py_ssize_t count, int shift) {                                 \
+        for (Py_ssize_t i = 0; i < count; i++) {                                               \
+            IN part;                                                                           \
+            memcpy(&part, data + i * (Py_ssize_t)sizeof part, sizeof part);                    \
+            words[i] |= (WORD)((WORD)part << shift);                                           \
+        }                                                                                      \
+    }
+
+MERGE_COLUMN(merge_2_1, uint16_t, uint8_t)
+MERGE_COLUMN(merge_4_1, uint32_t, uint8_t)
+MERGE_COLUMN(merge_4_2, uint32_t, uint16_t)
+MERGE_COLUMN(merge_8_1, uint64_t, uint8_t)
+MERGE_COLUMN(merge_8_2, uint64_t, uint16_t)
+MERGE_COLUMN(merge_8_4, uint64_t, uint32_t)
+
+#define MERGE_SIGN(NAME, WORD, SHIFT)                                                          \
+    VECTORISED static void NAME(WORD *restrict words, const uint8_t *restrict lower,           \
+                                const uint8_t *restrict upper, Py_ssize_t count) {             \
+        for (Py_ssize_t i = 0; i < count; i++) {                                               \
+            unsigned top = ((unsigned)upper[i] << 7) | (lower[i] & 0x7Fu) | ((lower[i] & 0x80u) << 8); \
+            words[i] |= (WORD)((WORD)top << (SHIFT));                                          \
+        }                                                                                      \
+    }
+
+MERGE_SIGN(merge_sign_2, uint16_t, 0)
+MERGE_SIGN(merge_sign_4, uint32_t, 16)
+
+/* Fill `words` with what the constant runs say: all others are combined with it by "or". */
+#define FILL(NAME, WORD)                                                                       \
+    static void NAME(WORD *words, WORD value, Py_ssize_t count) {                              \
+        for (Py_ssize_t i = 0; i < count; i++) words[i] = value;                               \
+    }
+
+FILL(fill_2, uint16_t)
+FILL(fill_4, uint32_t)
+FILL(fill_8, uint64_t)
+
+static void merge_words(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
+    uint64_t memory[TILE];
+    uint8_t spread[2][TILE];
+    uint64_t constant = 0;
+    Py_ssize_t plain = sign ? number - 2 : number;
+    for (Py_ssize_t k = 0; k < plain; k++)
+        if (runs[k].constant) memcpy((uint8_t *)&constant + runs[k].start, runs[k].data, (size_t)runs[k].columns);
+    for (Py_ssize_t at = 0; at < elements; at += TILE) {
+        Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
+        if (stride == 2) fill_2((uint16_t *)memory, (uint16_t)constant, count);
+        else if (stride == 4) fill_4((uint32_t *)memory, (uint32_t)constant, count);
+        else fill_8(memory, constant, count);
+        for (Py_ssize_t k = 0; k < plain; k++) {
+            const uint8_t *data = runs[k].data + at * runs[k].columns;
+            int shift = 8 * (int)runs[k].start;
+            if (runs[k].constant) continue;
+            switch (stride * 16 + runs[k].columns) {
+            case 2 * 16 + 1: merge_2_1((uint16_t *)memory, data, count, shift); break;
+            case 4 * 16 + 1: merge_4_1((uint32_t *)memory, data, count, shift); break;
+            case 4 * 16 + 2: merge_4_2((uint32_t *)memory, data, count, shift); break;
+            case 8 * 16 + 1: merge_8_1(memory, data, count, shift); break;
+            case 8 * 16 + 2: merge_8_2(memory, data, count, shift); break;
+            default: merge_8_4(memory, data, count, shift);
+            }
+        }
+        if (sign) {
+            const uint8_t *halves[2];
+            for (int k = 0; k < 2; k++) {
+                const Run *run = &runs[plain + k];
+                if (run->constant) memset(spread[k], run->data[0], (size_t)count);
+                halves[k] = run->constant ? spread[k] : run->data + at;
+            }
+            if (stride == 2) merge_sign_2((uint16_t *)memory, halves[0], halves[1], count);
+            else merge_sign_4((uint32_t *)memory, halves[0], halves[1], count);
+        }
+        memcpy(out + at * stride, memory, (size_t)(count * stride));
+    }
+}
+
+static void merge_any(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
+    for (Py_ssize_t at = 0; at < elements; at += TILE) {
+        Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
+        for (Py_ssize_t k = 0; k < number; k++) {
+            const Run *run = &runs[k];
+            Py_ssize_t step = run->constant ? 0 : run->columns;
+            const uint8_t *data = run->data + at * step;
+            uint8_t *to = out + at * stride + run->start;
+            for (Py_ssize_t i = 0; i < count; i++) memcpy(to + i * stride, data + i * step, (size_t)run->columns);
+        }
+    }
+}
+
+static int has_words(Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
+    if (stride != 2 && stride != 4 && stride != 8) return 0;
+    for (Py_ssize_t k = 0; k < number; k++) {
+        Py_ssize_t columns = runs[k].columns;
+        if (!(columns == 1 || (columns == 2 && stride > 2) || (columns == 4 && stride == 8))) return 0;
+    }
+    return 1;
+}
+
+/* ---- what Python calls */
+
+static int check_sign(Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
+    if (!sign) return 1;
+    return (stride == 2 || stride == 4) && number >= 2 && runs[number - 1].columns == 1 && runs[number - 2].columns == 1;
+}
+
+static PyObject *split(PyObject *self, PyObject *args) {
+    Py_buffer body, out;
+    Py_ssize_t stride, number, start = 0, elements;
+    int sign;
+    PyObject *columns;
+    Run runs[MAX_RUNS];
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*w*npO!", &body, &out, &stride, &sign, &PyTuple_Type, &columns)) return NULL;
+    number = PyTuple_GET_SIZE(columns);
+    if (stride < 1 || stride > MAX_STRIDE || number < 1 || number > MAX_RUNS || body.len % stride || out.len < body.len) goto wrong;
+    elements = body.len / stride;
+    for (Py_ssize_t k = 0; k < number; k++) {
+        Py_ssize_t width = PyLong_AsSsize_t(PyTuple_GET_ITEM(columns, k));
+        if (width < 1 || width > stride - start) goto wrong;
+        runs[k] = (Run){start, width, (uint8_t *)out.buf + elements * start, 0};
+        start += width;
+    }
+    if (start != stride || !check_sign(stride, sign, runs, number)) goto wrong;
+    Py_BEGIN_ALLOW_THREADS
+    split_all(body.buf, elements, stride, sign, runs, number);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&body);
+    PyBuffer_Release(&out);
+    Py_RETURN_NONE;
+wrong:
+    PyBuffer_Release(&body);
+    PyBuffer_Release(&out);
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
+    return NULL;
+}
+
+static PyObject *merge(PyObject *self, PyObject *args) {
+    Py_buffer out;
+    Py_buffer held[MAX_RUNS];
+    Run runs[MAX_RUNS];
+    Py_ssize_t stride, number, elements, start = 0, taken = 0;
+    int sign;
+    PyObject *given;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*npO!", &out, &stride, &sign, &PyTuple_Type, &given)) return NULL;
+    number = PyTuple_GET_SIZE(given);
+    if (stride < 1 || stride > MAX_STRIDE || number < 1 || number > MAX_RUNS || out.len % stride) goto wrong;
+    elements = out.len / stride;
+    for (; taken < number; taken++) {
+        Py_ssize_t width;
+        int constant;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, taken), "ny*p", &width, &held[taken], &constant)) goto wrong;
+        runs[taken] = (Run){start, width, held[taken].buf, constant};
+        if (width < 1 || width > stride - start || held[taken].len != (constant ? width : width * elements)) {
+            taken++;
+            goto wrong;
+        }
+        start += width;
+    }
+    if (start != stride || !check_sign(stride, sign, runs, number)) goto wrong;
+    Py_BEGIN_ALLOW_THREADS
+    if (sign || has_words(stride, runs, number)) merge_words(out.buf, elements, stride, sign, runs, number);
+    else merge_any(out.buf, elements, stride, runs, number);
+    Py_END_ALLOW_THREADS
+    while (taken) PyBuffer_Release(&held[--taken]);
+    PyBuffer_Release(&out);
+    Py_RETURN_NONE;
+wrong:
+    while (taken) PyBuffer_Release(&held[--taken]);
+    PyBuffer_Release(&out);
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
+    return NULL;
+}
+
+static PyObject *equal(PyObject *self, PyObject *args) {
+    Py_buffer one, other;
+    int same;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*", &one, &other)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    same = one.len == other.len && memcmp(one.buf, other.buf, (size_t)one.len) == 0;
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&one);
+    PyBuffer_Release(&other);
+    return PyBool_FromLong(same);
+}
+
+static PyObject *repeats(PyObject *self, PyObject *args) {
+    Py_buffer data;
+    Py_ssize_t period;
+    int same = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*n", &data, &period)) return NULL;
+    if (period < 1 || period > data.len) {
+        PyBuffer_Release(&data);
+        PyErr_SetString(PyExc_ValueError, "the period is not within the data");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period)) == 0;
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    return PyBool_FromLong(same);
+}
+
+static PyMethodDef methods[] = {
+    {"split", split, METH_VARARGS, "split(body, out, stride, sign, columns): write the runs of columns one after the other."},
+    {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
+    {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
+    {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "casstore._kernels", "Compiled kernels; casstore/codecs/kernels.py chooses them.", -1, methods,
+    NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }

@@ -1,0 +1,75 @@
+"""The functions that touch every byte: compiled where `casstore._kernels` was built, else numpy's.
+
+`regroup.py` is the specification; tests hold both to the same bytes on every input. CASSTORE_KERNELS=numpy turns the
+compiled ones off.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from casstore import _build
+from casstore.codecs import regroup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    U8 = NDArray[np.uint8]
+
+__all__ = ["RunData", "equal", "merge_runs", "repeats", "split_runs"]
+
+
+class RunData(NamedTuple):
+    """One run's plain bytes, `columns` of each element; a constant run has one item for all elements."""
+
+    columns: int
+    data: U8
+    constant: bool
+
+
+def split_runs(body: U8, *, stride: int, sign: bool, columns: Sequence[int], out: U8) -> None:
+    """Take whole elements apart into runs of adjacent columns, written to `out` one run after the other.
+
+    `columns` are the widths of the runs, which cover `stride`. With `sign` the elements, of 2 or 4 bytes, are
+    sign-transformed first (see regroup.py), and the last two runs are single columns. `body` is only read; `out` has its
+    length or more.
+    """
+    if _build.kernels is not None:
+        _build.kernels.split(body, out, stride, sign, tuple(columns))
+        return
+    elements = len(body) // stride
+    taken = regroup.Columns(body, stride=stride, sign=sign)
+    start = 0
+    for count in columns:
+        taken.take(start, count, out[elements * start : elements * (start + count)])
+        start += count
+
+
+def merge_runs(runs: Sequence[RunData], *, stride: int, sign: bool, out: U8) -> None:
+    """Put elements together from all of their runs: the inverse of `split_runs`; `out` is whole elements."""
+    if _build.kernels is not None:
+        _build.kernels.merge(out, stride, sign, tuple(runs))
+        return
+    placed = []
+    start = 0
+    for run in runs:
+        placed.append(regroup.PlacedRun(start, *run))
+        start += run.columns
+    regroup.merge_runs(placed, stride=stride, sign=sign, out=out)
+
+
+def equal(one: memoryview, other: memoryview) -> bool:
+    """Say whether two buffers hold the same bytes."""
+    if _build.kernels is not None:
+        return _build.kernels.equal(one, other)
+    return regroup.equal(one, other)
+
+
+def repeats(data: U8, period: int) -> bool:
+    """Say whether the first `period` bytes, over and over, are all of `data`, which is a multiple of them."""
+    if _build.kernels is not None:
+        return _build.kernels.repeats(data, period)
+    return regroup.repeats(data, period)

@@ -1,0 +1,9 @@
+"""Builds the compiled kernels, which are optional; everything else is in pyproject.toml."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension("casstore._kernels", ["casstore/_kernels.c"], extra_compile_args=["-O3"], optional=True)
+    ]
+)
