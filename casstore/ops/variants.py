@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from casstore.store.local_names import local_path
 from casstore.tensors.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def read_tensors(model: Model, path: str) -> list[Tensor]:
                 return []
 
             def load(begin: int = span.begin, count: int = math.prod(span.shape),
-                     file: str = os.path.join(folder, entry.path), dtype: str = span.dtype) -> Elements:  # fmt: skip
+                     file: str = local_path(folder, entry.path), dtype: str = span.dtype) -> Elements:  # fmt: skip
                 return np.fromfile(file, DTYPES[dtype].numpy, count, offset=begin)
 
             found.setdefault(span.name, Tensor(span.name, span.dtype, span.shape, load))
