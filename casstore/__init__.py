@@ -2,11 +2,16 @@
 
 Imports go down only:
 
-    cli            one file per command
+    cli            one file for each command
+    integrations   cas:// for fsspec, microsoft/Olive
+    cache          OliveCache and its parts: models, runs, sharing
     ops            check, sync, and other work on whole stores
     store          Store: open, add, read, refs, publish
-    tensors  codecs  chunking  format  backend       (these know nothing of one another)
-    digest, errors
+    tensors  codecs  chunking  format  backend       (these do not import one another)
+    digest  _build
+    errors
+
+README.md beside this file explains them.
 
 Names are loaded on first use: `casstore --help` needs none of them, and numpy alone costs a tenth of a second.
 """
@@ -93,7 +98,7 @@ _HOMES = {
     "execute_sync": "casstore.ops.sync:execute",
     "plan_sync": "casstore.ops.sync",
 }
-"""Where each public name is; what stands behind a colon is what it is called there."""
+"""The module of each public name; after a colon, the name that it has there."""
 
 
 def __getattr__(name: str) -> Any:
