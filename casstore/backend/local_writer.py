@@ -49,7 +49,7 @@ class LocalWriter(BlobWriter):
         try:
             return self._directory.make_file(self.path)
         except FileNotFoundError:
-            # The first writer makes the directory. Never a new root: that would hide an unmounted disk.
+            # The first writer makes the directory, but never a new root: that would hide an unmounted disk.
             self._directory.require_reachable(TEMPORARY)
             self._directory.settle(os.path.dirname(self.path))
             return self._directory.make_file(self.path)
@@ -73,7 +73,7 @@ class LocalWriter(BlobWriter):
                 if written:
                     views[first] = views[first][written:]
             if self._directory.durable and self.offset - self._asked >= _WRITEBACK:
-                # The disk works while the next bytes are made, and the fsync has less left to do.
+                # The disk starts while the next bytes are made, and the fsync has less left to do.
                 self._calls.start_writeback(fd, self._asked, self.offset - self._asked)
                 self._asked = self.offset
         except OSError as error:
@@ -81,11 +81,11 @@ class LocalWriter(BlobWriter):
             raise from_os_error(error, f"write to {self._directory.root}", retryable=False) from error
 
     def commit(self, key: str) -> None:
-        """Publish under `key`; afterwards, or after a failure, the writer is used up."""
+        """Publish under `key`; the writer cannot be used again, even after a failure."""
         self.publish(key, exclusive=False)
 
     def publish(self, key: str, *, exclusive: bool) -> None:
-        """Make the bytes durable, then the name, then tell. Raises ObjectExists when the key is taken."""
+        """Make the bytes durable, then the name, then return. Raises ObjectExists when the key is taken."""
         fd = self._usable()
         final = self._directory.path(key)
         self._broken = True
@@ -105,7 +105,7 @@ class LocalWriter(BlobWriter):
                 self._directory.require_reachable(key)
                 raise BackendError(
                     f"Cannot publish {key} in {self._directory.root}: its temporary file was removed while it "
-                    "was written. Whatever cleans up there must leave files of running writers alone."
+                    "was written. Whatever cleans up there must not touch the files of running writers."
                 ) from error
             raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
         self._make_name_durable(key, final)
@@ -120,13 +120,13 @@ class LocalWriter(BlobWriter):
             try:
                 return self._directory.place(self.path, final, exclusive=exclusive)
             except FileNotFoundError:
-                # Someone removed an empty directory that this process knew; make it again, once.
+                # Someone removed an empty directory that this process had made; make it again, once.
                 self._directory.forget()
                 self._directory.settle(parent)
                 return self._directory.place(self.path, final, exclusive=exclusive)
         except FileExistsError:
             if self._calls.stat(final).identity == identity:
-                return True  # NFS repeats a link whose answer got lost: this one is ours
+                return True  # NFS repeats a link whose answer was lost: this link is ours
             # Invariant 2: the caller will rely on the other writer's file, so its name must be durable.
             self._directory.sync(parent)
             raise
@@ -136,7 +136,7 @@ class LocalWriter(BlobWriter):
             # Invariant 2: nothing is acknowledged before its name is on the disk.
             self._directory.sync(os.path.dirname(final))
         except OSError as error:
-            # Invariant 2: a failed fsync discards the file, before someone comes to rely on it.
+            # Invariant 2: a failed fsync discards the file, before anyone relies on it.
             self._directory.unlink_quietly(final)
             self.discard()
             raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
@@ -145,7 +145,7 @@ class LocalWriter(BlobWriter):
         """Close and remove the temporary file; an object that was linked from it keeps its own name."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            # Invariant 2: what close could report concerns bytes that are thrown away here.
+            # Invariant 2: close could only report on bytes that are discarded here.
             with suppress(OSError):
                 self._calls.close(fd)
         if self._named:
@@ -165,7 +165,7 @@ class LocalWriter(BlobWriter):
 
 
 def _end_of_piece(views: Sequence[memoryview], first: int) -> int:
-    """Return where the views end that one write takes, from `first` on: one of them, or more."""
+    """Return the end of the views, at least one from `first` on, that one write takes."""
     end, size = first + 1, views[first].nbytes
     while end < len(views) and size + views[end].nbytes <= WRITE_PIECE:
         size += views[end].nbytes

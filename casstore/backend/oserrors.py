@@ -72,7 +72,7 @@ def from_os_error(error: OSError, doing: str, *, retryable: bool = True) -> Back
         )
     if number in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
         return BackendError(
-            f"Cannot {doing}: {reason}. Something that casstore did not make is in the way; move it aside."
+            f"Cannot {doing}: {reason}. A file or folder that casstore did not make is in the way; move it aside."
         )
     if number in _UNAVAILABLE:
         return BackendUnavailable(f"Cannot {doing}: {reason}.", retryable=retryable)

@@ -1,4 +1,4 @@
-"""Collects a large object on this machine until its key is known, for backends that take whole objects."""
+"""Collects a large object on this machine until its key is known, for backends that only accept whole objects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SpoolingWriter(BlobWriter):
     """Hands what was written to `send(key, bytes or path)` on commit.
 
     Keeps up to 8 MiB in memory, more in a file in TMPDIR that only its owner can read. A failed commit may
-    be repeated: the spool stays until one worked or it is discarded.
+    be repeated: the spool stays until a commit succeeds or it is discarded.
     """
 
     def __init__(self, send: Callable[[str, bytes | str], None], url: str) -> None:
@@ -64,7 +64,7 @@ class SpoolingWriter(BlobWriter):
         self._closed = True
         self._memory = bytearray()
         if self._file is not None:
-            # Invariant 2: the spool was never visible to anybody; closing removes it.
+            # Invariant 2: the spool was never visible in the store; closing removes it.
             self._file.close()
             self._file = None
 

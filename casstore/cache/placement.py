@@ -136,7 +136,7 @@ def _decode_file(row: Any) -> PlacedFile:
 
 
 def _file_id(descriptor: int) -> bytes:
-    """Hash a file, read rather than mapped: one that is cut short meanwhile is an answer, not a signal."""
+    """Hash a file, read rather than mapped: one that is truncated meanwhile is an answer, not a signal."""
     hasher = Hasher(max_threads=Hasher.AUTO)
     room = memoryview(bytearray(_PIECE))
     while count := os.readv(descriptor, [room]):

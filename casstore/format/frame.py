@@ -56,14 +56,14 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
     """Read a header from the start of `data`; raise FormatError if it is torn or absurd."""
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
-        raise FormatError(f"A frame of {key} is cut short.")
+        raise FormatError(f"A frame of {key} is truncated.")
     magic, kind, encoding, rank, count, raw, stored, object_id, check = _HEADER.unpack_from(view)
     size = header_size(count)
     if magic != MAGIC:
         raise FormatError(f"{key} holds no frame where one should start.")
     _check_limits(kind, rank, count, raw, stored, key=key)
     if len(view) < size:
-        raise FormatError(f"A frame of {key} is cut short.")
+        raise FormatError(f"A frame of {key} is truncated.")
     bases = bytes(view[HEADER_SIZE:size])
     header = FrameHeader(
         object_id=object_id,

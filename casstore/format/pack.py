@@ -79,7 +79,7 @@ def check_header(data: Buffer, *, key: str) -> None:
     """Raise FormatError unless `data` starts like a pack, UnsupportedVersion if a newer one."""
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
-        raise FormatError(f"{key} is cut short.")
+        raise FormatError(f"{key} is truncated.")
     magic, version, flags, reserved, _nonce = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise FormatError(f"{key} is not a pack.")
@@ -120,11 +120,11 @@ def decode_trailer(tail: Buffer, *, pack_size: int, key: str) -> Trailer:
     """Read the last TRAILER_SIZE bytes of a pack of `pack_size` bytes."""
     view = memoryview(tail)
     if pack_size < HEADER_SIZE + TRAILER_SIZE or len(view) < TRAILER_SIZE:
-        raise FormatError(f"{key} is cut short.")
+        raise FormatError(f"{key} is truncated.")
     begin, rows, check, reserved, magic = _TRAILER.unpack(view[-TRAILER_SIZE:])
     size = pack_size - TRAILER_SIZE - begin
     if magic != END_MAGIC or reserved or begin < HEADER_SIZE or size < rows * ROW.itemsize:
-        raise FormatError(f"{key} has no valid trailer: it is cut short or damaged.")
+        raise FormatError(f"{key} has no valid trailer: it is truncated or damaged.")
     return Trailer(begin=begin, size=size, rows=rows, check=check)
 
 

@@ -191,7 +191,7 @@ class BaseLists:
         """Read what `encode` wrote; raise FormatError if a length or an offset is wrong."""
         view = memoryview(data).cast("B")
         if len(view) < _LIST_COUNTS.size:
-            raise FormatError(f"The base lists of {key} are cut short.")
+            raise FormatError(f"The base lists of {key} are truncated.")
         lists, bases = _LIST_COUNTS.unpack_from(view)
         split = _LIST_COUNTS.size + 4 * (lists + 1)
         if len(view) != split + DIGEST_SIZE * bases:

@@ -46,12 +46,12 @@ _SHORT_NAME = 100
 """Bytes of the destination's name that its staging directory has in its own."""
 
 _MAX_OPEN = 48
-"""Files that all batches leave open; with two descriptors each, 256 (what macOS allows) are never reached."""
+"""Files that all batches together keep open: two descriptors each, so that macOS's limit of 256 is never reached."""
 
 
 @dataclass(slots=True, eq=False)
 class _OpenFile:
-    """A file in the making, under a temporary name in the directory that it will have its name in."""
+    """A file that is being written, under a temporary name in its final directory."""
 
     entry: TreeEntry
     directory: int
@@ -75,7 +75,7 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Batch:
-    """Consecutive chunks, from position `first` of all chunks on, and the files they belong to."""
+    """Consecutive chunks, starting at position `first` of all chunks, and the files they belong to."""
 
     first: int
     lengths: list[int] = field(default_factory=list)
@@ -87,7 +87,7 @@ class _Batch:
 class Checkout:
     """Writes one model to `destination`; with `read_only`, to files that may not be written to. Use once.
 
-    `calls` are those by which names are tried there.
+    `calls` are the system calls with which names are tried there.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Checkout:
 
     def _remove(self, root: int, path: str, call: Callable[..., None]) -> None:
         folder, _, name = path.rpartition("/")
-        # Invariant 4; what is gone, what someone else filled and what lies behind a link is left alone.
+        # Invariant 4. Folders that are gone, that others have filled, or that lie behind a link are left alone.
         with contextlib.suppress(OSError, ConfigError):
             directory = self._open_directory(root, folder, make=False)
             try:
@@ -276,7 +276,7 @@ class Checkout:
                 "Its layout does not describe it: add the model again.",
             )
         descriptor, file.descriptor = file.descriptor, -1
-        # Whatever close says, the number is free afterwards, and may be another thread's file.
+        # The descriptor is free even if close fails, and may already be another thread's file.
         os.close(descriptor)
         existed = self._check_replaceable(file)
         os.rename(file.temporary, file.name.encode(), src_dir_fd=file.directory, dst_dir_fd=file.directory)
@@ -303,10 +303,10 @@ class Checkout:
             with contextlib.suppress(OSError):
                 os.close(
                     descriptor
-                )  # What is thrown away may as well have failed to be written (invariant 4).
+                )  # The file is being discarded, so an error of its last write changes nothing (invariant 4).
         if directory >= 0:
             with contextlib.suppress(OSError):
-                os.unlink(file.temporary, dir_fd=directory)  # Invariant 4: never whole, so never kept.
+                os.unlink(file.temporary, dir_fd=directory)  # Invariant 4: an incomplete file is not kept.
             with contextlib.suppress(OSError):
                 os.close(directory)  # Nothing was written through it.
 
@@ -338,7 +338,7 @@ class Checkout:
                 current = child
         finally:
             if made:
-                # One entry however deep: the paths of all these folders would take memory by the square of it.
+                # One entry, however deep: keeping the path of every folder would take memory quadratic in the depth.
                 self._written.append(("/".join(done[:deepest]), made))
         return current
 
@@ -359,7 +359,7 @@ def _decode(reader: ObjectReader, located: Located, batch: _Batch, *, verify: bo
 
 
 def _write_again(file: _OpenFile, layout: Layout, reader: ObjectReader) -> None:
-    """Write a file that came out wrong anew, each chunk proved: damage is told, or another pack has it whole."""
+    """Rewrite a file that came out wrong, verifying each chunk: either another pack has it whole, or the damage is raised."""
     file.hasher = Hasher()
     located = reader.locate(layout.ids)
     for batch in _batches([file.entry], [layout]):
@@ -417,4 +417,4 @@ def _storage_errors(destination: str) -> Iterator[None]:
     except OSError as error:
         raise from_os_error(
             error, f"write to {destination}"
-        ) from error  # Design §12: people get casstore's errors.
+        ) from error  # Design §12: callers get casstore's errors.

@@ -1,4 +1,4 @@
-"""What a listing leaves out because it cannot be read: told to the store's owner, never silently dropped."""
+"""Entries that a listing leaves out because they cannot be read: they are reported, never silently dropped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Damage:
 
 
 class DamageLog:
-    """Warns of each damaged thing, once. Safe in threads: at worst one is told twice."""
+    """Warns of each damaged thing, once. Safe in threads: at worst one warning is given twice."""
 
     def __init__(self) -> None:
         self._told: set[Damage] = set()
@@ -42,6 +42,6 @@ class DamageLog:
 def is_damage(error: CasstoreError) -> bool:
     """Say whether an error is about one thing only, so that work on others may go on.
 
-    A store that does not answer is no damage: what it did not show is not known (invariant 8).
+    A store that does not answer is not damaged: nothing is known of what it holds (invariant 8).
     """
     return isinstance(error, IntegrityError) or (isinstance(error, BackendError) and not error.retryable)

@@ -34,16 +34,16 @@ PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
 
 _FIRST_UPLOAD = 7 << 20
-"""Bytes at which the first of several packs for a slow link is closed, whatever the others' size."""
+"""Bytes at which the first of several packs for a slow link is closed, whatever the size of the others."""
 
 _SMALL = 64 << 10
-"""Frames of fewer bytes get memory of their own: a block that is lent for them would lie idle."""
+"""Frames of fewer bytes get memory of their own: a borrowed block would be mostly unused."""
 
 _VERIFIED = 2 << 20
-"""Plain bytes that are verified at once, soon after they were encoded, as many as are: a cache holds them still."""
+"""Plain bytes that are verified at once, right after encoding, while the processor's cache still holds them."""
 
 _MAX_WAITING = 1
-"""Writes that may wait for the disk: each holds a block's worth of memory, and more made nothing faster."""
+"""Writes that may wait for the disk: each holds a block of memory, and more of them brought no speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def encode_frames(
     cuts: Sequence[tuple[int, int]],
     hints: Sequence[ElementHint | None],
 ) -> EncodedFrames:
-    """Encode the objects `block[offset:offset + length]` and prove that each decodes to itself.
+    """Encode the objects `block[offset:offset + length]` and verify that each decodes to itself.
 
     Runs on a worker thread; `block` is only read. Raises DigestMismatch if an encoder is wrong.
     """
@@ -118,9 +118,9 @@ def encode_objects(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
 
 
 def check_object(kind: Kind, plain: bytes) -> None:
-    """Raise ConfigError for an object that nobody could read back (invariant 14).
+    """Raise ConfigError for an object that a reader would refuse (invariant 14).
 
-    Layouts and the manifests of models and runs are proved as they are encoded; a chunk may hold anything.
+    Layouts and the manifests of models and runs are checked when they are encoded; a chunk may hold anything.
     """
     limit = max_plain(kind)
     if len(plain) > limit:
@@ -132,7 +132,7 @@ def check_object(kind: Kind, plain: bytes) -> None:
 
 
 def _verified_later(cuts: Sequence[tuple[int, int]], first: int, at: int) -> bool:
-    """Say whether chunk `at` is verified with the one behind it, as those from `first` on are with it."""
+    """Say whether chunk `at` is verified together with the next one, in the group that starts at `first`."""
     return (
         at + 1 < len(cuts)
         and sum(cuts[at]) == cuts[at + 1][0]
@@ -171,14 +171,14 @@ class PackWriter:
 
     Use as a context manager: packs that were not finished are discarded. For one thread.
     `target` is the size in bytes at which a pack is closed. With `uploads`, that many full packs are committed
-    at once, and `append` waits while more than that are on their way: what a slow link has not taken yet lies
+    at once, and `append` waits while more than that are under way: data that a slow link has not taken yet lies
     in a spool.
     """
 
     def __init__(self, backend: Backend, *, target: int = PACK_TARGET, uploads: int | None = None) -> None:
         self._backend = backend
         self._target = target
-        # A link is idle until the first pack is full.
+        # The link is idle until the first pack is full.
         self._full = target if uploads is None else min(target, _FIRST_UPLOAD)
         self._uploads = uploads
         self._scribe = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
@@ -194,7 +194,7 @@ class PackWriter:
         self._scribe.shutdown(wait=True)
         self._committer.shutdown(wait=True)
         if self._open is not None:
-            self._open.writer.discard()  # Invariant 2: what has no final name was never there.
+            self._open.writer.discard()  # Invariant 2: a file without its final name is not part of the store.
             self._open = None
 
     def append(self, frames: EncodedFrames) -> None:
@@ -241,7 +241,7 @@ class PackWriter:
             if len(waiting) <= self._uploads:
                 break
             for commit in wait(waiting, return_when=FIRST_COMPLETED).done:
-                commit.result()  # What failed is told now, not after all the rest was sent.
+                commit.result()  # A failure is raised now, not after all the rest was sent.
 
     def _emit(
         self, target: _OpenPack, data: bytes | memoryview, *, then: Callable[[], None] | None = None
@@ -257,7 +257,7 @@ class PackWriter:
 
 @dataclass(slots=True)
 class _OpenPack:
-    """A pack in the making; `size` counts what was handed over, `hasher` saw what was written."""
+    """A pack that is being written: `size` counts the bytes handed over, `hasher` has hashed those written."""
 
     writer: BlobWriter
     hasher: Hasher = field(default_factory=Hasher)
@@ -277,7 +277,7 @@ def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> Written
     with target.writer as writer:  # discards the temporary file if the commit fails (invariant 2)
         written.result()
         pack_id = target.hasher.digest()
-        # Invariant 6: with its nonce, a pack of this name is this pack, by an attempt that seemed to fail.
+        # Invariant 6: with its nonce, a pack of this name is this very pack, from an attempt that seemed to fail.
         with contextlib.suppress(ObjectExists):
             writer.commit(pack_key(pack_id))
     return WrittenPack(pack_id, footer, target.size)

@@ -461,7 +461,7 @@ class Store:
     def lacks(self, record: Record) -> int:
         """Return how many objects that a record depends on are in no pack of the store that can be seen.
 
-        A delta that lacks a base counts, and so does what lies in a pack that is cut short. Where what describes
+        A delta that lacks a base counts, and so does what lies in a pack that is truncated. Where what describes
         a model is lacking, nobody knows how many more there are.
         """
         present = PresentPacks(self.backend, self.index)

@@ -104,7 +104,7 @@ def refs(place):
 def test_no_bucket(proxy, here):
     error = refused("push", "s3://no-such-bucket-here/team", "--store", here)
     assert "no-such-bucket-here" in error
-    assert "is not there" in error
+    assert "does not exist" in error
 
 
 def test_no_store(proxy, bucket, here):

@@ -203,7 +203,7 @@ class FrameSource:
         while done < size:
             count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
             if count == 0:
-                raise FormatError(f"{key} in {self._store.backend.url} is cut short.")
+                raise FormatError(f"{key} in {self._store.backend.url} is truncated.")
             done += count  # A server may stop early without an error: what is left is asked for again.
         return _Fetched(data, block)
 

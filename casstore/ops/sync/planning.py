@@ -124,7 +124,7 @@ def plan_sync(
 
     `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
     in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
-    (README.md), which also stores anew what `dst` only has in packs that were set apart or are cut short. Raises RefNotFound
+    (README.md), which also stores anew what `dst` only has in packs that were set apart or are truncated. Raises RefNotFound
     for one that `src` does not have, IntegrityError for a model of `src` that is not whole; with `keep_going`,
     such models, and refs whose record cannot be read on either side, are named in the plan's `damaged`, and
     in the report's, and the rest is done.
@@ -303,7 +303,7 @@ class _Standings:
 def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
     """Return the objects that a store has in no pack, or as deltas without their bases.
 
-    With `condemned`, packs are looked at: none of those counts, and none that is gone or cut short.
+    With `condemned`, packs are looked at: none of those counts, and none that is gone or truncated.
     """
     asked = list(ids)
     if condemned is None:

@@ -307,7 +307,7 @@ def test_a_folder_that_is_no_store(tmp_path):
     before = tree_of(tmp_path / "folder")
     with pytest.raises(ConfigError, match=r"folder is not a casstore store"):
         Store.open(tmp_path / "folder")
-    with pytest.raises(ConfigError, match=r"folder holds other things"):
+    with pytest.raises(ConfigError, match=r"folder is not empty"):
         Store.open(tmp_path / "folder", create=True)
     assert tree_of(tmp_path / "folder") == before
 
