@@ -703,7 +703,7 @@ def test_segments_that_are_only_numbers(forge, count, caplog):
         with pytest.raises(MissingObject):
             store.objects.read(digest(b"anything"))
         assert not check(store).ok
-    assert re.search(r"index/.*remove that file", caplog.text)
+    assert re.search(r"index/.*Remove that file", caplog.text)
 
 
 # ---- size

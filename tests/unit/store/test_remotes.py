@@ -78,7 +78,7 @@ def test_what_people_type_is_resolved(tmp_path, monkeypatch):
         assert remotes.resolve(place) == place
     with pytest.raises(ConfigError, match=r"No remote is called 'other'\. There are: hub"):
         remotes.resolve("other")
-    with pytest.raises(ConfigError, match="There are none yet"):
+    with pytest.raises(ConfigError, match="There are no remotes yet"):
         Remotes("bb").resolve("other")
 
 
