@@ -77,7 +77,7 @@ def root(
     """Keep ML models in a content-addressed store: deduplicated, compressed, verified."""
     given = {"store": store, "as_json": as_json, "quiet": quiet, "debug": debug}
     defaults = {name: value for name, value in given.items() if value}
-    # An option in front of the command is the default of the same option behind it.
+    # An option before the command is the default of the same option after it.
     context.default_map = {
         **dict.fromkeys(_COMMANDS, defaults),
         "remote": dict.fromkeys(remote.COMMANDS, defaults),
@@ -112,7 +112,7 @@ app.add_typer(remote.app)
 
 def main() -> None:
     """Run the command line on the process's arguments; always ends by SystemExit."""
-    # numpy would start a thread for each core, which spin while they wait for linear algebra that never comes.
+    # numpy would start a thread for each core, which spin while they wait for linear algebra that casstore never does.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is shown escaped; it must not end the command.
@@ -124,4 +124,4 @@ def main() -> None:
             with contextlib.suppress(AttributeError):  # a process may start without an output
                 sys.stdout.flush()
         except BrokenPipeError:
-            discard_output()  # No invariant is at stake: whoever read the output has seen enough.
+            discard_output()  # The reader of the output has stopped reading, as `head` does.

@@ -50,7 +50,7 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:
-        # No invariant is at stake: whoever read the output has seen enough.
+        # The reader of the output has stopped reading, as `head` does.
         discard_output()
         raise typer.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ _KINDS = frozenset(int(kind) for kind in Kind)
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What stands before a payload: `raw` and `stored` are lengths in bytes, `bases` object ids."""
+    """The header before a payload: `raw` and `stored` are lengths in bytes, `bases` object ids."""
 
     object_id: bytes
     kind: int
@@ -44,8 +44,8 @@ def header_size(bases: int) -> int:
     return HEADER_SIZE + DIGEST_SIZE * bases
 
 
-def encode_header(header: FrameHeader, *, key: str = "A pack in the making") -> bytes:
-    """Return the bytes that come before the payload; raise FormatError, naming `key`, for what no reader takes."""
+def encode_header(header: FrameHeader, *, key: str = "An unfinished pack") -> bytes:
+    """Return the bytes that come before the payload; raise FormatError, naming `key`, for a header that readers refuse."""
     _check_limits(header.kind, header.rank, len(header.bases), header.raw, header.stored, key=key)
     bases = b"".join(header.bases)
     head = _pack_fields(header, 0)
@@ -80,7 +80,7 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
 
 
 def _check_limits(kind: int, rank: int, bases: int, raw: int, stored: int, *, key: str) -> None:
-    """Raise FormatError unless a frame may be so; writers and readers both ask here (invariant 14)."""
+    """Raise FormatError unless a frame is valid; writers and readers both check here (invariant 14)."""
     if kind not in _KINDS or rank > MAX_RANK or max(raw, stored) > max_plain(kind):
         raise FormatError(
             f"{key} holds a frame that cannot exist: its kind, rank or size is beyond the limits."

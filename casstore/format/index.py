@@ -1,8 +1,8 @@
 """An index segment: a sorted, immutable table of rows with a fan-out by the ids' leading bits.
 
 A segment is read in three steps: `Head`, which says where buckets are and what their checksums are; the keys, a
-column of four bytes for each row, which answers nearly every question about an object that is not there; and
-buckets of rows, which are contiguous and verified one by one. So nobody needs the whole table, however large.
+column of four bytes for each row, which is enough for nearly every look-up of an absent object; and
+buckets of rows, which are contiguous and verified one by one. So no reader needs the whole table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAGIC = b"cassindx"
 VERSION = 1
 ROWS_PER_BUCKET = 48
-"""Rows a bucket holds on average, at most: with 64-byte rows, a bucket is read with one or two pages."""
+"""Limit of the average number of rows in a bucket: with 64-byte rows, a bucket takes one or two pages."""
 
 KEY_SIZE = 4
 CHECK_SIZE = 8
@@ -133,7 +133,7 @@ class Head:
         return _bucket_of(words[:, 0], self.shape.bits)
 
     def key_of(self, words: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Return what stands for each id in the column of keys: the 32 bits after its bucket's number."""
+        """Return the key of each id in the column of keys: the 32 bits after its bucket's number."""
         return _key_of(words[:, 0], self.shape.bits)
 
     def check_buckets(self, buckets: NDArray[np.int64], rows: Sequence[Buffer], *, key: str) -> None:

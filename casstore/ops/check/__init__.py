@@ -1,4 +1,4 @@
-"""Read-only verification of a store: says what is wrong, mends and deletes nothing."""
+"""Read-only verification of a store: reports problems, changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
     """
     backend = store.backend
     progress = Progress()
-    # Against the order of writing (invariant 3): what a record found here needs is listed after it.
+    # In the reverse order of writing (invariant 3), so that whatever a record needs is listed after the record.
     records = check_records(backend, progress)
     entries = [(place_of(entry.key), entry) for entry in backend.list("")]
     packs = [entry for place, entry in entries if place is Place.PACK]

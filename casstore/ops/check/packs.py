@@ -1,4 +1,4 @@
-"""Checking packs and index segments: their bytes, their form, and that they agree."""
+"""Checks packs and index segments: their bytes, their form, and that they agree."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:
 
 
 def check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> None:
-    """Check a segment's bytes, and that each row says what the pack's own footer says."""
+    """Check a segment's bytes, and that each row agrees with the pack's own footer."""
     segment_id = index_id_of(key)
     try:
         data = memoryview(backend.read(key))
     except ObjectNotFound:
-        return  # Invariant 5: merged into another one since the listing; no hint is ever missed.
+        return  # Invariant 5: it was merged into another one since the listing; a missing hint is not a problem.
     if digest(data) != segment_id:
         raise FormatError(
             f"{key} does not have the hash that names it. Remove that file; it is rebuilt from the packs."

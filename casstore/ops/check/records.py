@@ -1,4 +1,4 @@
-"""Checking records, and that what they name can be read."""
+"""Checks records, and that what they name can be read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_records(backend: Backend, progress: Progress) -> dict[str, list[Record
         batch = keys[start : start + _BATCH]
         for key, found in zip(batch, ask_each(backend, partial(_read, backend), batch), strict=True):
             if isinstance(found, ObjectNotFound):
-                continue  # Trimmed since the listing (design §8).
+                continue  # Trimmed since the listing (design §9).
             progress.records += 1
 
             def take(key: str = key, found: Record | CasstoreError = found) -> None:
@@ -118,7 +118,7 @@ def _present(footers: Collection[Footer]) -> dict[bytes, int]:
 
 
 def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> None:
-    """Check what the record of a run or an evaluation names; the models that it tells of may be gone (§8)."""
+    """Check what the record of a run or an evaluation names; the models that it names may be gone (§8)."""
     if record.manifest is not None and record.manifest not in present:
         raise IntegrityError(
             f"{record.name}: its manifest is missing, {record.manifest.hex()}. Restore the packs, or delete the ref."
@@ -129,7 +129,7 @@ def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> 
 def _check_model(store: Store, record: Record, present: dict[bytes, int]) -> None:
     name, model = record.name, store.model_of(record)
     assert record.manifest is not None
-    # A store keeps models that it has read: what makes them up must still be there, too.
+    # A store caches models in memory, so check that their objects are still there, too.
     for object_id in (record.manifest, bytes.fromhex(model.model_id), *model.layout_ids):
         if object_id not in present:
             raise IntegrityError(

@@ -1,4 +1,4 @@
-"""What a sync leaves out because it cannot be read: the first is raised, or all are named in the end."""
+"""Refs that a sync leaves out because they cannot be read: the first is raised, or all are reported in the end."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Culprits:
         self.found: list[Damage] = []
 
     def blame(self, name: str, error: CasstoreError) -> None:
-        """Note why a ref is left out; raise the error unless the rest shall be done."""
+        """Note why a ref is left out; raise the error unless the sync keeps going."""
         if not self.keep_going:
             raise error
         self.found.append(Damage(name, "", str(error)))
 
     @contextmanager
     def about(self, name: str) -> Iterator[None]:
-        """Blame a ref for damage that the block meets. What concerns a whole store is raised (invariant 8)."""
+        """Attribute damage inside the block to a ref. Errors of a whole store are raised (invariant 8)."""
         try:
             yield
         except (IntegrityError, BackendError) as error:
-            # Invariant 11: no error is lost, it is raised or reported.
+            # Invariant 11: no error is lost: it is raised or reported.
             if not is_damage(error):
                 raise
             self.blame(name, error)

@@ -1,7 +1,7 @@
-"""Taking frames out of a store as they are stored: fetched in ranges, verified, handed on in order.
+"""Takes frames out of a store as they are stored: fetched in ranges, verified, yielded in order.
 
-Three things happen at once: threads wait for the network, the shared workers decode and hash, the caller
-writes. Between them stand a bounded number of blocks.
+Three steps run at the same time: threads wait for the network, the shared workers decode and hash, the caller
+writes. The number of blocks between them is bounded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from casstore.store.store import Store
 
 _AHEAD = 4
-"""Ranges that are asked for beside those under way: each is a block of memory."""
+"""Ranges that may wait beside those under way: each takes a block of memory."""
 
 _ALONE_BYTES = 8 << 20
 """Plain bytes of deltas that are read and encoded again at once."""
@@ -54,7 +54,7 @@ _ALONE_BYTES = 8 << 20
 
 @dataclass(slots=True)
 class Transfer:
-    """What was read so far: `requests` reads of `bytes_read` bytes, of which `bytes_wanted` are frames."""
+    """Counters: `requests` reads of `bytes_read` bytes, of which `bytes_wanted` are frames."""
 
     requests: int = 0
     bytes_read: int = 0
@@ -82,7 +82,7 @@ class FrameSource:
         callback: Callback | None,
         keep_going: bool = False,
     ) -> None:
-        """With `keep_going`, objects that cannot be had are in `damaged` with the reason, and the rest comes."""
+        """With `keep_going`, objects that cannot be read go to `damaged` with the reason, and the rest is yielded."""
         self._store = store
         self._concurrency = max_concurrency
         self._bucket = bucket
@@ -109,10 +109,10 @@ class FrameSource:
             doubtful: list[int] = []
             yield from self._copied(located, plan_ranges(located, whole), lost, doubtful)
             yield from self._encoded_alone(located, alone)
-            # Each by itself: only what no pack has whole is damaged.
+            # One by one: only an object that no pack has whole is damaged.
             for at in doubtful:
                 yield from self._encoded_alone(located, np.array([at]))
-            # Invariant 5: packs that went since the look-up, or are damaged: their objects are looked for once more.
+            # Invariant 5: for packs that went since the look-up, or are damaged, the objects are looked up once more.
             ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
 
     def _without_absent(self, ids: bytes) -> bytes:
@@ -125,14 +125,14 @@ class FrameSource:
     def _copied(
         self, located: Located, ranges: Sequence[Range], lost: list[int], doubtful: list[int]
     ) -> Iterator[EncodedFrames]:
-        """Yield the frames of ranges; `lost` get those to look for once more, `doubtful` those to read one by one."""
-        # Ranges come back in any order and are handed on in one: while the first is late, the threads read on.
+        """Yield the frames of ranges; `lost` collects those to look up again, `doubtful` those to read one by one."""
+        # Ranges arrive in any order and are yielded in order: while the first is late, the threads read on.
         most = self._concurrency + _AHEAD
         fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
         verifying: deque[tuple[Range, Future[EncodedFrames]]] = deque()
         left = iter(ranges)
         damaged: set[int] = set()
-        # The threads are left first, then the workers: what they work on is in nobody's hands any more.
+        # Leave the threads first, then the workers, so that nobody uses the buffers any more.
         with (
             TaskGroup() as tasks,
             ThreadPoolExecutor(self._concurrency, thread_name_prefix="casstore-fetch") as threads,
@@ -169,7 +169,7 @@ class FrameSource:
                 for _, pending in fetching:
                     pending.cancel()
 
-    def _set_aside(  # what one round of copying knows
+    def _set_aside(  # the state of one round of copying
         self,
         wanted: Range,
         error: CasstoreError,
@@ -177,8 +177,8 @@ class FrameSource:
         lost: list[int],
         doubtful: list[int],
     ) -> None:
-        """Decide what becomes of frames that could not be read or are not what they must be; raise if nothing can."""
-        # Invariant 4: not a byte of it went on; another pack may hold the same, whole.
+        """Decide what to do about frames that could not be read or verified; raise if nothing helps."""
+        # Invariant 4: none of its bytes were passed on; another pack may hold the same object whole.
         if not is_damage(error):
             raise error
         elsewhere = isinstance(error, IntegrityError) and not isinstance(error, UnsupportedVersion)
@@ -204,11 +204,11 @@ class FrameSource:
             count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
             if count == 0:
                 raise FormatError(f"{key} in {self._store.backend.url} is truncated.")
-            done += count  # A server may stop early without an error: what is left is asked for again.
+            done += count  # A server may stop early without an error: ask for the rest again.
         return _Fetched(data, block)
 
     def _verify(self, located: Located, wanted: Range, fetched: _Fetched) -> EncodedFrames:
-        """Prove the frames of a range (invariant 9), and close the gaps between them; for a worker."""
+        """Verify the frames of a range (invariant 9), and close the gaps between them; for a worker."""
         key = pack_key(self._store.index.pack_id(wanted.pack))
         data = fetched.data
         try:
@@ -216,11 +216,11 @@ class FrameSource:
         except UnsupportedVersion:
             raise
         except IntegrityError as error:
-            # Invariant 9: nothing of it is written. The error keeps its class; its owner is told what to do.
+            # Invariant 9: nothing of it is written. The error keeps its class, and gets advice for the store's owner.
             url = self._store.backend.url
             advice = (
-                f"These are the bytes that {url} serves; nothing that needs them was committed. `casstore quarantine "
-                f"REF --store {url}` sets the pack apart; then push REF there with --overwrite from a store that has it."
+                f"{url} serves damaged bytes; nothing that needs them was committed.  `casstore quarantine "
+                f"REF --store {url}` quarantines the pack; then push REF there with --overwrite from a store that has it."
             )
             error.args = (f"{error} {advice}",)
             raise
@@ -276,13 +276,13 @@ class FrameSource:
 
 
 def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
-    """Return those of these objects that no pack of a store holds, and why each cannot be had."""
+    """Return the objects that no pack of a store holds, each with the reason."""
     if not ids:
         return {}
     try:
         store.objects.locate(ids)
     except (IntegrityError, BackendError) as error:
-        # Invariant 8: what could not be looked at is not known to be absent, but it cannot be had either.
+        # Invariant 8: an object in an unreadable pack is not known to be absent, but it cannot be copied either.
         if not is_damage(error):
             raise
     else:
