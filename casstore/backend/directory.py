@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from casstore.backend.base import validate_key
+from casstore.backend.lock import sees_every_lock
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendUnavailable, ConfigError
 
@@ -74,6 +75,7 @@ class StoreDirectory:
         if not status.is_directory:
             raise ConfigError(f"{self.root} is not a directory, so it cannot be a store.")
         self._device = status.device
+        self._sees_locks: bool | None = None
         if self._group and status.mode & _GROUP_ACCESS != _GROUP_ACCESS:
             raise ConfigError(
                 f"{self.root} is private: its group may not use it, and what is private already is not opened up "
@@ -91,6 +93,13 @@ class StoreDirectory:
     def published_mode(self) -> int:
         """Mode of published files: read-only, so that a slip elsewhere cannot change one (invariant 1)."""
         return 0o440 if self._group else 0o400
+
+    @property
+    def sees_every_lock(self) -> bool:
+        """Whether a flock here is seen by everybody who can write here; found out once."""
+        if self._sees_locks is None:
+            self._sees_locks = sees_every_lock(self.calls, self.root)
+        return self._sees_locks
 
     def path(self, key: str) -> str:
         """Return the path of a key. Raises ConfigError for what is not a key."""

@@ -11,6 +11,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casstore.backend import held
 from casstore.backend.base import WRITE_PIECE, BlobWriter, byte_views
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from casstore.backend.directory import StoreDirectory
 
 TEMPORARY = ".tmp"  # hidden, hence no key, and on the store's own file system
+
+HELD = ".held"
+"""How temporary files end whose writer holds a lock on them as long as it lives."""
 
 _WRITEBACK = 8 << 20  # bytes after which the kernel is asked to start writing
 _WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,14 +43,30 @@ class LocalWriter(BlobWriter):
         self._broken = False
         self.path = f"{directory.root}/{TEMPORARY}/{uuid.uuid4().hex}"
         self._fd: int | None = None
+        self._held = False
         self._named = False  # whether the temporary name is (perhaps) there
         try:
-            self._fd = self._open()
+            self._open()
         except OSError as error:
+            self.discard()
             raise from_os_error(error, f"write to {directory.root}", retryable=False) from error
+
+    def _open(self) -> None:
+        plain = self.path
+        if self._directory.sees_every_lock:
+            # Invariant 2: what never gets its name must not outlive its writer, not even one that is killed.
+            self.path = plain + HELD
+            self._fd = self._make()
+            self._named = True
+            self._held = held.try_hold(self._calls, self._fd, self.path)
+            if self._held:
+                return
+            self.discard()
+            self.path = plain
+        self._fd = self._make()
         self._named = True
 
-    def _open(self) -> int:
+    def _make(self) -> int:
         mode = self._directory.writing_mode
         try:
             return self._calls.open(self.path, _WRITE_FLAGS, mode)
@@ -98,8 +118,9 @@ class LocalWriter(BlobWriter):
                 # dropped the bytes and answer the next call with success.
                 self._calls.fsync(fd)
             identity = self._calls.fstat(fd)[3:]
-            self._fd = None
-            self._calls.close(fd)
+            if not self._held:
+                self._fd = None
+                self._calls.close(fd)
             left_over = self._place(final, identity, exclusive=exclusive)
         except OSError as error:
             self.discard()
@@ -111,9 +132,8 @@ class LocalWriter(BlobWriter):
                 ) from error
             raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
         self._make_name_durable(key, final)
-        if left_over:
-            self.discard()
-        self._named = False
+        self._named = left_over
+        self.discard()
 
     def _place(self, final: str, identity: tuple[int, ...], *, exclusive: bool) -> bool:
         parent = os.path.dirname(final)

@@ -17,6 +17,7 @@ from casstore.errors import ConflictError
 
 if TYPE_CHECKING:
     from casstore.backend.directory import StoreDirectory
+    from casstore.backend.syscalls import SystemCalls
 
 LOCK = "gc/.lock"  # hidden, hence no key; never removed, or two holders would lock two files
 LOCKLESS = "gc/lockless"  # the marker
@@ -31,13 +32,18 @@ _LOCKING_FILE_SYSTEMS = frozenset(
 )
 
 
+def sees_every_lock(calls: SystemCalls, path: str) -> bool:
+    """Say whether a lock on what lies at `path` is seen by all who can write there, and theirs here."""
+    return calls.file_system_type(path) in _LOCKING_FILE_SYSTEMS
+
+
 def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> int | None:
     """Return a descriptor that holds the lock, None where locks do not work.
 
     Raises ConflictError when the lock is taken and `blocking` is False.
     """
     calls = directory.calls
-    if calls.file_system_type(directory.root) not in _LOCKING_FILE_SYSTEMS:
+    if not sees_every_lock(calls, directory.root):
         return None
     path = f"{directory.root}/{LOCK}"
     operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if blocking else fcntl.LOCK_NB)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casstore.digest import digest
+from casstore.store.staging import folder_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,19 +94,13 @@ class Resources:
         kept = _read(note)
         if kept is not None and os.path.exists(kept["dest"]):
             return self._make(kept["dest"])
-        making = self._folder / f"making-{uuid.uuid4().hex}"
-        making.mkdir(parents=True)
-        try:
-            saved = self.shared.fetch(name, str(making)) if self.shared is not None else None
+        with folder_beside(str(place)) as making:
+            saved = self.shared.fetch(name, making) if self.shared is not None else None
             fetched = saved is not None
             if saved is None:
-                saved = os.path.relpath(resource.save_to_dir(str(making)), making)
+                saved = os.path.relpath(resource.save_to_dir(making), making)
             shutil.rmtree(place, ignore_errors=True)  # What no note names was never finished (invariant 4).
             os.rename(making, place)  # Under its name only when whole (invariant 4).
-        except BaseException:
-            # Invariant 4: what is not whole never gets its name.
-            shutil.rmtree(making, ignore_errors=True)
-            raise
         path = os.path.normpath(os.path.join(place, saved))
         temporary = note.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(json.dumps({"source": source, "dest": path}, indent=4, default=str))

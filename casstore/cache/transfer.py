@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
 from casstore.errors import ConfigError, IntegrityError
+from casstore.store.staging import folder_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +74,7 @@ class ModelFileTransfer:
         record = store.resolve(ref_or_record).record if isinstance(ref_or_record, str) else ref_or_record
         if os.path.isdir(dest) and os.listdir(dest):
             raise ConfigError(f"{dest} holds files already: give a folder that does not exist or is empty.")
-        made = f"{dest}.{uuid.uuid4().hex}"
-        try:
+        with folder_beside(dest) as made:
             model = store.checkout_record(record, made, callback=self._callback)
             document = read_document(store, model)
             for entry in model.tree.files:
@@ -84,10 +82,6 @@ class ModelFileTransfer:
             if os.path.isdir(dest):
                 os.rmdir(dest)
             os.rename(made, dest)  # Invariant 4: under its name only when whole and checked.
-        except BaseException:
-            # Invariant 4: what is not whole never gets the name that was asked for.
-            shutil.rmtree(made, ignore_errors=True)
-            raise
         return document
 
     def read_config(self, record: Record) -> ModelDocument | None:

@@ -20,6 +20,7 @@ from casstore.backend.oserrors import from_os_error
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, ConflictError, DigestMismatch
 from casstore.format.manifest import Mode
+from casstore.store import staging
 from casstore.store.buffers import BLOCK, give_block, take_block
 from casstore.store.workers import TaskGroup, worker_count
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from casstore.store.objects import ObjectReader
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PIECES = 16
 """Files that one batch touches at most, so that few are open at once."""
 
@@ -87,6 +87,7 @@ class Checkout:
         self._callback = callback
         self._written: list[tuple[str, bool]] = []
         self._open_files: list[_OpenFile] = []
+        self._swept: set[str] | None = None  # folders of a destination that others may write to as well
 
     def run(self, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
         """Write every file of `tree`; `layouts` are those of `tree.files`, in order.
@@ -98,8 +99,13 @@ class Checkout:
             self._callback.set_size(tree.size)
         with _storage_errors(self._destination):
             fresh = self._prepare()
-            root = self._staging() if fresh else self._destination
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if fresh:
+                parent, name = os.path.split(os.path.abspath(self._destination))
+                staging.sweep_folders(parent, name)
+                root, descriptor = staging.make_folder(parent, name)
+            else:
+                root = self._destination
+                descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._write(descriptor, tree, layouts, reader)
                 if fresh:
@@ -119,8 +125,15 @@ class Checkout:
         if not self._destination or "\0" in self._destination:
             raise ConfigError(f"{self._destination!r} is not a path. Give a folder to write to.")
         try:
-            with os.scandir(self._destination) as listing:
-                occupied = next(listing, None) is not None
+            descriptor = os.open(self._destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if staging.tells_the_dead(self._destination):
+                    self._swept = {""}
+                    staging.sweep_files(descriptor)
+                with os.scandir(descriptor) as listing:
+                    occupied = next(listing, None) is not None
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             if os.path.islink(self._destination):
                 raise ConfigError(f"{self._destination} is a broken link. Remove it first.") from None
@@ -134,17 +147,11 @@ class Checkout:
             )
         return False
 
-    def _staging(self) -> str:
-        parent, name = os.path.split(os.path.abspath(self._destination))
-        staging = os.path.join(parent, f".{name[:100]}.{os.urandom(6).hex()}.casstore")
-        os.mkdir(staging, 0o777)
-        return staging
-
-    def _publish(self, staging: str) -> None:
+    def _publish(self, made: str) -> None:
         """Give a whole checkout its name; rename replaces an empty directory at most."""
         try:
             # Invariant 4: every file in it is whole and checked.
-            os.rename(staging, os.path.abspath(self._destination))
+            os.rename(made, os.path.abspath(self._destination))
         except OSError as error:
             raise ConflictError(
                 f"{self._destination} was made by someone else meanwhile: {error.strerror}."
@@ -209,10 +216,12 @@ class Checkout:
     def _create(self, root: int, entry: TreeEntry) -> _OpenFile:
         folder, _, name = entry.path.rpartition("/")
         directory = self._open_directory(root, folder)
-        temporary = f".{os.urandom(8).hex()}.casstore"
         mode = 0o777 if entry.mode == Mode.EXECUTABLE else 0o666
         try:
-            descriptor = os.open(temporary, _NEW_FILE, mode, dir_fd=directory)
+            if self._swept is not None and folder not in self._swept:
+                self._swept.add(folder)
+                staging.sweep_files(directory)
+            temporary, descriptor = staging.make_file(directory, mode, hold=self._swept is not None)
         except OSError:
             os.close(directory)
             raise
@@ -228,10 +237,13 @@ class Checkout:
                 file.entry.path,
                 "Its layout does not describe it: add the model again.",
             )
-        os.close(file.descriptor)
-        file.descriptor = -1
+        # What a network file system tells only when a descriptor is closed is heard before the file has its name;
+        # it is held until it has.
+        os.close(os.dup(file.descriptor))
         existed = self._check_replaceable(file)
         os.rename(file.temporary, file.name, src_dir_fd=file.directory, dst_dir_fd=file.directory)
+        descriptor, file.descriptor = file.descriptor, -1
+        os.close(descriptor)
         os.close(file.directory)
         file.directory = -1
         if not existed:

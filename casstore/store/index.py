@@ -7,6 +7,7 @@ be in a pack.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import weakref
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import FormatError, ObjectNotFound
+from casstore.errors import BackendError, FormatError, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.rows import ROW, BaseLists, id_words, merge_base_lists
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, index_key, pack_id_of, pack_key
 from casstore.store.merging import choose_parts, write_merged
-from casstore.store.round_trips import ask_all, is_far
+from casstore.store.round_trips import ask_all, ask_each, is_far
 from casstore.store.segment import Segment
 from casstore.store.segment_cache import SegmentCache
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend
     from casstore.format.pack import Footer
     from casstore.format.rows import Rows
+
+_log = logging.getLogger("casstore")
 
 NOT_FOUND = np.uint32(0xFFFFFFFF)
 """In the `pack` field of a located row: no usable frame of this object is known."""
@@ -301,6 +304,40 @@ class Index:
                 raise damage
             return found
 
+    def cover_uncovered(self) -> bool:
+        """Publish one segment over the packs that none covers; say whether there were any.
+
+        Damaged packs and what is no pack are left alone: check names them.
+        """
+        with self._lock:
+            covered = {
+                number
+                for key, segment in self._segments.items()
+                if key.startswith(INDEX_PREFIX)
+                for number in segment.numbers.tolist()
+            }
+            packs = [
+                pack
+                for key in self._backend.list_keys(PACK_PREFIX)
+                if (pack := _pack_named(key)) is not None and self.number_of(pack) not in covered
+            ]
+            footers = ask_each(self._backend, self._footer_of, packs)
+            found = [
+                (pack, footer) for pack, footer in zip(packs, footers, strict=True) if footer is not None
+            ]
+            if not found:
+                return False
+            try:
+                self.publish(found)
+            except BackendError as error:
+                # Invariant 13: on a full disk, say, this process knows them all the same.
+                _log.debug("No index segment covers %d packs: %s", len(found), error)
+                for pack, footer in found:
+                    self.add_footer(pack, footer)
+            else:
+                self.refresh()  # Footers that were read one by one are in the segment now.
+            return True
+
     def merge(self) -> None:
         """Join small segments when there are many, so that look-ups stay cheap.
 
@@ -351,6 +388,13 @@ def _renew_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_locks)
+
+
+def _pack_named(key: str) -> bytes | None:
+    try:
+        return pack_id_of(key)
+    except FormatError:
+        return None  # Invariant 13: somebody else's file concerns nobody who looks for packs.
 
 
 def read_footer(backend: Backend, pack_id: bytes) -> Footer:

@@ -135,6 +135,7 @@ class Ingest:
         if self._callback is not None:
             self._callback.set_size(sum(file.identity.size for file in sources.files))
         unknown = [file for file in sources.files if not self._take_known(file, sources)]
+        self._publication.recall(sum(file.identity.size for file in unknown))
         external = find_external_spans(unknown, sources.files)
         for block in self._blocks(unknown, external):
             self._working.append((block, self._tasks.submit(self._work, block)))

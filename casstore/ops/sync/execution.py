@@ -50,7 +50,6 @@ UPLOADS = 6
 
 _BURST_SECONDS = 8
 _SMALLEST_PACK = 4 << 20
-_WORTH_LISTING = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +147,7 @@ class _Job:
         ids = list(dict.fromkeys(object_id for ref in group for object_id in split(ref.ids)))
         with self._publication() as publication:
             missing = _missing(publication, ids)
-            if (
-                missing
-                and sum(ref.bytes_stored for ref in group) > _WORTH_LISTING
-                and dst.index.read_uncovered()
-            ):
+            if missing and publication.recall(sum(ref.bytes_stored for ref in group)):
                 # A sync that was stopped before it published their segment left whole packs (invariant 5).
                 missing = _missing(publication, ids)
 
