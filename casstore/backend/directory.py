@@ -61,7 +61,9 @@ class StoreDirectory:
             try:
                 self._make_root()
             except OSError as error:
-                raise from_os_error(error, f"make the directory {self.root}", retryable=False) from error
+                raise from_os_error(
+                    error, f"make the directory {self.root}", retryable=False, place=self.root
+                ) from error
         try:
             status = calls.stat(self.root)
         except FileNotFoundError:

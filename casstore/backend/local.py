@@ -338,7 +338,7 @@ class LocalBackend(Backend):
     def _explain(self, error: OSError, doing: str, key: str) -> BackendError:
         if isinstance(error, FileNotFoundError):
             self._directory.require_reachable(key)
-        return from_os_error(error, f"{doing} {key} in {self.url}")
+        return from_os_error(error, f"{doing} {key} in {self.url}", place=self._root)
 
     def _not_an_object(self, doing: str, key: str) -> ObjectNotFound:
         return ObjectNotFound(f"Cannot {doing} {key} in {self.url}: that is a directory, not an object.")

@@ -49,7 +49,7 @@ class LocalWriter(BlobWriter):
             self._open()
         except OSError as error:
             self.discard()
-            raise from_os_error(error, f"write to {directory.root}", retryable=False) from error
+            raise self._explain(error, "write") from error
 
     def _open(self) -> None:
         plain = self.path
@@ -100,7 +100,7 @@ class LocalWriter(BlobWriter):
                 self._asked = self.offset
         except OSError as error:
             self._broken = True
-            raise from_os_error(error, f"write to {self._directory.root}", retryable=False) from error
+            raise self._explain(error, "write") from error
 
     def commit(self, key: str) -> None:
         """Publish under `key`; afterwards, or after a failure, the writer is used up."""
@@ -130,7 +130,7 @@ class LocalWriter(BlobWriter):
                     f"Cannot publish {key} in {self._directory.root}: its temporary file was removed while it "
                     "was written. Whatever cleans up there must leave files of running writers alone."
                 ) from error
-            raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
+            raise self._explain(error, f"publish {key}") from error
         self._make_name_durable(key, final)
         self._named = left_over
         self.discard()
@@ -161,7 +161,7 @@ class LocalWriter(BlobWriter):
             # Invariant 2: a failed fsync discards the file, before someone comes to rely on it.
             self._directory.unlink_quietly(final)
             self.discard()
-            raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
+            raise self._explain(error, f"publish {key}") from error
 
     def discard(self) -> None:
         """Close and remove the temporary file; an object that was linked from it keeps its own name."""
@@ -173,6 +173,10 @@ class LocalWriter(BlobWriter):
         if self._named:
             self._named = False
             self._directory.unlink_quietly(self.path)
+
+    def _explain(self, error: OSError, doing: str) -> BackendError:
+        root = self._directory.root
+        return from_os_error(error, f"{doing} in {root}", retryable=False, place=root)
 
     def _usable(self) -> int:
         if self._fd is None or self._broken:

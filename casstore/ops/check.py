@@ -15,6 +15,7 @@ from casstore.format import marks, names
 from casstore.format import pack as pack_format
 from casstore.format import record as record_format
 from casstore.format.rows import ROW, check_rows, row_ids
+from casstore.ops.leftovers import find_leftovers
 from casstore.store.buffers import new_buffer
 from casstore.store.index import Located, read_footer
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend, Entry
     from casstore.format.pack import Footer
     from casstore.format.record import Record
+    from casstore.ops.leftovers import Leftovers
     from casstore.store.store import Store
 
 _READ = 8 << 20
@@ -44,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was looked at, and every problem found; `ok` if there is none."""
+    """What was looked at, and every problem found; `ok` if there is none. Leftovers are no problem."""
 
     packs: int
     frames: int
@@ -54,6 +56,7 @@ class CheckReport:
     bytes_read: int
     read_data: bool
     problems: tuple[Problem, ...]
+    leftovers: Leftovers
 
     @property
     def ok(self) -> bool:
@@ -114,6 +117,7 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
         bytes_read=progress.bytes_read,
         read_data=read_data,
         problems=tuple(progress.problems),
+        leftovers=find_leftovers(store),
     )
 
 

@@ -364,5 +364,8 @@ def _storage_errors(destination: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise from_os_error(
-            error, f"write to {destination}"
+            error,
+            f"write to {destination}",
+            place=os.path.abspath(destination),
+            elsewhere="choose a folder on another disk",
         ) from error  # Design §12: people get casstore's errors.
