@@ -319,7 +319,7 @@ class Index:
             packs = [
                 pack
                 for key in self._backend.list_keys(PACK_PREFIX)
-                if (pack := _pack_named(key)) is not None and self.number_of(pack) not in covered
+                if (pack := _pack_named(key)) is not None and self._pack_numbers.get(pack) not in covered
             ]
             footers = ask_each(self._backend, self._footer_of, packs)
             found = [

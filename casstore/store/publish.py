@@ -31,7 +31,7 @@ from casstore.errors import (
 from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.keys import pack_key
-from casstore.store.packs import PackWriter, encode_object, encode_objects
+from casstore.store.packs import PACK_TARGET, PackWriter, encode_object, encode_objects
 from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
@@ -57,9 +57,11 @@ MAX_ROUNDS = 16
 
 MAX_HINTS = 32
 
-_WORTH_LOOKING = 8 << 20
-_WORTH_LOOKING_FAR = 32 << 20
-"""Bytes to write from which on a listing of the packs costs little beside them; it takes requests if far away."""
+_WORTH_LOOKING = PACK_TARGET // 2
+"""Bytes to write from which on packs without a segment are looked for.
+
+Who writes less than a pack leaves none when killed, and a listing of many packs costs little beside so much.
+"""
 
 _log = logging.getLogger("casstore")
 
@@ -220,8 +222,7 @@ class Publication:
         Somebody who was killed while he added this, perhaps. They are looked for only where `size`, the bytes
         that may have to be written, is so much that the look costs little beside it.
         """
-        least = _WORTH_LOOKING_FAR if self._is_far else _WORTH_LOOKING
-        return size >= least and self._index.cover_uncovered()
+        return size >= _WORTH_LOOKING and self._index.cover_uncovered()
 
     def _keep_written(self, error: BaseException) -> None:
         """Let the next attempt find what this one wrote: packs without a record do no harm (invariant 3).

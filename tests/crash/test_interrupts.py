@@ -54,6 +54,7 @@ def place(tmp_path):
 def small(monkeypatch):
     """Packs of 4 MiB, so that a small model has several."""
     small_packs(monkeypatch, 4 * PIECE)
+    monkeypatch.setattr(publish, "_WORTH_LOOKING", 2 * PIECE)
     monkeypatch.setattr(packs, "_WORTH_FINISHING", 2 * PIECE)
 
 
@@ -389,10 +390,12 @@ def slow(tmp_path, monkeypatch):
         "    write, decode, count = LocalWriter.write, checkout._decode, [0]\n"
         "    def slowed(work, *args, **kwargs):\n"
         "        work(*args, **kwargs)\n"
+        "        if 'SLOW' not in os.environ:\n"
+        "            return\n"
         "        count[0] += 1\n"
-        "        if count[0] == 6:\n"
+        "        if count[0] == 10:\n"
         "            os.write(2, b'#')\n"
-        "        if count[0] >= 6:\n"
+        "        if count[0] >= 10:\n"
         "            time.sleep(0.1)\n"
         "    LocalWriter.write = lambda *args: slowed(write, *args)\n"
         "    checkout._decode = lambda *args, **kwargs: slowed(decode, *args, **kwargs)\n"
@@ -400,18 +403,26 @@ def slow(tmp_path, monkeypatch):
         "    from casstore.store import ingest, packs\n"
         "    ingest.BLOCK = 1 << 20\n"
         "    packs.PackWriter.__init__.__kwdefaults__['target'] = 4 << 20\n"
+        "    from casstore.store import publish\n"
+        "    publish._WORTH_LOOKING = 2 << 20\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder))
     return folder
 
 
-def interrupted(tmp_path, arguments, number, *, twice=False):
+def interrupted(tmp_path, arguments, number, *, twice=False, until=lambda: True):
     """Send a signal to a command in the middle of its work; return its exit code and what it said."""
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "SLOW": "1"},
     )
     with killed(process):
         assert process.stderr.read(1) == b"#", process.stderr.read().decode()
+        while not until():
+            time.sleep(0.01)
         process.send_signal(number)
         if twice:
             process.send_signal(number)
@@ -422,11 +433,9 @@ def interrupted(tmp_path, arguments, number, *, twice=False):
 
 
 def again(tmp_path, arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=tmp_path,
-        env=environment,
         capture_output=True,
         check=False,
         timeout=60,
@@ -444,7 +453,9 @@ class TestSignals:
     def test_add(self, place, model, tmp_path, ending):
         number, code, twice = ending
         arguments = ("add", model, "--ref", "models/m", "--store", place)
-        found, said = interrupted(tmp_path, arguments, number, twice=twice)
+        found, said = interrupted(
+            tmp_path, arguments, number, twice=twice, until=lambda: pack_bytes(place) > 3 * PIECE
+        )
         assert found == code, said
         assert len(said.splitlines()) == (0 if number == signal.SIGKILL else 1)
         assert number == signal.SIGKILL or temporaries(place) == []
