@@ -40,8 +40,9 @@ from casstore.cli import (
     sync,
     tag,
 )
-from casstore.cli.exits import discard_output
+from casstore.cli.exits import SIGNALLED, discard_output
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.signals import SIGNALS
 
 __all__ = ["app", "main"]
 
@@ -118,6 +119,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="casstore")
+    except SystemExit as ending:
+        if isinstance(ending.code, int) and ending.code - SIGNALLED in SIGNALS:
+            # All is cleaned up. Python takes its time to leave, and one more signal then would change the exit code.
+            os._exit(ending.code)
+        raise
     finally:
         try:
             with contextlib.suppress(AttributeError):  # a process may start without an output
