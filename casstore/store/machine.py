@@ -204,7 +204,8 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 def state_path(store_id: bytes, url: str) -> str:
     """Return where this machine keeps what it knows of the store with this id at this URL."""
-    place = f"{store_id.hex()}-{digest(url.encode()).hex()[:16]}"
+    url_id = digest(url.encode(errors="surrogateescape"))  # a path need not be UTF-8
+    place = f"{store_id.hex()}-{url_id.hex()[:16]}"
     return os.path.join(platformdirs.user_cache_dir("casstore"), "stores", place, "state.sqlite")
 
 
