@@ -272,6 +272,63 @@ class TestRetries:
         assert threading.active_count() <= before + packs.os.cpu_count() + 1
 
 
+class TestLeftovers:
+    def test_packs_of_deleted_refs(self, place, model):
+        with Store.open(place) as store:
+            store.add(model, ref="models/m")
+            store.tag("keep", "models/m")
+            store.delete_ref("models/m")
+            assert not find_leftovers(store)
+            store.delete_ref("tags/keep")
+            found = find_leftovers(store)
+            assert found.packs == 1
+            assert found.bytes_packs == pack_bytes(place)
+            assert casstore.check(store).ok
+            assert casstore.check(store).leftovers == found
+
+    def test_packs_that_a_record_needs_and_does_not_name(self, place, model, monkeypatch):
+        """Records name a few packs only; what else they need is in their layouts."""
+        small_packs(monkeypatch, 2 * PIECE)
+        monkeypatch.setattr(ingest, "BLOCK", PIECE)
+        monkeypatch.setattr(publish, "MAX_HINTS", 1)
+        with Store.open(place) as store:
+            store.add(model, ref="models/m")
+            [record] = store.refs().values()
+            assert len(record.packs) == 1
+            assert len(list(store.backend.list("packs/"))) > 3
+            assert not find_leftovers(store)
+
+    def test_nothing_is_called_unused_while_something_cannot_be_read(
+        self, place, model, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(publish, "MAX_HINTS", 0)
+        with Store.open(place) as store:
+            store.add(model, ref="models/m")
+            store.add(write_model(model_of(a=noise(1, 1000)), tmp_path / "small"), ref="models/small")
+            store.delete_ref("models/small")
+        with Store.open(place) as store:
+            largest = max(store.backend.list("packs/"), key=lambda entry: entry.size)
+            path = place / largest.key
+            path.chmod(0o600)
+            with open(path, "r+b") as file:
+                file.seek(-30_000, os.SEEK_END)
+                file.write(bytes(30_000 - 200))
+            found = find_leftovers(store)
+            assert (found.complete, found.packs) == (False, 0)
+
+    def test_commands_tell(self, place, model, monkeypatch):
+        with Store.open(place) as store:
+            store.add(model, ref="models/m")
+            store.delete_ref("models/m")
+        left = place / TEMPORARY / "0123456789abcdef"
+        left.write_bytes(bytes(2048))
+        for command in ("stats", "check"):
+            done = subprocess.run(
+                [*COMMAND, command, "--store", place], capture_output=True, check=True, timeout=60, text=True
+            )
+            assert "1 temporary file (2.0 KiB) and 1 pack that no ref needs (24.0 MiB)" in done.stdout
+
+
 # ---- checkouts
 
 

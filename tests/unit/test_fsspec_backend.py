@@ -252,6 +252,17 @@ def test_a_full_spool_names_the_place(tmp_path, monkeypatch):
         writer.write([bytes(9 << 20)])
 
 
+def test_a_spool_on_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(spool, "_new_file", lambda: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    backend = make("objects")
+    with backend.open_writer() as writer, pytest.raises(BackendError, match="TMPDIR") as failure:
+        writer.write([bytes(9 << 20)])
+    assert f"MiB are free on the file system of {tmp_path}" in str(failure.value)
+    with pytest.raises(ObjectNotFound):
+        backend.stat(KEY)
+
+
 def test_objects_that_are_no_keys_are_left_out():
     backend = make("objects")
     backend.put(KEY, [b"x"])
