@@ -68,7 +68,8 @@ def _children(folder: bytes | int, *, kinds: bool) -> list[Child]:
     with os.scandir(folder) as listing:
         # Of a descriptor, the names come decoded.
         children = [
-            Child(os.fsencode(entry.name), entry.is_symlink(), kinds and _is_folder(entry)) for entry in listing
+            Child(os.fsencode(entry.name), entry.is_symlink(), kinds and _is_folder(entry))
+            for entry in listing
         ]
     return sorted(children, key=lambda child: child.name)
 
