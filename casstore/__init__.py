@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         RefNotFound,
     )
     from casstore.ops.check import CheckReport, check
+    from casstore.ops.leftovers import Leftovers, find_leftovers
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
     from casstore.store.model import Model
@@ -50,6 +51,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "IntegrityError",
+    "Leftovers",
     "Model",
     "ModelCacheManager",
     "ModelFileTransfer",
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "check",
     "execute_sync",
+    "find_leftovers",
     "plan_sync",
 ]
 
@@ -77,6 +80,7 @@ _HOMES = {
     "ConfigError": "casstore.errors",
     "ConflictError": "casstore.errors",
     "IntegrityError": "casstore.errors",
+    "Leftovers": "casstore.ops.leftovers",
     "Model": "casstore.store.model",
     "ModelCacheManager": "casstore.cache.model_cache",
     "ModelFileTransfer": "casstore.cache.transfer",
@@ -91,6 +95,7 @@ _HOMES = {
     "SyncReport": "casstore.ops.sync",
     "check": "casstore.ops.check",
     "execute_sync": "casstore.ops.sync:execute",
+    "find_leftovers": "casstore.ops.leftovers",
     "plan_sync": "casstore.ops.sync",
 }
 """Where each public name is; what stands behind a colon is what it is called there."""

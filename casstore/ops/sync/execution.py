@@ -52,7 +52,6 @@ UPLOADS = 6
 
 _BURST_SECONDS = 8
 _SMALLEST_PACK = 4 << 20
-_WORTH_LISTING = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +168,10 @@ class _Job:
                 self.run([ref])
 
     def _copy(self, group: Sequence[RefToWrite]) -> None:
-        dst = self.plan.dst
         ids = list(dict.fromkeys(object_id for ref in group for object_id in split(ref.ids)))
         with self._publication() as publication:
             missing = _missing(publication, ids)
-            if missing and sum(ref.bytes_stored for ref in group) > _WORTH_LISTING and _read_uncovered(dst):
+            if missing and publication.recall(sum(ref.bytes_stored for ref in group)):
                 # A sync that was stopped before it published their segment left whole packs (invariant 5).
                 missing = _missing(publication, ids)
 
@@ -232,14 +230,6 @@ class _Job:
     def _describe(self, ref: RefToWrite, error: RefConflict) -> RefConflictFound:
         found = conflict_of(ref.record, self.plan.dst.record(ref.name) or ref.record)
         return RefConflictFound(found.name, found.src_target, found.dst_target, str(error))
-
-
-def _read_uncovered(dst: Store) -> bool:
-    """Read what packs of a destination hold that no segment covers; say whether there may be any."""
-    try:
-        return dst.index.read_uncovered()
-    except IntegrityError:
-        return True  # Invariant 5: all others were read; what a damaged pack holds is written again.
 
 
 def _missing(publication: Publication, ids: list[bytes]) -> list[bytes]:
