@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.errors import BackendError, ConfigError, IntegrityError, RefNotFound
+from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
 from casstore.ops.sync.culprits import Culprits
@@ -15,7 +15,6 @@ from casstore.ops.sync.frames import absent
 from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
-from casstore.store.damage import Damage, is_damage
 from casstore.store.packs import PACK_TARGET
 from casstore.store.publish import read_quarantine
 from casstore.store.round_trips import ask_all, ask_each, is_far
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
+    from casstore.store.damage import Damage
     from casstore.store.store import Store
 
 REMOTE_PACK_TARGET = 32 << 20
@@ -302,10 +302,8 @@ def _records_of(
         def look(name: str) -> Record | None:
             try:
                 return store.record(name)
-            except (IntegrityError, BackendError) as error:
+            except IntegrityError as error:
                 # Invariant 11: not lost, the caller raises or reports it.
-                if not is_damage(error):
-                    raise
                 unread[name] = error
                 return None
 
