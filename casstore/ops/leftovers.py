@@ -6,8 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, FormatError, IntegrityError
-from casstore.store.damage import is_damage
+from casstore.errors import FormatError, IntegrityError
 from casstore.store.keys import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:
@@ -53,9 +52,7 @@ def find_leftovers(store: Store) -> Leftovers:
     complete = True
     try:
         _take_used(store, store.refs(strict=True).values(), unused)
-    except (IntegrityError, BackendError) as error:
-        if not is_damage(error):
-            raise
+    except IntegrityError as error:
         # Invariant 8: nothing is called unused while something that may need it cannot be read.
         _log.debug("What is left over is not known: %s", error)
         complete, unused = False, {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import BackendError, ConfigError, IntegrityError, RefConflict
+from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
 from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.ops.sync.culprits import Culprits
@@ -24,7 +24,6 @@ from casstore.ops.sync.planning import (
     pack_target,
 )
 from casstore.ops.sync.standing import Standing, compare
-from casstore.store.damage import Damage, is_damage
 from casstore.store.publish import MAX_HINTS
 from casstore.store.round_trips import is_far
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.format.record import Record
+    from casstore.store.damage import Damage
     from casstore.store.index import Located
     from casstore.store.packs import EncodedFrames
     from casstore.store.publish import Publication
@@ -157,9 +157,9 @@ class _Job:
         """Bring a group of refs, and all that they need, into the destination."""
         try:
             self._copy(group)
-        except (IntegrityError, BackendError) as error:
+        except IntegrityError as error:
             # Invariant 11: damage that shows only now, on either side: one by one its ref is found and named.
-            if not (self.culprits.keep_going and is_damage(error)):
+            if not self.culprits.keep_going:
                 raise
             if len(group) == 1:
                 self.culprits.blame(group[0].name, error)
