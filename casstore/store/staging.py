@@ -127,5 +127,5 @@ def _sweep_file(directory: int, name: str) -> None:
 
 def _folder_prefix(name: str) -> str:
     # Some file systems take names of whole characters only.
-    shown = os.fsencode(name)[:_SHOWN].decode(errors="ignore")
-    return f".{shown}."
+    shown = os.fsencode(name)[:_SHOWN].decode(errors="ignore").encode()
+    return f".{os.fsdecode(shown)}."
