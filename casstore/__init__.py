@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         RefNotFound,
     )
     from casstore.ops.check import CheckReport, check
+    from casstore.ops.leftovers import Leftovers, find_leftovers
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
     from casstore.store.model import Model
@@ -55,6 +56,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "IntegrityError",
+    "Leftovers",
     "Model",
     "ModelCacheManager",
     "ModelFileTransfer",
@@ -70,6 +72,7 @@ __all__ = [
     "__version__",
     "check",
     "execute_sync",
+    "find_leftovers",
     "plan_sync",
 ]
 
@@ -82,6 +85,7 @@ _HOMES = {
     "ConfigError": "casstore.errors",
     "ConflictError": "casstore.errors",
     "IntegrityError": "casstore.errors",
+    "Leftovers": "casstore.ops.leftovers",
     "Model": "casstore.store.model",
     "ModelCacheManager": "casstore.cache.model_cache",
     "ModelFileTransfer": "casstore.cache.transfer",
@@ -96,6 +100,7 @@ _HOMES = {
     "SyncReport": "casstore.ops.sync",
     "check": "casstore.ops.check",
     "execute_sync": "casstore.ops.sync:execute",
+    "find_leftovers": "casstore.ops.leftovers",
     "plan_sync": "casstore.ops.sync",
 }
 """The module of each public name; after a colon, the name that it has there."""

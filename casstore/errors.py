@@ -86,3 +86,13 @@ class ConfigError(CasstoreError):
 
 class StoreNotFound(ConfigError):
     """There is certainly no store at this place; an unreachable one is a BackendError."""
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Let an error say something more, in a sentence of its own; tracebacks show it from Python 3.11 on."""
+    error.__notes__ = [*notes(error), text]  # PEP 678, also for Python 3.10
+
+
+def notes(error: BaseException) -> list[str]:
+    """Return the sentences that were added to an error."""
+    return list(getattr(error, "__notes__", ()))

@@ -232,6 +232,9 @@ class Backend(ABC):
         """Remove one leftover that `list_temporaries` gave. Raises ConfigError for any other key."""
         raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")
 
+    def remove_abandoned(self) -> None:  # noqa: B027  # most backends cannot know who is alive
+        """Remove what crashed writers left behind, where that can be told from what running ones are writing."""
+
     def settle(self, keys: Iterable[str]) -> None:  # noqa: B027  # most backends show only what is durable
         """Make durable that these objects, written by anyone, are where a listing or stat showed them.
 

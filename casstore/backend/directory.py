@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from casstore.backend.base import STORE_FILE, validate_key
+from casstore.backend.mount_types import is_one_kernels
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, StoreNotFound
 
@@ -76,7 +77,9 @@ class StoreDirectory:
             try:
                 self._make_root()
             except OSError as error:
-                raise from_os_error(error, f"make the directory {self.root}", retryable=False) from error
+                raise from_os_error(
+                    error, f"make the directory {self.root}", retryable=False, place=self.root
+                ) from error
         try:
             status = calls.stat(self.root)
         except FileNotFoundError:
@@ -91,6 +94,7 @@ class StoreDirectory:
         if not status.is_directory:
             raise ConfigError(f"{self.root} is not a directory, so it cannot be a store.")
         self._device = status.device
+        self._sees_locks: bool | None = None
         if self._group and status.mode & _GROUP_ACCESS != _GROUP_ACCESS:
             raise ConfigError(
                 f"{self.root} is private: its group may not use it, and casstore does not open up an existing private store "
@@ -110,6 +114,13 @@ class StoreDirectory:
     def published_mode(self) -> int:
         """Mode of published files: read-only, so that a slip elsewhere cannot change one (invariant 1)."""
         return 0o440 if self._group else 0o400
+
+    @property
+    def sees_every_lock(self) -> bool:
+        """Whether a flock here is seen by everybody who can write here; found out once."""
+        if self._sees_locks is None:
+            self._sees_locks = is_one_kernels(self.calls.file_system_type(self.root))
+        return self._sees_locks
 
     def path(self, key: str) -> str:
         """Return the path of a key. Raises ConfigError for what is not a key."""

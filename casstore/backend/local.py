@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from casstore.backend import lock
+from casstore.backend import held, lock
 from casstore.backend.base import (
     LOCKLESS,
     STORE_FILE,
@@ -23,7 +23,7 @@ from casstore.backend.base import (
     validate_range,
 )
 from casstore.backend.directory import StoreDirectory
-from casstore.backend.local_writer import TEMPORARY, LocalWriter
+from casstore.backend.local_writer import HELD, TEMPORARY, LocalWriter
 from casstore.backend.location import file_url
 from casstore.backend.mount_types import is_network
 from casstore.backend.oserrors import from_os_error
@@ -327,6 +327,23 @@ class LocalBackend(Backend):
         except OSError as error:
             raise from_os_error(error, f"remove {key} in {self.url}") from error
 
+    def remove_abandoned(self) -> None:
+        """Remove temporary files whose lock nobody holds; where locks tell nothing, age must (gc)."""
+        if not self._directory.sees_every_lock:
+            return
+        try:
+            children = self._calls.scan_kinds(f"{self._root}/{TEMPORARY}")
+        except OSError:
+            return  # Invariant 13: upkeep; whoever writes next is told what is wrong.
+        for name, kind in children:
+            if kind.is_file and name.endswith(HELD):
+                path = f"{self._root}/{TEMPORARY}/{name}"
+                fd = held.take_abandoned(self._calls, path)
+                if fd is not None:
+                    # Invariant 2: its writer died before it had its name, or after it had both.
+                    self._directory.unlink_quietly(path)
+                    self._close_quietly(fd)
+
     @contextmanager
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> Iterator[bool]:
         """Hold flock(2) where one kernel sees every writer, and nobody is known to publish without it."""
@@ -379,7 +396,7 @@ class LocalBackend(Backend):
     def _explain(self, error: OSError, doing: str, key: str) -> BackendError:
         if isinstance(error, FileNotFoundError):
             self._directory.require_reachable(key)
-        return from_os_error(error, f"{doing} {key} in {self.url}")
+        return from_os_error(error, f"{doing} {key} in {self.url}", place=self._root)
 
     def _not_an_object(self, doing: str, key: str) -> ObjectNotFound:
         return ObjectNotFound(f"Cannot {doing} {key} in {self.url}: that is a directory, not an object.")

@@ -11,6 +11,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casstore.backend import held
 from casstore.backend.base import WRITE_PIECE, BlobWriter, byte_views
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendError
@@ -24,13 +25,19 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp"  # hidden, hence no key, and on the store's own file system
 
+HELD = ".held"
+"""How temporary files end whose writer holds a lock on them as long as it lives."""
+
 _WRITEBACK = 8 << 20  # bytes after which the kernel is asked to start writing
 
 
 class LocalWriter(BlobWriter):
-    """A temporary file that becomes an object. Errors while writing or publishing are final."""
+    """A temporary file that becomes an object. Errors while writing or publishing are final.
 
-    def __init__(self, directory: StoreDirectory) -> None:
+    It is locked while its writer lives, where that tells others so; with `hold=False` it never is.
+    """
+
+    def __init__(self, directory: StoreDirectory, *, hold: bool = True) -> None:
         self._directory = directory
         self._calls = directory.calls
         self.offset = 0
@@ -38,14 +45,30 @@ class LocalWriter(BlobWriter):
         self._broken = False
         self.path = f"{directory.root}/{TEMPORARY}/{uuid.uuid4().hex}"
         self._fd: int | None = None
+        self._held = False
         self._named = False  # whether the temporary name is (perhaps) there
         try:
-            self._fd = self._open()
+            self._open(hold=hold)
         except OSError as error:
-            raise from_os_error(error, f"write to {directory.root}", retryable=False) from error
+            self.discard()
+            raise self._explain(error, "write") from error
+
+    def _open(self, *, hold: bool) -> None:
+        plain = self.path
+        if hold and self._directory.sees_every_lock:
+            # Invariant 2: what never gets its name must not outlive its writer, not even one that is killed.
+            self.path = plain + HELD
+            self._fd = self._make()
+            self._named = True
+            self._held = held.try_hold(self._calls, self._fd, self.path)
+            if self._held:
+                return
+            self.discard()
+            self.path = plain
+        self._fd = self._make()
         self._named = True
 
-    def _open(self) -> int:
+    def _make(self) -> int:
         try:
             return self._directory.make_file(self.path)
         except FileNotFoundError:
@@ -78,7 +101,7 @@ class LocalWriter(BlobWriter):
                 self._asked = self.offset
         except OSError as error:
             self._broken = True
-            raise from_os_error(error, f"write to {self._directory.root}", retryable=False) from error
+            raise self._explain(error, "write") from error
 
     def commit(self, key: str) -> None:
         """Publish under `key`; the writer cannot be used again, even after a failure."""
@@ -96,8 +119,9 @@ class LocalWriter(BlobWriter):
                 # dropped the bytes and answer the next call with success.
                 self._calls.fsync(fd)
             identity = self._calls.fstat(fd).identity
-            self._fd = None
-            self._calls.close(fd)
+            if not self._held:
+                self._fd = None
+                self._calls.close(fd)
             left_over = self._place(final, identity, exclusive=exclusive)
         except OSError as error:
             self.discard()
@@ -107,11 +131,10 @@ class LocalWriter(BlobWriter):
                     f"Cannot publish {key} in {self._directory.root}: its temporary file was removed while it "
                     "was written. Whatever cleans up there must not touch the files of running writers."
                 ) from error
-            raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
+            raise self._explain(error, f"publish {key}") from error
         self._make_name_durable(key, final)
-        if left_over:
-            self.discard()
-        self._named = False
+        self._named = left_over
+        self.discard()
 
     def _place(self, final: str, identity: tuple[int, ...], *, exclusive: bool) -> bool:
         parent = os.path.dirname(final)
@@ -139,7 +162,7 @@ class LocalWriter(BlobWriter):
             # Invariant 2: a failed fsync discards the file, before anyone relies on it.
             self._directory.unlink_quietly(final)
             self.discard()
-            raise from_os_error(error, f"publish {key} in {self._directory.root}", retryable=False) from error
+            raise self._explain(error, f"publish {key}") from error
 
     def discard(self) -> None:
         """Close and remove the temporary file; an object that was linked from it keeps its own name."""
@@ -155,6 +178,10 @@ class LocalWriter(BlobWriter):
     def set_mode(self, mode: int) -> None:
         """Set the mode of the temporary file, where the file system has modes."""
         self._directory.set_mode(self._usable(), mode)
+
+    def _explain(self, error: OSError, doing: str) -> BackendError:
+        root = self._directory.root
+        return from_os_error(error, f"{doing} in {root}", retryable=False, place=root)
 
     def _usable(self) -> int:
         if self._fd is None or self._broken:

@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casstore.backend.held import is_still
 from casstore.backend.local_writer import LocalWriter
 from casstore.backend.mount_types import is_one_kernels
 from casstore.backend.oserrors import from_os_error
@@ -43,7 +44,8 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
             try:
                 if not _flock(directory, fd, operation):
                     return None
-                held = _is_still(directory, fd, path)
+                # A lock on a file that was removed or replaced meanwhile protects nothing.
+                held = is_still(calls, fd, path)
                 if held:
                     return fd
             finally:
@@ -70,7 +72,8 @@ def _open(directory: StoreDirectory, path: str) -> int:
         return directory.calls.open(path, _LOCK_FLAGS)
     except FileNotFoundError:
         directory.settle(os.path.dirname(path))
-    with LocalWriter(directory) as made:
+    # Not held: whoever takes the lock as soon as it has its name would meet its maker's.
+    with LocalWriter(directory, hold=False) as made:
         made.set_mode(directory.writing_mode)
         # Another process was faster: everybody locks the one file with this name.
         with suppress(FileExistsError):
@@ -92,11 +95,3 @@ def _flock(directory: StoreDirectory, fd: int, operation: int) -> bool:
         # Invariant 10: safety does not rest on the lock; a writer without it leaves the marker.
         return False
     return True
-
-
-def _is_still(directory: StoreDirectory, fd: int, path: str) -> bool:
-    # A lock on a file that was removed or replaced meanwhile protects nothing.
-    try:
-        return directory.calls.fstat(fd).identity == directory.calls.stat(path).identity
-    except FileNotFoundError:
-        return False

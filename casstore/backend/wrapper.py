@@ -64,6 +64,9 @@ class BackendWrapper(Backend):
     def remove_temporary(self, key: str) -> None:
         self.inner.remove_temporary(key)
 
+    def remove_abandoned(self) -> None:
+        self.inner.remove_abandoned()
+
     def settle(self, keys: Iterable[str]) -> None:
         self.inner.settle(keys)
 
@@ -107,6 +110,9 @@ class ReadonlyBackend(BackendWrapper):
 
     def remove_temporary(self, key: str) -> None:
         self._refuse(f"remove {key}")
+
+    def remove_abandoned(self) -> None:
+        self._refuse("clean up")
 
     def settle(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # only publishers settle
         self._refuse("make objects durable")

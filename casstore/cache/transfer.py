@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import shutil
 import tempfile
-import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format.key_order import in_key_order, key_order
+from casstore.store.staging import folder_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,18 +87,12 @@ class ModelFileTransfer:
         record = store.resolve(ref_or_record).record if isinstance(ref_or_record, str) else ref_or_record
         if os.path.isdir(dest) and os.listdir(dest):
             raise ConfigError(f"{dest} is not empty: give a folder that does not exist or is empty.")
-        # A fixed length: derived from the name, it could be too long for a file system.
-        made = os.path.join(os.path.dirname(dest), f".{uuid.uuid4().hex}.casstore")
-        try:
+        with folder_beside(dest) as made:
             model = store.checkout_record(record, made, read_only=True, callback=self._callback)
             document = read_document(store, model)
             if os.path.isdir(dest):
                 os.rmdir(dest)
             os.rename(made, dest)  # Invariant 4: the folder gets its name only when complete and verified.
-        except BaseException:
-            # Invariant 4: an incomplete folder never gets the final name.
-            shutil.rmtree(made, ignore_errors=True)
-            raise
         return document
 
     def file_ids(self, record: Record) -> dict[str, bytes]:

@@ -41,8 +41,9 @@ from casstore.cli import (
     sync,
     tag,
 )
-from casstore.cli.exits import discard_output
+from casstore.cli.exits import SIGNALLED, discard_output
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.signals import SIGNALS
 
 __all__ = ["app", "main"]
 
@@ -119,9 +120,14 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="casstore")
+    except SystemExit as ending:
+        if isinstance(ending.code, int) and ending.code - SIGNALLED in SIGNALS:
+            # All is cleaned up. Python takes its time to leave, and one more signal then would change the exit code.
+            os._exit(ending.code)
+        raise
     finally:
         try:
             with contextlib.suppress(AttributeError):  # a process may start without an output
                 sys.stdout.flush()
-        except BrokenPipeError:
-            discard_output()  # The reader of the output has stopped reading, as `head` does.
+        except OSError:
+            discard_output()  # No invariant is at stake: what could not be written has been told, if it matters.

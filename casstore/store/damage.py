@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, IntegrityError
+from casstore.errors import BackendError
 
 if TYPE_CHECKING:
     from casstore.errors import CasstoreError
@@ -39,9 +39,9 @@ class DamageLog:
             _log.warning("%s", damage)
 
 
-def is_damage(error: CasstoreError) -> bool:
-    """Say whether an error is about one thing only, so that work on others may go on.
+def is_refused(error: CasstoreError) -> bool:
+    """Say whether a file cannot be read, for good: one with another owner among many that can be.
 
-    A store that does not answer is not damaged: nothing is known of what it holds (invariant 8).
+    Only where each file has a mode of its own: what a server refuses, it may refuse for all of them.
     """
-    return isinstance(error, IntegrityError) or (isinstance(error, BackendError) and not error.retryable)
+    return isinstance(error, BackendError) and not error.retryable

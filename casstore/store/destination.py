@@ -49,13 +49,22 @@ _REFUSED = frozenset(
 """The errors with which systems refuse a name, in a folder where other names can be made."""
 
 
+def _as_bytes(name: str) -> bytes:
+    """Return a name as files have it: UTF-8, whatever the locale."""
+    return name.encode(errors="surrogateescape")
+
+
 @dataclass(frozen=True, slots=True)
 class FolderCalls:
     """The system's calls by which names are tried in an open folder."""
 
-    make: Callable[[str, int], None] = lambda name, folder: os.close(os.open(name, _NEW_FILE, dir_fd=folder))
-    remove: Callable[[str, int], None] = lambda name, folder: os.unlink(name, dir_fd=folder)
-    list: Callable[[int], list[str]] = os.listdir
+    make: Callable[[str, int], None] = lambda name, folder: os.close(
+        os.open(_as_bytes(name), _NEW_FILE, dir_fd=folder)
+    )
+    remove: Callable[[str, int], None] = lambda name, folder: os.unlink(_as_bytes(name), dir_fd=folder)
+    list: Callable[[int], list[str]] = lambda folder: [
+        os.fsencode(name).decode(errors="surrogateescape") for name in os.listdir(folder)
+    ]
 
 
 class _Nodes:

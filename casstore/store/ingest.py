@@ -151,6 +151,7 @@ class Ingest:
             self._callback.set_size(sum(file.identity.size for file in sources.files))
         keys = sources.stat_keys(self._machine.unchanged_files())
         unknown = list(self._take_known(list(zip(sources.files, keys, strict=True))))
+        self._publication.recall(sum(file.identity.size for file, _ in unknown))
         external = find_external_spans([file for file, _ in unknown], sources.files)
         for block in self._blocks(unknown, external):
             self._working.append((block, self._tasks.submit(self._work, block)))

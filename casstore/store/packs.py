@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from casstore import codecs
 from casstore.digest import Hasher, digest
-from casstore.errors import ConfigError, DigestMismatch, ObjectExists
+from casstore.errors import CasstoreError, ConfigError, DigestMismatch, ObjectExists
 from casstore.format import fields, frame, pack
 from casstore.format import manifest as manifest_format
 from casstore.format.frame import HEADER_SIZE, FrameHeader
@@ -35,6 +35,9 @@ PACK_TARGET = 64 << 20
 
 _FIRST_UPLOAD = 7 << 20
 """Bytes at which the first of several packs for a slow link is closed, whatever the size of the others."""
+
+_WORTH_FINISHING = 4 << 20
+"""Bytes that an interrupted pack must have to be finished for the next attempt; fewer are soon written again."""
 
 _SMALL = 64 << 10
 """Frames of fewer bytes get memory of their own: a borrowed block would be mostly unused."""
@@ -163,7 +166,7 @@ def _verify(
     for header, (offset, length) in zip(headers, cuts, strict=True):
         actual = digest(decoded[offset - begin : offset - begin + length])
         if actual != header.object_id:
-            raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was stored.")
+            raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was added.")
 
 
 class PackWriter:
@@ -196,6 +199,27 @@ class PackWriter:
         if self._open is not None:
             self._open.writer.discard()  # Invariant 2: a file without its final name is not part of the store.
             self._open = None
+
+    def rescue(self) -> list[WrittenPack]:
+        """After a failure: finish the open pack if it is whole and worth it, then end like `__exit__`.
+
+        Returns the packs that are durable and that nobody has taken yet. Raises nothing of what failed.
+        """
+        if self._open is not None and self._open.size >= _WORTH_FINISHING and self._is_whole(self._open):
+            # Invariant 13: an attempt to save work; what failed is being raised already, or will be again.
+            with contextlib.suppress(CasstoreError):
+                self._close_pack()
+        self.__exit__()
+        return [commit.result() for commit in self._commits if commit.exception() is None]
+
+    def _is_whole(self, opened: _OpenPack) -> bool:
+        """Say whether all that the open pack's footer would list was written: an interrupt can fall anywhere."""
+        wait(self._writes)
+        if any(write.exception() is not None for write in self._writes):
+            return False
+        last = opened.headers[-1] if opened.headers else None
+        end = opened.offsets[-1] + last.size + last.stored if last is not None and opened.offsets else 0
+        return len(opened.headers) == len(opened.offsets) and end == opened.size == opened.writer.offset
 
     def append(self, frames: EncodedFrames) -> None:
         """Append verified frames, soon; the pack is closed behind them if it is full."""
@@ -234,8 +258,9 @@ class PackWriter:
         footer = pack.footer_rows(closing.headers, closing.offsets)
         self._emit(closing, pack.encode_footer(footer, begin=closing.size))
         written = self._writes[-1]
-        self._open = None
+        # In this order: an interrupt in between must not leave a pack that nobody throws away.
         self._commits.append(self._committer.submit(_commit, closing, footer, written))
+        self._open = None
         while self._uploads is not None:
             waiting = [commit for commit in self._commits if not commit.done()]
             if len(waiting) <= self._uploads:

@@ -15,6 +15,7 @@ step 2 keeps a record from pointing at missing packs in the meantime.
 from __future__ import annotations
 
 import contextlib
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -22,24 +23,27 @@ import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import (
+    CasstoreError,
     ConflictError,
     FormatError,
     IntegrityError,
     MissingObject,
     ObjectNotFound,
     RefConflict,
+    add_note,
 )
 from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.bases import Copy, resolve
 from casstore.store.keys import pack_key
-from casstore.store.packs import PackWriter, encode_objects
+from casstore.store.packs import PACK_TARGET, PackWriter, encode_objects
 from casstore.store.presence import has_pack, have_packs
 from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
+    from types import TracebackType
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -63,6 +67,14 @@ MAX_HINTS = 32
 
 _COPIED = 8 << 20
 """Plain bytes of condemned objects that are read and written again at once."""
+
+_WORTH_LOOKING = PACK_TARGET // 2
+"""Bytes to write from which on packs without a segment are looked for.
+
+Who writes less than a pack leaves none when killed, and a listing of many packs costs little beside so much.
+"""
+
+_log = logging.getLogger("casstore")
 
 
 class Publication:
@@ -110,6 +122,7 @@ class Publication:
         # On a local file system gc takes this lock exclusively and deletes at once (design §8).
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backend.publish_lock())
+            self._backend.remove_abandoned()
             self._damaged, condemned, _ = ask_each(
                 self._backend,
                 lambda look: look(self._backend),
@@ -122,8 +135,14 @@ class Publication:
             self._exit = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._exit.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self._keep_written(error)
+        finally:
+            self._exit.close()
 
     def claim(self, ids: Sequence[bytes]) -> list[int]:
         """Return the positions of the objects that the caller must encode and write, each object once."""
@@ -190,6 +209,8 @@ class Publication:
             self._lean_on(bases.needed)
         self.bytes_stored += len(frames.data)
         self._writer.append(frames)
+        if self._is_far:
+            self.keep_finished()
 
     def write_objects(self, kind: Kind, objects: Mapping[bytes, bytes]) -> None:
         """Store small objects, plain bytes by id, unless they are there already.
@@ -235,14 +256,48 @@ class Publication:
     def keep_finished(self) -> None:
         """Publish an index segment over packs that are durable already, in the background.
 
-        These packs outlive this publish, whether it commits a record or not: a later one needs only the
-        rest.
+        What is kept so outlives this publish, whatever ends it: a later one needs only the rest. `write` does it
+        for a store that is far away, where packs take long and their footers cost round trips.
         """
         self._finished += self._writer.take_finished()
         if self._finished and (self._keeping is None or self._keeping.done()):
             self._wait_for_keeping()
             self._keeping = self._keeper.submit(self._cover, self._finished)
             self._finished = []
+
+    def recall(self, size: int) -> bool:
+        """Get to know packs that someone left without a segment; say whether there are any.
+
+        Somebody who was killed while he added this, perhaps. They are looked for only where `size`, the bytes
+        that may have to be written, is so much that the look costs little beside it. They have a segment when
+        this publish ends.
+        """
+        if size < _WORTH_LOOKING:
+            return False
+        try:
+            return self._index.read_uncovered()
+        except FormatError:
+            return False  # Invariant 5: what is in a damaged pack alone is written again; check names it.
+
+    def _keep_written(self, error: BaseException) -> None:
+        """Let the next attempt find what this one wrote: packs without a record do no harm (invariant 3).
+
+        A store that is far away may be what fails, and its packs were made known as they were finished.
+        """
+        if not self._is_far:
+            self._finished += self._writer.rescue()
+            try:
+                self._wait_for_keeping()
+                self._cover(self._finished)
+            except CasstoreError as failure:
+                # Invariant 13: `error` is what is told. Without a segment, their footers are read (invariant 5).
+                _log.debug("No index segment covers what was written: %s", failure)
+        if self.bytes_written:
+            add_note(
+                error,
+                f"What was written until then, {self.bytes_written / 2**20:.1f} MiB in packs, is kept: "
+                "the next attempt needs only the rest.",
+            )
 
     def _wait_for_keeping(self) -> None:
         keeping, self._keeping = self._keeping, None

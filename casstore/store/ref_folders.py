@@ -18,7 +18,7 @@ from casstore.errors import BackendError, FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.store.catalogue import FolderRows, Kept
-from casstore.store.damage import is_damage
+from casstore.store.damage import is_refused
 from casstore.store.ref_keys import (
     folder_of,
     has_exclusive,
@@ -362,7 +362,7 @@ class RefFolders:
             return None  # Trimmed since the listing.
         except (FormatError, BackendError) as error:
             # Invariant 8: reported to the caller, not skipped; an outage is an error of the listing.
-            if not is_damage(error):
+            if isinstance(error, BackendError) and (self._is_far or not is_refused(error)):
                 raise
             return Unread(key, data, error)
 

@@ -98,7 +98,9 @@ class Remotes:
                     del stores[self._store_id]
                 _write(self._path, json.dumps(stores, indent=2, sort_keys=True).encode() + b"\n")
         except OSError as error:
-            raise from_os_error(error, f"write {self._path}", retryable=False) from error  # design §12
+            raise from_os_error(
+                error, f"write {self._path}", retryable=False, place=self._path
+            ) from error  # design §12
 
     def _read(self) -> dict[str, dict[str, str]]:
         if self._path is None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, IntegrityError
-from casstore.store.damage import is_damage
+from casstore.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,16 +18,14 @@ def read_whole(
     """Return the plain bytes of those objects that can be read, by id, and why the others cannot.
 
     All are read at once if they are whole; else by halves, so that a few bad ones among many cost little.
-    Raises BackendError for a store that does not answer (invariant 8).
+    Raises BackendError for a store that fails (invariant 8).
     """
     if not ids:
         return {}, {}
     try:
         return dict(zip(ids, read_many(ids), strict=True)), {}
-    except (IntegrityError, BackendError) as error:
+    except IntegrityError as error:
         # Invariant 11: no error is lost: once a single object is left, the error is returned for it.
-        if not is_damage(error):
-            raise
         if len(ids) == 1:
             return {}, {ids[0]: error}
     middle = len(ids) // 2

@@ -164,7 +164,7 @@ def place_sources(
 def check_unchanged(file: SourceFile, status: os.stat_result) -> None:
     """Raise ConflictError if the file is not what it was when it was listed."""
     if StatIdentity.of(status) != file.identity:
-        raise ConflictError(f"{file.shown} changed while it was read. Nothing was stored; add it again.")
+        raise ConflictError(f"{file.shown} changed while it was read. Nothing was added; add it again.")
 
 
 def _walk(

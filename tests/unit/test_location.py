@@ -7,6 +7,7 @@ import threading
 import traceback
 from pathlib import Path
 
+import contract.backends  # noqa: F401  # registers renames://
 import fsspec
 import pytest
 from hypothesis import given

@@ -9,6 +9,7 @@ from casstore.ops.check.packs import check_packs, check_segment
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.records import check_models, check_records
 from casstore.ops.check.report import CheckReport, Problem, Progress
+from casstore.ops.leftovers import find_leftovers
 
 if TYPE_CHECKING:
     from fsspec import Callback
@@ -51,4 +52,5 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
         problems=tuple(progress.problems),
         foreign=tuple(progress.foreign),
         foreign_files=progress.foreign_files,
+        leftovers=find_leftovers(store),
     )

@@ -47,10 +47,10 @@ def check_records(backend: Backend, progress: Progress) -> dict[str, list[Record
                 continue  # Trimmed since the listing (design §9).
             progress.records += 1
 
-            def take(key: str = key, found: Record | CasstoreError = found) -> None:
+            def take(found: Record | CasstoreError = found) -> None:
                 if not isinstance(found, Record):
                     raise found
-                _take(heads, key, found)
+                _take(heads, found)
 
             progress.attempt(key, take)
     return {name: item.records for name, item in heads.items()}
@@ -63,7 +63,7 @@ def _read(backend: Backend, key: str) -> Record | CasstoreError:
         return error  # Invariant 8: a problem in the report.
 
 
-def _take(heads: dict[str, _Heads], key: str, record: Record) -> None:
+def _take(heads: dict[str, _Heads], record: Record) -> None:
     """Check what lies inside a record, and keep it if it is one of the newest of its ref."""
     held = heads.setdefault(record.name, _Heads(record.seq, []))
     if held.seq < record.seq:
@@ -71,7 +71,7 @@ def _take(heads: dict[str, _Heads], key: str, record: Record) -> None:
     if held.seq == record.seq and record.target is not None and record.inline is None:
         held.records.append(replace(record, metadata={}))
     if record.inline is not None and digest(record.inline) != record.target:
-        raise FormatError(f"{key}: the manifest inside it is not the one that it names.")
+        raise FormatError(f"The manifest inside {record.name} is not the one that it names.")
 
 
 def check_models(

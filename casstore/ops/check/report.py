@@ -10,6 +10,7 @@ from casstore.errors import BackendError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casstore.ops.leftovers import Leftovers
 
 _FOREIGN_SHOWN = 100
 
@@ -24,7 +25,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Counts of what was examined, and every problem found; `ok` if there is none.
+    """Counts of what was examined, and every problem found; `ok` if there is none. Leftovers are no problem.
 
     `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
     """
@@ -37,6 +38,7 @@ class CheckReport:
     bytes_read: int
     read_data: bool
     problems: tuple[Problem, ...]
+    leftovers: Leftovers
     foreign: tuple[Problem, ...] = ()
     foreign_files: int = 0
 

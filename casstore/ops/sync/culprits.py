@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, IntegrityError
-from casstore.store.damage import Damage, is_damage
+from casstore.errors import IntegrityError
+from casstore.store.damage import Damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +29,9 @@ class Culprits:
 
     @contextmanager
     def about(self, name: str) -> Iterator[None]:
-        """Attribute damage inside the block to a ref. Errors of a whole store are raised (invariant 8)."""
+        """Blame a ref for damage that the block meets. A store that fails is an error for all (invariant 8)."""
         try:
             yield
-        except (IntegrityError, BackendError) as error:
+        except IntegrityError as error:
             # Invariant 11: no error is lost: it is raised or reported.
-            if not is_damage(error):
-                raise
             self.blame(name, error)

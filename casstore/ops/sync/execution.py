@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import BackendError, ConfigError, IntegrityError, RefConflict
+from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
 from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.ops.sync.culprits import Culprits
@@ -24,7 +24,6 @@ from casstore.ops.sync.planning import (
     pack_target,
 )
 from casstore.ops.sync.standing import Standing, compare
-from casstore.store.damage import Damage, is_damage
 from casstore.store.publish import MAX_HINTS
 from casstore.store.round_trips import is_far
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.format.record import Record
+    from casstore.store.damage import Damage
     from casstore.store.index import Located
     from casstore.store.packs import EncodedFrames
     from casstore.store.publish import Publication
@@ -52,7 +52,6 @@ UPLOADS = 6
 
 _BURST_SECONDS = 8
 _SMALLEST_PACK = 4 << 20
-_WORTH_LISTING = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +157,9 @@ class _Job:
         """Copy a group of refs, and all that they need, to the destination."""
         try:
             self._copy(group)
-        except (IntegrityError, BackendError) as error:
+        except IntegrityError as error:
             # Invariant 11: the damage shows only now; copying one by one finds and reports the ref.
-            if not (self.culprits.keep_going and is_damage(error)):
+            if not self.culprits.keep_going:
                 raise
             if len(group) == 1:
                 self.culprits.blame(group[0].name, error)
@@ -169,11 +168,10 @@ class _Job:
                 self.run([ref])
 
     def _copy(self, group: Sequence[RefToWrite]) -> None:
-        dst = self.plan.dst
         ids = list(dict.fromkeys(object_id for ref in group for object_id in split(ref.ids)))
         with self._publication() as publication:
             missing = _missing(publication, ids)
-            if missing and sum(ref.bytes_stored for ref in group) > _WORTH_LISTING and _read_uncovered(dst):
+            if missing and publication.recall(sum(ref.bytes_stored for ref in group)):
                 # A sync that was stopped before it published their segment left whole packs (invariant 5).
                 missing = _missing(publication, ids)
 
@@ -232,16 +230,6 @@ class _Job:
     def _describe(self, ref: RefToWrite, error: RefConflict) -> RefConflictFound:
         found = conflict_of(ref.record, self.plan.dst.record(ref.name) or ref.record)
         return RefConflictFound(found.name, found.src_target, found.dst_target, str(error))
-
-
-def _read_uncovered(dst: Store) -> bool:
-    """Read the footers of packs of a destination that no segment covers; say whether there may be any."""
-    try:
-        return dst.index.read_uncovered()
-    except IntegrityError:
-        return (
-            True  # Invariant 5: all other footers were read; the objects of a damaged pack are written again.
-        )
 
 
 def _missing(publication: Publication, ids: list[bytes]) -> list[bytes]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.errors import (
-    BackendError,
     FormatError,
     IntegrityError,
     MissingObject,
@@ -25,7 +24,6 @@ from casstore.format.rows import Kind
 from casstore.ops.sync.needs import split
 from casstore.ops.sync.ranges import plan_ranges
 from casstore.store.buffers import BLOCK_BUFFER, new_buffer, take_block
-from casstore.store.damage import is_damage
 from casstore.store.keys import pack_key
 from casstore.store.objects import frame_size, verify_frames
 from casstore.store.packs import EncodedFrames, encode_objects
@@ -89,6 +87,7 @@ class FrameSource:
         self._callback = callback
         self._keep_going = keep_going
         self.damaged: dict[bytes, CasstoreError] = {}
+        self._reasons: dict[bytes, IntegrityError] = {}
         self.done = Transfer()
 
     def frames(
@@ -150,16 +149,20 @@ class FrameSource:
                             self._store.index.forget_pack(wanted.pack)
                             lost += wanted.frames
                             continue
-                        except (IntegrityError, BackendError) as error:
-                            self._set_aside(wanted, error, damaged, lost, doubtful)
+                        except IntegrityError as error:
+                            self._set_aside(
+                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
+                            )
                             continue
                         verifying.append((wanted, tasks.submit(self._verify, located, wanted, data)))
                     elif verifying:
                         wanted, verified = verifying.popleft()
                         try:
                             frames = verified.result()
-                        except (IntegrityError, BackendError) as error:
-                            self._set_aside(wanted, error, damaged, lost, doubtful)
+                        except IntegrityError as error:
+                            self._set_aside(
+                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
+                            )
                             continue
                         self._count(wanted, frames)
                         yield frames
@@ -169,19 +172,19 @@ class FrameSource:
                 for _, pending in fetching:
                     pending.cancel()
 
-    def _set_aside(  # the state of one round of copying
+    def _set_aside(
         self,
+        located: Located,
         wanted: Range,
-        error: CasstoreError,
+        error: IntegrityError,
+        *,
         damaged: set[int],
         lost: list[int],
         doubtful: list[int],
     ) -> None:
         """Decide what to do about frames that could not be read or verified; raise if nothing helps."""
         # Invariant 4: none of its bytes were passed on; another pack may hold the same object whole.
-        if not is_damage(error):
-            raise error
-        elsewhere = isinstance(error, IntegrityError) and not isinstance(error, UnsupportedVersion)
+        elsewhere = not isinstance(error, UnsupportedVersion)
         if elsewhere and self._store.index.avoid_pack(wanted.pack):
             damaged.add(wanted.pack)
             lost += wanted.frames
@@ -189,6 +192,7 @@ class FrameSource:
             lost += wanted.frames
         elif self._keep_going:
             doubtful += wanted.frames
+            self._reasons.update((located.rows["id"][at].tobytes(), error) for at in wanted.frames)
         else:
             raise error
 
@@ -250,7 +254,8 @@ class FrameSource:
             self._bucket.take(int(located.rows["stored"][alone[start:stop]].sum()))
             if self._keep_going:
                 plain, failed = read_whole(self._store.objects.read_many, ids)
-                self.damaged.update(failed)
+                # What the bytes that are served were found to be says more than a second look.
+                self.damaged.update((item, self._reasons.get(item, failed[item])) for item in failed)
             else:
                 plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
             frames = encode_objects(Kind(int(kind)), plain) if plain else None
@@ -281,13 +286,11 @@ def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
         return {}
     try:
         store.objects.locate(ids)
-    except (IntegrityError, BackendError) as error:
-        # Invariant 8: an object in an unreadable pack is not known to be absent, but it cannot be copied either.
-        if not is_damage(error):
-            raise
+    except IntegrityError:
+        # Invariant 11: the reason of each of those that cannot be had; a damaged pack may have held them.
+        found = store.index.locate(ids).found.tolist()
     else:
         return {}
-    found = store.index.locate(ids).found.tolist()
     return {
         object_id: MissingObject(
             f"No pack of {store.backend.url} holds the object {object_id.hex()}. Add the model again, or copy it "

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import BackendError, FormatError, IntegrityError
+from casstore.errors import FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
-from casstore.store.damage import is_damage
 from casstore.store.round_trips import is_far
 from casstore.store.salvage import read_whole
 
@@ -97,10 +96,8 @@ def _noting(failed: dict[bytes, CasstoreError], manifest_id: bytes) -> Iterator[
     """Note damage under its model, so that the others go on."""
     try:
         yield
-    except (IntegrityError, BackendError) as error:
+    except IntegrityError as error:
         # Invariant 11: no error is lost: the caller raises or reports it.
-        if not is_damage(error):
-            raise
         failed[manifest_id] = error
 
 

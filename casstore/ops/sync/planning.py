@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.errors import BackendError, ConfigError, IntegrityError, RefNotFound
+from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
 from casstore.ops.sync.culprits import Culprits
@@ -17,7 +17,6 @@ from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 from casstore.store.bases import resolve
-from casstore.store.damage import Damage, is_damage
 from casstore.store.packs import PACK_TARGET
 from casstore.store.presence import PresentPacks
 from casstore.store.publish import read_quarantine
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
+    from casstore.store.damage import Damage
     from casstore.store.store import Store
 
 REMOTE_PACK_TARGET = 32 << 20
@@ -328,10 +328,8 @@ def _records_of(
         def look(name: str) -> Record | None:
             try:
                 return store.record(name)
-            except (IntegrityError, BackendError) as error:
+            except IntegrityError as error:
                 # Invariant 11: the error is not lost: the caller raises or reports it.
-                if not is_damage(error):
-                    raise
                 unread[name] = error
                 return None
 

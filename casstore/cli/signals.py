@@ -1,0 +1,67 @@
+"""What ends a command from outside: signals become an exception, so that everything in the making is cleaned up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+__all__ = ["SIGNALS", "Ended", "ending_by_signals"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends a command in order."""
+
+_SAME = 2.0
+"""Seconds in which further signals mean what the first one said: a terminal that closes sends several."""
+
+
+class Ended(KeyboardInterrupt):
+    """A signal ends this process. Like KeyboardInterrupt, it is no Exception, so nothing takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Raise Ended in the block at the first SIGINT, SIGTERM or SIGHUP that is not ignored.
+
+    While the block cleans up, further signals are ignored for a moment; then one ends the process where it stands.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may handle signals, and it does so as it likes.
+        return
+    first: float | None = None
+
+    def end(number: int, _: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            raise Ended(number)
+        if now - first > _SAME:
+            # Invariant 3: without its record nothing is committed, so stopping anywhere is safe.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    # As under nohup, what the parent had ignored stays so.
+    taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        if (
+            first is None
+        ):  # Otherwise the process is about to end, and a late signal must not end it in disorder.
+            for number, handler in taken.items():
+                signal.signal(number, handler)
