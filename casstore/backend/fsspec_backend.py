@@ -428,7 +428,7 @@ class FsspecBackend(Backend):
         try:
             self.stat(key)
         except ObjectNotFound:
-            return  # the name is free, the name is free, as it should be (invariant 1)
+            return  # the name is free, as it should be (invariant 1)
         raise ObjectExists(f"{key} is in {self.url} already, and nothing is overwritten.")
 
     def _sent_exclusively(self, key: str, source: bytes | str) -> bool:

@@ -60,7 +60,7 @@ class Tree:
 class ModelManifest:
     """A tree's id (the model id) and one layout id for each file, in the tree's order.
 
-    `executable` are the positions, among those files, of the executable ones, in ascending order. They are nott
+    `executable` are the positions, among those files, of the executable ones, in ascending order. They are not
     part of the model id, since some file systems invent the bit.
     """
 
