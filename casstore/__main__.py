@@ -15,7 +15,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _leave)
-    # What follows takes most of a short command's time, so signals are seen to first.
+    # The import takes most of a short command's time, so signal handlers are set first.
     from casstore.cli import main as run  # noqa: PLC0415
 
     run()

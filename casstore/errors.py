@@ -89,7 +89,7 @@ class StoreNotFound(ConfigError):
 
 
 def add_note(error: BaseException, text: str) -> None:
-    """Let an error say something more, in a sentence of its own; tracebacks show it from Python 3.11 on."""
+    """Add a sentence to an error; tracebacks show it from Python 3.11 on."""
     error.__notes__ = [*notes(error), text]  # PEP 678, also for Python 3.10
 
 

@@ -233,7 +233,7 @@ class Backend(ABC):
         raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")
 
     def remove_abandoned(self) -> None:  # noqa: B027  # most backends cannot know who is alive
-        """Remove what crashed writers left behind, where that can be told from what running ones are writing."""
+        """Remove what crashed writers left behind, where it can be distinguished from the files of running ones."""
 
     def settle(self, keys: Iterable[str]) -> None:  # noqa: B027  # most backends show only what is durable
         """Make durable that these objects, written by anyone, are where a listing or stat showed them.

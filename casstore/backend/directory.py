@@ -117,7 +117,7 @@ class StoreDirectory:
 
     @property
     def sees_every_lock(self) -> bool:
-        """Whether a flock here is seen by everybody who can write here; found out once."""
+        """Whether everybody who can write here sees a flock; determined once."""
         if self._sees_locks is None:
             self._sees_locks = is_one_kernels(self.calls.file_system_type(self.root))
         return self._sees_locks

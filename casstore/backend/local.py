@@ -328,13 +328,13 @@ class LocalBackend(Backend):
             raise from_os_error(error, f"remove {key} in {self.url}") from error
 
     def remove_abandoned(self) -> None:
-        """Remove temporary files whose lock nobody holds; where locks tell nothing, age must (gc)."""
+        """Remove temporary files whose lock nobody holds; where locks do not work, gc goes by age."""
         if not self._directory.sees_every_lock:
             return
         try:
             children = self._calls.scan_kinds(f"{self._root}/{TEMPORARY}")
         except OSError:
-            return  # Invariant 13: upkeep; whoever writes next is told what is wrong.
+            return  # Invariant 13: this is upkeep; the next write raises what is wrong.
         for name, kind in children:
             if kind.is_file and name.endswith(HELD):
                 path = f"{self._root}/{TEMPORARY}/{name}"

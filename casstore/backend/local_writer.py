@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp"  # hidden, hence no key, and on the store's own file system
 
 HELD = ".held"
-"""How temporary files end whose writer holds a lock on them as long as it lives."""
+"""The ending of temporary files that their writer keeps locked while it lives."""
 
 _WRITEBACK = 8 << 20  # bytes after which the kernel is asked to start writing
 
@@ -56,7 +56,7 @@ class LocalWriter(BlobWriter):
     def _open(self, *, hold: bool) -> None:
         plain = self.path
         if hold and self._directory.sees_every_lock:
-            # Invariant 2: what never gets its name must not outlive its writer, not even one that is killed.
+            # Invariant 2: a file without its final name must not outlive its writer, even one that is killed.
             self.path = plain + HELD
             self._fd = self._make()
             self._named = True

@@ -72,7 +72,7 @@ def _open(directory: StoreDirectory, path: str) -> int:
         return directory.calls.open(path, _LOCK_FLAGS)
     except FileNotFoundError:
         directory.settle(os.path.dirname(path))
-    # Not held: whoever takes the lock as soon as it has its name would meet its maker's.
+    # Not held: another process that takes the lock as soon as it has its name would meet its maker's.
     with LocalWriter(directory, hold=False) as made:
         made.set_mode(directory.writing_mode)
         # Another process was faster: everybody locks the one file with this name.

@@ -57,7 +57,7 @@ def from_os_error(
         instead = f", or {elsewhere}" if elsewhere else ""
         return BackendError(
             f"Cannot {doing}: the disk is full or the quota is used up ({reason}{_room(place)}). Free space there or "
-            f"raise the quota{instead}, then try again; `casstore stats` tells what a store has left over."
+            f"raise the quota{instead}, then try again; `casstore stats` shows leftovers in a store."
         )
     if number == errno.EROFS:
         return AccessDenied(
@@ -92,7 +92,7 @@ def _room(place: str | None) -> str:
     try:
         found = os.statvfs(place)
     except (OSError, ValueError):
-        return ""  # No invariant is at stake: a detail of a message.
+        return ""  # Only a detail of a message is missing.
     if found.f_files and not found.f_favail:
         return f"; no more files fit on the file system of {place}"
     free = found.f_bavail * found.f_frsize

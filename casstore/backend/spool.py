@@ -24,7 +24,7 @@ _DESCRIPTORS = "/proc/self/fd"
 
 
 def _new_file() -> Any:
-    """Make a file that goes with this process, whatever ends it, where one without a name can be opened again."""
+    """Make a temporary file; where the system can reopen one without a name, it vanishes with this process, however that ends."""
     if os.path.isdir(_DESCRIPTORS):
         return tempfile.TemporaryFile(prefix="casstore-")
     return tempfile.NamedTemporaryFile(prefix="casstore-")
@@ -79,7 +79,7 @@ class SpoolingWriter(BlobWriter):
         self._memory = bytearray()
         if self._file is not None:
             # Invariant 2: the spool was never visible in the store; closing removes it. What it could not write
-            # on a full disk, closing tries once more.
+            # on a full disk is tried once more by closing.
             with suppress(OSError):
                 self._file.close()
             self._file = None

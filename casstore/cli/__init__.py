@@ -122,7 +122,7 @@ def main() -> None:
         app(prog_name="casstore")
     except SystemExit as ending:
         if isinstance(ending.code, int) and ending.code - SIGNALLED in SIGNALS:
-            # All is cleaned up. Python takes its time to leave, and one more signal then would change the exit code.
+            # Everything is cleaned up. Python takes its time to exit, and one more signal then would change the exit code.
             os._exit(ending.code)
         raise
     finally:
@@ -130,4 +130,4 @@ def main() -> None:
             with contextlib.suppress(AttributeError):  # a process may start without an output
                 sys.stdout.flush()
         except OSError:
-            discard_output()  # No invariant is at stake: what could not be written has been told, if it matters.
+            discard_output()  # Output that could not be written has been reported already, if it matters.

@@ -38,7 +38,7 @@ _ENDINGS: dict[int, str] = {
 def say(message: str) -> None:
     """Print one line to stderr, safe for a terminal."""
     line = " ".join(part.strip() for part in message.splitlines())
-    # No invariant is at stake: a terminal that is gone, or a full disk behind stderr, hears nothing.
+    # Nothing can be reported to a terminal that is gone or a full disk behind stderr.
     with suppress(OSError):
         print(f"casstore: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
 

@@ -1,4 +1,4 @@
-"""How commands say what interrupted or deleted work left in a store."""
+"""How commands describe the leftovers of interrupted or deleted work in a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a command from outside: signals become an exception, so that everything in the making is cleaned up."""
+"""Signals that end a command become an exception, so that unfinished work is cleaned up."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["SIGNALS", "Ended", "ending_by_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends a command in order."""
+"""The signals that end a command in an orderly way."""
 
 _SAME = 2.0
-"""Seconds in which further signals mean what the first one said: a terminal that closes sends several."""
+"""Seconds in which further signals count as the first one: a terminal that closes sends several."""
 
 
 class Ended(KeyboardInterrupt):
-    """A signal ends this process. Like KeyboardInterrupt, it is no Exception, so nothing takes it for a failure."""
+    """A signal ends this process. Like KeyboardInterrupt, this is not an Exception, so no handler of failures catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def ending_by_signals() -> Iterator[None]:
     While the block cleans up, further signals are ignored for a moment; then one ends the process where it stands.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread may handle signals, and it does so as it likes.
+        yield  # Only the main thread may handle signals; leave that to it.
         return
     first: float | None = None
 
@@ -53,7 +53,7 @@ def ending_by_signals() -> Iterator[None]:
             os.kill(os.getpid(), number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    # As under nohup, what the parent had ignored stays so.
+    # As under nohup, signals that the parent ignored stay ignored.
     taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in taken:
         signal.signal(number, end)
@@ -62,6 +62,6 @@ def ending_by_signals() -> Iterator[None]:
     finally:
         if (
             first is None
-        ):  # Otherwise the process is about to end, and a late signal must not end it in disorder.
+        ):  # Otherwise the process is about to exit, and a late signal must not interrupt that.
             for number, handler in taken.items():
                 signal.signal(number, handler)

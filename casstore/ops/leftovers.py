@@ -1,4 +1,4 @@
-"""What interrupted and deleted work left in a store: it does no harm, and costs space until it is collected."""
+"""Finds leftovers of interrupted and deleted work in a store: harmless, but they take space until a collector removes them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Leftovers:
 
 
 def find_leftovers(store: Store) -> Leftovers:
-    """Find what nobody needs. Quick where there is none; else it reads the layouts of all models.
+    """Find leftovers. Quick if there are none; else it reads the layouts of all models.
 
     Raises BackendError if the store cannot be listed.
     """
@@ -48,19 +48,19 @@ def find_leftovers(store: Store) -> Leftovers:
         try:
             unused[pack_id_of(entry.key)] = entry.size
         except FormatError:  # noqa: PERF203  # one string comparison each: the handler costs nothing beside it
-            continue  # No pack, so none that nobody needs; check names it.
+            continue  # Not a pack; check reports it.
     complete = True
     try:
         _take_used(store, store.refs(strict=True).values(), unused)
     except IntegrityError as error:
-        # Invariant 8: nothing is called unused while something that may need it cannot be read.
-        _log.debug("What is left over is not known: %s", error)
+        # Invariant 8: no pack counts as unused while anything that may need it cannot be read.
+        _log.debug("Leftovers are not known: %s", error)
         complete, unused = False, {}
     return Leftovers(len(temporaries), sum(temporaries), len(unused), sum(unused.values()), complete)
 
 
 def _take_used(store: Store, records: Iterable[Record], unused: dict[bytes, int]) -> None:
-    """Remove from `unused` every pack that a record needs, as it says itself or as its objects do."""
+    """Remove from `unused` every pack that a record needs, by its own hints or by its objects."""
     listed = list(records)
     for record in listed:
         for pack in record.packs:

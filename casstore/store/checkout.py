@@ -281,8 +281,8 @@ class Checkout:
                 file.entry.path,
                 "Its layout does not describe it: add the model again.",
             )
-        # What a network file system tells only when a descriptor is closed is heard before the file has its name;
-        # it is held until it has.
+        # A network file system may report errors only on close, so close before the file gets its name;
+        # the lock stays until then.
         os.close(os.dup(file.descriptor))
         existed = self._check_replaceable(file)
         os.rename(file.temporary, file.name.encode(), src_dir_fd=file.directory, dst_dir_fd=file.directory)

@@ -40,8 +40,8 @@ class DamageLog:
 
 
 def is_refused(error: CasstoreError) -> bool:
-    """Say whether a file cannot be read, for good: one with another owner among many that can be.
+    """Say whether this one file can never be read: one with another owner among many readable ones.
 
-    Only where each file has a mode of its own: what a server refuses, it may refuse for all of them.
+    Only where each file has its own mode: a server may refuse all of them for the same reason.
     """
     return isinstance(error, BackendError) and not error.retryable

@@ -37,7 +37,7 @@ _FIRST_UPLOAD = 7 << 20
 """Bytes at which the first of several packs for a slow link is closed, whatever the size of the others."""
 
 _WORTH_FINISHING = 4 << 20
-"""Bytes that an interrupted pack must have to be finished for the next attempt; fewer are soon written again."""
+"""Least size in bytes of an interrupted pack that is finished for the next attempt; smaller ones are soon rewritten."""
 
 _SMALL = 64 << 10
 """Frames of fewer bytes get memory of their own: a borrowed block would be mostly unused."""
@@ -201,19 +201,19 @@ class PackWriter:
             self._open = None
 
     def rescue(self) -> list[WrittenPack]:
-        """After a failure: finish the open pack if it is whole and worth it, then end like `__exit__`.
+        """After a failure: finish the open pack if it is complete and large enough, then end like `__exit__`.
 
         Returns the packs that are durable and that nobody has taken yet. Raises nothing of what failed.
         """
         if self._open is not None and self._open.size >= _WORTH_FINISHING and self._is_whole(self._open):
-            # Invariant 13: an attempt to save work; what failed is being raised already, or will be again.
+            # Invariant 13: this only tries to save work; the original error is raised anyway.
             with contextlib.suppress(CasstoreError):
                 self._close_pack()
         self.__exit__()
         return [commit.result() for commit in self._commits if commit.exception() is None]
 
     def _is_whole(self, opened: _OpenPack) -> bool:
-        """Say whether all that the open pack's footer would list was written: an interrupt can fall anywhere."""
+        """Say whether every frame that the open pack's footer would list was written: an interrupt can come anywhere."""
         wait(self._writes)
         if any(write.exception() is not None for write in self._writes):
             return False
@@ -258,7 +258,7 @@ class PackWriter:
         footer = pack.footer_rows(closing.headers, closing.offsets)
         self._emit(closing, pack.encode_footer(footer, begin=closing.size))
         written = self._writes[-1]
-        # In this order: an interrupt in between must not leave a pack that nobody throws away.
+        # In this order: an interrupt in between must not leave a pack that nobody discards.
         self._commits.append(self._committer.submit(_commit, closing, footer, written))
         self._open = None
         while self._uploads is not None:

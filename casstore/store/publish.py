@@ -69,9 +69,9 @@ _COPIED = 8 << 20
 """Plain bytes of condemned objects that are read and written again at once."""
 
 _WORTH_LOOKING = PACK_TARGET // 2
-"""Bytes to write from which on packs without a segment are looked for.
+"""Number of new bytes from which a publish looks for packs without a segment.
 
-Who writes less than a pack leaves none when killed, and a listing of many packs costs little beside so much.
+A publish that is killed before its first full pack leaves none, and a listing is cheap compared with writing so much.
 """
 
 _log = logging.getLogger("casstore")
@@ -266,7 +266,7 @@ class Publication:
             self._finished = []
 
     def recall(self, size: int) -> bool:
-        """Get to know packs that someone left without a segment; say whether there are any.
+        """Read the footers of packs that were left without a segment; say whether there are any.
 
         Somebody who was killed while he added this, perhaps. They are looked for only where `size`, the bytes
         that may have to be written, is so much that the look costs little beside it. They have a segment when
@@ -277,10 +277,10 @@ class Publication:
         try:
             return self._index.read_uncovered()
         except FormatError:
-            return False  # Invariant 5: what is in a damaged pack alone is written again; check names it.
+            return False  # Invariant 5: objects that only a damaged pack holds are written again; check reports the pack.
 
     def _keep_written(self, error: BaseException) -> None:
-        """Let the next attempt find what this one wrote: packs without a record do no harm (invariant 3).
+        """Make the packs of this attempt usable for the next one: packs without a record do no harm (invariant 3).
 
         A store that is far away may be what fails, and its packs were made known as they were finished.
         """
@@ -290,13 +290,13 @@ class Publication:
                 self._wait_for_keeping()
                 self._cover(self._finished)
             except CasstoreError as failure:
-                # Invariant 13: `error` is what is told. Without a segment, their footers are read (invariant 5).
+                # Invariant 13: only `error` is raised. Without a segment, the packs' footers are read (invariant 5).
                 _log.debug("No index segment covers what was written: %s", failure)
         if self.bytes_written:
             add_note(
                 error,
-                f"What was written until then, {self.bytes_written / 2**20:.1f} MiB in packs, is kept: "
-                "the next attempt needs only the rest.",
+                f"The {self.bytes_written / 2**20:.1f} MiB of packs written so far are kept: "
+                "the next attempt only writes the rest.",
             )
 
     def _wait_for_keeping(self) -> None:

@@ -1,4 +1,4 @@
-"""What a checkout has in the making beside its destination and inside it, and what dead ones left of that.
+"""Unfinished files of a checkout, beside its destination and inside it, and those that dead processes left.
 
 Folders `.NAME.<hex>.casstore` become the destination NAME; files `.<hex>.casstore` become its files. Their maker
 holds each of them (backend/held.py), so another checkout can tell what nobody works on any more. On file systems
@@ -26,20 +26,20 @@ __all__ = ["folder_beside", "make_file", "make_folder", "sweep_files", "sweep_fo
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHOWN = 100
-"""Bytes of the destination's name in that of a folder: with the rest it stays under what file systems allow."""
+"""Bytes of the destination's name in the temporary folder's name, which must stay within file systems' limits."""
 
 _FILE = re.compile(r"\.[0-9a-f]{16}\.casstore")
 _calls = SystemCalls()
 
 
 def tells_the_dead(path: str) -> bool:
-    """Say whether locks below the folder `path` tell who is alive."""
+    """Say whether locks below the folder `path` show which processes are alive."""
     return is_one_kernels(_calls.file_system_type(path))
 
 
 @contextlib.contextmanager
 def folder_beside(destination: str) -> Iterator[str]:
-    """Give a new folder beside `destination`, to be renamed to it; what is still there at the end goes.
+    """Give a new folder beside `destination`, to be renamed to it; if it is still there at the end, it is deleted.
 
     What dead processes left for the same destination goes first.
     """
@@ -50,7 +50,7 @@ def folder_beside(destination: str) -> Iterator[str]:
     try:
         yield path
     except BaseException:
-        # Invariant 4: what is not whole never gets the name that was asked for.
+        # Invariant 4: an incomplete folder never gets the final name.
         shutil.rmtree(path, ignore_errors=True)
         raise
     finally:
@@ -79,10 +79,13 @@ def make_file(directory: int, mode: int, *, hold: bool) -> tuple[str, int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return name, descriptor  # Invariant 10: no locks here, so nobody removes anything by them.
+            return (
+                name,
+                descriptor,
+            )  # Invariant 10: there are no locks here, so nobody removes leftovers by them.
         if os.fstat(descriptor).st_nlink:
             return name, descriptor
-        os.close(descriptor)  # Somebody who cleaned up was faster than the lock.
+        os.close(descriptor)  # A process that was cleaning up removed it before it was locked.
 
 
 def sweep_folders(parent: str, name: str) -> None:
@@ -98,15 +101,15 @@ def sweep_folders(parent: str, name: str) -> None:
                 continue
             try:
                 if stat.S_ISDIR(os.fstat(held).st_mode):
-                    # Invariant 4: it never was whole, and whoever made it is dead.
+                    # Invariant 4: it is incomplete, and its maker is dead.
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(held)
 
 
 def sweep_files(directory: int) -> None:
-    """Remove what dead checkouts left in the open `directory`, one where locks tell who is alive."""
-    # Invariant 13: what cannot be looked at or removed only costs space.
+    """Remove leftovers of dead checkouts in the open `directory`, if locks show who is alive there."""
+    # Invariant 13: leftovers that cannot be examined or removed only take space.
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for name in [entry.name for entry in entries if _FILE.fullmatch(entry.name)]:
             with contextlib.suppress(OSError):
@@ -119,13 +122,13 @@ def _sweep_file(directory: int, name: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            # Invariant 4: it never had its name, and whoever made it is dead.
+            # Invariant 4: it never got its name, and its maker is dead.
             os.unlink(name, dir_fd=directory)
     finally:
         os.close(descriptor)
 
 
 def _folder_prefix(name: str) -> str:
-    # Some file systems take names of whole characters only.
+    # Some file systems only accept names of whole characters.
     shown = os.fsencode(name)[:_SHOWN].decode(errors="ignore").encode()
     return f".{os.fsdecode(shown)}."

@@ -29,7 +29,7 @@ class Culprits:
 
     @contextmanager
     def about(self, name: str) -> Iterator[None]:
-        """Blame a ref for damage that the block meets. A store that fails is an error for all (invariant 8)."""
+        """Attribute damage inside the block to a ref. A store that fails is an error for all (invariant 8)."""
         try:
             yield
         except IntegrityError as error:

@@ -254,7 +254,7 @@ class FrameSource:
             self._bucket.take(int(located.rows["stored"][alone[start:stop]].sum()))
             if self._keep_going:
                 plain, failed = read_whole(self._store.objects.read_many, ids)
-                # What the bytes that are served were found to be says more than a second look.
+                # The error from verifying the bytes says more than another look-up.
                 self.damaged.update((item, self._reasons.get(item, failed[item])) for item in failed)
             else:
                 plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
@@ -287,7 +287,7 @@ def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
     try:
         store.objects.locate(ids)
     except IntegrityError:
-        # Invariant 11: the reason of each of those that cannot be had; a damaged pack may have held them.
+        # Invariant 11: keep the reason for each of these; a damaged pack may have held them.
         found = store.index.locate(ids).found.tolist()
     else:
         return {}
