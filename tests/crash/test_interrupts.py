@@ -177,7 +177,7 @@ class TestRetries:
             with pytest.raises(type(error)) as failure:
                 store.add(model, ref="models/m")
         [note] = notes(failure.value)
-        assert "is kept: the next attempt needs only the rest" in note
+        assert "are kept: the next attempt only writes the rest" in note
         kept = pack_bytes(place)
         assert kept > 8 * PIECE
         assert temporaries(place) == []

@@ -276,7 +276,7 @@ def test_a_file_that_changes_before_its_turn_comes(store, tmp_path, change):
     for path in (tmp_path / "model").iterdir():
         os.utime(path, (LONG_AGO, LONG_AGO))
     callback = DuringAdd(1, lambda: change(tmp_path / "model/later.bin"))
-    with pytest.raises(ConflictError, match=r"later\.bin (changed|went away) while"):
+    with pytest.raises(ConflictError, match=r"later\.bin (changed|disappeared) while"):
         store.add(tmp_path / "model", callback=callback)
     assert callback.done
     assert_nothing_added(store)
