@@ -185,7 +185,7 @@ class StoreDirectory:
             except FileNotFoundError:
                 missing.append(path)
                 path = os.path.dirname(path)
-        # Invariant 2: whoever made the directories that are there may have stopped before their entries were
+        # Invariant 2: the maker of existing directories may have stopped before their entries were
         # durable. One that may not be read belongs to someone else, who made it durable.
         while path != os.path.dirname(path):
             path = os.path.dirname(path)
@@ -315,7 +315,7 @@ class StoreDirectory:
         """Give a written file its final name without replacing; return whether the old name is left over.
 
         link(2); where links do not exist, a rename that does not replace; where that does not exist either,
-        a look and then a plain rename. The last is refused when `exclusive`: two writers of one name could
+        a check and then a plain rename. The last is refused when `exclusive`: two writers of one name could
         both succeed. For other keys that is harmless, since only equal bytes share a name.
         """
         if self._links:

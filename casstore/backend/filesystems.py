@@ -116,7 +116,7 @@ def creates_when_uploading(fs: Any) -> bool:
 
 
 def upload(fs: Any, path: str, source: bytes | str, *, exclusively: bool = False) -> None:
-    """Send bytes, or the file of this name, in bounded memory where the client library can be told to.
+    """Send bytes, or the file of this name, in bounded memory where the client library supports it.
 
     With `exclusively` the server refuses a name that is taken, if `creates_when_uploading`.
     """

@@ -21,7 +21,7 @@ from casstore.errors import ConflictError
 if TYPE_CHECKING:
     from casstore.backend.directory import StoreDirectory
 
-LOCK = "gc/.lock"  # hidden, hence no key; never removed, or two holders would lock two files
+LOCK = "gc/.lock"  # hidden, hence no key; never removed: otherwise two holders could lock two files
 
 _LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}

@@ -131,7 +131,7 @@ class RetryingBackend(BackendWrapper):
         return self._repeat(lambda _: self.inner.stat(key))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """List, and after a failure list again and go on behind the last key that came through.
+        """List, and after a failure list again and continue after the last key that was yielded.
 
         Raises BackendError for an unsorted listing, which could not be resumed (invariant 8).
         """

@@ -37,7 +37,7 @@ class Resolved:
     """Frames of the objects that were asked for, in order, and what those that are deltas need.
 
     `found` says which of `located` decode. `needed` are the rows of the bases of those, bases of bases
-    included, but for deltas that were asked for themselves; `stranded` are the bases that the others lack: in no
+    included, except deltas that were asked for themselves; `stranded` are the bases that the others lack: in no
     frame, or in none of lower rank.
     """
 

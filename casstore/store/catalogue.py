@@ -9,7 +9,7 @@ of the names in it):
 - `records` has a row for each newest record of a ref. Records never change (invariant 1), so a row stays true
   for as long as its name is listed. `state` says whether it is the value of its ref. A row without
   `metadata` is one that JSON or SQLite cannot hold exactly: its record is decoded instead.
-- `bodies` keeps the records' own bytes, which whoever decodes them verifies again.
+- `bodies` keeps the records' own bytes, which are verified again when they are decoded.
 
 A query is answered only from rows whose marks are those of a listing made for this query, in the same
 transaction; so whatever other processes do to the file meanwhile, an answer is that of the listing. Rows that

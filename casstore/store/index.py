@@ -575,7 +575,7 @@ class Index(ForkAware):
 
 
 def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:
-    """Return found rows, and the base lists that they mean, numbered anew."""
+    """Return found rows, and the base lists that they refer to, renumbered."""
     some = np.flatnonzero(found["bases"])
     if not some.size:
         return found, BaseLists.empty()

@@ -100,7 +100,7 @@ def write_merged(
             writer.commit(key)
             new = True
         except ObjectExists:
-            # Invariant 5: its name is its hash, so whoever was faster wrote the same.
+            # Invariant 5: its name is its hash, so another writer's file has the same bytes.
             new = False
     if copy is not None:
         copy.publish(key)

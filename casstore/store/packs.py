@@ -222,7 +222,7 @@ class PackWriter:
         return len(opened.headers) == len(opened.offsets) and end == opened.size == opened.writer.offset
 
     def append(self, frames: EncodedFrames) -> None:
-        """Append verified frames, soon; the pack is closed behind them if it is full."""
+        """Append verified frames in the background; the pack is closed after them if it is full."""
         if not frames.headers:
             return
         if self._open is None:

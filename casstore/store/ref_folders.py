@@ -4,7 +4,7 @@ Every listing of refs lists the names; records are read only where a folder's na
 differ from those that the catalogue's rows were made from.
 
 Files under names that no record can have are ignored. A record that cannot be read keeps the place that its key gives
-it: no older one is used instead (invariant 8), and the caller is told.
+it: no older one is used instead (invariant 8), and the caller learns of it.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ class RefFolders:
         held: Collection[str],
         ahead: Mapping[str, Kept | Unread] | None = None,
     ) -> _Folder:
-        """Read the newest records of a listing, but for those held; none of those returned is gone."""
+        """Read the newest records of a listing, except those held; none of those returned is gone."""
         read: dict[str, Kept | Unread] = {}
         relisted = False
         while True:

@@ -142,7 +142,7 @@ class Store:
 
         A path is used as `open` uses it: `~` is not expanded. Without `create` nothing is made.
         `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes a store that the
-        directory's group may read and write: its mode tells whoever opens it later. `chunk_cache` is how many
+        directory's group may read and write: later openers know it by the directory's mode. `chunk_cache` is how many
         bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
         `storage_options` go to fsspec. Raises ConfigError for a place that is not a store, that lies in another
         store, or that is private although `shared` is given, UnsupportedVersion for one that a newer casstore made.
