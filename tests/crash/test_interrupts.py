@@ -316,6 +316,21 @@ class TestLeftovers:
             found = find_leftovers(store)
             assert (found.complete, found.packs) == (False, 0)
 
+    def test_nothing_is_called_unused_while_a_record_cannot_be_read(self, place, model, monkeypatch):
+        """A listing of refs leaves it out, and what it needs is there all the same."""
+        with Store.open(place) as store:
+            store.add(model, ref="models/m")
+            record = store.record("models/m")
+            path = place / record.key
+            path.chmod(0o600)
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(place.parent / "another machine's"))
+        with Store.open(place) as store:
+            found = find_leftovers(store)
+            assert (found.complete, found.packs) == (False, 0)
+            report = casstore.check(store)
+            assert (report.ok, report.leftovers) == (False, found)
+
     def test_commands_tell(self, place, model, monkeypatch):
         with Store.open(place) as store:
             store.add(model, ref="models/m")
@@ -422,10 +437,11 @@ class TestCheckouts:
         assert list(tmp_path.iterdir()) == []
         os.close(directory)
 
-    def test_a_name_of_many_bytes(self, added, tmp_path):
-        name = "模" * 80
+    @pytest.mark.parametrize("name", ["模" * 80, "m" + "模" * 80], ids=["cut", "whole"])
+    def test_a_name_of_many_bytes(self, added, tmp_path, name):
         left = staging.make_folder(str(tmp_path), name)
         os.close(left[1])
+        assert os.fsencode(left[0]).decode()  # Some file systems take no part of a character.
         with Store.open(added) as store:
             store.checkout("models/m", tmp_path / name)
         assert not os.path.exists(left[0])
