@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.tensors import gguf, npy, onnx, safetensors, torch_zip
+from casstore.tensors import archive, gguf, npy, onnx, safetensors, zip_directory
 from casstore.tensors.dtypes import DTYPES, DType, as_array, element_width
 from casstore.tensors.span import ByteSource, TensorSpan, Unrecognised, checked_spans
 from casstore.tensors.window import read_exactly
@@ -33,7 +33,7 @@ _HEAD_BYTES = 16
 _BY_MAGIC: tuple[tuple[bytes, Callable[[ByteSource], list[TensorSpan]]], ...] = (
     (gguf.MAGIC, gguf.spans),
     (npy.MAGIC, npy.spans),
-    (torch_zip.MAGIC, torch_zip.spans),
+    (zip_directory.MAGIC, archive.spans),
 )
 
 

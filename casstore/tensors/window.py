@@ -13,6 +13,8 @@ __all__ = ["Window", "read_exactly"]
 
 _FIRST = 4 << 10
 _LARGEST = 256 << 10
+# Reading on over so many bytes that are not needed costs less than a read of its own.
+_GAP = 32 << 10
 
 
 def read_exactly(source: ByteSource, offset: int, length: int) -> bytes:
@@ -28,8 +30,8 @@ def read_exactly(source: ByteSource, offset: int, length: int) -> bytes:
 class Window:
     """The bytes `data` of a file from `base` on.
 
-    A read after a jump is small, reads in sequence grow to 256 KiB: a walk over many payloads stays cheap, a walk over
-    a long header takes few reads. Memory stays at one window.
+    A read after a jump is small, reads in sequence or at short distances grow to 256 KiB: a walk over many payloads
+    stays cheap, a walk over a long header or over many small payloads takes few reads. Memory stays at one window.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -48,7 +50,7 @@ class Window:
         held = len(self.data)
         if index >= 0 and (index + length <= held or self.base + held >= self.size):
             return index
-        self._step = min(2 * self._step, _LARGEST) if 0 <= index <= held else _FIRST
+        self._step = min(2 * self._step, _LARGEST) if 0 <= index <= held + _GAP else _FIRST
         self.data = self._source.read(position, min(max(self._step, length), max(0, self.size - position)))
         self.base = position
         return 0
