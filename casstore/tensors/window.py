@@ -9,7 +9,7 @@ from casstore.tensors.span import Unrecognised
 if TYPE_CHECKING:
     from casstore.tensors.span import ByteSource
 
-__all__ = ["Window", "read_exactly"]
+__all__ = ["Section", "Window", "read_exactly"]
 
 _FIRST = 4 << 10
 _LARGEST = 256 << 10
@@ -62,3 +62,19 @@ class Window:
         if len(data) != length:
             raise Unrecognised("cut short")
         return data
+
+
+class Section:
+    """A part of a file as a ByteSource, read through the window of whoever walks the file.
+
+    The part lies inside the file; the window raises Unrecognised where the file has become shorter.
+    """
+
+    def __init__(self, window: Window, begin: int, size: int) -> None:
+        self._window = window
+        self._begin = begin
+        self.size = size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`, fewer at the end of the part."""
+        return self._window.take(self._begin + offset, min(length, max(0, self.size - offset)))

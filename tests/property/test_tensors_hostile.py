@@ -18,6 +18,7 @@ from fakes.model_files import (
     torch_views_bytes,
     torch_zip_bytes,
     torch_zip_of,
+    zip_bytes,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,7 @@ SEEDS = {
     "gguf": gguf_bytes(TENSORS, metadata={"a": "b", "tokens": ["x", "yy"], "n": 3}, alignment=8),
     "gguf blocks": gguf_bytes({"q": ("Q4_0", (2, 32), bytes(36)), "k": ("Q6_K", (256,), bytes(210))}),
     "npy": npy_bytes(TENSORS["layer.0.weight"]),
+    "npz": zip_bytes({f"{name}.npy": npy_bytes(TENSORS[name]) for name in ("ids", "layer.0.bias")}, align=1),
     "npy fortran": npy_bytes(np.asfortranarray(TENSORS["layer.0.weight"])),
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from fakes.model_files import (
@@ -91,6 +94,16 @@ def test_npy(tensor, fortran, version):
     want = array.T if span.name == "array.T" else array
     assert got.shape == want.shape
     assert got.tobytes() == want.tobytes()
+
+
+@given(named([name for name in EVERYWHERE if name != "BF16"], least=0))
+def test_npz(given_tensors):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, tensor in given_tensors.items():
+            archive.writestr(f"{name}.npy", npy_bytes(as_array(tensor[2], *tensor[:2])))
+    data = out.getvalue()
+    check(find_spans(BytesSource(data)), data, given_tensors)
 
 
 @given(tensors(sorted(DTYPES), least=0))
