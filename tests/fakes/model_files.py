@@ -138,46 +138,55 @@ def gguf_bytes(
     alignment: int | None = None,
     version: int = 3,
     type_numbers: Mapping[str, int] | None = None,
+    order: str = "<",
 ) -> bytes:
-    """Metadata values are str, bool, int, float or lists of one of these; `type_numbers` overrides a tensor's type."""
+    """Metadata values are str, bool, int, float or lists of one of these; `type_numbers` overrides a tensor's type.
+
+    With `order=">"` the header is big-endian; the tensors' bytes are taken as they are.
+    """
     values = dict(metadata or {})
-    out = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(values) + (alignment is not None))]
+    out = [b"GGUF", struct.pack(order + "IQQ", version, len(tensors), len(values) + (alignment is not None))]
     if alignment is not None:
-        out += [_gguf_string("general.alignment"), struct.pack("<II", 4, alignment)]
+        out += [_gguf_string("general.alignment", order), struct.pack(order + "II", 4, alignment)]
     for key, value in values.items():
-        kind, data = _gguf_value(value)
-        out += [_gguf_string(key), struct.pack("<I", kind), data]
+        kind, data = _gguf_value(value, order)
+        out += [_gguf_string(key, order), struct.pack(order + "I", kind), data]
     step = alignment or 32
     payload = []
     offset = 0
     for name, tensor in tensors.items():
         dtype, shape, data = parts(tensor)
         number = (type_numbers or {}).get(name, _GGUF_NUMBERS.get(dtype, 0))
-        dims = struct.pack(f"<{len(shape)}Q", *reversed(shape))
-        out += [_gguf_string(name), struct.pack("<I", len(shape)), dims, struct.pack("<IQ", number, offset)]
+        dims = struct.pack(order + f"{len(shape)}Q", *reversed(shape))
+        out += [
+            _gguf_string(name, order),
+            struct.pack(order + "I", len(shape)),
+            dims,
+            struct.pack(order + "IQ", number, offset),
+        ]
         payload.append(data + bytes(-len(data) % step))
         offset += len(payload[-1])
     header = b"".join(out)
     return header + bytes(-len(header) % step) + b"".join(payload)
 
 
-def _gguf_string(text: str) -> bytes:
+def _gguf_string(text: str, order: str) -> bytes:
     raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
+    return struct.pack(order + "Q", len(raw)) + raw
 
 
-def _gguf_value(value: Any) -> tuple[int, bytes]:
+def _gguf_value(value: Any, order: str) -> tuple[int, bytes]:
     if isinstance(value, str):
-        return 8, _gguf_string(value)
+        return 8, _gguf_string(value, order)
     if isinstance(value, bool):
         return 7, bytes([value])
     if isinstance(value, int):
-        return 11, struct.pack("<q", value)
+        return 11, struct.pack(order + "q", value)
     if isinstance(value, float):
-        return 6, struct.pack("<f", value)
-    pieces = [_gguf_value(item) for item in value]
+        return 6, struct.pack(order + "f", value)
+    pieces = [_gguf_value(item, order) for item in value]
     kind = pieces[0][0] if pieces else 4
-    return 9, struct.pack("<IQ", kind, len(pieces)) + b"".join(data for _, data in pieces)
+    return 9, struct.pack(order + "IQ", kind, len(pieces)) + b"".join(data for _, data in pieces)
 
 
 # ONNX
@@ -292,6 +301,39 @@ def torch_views_bytes(storages: Tensors, views: Mapping[str, View], **options: A
     return torch_zip_of(pickle_of(body), {key: part.data for key, part in kept.items()}, **options)
 
 
+def torch_legacy_bytes(
+    tensors: Tensors,
+    *,
+    little: bool = True,
+    magic: bytes = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",
+    protocol: int = 1001,
+    value: Callable[[dict[str, bytes]], bytes] | None = None,
+    keys: Sequence[str] | None = None,
+    counts: Mapping[str, int] | None = None,
+) -> bytes:
+    """What torch.save writes with `_use_new_zipfile_serialization=False` for a state dict of these tensors.
+
+    `keys` and `counts` replace what the file says of its storages.
+    """
+    storages = {str(9000 + key): parts(tensor) for key, tensor in enumerate(tensors.values())}
+    pickles = {
+        name: pickle_tensor(View(key, part.dtype, 0, part.shape, strides_of(part.shape)), part, legacy=True)
+        for name, (key, part) in zip(tensors, storages.items(), strict=True)
+    }
+    machine = {"protocol_version": pickle_int(1001), "little_endian": b"\x88" if little else b"\x89"}
+    listed = b"](" + b"".join(map(pickle_text, storages if keys is None else keys)) + b"e"
+    bodies = [magic, pickle_int(protocol), pickle_dict(machine), (value or pickle_dict)(pickles), listed]
+    out = [pickle_of(body) for body in bodies]
+    for key, part in storages.items():
+        out += [struct.pack("<Q", (counts or {}).get(key, storage_elements(part))), part.data]
+    return b"".join(out)
+
+
+def storage_elements(part: Parts) -> int:
+    """The number of elements of a storage: bytes, where torch has no class for the type."""
+    return math.prod(part.shape) if part.dtype in _TORCH_STORAGES else len(part.data)
+
+
 def torch_zip_of(
     data_pkl: bytes,
     storages: Mapping[str, bytes],
@@ -382,7 +424,7 @@ def pickle_dict(items: Mapping[str, bytes]) -> bytes:
     return b"ccollections\nOrderedDict\n)R(" + body + b"u"
 
 
-def pickle_tensor(view: View, storage: Parts) -> bytes:
+def pickle_tensor(view: View, storage: Parts, *, legacy: bool = False) -> bytes:
     kind, numel = _TORCH_STORAGES.get(view.dtype), len(storage.data)
     if kind is not None:
         type_of, rebuild, tail = f"torch\n{kind}\n", "_rebuild_tensor_v2", []
@@ -393,7 +435,7 @@ def pickle_tensor(view: View, storage: Parts) -> bytes:
     identity = [pickle_text("storage"), b"c" + type_of.encode(), pickle_text(view.key), pickle_text("cpu")]
     return pickle_call(
         f"torch._utils {rebuild}",
-        pickle_tuple([*identity, pickle_int(numel)]) + b"Q",
+        pickle_tuple([*identity, pickle_int(numel), *([b"N"] if legacy else [])]) + b"Q",
         pickle_int(view.offset),
         pickle_tuple(list(map(pickle_int, view.shape))),
         pickle_tuple(list(map(pickle_int, view.strides))),

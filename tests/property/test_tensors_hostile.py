@@ -15,6 +15,7 @@ from fakes.model_files import (
     pickle_of,
     safetensors_bytes,
     safetensors_with_header,
+    torch_legacy_bytes,
     torch_views_bytes,
     torch_zip_bytes,
     torch_zip_of,
@@ -37,6 +38,7 @@ SEEDS = {
     "torch": torch_zip_bytes(TENSORS),
     "torch unpadded": torch_zip_bytes(TENSORS, align=1),
     "torch zip64": torch_zip_bytes(TENSORS, zip64=True, align=1),
+    "torch legacy": torch_legacy_bytes(TENSORS),
     "torch views": torch_views_bytes(
         FUSED, {"a": View("0", "F32", 0, (2, 4), (4, 1)), "b": View("0", "F32", 8, (8,), (1,))}, align=1
     ),
@@ -44,6 +46,7 @@ SEEDS = {
     "onnx packed": onnx_bytes(TENSORS, packed_dims=True),
     "onnx external": onnx_bytes(TENSORS, external="model.data"),
     "gguf": gguf_bytes(TENSORS, metadata={"a": "b", "tokens": ["x", "yy"], "n": 3}, alignment=8),
+    "gguf big-endian": gguf_bytes(TENSORS, metadata={"a": "b", "tokens": ["x"]}, alignment=8, order=">"),
     "gguf blocks": gguf_bytes({"q": ("Q4_0", (2, 32), bytes(36)), "k": ("Q6_K", (256,), bytes(210))}),
     "npy": npy_bytes(TENSORS["layer.0.weight"]),
     "npz": zip_bytes({f"{name}.npy": npy_bytes(TENSORS[name]) for name in ("ids", "layer.0.bias")}, align=1),
@@ -94,7 +97,11 @@ def test_arbitrary_bytes(data):
 
 
 PREFIXES = [
+    torch_legacy_bytes({})[:15],
+    torch_legacy_bytes({})[:20],
     b"GGUF\3\0\0\0",
+    b"GGUF\0\0\0\3",
+    b"GGUF\0\0\0\3" + (1).to_bytes(8, "big") + bytes(8),
     b"GGUF\3\0\0\0" + (1).to_bytes(8, "little") + bytes(8),
     b"PK\3\4",
     b"\x93NUMPY\1\0",

@@ -14,6 +14,7 @@ from fakes.model_files import (
     onnx_bytes,
     onnx_external_bytes,
     safetensors_bytes,
+    torch_legacy_bytes,
     torch_zip_bytes,
 )
 from hypothesis import example, given
@@ -64,6 +65,12 @@ def test_torch_zip(zip64, tensors_, align):
     check(find_spans(BytesSource(data)), data, tensors_)
 
 
+@given(named(TORCH, least=0))
+def test_torch_legacy(given_tensors):
+    data = torch_legacy_bytes(given_tensors)
+    check(find_spans(BytesSource(data)), data, given_tensors)
+
+
 @given(named(sorted(ONNX_TYPES.values()), least=0), st.booleans())
 def test_onnx(given_tensors, packed):
     data = onnx_bytes(given_tensors, packed_dims=packed)
@@ -82,6 +89,14 @@ def test_onnx_external(given_tensors):
 def test_gguf(given_tensors, alignment):
     data = gguf_bytes(given_tensors, alignment=alignment, metadata={"k": ["v"]})
     check(find_spans(BytesSource(data)), data, given_tensors)
+
+
+@given(named(sorted(GGUF_TYPES.values())), st.sampled_from([None, 8]))
+def test_gguf_big_endian(given_tensors, alignment):
+    data = gguf_bytes(given_tensors, alignment=alignment, metadata={"k": ["v"]}, order=">")
+    found = find_spans(BytesSource(data))
+    assert {s.name: data[s.begin : s.end] for s in found} == {k: v[2] for k, v in given_tensors.items()}
+    assert {span.dtype for span in found} <= {"U8", "I8"}
 
 
 @given(tensors([name for name in EVERYWHERE if name != "BF16"], least=0), st.booleans(), st.integers(1, 3))
