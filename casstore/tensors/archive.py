@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.tensors import npz, torch_zip
+from casstore.tensors import npz, torch_export, torch_zip
 from casstore.tensors.span import Unrecognised
 from casstore.tensors.zip_directory import stored_entries
 
@@ -19,6 +19,8 @@ def spans(source: ByteSource) -> list[TensorSpan]:
     entries = stored_entries(source)
     if torch_zip.is_torch_zip(entries):
         return torch_zip.spans(source, entries)
+    if torch_export.is_torch_export(entries):
+        return torch_export.spans(source, entries)
     if npz.is_npz(entries):
         return npz.spans(source, entries)
     raise Unrecognised("an archive of something else")

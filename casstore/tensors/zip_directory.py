@@ -63,18 +63,19 @@ def stored_entries(source: ByteSource) -> dict[str, ZipEntry]:
 
 
 def locate(window: Window, entries: Iterable[ZipEntry]) -> Iterator[tuple[ZipEntry, int]]:
-    """Yield each entry, in the file's order, and where its bytes begin; raise Unrecognised if a local header differs.
+    """Yield each entry, in the file's order, and where its bytes begin.
 
-    Headers that lie near one another are read together. Whether an entry ends inside the file is for the
-    caller to check.
+    Headers that lie near one another are read together. Raises Unrecognised if a local header differs, if an entry does not
+    end inside the file, or if two share bytes: work on each would not be bounded by the size of the file.
     """
+    behind = 0
     unpack = _LOCAL.unpack_from
     data, base = window.data, window.base
     for entry in sorted(entries, key=_HEADER):
         raw = entry.name.encode()
         length = _LOCAL.size + len(raw)
-        if entry.header + length > window.size:
-            raise Unrecognised("a local header outside the file")
+        if entry.header < behind or entry.header + length > window.size:
+            raise Unrecognised("a local header outside the file or inside another entry")
         index = entry.header - base
         if not 0 <= index <= len(data) - length:
             index = window.seek(entry.header, length)
@@ -86,7 +87,11 @@ def locate(window: Window, entries: Iterable[ZipEntry]) -> Iterator[tuple[ZipEnt
             raise Unrecognised("a local header that differs")
         if name_length != len(raw) or not data.startswith(raw, index + _LOCAL.size):
             raise Unrecognised("a local header of another entry")
-        yield entry, entry.header + length + int(extra_length)
+        begin = entry.header + length + int(extra_length)
+        behind = begin + entry.length
+        if behind > window.size:
+            raise Unrecognised("an entry outside the file")
+        yield entry, begin
 
 
 def _directory_place(source: ByteSource) -> tuple[int, int, int]:

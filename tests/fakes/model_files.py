@@ -18,6 +18,8 @@ import numpy as np
 
 from casstore.tensors import gguf as _gguf
 from casstore.tensors import onnx as _onnx
+from casstore.tensors import torch_export as _torch_export
+from casstore.tensors import torch_storages as _torch_storages
 
 Tensor = np.ndarray | tuple[str, Sequence[int], bytes]
 Tensors = Mapping[str, Tensor]
@@ -63,6 +65,9 @@ _TORCH_DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E8M0": "float8_e8m0fnu",
+}
+_TORCH_EXPORT_NUMBERS = {
+    _torch_storages._DTYPES[name]: number for number, name in _torch_export._TYPES.items()
 }
 
 
@@ -332,6 +337,52 @@ def torch_legacy_bytes(
 def storage_elements(part: Parts) -> int:
     """The number of elements of a storage: bytes, where torch has no class for the type."""
     return math.prod(part.shape) if part.dtype in _TORCH_STORAGES else len(part.data)
+
+
+def torch_export_bytes(
+    tensors: Tensors,
+    *,
+    root: str = "program",
+    pickled: Mapping[str, bytes] | None = None,
+    configs: Mapping[str, bytes] | None = None,
+    format_text: bytes = b"pt2",
+    byteorder: str = "little",
+    **zip_options: Any,
+) -> bytes:
+    """What torch.export.save writes since torch 2.8 for a program with these weights, each on a storage of its own.
+
+    `pickled` are further weights by name, each what torch.save wrote; `configs` replaces JSON files by folder.
+    """
+    config: dict[str, Any] = {}
+    entries = {}
+    for key, (name, tensor) in enumerate(tensors.items()):
+        part = parts(tensor)
+        config[name] = torch_export_meta(f"weight_{key}", part.dtype, part.shape)
+        entries[f"{root}/data/weights/weight_{key}"] = part.data
+    for key, (name, data) in enumerate((pickled or {}).items(), len(config)):
+        config[name] = {"path_name": f"weight_{key}", "use_pickle": True, "tensor_meta": None}
+        entries[f"{root}/data/weights/weight_{key}"] = data
+    for folder, name, content in (("weights", "model_weights", config), ("constants", "model_constants", {})):
+        given = (configs or {}).get(folder)
+        text = json.dumps({"config": content}).encode() if given is None else given
+        entries[f"{root}/data/{folder}/{name}_config.json"] = text
+    entries[f"{root}/archive_format"] = format_text
+    entries[f"{root}/byteorder"] = byteorder.encode()
+    return zip_bytes(entries, **zip_options)
+
+
+def torch_export_meta(
+    path: str, dtype: str, shape: Sequence[int], *, strides: Sequence[int] | None = None, offset: int = 0
+) -> dict[str, Any]:
+    """What the JSON in an exported program says of one tensor."""
+    meta = {
+        "dtype": _TORCH_EXPORT_NUMBERS[dtype],
+        "sizes": [{"as_int": size} for size in shape],
+        "strides": [{"as_int": stride} for stride in (strides_of(shape) if strides is None else strides)],
+        "storage_offset": {"as_int": offset},
+        "layout": 7,
+    }
+    return {"path_name": path, "is_param": True, "use_pickle": False, "tensor_meta": meta}
 
 
 def torch_zip_of(

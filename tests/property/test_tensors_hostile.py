@@ -15,6 +15,7 @@ from fakes.model_files import (
     pickle_of,
     safetensors_bytes,
     safetensors_with_header,
+    torch_export_bytes,
     torch_legacy_bytes,
     torch_views_bytes,
     torch_zip_bytes,
@@ -39,6 +40,14 @@ SEEDS = {
     "torch unpadded": torch_zip_bytes(TENSORS, align=1),
     "torch zip64": torch_zip_bytes(TENSORS, zip64=True, align=1),
     "torch legacy": torch_legacy_bytes(TENSORS),
+    "torch export": torch_export_bytes(
+        {"w": TENSORS["layer.0.bias"]},
+        pickled={"p": torch_zip_bytes({"x": TENSORS["ids"]}, align=1)},
+        align=1,
+    ),
+    "torch export before 2.8": zip_bytes(
+        {"serialized_state_dict.pt": torch_zip_bytes({"x": TENSORS["ids"]}, align=1)}, align=1
+    ),
     "torch views": torch_views_bytes(
         FUSED, {"a": View("0", "F32", 0, (2, 4), (4, 1)), "b": View("0", "F32", 8, (8,), (1,))}, align=1
     ),

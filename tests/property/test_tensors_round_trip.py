@@ -14,6 +14,7 @@ from fakes.model_files import (
     onnx_bytes,
     onnx_external_bytes,
     safetensors_bytes,
+    torch_export_bytes,
     torch_legacy_bytes,
     torch_zip_bytes,
 )
@@ -63,6 +64,12 @@ def test_safetensors(given_tensors):
 def test_torch_zip(zip64, tensors_, align):
     data = torch_zip_bytes(tensors_, zip64=zip64, align=align)
     check(find_spans(BytesSource(data)), data, tensors_)
+
+
+@given(named(TORCH), st.sampled_from([1, 64]))
+def test_torch_export(given_tensors, align):
+    data = torch_export_bytes(given_tensors, align=align)
+    check(find_spans(BytesSource(data)), data, given_tensors)
 
 
 @given(named(TORCH, least=0))

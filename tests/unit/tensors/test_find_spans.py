@@ -15,6 +15,7 @@ from fakes.model_files import (
     onnx_bytes,
     parts,
     safetensors_bytes,
+    torch_export_bytes,
     torch_legacy_bytes,
     torch_zip_bytes,
 )
@@ -32,6 +33,7 @@ FILES = {
     "safetensors": safetensors_bytes(TENSORS, metadata={"format": "pt"}),
     "torch zip": torch_zip_bytes(TENSORS),
     "torch zip64": torch_zip_bytes(TENSORS, zip64=True),
+    "torch export": torch_export_bytes(TENSORS),
     "torch legacy": torch_legacy_bytes(TENSORS),
     "ONNX": onnx_bytes(TENSORS),
     "ONNX with packed dims": onnx_bytes(TENSORS, packed_dims=True),
