@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.tensors import archive, gguf, npy, onnx, safetensors, torch_legacy, zip_directory
+from casstore.tensors import archive, gguf, npy, onnx, safetensors, tflite, torch_legacy, zip_directory
 from casstore.tensors.dtypes import DTYPES, DType, as_array, element_width
 from casstore.tensors.span import ByteSource, TensorSpan, Unrecognised, checked_spans
 from casstore.tensors.window import read_exactly
@@ -119,6 +119,8 @@ def _parser(source: ByteSource) -> Callable[[ByteSource], list[TensorSpan]]:
     for magic, parser in _BY_MAGIC:
         if head.startswith(magic):
             return parser
+    if tflite.matches(head):
+        return tflite.spans
     if torch_legacy.matches(head):
         return torch_legacy.spans
     if safetensors.matches(head, source.size):

@@ -18,6 +18,7 @@ import numpy as np
 
 from casstore.tensors import gguf as _gguf
 from casstore.tensors import onnx as _onnx
+from casstore.tensors import tflite as _tflite
 from casstore.tensors import torch_export as _torch_export
 from casstore.tensors import torch_storages as _torch_storages
 
@@ -42,6 +43,7 @@ _NAMES = {
 }
 _GGUF_NUMBERS = {name: number for number, name in _gguf._TYPES.items()}
 _ONNX_NUMBERS = {name: number for number, name in _onnx._TYPES.items()}
+_TFLITE_NUMBERS = {name: number for number, name in _tflite._TYPES.items()}
 _TORCH_STORAGES = {
     "F64": "DoubleStorage",
     "F32": "FloatStorage",
@@ -257,6 +259,95 @@ def onnx_external_bytes(tensors: Tensors) -> bytes:
     """The data file of `onnx_bytes(tensors, external=…)`: each tensor begins at a multiple of 64."""
     data = (parts(tensor).data for tensor in tensors.values())
     return b"".join(raw + bytes(-len(raw) % 64) for raw in data)
+
+
+# TFLite
+
+
+class _Flatbuffer:
+    """Writes a flatbuffer from the root on: what holds an offset comes before what it leads to."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(b"\0\0\0\0TFL3")
+
+    def table(self, at: int, fields: Mapping[int, tuple[str, int]]) -> dict[int, int]:
+        """Write a table, led to from `at`; return the place of each field (struct format, value)."""
+        self.align(4)
+        slots = max(fields, default=-1) + 1
+        places, table = len(self.out), len(self.out) + 4 + 2 * slots
+        table += -table % 8
+        found, end = {}, table + 4
+        for number, (form, _) in fields.items():
+            end += -end % struct.calcsize(form)
+            found[number] = end
+            end += struct.calcsize(form)
+        self.out += bytes(end - places)
+        struct.pack_into("<2H", self.out, places, 4 + 2 * slots, end - table)
+        struct.pack_into("<i", self.out, table, table - places)
+        for number, (form, value) in fields.items():
+            struct.pack_into("<H", self.out, places + 4 + 2 * number, found[number] - table)
+            struct.pack_into(f"<{form}", self.out, found[number], value)
+        self.lead(at, table)
+        return found
+
+    def vector(self, at: int, form: str, values: Sequence[int], *, align: int = 4) -> list[int]:
+        """Write a vector, led to from `at`; return the places of its items."""
+        self.out += bytes(-(len(self.out) + 4) % align)
+        self.lead(at, len(self.out))
+        begin = len(self.out) + 4
+        self.out += struct.pack(f"<I{len(values)}{form}", len(values), *values)
+        return list(range(begin, len(self.out), struct.calcsize(form)))
+
+    def data(self, at: int, raw: bytes, *, align: int = 16) -> None:
+        self.out += bytes(-(len(self.out) + 4) % align)
+        self.lead(at, len(self.out))
+        self.out += struct.pack("<I", len(raw)) + raw
+
+    def lead(self, at: int, to: int) -> None:
+        struct.pack_into("<I", self.out, at, to - at)
+
+    def align(self, width: int) -> None:
+        self.out += bytes(-len(self.out) % width)
+
+
+def tflite_bytes(
+    tensors: Tensors,
+    *,
+    behind: bool = False,
+    subgraphs: int = 1,
+    type_numbers: Mapping[str, int] | None = None,
+) -> bytes:
+    """A TFLite model with these constants and one tensor that is computed, the same in each subgraph.
+
+    With `behind` the bytes lie behind the flatbuffer, as in models of over 2 GB.
+    """
+    flat = _Flatbuffer()
+    model = flat.table(0, {0: ("I", 3), 2: ("I", 0), 4: ("I", 0)})
+    items = [(name, parts(tensor)) for name, tensor in tensors.items()]
+    for graph in flat.vector(model[2], "I", [0] * subgraphs):
+        (listed,) = flat.table(graph, {0: ("I", 0)}).values()
+        places = flat.vector(listed, "I", [0] * (len(items) + 1))
+        computed = flat.table(places[0], {3: ("I", 0)})
+        flat.data(computed[3], b"computed", align=4)
+        for number, (place, (name, part)) in enumerate(zip(places[1:], items, strict=True), 1):
+            kind = (type_numbers or {}).get(name, _TFLITE_NUMBERS.get(part.dtype, 5))
+            tensor = flat.table(place, {0: ("I", 0), 1: ("B", kind), 2: ("I", number), 3: ("I", 0)})
+            flat.vector(tensor[0], "i", part.shape)
+            flat.data(tensor[3], name.encode(), align=4)
+    buffers = flat.vector(model[4], "I", [0] * (len(items) + 1))
+    flat.table(buffers[0], {})
+    tails = []
+    for place, (_, part) in zip(buffers[1:], items, strict=True):
+        if behind:
+            tails.append((flat.table(place, {1: ("Q", 1), 2: ("Q", 1)}), part.data))
+        else:
+            flat.data(flat.table(place, {0: ("I", 0)})[0], part.data)
+    for fields, raw in tails:
+        flat.align(16)
+        struct.pack_into("<Q", flat.out, fields[1], len(flat.out))
+        struct.pack_into("<Q", flat.out, fields[2], len(raw))
+        flat.out += raw
+    return bytes(flat.out)
 
 
 # torch zip

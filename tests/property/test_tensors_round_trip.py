@@ -14,6 +14,7 @@ from fakes.model_files import (
     onnx_bytes,
     onnx_external_bytes,
     safetensors_bytes,
+    tflite_bytes,
     torch_export_bytes,
     torch_legacy_bytes,
     torch_zip_bytes,
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from casstore.tensors import DTYPES, as_array, clip_spans, element_width, find_external_spans, find_spans
 from casstore.tensors.gguf import _TYPES as GGUF_TYPES
 from casstore.tensors.onnx import _TYPES as ONNX_TYPES
+from casstore.tensors.tflite import _TYPES as TFLITE_TYPES
 
 EVERYWHERE = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"]
 TORCH = [*EVERYWHERE, "U8", "BOOL", "C64", "C128", "U16", "U32", "U64", "F8_E4M3", "F8_E5M2", "F8_E8M0"]
@@ -69,6 +71,15 @@ def test_torch_zip(zip64, tensors_, align):
 @given(named(TORCH), st.sampled_from([1, 64]))
 def test_torch_export(given_tensors, align):
     data = torch_export_bytes(given_tensors, align=align)
+    check(find_spans(BytesSource(data)), data, given_tensors)
+
+
+@given(named(sorted(TFLITE_TYPES.values())), st.booleans())
+def test_tflite(given_tensors, behind):
+    # One byte or none behind the flatbuffer stands for no bytes there.
+    if behind:
+        given_tensors = {name: tensor for name, tensor in given_tensors.items() if len(tensor[2]) > 1}
+    data = tflite_bytes(given_tensors, behind=behind)
     check(find_spans(BytesSource(data)), data, given_tensors)
 
 
