@@ -126,7 +126,7 @@ class Adding:
             os.close(self._pack)
             self._pack = -1
 
-    def _take_file(self, file: SourceFile, external: tuple[TensorSpan, ...]) -> None:
+    def _take_file(self, file: SourceFile, external: tuple[TensorSpan, ...] | None) -> None:
         size = file.identity.size
         taken = TakenFile([], [], b"")
         hasher = Hasher()

@@ -242,7 +242,7 @@ class Ingest:
         return whole
 
     def _blocks(
-        self, files: Sequence[_Keyed], external: Mapping[str, tuple[TensorSpan, ...]]
+        self, files: Sequence[_Keyed], external: Mapping[str, tuple[TensorSpan, ...] | None]
     ) -> Iterator[_Block]:
         """Read files into blocks: a large file fills many, small files share one."""
         block = _Block(take_block())

@@ -11,7 +11,7 @@ import numpy as np
 
 from casstore import tensors
 from casstore.codecs import ElementHint
-from casstore.store.sources import open_source, read_range
+from casstore.store.sources import is_onnx, open_source, read_range
 from casstore.tensors.dtypes import element_width
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     from casstore.store.sources import SourceFile
     from casstore.tensors import TensorSpan
+
+
+# Smaller data files are one chunk, whatever tensors are in them.
+_LEAST_DATA_FILE = 64 << 10
+_HEAD = 16
 
 
 class ElementHints:
@@ -47,9 +52,11 @@ class ElementHints:
 
 
 def find_file_spans(
-    file: SourceFile, descriptor: int, external: tuple[TensorSpan, ...]
+    file: SourceFile, descriptor: int, external: tuple[TensorSpan, ...] | None
 ) -> tuple[TensorSpan, ...]:
-    """Return the tensors in a file: those that an .onnx file beside it names, else those it names itself."""
+    """Return the tensors in a file: those that `find_external_spans` found in it, else those it names itself."""
+    if external is None:
+        return ()
     size = file.identity.size
     return tensors.clip_spans(external, size) or tensors.find_spans(
         _FileBytes(descriptor, size, file.location)
@@ -58,24 +65,45 @@ def find_file_spans(
 
 def find_external_spans(
     files: Sequence[SourceFile], all_files: Sequence[SourceFile]
-) -> dict[str, tuple[TensorSpan, ...]]:
-    """Return the tensors that .onnx files say lie in other files, by the path of those."""
+) -> dict[str, tuple[TensorSpan, ...] | None]:
+    """Return the tensors that ONNX graphs tell of, by the path of the file that holds them.
+
+    Those are tensors in data files and in the graphs themselves, so that a graph is walked once; None stands for
+    a graph that holds none. Graphs are told by their name or, where there may be a data file for them, by
+    their first bytes.
+    """
     unread = {file.path for file in files}
+    has_data_file = any(file.identity.size >= _LEAST_DATA_FILE and not is_onnx(file) for file in files)
+    own: dict[str, tuple[TensorSpan, ...] | None] = {}
     found: dict[str, list[TensorSpan]] = {}
     for file in all_files:
-        if not unread or not file.path.endswith(".onnx"):
+        if not unread or not (is_onnx(file) or has_data_file):
             continue
         descriptor = open_source(file)
         try:
-            spans = tensors.find_external_spans(_FileBytes(descriptor, file.identity.size, file.location))
+            source = _FileBytes(descriptor, file.identity.size, file.location)
+            if not is_onnx(file) and not tensors.may_be_onnx(source.read(0, _HEAD)):
+                continue
+            spans = tensors.find_model_spans(source)
         finally:
             os.close(descriptor)
+        if file.path in unread:
+            own[file.path] = spans.own or None
         folder = posixpath.dirname(file.path)
-        for location, items in spans.items():
-            path = posixpath.normpath(posixpath.join(folder, location))
-            if path in unread:
+        for location, items in spans.external.items():
+            path = _data_file(folder, location, unread)
+            if path is not None:
                 found.setdefault(path, []).extend(items)
-    return {path: tuple(dict.fromkeys(items)) for path, items in found.items()}
+    return {path: tuple(dict.fromkeys(items)) for path, items in found.items()} | own
+
+
+def _data_file(folder: str, location: str, unread: set[str]) -> str | None:
+    """Return the path of the file that a graph in `folder` means; graphs from Windows may have backslashes."""
+    for spelling in (location, location.replace("\\", "/")):
+        path = posixpath.normpath(posixpath.join(folder, spelling))
+        if path in unread:
+            return path
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ each parser trusts and refuses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.tensors import gguf, npy, onnx, safetensors, torch_zip
+from casstore.tensors import archive, gguf, npy, onnx, safetensors, tflite, torch_legacy, zip_directory
 from casstore.tensors.dtypes import DTYPES, DType, as_array, element_width
 from casstore.tensors.span import ByteSource, TensorSpan, Unrecognised, checked_spans
 from casstore.tensors.window import read_exactly
@@ -20,20 +20,31 @@ __all__ = [
     "DTYPES",
     "ByteSource",
     "DType",
+    "ModelSpans",
     "TensorSpan",
     "as_array",
     "clip_spans",
     "element_width",
     "find_context_files",
     "find_external_spans",
+    "find_model_spans",
     "find_spans",
+    "may_be_onnx",
 ]
 
-_HEAD_BYTES = 16
+
+class ModelSpans(NamedTuple):
+    """The tensors in a file, and those that an ONNX file keeps in other files by location as written."""
+
+    own: tuple[TensorSpan, ...]
+    external: dict[str, tuple[TensorSpan, ...]]
+
+
+_HEAD_BYTES = 24
 _BY_MAGIC: tuple[tuple[bytes, Callable[[ByteSource], list[TensorSpan]]], ...] = (
     (gguf.MAGIC, gguf.spans),
     (npy.MAGIC, npy.spans),
-    (torch_zip.MAGIC, torch_zip.spans),
+    (zip_directory.MAGIC, archive.spans),
 )
 
 
@@ -49,6 +60,21 @@ def find_spans(source: ByteSource) -> tuple[TensorSpan, ...]:
         return ()
 
 
+def find_model_spans(source: ByteSource) -> ModelSpans:
+    """Return what `find_spans` and `find_external_spans` return, after one walk over the file."""
+    try:
+        parser = _parser(source)
+        if parser is not onnx.spans:
+            return ModelSpans(checked_spans(parser(source), source.size), {})
+        found = onnx.find(source)
+    except Unrecognised:
+        return ModelSpans((), {})
+    return ModelSpans(
+        clip_spans(found.own, source.size),
+        {location: tuple(spans) for location, spans in found.external.items()},
+    )
+
+
 def find_external_spans(source: ByteSource) -> dict[str, tuple[TensorSpan, ...]]:
     """Return the tensors that an ONNX file keeps in other files: location as written → spans in that file.
 
@@ -57,11 +83,15 @@ def find_external_spans(source: ByteSource) -> dict[str, tuple[TensorSpan, ...]]
     what `source.read` raises.
     """
     try:
-        if _parser(source) is not onnx.spans:
-            return {}
-        return {location: tuple(found) for location, found in onnx.external_spans(source).items()}
+        is_onnx = _parser(source) is onnx.spans
     except Unrecognised:
         return {}
+    return find_model_spans(source).external if is_onnx else {}
+
+
+def may_be_onnx(head: bytes) -> bool:
+    """Say whether a file that starts with these 16 bytes may be an ONNX graph, whatever its name: no format's magic fits."""
+    return onnx.may_be_model(head)
 
 
 def find_context_files(source: ByteSource) -> tuple[str, ...]:
@@ -89,6 +119,10 @@ def _parser(source: ByteSource) -> Callable[[ByteSource], list[TensorSpan]]:
     for magic, parser in _BY_MAGIC:
         if head.startswith(magic):
             return parser
+    if tflite.matches(head):
+        return tflite.spans
+    if torch_legacy.matches(head):
+        return torch_legacy.spans
     if safetensors.matches(head, source.size):
         return safetensors.spans
     return onnx.spans

@@ -1,6 +1,7 @@
-"""GGUF versions 2 and 3, little-endian: metadata, tensor table, aligned tensor data.
+"""GGUF versions 2 and 3: metadata, tensor table, aligned tensor data.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Version 1 and big-endian files are unknown here.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Version 1 is unknown here. Version 3 may be big-endian,
+tensors included: it says so only by how its version reads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.tensors.dtypes import DTYPES
 from casstore.tensors.span import MAX_DIMS, MAX_NAME_BYTES, MAX_SPANS, TensorSpan, Unrecognised
-from casstore.tensors.window import Window
+from casstore.tensors.window import Window, read_exactly
 
 if TYPE_CHECKING:
     from casstore.tensors.span import ByteSource
@@ -67,21 +68,30 @@ _TYPES = {
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-_PREFIX = struct.Struct("<4sIQQ")
-_ARRAY_HEAD = struct.Struct("<IQ")
+
+class _Forms:
+    """The numbers of a header in one byte order."""
+
+    def __init__(self, order: str) -> None:
+        self.u32 = struct.Struct(f"{order}I")
+        self.u64 = struct.Struct(f"{order}Q")
+        self.prefix = struct.Struct(f"{order}4sIQQ")
+        self.array_head = struct.Struct(f"{order}IQ")
+        self.entry_tails = [struct.Struct(f"{order}{dims}QIQ") for dims in range(MAX_DIMS + 1)]
+
+
+_LITTLE, _BIG = _Forms("<"), _Forms(">")
 
 
 def spans(source: ByteSource) -> list[TensorSpan]:
     """Return the tensors that the table lists, or raise Unrecognised.
 
     Shapes are in numpy's order, the slowest dimension first. A tensor of a type that is not known here is a run of U8
-    up to the next tensor.
+    up to the next tensor. In a big-endian file every tensor is U8, unless its elements are single bytes.
     """
-    header = _Header(source)
-    magic, version, tensors, metadata = header.unpack(_PREFIX)
-    # A big-endian file shows its version in the high byte, so it fails here.
+    big = read_exactly(source, len(MAGIC), 4) == b"\0\0\0\3"
+    header = _Header(source, _BIG if big else _LITTLE)
+    magic, version, tensors, metadata = header.unpack(header.forms.prefix)
     if magic != MAGIC or version not in (2, 3) or tensors > MAX_SPANS or metadata > MAX_METADATA:
         raise Unrecognised("no GGUF version that is known")
     alignment = 32
@@ -89,13 +99,15 @@ def spans(source: ByteSource) -> list[TensorSpan]:
         alignment = header.metadata(alignment)
     entries = [header.tensor() for _ in range(tensors)]
     start = -(-header.position // alignment) * alignment
-    return _located(entries, start, alignment, source.size)
+    found = _located(entries, start, alignment, source.size)
+    return [_as_bytes(span) for span in found] if big else found
 
 
 class _Header:
     """Reads the header from front to back."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, forms: _Forms) -> None:
+        self.forms = forms
         self._window = Window(source)
         self._strings = 0
         self.position = 0
@@ -106,11 +118,11 @@ class _Header:
     def metadata(self, alignment: int) -> int:
         """Step over one key and value; return the alignment that holds from there on."""
         key = self._string()
-        (kind,) = self.unpack(_U32)
+        (kind,) = self.unpack(self.forms.u32)
         if key == b"general.alignment":
             if kind != _UINT32:
                 raise Unrecognised("an alignment that is no number")
-            (alignment,) = self.unpack(_U32)
+            (alignment,) = self.unpack(self.forms.u32)
             if not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
                 raise Unrecognised("an absurd alignment")
         else:
@@ -123,10 +135,10 @@ class _Header:
             name = self._string().decode()
         except UnicodeDecodeError as error:
             raise Unrecognised("a name that is not UTF-8") from error
-        (count,) = self.unpack(_U32)
+        (count,) = self.unpack(self.forms.u32)
         if count > MAX_DIMS:
             raise Unrecognised("too many dimensions")
-        *dims, kind, offset = self.unpack(_ENTRY_TAILS[count])
+        *dims, kind, offset = self.unpack(self.forms.entry_tails[count])
         return name, kind, tuple(reversed(dims)), offset
 
     def _bytes(self, length: int) -> bytes:
@@ -140,7 +152,7 @@ class _Header:
             raise Unrecognised("an absurd header")
 
     def _string(self) -> bytes:
-        (length,) = self.unpack(_U64)
+        (length,) = self.unpack(self.forms.u64)
         if length > MAX_NAME_BYTES:
             raise Unrecognised("an absurd name")
         return self._bytes(length)
@@ -156,7 +168,7 @@ class _Header:
             raise Unrecognised("an unknown kind of metadata")
 
     def _skip_array(self, depth: int) -> None:
-        kind, count = self.unpack(_ARRAY_HEAD)
+        kind, count = self.unpack(self.forms.array_head)
         if kind in _VALUE_BYTES:
             self._advance(count * _VALUE_BYTES[kind])
         elif kind == _STRING:
@@ -170,7 +182,7 @@ class _Header:
 
     def _skip_strings(self, count: int) -> None:
         self._count(count)
-        window, unpack = self._window, _U64.unpack_from
+        window, unpack = self._window, self.forms.u64.unpack_from
         # A vocabulary has hundreds of thousands: the inner loop makes one call for each.
         while count:
             index = window.seek(self.position, 8)
@@ -189,7 +201,12 @@ class _Header:
             raise Unrecognised("absurdly many strings")
 
 
-_ENTRY_TAILS = [struct.Struct(f"<{dims}QIQ") for dims in range(MAX_DIMS + 1)]
+def _as_bytes(span: TensorSpan) -> TensorSpan:
+    """Return the span of a tensor whose bytes are not in the order that its type stands for."""
+    known = DTYPES[span.dtype]
+    if known.block_bytes == known.block_elements == 1:
+        return span
+    return span._replace(dtype="U8", shape=(span.end - span.begin,))
 
 
 def _located(

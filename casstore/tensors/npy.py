@@ -17,9 +17,10 @@ from casstore.tensors.window import read_exactly
 if TYPE_CHECKING:
     from casstore.tensors.span import ByteSource
 
-__all__ = ["MAGIC", "spans"]
+__all__ = ["MAGIC", "NAME", "spans"]
 
 MAGIC = b"\x93NUMPY"
+NAME = "array"
 MAX_HEADER_BYTES = 64 << 10
 
 _ENTRY = re.compile(
@@ -67,10 +68,10 @@ def spans(source: ByteSource) -> list[TensorSpan]:
     length = math.prod(shape) * width
     dtype = _BY_DESCR.get(descr)
     if dtype is None:
-        return [TensorSpan("array", "U8", (length,), start, start + length)]
+        return [TensorSpan(NAME, "U8", (length,), start, start + length)]
     if fortran and len(shape) > 1:
-        return [TensorSpan("array.T", dtype, shape[::-1], start, start + length)]
-    return [TensorSpan("array", dtype, shape, start, start + length)]
+        return [TensorSpan(f"{NAME}.T", dtype, shape[::-1], start, start + length)]
+    return [TensorSpan(NAME, dtype, shape, start, start + length)]
 
 
 def _header(source: ByteSource) -> tuple[int, bytes]:

@@ -5,6 +5,7 @@ Sources: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and https://prot
 
 from __future__ import annotations
 
+import re
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from casstore.tensors.span import ByteSource
 
-__all__ = ["context_files", "external_spans", "spans"]
+__all__ = ["Found", "context_files", "find", "may_be_model", "spans"]
 
 MAX_NESTING = 16
 # Fields looked at in one file; a graph of 100,000 nodes has about a million.
@@ -26,7 +27,7 @@ MAX_EXTERNAL_ENTRIES = 64
 MAX_CONTEXT_FILES = 4096
 UNNAMED = "unnamed"
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 
 # TensorProto.DataType; strings (8) have no fixed size.
 _TYPES = {
@@ -98,8 +99,10 @@ _WIRES = {
         10: _BYTES,
     },
 }
-# Newer versions add fields slowly; opaque bytes give any number.
-MAX_FIELD_NUMBER = 1000
+# Protobuf's own limit. Fields that are not known here are stepped over, whatever their number.
+MAX_FIELD_NUMBER = (1 << 29) - 1
+# A model has few fields that are not known here; bytes of another format that pass for fields may have any number.
+MAX_UNKNOWN_FIELDS = 1000
 
 
 class _Tensor(NamedTuple):
@@ -113,15 +116,48 @@ class _Tensor(NamedTuple):
     external: dict[str, str] | None
 
 
+class Found(NamedTuple):
+    """The tensors of a model: those in its own file, and those in other files by location."""
+
+    own: list[TensorSpan]
+    external: dict[str, list[TensorSpan]]
+
+
+def may_be_model(head: bytes) -> bool:
+    """Say whether a file that starts with `head` can be a ModelProto as protobuf writes it, its version first."""
+    if len(head) < 4 or head[0] != 1 << 3 or head[1] >= 0x80 or head[2] >= 0x80:
+        return False
+    number, wire = head[2] >> 3, head[2] & 7
+    return number > 1 and wire == (_WIRES["Model"].get(number, _BYTES))
+
+
 def spans(source: ByteSource) -> list[TensorSpan]:
-    """Return the tensors whose bytes lie in this file as they lie in memory, or raise Unrecognised.
+    """Return the tensors whose bytes lie in this file as they lie in memory, or raise Unrecognised."""
+    return _own_spans(_outer_first(source))
+
+
+def find(source: ByteSource) -> Found:
+    """Return all tensors after one walk, or raise Unrecognised.
+
+    External ones are left out together if one of them is absurd.
+    """
+    tensors = _outer_first(source)
+    try:
+        external = _external_spans(tensors)
+    except Unrecognised:
+        external = {}
+    return Found(_own_spans(tensors), external)
+
+
+def _own_spans(tensors: list[_Tensor]) -> list[TensorSpan]:
+    """Return the tensors whose bytes lie in this file.
 
     Tensors without a name (those in a node's attributes) take the name of the node's first output; a name that occurs
     again, deeper or later, gets a number. Values stored as varints have no bytes to point at and are left out.
     """
     names = UniqueNames()
     found = []
-    for tensor in _outer_first(source):
+    for tensor in tensors:
         if tensor.place is not None and tensor.external is None:
             begin, end = tensor.place
             dtype = _TYPES.get(tensor.data_type)
@@ -130,14 +166,14 @@ def spans(source: ByteSource) -> list[TensorSpan]:
     return found
 
 
-def external_spans(source: ByteSource) -> dict[str, list[TensorSpan]]:
+def _external_spans(tensors: list[_Tensor]) -> dict[str, list[TensorSpan]]:
     """Return the tensors whose bytes lie in other files, by location, or raise Unrecognised.
 
     Only relative locations that stay below their directory are returned.
     """
     names: dict[str, UniqueNames] = {}
     found: dict[str, list[TensorSpan]] = {}
-    for tensor in _outer_first(source):
+    for tensor in tensors:
         if tensor.external is None or not _stays_below(tensor.external.get("location", "")):
             continue
         location = tensor.external["location"]
@@ -180,6 +216,36 @@ def _decimal(text: str) -> int:
     return int(text)
 
 
+# Whole tags of two fields of a tensor.
+_DIM, _DATA_TYPE = 1 << 3 | _VARINT, 2 << 3 | _VARINT
+# Two varints of ten bytes: the head of a field.
+_FIELD_HEAD = 20
+
+
+def _steps(kind: str) -> list[tuple[str | None, bool] | None]:
+    """Return for each first byte of a field of a message: the message that it holds, and whether it names a node.
+
+    None where the byte is not the whole tag of a known, length-delimited field.
+    """
+    steps: list[tuple[str | None, bool] | None] = [None] * 256
+    known = {number for number, wire in _WIRES.get(kind, {}).items() if wire == _BYTES} | set(_CHILDREN[kind])
+    for number in known:
+        if number < 16:
+            steps[number << 3 | _BYTES] = (_CHILDREN[kind].get(number), kind == "Node" and number == 2)
+    return steps
+
+
+def _first_byte(number: int) -> int:
+    """Return the first byte of the tag of a length-delimited field."""
+    tag = number << 3 | _BYTES
+    return tag if tag < 0x80 else tag & 0x7F | 0x80
+
+
+_STEPS = {kind: _steps(kind) for kind in _CHILDREN}
+# The first bytes of the fields that lead from an attribute to a tensor.
+_LEADS_ON = re.compile(b"[%b]" % re.escape(bytes({_first_byte(number) for number in _CHILDREN["Attribute"]})))
+
+
 class _Walk:
     """One pass over a ModelProto, front to back."""
 
@@ -188,19 +254,26 @@ class _Walk:
         self._size = source.size
         self._fields_left = MAX_FIELDS
         self._tensors_left = MAX_SPANS
+        self._found: list[_Tensor] = []
 
-    def tensors(self) -> Iterator[_Tensor]:
-        """Yield every tensor; raise Unrecognised as soon as the file turns out not to be a ModelProto."""
+    def tensors(self) -> list[_Tensor]:
+        """Return every tensor; raise Unrecognised as soon as the file turns out not to be a ModelProto."""
         seen = set()
+        unknown = 0
         for number, _, begin, end in self._fields("Model", 0, self._size):
             if number in (1, 7) and number in seen:
                 raise Unrecognised("two versions or graphs")
             seen.add(number)
             child = _CHILDREN["Model"].get(number)
             if child is not None:
-                yield from self._message(child, begin, end, 1, "")
+                self._message(child, begin, end, 1, "")
+            elif number not in _WIRES["Model"]:
+                unknown += 1
+                if unknown > MAX_UNKNOWN_FIELDS:
+                    raise Unrecognised("absurdly many fields that are not known")
         if not {1, 7} <= seen:
             raise Unrecognised("no version or no graph")
+        return self._found
 
     def contexts(self) -> Iterator[str]:
         """Yield the text of each EPContext node of the main graph; raise Unrecognised as `tensors` does."""
@@ -239,21 +312,57 @@ class _Walk:
                     return None  # The compiled bytes themselves.
         return None
 
-    def _message(self, kind: str, begin: int, end: int, depth: int, label: str) -> Iterator[_Tensor]:
+    def _message(self, kind: str, begin: int, end: int, depth: int, label: str) -> None:
+        """Collect the tensors of a message. What `_fields` does is done here in place for fields of one common form."""
         if depth > MAX_NESTING:
             raise Unrecognised("absurdly deep nesting")
         if kind == "Tensor":
-            yield self._tensor(begin, end, depth, label)
+            self._found.append(self._tensor(begin, end, depth, label))
             return
-        if kind == "Node":
+        is_node = kind == "Node"
+        if is_node:
             label = ""
-        children = _CHILDREN[kind]
-        for number, _, start, stop in self._fields(kind, begin, end):
-            child = children.get(number)
+        window, children, steps = self._window, _CHILDREN[kind], _STEPS[kind]
+        data, base = window.data, window.base
+        left = self._fields_left
+        position = begin
+        while position < end:
+            index = position - base
+            if not 0 <= index <= len(data) - _FIELD_HEAD:
+                index = window.seek(position, _FIELD_HEAD)
+                data, base = window.data, window.base
+            step = steps[data[index]] if index + 1 < len(data) and data[index + 1] < 0x80 else None
+            if step is None:
+                # Rare: a long number or payload, or a field that is not known here.
+                self._fields_left = left
+                number, _, start, stop, position = self._field(kind, position, end)
+                left = self._fields_left
+                child = children.get(number)
+                named = is_node and number == 2
+            else:
+                left -= 1
+                child, named = step
+                start = position + 2
+                position = stop = start + data[index + 1]
+                if position > end:
+                    raise Unrecognised("a field beyond its message")
             if child is not None:
-                yield from self._message(child, start, stop, depth + 1, label)
-            elif number == 2 and kind == "Node" and not label:
+                if child == "Attribute" and stop - start <= len(data) - _FIELD_HEAD:
+                    # Most attributes are numbers, text, or lists of them.
+                    at = start - base
+                    if (
+                        at + stop - start <= len(data)
+                        and _LEADS_ON.search(data, at, at + stop - start) is None
+                    ):
+                        continue
+                self._fields_left = left
+                self._message(child, start, stop, depth + 1, label)
+                left = self._fields_left
+            elif named and not label:
                 label = self._text(start, stop)
+            if left < 0:
+                raise Unrecognised("absurdly many fields")
+        self._fields_left = left
 
     def _tensor(self, begin: int, end: int, depth: int, label: str) -> _Tensor:
         self._tensors_left -= 1
@@ -263,7 +372,27 @@ class _Walk:
         shape: list[int] = []
         places: dict[int, tuple[int, int]] = {}
         entries: dict[str, str] = {}
-        for number, wire, start, stop in self._fields("Tensor", begin, end):
+        window = self._window
+        data, base = window.data, window.base
+        position = begin
+        while position < end:
+            index = position - base
+            if not 0 <= index <= len(data) - _FIELD_HEAD:
+                index = window.seek(position, _FIELD_HEAD)
+                data, base = window.data, window.base
+            if index + 1 < len(data) and data[index + 1] < 0x80 and position + 2 <= end:
+                # Small numbers, done in place: most dimensions, and the type.
+                if data[index] == _DIM and len(shape) < MAX_DIMS:
+                    shape.append(data[index + 1])
+                    self._fields_left -= 1
+                    position += 2
+                    continue
+                if data[index] == _DATA_TYPE:
+                    data_type = data[index + 1]
+                    self._fields_left -= 1
+                    position += 2
+                    continue
+            number, wire, start, stop, position = self._field("Tensor", position, end)
             if number == 1:
                 shape += self._packed(start, stop) if wire == _BYTES else [start]
                 if len(shape) > MAX_DIMS:
@@ -298,44 +427,67 @@ class _Walk:
 
     def _fields(self, kind: str, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (number, wire type, begin, end) of each field; a varint comes as (number, 0, value, 0)."""
-        window, data, base = self._window, b"", 0
-        children, wires = _CHILDREN.get(kind, {}), _WIRES.get(kind, {})
         position = begin
         while position < end:
-            self._fields_left -= 1
-            if self._fields_left < 0:
-                raise Unrecognised("absurdly many fields")
-            index = first = position - base
-            # Two varints of ten bytes. The bytes held here stay true when an inner message moves the window on.
-            if index + 20 > len(data):
-                index = first = window.seek(position, 20)
-                data, base = window.data, window.base
-            # Nearly all varints are of one byte, and there are several for each node of a graph.
-            tag = data[index] if index < len(data) else 0x80
-            if tag < 0x80:
+            number, wire, start, stop, position = self._field(kind, position, end)
+            yield number, wire, start, stop
+
+    def _field(self, kind: str, position: int, end: int) -> tuple[int, int, int, int, int]:
+        """Return number, wire type, begin and end of the field at `position`, and the position behind it."""
+        self._fields_left -= 1
+        if self._fields_left < 0:
+            raise Unrecognised("absurdly many fields")
+        # The window holds what was last looked at, so that this is a look-up nearly always.
+        index = first = self._window.seek(position, _FIELD_HEAD)
+        data = self._window.data
+        # Nearly all varints are of one byte, and there are several for each node of a graph.
+        tag = data[index] if index < len(data) else 0x80
+        if tag < 0x80:
+            index += 1
+        else:
+            tag, index = _varint(data, index)
+        number, wire = tag >> 3, tag & 7
+        if not 0 < number <= MAX_FIELD_NUMBER or _WIRES.get(kind, {}).get(number, wire) != wire:
+            raise Unrecognised("no such field")
+        if number in _CHILDREN.get(kind, {}) and wire != _BYTES:
+            raise Unrecognised("a message of another wire type")
+        if wire in (_VARINT, _BYTES):
+            value = data[index] if index < len(data) else 0x80
+            if value < 0x80:
                 index += 1
             else:
-                tag, index = _varint(data, index)
-            number, wire = tag >> 3, tag & 7
-            if not 0 < number <= MAX_FIELD_NUMBER or wires.get(number, wire) != wire:
-                raise Unrecognised("no such field")
-            if number in children and wire != _BYTES:
-                raise Unrecognised("a message of another wire type")
-            if wire in (_VARINT, _BYTES):
-                value = data[index] if index < len(data) else 0x80
-                if value < 0x80:
-                    index += 1
-                else:
-                    value, index = _varint(data, index)
-            elif wire in (_FIXED64, _FIXED32):
-                value = 8 if wire == _FIXED64 else 4
-            else:
-                raise Unrecognised("no such wire type")
+                value, index = _varint(data, index)
+        elif wire in (_FIXED64, _FIXED32):
+            value = 8 if wire == _FIXED64 else 4
+        elif wire == _GROUP:
             start = position + index - first
-            position = start if wire == _VARINT else start + value
-            if position > end:
-                raise Unrecognised("a field beyond its message")
-            yield (number, wire, value, 0) if wire == _VARINT else (number, wire, start, position)
+            stop = self._group_end(number, start, end)
+            return number, wire, start, stop, stop
+        else:
+            raise Unrecognised("no such wire type")
+        start = position + index - first
+        stop = start if wire == _VARINT else start + value
+        if stop > end:
+            raise Unrecognised("a field beyond its message")
+        return (number, wire, value, 0, stop) if wire == _VARINT else (number, wire, start, stop, stop)
+
+    def _group_end(self, number: int, position: int, end: int) -> int:
+        """Return the position behind a group, protobuf's old form of a message, that nothing here knows."""
+        open_groups = [number]
+        while open_groups:
+            if position >= end or len(open_groups) > MAX_NESTING:
+                raise Unrecognised("a group without an end")
+            data = self._window.take(position, min(5, end - position))
+            tag, length = _varint(data, 0)
+            if tag & 7 == _GROUP:
+                open_groups.append(tag >> 3)
+            elif tag & 7 == _GROUP_END:
+                if open_groups.pop() != tag >> 3:
+                    raise Unrecognised("a group that ends as another")
+            else:
+                length = self._field("", position, end)[-1] - position
+            position += length
+        return position
 
     def _packed(self, begin: int, end: int) -> list[int]:
         if end - begin > 10 * MAX_DIMS:

@@ -1,80 +1,170 @@
 """A stack machine that reads a pickle's opcodes into symbols (torch_symbols.py): it never unpickles.
 
-It knows containers, text and small integers; every other value is opaque. Source: the opcode comments in CPython's
-Lib/pickletools.py.
+It knows containers, text and small integers; every other value is opaque. `_ACTIONS` has the meaning of every opcode;
+the loop in `_Machine.run` does the few that fill torch's files without a call for each. Source: the opcode comments in
+CPython's Lib/pickletools.py.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from casstore.tensors.span import Unrecognised
-from casstore.tensors.torch_symbols import Global, Node, call, persistent
+from casstore.tensors.torch_symbols import Global, Node, StorageSymbol, call, persistent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_PICKLE_BYTES", "read_symbols"]
+__all__ = ["MAX_PICKLE_BYTES", "Symbols", "read_symbols"]
 
 MAX_PICKLE_BYTES = 64 << 20
-# Opcodes of one pickle; a tensor takes about forty.
-MAX_OPCODES = 4_000_000
+# Opcodes of one pickle; a tensor takes about forty. Each makes at most one object of under a hundred bytes.
+MAX_OPCODES = 8_000_000
 
 # Stands for a value that describes no tensor: a float, bytes, a huge integer.
 _UNKNOWN: Final = None
 
 
-def read_symbols(data: bytes) -> object:
-    """Return what the pickle's value looks like in symbols, or raise Unrecognised."""
-    if len(data) > MAX_PICKLE_BYTES:
+class Symbols(NamedTuple):
+    """What a pickle says: its value, the storages that it names by their keys, and the index behind it."""
+
+    value: object
+    storages: dict[str, StorageSymbol]
+    end: int
+
+
+def read_symbols(data: bytes, begin: int = 0) -> Symbols:
+    """Return what the pickle at `begin` says in symbols, or raise Unrecognised."""
+    if len(data) - begin > MAX_PICKLE_BYTES:
         raise Unrecognised("an absurd pickle")
+    machine = _Machine(data, begin)
     try:
-        return _Machine(data).run()
+        value = machine.run()
     except (LookupError, ValueError, struct.error) as error:
         # A stack that runs empty, an opcode or memo that is not there, text that is not UTF-8, an odd number of items:
         # nothing outside `data` is touched in there, so all of them mean that this is no pickle.
         raise Unrecognised("a pickle that is broken") from error
+    return Symbols(value, machine.storages, machine.position)
 
 
 class _Machine:
     """Runs one pickle. Marks are kept beside the stack, as positions in it."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, begin: int = 0) -> None:
         self._data = data
-        self._position = 0
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self.position = begin
+        self.storages: dict[str, StorageSymbol] = {}
 
-    def run(self) -> object:
-        data, actions = self._data, _ACTIONS
+    def run(self) -> object:  # noqa: PLR0915  one loop: a call for each opcode takes most of the time
+        """Run to the end; return the value. May raise LookupError, ValueError or struct.error for a broken pickle.
+
+        The opcodes of a tensor that torch saves are done here; a test holds that each does what its action does.
+        """
+        data, stack, marks, memo = self._data, self._stack, self._marks, self._memo
+        actions, push, pop = _ACTIONS, self._stack.append, self._stack.pop
+        u16, u32, i32, storages = _U16.unpack_from, _U32.unpack_from, _I32.unpack_from, self.storages
+        at = self.position
         for _ in range(MAX_OPCODES):
-            opcode = data[self._position]
-            self._position += 1
-            if opcode == _STOP:
-                return self._stack.pop()
-            actions[opcode](self)
+            opcode = data[at]
+            at += 1
+            if opcode > 0x60:
+                if opcode == 0x72:  # LONG_BINPUT
+                    memo[u32(data, at)[0]] = stack[-1]
+                    at += 4
+                elif opcode == 0x71:  # BINPUT
+                    memo[data[at]] = stack[-1]
+                    at += 1
+                elif opcode == 0x68:  # BINGET
+                    push(memo[data[at]])
+                    at += 1
+                elif opcode == 0x74:  # TUPLE
+                    begin = marks.pop()
+                    stack[begin:] = (tuple(stack[begin:]),)
+                elif 0x85 <= opcode <= 0x87:  # TUPLE1, TUPLE2, TUPLE3
+                    values = tuple(stack[0x84 - opcode :])
+                    if len(values) != opcode - 0x84:
+                        raise Unrecognised("a stack that runs empty")
+                    stack[0x84 - opcode :] = (values,)
+                elif opcode == 0x89:  # NEWFALSE
+                    push(False)
+                elif opcode == 0x94:  # MEMOIZE
+                    memo[len(memo)] = stack[-1]
+                elif opcode == 0x8C:  # SHORT_BINUNICODE
+                    begin = at + 1
+                    at = begin + data[at]
+                    if at > len(data):
+                        raise Unrecognised("a pickle cut short")
+                    push(data[begin:at].decode())
+                elif opcode == 0x6A:  # LONG_BINGET
+                    push(memo[u32(data, at)[0]])
+                    at += 4
+                else:
+                    self.position = at
+                    actions[opcode](self)
+                    at = self.position
+            elif opcode == 0x4B:  # BININT1
+                push(data[at])
+                at += 1
+            elif opcode == 0x28:  # MARK
+                marks.append(len(stack))
+            elif opcode == 0x58:  # BINUNICODE
+                begin = at + 4
+                at = begin + u32(data, at)[0]
+                if at > len(data):
+                    raise Unrecognised("a pickle cut short")
+                push(data[begin:at].decode())
+            elif opcode == 0x4D:  # BININT2
+                push(u16(data, at)[0])
+                at += 2
+            elif opcode == 0x52:  # REDUCE
+                values = pop()
+                push(call(pop(), values))
+            elif opcode == 0x47:  # BINFLOAT
+                at += 8
+                if at > len(data):
+                    raise Unrecognised("a pickle cut short")
+                push(_UNKNOWN)
+            elif opcode == 0x51:  # BINPERSID
+                storage = persistent(pop())
+                if storage is not None:
+                    storages[storage.key] = storage
+                push(storage)
+            elif opcode == 0x29:  # EMPTY_TUPLE
+                push(())
+            elif opcode == 0x4A:  # BININT
+                push(i32(data, at)[0])
+                at += 4
+            elif opcode == _STOP:
+                self.position = at
+                return pop()
+            else:
+                self.position = at
+                actions[opcode](self)
+                at = self.position
         raise Unrecognised("an absurd pickle")
 
     # Arguments of opcodes.
 
     def take(self, length: int) -> bytes:
-        begin = self._position
+        begin = self.position
         if not 0 <= length <= len(self._data) - begin:
             raise Unrecognised("a pickle cut short")
-        self._position = begin + length
-        return self._data[begin : self._position]
+        self.position = begin + length
+        return self._data[begin : self.position]
 
     def number(self, form: struct.Struct) -> int:
-        (value,) = form.unpack_from(self._data, self._position)
-        self._position += form.size
+        (value,) = form.unpack_from(self._data, self.position)
+        self.position += form.size
         return int(value)
 
     def line(self) -> str:
-        end = self._data.index(b"\n", self._position)
-        text = self._data[self._position : end].decode()
-        self._position = end + 1
+        end = self._data.index(b"\n", self.position)
+        text = self._data[self.position : end].decode()
+        self.position = end + 1
         return text
 
     # What opcodes do.
@@ -125,7 +215,7 @@ class _Machine:
 
     def make_dict(self) -> None:
         node, values = Node(), self.marked()
-        node.items.extend(zip(values[::2], values[1::2], strict=True))
+        node.add_items(zip(values[::2], values[1::2], strict=True))
         self._stack.append(node)
 
     def append(self, values: list[Any]) -> None:
@@ -133,12 +223,12 @@ class _Machine:
         if type(target) is list:
             target.extend(values)
         elif type(target) is Node:
-            target.items.extend(enumerate(values, len(target.items)))
+            target.add_items(enumerate(values, len(target.items)))
 
     def set_items(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is Node:
-            target.items.extend(zip(values[::2], values[1::2], strict=True))
+            target.add_items(zip(values[::2], values[1::2], strict=True))
 
     def set_item(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -160,10 +250,13 @@ class _Machine:
     def build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if type(target) is Node:
-            target.state.append(state)
+            target.add_state(state)
 
     def persistent(self) -> None:
-        self._stack.append(persistent(self._stack.pop()))
+        storage = persistent(self._stack.pop())
+        if storage is not None:
+            self.storages[storage.key] = storage
+        self._stack.append(storage)
 
     def opaque(self, length: int) -> None:
         self.take(length)

@@ -1,4 +1,4 @@
-"""A small moving window over a file, for parsers that walk a header and jump over what they do not need."""
+"""Small parts of a file, for parsers that walk a header, or follow offsets, and jump over what they do not need."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from casstore.tensors.span import Unrecognised
 if TYPE_CHECKING:
     from casstore.tensors.span import ByteSource
 
-__all__ = ["Window", "read_exactly"]
+__all__ = ["Pages", "Section", "Window", "read_exactly"]
 
 _FIRST = 4 << 10
 _LARGEST = 256 << 10
+# Reading on over so many bytes that are not needed costs less than a read of its own.
+_GAP = 32 << 10
+
+_PAGE = 16 << 10
+_KEPT_PAGES = 64
+# A walk that jumps to and fro reads pages again and again: past 4 GiB the file is absurd.
+MAX_PAGES = 1 << 18
 
 
 def read_exactly(source: ByteSource, offset: int, length: int) -> bytes:
@@ -28,8 +35,8 @@ def read_exactly(source: ByteSource, offset: int, length: int) -> bytes:
 class Window:
     """The bytes `data` of a file from `base` on.
 
-    A read after a jump is small, reads in sequence grow to 256 KiB: a walk over many payloads stays cheap, a walk over
-    a long header takes few reads. Memory stays at one window.
+    A read after a jump is small, reads in sequence or at short distances grow to 256 KiB: a walk over many payloads
+    stays cheap, a walk over a long header or over many small payloads takes few reads. Memory stays at one window.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -48,7 +55,7 @@ class Window:
         held = len(self.data)
         if index >= 0 and (index + length <= held or self.base + held >= self.size):
             return index
-        self._step = min(2 * self._step, _LARGEST) if 0 <= index <= held else _FIRST
+        self._step = min(2 * self._step, _LARGEST) if 0 <= index <= held + _GAP else _FIRST
         self.data = self._source.read(position, min(max(self._step, length), max(0, self.size - position)))
         self.base = position
         return 0
@@ -59,4 +66,53 @@ class Window:
         data = self.data[index : index + length]
         if len(data) != length:
             raise Unrecognised("cut short")
+        return data
+
+
+class Section:
+    """A part of a file as a ByteSource, read through the window of whoever walks the file.
+
+    The part lies inside the file; the window raises Unrecognised where the file has become shorter.
+    """
+
+    def __init__(self, window: Window, begin: int, size: int) -> None:
+        self._window = window
+        self._begin = begin
+        self.size = size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`, fewer at the end of the part."""
+        return self._window.take(self._begin + offset, min(length, max(0, self.size - offset)))
+
+
+class Pages:
+    """The bytes of a file in any order: pages of 16 KiB, of which 1 MiB is kept."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._kept: dict[int, bytes] = {}
+        self._left = MAX_PAGES
+        self.size = source.size
+
+    def take(self, position: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `position`, or raise Unrecognised."""
+        if position < 0 or position + length > self.size:
+            raise Unrecognised("outside the file")
+        first, offset = divmod(position, _PAGE)
+        data = self._kept.get(first) or self._load(first)
+        while len(data) < offset + length:
+            first += 1
+            data += self._kept.get(first) or self._load(first)
+        return data[offset : offset + length]
+
+    def _load(self, number: int) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise Unrecognised("a walk without an end")
+        begin = number * _PAGE
+        data = read_exactly(self._source, begin, min(_PAGE, self.size - begin))
+        if len(self._kept) >= _KEPT_PAGES:
+            # The page that was read first goes.
+            del self._kept[next(iter(self._kept))]
+        self._kept[number] = data
         return data

@@ -18,6 +18,9 @@ import numpy as np
 
 from casstore.tensors import gguf as _gguf
 from casstore.tensors import onnx as _onnx
+from casstore.tensors import tflite as _tflite
+from casstore.tensors import torch_export as _torch_export
+from casstore.tensors import torch_storages as _torch_storages
 
 Tensor = np.ndarray | tuple[str, Sequence[int], bytes]
 Tensors = Mapping[str, Tensor]
@@ -40,6 +43,7 @@ _NAMES = {
 }
 _GGUF_NUMBERS = {name: number for number, name in _gguf._TYPES.items()}
 _ONNX_NUMBERS = {name: number for number, name in _onnx._TYPES.items()}
+_TFLITE_NUMBERS = {name: number for number, name in _tflite._TYPES.items()}
 _TORCH_STORAGES = {
     "F64": "DoubleStorage",
     "F32": "FloatStorage",
@@ -63,6 +67,9 @@ _TORCH_DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E8M0": "float8_e8m0fnu",
+}
+_TORCH_EXPORT_NUMBERS = {
+    _torch_storages._DTYPES[name]: number for number, name in _torch_export._TYPES.items()
 }
 
 
@@ -138,46 +145,55 @@ def gguf_bytes(
     alignment: int | None = None,
     version: int = 3,
     type_numbers: Mapping[str, int] | None = None,
+    order: str = "<",
 ) -> bytes:
-    """Metadata values are str, bool, int, float or lists of one of these; `type_numbers` overrides a tensor's type."""
+    """Metadata values are str, bool, int, float or lists of one of these; `type_numbers` overrides a tensor's type.
+
+    With `order=">"` the header is big-endian; the tensors' bytes are taken as they are.
+    """
     values = dict(metadata or {})
-    out = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(values) + (alignment is not None))]
+    out = [b"GGUF", struct.pack(order + "IQQ", version, len(tensors), len(values) + (alignment is not None))]
     if alignment is not None:
-        out += [_gguf_string("general.alignment"), struct.pack("<II", 4, alignment)]
+        out += [_gguf_string("general.alignment", order), struct.pack(order + "II", 4, alignment)]
     for key, value in values.items():
-        kind, data = _gguf_value(value)
-        out += [_gguf_string(key), struct.pack("<I", kind), data]
+        kind, data = _gguf_value(value, order)
+        out += [_gguf_string(key, order), struct.pack(order + "I", kind), data]
     step = alignment or 32
     payload = []
     offset = 0
     for name, tensor in tensors.items():
         dtype, shape, data = parts(tensor)
         number = (type_numbers or {}).get(name, _GGUF_NUMBERS.get(dtype, 0))
-        dims = struct.pack(f"<{len(shape)}Q", *reversed(shape))
-        out += [_gguf_string(name), struct.pack("<I", len(shape)), dims, struct.pack("<IQ", number, offset)]
+        dims = struct.pack(order + f"{len(shape)}Q", *reversed(shape))
+        out += [
+            _gguf_string(name, order),
+            struct.pack(order + "I", len(shape)),
+            dims,
+            struct.pack(order + "IQ", number, offset),
+        ]
         payload.append(data + bytes(-len(data) % step))
         offset += len(payload[-1])
     header = b"".join(out)
     return header + bytes(-len(header) % step) + b"".join(payload)
 
 
-def _gguf_string(text: str) -> bytes:
+def _gguf_string(text: str, order: str) -> bytes:
     raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
+    return struct.pack(order + "Q", len(raw)) + raw
 
 
-def _gguf_value(value: Any) -> tuple[int, bytes]:
+def _gguf_value(value: Any, order: str) -> tuple[int, bytes]:
     if isinstance(value, str):
-        return 8, _gguf_string(value)
+        return 8, _gguf_string(value, order)
     if isinstance(value, bool):
         return 7, bytes([value])
     if isinstance(value, int):
-        return 11, struct.pack("<q", value)
+        return 11, struct.pack(order + "q", value)
     if isinstance(value, float):
-        return 6, struct.pack("<f", value)
-    pieces = [_gguf_value(item) for item in value]
+        return 6, struct.pack(order + "f", value)
+    pieces = [_gguf_value(item, order) for item in value]
     kind = pieces[0][0] if pieces else 4
-    return 9, struct.pack("<IQ", kind, len(pieces)) + b"".join(data for _, data in pieces)
+    return 9, struct.pack(order + "IQ", kind, len(pieces)) + b"".join(data for _, data in pieces)
 
 
 # ONNX
@@ -245,6 +261,95 @@ def onnx_external_bytes(tensors: Tensors) -> bytes:
     return b"".join(raw + bytes(-len(raw) % 64) for raw in data)
 
 
+# TFLite
+
+
+class _Flatbuffer:
+    """Writes a flatbuffer from the root on: what holds an offset comes before what it leads to."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(b"\0\0\0\0TFL3")
+
+    def table(self, at: int, fields: Mapping[int, tuple[str, int]]) -> dict[int, int]:
+        """Write a table, led to from `at`; return the place of each field (struct format, value)."""
+        self.align(4)
+        slots = max(fields, default=-1) + 1
+        places, table = len(self.out), len(self.out) + 4 + 2 * slots
+        table += -table % 8
+        found, end = {}, table + 4
+        for number, (form, _) in fields.items():
+            end += -end % struct.calcsize(form)
+            found[number] = end
+            end += struct.calcsize(form)
+        self.out += bytes(end - places)
+        struct.pack_into("<2H", self.out, places, 4 + 2 * slots, end - table)
+        struct.pack_into("<i", self.out, table, table - places)
+        for number, (form, value) in fields.items():
+            struct.pack_into("<H", self.out, places + 4 + 2 * number, found[number] - table)
+            struct.pack_into(f"<{form}", self.out, found[number], value)
+        self.lead(at, table)
+        return found
+
+    def vector(self, at: int, form: str, values: Sequence[int], *, align: int = 4) -> list[int]:
+        """Write a vector, led to from `at`; return the places of its items."""
+        self.out += bytes(-(len(self.out) + 4) % align)
+        self.lead(at, len(self.out))
+        begin = len(self.out) + 4
+        self.out += struct.pack(f"<I{len(values)}{form}", len(values), *values)
+        return list(range(begin, len(self.out), struct.calcsize(form)))
+
+    def data(self, at: int, raw: bytes, *, align: int = 16) -> None:
+        self.out += bytes(-(len(self.out) + 4) % align)
+        self.lead(at, len(self.out))
+        self.out += struct.pack("<I", len(raw)) + raw
+
+    def lead(self, at: int, to: int) -> None:
+        struct.pack_into("<I", self.out, at, to - at)
+
+    def align(self, width: int) -> None:
+        self.out += bytes(-len(self.out) % width)
+
+
+def tflite_bytes(
+    tensors: Tensors,
+    *,
+    behind: bool = False,
+    subgraphs: int = 1,
+    type_numbers: Mapping[str, int] | None = None,
+) -> bytes:
+    """A TFLite model with these constants and one tensor that is computed, the same in each subgraph.
+
+    With `behind` the bytes lie behind the flatbuffer, as in models of over 2 GB.
+    """
+    flat = _Flatbuffer()
+    model = flat.table(0, {0: ("I", 3), 2: ("I", 0), 4: ("I", 0)})
+    items = [(name, parts(tensor)) for name, tensor in tensors.items()]
+    for graph in flat.vector(model[2], "I", [0] * subgraphs):
+        (listed,) = flat.table(graph, {0: ("I", 0)}).values()
+        places = flat.vector(listed, "I", [0] * (len(items) + 1))
+        computed = flat.table(places[0], {3: ("I", 0)})
+        flat.data(computed[3], b"computed", align=4)
+        for number, (place, (name, part)) in enumerate(zip(places[1:], items, strict=True), 1):
+            kind = (type_numbers or {}).get(name, _TFLITE_NUMBERS.get(part.dtype, 5))
+            tensor = flat.table(place, {0: ("I", 0), 1: ("B", kind), 2: ("I", number), 3: ("I", 0)})
+            flat.vector(tensor[0], "i", part.shape)
+            flat.data(tensor[3], name.encode(), align=4)
+    buffers = flat.vector(model[4], "I", [0] * (len(items) + 1))
+    flat.table(buffers[0], {})
+    tails = []
+    for place, (_, part) in zip(buffers[1:], items, strict=True):
+        if behind:
+            tails.append((flat.table(place, {1: ("Q", 1), 2: ("Q", 1)}), part.data))
+        else:
+            flat.data(flat.table(place, {0: ("I", 0)})[0], part.data)
+    for fields, raw in tails:
+        flat.align(16)
+        struct.pack_into("<Q", flat.out, fields[1], len(flat.out))
+        struct.pack_into("<Q", flat.out, fields[2], len(raw))
+        flat.out += raw
+    return bytes(flat.out)
+
+
 # torch zip
 
 
@@ -290,6 +395,85 @@ def torch_views_bytes(storages: Tensors, views: Mapping[str, View], **options: A
     kept = {key: parts(tensor) for key, tensor in storages.items()}
     body = pickle_dict({name: pickle_tensor(view, kept[view.key]) for name, view in views.items()})
     return torch_zip_of(pickle_of(body), {key: part.data for key, part in kept.items()}, **options)
+
+
+def torch_legacy_bytes(
+    tensors: Tensors,
+    *,
+    little: bool = True,
+    magic: bytes = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",
+    protocol: int = 1001,
+    value: Callable[[dict[str, bytes]], bytes] | None = None,
+    keys: Sequence[str] | None = None,
+    counts: Mapping[str, int] | None = None,
+) -> bytes:
+    """What torch.save writes with `_use_new_zipfile_serialization=False` for a state dict of these tensors.
+
+    `keys` and `counts` replace what the file says of its storages.
+    """
+    storages = {str(9000 + key): parts(tensor) for key, tensor in enumerate(tensors.values())}
+    pickles = {
+        name: pickle_tensor(View(key, part.dtype, 0, part.shape, strides_of(part.shape)), part, legacy=True)
+        for name, (key, part) in zip(tensors, storages.items(), strict=True)
+    }
+    machine = {"protocol_version": pickle_int(1001), "little_endian": b"\x88" if little else b"\x89"}
+    listed = b"](" + b"".join(map(pickle_text, storages if keys is None else keys)) + b"e"
+    bodies = [magic, pickle_int(protocol), pickle_dict(machine), (value or pickle_dict)(pickles), listed]
+    out = [pickle_of(body) for body in bodies]
+    for key, part in storages.items():
+        out += [struct.pack("<Q", (counts or {}).get(key, storage_elements(part))), part.data]
+    return b"".join(out)
+
+
+def storage_elements(part: Parts) -> int:
+    """The number of elements of a storage: bytes, where torch has no class for the type."""
+    return math.prod(part.shape) if part.dtype in _TORCH_STORAGES else len(part.data)
+
+
+def torch_export_bytes(
+    tensors: Tensors,
+    *,
+    root: str = "program",
+    pickled: Mapping[str, bytes] | None = None,
+    configs: Mapping[str, bytes] | None = None,
+    format_text: bytes = b"pt2",
+    byteorder: str = "little",
+    **zip_options: Any,
+) -> bytes:
+    """What torch.export.save writes since torch 2.8 for a program with these weights, each on a storage of its own.
+
+    `pickled` are further weights by name, each what torch.save wrote; `configs` replaces JSON files by folder.
+    """
+    config: dict[str, Any] = {}
+    entries = {}
+    for key, (name, tensor) in enumerate(tensors.items()):
+        part = parts(tensor)
+        config[name] = torch_export_meta(f"weight_{key}", part.dtype, part.shape)
+        entries[f"{root}/data/weights/weight_{key}"] = part.data
+    for key, (name, data) in enumerate((pickled or {}).items(), len(config)):
+        config[name] = {"path_name": f"weight_{key}", "use_pickle": True, "tensor_meta": None}
+        entries[f"{root}/data/weights/weight_{key}"] = data
+    for folder, name, content in (("weights", "model_weights", config), ("constants", "model_constants", {})):
+        given = (configs or {}).get(folder)
+        text = json.dumps({"config": content}).encode() if given is None else given
+        entries[f"{root}/data/{folder}/{name}_config.json"] = text
+    entries[f"{root}/archive_format"] = format_text
+    entries[f"{root}/byteorder"] = byteorder.encode()
+    return zip_bytes(entries, **zip_options)
+
+
+def torch_export_meta(
+    path: str, dtype: str, shape: Sequence[int], *, strides: Sequence[int] | None = None, offset: int = 0
+) -> dict[str, Any]:
+    """What the JSON in an exported program says of one tensor."""
+    meta = {
+        "dtype": _TORCH_EXPORT_NUMBERS[dtype],
+        "sizes": [{"as_int": size} for size in shape],
+        "strides": [{"as_int": stride} for stride in (strides_of(shape) if strides is None else strides)],
+        "storage_offset": {"as_int": offset},
+        "layout": 7,
+    }
+    return {"path_name": path, "is_param": True, "use_pickle": False, "tensor_meta": meta}
 
 
 def torch_zip_of(
@@ -382,7 +566,7 @@ def pickle_dict(items: Mapping[str, bytes]) -> bytes:
     return b"ccollections\nOrderedDict\n)R(" + body + b"u"
 
 
-def pickle_tensor(view: View, storage: Parts) -> bytes:
+def pickle_tensor(view: View, storage: Parts, *, legacy: bool = False) -> bytes:
     kind, numel = _TORCH_STORAGES.get(view.dtype), len(storage.data)
     if kind is not None:
         type_of, rebuild, tail = f"torch\n{kind}\n", "_rebuild_tensor_v2", []
@@ -393,7 +577,7 @@ def pickle_tensor(view: View, storage: Parts) -> bytes:
     identity = [pickle_text("storage"), b"c" + type_of.encode(), pickle_text(view.key), pickle_text("cpu")]
     return pickle_call(
         f"torch._utils {rebuild}",
-        pickle_tuple([*identity, pickle_int(numel)]) + b"Q",
+        pickle_tuple([*identity, pickle_int(numel), *([b"N"] if legacy else [])]) + b"Q",
         pickle_int(view.offset),
         pickle_tuple(list(map(pickle_int, view.shape))),
         pickle_tuple(list(map(pickle_int, view.strides))),

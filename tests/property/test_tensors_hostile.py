@@ -15,9 +15,13 @@ from fakes.model_files import (
     pickle_of,
     safetensors_bytes,
     safetensors_with_header,
+    tflite_bytes,
+    torch_export_bytes,
+    torch_legacy_bytes,
     torch_views_bytes,
     torch_zip_bytes,
     torch_zip_of,
+    zip_bytes,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -36,6 +40,15 @@ SEEDS = {
     "torch": torch_zip_bytes(TENSORS),
     "torch unpadded": torch_zip_bytes(TENSORS, align=1),
     "torch zip64": torch_zip_bytes(TENSORS, zip64=True, align=1),
+    "torch legacy": torch_legacy_bytes(TENSORS),
+    "torch export": torch_export_bytes(
+        {"w": TENSORS["layer.0.bias"]},
+        pickled={"p": torch_zip_bytes({"x": TENSORS["ids"]}, align=1)},
+        align=1,
+    ),
+    "torch export before 2.8": zip_bytes(
+        {"serialized_state_dict.pt": torch_zip_bytes({"x": TENSORS["ids"]}, align=1)}, align=1
+    ),
     "torch views": torch_views_bytes(
         FUSED, {"a": View("0", "F32", 0, (2, 4), (4, 1)), "b": View("0", "F32", 8, (8,), (1,))}, align=1
     ),
@@ -43,8 +56,12 @@ SEEDS = {
     "onnx packed": onnx_bytes(TENSORS, packed_dims=True),
     "onnx external": onnx_bytes(TENSORS, external="model.data"),
     "gguf": gguf_bytes(TENSORS, metadata={"a": "b", "tokens": ["x", "yy"], "n": 3}, alignment=8),
+    "gguf big-endian": gguf_bytes(TENSORS, metadata={"a": "b", "tokens": ["x"]}, alignment=8, order=">"),
     "gguf blocks": gguf_bytes({"q": ("Q4_0", (2, 32), bytes(36)), "k": ("Q6_K", (256,), bytes(210))}),
+    "tflite": tflite_bytes(TENSORS),
+    "tflite behind": tflite_bytes(TENSORS, behind=True, subgraphs=2),
     "npy": npy_bytes(TENSORS["layer.0.weight"]),
+    "npz": zip_bytes({f"{name}.npy": npy_bytes(TENSORS[name]) for name in ("ids", "layer.0.bias")}, align=1),
     "npy fortran": npy_bytes(np.asfortranarray(TENSORS["layer.0.weight"])),
 }
 
@@ -92,10 +109,16 @@ def test_arbitrary_bytes(data):
 
 
 PREFIXES = [
+    torch_legacy_bytes({})[:15],
+    torch_legacy_bytes({})[:20],
     b"GGUF\3\0\0\0",
+    b"GGUF\0\0\0\3",
+    b"GGUF\0\0\0\3" + (1).to_bytes(8, "big") + bytes(8),
     b"GGUF\3\0\0\0" + (1).to_bytes(8, "little") + bytes(8),
     b"PK\3\4",
     b"\x93NUMPY\1\0",
+    b"\x10\0\0\0TFL3",
+    b"\x0c\0\0\0TFL3\4\0\4\0\4\0\0\0",
     b"\x08\x0a",
     b"\x08\x0a\x3a",
     b"\x20\0\0\0\0\0\0\0{",

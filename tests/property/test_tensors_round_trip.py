@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from fakes.model_files import (
@@ -11,6 +14,9 @@ from fakes.model_files import (
     onnx_bytes,
     onnx_external_bytes,
     safetensors_bytes,
+    tflite_bytes,
+    torch_export_bytes,
+    torch_legacy_bytes,
     torch_zip_bytes,
 )
 from hypothesis import example, given
@@ -19,6 +25,7 @@ from hypothesis import strategies as st
 from casstore.tensors import DTYPES, as_array, clip_spans, element_width, find_external_spans, find_spans
 from casstore.tensors.gguf import _TYPES as GGUF_TYPES
 from casstore.tensors.onnx import _TYPES as ONNX_TYPES
+from casstore.tensors.tflite import _TYPES as TFLITE_TYPES
 
 EVERYWHERE = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"]
 TORCH = [*EVERYWHERE, "U8", "BOOL", "C64", "C128", "U16", "U32", "U64", "F8_E4M3", "F8_E5M2", "F8_E8M0"]
@@ -61,6 +68,27 @@ def test_torch_zip(zip64, tensors_, align):
     check(find_spans(BytesSource(data)), data, tensors_)
 
 
+@given(named(TORCH), st.sampled_from([1, 64]))
+def test_torch_export(given_tensors, align):
+    data = torch_export_bytes(given_tensors, align=align)
+    check(find_spans(BytesSource(data)), data, given_tensors)
+
+
+@given(named(sorted(TFLITE_TYPES.values())), st.booleans())
+def test_tflite(given_tensors, behind):
+    # One byte or none behind the flatbuffer stands for no bytes there.
+    if behind:
+        given_tensors = {name: tensor for name, tensor in given_tensors.items() if len(tensor[2]) > 1}
+    data = tflite_bytes(given_tensors, behind=behind)
+    check(find_spans(BytesSource(data)), data, given_tensors)
+
+
+@given(named(TORCH, least=0))
+def test_torch_legacy(given_tensors):
+    data = torch_legacy_bytes(given_tensors)
+    check(find_spans(BytesSource(data)), data, given_tensors)
+
+
 @given(named(sorted(ONNX_TYPES.values()), least=0), st.booleans())
 def test_onnx(given_tensors, packed):
     data = onnx_bytes(given_tensors, packed_dims=packed)
@@ -81,6 +109,14 @@ def test_gguf(given_tensors, alignment):
     check(find_spans(BytesSource(data)), data, given_tensors)
 
 
+@given(named(sorted(GGUF_TYPES.values())), st.sampled_from([None, 8]))
+def test_gguf_big_endian(given_tensors, alignment):
+    data = gguf_bytes(given_tensors, alignment=alignment, metadata={"k": ["v"]}, order=">")
+    found = find_spans(BytesSource(data))
+    assert {s.name: data[s.begin : s.end] for s in found} == {k: v[2] for k, v in given_tensors.items()}
+    assert {span.dtype for span in found} <= {"U8", "I8"}
+
+
 @given(tensors([name for name in EVERYWHERE if name != "BF16"], least=0), st.booleans(), st.integers(1, 3))
 def test_npy(tensor, fortran, version):
     dtype, shape, raw = tensor
@@ -91,6 +127,16 @@ def test_npy(tensor, fortran, version):
     want = array.T if span.name == "array.T" else array
     assert got.shape == want.shape
     assert got.tobytes() == want.tobytes()
+
+
+@given(named([name for name in EVERYWHERE if name != "BF16"], least=0))
+def test_npz(given_tensors):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, tensor in given_tensors.items():
+            archive.writestr(f"{name}.npy", npy_bytes(as_array(tensor[2], *tensor[:2])))
+    data = out.getvalue()
+    check(find_spans(BytesSource(data)), data, given_tensors)
 
 
 @given(tensors(sorted(DTYPES), least=0))

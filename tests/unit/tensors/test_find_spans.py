@@ -15,6 +15,9 @@ from fakes.model_files import (
     onnx_bytes,
     parts,
     safetensors_bytes,
+    tflite_bytes,
+    torch_export_bytes,
+    torch_legacy_bytes,
     torch_zip_bytes,
 )
 
@@ -31,6 +34,10 @@ FILES = {
     "safetensors": safetensors_bytes(TENSORS, metadata={"format": "pt"}),
     "torch zip": torch_zip_bytes(TENSORS),
     "torch zip64": torch_zip_bytes(TENSORS, zip64=True),
+    "TFLite": tflite_bytes(TENSORS),
+    "TFLite with buffers behind it": tflite_bytes(TENSORS, behind=True),
+    "torch export": torch_export_bytes(TENSORS),
+    "torch legacy": torch_legacy_bytes(TENSORS),
     "ONNX": onnx_bytes(TENSORS),
     "ONNX with packed dims": onnx_bytes(TENSORS, packed_dims=True),
     "GGUF": gguf_bytes(TENSORS, metadata={"general.architecture": "llama"}),

@@ -22,9 +22,29 @@ def test_versions(version):
     assert all(span.begin % 32 == 0 for span in spans)
 
 
-@pytest.mark.parametrize("version", [0, 1, 4, 3 << 24])
-def test_other_versions_and_byte_orders_are_unknown(version):
+@pytest.mark.parametrize("version", [0, 1, 4, 2 << 24, 3 << 24])
+def test_other_versions_and_mixed_byte_orders_are_unknown(version):
     assert summary(gguf_bytes(PLAIN, version=version)) == []
+
+
+def test_big_endian_tensors_are_bytes():
+    tensors = {"a": PLAIN["a"].astype(">f4"), "i": np.arange(6, dtype="i1").reshape(2, 3)}
+    blocks = {"q": ("Q8_0", (2, 32), bytes(range(68)))}
+    metadata = {"k": "text", "n": 7, "tokens": ["x", "yy"], "numbers": [1, 2]}
+    data = gguf_bytes(tensors | blocks, order=">", metadata=metadata, alignment=64)
+    spans = {span.name: span for span in find_spans(BytesSource(data))}
+    assert {name: (s.dtype, s.shape) for name, s in spans.items()} == {
+        "a": ("U8", (24,)),
+        "i": ("I8", (2, 3)),
+        "q": ("U8", (68,)),
+    }
+    assert all(span.begin % 64 == 0 for span in spans.values())
+    assert data[spans["q"].begin : spans["q"].end] == bytes(range(68))
+
+
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_only_version_3_is_big_endian(version):
+    assert summary(gguf_bytes(PLAIN, version=version, order=">")) == []
 
 
 def test_block_types_keep_their_bytes():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 from fakes.model_files import (
     BytesSource,
@@ -13,7 +15,14 @@ from fakes.model_files import (
     proto_varint,
 )
 
-from casstore.tensors import clip_spans, find_context_files, find_external_spans, find_spans
+from casstore.tensors import (
+    clip_spans,
+    find_context_files,
+    find_external_spans,
+    find_model_spans,
+    find_spans,
+    may_be_onnx,
+)
 
 W = np.arange(6, dtype="f4").reshape(2, 3)
 TENSOR = onnx_tensor("w", W)
@@ -137,11 +146,16 @@ MODEL = onnx_model(GRAPH)
         MODEL + proto_varint(200 << 3 | 5) + b"abc",
         MODEL + proto_varint(200 << 3 | 1) + b"abcdefg",
         MODEL + proto_varint(200 << 3) + b"\x80",
-        MODEL + proto_field(5000, 3),
+        MODEL + proto_varint(1 << 32 | 2) + b"\0",  # a field number beyond protobuf's largest
+        MODEL + proto_field(5000, 3) * 2000,
         MODEL + b"\x0b",
         MODEL + b"\x0c",
+        MODEL + proto_varint(300 << 3 | 3) + proto_field(1, 2),  # a group without an end
+        MODEL + proto_varint(300 << 3 | 3) + proto_varint(301 << 3 | 4),
+        MODEL + proto_varint(300 << 3 | 3) * 20 + proto_varint(300 << 3 | 4) * 20,
+        MODEL + proto_varint(300 << 3 | 3) + b"\x06" + proto_varint(300 << 3 | 4),
     ],
-    ids=range(16),
+    ids=range(21),
 )
 def test_broken_models_are_unknown(data):
     assert names(MODEL) == ["w"]
@@ -219,7 +233,74 @@ def test_newer_fields_are_stepped_over():
     extra = (
         proto_field(99, "later") + proto_varint(98 << 3 | 5) + bytes(4) + proto_varint(97 << 3 | 1) + bytes(8)
     )
+    group = proto_varint(5000 << 3 | 3) + proto_field(1, "x") + extra + proto_varint(5000 << 3 | 4)
+    extra += group + proto_varint(5001 << 3 | 3) + group + proto_varint(5001 << 3 | 4)
+    extra += proto_field((1 << 29) - 1, 7)
     assert names(onnx_model(proto_field(5, TENSOR + extra) + extra, extra)) == ["w"]
+    assert names(onnx_model(proto_field(1, node(attribute(5, CONSTANT) + extra) + extra))) == ["out"]
+
+
+def test_real_models_of_the_onnx_package(tmp_path):
+    tensors = {f"w{number}": np.full((64, number + 1), number, "f4") for number in range(50)}
+    nodes = [
+        onnx.helper.make_node(
+            "Gemm", ["x", name], [f"{name}.out"], name=f"/layer/{name}", alpha=0.5, transB=1
+        )
+        for name in tensors
+    ]
+    nodes.append(onnx.helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(W)))
+    body = onnx.helper.make_graph([nodes[-1]], "body", [], [])
+    nodes.append(onnx.helper.make_node("Loop", ["n"], ["loop"], body=body, perm=[2, 0, 5, 10, 82, 90]))
+    graph = onnx.helper.make_graph(
+        nodes, "g", [], [], [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    )
+    model = onnx.helper.make_model(graph)
+    data = model.SerializeToString()
+    spans = {span.name: span for span in find_spans(BytesSource(data))}
+    assert set(spans) == {*tensors, "c", "c#2"}
+    for name, array in [*tensors.items(), ("c", W), ("c#2", W)]:
+        assert data[spans[name].begin : spans[name].end] == array.tobytes()
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    data = (tmp_path / "m.data").read_bytes()
+    found = find_model_spans(BytesSource((tmp_path / "m.onnx").read_bytes()))
+    assert {span.name for span in found.own} == {"c", "c#2"}
+    external = clip_spans(found.external["m.data"], len(data))
+    assert {data[span.begin : span.end] for span in external} == {a.tobytes() for a in tensors.values()}
+
+
+def test_a_graph_is_read_once():
+    source = BytesSource(onnx_bytes(TENSORS))
+    found = find_model_spans(source)
+    assert {span.name for span in found.own} == set(TENSORS)
+    assert sum(length for _, length in source.reads) <= source.size + 16
+    assert find_model_spans(BytesSource(onnx_bytes(TENSORS, external="d"))).external == find_external_spans(
+        BytesSource(onnx_bytes(TENSORS, external="d"))
+    )
+
+
+@pytest.mark.parametrize("value", ["*2RZ", "Z", b"\xb2\x01"])
+def test_attributes_that_look_as_if_they_held_tensors(value):
+    text = proto_field(1, "note") + proto_field(4, value) + proto_field(20, 3)
+    assert names(onnx_model(proto_field(1, node(text, attribute(5, TENSOR), text)))) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("data", "want"),
+    [
+        (MODEL, True),
+        (b"\x08\x0a\x12\x00", True),
+        (b"\x08\x0a\x3a\x00", True),
+        (b"\x08\x0a\xba\x01", False),
+        (b"\x08\x0a\x08\x0a", False),
+        (b"\x08\x0a\x10\x00", False),
+        (b"", False),
+        (b"\x80\x02}q\x00.", False),
+        (b"plain text that is long enough", False),
+        (bytes(64), False),
+    ],
+)
+def test_a_graph_is_told_by_its_first_bytes(data, want):
+    assert may_be_onnx(data[:16]) is want
 
 
 # External data.
