@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import hypothesis
 import pytest
+from fakes.counts import EXAMPLES
 
 pytest_plugins = ["servers.fixtures"]
 
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("CASSTORE_HYPOTHESIS", "ci"))
+hypothesis.settings.register_profile("casstore", deadline=None, max_examples=EXAMPLES, print_blob=True)
+hypothesis.settings.load_profile("casstore")
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from fakes import syncer
+from fakes.counts import SYNC_KILLS as KILLS
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 
@@ -19,7 +20,6 @@ from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("CASSTORE_SYNC_KILLS", "8"))
 LONGEST = 0.25
 SCHEMES = {"push": ("", "dirfs://"), "pull": ("dirfs://", ""), "copy": ("", "")}
 
