@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 from fakes.counts import EXAMPLES
@@ -10,6 +12,15 @@ pytest_plugins = ["servers.fixtures"]
 
 hypothesis.settings.register_profile("casstore", deadline=None, max_examples=EXAMPLES, print_blob=True)
 hypothesis.settings.load_profile("casstore")
+
+
+MAX_WORKERS = 4  # each starts servers of its own
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Use the processors for a run of all tests; whoever names files or folders gets one process, or asks by -n."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if everything else 0
 
 
 @pytest.fixture(autouse=True)

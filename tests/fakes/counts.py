@@ -27,7 +27,7 @@ EXAMPLES = count("CASSTORE_EXAMPLES", 3000 if THOROUGH else 60)
 STATEFUL = count("CASSTORE_STATEFUL", 600 if THOROUGH else 12)
 """Histories of each machine in tests/stateful; each takes 20 to 40 steps."""
 
-SCHEDULES = count("CASSTORE_SCHEDULES", 400)
+SCHEDULES = count("CASSTORE_SCHEDULES", 200)
 """Orders of writers and collectors, at random; more than 1,000 also tries longer duels of two."""
 
 CRASH_SEEDS = count("CASSTORE_CRASH_SEEDS", 2)
