@@ -28,7 +28,10 @@ STATEFUL = count("CASSTORE_STATEFUL", 600 if THOROUGH else 12)
 """Histories of each machine in tests/stateful; each takes 20 to 40 steps."""
 
 SCHEDULES = count("CASSTORE_SCHEDULES", 200)
-"""Orders of writers and collectors, at random; more than 1,000 also tries longer duels of two."""
+"""Orders of writers and collectors, at random; more than 1,000 also lets two of them change places once more."""
+
+PLACES = count("CASSTORE_PLACES", 32 if SCHEDULES > 1000 else 16)
+"""Steps of two actors at which they may change places, all of them tried."""
 
 CRASH_SEEDS = count("CASSTORE_CRASH_SEEDS", 2)
 """Choices of what a crash keeps, besides all and nothing; more than 2 also crashes at every call, not at some."""

@@ -27,7 +27,7 @@ from fakes.collector import (
     frames_of,
     packs_of,
 )
-from fakes.counts import SCHEDULES
+from fakes.counts import PLACES, SCHEDULES
 from fakes.schedule import Schedule, ScheduledBackend
 from fakes.stores import commit_inline, repeat_randomness
 
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 THOROUGH = SCHEDULES > 1000
 CHANGES = 3 if THOROUGH else 2
-PLACES = 32 if THOROUGH else 18  # steps of a schedule at which actors may change places
 
 OBJECTS = {
     digest(plain): plain for plain in (b"x" * 40, b"y" * 50, b"z" * 60, b"new" * 9, b"base" * 9, b"delta" * 9)
