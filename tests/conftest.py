@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+from contextlib import contextmanager
 
 import hypothesis
 import pytest
@@ -23,16 +26,39 @@ def pytest_xdist_auto_num_workers(config):
     return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if everything else 0
 
 
+@contextmanager
+def home_in(folder):
+    """Let machine state, the default store and caches be in this folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, part in {
+            "HOME": "",
+            "XDG_CACHE_HOME": "cache",
+            "XDG_DATA_HOME": "data",
+            "XDG_CONFIG_HOME": "config",
+        }.items():
+            patch.setenv(name, str(folder / part))
+        patch.delenv("CASSTORE_STORE", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def homes(tmp_path_factory):
+    """Return the folder of all homes; what modules and the session set up has one of its own, not the user's."""
+    folder = tmp_path_factory.mktemp("homes")
+    (folder / "session").mkdir()
+    with home_in(folder / "session"):
+        yield folder
+
+
+_numbers = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory, monkeypatch):
+def own_home(homes):
     """Machine state, default store and caches of a test stay in its own directory."""
-    home = tmp_path_factory.mktemp("home")
-    for name, folder in {
-        "HOME": "",
-        "XDG_CACHE_HOME": "cache",
-        "XDG_DATA_HOME": "data",
-        "XDG_CONFIG_HOME": "config",
-    }.items():
-        monkeypatch.setenv(name, str(home / folder))
-    monkeypatch.delenv("CASSTORE_STORE", raising=False)
-    return home
+    # Not by tmp_path_factory, which looks at all earlier ones to find a number.
+    folder = homes / str(next(_numbers))
+    folder.mkdir()
+    with home_in(folder):
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)

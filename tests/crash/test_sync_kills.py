@@ -94,6 +94,6 @@ def test_killed_at_any_moment(tmp_path):
             assert shown(dst) == shown(src)
             assert_clean(dst)
             assert plan_sync(src, dst).empty
-    assert interrupted > KILLS // 3
+    assert interrupted >= KILLS / 3
     assert max(kept) > 0.2  # progress outlives the process
     _log.info("%d syncs interrupted, %d leftovers, kept %s", interrupted, leftovers, sorted(kept))
