@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 from contextlib import contextmanager
 
 import hypothesis
@@ -24,6 +25,23 @@ def pytest_xdist_auto_num_workers(config):
     """Use the processors for a run of all tests; whoever names files or folders gets one process, or asks by -n."""
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if everything else 0
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the longest test: begun at the end, it would leave the other processors without work."""
+    items.sort(key=lambda item: item.name != "test_smoke_run_measures_every_scenario_and_reports")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def byte_code(tmp_path_factory):
+    """Let the processes that tests start compile each module once, where Python is told to keep no byte code."""
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.dont_write_bytecode:
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(run / "byte-code"))
+        yield
 
 
 @contextmanager
