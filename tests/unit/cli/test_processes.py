@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import casstore
+from casstore._build import kernels_name
 
 COMMAND = (sys.executable, "-m", "casstore")
 
@@ -32,7 +33,10 @@ def place(tmp_path):
 
 def test_version():
     done = run("--version")
-    assert (done.returncode, done.stdout.decode()) == (0, f"casstore {casstore.__version__}\n")
+    assert (done.returncode, done.stdout.decode()) == (
+        0,
+        f"casstore {casstore.__version__} ({kernels_name} kernels)\n",
+    )
 
 
 def test_help_loads_neither_the_store_nor_rich():
