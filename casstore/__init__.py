@@ -2,11 +2,16 @@
 
 Imports go down only:
 
-    cli            one file per command
+    cli            one file for each command
+    integrations   cas:// for fsspec, microsoft/Olive
+    cache          OliveCache and its parts: models, runs, sharing
     ops            check, sync, and other work on whole stores
     store          Store: open, add, read, refs, publish
-    tensors  codecs  chunking  format  backend       (these know nothing of one another)
-    digest, errors
+    tensors  codecs  chunking  format  backend       (these do not import one another)
+    digest  _build
+    errors
+
+README.md beside this file explains them.
 
 Names are loaded on first use: `casstore --help` needs none of them, and numpy alone costs a tenth of a second.
 """
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
         RefNotFound,
     )
     from casstore.ops.check import CheckReport, check
+    from casstore.ops.leftovers import Leftovers, find_leftovers
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
     from casstore.store.model import Model
@@ -50,6 +56,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "IntegrityError",
+    "Leftovers",
     "Model",
     "ModelCacheManager",
     "ModelFileTransfer",
@@ -65,6 +72,7 @@ __all__ = [
     "__version__",
     "check",
     "execute_sync",
+    "find_leftovers",
     "plan_sync",
 ]
 
@@ -77,6 +85,7 @@ _HOMES = {
     "ConfigError": "casstore.errors",
     "ConflictError": "casstore.errors",
     "IntegrityError": "casstore.errors",
+    "Leftovers": "casstore.ops.leftovers",
     "Model": "casstore.store.model",
     "ModelCacheManager": "casstore.cache.model_cache",
     "ModelFileTransfer": "casstore.cache.transfer",
@@ -91,9 +100,10 @@ _HOMES = {
     "SyncReport": "casstore.ops.sync",
     "check": "casstore.ops.check",
     "execute_sync": "casstore.ops.sync:execute",
+    "find_leftovers": "casstore.ops.leftovers",
     "plan_sync": "casstore.ops.sync",
 }
-"""Where each public name is; what stands behind a colon is what it is called there."""
+"""The module of each public name; after a colon, the name that it has there."""
 
 
 def __getattr__(name: str) -> Any:

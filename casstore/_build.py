@@ -1,4 +1,4 @@
-"""Whether this installation has compiled kernels. Imports nothing that costs time: `casstore --version` asks."""
+"""Whether this installation has compiled kernels. Imports nothing slow, since `casstore --version` uses it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _load() -> Kernels | None:
     if os.environ.get("CASSTORE_KERNELS") == "numpy":
         return None
     try:
-        # Optional: an installation without a compiler has none, and numpy does the same, slower.
+        # Optional: without a compiler there are none, and numpy does the same work more slowly.
         return importlib.import_module("casstore._kernels")
     except ImportError:
         return None

@@ -2,7 +2,7 @@
 
 A tensor span of 64 KiB and more is a fixed region, cut every 512 KiB from its start, so that the same tensor
 gives the same chunks in every container. All other bytes, with the small spans among them, form opaque
-regions, cut by FastCDC where their content says. A cut depends on the bytes of its own region and on nothing
+regions, cut by FastCDC, which goes by their content. A cut depends on the bytes of its own region and on nothing
 else; every constant here is part of the layout version, and changing one needs a new version.
 
 Source of FastCDC: Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based
@@ -116,7 +116,7 @@ class Chunker:
         _warn_if_slow(self._engine)
 
     def cut(self, buffer: memoryview, *, offset: int, final: bool) -> NDArray[np.int64]:
-        """Return the lengths, in bytes, of the chunks that are certain, one after another from buffer[0].
+        """Return the lengths, in bytes, of the chunks that are final, one after another from buffer[0].
 
         `buffer`, contiguous bytes, is only read, and not kept; buffer[0] is byte `offset` of the file. The next
         buffer starts right after the last returned chunk: bytes that are not in one yet, fewer than MAX_CHUNK

@@ -24,7 +24,7 @@ class ObjectNotFound(BackendError):
 
 
 class ObjectExists(BackendError):
-    """An object with this key is there already, and nothing is overwritten (invariant 1)."""
+    """An object with this key exists already, and nothing is overwritten (invariant 1)."""
 
 
 class BackendUnavailable(BackendError):
@@ -39,7 +39,7 @@ class AccessDenied(BackendError):
 
 
 class IntegrityError(CasstoreError):
-    """Stored bytes are not what they must be. Never a cache miss (invariant 11)."""
+    """Stored bytes are damaged. Never a cache miss (invariant 11)."""
 
 
 class DigestMismatch(IntegrityError):
@@ -61,7 +61,7 @@ class FormatError(IntegrityError):
 
 
 class UnsupportedVersion(FormatError):
-    """Well-formed, but written by a newer casstore: upgrade to read it. Never corruption."""
+    """Written by a newer casstore: upgrade to read it. Not damage."""
 
 
 class MissingObject(IntegrityError):
@@ -69,7 +69,7 @@ class MissingObject(IntegrityError):
 
 
 class RefNotFound(CasstoreError):
-    """No ref or model answers to this name, or more than one answers to this prefix."""
+    """No ref or model has this name, or several models have ids with this prefix."""
 
 
 class ConflictError(CasstoreError):
@@ -85,4 +85,14 @@ class ConfigError(CasstoreError):
 
 
 class StoreNotFound(ConfigError):
-    """There is certainly no store at this place; one that is out of reach is a BackendError."""
+    """There is certainly no store at this place; an unreachable one is a BackendError."""
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a sentence to an error; tracebacks show it from Python 3.11 on."""
+    error.__notes__ = [*notes(error), text]  # PEP 678, also for Python 3.10
+
+
+def notes(error: BaseException) -> list[str]:
+    """Return the sentences that were added to an error."""
+    return list(getattr(error, "__notes__", ()))

@@ -33,7 +33,7 @@ __all__ = [
     "validate_key",
 ]
 
-_OPENING = RetryPolicy(deadline=10)  # somebody waits who may have mistyped the host
+_OPENING = RetryPolicy(deadline=10)  # shorter, because the user is waiting and may have mistyped the host
 
 
 def open_backend(
@@ -70,7 +70,7 @@ def open_backend(
         backend = MemoryBackend(location.target)
     else:
         # fsspec costs tens of milliseconds to import, its client libraries more: `import casstore` and
-        # stores on this machine do without.
+        # stores on this machine do not need them.
         from casstore.backend.fsspec_backend import FsspecBackend  # noqa: PLC0415
 
         if location.target.startswith(("http://", "https://")) and not readonly:

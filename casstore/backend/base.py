@@ -1,7 +1,7 @@
 """The backend contract: keys to bytes, published whole, never overwritten.
 
 README.md in this directory gives each rule with its reason; tests/contract runs one suite on every
-implementation. Numbers in comments are the invariants of the design.
+implementation. Comments cite the invariants of casstore/README.md by number.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ STORE_FILE = "format"
 """The object that makes a directory or bucket a store. Its owner is the store's, its age is the store's."""
 
 LOCKLESS = "gc/lockless"
-"""The marker of writers that publish without the lock. Never removed by casstore: they may come back."""
+"""The marker of writers that publish without the lock. casstore never removes it: such writers may come back."""
 
 _LOCKLESS_TEXT = b"someone publishes to this store without its lock\n"
 
-# `lost+found`, which mkfs makes at the root of a volume, is nobody's object and may be closed to all but root.
+# `lost+found`, which mkfs makes at the root of a volume, is never an object and may be readable by root only.
 _SEGMENT = r"(?!lost\+found(?:/|\Z))[a-z0-9_=@+\-][a-z0-9._=@+\-]*"
 _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 _RESERVED_SCRATCH = "gc/probe-"
@@ -56,7 +56,7 @@ class Entry:
 
 
 class Throttled(BackendUnavailable):
-    """The storage asks for fewer requests; `retry_after` is its wish in seconds, None when not stated."""
+    """The storage asks for fewer requests; `retry_after` is the pause that it asks for in seconds, None if not stated."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -104,10 +104,10 @@ def validate_range(start: int, length: int | None) -> None:
 
 
 WRITE_PIECE = 1 << 20
-"""Bytes that one write of a pack, of an index segment or of a checkout takes on this machine, at most.
+"""Limit on the bytes of one write of a pack, an index segment or a checkout on this machine.
 
-What a longer one writes the kernel keeps in pages of 2 MiB and more. A virtual machine may have given free ones back to
-its host, and then each costs whoever writes to it first several times the copy: of 1.2 GB in writes of 4 MiB, 3.9 s
+The kernel keeps the data of longer writes in pages of 2 MiB and more. A virtual machine may have given free ones back to
+its host, and then the first write to each costs several times the copy: for 1.2 GB in writes of 4 MiB, 3.9 s
 of the kernel's time, in writes of 1 MiB 0.7.
 """
 
@@ -132,7 +132,7 @@ class BlobWriter(ABC):
 
     @abstractmethod
     def write(self, parts: Sequence[Buffer]) -> None:
-        """Append `parts`; the buffers are the caller's again when this returns. Raises BackendError."""
+        """Append `parts`; the caller may reuse the buffers when this returns. Raises BackendError."""
 
     @abstractmethod
     def commit(self, key: str) -> None:
@@ -140,7 +140,7 @@ class BlobWriter(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Throw away what was not committed; harmless at any time, and never raises BackendError."""
+        """Discard what was not committed; harmless at any time, and never raises BackendError."""
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +148,7 @@ class BlobWriter(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Invariant 2: whatever was not committed must not outlive its writer.
+        # Invariant 2: data that was not committed must not outlive its writer.
         self.discard()
 
 
@@ -171,7 +171,7 @@ class Backend(ABC):
 
     @abstractmethod
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
-        """Fill the caller's writable `buffer` from `start` on, as far as the object goes; return the count."""
+        """Fill the caller's writable `buffer` from `start` on, up to the object's end; return the number of bytes."""
 
     @abstractmethod
     def stat(self, key: str) -> Entry:
@@ -181,7 +181,7 @@ class Backend(ABC):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield every object below `prefix` ("" or "packs/") in sorted key order.
 
-        Each object comes once, whatever order the storage lists in and however its pages overlap. An error is
+        Each object comes once, whatever the order of the storage's listing and however its pages overlap. An error is
         raised, never turned into a shorter listing (invariant 8). A prefix under which nothing was ever written
         is empty, provided that the store itself is there.
         """
@@ -189,7 +189,7 @@ class Backend(ABC):
     def list_keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that `list` would, in the same order and with the same errors.
 
-        For who needs names only: where sizes and ages cost a call for each object, they are not asked for.
+        For callers that need names only: it saves a call for each object where sizes and ages cost one.
         """
         return (entry.key for entry in self.list(prefix))
 
@@ -205,7 +205,7 @@ class Backend(ABC):
         """Publish a small object, or raise ObjectExists when another writer has the key.
 
         Of any number of writers exactly one succeeds. The bytes must be unlike those of every other writer
-        (records carry a write id): that is how an unclear answer is told from a lost race. Raises
+        (records carry a write id): that is how a lost answer is distinguished from a lost race. Raises
         ConfigError where `creates_exclusively` is False.
         """
 
@@ -218,25 +218,28 @@ class Backend(ABC):
         """Remove an object, durably; one that is absent already is fine."""
 
     def list_foreign(self) -> Iterator[str]:
-        """Yield the paths below the root that can be no keys, in no order; hidden ones are left out.
+        """Yield the paths below the root that cannot be keys, in no order; hidden ones are left out.
 
-        Other programs made them (desktop.ini is a key, Thumbs.db is not): `list` never gives them.
+        Other programs made them (desktop.ini can be a key, Thumbs.db cannot): `list` never yields them.
         """
         return iter(())
 
     def list_temporaries(self) -> Iterator[Entry]:
-        """Yield what crashed writers left behind, and what running ones are writing. Age tells them apart."""
+        """Yield the temporary files of crashed and of running writers. Age tells them apart."""
         return iter(())
 
     def remove_temporary(self, key: str) -> None:
         """Remove one leftover that `list_temporaries` gave. Raises ConfigError for any other key."""
         raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")
 
+    def remove_abandoned(self) -> None:  # noqa: B027  # most backends cannot know who is alive
+        """Remove what crashed writers left behind, where it can be distinguished from the files of running ones."""
+
     def settle(self, keys: Iterable[str]) -> None:  # noqa: B027  # most backends show only what is durable
         """Make durable that these objects, written by anyone, are where a listing or stat showed them.
 
         A file can be seen a moment before its directory reaches the disk, and its writer may stop there.
-        Who is about to acknowledge something that depends on it settles it first (invariant 2).
+        Call this before acknowledging anything that depends on such an object (invariant 2).
         """
 
     def publish_lock(
@@ -257,7 +260,7 @@ class Backend(ABC):
 
     @property
     def may_be_locked_by_others(self) -> bool:
-        """Whether this may be a folder of some machine, where a collector could believe to be alone."""
+        """Whether this may be a folder of some machine, where a collector could believe itself alone."""
         return False
 
     def has_lockless_writers(self) -> bool:
@@ -269,14 +272,14 @@ class Backend(ABC):
         try:
             self.stat(LOCKLESS)
         except ObjectNotFound:
-            # Invariant 10: absent for certain, an outage raises something else.
+            # Invariant 10: the marker is certainly absent; an outage raises another error.
             return False
         return True
 
     def mark_lockless(self) -> None:
         """Leave the marker LOCKLESS, unless it is there."""
         if not self.has_lockless_writers():
-            # Invariant 10: one marker speaks for everybody.
+            # Invariant 10: one marker is enough for all writers.
             with suppress(ObjectExists):
                 self.put(LOCKLESS, [_LOCKLESS_TEXT])
 
@@ -298,7 +301,7 @@ class Backend(ABC):
         try:
             modified = self.stat(key).modified
         finally:
-            # Invariant 1 is about packs, index and refs; this scratch object belongs to nobody else.
+            # Invariant 1 covers packs, index and refs; this scratch object is ours alone.
             self.delete(key)
         return time.time() if math.isnan(modified) else modified
 

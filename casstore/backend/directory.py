@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from casstore.backend.base import STORE_FILE, validate_key
+from casstore.backend.mount_types import is_one_kernels
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, StoreNotFound
 
@@ -24,8 +25,8 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-# What another way to give a file its name would meet as well. Any other number may mean that a file system cannot
-# do it this way: EPERM (FAT), EXDEV (OpenAFS, BeeGFS), EIO (rclone), EACCES, EMLINK, ….
+# Errors that any other way of naming a file would meet as well. Any other number may mean that a file system cannot
+# name files this way: EPERM (FAT), EXDEV (OpenAFS, BeeGFS), EIO (rclone), EACCES, EMLINK, ….
 _NOT_ABOUT_THE_WAY = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -39,8 +40,8 @@ _NOT_ABOUT_THE_WAY = {
 _MAY_BE_NO_SUCH_CALL = {errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTTY}
 _NO_MODE_FOR_DIRECTORIES = _NO_SUCH_CALL | {errno.EPERM, errno.EACCES}
 
-_GROUP_DIRECTORY = 0o2770  # set-group-id: what is made inside belongs to the same group, whoever makes it
-_REMEMBERED = 0o2070  # the bits of a root that say so to whoever comes later
+_GROUP_DIRECTORY = 0o2770  # set-group-id: files made inside belong to the same group, whoever makes them
+_REMEMBERED = 0o2070  # the mode bits of a root that tell later writers so
 _GROUP_ACCESS = 0o070
 
 
@@ -61,24 +62,28 @@ class StoreDirectory:
     ) -> None:
         text = os.fspath(root)
         if not text or "\0" in text or not _is_encodable(text):
-            raise ConfigError(f"{text!r} is not a path that a store can have.")
+            raise ConfigError(f"{text!r} cannot be the path of a store.")
         self.root = os.path.abspath(text)
         self.calls = calls
         self.durable = durability == "full"
         self._group = shared == "group"
         self._settled: set[str] = set()  # directories whose own entry this process made durable
         self._failed: set[str] = set()  # directories of which an fsync failed
-        self._links = True  # until link(2) is refused and something else works
-        self._owner: tuple[int, int] | None = None  # who gets what this process makes; None keeps it
+        self._links = True  # False once link(2) was refused and another way worked
+        self._owner: tuple[int, int] | None = (
+            None  # the owner to give new files to; None keeps this process's own
+        )
         if create:
             try:
                 self._make_root()
             except OSError as error:
-                raise from_os_error(error, f"make the directory {self.root}", retryable=False) from error
+                raise from_os_error(
+                    error, f"make the directory {self.root}", retryable=False, place=self.root
+                ) from error
         try:
             status = calls.stat(self.root)
         except FileNotFoundError:
-            # Invariant 8: a store that is not there must never look like an empty one.
+            # Invariant 8: a missing store must never look like an empty one.
             self._require_no_dead_link()
             raise StoreNotFound(
                 f"There is no directory {self.root}. Check the path, or make a store there with create=True "
@@ -89,10 +94,11 @@ class StoreDirectory:
         if not status.is_directory:
             raise ConfigError(f"{self.root} is not a directory, so it cannot be a store.")
         self._device = status.device
+        self._sees_locks: bool | None = None
         if self._group and status.mode & _GROUP_ACCESS != _GROUP_ACCESS:
             raise ConfigError(
-                f"{self.root} is private: its group may not use it, and what is private already is not opened up "
-                f"behind its owner's back. Who owns it can: chmod -R g+rX {self.root}; "
+                f"{self.root} is private: its group may not use it, and casstore does not open up an existing private store "
+                f"by itself. Its owner can: chmod -R g+rX {self.root}; "
                 f"find {self.root} -type d -exec chmod g+ws {{}} +"
             )
         self._group = self._group or status.mode & _REMEMBERED == _REMEMBERED
@@ -109,6 +115,13 @@ class StoreDirectory:
         """Mode of published files: read-only, so that a slip elsewhere cannot change one (invariant 1)."""
         return 0o440 if self._group else 0o400
 
+    @property
+    def sees_every_lock(self) -> bool:
+        """Whether everybody who can write here sees a flock; determined once."""
+        if self._sees_locks is None:
+            self._sees_locks = is_one_kernels(self.calls.file_system_type(self.root))
+        return self._sees_locks
+
     def path(self, key: str) -> str:
         """Return the path of a key. Raises ConfigError for what is not a key."""
         return f"{self.root}/{validate_key(key)}"
@@ -116,17 +129,19 @@ class StoreDirectory:
     # ---- owners
 
     def _find_owner(self) -> tuple[int, int] | None:
-        """Return whose store this is, None if it is root's: the owner of its `format`, else of its directory."""
+        """Return the owner of this store, None if it is root: the owner of its `format`, else of its directory."""
         try:
             status = self.calls.stat(f"{self.root}/{STORE_FILE}", follow=False)
         except FileNotFoundError:
-            status = self.calls.stat(self.root)  # Invariant 8: certain, so the store is only being made.
+            status = self.calls.stat(
+                self.root
+            )  # Invariant 8: the file is certainly absent, so the store is only being made.
         except OSError as error:
             raise from_os_error(error, f"open the store {self.root}") from error
         return (status.uid, status.gid) if status.uid else None
 
     def give(self, fd: int) -> None:
-        """Give what root has just made to the store's owner, or a private store would be closed to its owner.
+        """Give what root has just made to the store's owner, who could not read it otherwise.
 
         Raises AccessDenied where that cannot be done; nothing is in the file yet, and it has no name that counts.
         """
@@ -134,14 +149,14 @@ class StoreDirectory:
             return
         status = self.calls.fstat(fd)
         if (status.uid, status.gid) == self._owner:
-            return  # Some file systems, and containers, have one owner for everything.
+            return  # On some file systems, and in containers, everything has one owner.
         try:
             self.calls.fchown(fd, *self._owner)
         except OSError as error:
             uid, gid = self._owner
             raise AccessDenied(
                 f"{self.root} belongs to user {uid}, and root cannot give files there to user {uid} and group {gid} "
-                f"({error.strerror}): what is written now would be closed to them. Run this as that user; nothing "
+                f"({error.strerror}): they could not read what is written now. Run this as that user; nothing "
                 "was written."
             ) from error
 
@@ -151,7 +166,7 @@ class StoreDirectory:
         try:
             self.give(fd)
         except BaseException:
-            # Invariant 2: what cannot be given to the store's owner never gets a name that counts.
+            # Invariant 2: a file that cannot be given to the store's owner never gets its final name.
             with suppress(OSError):
                 self.calls.close(fd)
             self.unlink_quietly(path)
@@ -170,8 +185,8 @@ class StoreDirectory:
             except FileNotFoundError:
                 missing.append(path)
                 path = os.path.dirname(path)
-        # Invariant 2: whoever made the directories that are there may have stopped before their entries were
-        # durable. One that may not be read belongs to someone else, who saw to that.
+        # Invariant 2: the maker of existing directories may have stopped before their entries were
+        # durable. One that may not be read belongs to someone else, who made it durable.
         while path != os.path.dirname(path):
             path = os.path.dirname(path)
             with suppress(PermissionError):
@@ -179,7 +194,7 @@ class StoreDirectory:
         for path in reversed(missing):
             self._make_directory(path, own=path == self.root)
         if self._group and not missing and not self.calls.scan_kinds(self.root):
-            # Someone made the folder for the store; its mode is where later writers look.
+            # Someone made the folder for the store; later writers go by its mode.
             with suppress(OSError):
                 self.calls.chmod(self.root, _GROUP_DIRECTORY)
 
@@ -189,14 +204,14 @@ class StoreDirectory:
         try:
             self._mkdir(path, (0o770 if self._group else 0o700) if own else 0o777)
         except FileExistsError:
-            made = False  # another writer was faster; what is in the way otherwise shows at the next call
+            made = False  # another writer was faster; anything else in the way shows at the next call
         try:
             if made and own:
                 self._equip(path)
-            # Invariant 2: also when it was there, since whoever made it may have stopped before this.
+            # Invariant 2: also when it was there, since its maker may have stopped before this.
             self.sync(os.path.dirname(path))
         except (OSError, AccessDenied):
-            # Invariant 2: a failed fsync discards what it was for, so that the next writer makes it anew.
+            # Invariant 2: a failed fsync discards the directory, so that the next writer makes a new one.
             if made:
                 with suppress(OSError):
                     self.calls.rmdir(path)
@@ -208,7 +223,7 @@ class StoreDirectory:
         except OSError as error:
             if error.errno not in _NO_MODE_FOR_DIRECTORIES:
                 raise
-            # Some file systems refuse every mode but the usual one. Where there are modes, it stays private.
+            # Some file systems refuse every mode but their own. Where there are modes, the file stays private.
             self.calls.mkdir(path, 0o777)
             with suppress(OSError):
                 self.calls.chmod(path, mode)
@@ -216,7 +231,7 @@ class StoreDirectory:
     def _equip(self, path: str) -> None:
         """Set the owner and the group's mode of a directory that was just made, before anything is in it."""
         if self._owner is not None or self._group:
-            # Through no link: root would give away what that leads to.
+            # Follow no link: root would give away its target.
             fd = self.calls.open(path, _DIRECTORY_FLAGS | os.O_NOFOLLOW)
             try:
                 self.give(fd)
@@ -236,7 +251,7 @@ class StoreDirectory:
         self._settled.add(directory)
 
     def forget(self) -> None:
-        """Look again at which directories are there: someone removed one."""
+        """Forget which directories are known to exist: someone removed one."""
         self._settled.clear()
 
     def sync(self, directory: str) -> None:
@@ -256,7 +271,7 @@ class StoreDirectory:
         if refused is None or refused.errno in _NO_SUCH_CALL:
             return
         if refused.errno in _MAY_BE_NO_SUCH_CALL:
-            # Invariant 2: a success of this second call proves nothing but that the first one failed.
+            # Invariant 2: success of this second call would not undo the failure of the first.
             again = self._fsync(directory)
             if again is not None and again.errno == refused.errno:
                 return
@@ -268,7 +283,7 @@ class StoreDirectory:
         try:
             fd = self.calls.open(directory, _DIRECTORY_FLAGS)
         except OSError as error:
-            # Invariant 2: told by the second call whether a file system refuses this for good.
+            # Invariant 2: a second call shows whether a file system always refuses this.
             if error.errno not in _MAY_BE_NO_SUCH_CALL:
                 raise
             return error
@@ -279,7 +294,7 @@ class StoreDirectory:
             # Invariant 2: raised by the caller, unless the file system has no such operation.
             return error
         finally:
-            # Invariant 2: fsync has said all that counts, and after an error the descriptor is gone, too.
+            # Invariant 2: only fsync's answer counts, and the descriptor is closed even after an error.
             with suppress(OSError):
                 self.calls.close(fd)
         return None
@@ -287,11 +302,11 @@ class StoreDirectory:
     # ---- files
 
     def set_mode(self, fd: int, mode: int) -> None:
-        """Set the mode of what this process made, where the file system has modes; it was private until now."""
+        """Set the mode of a file that this process made, where the file system has modes; it is private until then."""
         try:
             self.calls.fchmod(fd, mode)
         except OSError:
-            # Modes protect from slips; invariant 1 does not rest on them. But the group was promised access.
+            # Modes only protect against mistakes; invariant 1 does not rest on them. But the group was promised access.
             lacking = mode & ~self.calls.fstat(fd).mode & _GROUP_ACCESS
             if self._group and lacking:
                 raise
@@ -300,7 +315,7 @@ class StoreDirectory:
         """Give a written file its final name without replacing; return whether the old name is left over.
 
         link(2); where links do not exist, a rename that does not replace; where that does not exist either,
-        a look and then a plain rename. The last is refused when `exclusive`: two writers of one name could
+        a check and then a plain rename. The last is refused when `exclusive`: two writers of one name could
         both succeed. For other keys that is harmless, since only equal bytes share a name.
         """
         if self._links:
@@ -319,15 +334,15 @@ class StoreDirectory:
             if exclusive:
                 self._refuse_exclusive(temporary, final, error)
             self._place_after_a_look(temporary, final)
-        # Whatever link said, it cannot be needed here.
+        # A rename works here, so links are not needed.
         self._links = False
         return False
 
     def _refuse_exclusive(self, temporary: str, final: str, refused: OSError) -> NoReturn:
-        """Raise ConfigError where names can only be given by a plain rename, OSError where not even by that."""
+        """Raise ConfigError where only a plain rename can name files, OSError where even that fails."""
         if refused.errno not in _NO_SUCH_CALL:
             elsewhere = f"{os.path.dirname(final)}/.{uuid.uuid4().hex}"
-            # Invariant 1: a name that nobody else uses, there and back, tells a way that is missing from a failure.
+            # Invariant 1: trying with a name that nobody else uses distinguishes a missing operation from a failure.
             self.calls.rename(temporary, elsewhere)
             self.calls.rename(elsewhere, temporary)
         raise ConfigError(
@@ -339,15 +354,15 @@ class StoreDirectory:
         try:
             self.calls.stat(final, follow=False)
         except FileNotFoundError:
-            # Invariant 1, as far as this file system lets it be kept: nothing was there a moment ago.
+            # Invariant 1, as far as this file system allows: the name was free a moment ago.
             self.calls.rename(temporary, final)
             return
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
 
     def unlink_quietly(self, path: str) -> None:
         """Remove a name that nobody relies on; a leftover is found by its age later."""
-        # Invariant 2: only temporary names, and files whose publication failed, are removed like this; the
-        # answer is known already, and a leftover only costs space.
+        # Invariant 2: only temporary names, and files whose publication failed, are removed like this. The
+        # result is known already, and a leftover only costs space.
         with suppress(OSError):
             self.calls.unlink(path)
 
@@ -395,20 +410,20 @@ class StoreDirectory:
             path = os.path.dirname(path)
             with suppress(OSError):
                 self.calls.stat(path)
-                return  # Invariant 8: what is there does not have what is below, for certain.
+                return  # Invariant 8: the parent is there, so what is below it is certainly absent.
 
     def _is_link(self, path: str) -> bool:
         try:
             return self.calls.stat(path, follow=False).is_link
         except FileNotFoundError:
-            # Invariant 8: not even a link has this name.
+            # Invariant 8: nothing has this name, not even a link.
             return False
         except OSError as error:
             raise from_os_error(error, f"look for {path}") from error
 
 
 def _raise_unless_about_the_way(error: OSError) -> None:
-    """Raise what says that the name is taken, or what another way to give it would meet as well."""
+    """Raise an error that means that the name is taken, or that any other way of naming would meet as well."""
     if isinstance(error, FileExistsError) or error.errno in _NOT_ABOUT_THE_WAY:
         raise error
 
@@ -417,5 +432,5 @@ def _is_encodable(path: str) -> bool:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        return False  # No file can be called so; no invariant is at stake.
+        return False  # No file can have such a name, so it is not taken.
     return True

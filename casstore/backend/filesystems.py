@@ -1,6 +1,6 @@
-"""Makes fsspec's file systems as a store needs them, and lets go of their connections.
+"""Makes fsspec's file systems with the settings that a store needs, and closes their connections.
 
-Each client library has defaults that a store cannot live with: retries that hide a lost answer, uploads that
+Each client library has defaults that do not suit a store: retries that hide a lost answer, uploads that
 hold half a gigabyte in memory, servers that are not verified. This is the one place that knows them.
 """
 
@@ -34,19 +34,24 @@ _EXTRAS = {
     **dict.fromkeys(SFTP, "sftp"),
     **dict.fromkeys(HTTP, "http"),
 }
-_MISUSE = (ImportError, TypeError, ValueError, AttributeError)  # what wrong options end in
+_MISUSE = (
+    ImportError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)  # what client libraries raise for wrong options
 
-_PART = 5 << 20  # bytes of an upload in one request, the least that S3 takes: the last one is soon through
-_PARTS = 3  # requests of one upload at a time: several packs are on their way at once
-_CONNECTIONS = 32  # as many as there are threads that ask at once; botocore's 10 would make them wait
-_CLOSING = 5.0  # seconds that a server may take to say good-bye
+_PART = 5 << 20  # bytes of an upload in one request, the least that S3 allows, so that the last one is short
+_PARTS = 3  # concurrent requests of one upload; several packs are under way at once
+_CONNECTIONS = 32  # as many as there are threads that ask at once; with botocore's 10 they would wait
+_CLOSING = 5.0  # seconds that a server may take to close a connection
 
 
 def connect(url: str, options: Mapping[str, Any], secrets: tuple[str, ...]) -> Any:
     """Return a file system of its own for `url`, connected with `options`.
 
     Raises ConfigError for a protocol without its package and for options that it does not know; `secrets`
-    are kept out of the message. What the server says comes through as it is.
+    are kept out of the message. Errors of the server are passed on as they are.
     """
     protocol = url.split("://", 1)[0]
     shown = redact(url, secrets)
@@ -77,9 +82,9 @@ def connect(url: str, options: Mapping[str, Any], secrets: tuple[str, ...]) -> A
 
 
 def _with_defaults(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options` with what a store needs where they say nothing."""
+    """Return `options`, completed with what a store needs."""
     if protocol in AZURE:
-        # Or adlfs asks for the container's properties, which a token for that container does not allow, and warns.
+        # Otherwise adlfs asks for the container's properties, which a token for that container does not allow, and warns.
         return {"assume_container_exists": True, **options}
     if protocol not in ("s3", "s3a"):
         return dict(options)
@@ -92,15 +97,15 @@ def _with_defaults(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leave_retries_to_casstore(fs: Any) -> None:
-    """Let one request be one request: RetryingBackend repeats it.
+    """Turn off the client library's retries: RetryingBackend repeats requests.
 
-    A client library knows neither its deadline nor that an answer that got lost is no lost race, and Azure's
+    A client library does not know its deadline, takes a lost answer for a lost race, and Azure's
     waits 15 seconds before it asks again.
     """
     if made_by(fs, "s3fs"):
         fs.retries = 1
     elif made_by(fs, "adlfs"):
-        config: Any = getattr(fs.service_client, "_config", None)  # adlfs passes no options on to it
+        config: Any = getattr(fs.service_client, "_config", None)  # adlfs does not pass options on to it
         if hasattr(config, "retry_policy"):
             config.retry_policy.total_retries = 0
 
@@ -111,7 +116,7 @@ def creates_when_uploading(fs: Any) -> bool:
 
 
 def upload(fs: Any, path: str, source: bytes | str, *, exclusively: bool = False) -> None:
-    """Send bytes, or the file of this name, in bounded memory where the client library can be told to.
+    """Send bytes, or the file of this name, in bounded memory where the client library supports it.
 
     With `exclusively` the server refuses a name that is taken, if `creates_when_uploading`.
     """
@@ -123,7 +128,7 @@ def upload(fs: Any, path: str, source: bytes | str, *, exclusively: bool = False
         fs.put_file(source, path, chunksize=_PART, max_concurrency=_PARTS, **options)
     elif made_by(fs, "adlfs"):
         with open(source, "rb") as file:
-            # Of unknown length to the client library, which else sends up to 64 MiB from memory at once.
+            # Without a length: otherwise the client library sends up to 64 MiB from memory at once.
             fs.pipe_file(path, _Stream(file), max_concurrency=_PARTS, **options)
     else:
         fs.put_file(source, path)
@@ -137,7 +142,7 @@ def fetch(fs: Any, path: str, *, start: int | None, end: int | None) -> bytes:
 
 
 class _Stream:
-    """A file of which nothing can be asked but its bytes."""
+    """A file that offers nothing but reading."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -148,8 +153,8 @@ class _Stream:
 
 
 def close(fs: Any) -> None:
-    """Let go of a file system's connections now, rather than when the collector of garbage finds it."""
-    # The next use of a closed file system would connect anew, so nothing is lost if one cannot be closed.
+    """Close a file system's connections now, rather than when it is garbage-collected."""
+    # A failure to close is harmless: the next use would only connect again.
     with suppress(Exception):
         if hasattr(fs, "close_store"):
             fs.close_store()

@@ -1,6 +1,6 @@
 """One mapping from what fsspec's file systems raise to casstore's errors, without secrets.
 
-Their client libraries (botocore, azure-core, aiohttp, …) are optional, so their exceptions are told by class
+Their client libraries (botocore, azure-core, aiohttp, …) are optional, so their exceptions are recognised by class
 name and HTTP status instead of being imported.
 """
 
@@ -81,7 +81,7 @@ _SKEWED = re.compile(r"RequestTimeTooSkewed|difference between the request time"
 _SECRET_OPTION = re.compile(
     r"secret|passw|passphrase|token|credential|connection_string|sas|sig|key|auth|cookie", re.IGNORECASE
 )
-# The name of something secret: a whole word, or the part of one that ends there ("AccountKey", "aws_secret_access_key"),
+# The name of something secret: a whole word, or the end of one ("AccountKey", "aws_secret_access_key"),
 # but not the name of an error ("NoCredentialsError") or of something else ("tokenizer", "design").
 _NAME = (
     r"(?:(?i:secret|token|passw(?:or)?d|passphrase|credentials?|signature"
@@ -89,7 +89,7 @@ _NAME = (
     r"(?![a-z])(?!\w{0,40}(?i:Error|Exception|Failure|Expired|Invalid|NotFound|Missing))[\w-]{0,40}"
 )
 _END = r"\s&;,'\""
-# What follows a colon may be prose: a value has a digit in it, or is longer than a word.
+# Prose may follow a colon; a secret has a digit in it, or is longer than a word.
 _VALUE = rf"(?:(?=[^{_END}]*\d)[^{_END}]{{6,}}|[^{_END}]{{20,}})"
 _SECRET_TEXT = (
     re.compile(r"(://)[^/\s@:]*:[^/\s@]+(?=@)"),
@@ -101,13 +101,13 @@ _SECRET_TEXT = (
     re.compile(r"(\b(?i:bearer)\s+)[A-Za-z0-9._~+/-]{16,}=*"),
     re.compile(rf"({_NAME}['\"]?\s?=\s?['\"]?)[^{_END}]+"),
     re.compile(rf"({_NAME}['\"]\s*:\s*(['\"]))(?:(?!\2).)+"),
-    re.compile(rf"((?<=[_-]){_NAME}:\s*['\"]?)[^{_END}]+"),  # the name of a header, not of a sentence
+    re.compile(rf"((?<=[_-]){_NAME}:\s*['\"]?)[^{_END}]+"),  # a header's name, not prose
     re.compile(rf"({_NAME}:\s*['\"]?){_VALUE}"),
 )
 
 
 class RangeNotSatisfiable(BackendError):
-    """The server refuses a range that begins behind the object's end."""
+    """The server refuses a range that begins after the object's end."""
 
 
 def secret_values(options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -143,11 +143,11 @@ def translated(
         yield
     except untouched:
         raise
-    except Exception as error:  # client libraries share no base class
-        # Invariant 11: everything below the cache raises, and raises casstore's errors.
+    except Exception as error:  # client libraries have no common base class
+        # Invariant 11: below the cache every failure is raised, as one of casstore's errors.
         result = from_fs_error(error, doing, secrets)
         if redact(str(error), secrets) != str(error):
-            # The chained traceback would print what the message leaves out.
+            # A chained traceback would print the secrets that the message leaves out.
             raise result from None
         raise result from error
 
@@ -156,7 +156,7 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
     """Return the casstore error that says what `error` means."""
     names = {kind.__name__ for kind in type(error).__mro__}
     status = http_status(error)
-    # The first line says it; Azure's client library appends the whole answer.
+    # The first line is enough; Azure's client library appends the whole answer.
     said = str(error).strip().partition("\n")[0]
     detail = redact(f"{type(error).__name__}: {said}", secrets)
     if isinstance(error, FileNotFoundError) or status == 404 or names & _ABSENT_NAMES:
@@ -164,13 +164,13 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
     if isinstance(error, FileExistsError) or status == 412 or names & _TAKEN_NAMES:
         return ObjectExists(f"Cannot {doing}: it is there already, and nothing is overwritten.")
     if status == 416:
-        return RangeNotSatisfiable(f"Cannot {doing}: the range begins behind the end.")
+        return RangeNotSatisfiable(f"Cannot {doing}: the range begins after the end.")
     if status in _THROTTLED:
         return Throttled(f"Cannot {doing}: {detail}", retry_after=_retry_after(error))
     if isinstance(error, PermissionError) or status in (401, 403) or names & _REFUSED_NAMES:
-        advice = "Check the credentials and what they may do."
+        advice = "Check the credentials and their permissions."
         if "HostKeyNotVerifiable" in names:
-            advice = "Connect to it with ssh once, and compare its key with what its owner says (~/.ssh/known_hosts)."
+            advice = "Connect to it with ssh once, and compare its key with the one that its owner gives you (~/.ssh/known_hosts)."
         elif _SKEWED.search(said):
             advice = "Set this machine's clock: signed requests carry the time."
         return AccessDenied(f"Cannot {doing}: {detail}. {advice}")
@@ -184,7 +184,7 @@ def from_fs_error(error: Exception, doing: str, secrets: tuple[str, ...] = ()) -
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status that an exception of a client library carries, in one of their ways."""
+    """Return the HTTP status that an exception of a client library carries."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         code = response.get("Error", {}).get("Code", "")
@@ -218,4 +218,4 @@ def _own_retry_after(error: BaseException) -> float | None:
     try:
         return float(headers["retry-after"]) if headers else None
     except (KeyError, TypeError, ValueError):
-        return None  # absent, or a date: the policy's own pauses are good enough
+        return None  # absent, or a date: the policy's own pauses will do

@@ -23,7 +23,7 @@ def entry(key: str, info: Mapping[str, Any]) -> Entry:
     """Return the entry that an `info` or `ls` answer describes."""
     size = info.get("size")
     if not isinstance(size, int):
-        raise BackendError(f"The storage does not tell the size of {key}.")
+        raise BackendError(f"The storage does not give the size of {key}.")
     return Entry(key, size, _modified(info))
 
 
@@ -52,7 +52,7 @@ def made_by(fs: Any, package: str) -> bool:
 def finds_natively(fs: Any) -> bool:
     """Say whether `find` is one flat listing of the server's, which reports its errors.
 
-    The inherited one walks the directories and leaves out those that it could not read (invariant 8).
+    The inherited one walks the directories and skips those that it could not read (invariant 8).
     """
     if isinstance(fs, AsyncFileSystem):
         return type(fs)._find is not AsyncFileSystem._find  # noqa: SLF001  # the documented hook of fsspec

@@ -56,7 +56,7 @@ Publication = Literal["put", "rename"]
 
 _ATOMIC_PUTS = filesystems.OBJECT_STORES | {"memory"}
 
-# Buckets are nobody's folder, and a web server is only read from.
+# A bucket is no machine's folder, and a web server is only read from.
 _NEVER_A_FOLDER = _ATOMIC_PUTS | filesystems.HTTP
 
 _TEMPORARY = ".tmp"  # hidden, hence no key
@@ -92,7 +92,7 @@ class FsspecBackend(Backend):
         self._exclusive: bool | None = None
         self._marked_lockless = False
         fs = self._fs
-        # Stripping the scheme is each file system's own business.
+        # Each file system strips the scheme in its own way.
         self._root = str(fs._strip_protocol(url)).rstrip("/")  # noqa: SLF001  # fsspec's documented hook
         self._anchor = self._find_anchor()
         with self._translated(f"open {self.url}"):
@@ -106,11 +106,11 @@ class FsspecBackend(Backend):
                 fs.require_index(self._root)
 
     def _find_anchor(self) -> str:
-        """Return what is there whenever the storage is: else nothing is known to be absent."""
+        """Return a path that exists whenever the storage answers: without it no absence is certain."""
         if self._protocol in filesystems.OBJECT_STORES:
             return self._root.split("/", 1)[0]  # the bucket
         if self._protocol in filesystems.HTTP:
-            return f"{self._root}/{STORE_FILE}"  # a web server need not answer for directories
+            return f"{self._root}/{STORE_FILE}"  # a web server may not answer for directories
         return self._root
 
     @property
@@ -131,7 +131,7 @@ class FsspecBackend(Backend):
                 yield
         except BackendUnavailable:
             if self._protocol in filesystems.SFTP:
-                # A connection that broke stays broken: whoever tries again gets a new one.
+                # A broken connection stays broken: the next attempt gets a new one.
                 self._file_systems.pop(os.getpid(), None)
             raise
 
@@ -145,13 +145,13 @@ class FsspecBackend(Backend):
         return f"{verb} {key} in {self.url}"
 
     def _require_anchor(self, *, opening: bool = False) -> None:
-        """Raise unless the root directory, or the bucket, is there: else nothing is known to be absent."""
+        """Raise unless the root directory, or the bucket, is there: without it no absence is certain."""
         try:
             self._look_at_anchor()
         except ObjectNotFound:
             if opening:
                 raise StoreNotFound(f"There is no store {self.url}: {self._advice()}") from None
-            # Invariant 8: an outage is not an absence. Bucket and root do not come back within seconds.
+            # Invariant 8: an outage is not an absence. A missing bucket or root does not come back within seconds.
             raise BackendUnavailable(
                 f"{self.url} is gone: its root directory or bucket is not there.", retryable=False
             ) from None
@@ -164,13 +164,15 @@ class FsspecBackend(Backend):
         except AccessDenied:
             if self._protocol not in filesystems.OBJECT_STORES:
                 raise
-            # Who may list objects, as a store's user must, may not always ask about the bucket as such.
+            # Users who may list objects, as they must, may not always ask about the bucket itself.
             with self._translated(f"list {self.url}"):
                 self._fs.ls(self._anchor, detail=False)
 
     def _advice(self) -> str:
         if self._protocol in filesystems.OBJECT_STORES:
-            return f"the bucket or container {self._anchor} is not there. Check the URL, or make it first."
+            return (
+                f"the bucket or container {self._anchor} does not exist. Check the URL, or create it first."
+            )
         if self._protocol in filesystems.HTTP:
             return "the web server has no file 'format' there. Check the URL."
         return "its directory is not there. Check the URL, or make a store with create=True (casstore init)."
@@ -182,7 +184,7 @@ class FsspecBackend(Backend):
         validate_range(start, length)
         path = self._path(validate_key(key))
         if length is not None and not 0 < length <= _TRUSTED:
-            # Some file systems allocate what they are asked for, and cannot be asked for nothing.
+            # Some file systems allocate as much as they are asked for, and fail when asked for nothing.
             length = min(length, max(0, self.stat(key).size - start))
             if not length:
                 return b""
@@ -194,10 +196,10 @@ class FsspecBackend(Backend):
             self._require_anchor()
             raise
         except RangeNotSatisfiable:
-            # The contract clips what servers refuse.
+            # Servers refuse such a range; the contract says that it is empty.
             return b""
         except BackendError as error:
-            # Invariant 8: certain, unlike other errors; some name a directory, which is no object.
+            # Invariant 8: the object is certainly absent, unlike with other errors; some of these mean a directory, which is no object.
             if isinstance(error.__cause__, IsADirectoryError):
                 raise self._not_an_object("read", key) from error
             raise
@@ -227,11 +229,11 @@ class FsspecBackend(Backend):
         return self._listing(prefix, entry)
 
     def list_keys(self, prefix: str) -> Iterator[str]:
-        """Take the names from the same listing; sizes and times in it are not looked at."""
+        """Take only the names from the same listing."""
         return self._listing(prefix, _key_only, sizes=False)
 
     def list_foreign(self) -> Iterator[str]:
-        """Take what is no key from the same listing."""
+        """Take the paths that cannot be keys from the same listing."""
         listed = self._listing("", _key_only, sizes=False, wanted=_is_visible)
         return (path for path in listed if not is_key(path))
 
@@ -270,11 +272,11 @@ class FsspecBackend(Backend):
             with self._translated(self._doing("list", prefix)):
                 for info in lister(self._fs, bucket, below + prefix):
                     key = info["name"][len(below) :]
-                    # Not objects: markers of directories, and what other programs left.
+                    # Not objects: directory markers, and files of other programs.
                     if info["type"] == "file" and wanted(key):
                         found[key] = take(key, info)
         except ObjectNotFound:
-            # Invariant 8: only a missing bucket is not found.
+            # Invariant 8: "not found" can only mean the bucket here.
             self._require_anchor()
             raise
         # Not every server lists in order: S3 Express One Zone does not, nor Azure with directories.
@@ -290,14 +292,14 @@ class FsspecBackend(Backend):
             with self._translated(self._doing("list", prefix)):
                 found = self._fs.find(path, detail=True, **options)
         except ObjectNotFound:
-            found = {}  # whether that means empty is decided next
+            found = {}  # the check below decides whether that means empty
         if not found:
             # Invariant 8: empty only when the store is there.
             self._require_anchor()
         skip = len(self._root) + 1
         for name in sorted(found):
             key, info = name[skip:], found[name]
-            # Not objects: markers of directories, and what other programs left.
+            # Not objects: directory markers, and files of other programs.
             if info.get("type") == "file" and wanted(key) and key.startswith(prefix):
                 yield key, info
 
@@ -336,7 +338,7 @@ class FsspecBackend(Backend):
                 children = self._fs.ls(self._path(prefix).rstrip("/") or "/", detail=True)
         except ObjectNotFound as error:
             if not top:
-                # Invariant 8: casstore removes no directories, so a part of the listing got lost.
+                # Invariant 8: casstore removes no directories, so a part of the listing is missing.
                 raise BackendUnavailable(
                     f"Cannot list {prefix} in {self.url}: the directory disappeared while it was listed."
                 ) from error
@@ -358,7 +360,7 @@ class FsspecBackend(Backend):
         """Whether the file system has its own create-if-absent, and it works on this server.
 
         fsspec's default for mode="create" looks first and then writes, which no trial can tell from the real
-        thing: only a file system that brings its own is tried.
+        thing: only a file system with its own version is tried.
         """
         if self._exclusive is None:
             native = self._links or (not self._renames and pipes_natively(self._fs))
@@ -373,14 +375,14 @@ class FsspecBackend(Backend):
         except ObjectExists:
             return self.read(key) == b"first"
         except BackendError as error:
-            # Invariant 10: an outage is no answer; any other refusal of the option is one.
+            # Invariant 10: an outage answers nothing; any other refusal of the option does.
             if error.retryable or type(error) is not BackendError:
                 raise
             return False
         else:
             return False
         finally:
-            # Invariant 1 is about packs, index and refs; this scratch object belongs to nobody else.
+            # Invariant 1 covers packs, index and refs; this scratch object is ours alone.
             self.delete(key)
 
     def _pipe_new(self, key: str, data: bytes) -> None:
@@ -401,7 +403,7 @@ class FsspecBackend(Backend):
         validate_key(key)
         if not self.creates_exclusively:
             raise ConfigError(
-                f"{self.url} cannot create an object only if it is absent, so writers cannot be told apart "
+                f"{self.url} cannot create an object only if it is absent, so racing writers cannot be told apart "
                 "there."
             )
         self._pipe_new(key, b"".join(byte_views(parts)))
@@ -426,7 +428,7 @@ class FsspecBackend(Backend):
         try:
             self.stat(key)
         except ObjectNotFound:
-            return  # as it should be (invariant 1)
+            return  # the name is free, as it should be (invariant 1)
         raise ObjectExists(f"{key} is in {self.url} already, and nothing is overwritten.")
 
     def _sent_exclusively(self, key: str, source: bytes | str) -> bool:
@@ -435,14 +437,14 @@ class FsspecBackend(Backend):
             with self._translated(self._doing("write", key)):
                 filesystems.upload(self._fs, self._path(key), source, exclusively=True)
         except BackendError as error:
-            # Invariant 10: an outage is no answer; a refusal of the option is one.
+            # Invariant 10: an outage answers nothing; a refusal of the option does.
             if error.retryable or type(error) is not BackendError:
                 raise
             return False
         return True
 
     def _under_temporary_name(self, source: bytes | str, key: str, *, exclusively: bool = False) -> None:
-        """Write a whole file, and then give it its name: by a link, which nobody else can have made, or a rename."""
+        """Write a whole file, and then give it its name by a link, which fails if the name is taken, or by a rename."""
         final = self._path(key)
         with self._temporary(source, final) as temporary:
             if self._links:
@@ -459,7 +461,7 @@ class FsspecBackend(Backend):
                 raise ConfigError(
                     f"{self.url} cannot rename a file in one step, so half-written files could show in a store there."
                 )
-            # Invariant 1, as far as a rename that replaces lets it be kept: nothing was there a moment ago.
+            # Invariant 1, as far as a replacing rename allows: the name was free a moment ago.
             self._require_free(key)
             # Invariant 2: the final name appears on a whole file.
             self._fs.mv(temporary, final)
@@ -480,13 +482,13 @@ class FsspecBackend(Backend):
             self._made.update(missing)
             yield temporary
         except BaseException:
-            self._made.clear()  # a directory that somebody removed is made again by whoever tries once more
+            self._made.clear()  # if somebody removed the directory, the next attempt makes it again
             self._remove_quietly(temporary)
             raise
 
     def _remove_quietly(self, path: str) -> None:
         # Invariant 2: a temporary name that was never published. The first error is the one to report, and
-        # a leftover is found by its age.
+        # a leftover is recognised by its age later.
         with suppress(Exception):
             self._fs.rm_file(path)
 
@@ -501,10 +503,10 @@ class FsspecBackend(Backend):
     def _remove(self, key: str) -> None:
         try:
             with self._translated(self._doing("delete", key)):
-                # Invariant 5: only gc and repair call this, after they confirmed what survives.
+                # Invariant 5: only gc and repair call this, after confirming which copies survive.
                 self._fs.rm_file(self._path(key))
         except ObjectNotFound:
-            # Invariant 8: gone already, unless the whole store is.
+            # Invariant 8: the object is gone already, unless the whole store is.
             self._require_anchor()
 
     @property
@@ -513,7 +515,7 @@ class FsspecBackend(Backend):
         return self._protocol not in _NEVER_A_FOLDER
 
     def mark_lockless(self) -> None:
-        """Leave the marker once for this backend; the server shows it to everybody at once."""
+        """Leave the marker once for this backend; everybody sees it on the server at once."""
         if not self._marked_lockless:
             super().mark_lockless()
             self._marked_lockless = True
@@ -551,5 +553,5 @@ def _key_only(key: str, _: Mapping[str, Any]) -> str:
 
 
 def _is_visible(path: str) -> bool:
-    """Say whether no part of a path is hidden: such names are casstore's own, or the file system's."""
+    """Say whether no part of a path is hidden: hidden names are casstore's own, or the file system's."""
     return bool(path) and not path.startswith(".") and "/." not in path

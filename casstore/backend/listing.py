@@ -1,6 +1,6 @@
-"""Flat listings by the calls of the cloud's own client libraries: one request a page, and empty is an answer.
+"""Flat listings by the calls of the cloud's own client libraries: one request a page, and an empty result is final.
 
-fsspec's `find` takes names of files for folders, too: where it finds nothing it asks up to three more times, and at its end
+fsspec's `find` also tries a prefix as a file: where it finds nothing it asks up to three more times, and at the end
 nobody can tell an empty folder from a missing bucket. These calls raise for a bucket that is not there (invariant 8).
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def lister_of(fs: Any) -> Lister | None:
-    """Return how to list on this file system; None where only fsspec's own way is known."""
+    """Return the listing function for this file system; None if only fsspec's own is known."""
     if made_by(fs, "s3fs"):
         return _list_s3
     if made_by(fs, "adlfs"):

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from casstore.backend import lock
+from casstore.backend import held, lock
 from casstore.backend.base import (
     LOCKLESS,
     STORE_FILE,
@@ -23,7 +23,7 @@ from casstore.backend.base import (
     validate_range,
 )
 from casstore.backend.directory import StoreDirectory
-from casstore.backend.local_writer import TEMPORARY, LocalWriter
+from casstore.backend.local_writer import HELD, TEMPORARY, LocalWriter
 from casstore.backend.location import file_url
 from casstore.backend.mount_types import is_network
 from casstore.backend.oserrors import from_os_error
@@ -45,7 +45,7 @@ MARKER_WAIT = 120.0
 
 _log = logging.getLogger("casstore")
 
-# Without O_NONBLOCK, a pipe that someone put where an object should be would never let a reader go.
+# Without O_NONBLOCK, opening a pipe that someone put in an object's place would block for ever.
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -78,7 +78,9 @@ class LocalBackend(Backend):
         self._marker_wait = marker_wait
         self._exclusive: bool | None = None
         self._marked_lockless = False
-        self._seen_at: float | None = None  # on the monotonic clock: when no cache hides the marker any more
+        self._seen_at: float | None = (
+            None  # on the monotonic clock: when no cache can hide the marker any more
+        )
 
     # ---- reading
 
@@ -140,7 +142,7 @@ class LocalBackend(Backend):
         raise self._not_an_object("read", key)
 
     def _close_quietly(self, fd: int) -> None:
-        # Invariant 4 rests on the hash of what was read, not on what closing says afterwards.
+        # Invariant 4 rests on the hash of what was read, not on the result of close.
         with suppress(OSError):
             self._calls.close(fd)
 
@@ -207,7 +209,7 @@ class LocalBackend(Backend):
         yield files
 
     def list_foreign(self) -> Iterator[str]:
-        """Walk the directories that casstore can have made."""
+        """Walk the directories that casstore may have made."""
         yield from self._foreign("")
 
     def _foreign(self, prefix: str) -> Iterator[str]:
@@ -241,7 +243,7 @@ class LocalBackend(Backend):
                     self._directory.place(probe.path, target, exclusive=True)
                     self._exclusive = True
                 except ConfigError:
-                    # Not an error here, but the answer: forks stay visible instead (invariant 10).
+                    # Not an error here: the answer is no, and forks stay visible instead (invariant 10).
                     self._exclusive = False
                 except OSError as error:
                     raise from_os_error(error, f"try links in {self.url}") from error
@@ -271,10 +273,10 @@ class LocalBackend(Backend):
         """Unlink and fsync the directory."""
         path = self._directory.path(key)
         try:
-            # Invariant 5: only gc and repair call this, after they confirmed from footers what survives.
+            # Invariant 5: only gc and repair call this, after confirming from footers which copies survive.
             self._calls.unlink(path)
         except FileNotFoundError:
-            # Invariant 8: gone already, unless the whole store is; an outage is not a deletion.
+            # Invariant 8: the object is gone already, unless the whole store is; an outage is not a deletion.
             self._directory.require_reachable(key)
             return
         except OSError as error:
@@ -289,7 +291,7 @@ class LocalBackend(Backend):
             ) from error
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Fsync the directories of `keys`, each once; those above were durable before the files got their names."""
+        """Fsync the directories of `keys`, each once; their parents were durable before the files got their names."""
         for directory in sorted({os.path.dirname(self._directory.path(key)) for key in keys}):
             try:
                 # Invariant 2: another writer's file counts only once its directory is on the disk.
@@ -317,13 +319,30 @@ class LocalBackend(Backend):
         if directory != TEMPORARY or "/" in name or not is_key(name):
             raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")
         try:
-            # Invariant 2: nothing in here was ever acknowledged under this name.
+            # Invariant 2: nothing here was ever acknowledged under this name.
             self._calls.unlink(f"{self._root}/{TEMPORARY}/{name}")
         except FileNotFoundError:
-            # Invariant 8: gone already, if the store itself is there.
+            # Invariant 8: the file is gone already, if the store itself is there.
             self._directory.require_reachable(TEMPORARY)
         except OSError as error:
             raise from_os_error(error, f"remove {key} in {self.url}") from error
+
+    def remove_abandoned(self) -> None:
+        """Remove temporary files whose lock nobody holds; where locks do not work, gc goes by age."""
+        if not self._directory.sees_every_lock:
+            return
+        try:
+            children = self._calls.scan_kinds(f"{self._root}/{TEMPORARY}")
+        except OSError:
+            return  # Invariant 13: this is upkeep; the next write raises what is wrong.
+        for name, kind in children:
+            if kind.is_file and name.endswith(HELD):
+                path = f"{self._root}/{TEMPORARY}/{name}"
+                fd = held.take_abandoned(self._calls, path)
+                if fd is not None:
+                    # Invariant 2: its writer died before it had its name, or after it had both.
+                    self._directory.unlink_quietly(path)
+                    self._close_quietly(fd)
 
     @contextmanager
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> Iterator[bool]:
@@ -350,16 +369,16 @@ class LocalBackend(Backend):
     def _seen_everywhere_at(self) -> float | None:
         """Return when, on the monotonic clock, no cache hides the marker any more; None if that is past.
 
-        Before there was a store there was no collector that could miss it, so who makes the store never waits.
+        Before there is a store there is no collector that could miss the marker, so the store's maker never waits.
         """
         marker = self.stat(LOCKLESS)
         try:
             if marker.modified <= self.stat(STORE_FILE).modified:
                 return None
         except ObjectNotFound:
-            # Invariant 10: absent for certain, so the store is only being made.
+            # Invariant 10: `format` is certainly absent, so the store is only being made.
             return None
-        # By two clocks, which may differ: a marker from a future that far away is nobody's new one.
+        # The two clocks may differ, but a marker from so far in the future is not a new one.
         age = time.time() - marker.modified
         return time.monotonic() + self._marker_wait - max(age, 0.0) if abs(age) < self._marker_wait else None
 
@@ -377,7 +396,7 @@ class LocalBackend(Backend):
     def _explain(self, error: OSError, doing: str, key: str) -> BackendError:
         if isinstance(error, FileNotFoundError):
             self._directory.require_reachable(key)
-        return from_os_error(error, f"{doing} {key} in {self.url}")
+        return from_os_error(error, f"{doing} {key} in {self.url}", place=self._root)
 
     def _not_an_object(self, doing: str, key: str) -> ObjectNotFound:
         return ObjectNotFound(f"Cannot {doing} {key} in {self.url}: that is a directory, not an object.")

@@ -1,4 +1,4 @@
-"""What kind of place a store's URL or path names. Pure: looks at text only."""
+"""Parses a store's URL or path. Pure: looks at text only."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _ESCAPED = re.compile(r"::|[%\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _IN_BRACKETS = re.compile(r"\[[^\]]*\]")  # an IPv6 address
 # In these the part before "@" names a container, as in abfs://container@account.dfs.core.windows.net/path.
 _CONTAINER_BEFORE_AT = frozenset({"abfs", "abfss", "az", "adl"})
-# What fsspec lays over another place, or makes up: none of them keeps what is written as it is, and some lead
-# back to a store, to itself in the end.
+# Protocols that fsspec lays over another place, or makes up: none keeps written files as they are, and some lead
+# back to the store itself.
 _NOT_STORAGE = frozenset(
     {
         "async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "cas", "data", "dir", "filecache",
@@ -51,7 +51,7 @@ class Location:
 
 
 def parse_location(url_or_path: str | os.PathLike[str]) -> Location:
-    """Tell local paths, memory stores and fsspec URLs apart.
+    """Parse a local path, the name of a memory store, or an fsspec URL.
 
     Raises ConfigError for URLs with user info, with a query, or chained with "::"; a secret in them is not
     repeated in the message. Raises it also for protocols that keep nothing themselves, `cas://` among them.
@@ -129,14 +129,14 @@ def azure_location(account_or_url: str, container: str | None = None) -> tuple[s
     name, _, folder = path.partition("/")
     if not _AZURE_ACCOUNT.fullmatch(account):
         raise ConfigError(
-            f"{account!r} cannot be a storage account of Azure: those have 3 to 24 small letters and digits."
+            f"{account!r} cannot be a storage account of Azure: those have 3 to 24 lower-case letters and digits."
         )
     if not 3 <= len(name) <= 63 or not _AZURE_CONTAINER.fullmatch(name):
         raise ConfigError(
-            f"{name!r} cannot be a container of Azure Blob Storage: those have 3 to 63 small letters, digits and "
+            f"{name!r} cannot be a container of Azure Blob Storage: those have 3 to 63 lower-case letters, digits and "
             "single hyphens."
         )
-    # The account stands in the URL, since a store is known by its URL on this machine.
+    # The account is part of the URL, since this machine identifies a store by its URL.
     url = f"abfs://{name}@{account}.dfs.{suffix}" + (f"/{folder}" if folder else "")
     if suffix == _AZURE_PUBLIC:
         return url, {}

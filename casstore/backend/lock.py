@@ -1,7 +1,7 @@
 """The publishers' lock of a local store: flock(2) where one kernel sees every writer.
 
-Nobody needs it (invariant 10): who cannot lock publishes by the same protocol, and leaves a marker that
-keeps a collector from believing that it is alone.
+Safety does not need it (invariant 10): a writer that cannot lock publishes by the same protocol, and leaves a marker that
+tells collectors that they may not be alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casstore.backend.held import is_still
 from casstore.backend.local_writer import LocalWriter
 from casstore.backend.mount_types import is_one_kernels
 from casstore.backend.oserrors import from_os_error
@@ -20,7 +21,7 @@ from casstore.errors import ConflictError
 if TYPE_CHECKING:
     from casstore.backend.directory import StoreDirectory
 
-LOCK = "gc/.lock"  # hidden, hence no key; never removed, or two holders would lock two files
+LOCK = "gc/.lock"  # hidden, hence no key; never removed: otherwise two holders could lock two files
 
 _LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
@@ -43,12 +44,13 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
             try:
                 if not _flock(directory, fd, operation):
                     return None
-                held = _is_still(directory, fd, path)
+                # A lock on a file that was removed or replaced meanwhile protects nothing.
+                held = is_still(calls, fd, path)
                 if held:
                     return fd
             finally:
                 if not held:
-                    # Invariant 10: a lock that nobody holds on purpose must not stop a collector.
+                    # Invariant 10: the lock of a failed attempt must not stop a collector.
                     with suppress(OSError):
                         calls.close(fd)
     except OSError as error:
@@ -56,8 +58,8 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
 
 
 def release(directory: StoreDirectory, fd: int) -> None:
-    """Give the lock back, also when a child that was forked meanwhile still has the descriptor."""
-    # Invariant 10: nobody's safety rests on the lock, so an error here must not hide how the work went.
+    """Release the lock, even if a child that was forked meanwhile still has the descriptor."""
+    # Invariant 10: safety does not rest on the lock, so an error here must not hide the result of the work.
     with suppress(OSError):
         directory.calls.flock(fd, fcntl.LOCK_UN)
     with suppress(OSError):
@@ -70,9 +72,10 @@ def _open(directory: StoreDirectory, path: str) -> int:
         return directory.calls.open(path, _LOCK_FLAGS)
     except FileNotFoundError:
         directory.settle(os.path.dirname(path))
-    with LocalWriter(directory) as made:
+    # Not held: another process that takes the lock as soon as it has its name would meet its maker's.
+    with LocalWriter(directory, hold=False) as made:
         made.set_mode(directory.writing_mode)
-        # Another process was faster: everybody locks the one file that has the name.
+        # Another process was faster: everybody locks the one file with this name.
         with suppress(FileExistsError):
             directory.place(made.path, path, exclusive=False)
     return directory.calls.open(path, _LOCK_FLAGS)
@@ -84,19 +87,11 @@ def _flock(directory: StoreDirectory, fd: int, operation: int) -> bool:
         directory.calls.flock(fd, operation)
     except BlockingIOError:
         raise ConflictError(
-            f"Someone else is publishing to {directory.root} or collecting it. Try again when that ends."
+            f"Someone else is publishing to {directory.root} or collecting it. Try again when they have finished."
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        # Invariant 10: nobody's safety rests on the lock, and whoever lacks it leaves the marker.
+        # Invariant 10: safety does not rest on the lock; a writer without it leaves the marker.
         return False
     return True
-
-
-def _is_still(directory: StoreDirectory, fd: int, path: str) -> bool:
-    # A lock on a file that was removed or replaced meanwhile protects nothing.
-    try:
-        return directory.calls.fstat(fd).identity == directory.calls.stat(path).identity
-    except FileNotFoundError:
-        return False

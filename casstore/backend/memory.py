@@ -89,8 +89,8 @@ class MemoryBackend(Backend):
         return _MemoryWriter(self)
 
     def delete(self, key: str) -> None:
-        """Forget the object."""
-        # Invariant 5: only gc and repair call this, after they confirmed what survives.
+        """Remove the object."""
+        # Invariant 5: only gc and repair call this, after confirming which copies survive.
         self._objects.pop(validate_key(key), None)
 
     def _get(self, key: str) -> tuple[bytes, float]:

@@ -1,8 +1,8 @@
-"""What the type of a file system, as mount(8) names it, says about who else writes to it, and when that is seen."""
+"""What a file system's type, as mount(8) names it, says about other writers and how soon their writes are seen."""
 
 from __future__ import annotations
 
-# One kernel owns these, so its flock sees every writer. Any other, network and FUSE file systems above all, may be
+# One kernel owns these, so its flock sees every writer. Any other type, above all network and FUSE file systems, may be
 # written by a machine whose locks are not seen here.
 _ONE_KERNEL = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "tmpfs", "ramfs", "overlay"}
@@ -18,13 +18,13 @@ _NETWORK = frozenset(
 
 
 def is_one_kernels(kind: str | None) -> bool:
-    """Say whether one kernel sees every lock on a file system of this type; None, unknown, may be anything."""
+    """Say whether one kernel sees every lock on a file system of this type; None means unknown."""
     return kind in _ONE_KERNEL
 
 
 def is_network(kind: str | None) -> bool:
     """Say whether other machines may write there, behind caches and without shared memory maps.
 
-    FUSE counts, but for block devices (NTFS): what is behind it is not known.
+    FUSE counts, except for block devices (NTFS): what is behind it is unknown.
     """
     return kind is not None and (kind in _NETWORK or kind == "fuse" or kind.startswith("fuse."))

@@ -13,7 +13,7 @@ from casstore.errors import (
     ObjectNotFound,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM}
 _UNAVAILABLE = {
     errno.EIO,
@@ -39,10 +39,13 @@ _UNAVAILABLE = {
 }
 
 
-def from_os_error(error: OSError, doing: str, *, retryable: bool = True) -> BackendError:
+def from_os_error(
+    error: OSError, doing: str, *, retryable: bool = True, place: str | None = None, elsewhere: str = ""
+) -> BackendError:
     """Return the casstore error for `error`; `doing` completes the sentence "Cannot …".
 
-    `retryable=False` marks what must not be repeated as it is, such as anything after a failed fsync.
+    `retryable=False` marks what must not be repeated as it is, such as anything after a failed fsync. `place` is
+    where was to be written, and `elsewhere` what to do instead of making room there.
     """
     number = error.errno
     reason = error.strerror or (os.strerror(number) if number else str(error) or type(error).__name__)
@@ -51,9 +54,10 @@ def from_os_error(error: OSError, doing: str, *, retryable: bool = True) -> Back
     if number == errno.EEXIST:
         return ObjectExists(f"Cannot {doing}: it is there already, and nothing is overwritten.")
     if number in _FULL:
+        instead = f", or {elsewhere}" if elsewhere else ""
         return BackendError(
-            f"Cannot {doing}: the disk is full or the quota is used up ({reason}). Free space or raise the "
-            "quota, then try again; nothing was published."
+            f"Cannot {doing}: the disk is full or the quota is used up ({reason}{_room(place)}). Free space there or "
+            f"raise the quota{instead}, then try again; `casstore stats` shows leftovers in a store."
         )
     if number == errno.EROFS:
         return AccessDenied(
@@ -72,8 +76,24 @@ def from_os_error(error: OSError, doing: str, *, retryable: bool = True) -> Back
         )
     if number in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
         return BackendError(
-            f"Cannot {doing}: {reason}. Something that casstore did not make is in the way; move it aside."
+            f"Cannot {doing}: {reason}. A file or folder that casstore did not make is in the way; move it aside."
         )
     if number in _UNAVAILABLE:
         return BackendUnavailable(f"Cannot {doing}: {reason}.", retryable=retryable)
     return BackendError(f"Cannot {doing}: {reason}.")
+
+
+def _room(place: str | None) -> str:
+    """Say what is free on the file system of `place`, or of the nearest folder above it."""
+    while place and not os.path.exists(place):
+        place = os.path.dirname(place)
+    if not place:
+        return ""
+    try:
+        found = os.statvfs(place)
+    except (OSError, ValueError):
+        return ""  # Only a detail of a message is missing.
+    if found.f_files and not found.f_favail:
+        return f"; no more files fit on the file system of {place}"
+    free = found.f_bavail * found.f_frsize
+    return f"; {free / 2**20:,.1f} MiB are free on the file system of {place}"

@@ -1,4 +1,4 @@
-"""Tries again what may work a moment later, and nothing else.
+"""Repeats operations that may work a moment later, and no others.
 
 Delays grow exponentially with full jitter, so that many clients that failed together do not come back
 together (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
@@ -52,7 +52,7 @@ class RetryPolicy:
             if not error.retryable:
                 raise error
             asked = getattr(error, "retry_after", None)
-            # 2**30 times the first pause is past any longest pause; the bound keeps the number a number.
+            # 2**30 times the first pause exceeds any longest pause; the bound avoids an overflow.
             ceiling = min(self.longest_pause, self.first_pause * 2 ** min(number, 30))
             pause = max(self.jitter(0.0, ceiling), asked or 0.0)
             if self.clock() - start + pause > self.deadline:
@@ -64,11 +64,11 @@ class RetryPolicy:
 
 
 class _Attempt:
-    """One try; the loop body leaves the error here, and the policy decides."""
+    """One attempt; the loop body leaves its error here, and the policy decides."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.progressed = False  # whether the next failure is the first of its own
+        self.progressed = False  # whether to start counting failures again
         self.error: BackendError | None = None
 
 
@@ -81,7 +81,7 @@ def retry(operation: Callable[[bool], _T], policy: RetryPolicy) -> _T:
         try:
             return operation(attempt.number > 0)
         except BackendError as error:  # noqa: PERF203  # attempts are rare
-            # Invariant 11: not swallowed; the policy raises it unless another attempt is due.
+            # Invariant 11: the error is not swallowed; the policy raises it unless another attempt is due.
             attempt.error = error
     raise AssertionError("the policy raises or yields")
 
@@ -89,10 +89,10 @@ def retry(operation: Callable[[bool], _T], policy: RetryPolicy) -> _T:
 class RetryingBackend(BackendWrapper):
     """Repeats operations that failed with a retryable error.
 
-    An answer that got lost is not a failure: when a repeated `put` or `create` finds its key taken, the
+    A lost answer is not a failure: when a repeated `put` or `create` finds its key taken, the
     bytes there are compared with its own. Local fsync and commit errors are not retryable and come through
     at once (invariant 2). Until the storage has answered once, `opening` decides instead of `policy`: a host
-    that was never there is not waited for like one that is busy.
+    that never answered is given up sooner than one that is busy.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RetryingBackend(BackendWrapper):
         try:
             result = retry(operation, self._opening or self._policy)
         except BackendError as error:
-            # Invariant 11: it goes on to the caller; a refusal is an answer, too.
+            # Invariant 11: the error goes on to the caller; a refusal counts as an answer, too.
             if not error.retryable:
                 self._opening = None
             raise
@@ -115,7 +115,7 @@ class RetryingBackend(BackendWrapper):
 
     @property
     def creates_exclusively(self) -> bool:
-        """As the wrapped backend finds."""
+        """What the wrapped backend finds."""
         return self._repeat(lambda _: self.inner.creates_exclusively)
 
     def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
@@ -131,9 +131,9 @@ class RetryingBackend(BackendWrapper):
         return self._repeat(lambda _: self.inner.stat(key))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """List, and after a failure list again and go on behind the last key that came through.
+        """List, and after a failure list again and continue after the last key that was yielded.
 
-        Raises BackendError for a listing that is not sorted: nobody could say where it broke off (invariant 8).
+        Raises BackendError for an unsorted listing, which could not be resumed (invariant 8).
         """
         return self._resume(lambda: self.inner.list(prefix), lambda entry: entry.key)
 
@@ -146,7 +146,7 @@ class RetryingBackend(BackendWrapper):
         for attempt in self._policy.attempts():
             try:
                 for key, item in self._sorted(start(), key_of):
-                    # What an earlier attempt handed on, or what two pages of a server both name, is left out.
+                    # Leave out keys that an earlier attempt yielded, or that two pages of a server both name.
                     if key > last:
                         last, attempt.progressed = key, True
                         yield item
@@ -160,7 +160,7 @@ class RetryingBackend(BackendWrapper):
             key = key_of(item)
             if key < before:
                 raise BackendError(
-                    f"{self.url} lists {key} behind {before}: a listing that is not sorted cannot be relied on."
+                    f"{self.url} lists {key} after {before}: an unsorted listing cannot be relied on."
                 )
             before = key
             yield key, item
@@ -181,7 +181,7 @@ class RetryingBackend(BackendWrapper):
                 method(key, parts)
             except ObjectExists:
                 # Invariant 10: only these very bytes can be this writer's own (they carry a write id). Also the
-                # first time: client libraries repeat requests on their own, and tell nobody.
+                # first time: client libraries repeat requests silently.
                 if self.inner.read(key) != b"".join(byte_views(parts)):
                     raise
 
@@ -196,7 +196,7 @@ class RetryingBackend(BackendWrapper):
         self._repeat(lambda _: self.inner.delete(key))
 
     def list_foreign(self) -> Iterator[str]:
-        """List what is not casstore's, in one piece, as `list_temporaries` does."""
+        """List foreign files, in one piece, as `list_temporaries` does."""
         yield from self._repeat(lambda _: tuple(self.inner.list_foreign()))
 
     def list_temporaries(self) -> Iterator[Entry]:
@@ -208,7 +208,7 @@ class RetryingBackend(BackendWrapper):
         self._repeat(lambda _: self.inner.remove_temporary(key))
 
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
-        """Lock as the wrapped backend does; its marker is left by as many attempts as that takes."""
+        """Lock as the wrapped backend does; leaving its marker is repeated until it works."""
         if self.inner.may_be_locked_by_others and not exclusive:
             self._repeat(lambda _: self.inner.mark_lockless())
         return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
@@ -226,7 +226,7 @@ class _RetryingWriter(BlobWriter):
         self.offset = inner.offset
 
     def write(self, parts: Sequence[Buffer]) -> None:
-        # Never repeated: some of it may have been appended.
+        # Never repeated: some of the bytes may have been appended.
         self._inner.write(parts)
         self.offset = self._inner.offset
 
@@ -235,7 +235,7 @@ class _RetryingWriter(BlobWriter):
             try:
                 self._inner.commit(key)
             except ObjectExists:
-                # Keys of large objects are hashes of their bytes, so one of this size is this one.
+                # Keys of large objects are hashes of their bytes, so an object of this size is the same one.
                 if not again or not self._is_there(key):
                     raise
 
@@ -245,7 +245,7 @@ class _RetryingWriter(BlobWriter):
         try:
             return self._backend.inner.stat(key).size == self.offset
         except ObjectNotFound:
-            # Invariant 10: a collector was faster; then the commit's own answer stands.
+            # Invariant 10: a collector was faster; the commit's own error counts.
             return False
 
     def discard(self) -> None:

@@ -1,4 +1,4 @@
-"""sshfs as a store needs it: ranges, whole files that appear at once, listings that miss nothing.
+"""sshfs for a store: range reads, files that appear whole, complete listings.
 
 Imported only when a URL needs it: sshfs is an optional extra.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_PIECE = 4 << 20  # bytes handed over at a time; two of them are on their way
+_PIECE = 4 << 20  # bytes handed over at a time; two such blocks are under way
 _LISTINGS = 128  # directories listed at a time: four round trips each, and refs have hundreds
 _ABSENT = (SFTPNoSuchFile, SFTPNoSuchPath, SFTPNotADirectory)
 
@@ -43,14 +43,14 @@ _DEFAULTS: dict[str, Any] = {
     "known_hosts": (),
     "connect_timeout": 30,  # seconds
     "login_timeout": 60,
-    # A connection that died silently is noticed after a minute, not never.
+    # So a connection that died silently is noticed after a minute.
     "keepalive_interval": 15,
     "keepalive_count_max": 4,
 }
 
 
 def _with_plain_errors(function: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
-    """Let sshfs turn what asyncssh raises into what Python raises for files."""
+    """Let sshfs translate asyncssh's errors into Python's file errors."""
     wrapped: Callable[..., Awaitable[_T]] = _wrap_exceptions(function)
     return wrapped
 
@@ -75,7 +75,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
             except _ABSENT as error:
                 raise FileNotFoundError(path) from error
             except SFTPFailure as error:
-                # Version 3 of the protocol has no word for it.
+                # Version 3 of the protocol has no code for it.
                 if await _is_directory(channel, path):
                     raise IsADirectoryError(path) from error
                 raise
@@ -112,7 +112,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
             except FileNotFoundError as error:
                 if top:
                     raise
-                # Invariant 8: casstore removes no directories, so a part of the listing got lost.
+                # Invariant 8: casstore removes no directories, so a part of the listing is missing.
                 raise ConnectionError(f"{directory} disappeared while it was listed") from error
             inside = []
             for info in children:
@@ -187,7 +187,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
 
     @_with_plain_errors
     async def _link(self, temporary: str, final: str) -> None:
-        """Give a whole file a second name, if nobody has that.
+        """Give a whole file a second name, if that is free.
 
         Raises FileExistsError when the name is taken, NotImplementedError where there are no hard links.
         """
@@ -230,7 +230,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
 
 
 async def _sync(file: Any) -> None:
-    # Invariant 2: durable before it gets its name. A server without fsync decides for itself.
+    # Invariant 2: durable before it gets its name, where the server offers fsync.
     with suppress(SFTPOpUnsupported):
         await file.fsync()
 
@@ -243,13 +243,13 @@ async def _make_directory(channel: Any, path: str, *, exist_ok: bool) -> None:
             await _make_directory(channel, path.rpartition("/")[0] or "/", exist_ok=True)
             await channel.mkdir(path)
     except (*_ABSENT, SFTPFailure, SFTPFileAlreadyExists, SFTPPermissionDenied):
-        # Made by somebody else meanwhile, or there all along.
+        # Another writer made it, or it was there before.
         if not exist_ok or not await _is_directory(channel, path):
             raise
 
 
 async def _is_there(channel: Any, path: str) -> bool:
-    """Say whether anything has this name. Invariant 8: False is certain; whatever is unclear raises."""
+    """Say whether anything has this name. Invariant 8: False is certain; anything unclear raises."""
     try:
         await channel.lstat(path)
     except _ABSENT:

@@ -1,7 +1,7 @@
 """Channels of one SSH connection: small requests share one, long transfers get their own.
 
-Opening a channel takes four round trips. Answers on one come in any order, so many small requests need only one; a
-server works a channel off in turn, so a pack on its way would hold up everything behind it.
+Opening a channel takes four round trips. Answers on a channel come in any order, so many small requests need only one; a
+server works through a channel in order, so a pack that is being sent would hold up everything behind it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-_SMALL = 1 << 20  # bytes that the shared channel carries without holding up others for long
+_SMALL = 1 << 20  # transfers up to this many bytes use the shared channel without holding up others for long
 
 
 class Channels(BaseSFTPChannelPool):  # type: ignore[misc]  # sshfs ships no types
-    """What sshfs asks for channels: `get` for a small request, `lease` for a transfer, `lend` for either."""
+    """The pool that sshfs takes channels from: `get` for a small request, `lease` for a transfer, `lend` for either."""
 
     def __init__(self, *arguments: Any, max_channels: int, **options: Any) -> None:
         super().__init__(*arguments, max_channels=max_channels, **options)
@@ -72,12 +72,12 @@ class Channels(BaseSFTPChannelPool):  # type: ignore[misc]  # sshfs ships no typ
         try:
             return await self._open()
         except ChannelOpenError:
-            # Servers limit the sessions of a connection, and do not say to how many.
+            # Servers limit the sessions of a connection without saying what the limit is.
             self._leases -= 1
             self._most = self._leases + len(self._idle)
             return None
         except BaseException:
-            # Invariant 11: the error goes on to the caller; only the place of this channel is given back.
+            # Invariant 11: the error goes on to the caller; only this channel's slot is given back.
             self._leases -= 1
             raise
 

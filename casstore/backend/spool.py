@@ -1,27 +1,40 @@
-"""Collects a large object on this machine until its key is known, for backends that take whole objects."""
+"""Collects a large object on this machine until its key is known, for backends that only accept whole objects."""
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from casstore.backend.base import BlobWriter, byte_views, validate_key
-from casstore.backend.fserrors import translated
+from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
 _IN_MEMORY = 8 << 20  # bytes; beyond this the object goes to a temporary file
 
 
+_DESCRIPTORS = "/proc/self/fd"
+
+
+def _new_file() -> Any:
+    """Make a temporary file; where the system can reopen one without a name, it vanishes with this process, however that ends."""
+    if os.path.isdir(_DESCRIPTORS):
+        return tempfile.TemporaryFile(prefix="casstore-")
+    return tempfile.NamedTemporaryFile(prefix="casstore-")
+
+
 class SpoolingWriter(BlobWriter):
     """Hands what was written to `send(key, bytes or path)` on commit.
 
     Keeps up to 8 MiB in memory, more in a file in TMPDIR that only its owner can read. A failed commit may
-    be repeated: the spool stays until one worked or it is discarded.
+    be repeated: the spool stays until a commit succeeds or it is discarded.
     """
 
     def __init__(self, send: Callable[[str, bytes | str], None], url: str) -> None:
@@ -35,10 +48,10 @@ class SpoolingWriter(BlobWriter):
     def write(self, parts: Sequence[Buffer]) -> None:
         """Append `parts`."""
         self._require_open()
-        with translated(f"spool an object for {self._url} on this machine (set TMPDIR to move it)"):
+        with self._spooling():
             for view in byte_views(parts):
                 if self._file is None and self.offset + view.nbytes > _IN_MEMORY:
-                    self._file = tempfile.NamedTemporaryFile(prefix="casstore-")  # noqa: SIM115  # closed by discard
+                    self._file = _new_file()
                     self._file.write(self._memory)
                     self._memory = bytearray()
                 if self._file is None:
@@ -54,9 +67,10 @@ class SpoolingWriter(BlobWriter):
         if self._file is None:
             self._send(key, bytes(self._memory))
         else:
-            with translated(f"spool an object for {self._url}"):
+            with self._spooling():
                 self._file.flush()
-            self._send(key, self._file.name)
+            name = self._file.name
+            self._send(key, name if isinstance(name, str) else f"{_DESCRIPTORS}/{name}")
         self.discard()
 
     def discard(self) -> None:
@@ -64,9 +78,29 @@ class SpoolingWriter(BlobWriter):
         self._closed = True
         self._memory = bytearray()
         if self._file is not None:
-            # Invariant 2: the spool was never visible to anybody; closing removes it.
-            self._file.close()
+            # Invariant 2: the spool was never visible in the store; closing removes it. What it could not write
+            # on a full disk is tried once more by closing.
+            with suppress(OSError):
+                self._file.close()
             self._file = None
+
+    @contextmanager
+    def _spooling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  # only for the message
+            if (
+                error.errno == errno.ENOENT
+            ):  # What tempfile raises when it can write to none of the usual folders.
+                error = OSError(errno.ENOSPC, "no temporary folder can be written to")
+            raise from_os_error(
+                error,
+                f"keep what goes to {self._url} in {place} until it is sent",
+                retryable=False,
+                place=place,
+                elsewhere="set TMPDIR to a folder with room",
+            ) from error
 
     def _require_open(self) -> None:
         if self._closed:

@@ -23,7 +23,7 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1  # Linux, renameat2(2)
 _RENAME_EXCL = 4  # macOS, renamex_np(2)
 _SYNC_FILE_RANGE_WRITE = 2  # Linux, sync_file_range(2): start writing, wait for nothing
-_IOV_MAX = 1024  # POSIX allows fewer, Linux and macOS give this many buffers to one writev
+_IOV_MAX = 1024  # buffers that one writev takes on Linux and macOS; POSIX guarantees fewer
 
 
 class Status(NamedTuple):
@@ -39,7 +39,7 @@ class Status(NamedTuple):
 
     @property
     def identity(self) -> tuple[int, int]:
-        """What tells this file from every other one."""
+        """The identity of this file."""
         return self.device, self.inode
 
     @property
@@ -59,7 +59,7 @@ class Status(NamedTuple):
 
 
 class EntryKind(NamedTuple):
-    """What a name in a directory stands for, links followed."""
+    """The target of a name in a directory, links followed."""
 
     is_directory: bool
     is_file: bool
@@ -84,7 +84,7 @@ def _status(result: os.stat_result) -> Status:
 class SystemCalls:
     """The real calls. Holds no state, so threads and forked children share one instance."""
 
-    has_real_paths = True  # whether paths mean anything to mmap and to other programs
+    has_real_paths = True  # whether other programs and mmap can use the paths
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
         """Call open(2); descriptors are close-on-exec, as Python makes them."""
@@ -112,7 +112,7 @@ class SystemCalls:
             try:
                 fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             except OSError as error:
-                # Invariant 2: this is no repetition; network file systems there know only the plain call.
+                # Invariant 2: this does not repeat a failed fsync; network file systems on macOS only have the plain call.
                 if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
                     raise
                 os.fsync(fd)
@@ -120,7 +120,7 @@ class SystemCalls:
             os.fsync(fd)
 
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
-        """Ask the kernel to start writing a range, where it can be asked. A hint: it promises nothing."""
+        """Ask the kernel to start writing a range, where it can. This is only a hint."""
         if _native.sync_file_range is not None:
             _native.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
@@ -223,11 +223,11 @@ class SystemCalls:
 
 
 def _status_of(entry: os.DirEntry[str]) -> Status | None:
-    """Return the status of what an entry leads to, None if the entry is gone."""
+    """Return the status of an entry's target, None if the entry is gone."""
     try:
         return _status(entry.stat())
     except FileNotFoundError:
-        # Invariant 8: a deleted file is gone, but what a dead link stands for is not known.
+        # Invariant 8: a deleted file is gone, but nothing is known about the target of a broken link.
         if entry.is_symlink():
             raise OSError(errno.ESTALE, f"{entry.name} is a link that leads nowhere") from None
         return None
@@ -255,7 +255,7 @@ def _unescape(text: str) -> str:
 
 
 class _Native:
-    """The C library's calls that Python's os module lacks; each is None where the library lacks it too."""
+    """Calls of the C library that Python's os module lacks; each is None if the library lacks it, too."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(None, use_errno=True)

@@ -1,7 +1,7 @@
-"""fsspec's HTTP file system as a store needs it: a directory of a plain web server, to read from.
+"""fsspec's HTTP file system for a store: a directory of a plain web server, read-only.
 
-What fsspec's own does not tell apart is told apart here: an outage from an absence, a part of an object from
-the whole, an empty directory from a server that shows none. Imported only when a URL needs it.
+It distinguishes what fsspec's own does not: an outage from an absence, a part of an object from
+the whole, an empty directory from a server without index pages. Imported only when a URL needs it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _AT_ONCE = 16  # requests
 
 def make_web(options: Mapping[str, Any]) -> WebFileSystem:
     """Return a file system for http:// and https:// URLs; `options` go to fsspec's."""
-    # aiohttp gives a whole download five minutes; here a silence ends it, however long the whole takes.
+    # aiohttp limits a whole download to five minutes; here only a silent connection times out.
     client = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
     client.update(options.get("client_kwargs") or {})
-    # Nothing may be compressed on the way, or sizes and ranges would be those of something else.
+    # No compression in transit: sizes and ranges would be those of the compressed bytes.
     headers = {"Accept-Encoding": "identity", **(options.get("headers") or {})}
     return WebFileSystem(**{**options, "client_kwargs": client, "headers": headers}, skip_instance_cache=True)
 
@@ -47,12 +47,12 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec ships no ty
         async with session.request(method, self.encode_url(url), **options) as answer:
             self._raise_not_found_for_status(answer, url)
             if answer.url.path.endswith("/") and not url.endswith("/"):
-                # Web servers send whoever asks for a directory to its name with a slash.
+                # Web servers redirect requests for a directory to its name with a slash.
                 raise IsADirectoryError(url)
             yield answer
 
     async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        """Read a range and nothing else; fsspec's own takes the whole for it."""
+        """Read exactly a range; fsspec's own accepts the whole file as an answer."""
         start = start or 0
         wanted = (
             {} if not start and end is None else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
@@ -63,14 +63,14 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec ships no ty
             return bytes(await answer.read())
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:
-        """Ask for size and time; fsspec's own takes every error for an absence (invariant 8)."""
+        """Ask for size and time; fsspec's own treats every error as an absence (invariant 8)."""
         try:
             async with self._ask("HEAD", url) as answer:
                 size, modified = answer.content_length, answer.headers.get("Last-Modified")
         except IsADirectoryError:
             return {"name": url, "type": "directory"}
         if size is None:
-            raise BackendError(f"Cannot find {url}: the web server does not tell the size of its files.")
+            raise BackendError(f"Cannot find {url}: the web server does not give the size of its files.")
         info = {"name": url, "type": "file", "size": size}
         if modified:
             info["mtime"] = parsedate_to_datetime(modified).timestamp()
@@ -128,7 +128,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec ships no ty
         return found
 
     async def _require_absence(self, directory: str) -> None:
-        """Raise unless an index page further up does not have `directory` (invariant 8).
+        """Raise unless an index page further up lacks `directory` (invariant 8).
 
         A server without index pages says "not found" to every directory.
         """
@@ -146,7 +146,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec ships no ty
         raise AccessDenied(f"Cannot list {directory}: {_NO_INDEX}")
 
     def require_index(self, root: str) -> None:
-        """Raise AccessDenied unless the web server shows what is in the directory `root`."""
+        """Raise AccessDenied unless the web server lists the directory `root`."""
         try:
             names = sync(self.loop, self._names, root)
         except FileNotFoundError:
@@ -161,7 +161,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec ships no ty
 
 
 _NO_INDEX = (
-    "the web server shows no index of its directories, which a store is listed by. Turn it on (nginx: "
+    "the web server does not list its directories, which casstore needs. Turn that on (nginx: "
     "autoindex on; Apache: Options +Indexes; Caddy: file_server browse)."
 )
 
@@ -177,22 +177,22 @@ def _require_range(url: str, answer: Any, start: int, end: int | None) -> None:
         return
     length = answer.content_length
     if length is not None and start >= length:
-        raise RangeNotSatisfiable(f"Cannot read {url}: the range begins behind the end.")
+        raise RangeNotSatisfiable(f"Cannot read {url}: the range begins after the end.")
     if start or length is None or (end is not None and length > end):
         raise BackendError(
-            f"Cannot read {url}: the web server sends whole files where a part was asked for. Serve the store with "
-            "one that knows range requests (nginx, Apache and Caddy do; Python's http.server does not)."
+            f"Cannot read {url}: the web server sends whole files when asked for a range. Serve the store with "
+            "one that supports range requests (nginx, Apache and Caddy do; Python's http.server does not)."
         )
 
 
 class _Links(HTMLParser):
-    """Collects where a page links to."""
+    """Collects the links of a page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take note of a link."""
+        """Record a link."""
         if tag == "a":
             self.found.extend(value for name, value in attrs if name == "href" and value)

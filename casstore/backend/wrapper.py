@@ -1,4 +1,4 @@
-"""Backends around a backend: plain delegation, and the one that refuses to write."""
+"""Backends that wrap a backend: plain delegation, and one that refuses to write."""
 
 # ruff: noqa: D102  # every method here means what Backend says
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BackendWrapper(Backend):
-    """Hands every call to `inner`; subclasses change what they must. Closing closes `inner`."""
+    """Passes every call to `inner`; subclasses override what they need to. Closing closes `inner`."""
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
@@ -25,7 +25,7 @@ class BackendWrapper(Backend):
 
     @property
     def creates_exclusively(self) -> bool:
-        """As the wrapped backend finds."""
+        """What the wrapped backend finds."""
         return self.inner.creates_exclusively
 
     def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
@@ -64,6 +64,9 @@ class BackendWrapper(Backend):
     def remove_temporary(self, key: str) -> None:
         self.inner.remove_temporary(key)
 
+    def remove_abandoned(self) -> None:
+        self.inner.remove_abandoned()
+
     def settle(self, keys: Iterable[str]) -> None:
         self.inner.settle(keys)
 
@@ -72,7 +75,7 @@ class BackendWrapper(Backend):
 
     @property
     def may_be_locked_by_others(self) -> bool:
-        """As the wrapped backend knows."""
+        """What the wrapped backend says."""
         return self.inner.may_be_locked_by_others
 
     def await_marker(self) -> None:
@@ -107,6 +110,9 @@ class ReadonlyBackend(BackendWrapper):
 
     def remove_temporary(self, key: str) -> None:
         self._refuse(f"remove {key}")
+
+    def remove_abandoned(self) -> None:
+        self._refuse("clean up")
 
     def settle(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # only publishers settle
         self._refuse("make objects durable")

@@ -1,4 +1,4 @@
-"""The pipeline's view of a store: models, runs and evaluations that are cached, found again and shared.
+"""The pipeline's view of a store: models, runs and evaluations that are cached, reused and shared.
 
 README.md here says what each part does, and how it differs from Olive's cache.
 """

@@ -1,6 +1,6 @@
-"""Adopt: take what Olive's own cache holds into a store. The original is only ever read.
+"""Adopt: import an existing Olive cache into a store. The original is only read.
 
-Plan first, then execute. Inputs come before what was made from them, so that a base exists when it is named.
+Plan first, then execute. Inputs come before the models made from them, so that a base exists when it is named.
 Adopting again writes nothing new.
 
 A run is known by the id that Olive gave it. Its key holds the settings as Olive wrote them; files that they name
@@ -40,7 +40,7 @@ _READ = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class AdoptedModel:
-    """A model that is in the store now: Olive's id and workflow, the ref, the model id, and what keeping it added."""
+    """An imported model: Olive's id and workflow, the ref, the model id, and the bytes that storing it added."""
 
     name: str
     workflow: str
@@ -53,7 +53,7 @@ class AdoptedModel:
 
 @dataclass(frozen=True, slots=True)
 class AdoptReport:
-    """What adopting did. `bytes_total` are those of the files in Olive's cache, `bytes_stored` what the store grew by."""
+    """The result of adopting. `bytes_total` is the size of the files in Olive's cache, `bytes_stored` what the store grew by."""
 
     models: tuple[AdoptedModel, ...]
     runs: int
@@ -64,16 +64,16 @@ class AdoptReport:
 
     @property
     def bytes_saved(self) -> int:
-        """What would be free if Olive's cache were deleted, beyond what the store grew by."""
+        """Bytes that deleting Olive's cache would free, less what the store grew by."""
         return self.bytes_total - self.bytes_stored
 
 
 def execute_adopt(
     store: Store, plan: AdoptPlan, *, status: Callable[[str], None] | None = None
 ) -> AdoptReport:
-    """Adopt what was planned; what is in the store already is not written again.
+    """Carry out a plan; what is in the store already is not written again.
 
-    `status` is told what is being done. Raises BackendError if the store fails; what came before it stays.
+    `status` is called with each step. Raises BackendError if the store fails; what was imported before stays.
     """
     execution = _Execution(
         store, ModelFileTransfer(store), RunCacheManager(store), problems=list(plan.problems)
@@ -132,7 +132,7 @@ class _Execution:
                 self.runs.cache_run(_manifest(name, model, adopted, base))
                 self.runs_recorded += 1
         except (ConfigError, ConflictError, BackendError, IntegrityError) as error:
-            # Invariant 11: only what the cache's own files are to blame for is left out; else it is the store's.
+            # Invariant 11: only damage in the cache's own files is left out; failures of the store are raised.
             if isinstance(error, BackendError) and _all_readable(model.collected):
                 raise
             self.problems.append(Problem(model.place, str(error)))
@@ -150,7 +150,9 @@ class _Execution:
                     break
             self.runs.cache_evaluation(name, evaluation.result, model=target, workflow=evaluation.workflow)
         except (ConfigError, IntegrityError) as error:
-            self.problems.append(Problem(evaluation.place, str(error)))  # Told, and leaves out nothing else.
+            self.problems.append(
+                Problem(evaluation.place, str(error))
+            )  # Reported; the other items are still imported.
             return
         self.evaluations += 1
 
@@ -209,18 +211,18 @@ def _manifest(
 
 
 def _nanoseconds(value: Any) -> int:
-    """Return seconds since 1970 as nanoseconds, 0 for what is no such time."""
+    """Return seconds since 1970 as nanoseconds, 0 for anything else."""
     usable = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e11
     return int(value * 1e9) if usable else 0
 
 
 def _all_readable(collected: CollectedModel) -> bool:
-    """Say whether every file of a model can still be read to its end: if so, an add that failed did so elsewhere."""
+    """Say whether every file of a model can be read to its end: if so, a failed add is not the fault of these files."""
     try:
         for file in place_sources(collected.places).files:
             with open(file.location, "rb") as opened:
                 while opened.read(_READ):
                     pass
     except (OSError, ConfigError, BackendError):
-        return False  # The caller reports the error that it has.
+        return False  # The caller reports its own error.
     return True

@@ -1,7 +1,7 @@
-"""What adopting an Olive cache would do: each model with its files and its run, inputs first. Reads only.
+"""Plans the import of an Olive cache: each model with its files and its run, inputs first. Reads only.
 
-What cannot be adopted (a file that is missing, JSON that is none, a path that leads out of the cache) is a
-problem of that one model or evaluation, told by name; it leaves out nothing else.
+Anything that cannot be imported (a missing file, invalid JSON, a path that leads out of the cache) is a
+problem of that one model or evaluation, reported by name; the others are imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What was not adopted, and why: `place` is its folder or file."""
+    """An item that was not imported, and why: `place` is its folder or file."""
 
     place: str
     message: str
@@ -77,7 +77,7 @@ def plan_adopt(place: str | os.PathLike[str], *, allow: Iterable[str | os.PathLi
     """Read an Olive cache, or one workflow's folder of it, and say what would be adopted. Writes nothing.
 
     Models whose configs name files outside of the cache are problems, unless these lie in a folder of
-    `allow`. Raises ConfigError for what is no cache of Olive.
+    `allow`. Raises ConfigError for a folder that is not an Olive cache.
     """
     workflows = find_workflows(os.fspath(place))
     roots = tuple(os.path.realpath(item) for item in (os.fspath(place), *allow))
@@ -115,7 +115,7 @@ class _Planning:
 
     @contextlib.contextmanager
     def _told(self, place: str) -> Iterator[None]:
-        """Tell of what cannot be adopted, and go on: it leaves out nothing else (invariant 8)."""
+        """Report an item that cannot be imported, and go on with the others (invariant 8)."""
         try:
             yield
         except (ConfigError, BackendError, OSError) as error:
@@ -131,7 +131,7 @@ class _Planning:
             left = (
                 "a run, but no config of its model"
                 if run
-                else "neither a run nor a config: its pass did not end"
+                else "neither a run nor a config: its pass did not finish"
             )
             raise ConfigError(f"{found.folder} has {left}.")
         config = _downloaded(read_json(found.config), finder)
@@ -162,7 +162,7 @@ def _checked_run(found: FoundModel) -> dict[str, Any]:
     if not isinstance(run.get("pass_name"), str) or not isinstance(
         run.get("pass_config", {}), (dict, type(None))
     ):
-        raise ConfigError(f"{found.run} is not a run: it has no pass_name, or a pass_config that is none.")
+        raise ConfigError(f"{found.run} is not a run: it has no pass_name, or its pass_config is not a map.")
     if run.get("output_model_id", found.name) != found.name:
         raise ConfigError(f"{found.run} is the run of {run['output_model_id']!r}, not of {found.name}.")
     return run
@@ -186,7 +186,7 @@ def _downloaded(config: dict[str, Any], finder: FileFinder) -> dict[str, Any]:
 
 
 def _inputs_first(planned: dict[str, PlannedModel]) -> list[PlannedModel]:
-    """Order models so that each comes behind its input; in a cycle, the first one met goes first."""
+    """Order models so that each comes after its input; in a cycle, the first one found goes first."""
     ordered: dict[str, PlannedModel] = {}
     for model in planned.values():
         chain: dict[str, PlannedModel] = {}
@@ -200,6 +200,6 @@ def _inputs_first(planned: dict[str, PlannedModel]) -> list[PlannedModel]:
 
 
 def _prefixes(name: str) -> list[str]:
-    """Return what an evaluation may be of: its whole name, or what stands before one of its hyphens, longest first."""
+    """Return the models that an evaluation may be of: its whole name, or the part before one of its hyphens, longest first."""
     parts = name.split("-")
     return ["-".join(parts[:count]) for count in range(len(parts), 0, -1)]

@@ -1,8 +1,8 @@
-"""Which folder an attempt to make a model writes to: an empty one that no other attempt has had.
+"""Chooses the folder that an attempt to make a model writes to: an empty one that no other attempt has had.
 
 A pipeline asks for a folder by the model's id, and may ask again for the one that it has; it does not say when an
 attempt ends. So an attempt begins where a thread asks for the folder after it asked whether the model is there
-(`asked`), and lasts until that thread asks again. What ended an attempt does not matter.
+(`asked`), and lasts until that thread asks again, however it ends.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _FULL_TEXT = os.strerror(errno.ENOSPC)
 _CAUSES = 10
 
 _KEPT_QUESTIONS = 10_000
-"""Models that a thread asked for and has no folder of: most of them are hits, and never get one."""
+"""Models that a thread asked for without getting a folder: most of them are hits, and never need one."""
 
 
 class Attempts:
     """The attempts of one cache. Safe in threads: each has attempts of its own."""
 
     def __init__(self, placements: Placements, *, note: Callable[[str, BaseException], None]) -> None:
-        """`note(doing, error)` is told why a folder is not in the cache."""
+        """`note(doing, error)` is called when a folder cannot be in the cache."""
         self._placements = placements
         self._note = note
         self._thread = _Thread()
@@ -46,7 +46,7 @@ class Attempts:
         self._outside: set[Path] = set()
 
     def asked(self, model_id: str) -> None:
-        """End this thread's attempt: it asks whether the model is there, or was told that it is not."""
+        """End this thread's attempt: the thread asks whether the model is there, or has learned that it is not."""
         self._thread.folders.pop(model_id, None)
         self._thread.asked.pop(model_id, None)
         self._thread.asked[model_id] = None
@@ -54,7 +54,7 @@ class Attempts:
             del self._thread.asked[next(iter(self._thread.asked))]
 
     def found(self, model_id: str) -> None:
-        """Take back the question: the model is there, and with it the folder that it was made in."""
+        """Undo `asked`: the model is there, and with it the folder that it was made in."""
         self._thread.asked.pop(model_id, None)
 
     def folder(self, model_id: str) -> Path:
@@ -80,7 +80,7 @@ class Attempts:
         return self.begin(model_id, outside=True)
 
     def resume(self, model_id: str, folder: Path) -> None:
-        """Let this thread's attempt be the one with this folder again, whatever was asked meanwhile."""
+        """Make the attempt with this folder this thread's current one again, whatever was asked meanwhile."""
         self._thread.asked.pop(model_id, None)
         self._thread.folders[model_id] = folder
 
@@ -98,9 +98,9 @@ class Attempts:
         return folder
 
     def finish(self, model_id: str, texts: Iterable[str], *, stored: bool) -> None:
-        """Say that a model was made, whose config holds these texts, and whether the store has it.
+        """Record that a model was made, whose config holds these texts, and whether the store has it.
 
-        What only its folder has is never deleted.
+        If only its folder has the model, that is never deleted.
         """
         with self._lock:
             folders = self._begun.get(model_id, ())
@@ -122,13 +122,13 @@ class Attempts:
             return self._only_copies.get(model_id)
 
     def fail(self, model_id: str) -> None:
-        """Say that this thread's attempt made nothing; what it wrote is deleted."""
+        """Record that this thread's attempt failed; its files are deleted."""
         folder = self._thread.folders.get(model_id)
         if folder is not None:
             self.discard(model_id, folder)
 
     def discard(self, model_id: str, folder: Path) -> None:
-        """Delete what an attempt wrote."""
+        """Delete the files of an attempt."""
         with self._lock:
             outside = folder in self._outside
             self._outside.discard(folder)
@@ -143,21 +143,21 @@ class Attempts:
             shutil.rmtree(folder.parent, ignore_errors=True)
 
     def close(self) -> None:
-        """Delete the folders outside the cache, but for those that hold the only copy of a model."""
+        """Delete the folders outside the cache, except those with the only copy of a model."""
         with self._lock:
             outside, self._outside = self._outside, set()
             self._finished.clear()
             self._only_copies.clear()
             self._begun.clear()
         for folder in outside:
-            # Invariant 13: in the system's temporary directory, what stays is removed by the system.
+            # Invariant 13: the system cleans its temporary directory.
             shutil.rmtree(folder.parent, ignore_errors=True)
 
     def _inside(self, model_id: str) -> Path | None:
         try:
             return self._placements.new_attempt(model_id)
         except OSError as error:
-            # Invariant 11: the pass works elsewhere, rather than fail for the cache.
+            # Invariant 11: the pass works elsewhere rather than fail because of the cache.
             self._note(
                 f"give {model_id} a folder in the cache, so it is made in {tempfile.gettempdir()}", error
             )
@@ -165,7 +165,7 @@ class Attempts:
 
 
 class _Thread(threading.local):
-    """What one thread is doing: its attempts' folders, and the models that it asked for since."""
+    """One thread's state: its attempts' folders, and the models that it asked for since."""
 
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
@@ -177,7 +177,7 @@ def _is_in(text: str, folder: Path) -> bool:
 
 
 def _names_full_disk(error: BaseException | None) -> bool:
-    """Say whether an error, or what it came from, is about a full disk; libraries wrap the system's."""
+    """Say whether an error, or one of its causes, is about a full disk: libraries wrap the system's errors."""
     for _ in range(_CAUSES):
         if error is None:
             return False

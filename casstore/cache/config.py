@@ -1,4 +1,4 @@
-"""Where a cache lies, and how it behaves."""
+"""Settings of a cache: where it is, and how it behaves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CacheConfig:
     `environment` are the fields, chosen by name, that decide what a pass makes; `pass_version` the version
     that stands for passes that state none. `storage_options` go to the shared store's file system. With
     `shared="group"`, a shared store that is made in a folder is for the folder's group. Raises ConfigError for
-    settings that cannot be, URLs with a user or a secret in them among these.
+    invalid settings, such as URLs with a user or a secret in them.
     """
 
     cache_dir: str | os.PathLike[str] | list[str] | None = DEFAULT_CACHE_DIR
@@ -56,7 +56,7 @@ class CacheConfig:
     def __post_init__(self) -> None:
         places = _places(self.cache_dir)
         for place in filter(is_url, places):
-            parse_location(place)  # Before anything shows or logs it.
+            parse_location(place)  # Before anything displays or logs it.
         azure = next((match for place in places if (match := _AZURE.fullmatch(place))), None)
         account = self.account_name or (azure[1] if azure else None)
         container = self.container_name or (azure[2] if azure else None)
@@ -66,7 +66,7 @@ class CacheConfig:
         if self.workflow_id is not None:
             _check_workflow(self.workflow_id)
         if self.max_checkout_bytes < 0:
-            raise ConfigError("max_checkout_bytes is a number of bytes, 0 or more.")
+            raise ConfigError("max_checkout_bytes must be a number of bytes, 0 or more.")
         object.__setattr__(self, "cache_dir", places)
         object.__setattr__(self, "account_name", account)
         object.__setattr__(self, "container_name", container)
@@ -117,7 +117,7 @@ def _places(value: Any) -> list[str]:
         return [DEFAULT_CACHE_DIR]
     places = [os.fspath(item) for item in value] if isinstance(value, (list, tuple)) else [os.fspath(value)]
     if len(places) > 2 or sum(map(is_url, places)) > 1:
-        raise ConfigError("cache_dir holds one local path and one URL of a shared cache, no more.")
+        raise ConfigError("cache_dir takes at most one local path and one URL of a shared cache.")
     if len(places) == 2 and not any(map(is_url, places)):
         _log.warning("Two local cache directories are given; the first one is used: %s", places[0])
         return places[:1]
@@ -129,13 +129,11 @@ def _places(value: Any) -> list[str]:
 def _check_workflow(workflow_id: str) -> None:
     check_path(workflow_id)
     if "/" in workflow_id or len(workflow_id.encode()) > _MAX_NAME or workflow_id in RESERVED_NAMES:
-        raise ConfigError(
-            f"{workflow_id!r} cannot be a workflow id: it is one folder's name, and not a reserved one."
-        )
+        raise ConfigError(f"{workflow_id!r} cannot be a workflow id: use a folder name that is not reserved.")
 
 
 _MAX_NAME = 255
-"""Bytes of a folder's name."""
+"""Limit of a folder's name in bytes."""
 
 RESERVED_NAMES = frozenset({"store", "checkouts", "in-use"})
-"""What lies beside the workflows' folders."""
+"""Names that are taken beside the workflows' folders."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class CacheDirectories:
     """One workflow's working folders, and what all workflows of one cache share.
 
-    `store` holds everything that was cached, `checkouts` plain files that can be made again, `locks` tells
+    `store` holds everything that was cached, `checkouts` plain files that can be made again, `locks` says
     which of those are in use.
     """
 
@@ -38,7 +38,7 @@ class CacheDirectories:
         """Return the folders that a config means; nothing is made.
 
         A config without a workflow id names the working folder itself: if it lies beside a store, it is one
-        workflow of that cache. Raises ConfigError for a path with "~" where nobody is at home.
+        workflow of that cache. Raises ConfigError for a path with "~" if there is no home directory.
         """
         local = Path(expand_home(str(config.get_local_cache_dir()))).resolve()
         if config.workflow_id is not None:
@@ -83,8 +83,8 @@ class CacheDirectories:
 def checked_id(model_id: str) -> str:
     """Return an id that is one safe file name; raise ConfigError for any other."""
     if not isinstance(model_id, str) or not model_id:
-        raise ConfigError(f"{model_id!r} is no id: give text.")
+        raise ConfigError(f"{model_id!r} is not an id: it must be text.")
     check_name(f"runs/{model_id}")
     if "/" in model_id or "@" in model_id or model_id != os.path.basename(model_id):
-        raise ConfigError(f"{model_id!r} cannot be an id: it is one name without '/' and '@'.")
+        raise ConfigError(f"{model_id!r} cannot be an id: use one name without '/' and '@'.")
     return model_id

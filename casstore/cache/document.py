@@ -33,7 +33,7 @@ FILE_SETTINGS = {
     "script_dir": "scripts",
     "test_model_path": "test_model",
 }
-"""Settings of a model that name a file or a folder, and what it is called in the tree."""
+"""Settings of a model that name a file or a folder, and its name in the tree."""
 
 LOCAL_RESOURCES = frozenset({"file", "folder", "local_file", "local_folder"})
 """Types of resources, as newer and older pipelines write them, that are a path on this machine."""
@@ -61,7 +61,7 @@ class ModelDocument:
         return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
 
     def located(self, locate: Callable[[str], str]) -> dict[str, Any]:
-        """Return the config with every path replaced by where `locate` says that it is here."""
+        """Return the config with every path replaced by its place on this machine, which `locate` gives."""
         config = copy.deepcopy(self.model)
         for pointer in self.paths:
             _set(config, pointer, locate(_get(config, pointer)))
@@ -70,7 +70,7 @@ class ModelDocument:
 
 @dataclass(frozen=True, slots=True)
 class CollectedModel:
-    """What is to be cached: the document, and for each path in the tree where its files are now."""
+    """A model to be cached: the document, and for each path in the tree where its files are now."""
 
     document: ModelDocument
     places: dict[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def decode_document(data: bytes) -> ModelDocument:
         RecursionError,
         ConfigError,
     ) as error:
-        # Invariant 4: a config from elsewhere is used only if it is what this module writes.
+        # Invariant 4: a config from elsewhere is used only if it has the form that this module writes.
         raise FormatError(f"The {DOCUMENT_NAME} of a cached model cannot be used: {error}.") from error
     if version > DOCUMENT_VERSION:
         raise UnsupportedVersion(f"This model was cached by a newer casstore (document version {version}).")
@@ -101,7 +101,7 @@ def decode_document(data: bytes) -> ModelDocument:
 
 
 def locate_here(text: str) -> str | None:
-    """Return where a path leads, None for what is no path here; raise ConfigError if nothing is there."""
+    """Return the target of a path, None for text that is not a path here; raise ConfigError if nothing is there."""
     location = os.path.normpath(os.path.abspath(text))
     if os.path.exists(location):
         return location
@@ -124,7 +124,7 @@ def collect(
     places: dict[str, str] = {}
     roots: dict[str, str] = {}
     paths: set[Pointer] = set()
-    # Outer folders first: what lies inside one that is taken anyway is not taken twice.
+    # Outer folders first, so that nothing inside one of them is taken twice.
     for pointer, role, location in sorted(named, key=lambda item: (item[2].count(os.sep), item[1])):
         inside = _inside(location, roots)
         if inside is None:
@@ -141,13 +141,13 @@ def collect(
         try:
             found = locate(text)
         except ConfigError:
-            found = None  # It is no file of the model's, so nothing is lost with it.
+            found = None  # It is not one of the model's files, so the model does not need it.
         inside = _inside(found, roots) if found is not None else None
         if inside is not None:
             _set(config, pointer, inside)
             paths.add(pointer)
         elif found is not None or os.path.lexists(text):
-            # No path of this machine leaves it: elsewhere it would mean nothing, or something else.
+            # Paths of this machine are not stored: elsewhere they would mean nothing, or something else.
             _set(config, pointer, os.path.basename(os.path.normpath(text)))
     return CollectedModel(ModelDocument(config, tuple(sorted(paths, key=repr))), places)
 
@@ -155,7 +155,7 @@ def collect(
 def _named_files(
     config: dict[str, Any], locate: Callable[[str], str | None]
 ) -> Iterator[tuple[Pointer, str, str]]:
-    """Yield where a config names a file that is here, what it is called in the tree, and where it is."""
+    """Yield for each file that a config names its pointer, its path in the tree, and its place."""
     for pointer, role, value in _file_settings(config, (), ""):
         place, text = pointer, value
         if isinstance(value, dict) and str(value.get("type", "")).lower() in LOCAL_RESOURCES:
@@ -227,7 +227,7 @@ class _Bytes:
 
 
 def _inside(location: str, roots: dict[str, str]) -> str | None:
-    """Return the path in the tree of what lies at `location`, None if no collected folder holds it."""
+    """Return the path in the tree of the file at `location`, None if no collected folder holds it."""
     for root, name in roots.items():
         if location == root:
             return name
@@ -252,7 +252,7 @@ def mark_lazy(model_json: dict[str, Any]) -> dict[str, Any]:
 
 
 def texts(node: Any, pointer: Pointer) -> Iterator[tuple[Pointer, str]]:
-    """Yield every text in a config, and where it is."""
+    """Yield every text in a config with its pointer."""
     if isinstance(node, str):
         yield pointer, node
     elif isinstance(node, (dict, list)):

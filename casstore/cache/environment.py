@@ -1,4 +1,4 @@
-"""Which cache directory the code of a pass finds, that was not handed a cache."""
+"""The cache directory for code of a pass that was not given a cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _isolated: ContextVar[str | None] = ContextVar("casstore_cache_dir", default=Non
 
 @contextlib.contextmanager
 def isolated_cache_env(cache_dir: str | os.PathLike[str]) -> Iterator[None]:
-    """Let this thread or task alone use `cache_dir`: neither reads nor sets the process's environment."""
+    """Use `cache_dir` in this thread or task only; the process's environment is neither read nor set."""
     token = _isolated.set(os.fspath(cache_dir))
     try:
         yield

@@ -1,4 +1,4 @@
-"""Which evaluator an evaluation belongs to, where the code that asks does not say."""
+"""The evaluator of an evaluation, for callers that do not name one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluating(evaluator: object) -> Iterator[None]:
 def name_of(evaluator: object, content_id: Callable[[str | Mapping[str, str]], str]) -> str:
     """Return the name of an evaluator config, None for the current one; "" for none.
 
-    Files that it names count by what they hold, as `content_id` says, so that it is the same elsewhere.
+    Files that it names count by their content, which `content_id` gives, so that the name is the same on every machine.
     """
     evaluator = _current.get() if evaluator is None else evaluator
     if evaluator is None:

@@ -24,7 +24,7 @@ _ABSENT = "(absent)"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field of a run key that is not what it was; "(absent)" where there was or is none."""
+    """One field of a run key that differs; "(absent)" where it was or is missing."""
 
     field: str
     earlier: Any
@@ -44,9 +44,9 @@ class Explanation:
         if not self.nearest:
             return f"No earlier run of {self.pass_name} is recorded."
         if not self.differences:
-            return f"The run {self.nearest} has the same key: look whether its output is still there."
+            return f"The run {self.nearest} has the same key: check whether its output is still there."
         listed = "; ".join(f"{item.field}: {item.earlier!r} → {item.now!r}" for item in self.differences)
-        return f"Against the run {self.nearest} of {self.pass_name}: {listed}"
+        return f"Compared with the run {self.nearest} of {self.pass_name}: {listed}"
 
 
 def explain_run(runs: RunCacheManager, name: str, *, key: RunKey | None = None) -> Explanation:
@@ -55,7 +55,7 @@ def explain_run(runs: RunCacheManager, name: str, *, key: RunKey | None = None) 
     if recorded is not None:
         name, key = recorded.name, recorded.key
     if key is None:
-        raise RefNotFound(f"No run is called {name!r}.")
+        raise RefNotFound(f"No run named {name!r}.")
     document = key.document()
     nearest: tuple[int, str, tuple[Difference, ...]] | None = None
     for row in runs.list_runs(pass_name=key.pass_name, limit=_LOOKED_AT):
@@ -64,8 +64,8 @@ def explain_run(runs: RunCacheManager, name: str, *, key: RunKey | None = None) 
         try:
             other = runs.load_run(row.name)
         except IntegrityError as error:
-            # Invariant 13: one damaged run explains nothing, and hides no other.
-            _log.error("The run %s is damaged, and not compared: %s", row.name, error)  # for people
+            # Invariant 13: one damaged run does not hide the others.
+            _log.error("The run %s is damaged and was not compared: %s", row.name, error)  # for people
             continue
         if other is None:
             continue

@@ -1,4 +1,4 @@
-"""Folders for files in the making, beside the place where they will get their name."""
+"""Folders for unfinished files, beside the place where they will get their name."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ MAKING = ".casstore-saving-"
 
 @contextlib.contextmanager
 def making_folder(folder: str) -> Iterator[str]:
-    """Give a folder in `folder` for files in the making, deleted in the end; what crashed writers left there goes."""
+    """Give a temporary folder in `folder`, deleted in the end; also delete what crashed writers left there."""
     for name in os.listdir(folder):
         if name.startswith(MAKING):
             with contextlib.suppress(OSError), _locked(os.path.join(folder, name)):
-                # Its writer is gone, or it would hold the lock: these are halves of files (invariant 10).
+                # Its writer has ended, or it would hold the lock: these files are incomplete (invariant 10).
                 shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
     while True:
         place = os.path.join(folder, f"{MAKING}{uuid.uuid4().hex}")
         os.mkdir(place, 0o700)
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # Where folders cannot be locked, none is taken for left over.
+            with contextlib.suppress(
+                OSError
+            ):  # Where folders cannot be locked, none is considered a leftover.
                 held.enter_context(_locked(place))
             if not os.path.isdir(place):
-                continue  # Taken for left over before it was locked (invariant 10); make another one.
+                continue  # Another process deleted it as a leftover before it was locked (invariant 10); make another one.
             try:
                 yield place
             finally:

@@ -35,7 +35,7 @@ _PREFIX = "models/"
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A cached model: what the pipeline calls it, its model id, and what keeping it added to the store."""
+    """A cached model: its name in the pipeline, its model id, and the bytes that storing it added."""
 
     name: str
     model_id: str
@@ -45,7 +45,7 @@ class CachedModel:
 
 
 class ModelCacheManager:
-    """Caches and loads the models of one cache. Everything that fails raises; safe in threads."""
+    """Caches and loads the models of one cache. Every failure raises; safe in threads."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ModelCacheManager:
         callback: Callback | None = None,
         note: Callable[[str, Exception], None] | None = None,
     ) -> None:
-        """`note(doing, error)` is told of files that could not be written into the cache, and lie elsewhere."""
+        """`note(doing, error)` is called for files that could not be written into the cache and are elsewhere."""
         self._store = store
         self._placements = placements
         self._note = note
@@ -93,7 +93,7 @@ class ModelCacheManager:
         ):
             model = _as_cached(collected.document, collected.places)
             files = _placed(before, self._transfer.file_ids(record))
-            # Invariant 11: what cannot be noted comes from the store.
+            # Invariant 11: without the note, the files come from the store.
             with self._noting(f"note where the files of {name} are"):
                 self._placements.keep_working(name, Placement(added.model_id, model, files))
         return CachedModel(name, added.model_id, added.files, added.bytes_total, added.bytes_stored)
@@ -102,7 +102,7 @@ class ModelCacheManager:
         """Return the config of a cached model with paths that exist; None if there is no such model.
 
         Files that are here unchanged are used as they are; otherwise they are written from the store,
-        verified. With `verify`, they are written anew. Raises IntegrityError for damage in the store.
+        verified. With `verify`, they are always written from the store. Raises IntegrityError for damage in the store.
         """
         record = self.record(name)
         if record is None or record.target is None:
@@ -123,14 +123,14 @@ class ModelCacheManager:
         return placement
 
     def stands(self, name: str, record: Record) -> bool:
-        """Say whether the files of a cached model are on this machine, by a look at them; they may have changed."""
+        """Say whether the files of a cached model are on this machine, without reading them; they may have changed."""
         assert record.target is not None
         return self._placements.stands(name, record.target.hex())
 
     def restore(self, name: str, source: Store) -> dict[str, Any] | None:
-        """Take a model from another store and add it anew, whatever this one holds of it; None if there is none.
+        """Take a model from another store and add it again, whatever this one holds of it; None if there is none.
 
-        For a model that is damaged here: what is set apart is not relied on, so the store is whole again.
+        For a model that is damaged here: quarantined packs are not relied on, so this repairs the store.
         """
         record = source.record(model_ref(name))
         if record is None or record.target is None:
@@ -142,7 +142,7 @@ class ModelCacheManager:
         return config
 
     def _ref_of(self, model_id: bytes | None) -> str | None:
-        """Return a ref that names this model, None if none does here."""
+        """Return a ref of this store that names this model, None if there is none."""
         with contextlib.suppress(RefNotFound):
             return self._store.resolve(model_id.hex()).ref if model_id is not None else None
         return None
@@ -156,7 +156,7 @@ class ModelCacheManager:
         try:
             placement = self._check_out(record, transfer)
         except (OSError, BackendError) as error:
-            # Invariant 11: for a cache that has no room, the files lie elsewhere.
+            # Invariant 11: if the cache has no room, the files go elsewhere.
             if self._note is None:
                 raise
             placement = self._check_out_elsewhere(record, transfer)
@@ -164,11 +164,13 @@ class ModelCacheManager:
         return config_in_order(placement.model, record)
 
     def close(self) -> None:
-        """Delete what was written outside the cache."""
+        """Delete the files that were written outside the cache."""
         with self._lock:
             outside, self._outside = self._outside, {}
         for folder, _ in outside.values():
-            shutil.rmtree(folder, ignore_errors=True)  # Invariant 13: the system removes what stays there.
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # Invariant 13: the system cleans its temporary directory.
 
     def _check_out(self, record: Record, transfer: ModelFileTransfer) -> Placement:
         assert record.target is not None
@@ -181,7 +183,7 @@ class ModelCacheManager:
             model = _at(document, self._placements.checkout_path(content))
             return self._placements.finish_checkout(made, Placement(content, model, placed))
         except BaseException:
-            # Invariant 4: what is not whole never gets its name, and takes no room.
+            # Invariant 4: an incomplete folder never gets its name, and is removed.
             shutil.rmtree(made, ignore_errors=True)
             raise
 
@@ -207,7 +209,7 @@ class ModelCacheManager:
         try:
             yield
         except OSError as error:
-            # Invariant 11: the pipeline's cache goes on without, and says so; everybody else is told.
+            # Invariant 11: the pipeline's cache logs it and goes on; for other callers it is raised.
             if self._note is None:
                 raise
             self._note(doing, error)
@@ -215,7 +217,7 @@ class ModelCacheManager:
     def future_config(self, transfer: ModelFileTransfer, record: Record) -> dict[str, Any] | None:
         """Return the config of a model that is elsewhere, with the paths that it will have, marked as such.
 
-        `{}` for what a failed pass made, which has no files; None for a model that has no config.
+        `{}` for the model of a failed pass, which has no files; None for a model without a config.
         """
         assert record.target is not None
         document = transfer.read_config(record)
@@ -242,7 +244,7 @@ class ModelCacheManager:
     def delete(self, name: str) -> None:
         """Forget a cached model; a later gc frees what only it held. Raises RefNotFound if there is none."""
         if self.record(name) is None:
-            raise RefNotFound(f"No model is cached as {name!r}.")
+            raise RefNotFound(f"No cached model named {name!r}.")
         self._store.delete_ref(model_ref(name))
 
 

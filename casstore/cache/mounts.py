@@ -1,4 +1,4 @@
-"""Which file systems should be mounted on this machine, and are not."""
+"""File systems that should be mounted on this machine and are not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unmounted(path: str, *, fstab: str = FSTAB) -> str | None:
         with open(fstab, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.readlines()
     except OSError:
-        return None  # A machine without one mounts its disks in another way.
+        return None  # A machine without an fstab mounts its disks in another way.
     for line in lines:
         fields = line.split("#", 1)[0].split()
         if len(fields) < 2 or not fields[1].startswith("/") or fields[1] == "/":

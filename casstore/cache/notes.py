@@ -1,4 +1,4 @@
-"""The notes beside files of cached models: which model they are, and what each of them should hold."""
+"""Notes beside the files of cached models: which model they belong to, and the id that each file should have."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def write_note(folder: Path, placement: Placement) -> None:
     temporary = folder / f"{NOTE}.{uuid.uuid4().hex}"
     try:
         temporary.write_bytes(placement.encode())
-        os.replace(temporary, folder / NOTE)  # Whole or not at all, as invariant 2 asks of the store.
+        os.replace(temporary, folder / NOTE)  # Whole or not at all, as in invariant 2.
     except OSError:
-        temporary.unlink(missing_ok=True)  # Invariant 2: half a note is none.
+        temporary.unlink(missing_ok=True)  # As in invariant 2: an incomplete note does not count.
         raise
 
 
@@ -45,4 +45,4 @@ def read_note(folder: Path) -> Placement | None:
     try:
         return Placement.decode((folder / NOTE).read_bytes())
     except OSError:
-        return None  # No note, no trust: the store gives the files again (invariant 4).
+        return None  # Without a note the files are not trusted: they come from the store again (invariant 4).

@@ -1,7 +1,7 @@
-"""OliveCache: what a pipeline talks to. It orchestrates the managers, and turns failures into misses.
+"""OliveCache, the interface for pipelines. It orchestrates the managers, and turns failures into misses.
 
-Nothing in here may stop a pipeline (invariant 11): what fails is logged, kept in `problems`, and counts as
-not cached. Only an id that is none, a mistake of the caller, raises.
+Nothing here may stop a pipeline (invariant 11): a failure is logged, kept in `problems`, and counts as
+not cached. Only an invalid id, a mistake of the caller, raises.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _FAILED = "failed"
 
 _KEPT_PROBLEMS = 100
 _KEPT_QUESTIONS = 10_000
-"""Runs that were asked for and are remembered until they are recorded: most of them are hits and never are."""
+"""Limit of the runs that are remembered until they are recorded: most of them are hits and never are."""
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ class OliveCache:
         environment.set_cache_dir(self.dirs.cache_dir)
 
     def close(self) -> None:
-        """Let go of everything; working files and checkouts may go from now on, by their bound."""
+        """Release everything; from now on working files and checkouts may be deleted, by their bound."""
         self.attempts.close()
         self.models.close()
         self.placements.close()
@@ -125,7 +125,7 @@ class OliveCache:
         if self.shared_cache is not None:
             self.shared_cache.close()
         if self._temporary is not None:
-            # Invariant 1 is about stores that are kept; this one was never more than a place to work in.
+            # Invariant 1 covers stores that are kept; this one was only temporary.
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -137,7 +137,7 @@ class OliveCache:
     def __repr__(self) -> str:
         return f"OliveCache({str(self.dirs.cache_dir)!r})"
 
-    # Passes of a pipeline of your own
+    # Passes of other pipelines
 
     def run_pass(
         self,
@@ -149,11 +149,11 @@ class OliveCache:
         version: str = "",
         accelerator: object = None,
     ) -> Path:
-        """Return the folder of what `make(model, output_folder, **config)` writes, made now or found again.
+        """Return the folder with the output of `make(model, output_folder, **config)`, made now or earlier.
 
         The key is the content of `model`, the name, config and accelerator, and `version`, which you change
         when `make` does. The output folder is empty and its own at each attempt; the one returned is read-only
-        to you, for it may be a checkout that others use. Threads that ask for one key wait for the one that
+        to you, since it may be a checkout that others use. Threads that ask for one key wait for the one that
         makes it, and processes get the result that was recorded first. What `make` raises is recorded, and
         raised; only if the cache's disk is full, `make` is called once more, with a folder elsewhere.
         """
@@ -164,7 +164,7 @@ class OliveCache:
     def cache_model(self, model_id: str, model_json: dict[str, Any]) -> None:
         """Take a model and its files into the store, and into the shared cache if there is one.
 
-        `{}` is what a pass that failed made. The files go on being used from where they are.
+        `{}` is the model of a failed pass. The files go on being used from where they are.
         """
         checked_id(model_id)
         if not model_json:
@@ -188,7 +188,7 @@ class OliveCache:
                 if self._sharing is not None:
                     self._sharing.push([model_ref(model_id)])
         finally:
-            # Invariant 11: what could not be stored goes on being used from where it is.
+            # Invariant 11: files that could not be stored go on being used from where they are.
             if stored:
                 self._uncached.pop(model_id, None)
             else:
@@ -281,8 +281,8 @@ class OliveCache:
     ) -> str:
         """Return the id of what a pass makes of a model: 64 hex digits, the key of its run (invariant 12).
 
-        The input counts by content if it was cached, or if its id is a model id. A config that cannot be told
-        apart from others gets an id that never recurs.
+        The input counts by content if it was cached, or if its id is a model id. A config that cannot be distinguished
+        from others gets an id that never recurs.
         """
         stated = self.get_run_json(pass_name, pass_config, input_model_id, accelerator_spec)
         try:
@@ -313,7 +313,7 @@ class OliveCache:
         metrics: Mapping[str, Any] | None = None,
         error: str = "",
     ) -> None:
-        """Record the run that made a model, behind the model itself; share it if there is a shared cache.
+        """Record the run that made a model, after the model itself; share it if there is a shared cache.
 
         `started` is in nanoseconds since 1970, by default when the run's id was asked for.
         """
@@ -378,7 +378,7 @@ class OliveCache:
     def cache_evaluation(
         self, model_id: str, evaluation_json: Mapping[str, Any], *, evaluator: object = None
     ) -> None:
-        """Record what a model was measured at; `evaluator`, by default that of `evaluating`, is part of the key."""
+        """Record a model's evaluation; `evaluator`, by default that of `evaluating`, is part of the key."""
         with self._attempt(f"record the evaluation of {model_id}"):
             name = evaluators.name_of(evaluator, self._content_id)
             self.runs.cache_evaluation(
@@ -395,7 +395,7 @@ class OliveCache:
                 self._sharing.push([evaluation_ref(model_id, name)])
 
     def load_evaluation(self, model_id: str, *, evaluator: object = None) -> dict[str, Any] | None:
-        """Return what a model was measured at by one evaluator, None for a miss."""
+        """Return a model's evaluation by one evaluator, None for a miss."""
         with self._attempt(f"load the evaluation of {model_id}"):
             name = evaluators.name_of(evaluator, self._content_id)
             found = self.runs.load_evaluation(model_id, evaluator=name)
@@ -418,7 +418,7 @@ class OliveCache:
             elif not is_foreign(path):
                 path.unlink(
                     missing_ok=True
-                )  # Written for an evaluation that is no longer there (invariant 5).
+                )  # The file of an evaluation that has since been deleted (invariant 5).
         return path
 
     # Paths
@@ -477,25 +477,27 @@ class OliveCache:
         return self.resources.local(resource_path)
 
     def disable_shared_cache(self) -> None:
-        """Use the shared cache no more."""
+        """Stop using the shared cache."""
         self.enable_shared_cache = False
         held, self.shared_cache, self._sharing = self.shared_cache, None, None
         self.resources.shared = None
         if held is not None:
             held.close()
 
-    # How it works
+    # Internals
 
     def _open(self) -> tuple[CacheDirectories, Store]:
         try:
             directories = CacheDirectories.of(self.config)
             if self.config.clean_cache:
                 for folder in directories.working:
-                    shutil.rmtree(folder, ignore_errors=True)  # Asked for; another process may do so, too.
+                    shutil.rmtree(
+                        folder, ignore_errors=True
+                    )  # The user asked for it; another process may do the same.
             directories.make()
             return directories, Store.open(directories.store, create=True)
         except (CasstoreError, OSError) as error:
-            # Invariant 11: without its folder the pipeline goes on, in a temporary one that is not kept.
+            # Invariant 11: without its folder the pipeline goes on in a temporary one, and nothing is kept.
             self._note(f"use {self.config.get_local_cache_dir()}, so nothing is kept", error)
         directories = CacheDirectories.temporary()
         self._temporary = directories.cache_dir
@@ -503,7 +505,7 @@ class OliveCache:
         return directories, Store.open(directories.store, create=True, durability="none")
 
     def _clean(self) -> None:
-        """Forget what this workflow cached, if that is asked for."""
+        """Forget what this workflow cached, if the config says so."""
         prefixes: tuple[str, ...] = ()
         if self.config.clean_cache:
             prefixes = ("models/", "runs/", "evaluations/")
@@ -514,32 +516,32 @@ class OliveCache:
         for prefix in prefixes:
             with self._attempt(f"forget {prefix}"):
                 for row in self.local.find(prefix, where={"workflow": self.dirs.cache_dir.name}):
-                    # One that is damaged does not keep the others; another process may clean as well.
+                    # A damaged ref does not stop the rest; another process may be cleaning as well.
                     with self._attempt(f"forget {row.name}"), contextlib.suppress(RefNotFound):
                         self.local.delete_ref(row.name)
 
     @contextlib.contextmanager
     def _attempt(self, doing: str) -> Iterator[None]:
-        """Go on after a failure: it is logged, and what was to be done is not done (invariant 11)."""
+        """Go on after a failure, which is logged (invariant 11)."""
         try:
             yield
         except IntegrityError as error:
-            _log.error("Could not %s, for it is damaged: %s", doing, error)  # one line, for people
+            _log.error("Could not %s because it is damaged: %s", doing, error)  # one line, for people
             self.problems.append(f"Could not {doing}: {error}")
         except (CasstoreError, OSError) as error:
             self._note(doing, error)
 
     @contextlib.contextmanager
     def _healing(self, model_id: str) -> Iterator[None]:
-        """Set damaged packs apart, so that what makes or fetches the model again mends the store."""
+        """Quarantine damaged packs, so that making or fetching the model again repairs the store."""
         try:
             yield
         except IntegrityError:
-            # Invariant 11: the error goes on; the note only keeps the next add from relying on the damage.
+            # Invariant 11: the error is raised; the note only keeps the next add from relying on the damage.
             record = self.models.record(model_id)
             if record is not None:
                 for pack, reason in quarantine_damaged(self.local, record).items():
-                    _log.error("The pack %s is damaged and set apart: %s", pack, reason)  # as above
+                    _log.error("The pack %s is damaged and was quarantined: %s", pack, reason)  # as above
             raise
 
     def _note(self, doing: str, error: BaseException) -> None:
@@ -581,7 +583,7 @@ class OliveCache:
         return None
 
     def _has_output(self, run: RunManifest) -> bool:
-        """Say whether everything that a run made is here or in the shared cache (§8: a hit checks presence)."""
+        """Say whether the whole output of a run is here or in the shared cache (§8: a hit checks presence)."""
         if run.status is RunStatus.RUNNING or run.output is None:
             return False
         record = self.models.record_of(run.name, run.output)
@@ -599,7 +601,7 @@ class OliveCache:
             with self._healing(model_id):
                 config = self.models.load_model(model_id) or self._take_in(model_id)
         except IntegrityError as error:
-            # Invariant 11: damage here is no miss while the shared cache has the same bytes.
+            # Invariant 11: damage here is not a miss while the shared cache has the same bytes.
             shared = self.shared_cache.existing() if self.shared_cache is not None else None
             if shared is None:
                 raise
@@ -614,7 +616,7 @@ class OliveCache:
         return config
 
     def _take_in(self, model_id: str) -> dict[str, Any] | None:
-        """Cache a model whose config file someone put where Olive would."""
+        """Cache a model whose config file was put where Olive would put it."""
         view = self.dirs.run(model_id) / "model.json"
         config = read_json(view) if is_foreign(view) else None
         if config is not None:
@@ -633,19 +635,19 @@ def _is_id(name: str) -> bool:
     try:
         checked_id(name)
     except ConfigError:
-        return False  # Not the name of anything that is cached.
+        return False  # Nothing is cached under such a name.
     return True
 
 
 def _texts(model_json: dict[str, Any]) -> list[str]:
-    """Return every text in a model's config, none of one that cannot be kept."""
+    """Return every text in a model's config, none if it cannot be stored."""
     try:
         return [text for _, text in texts(plain(model_json, what="The model config"), ())]
     except ConfigError:
-        return []  # Told already, by what failed to store it.
+        return []  # Reported already, when storing it failed.
 
 
 def _alias(stated: dict[str, Any]) -> str:
-    """Return the short id that Olive would give a run, by which people know it."""
+    """Return the short id that Olive would give a run, which people know it by."""
     value = plain({**stated, "pass_name": str(stated["pass_name"]).lower()}, what="A run")
     return evaluators.short_id(value)

@@ -1,4 +1,4 @@
-"""The folders of a cache that Olive wrote: which runs, models and evaluations they hold, and where their files are.
+"""The folders of an Olive cache: which runs, models and evaluations they hold, and where their files are.
 
 Reads only, and only below the folder that is given and those that are allowed beside it. Olive has written two
 layouts:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_JSON = 64 << 20
-"""Bytes that a run, config or evaluation may have; Olive's have some thousand."""
+"""Limit of a run, config or evaluation in bytes; Olive's have a few thousand."""
 
 _ANCHORS = frozenset({"runs", "models", "resources", "non_local_resources"})
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -52,7 +52,7 @@ class Workflow:
     place: str
 
     def models(self) -> Iterator[FoundModel]:
-        """Yield what is cached, in the order of names; a folder without anything in it is none."""
+        """Yield the cached models in the order of names; empty folders are left out."""
         runs, models = os.path.join(self.place, "runs"), os.path.join(self.place, "models")
         files, folders = _listed(runs)
         for name in folders:
@@ -75,7 +75,7 @@ class Workflow:
                 yield name.removesuffix(".json"), os.path.join(place, name)
 
     def _older_runs(self, runs: str, files: list[str]) -> dict[str, str]:
-        """Return the file of each run that lies in no folder, by the model that it made."""
+        """Return the files of runs that have no folder, by the models that they made."""
         made: dict[str, str] = {}
         for name in files:
             if name.endswith(".json"):
@@ -103,7 +103,7 @@ def find_workflows(place: str) -> list[Workflow]:
     ]
     if not found:
         raise ConfigError(
-            f"{place} is not a cache of Olive: neither it nor a folder in it has 'runs'. "
+            f"{place} is not an Olive cache: neither it nor a folder in it has 'runs'. "
             "Give the directory that the workflow's cache_dir names."
         )
     return found
@@ -112,7 +112,7 @@ def find_workflows(place: str) -> list[Workflow]:
 def read_json(path: str) -> dict[str, Any]:
     """Return the map in a JSON file; raise ConfigError for anything else."""
     try:
-        # Without O_NONBLOCK, a pipe that lies there would never let us go.
+        # Without O_NONBLOCK, opening a pipe there would block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -120,16 +120,16 @@ def read_json(path: str) -> dict[str, Any]:
                 raise ConfigError(f"{path} is not a file of at most {MAX_JSON >> 20} MiB.")
             value = json.loads(file.read(MAX_JSON).decode())
     except OSError as error:
-        # Invariant 8: what cannot be read is reported, never taken for empty.
+        # Invariant 8: an unreadable file is reported, never taken for empty.
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}.") from error  # Invariant 8, as above.
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object.")
+        raise ConfigError(f"{path} does not hold a JSON object.")
     try:
         canonical.encode(value)
     except ConfigError as error:
-        raise ConfigError(f"{path} holds what cannot be kept: {error}") from error  # Invariant 8, as above.
+        raise ConfigError(f"{path} cannot be kept: {error}") from error  # Invariant 8, as above.
     return value
 
 
@@ -140,7 +140,7 @@ def modified(path: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FileFinder:
-    """Says where the files are that one model's config names; `roots` are the folders that may be read."""
+    """Finds the files that one model's config names; `roots` are the folders that may be read."""
 
     model: FoundModel
     workflow: Workflow
@@ -149,8 +149,8 @@ class FileFinder:
     def __call__(self, text: str) -> str | None:
         """Return where a path is now, None for the name of a model on a hub.
 
-        A path is looked for in the model's own folder first, then elsewhere in its workflow, then where it
-        says, if that may be read. Raises ConfigError for a path that leads nowhere or outside.
+        A path is looked for in the model's own folder first, then elsewhere in its workflow, then at its original
+        place, if that may be read. Raises ConfigError for a path that does not exist or leads outside.
         """
         if not text or "\0" in text:
             return None
@@ -176,7 +176,7 @@ class FileFinder:
         if not any(_is_below(real, root) for root in self.roots):
             through = "" if real == location else f" (a link to {real})"
             raise ConfigError(
-                f"{location}{through} lies outside of this cache. If the model needs it, allow the folder that "
+                f"{location}{through} is outside this cache. If the model needs it, allow the folder that "
                 "holds it."
             )
 
@@ -207,19 +207,19 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _found(name: str, folder: str) -> Iterator[FoundModel]:
-    """Yield what a run's folder holds; Olive makes one whenever it looks for a run, so an empty one is nothing."""
+    """Yield the contents of a run's folder; Olive makes one whenever it looks for a run, so an empty one means nothing."""
     config, run = (os.path.join(folder, item) for item in ("model.json", "run.json"))
     try:
         held = set(os.listdir(folder))
     except OSError:
-        held = {"model.json", "run.json"}  # Invariant 8: whoever reads these says why they cannot be read.
+        held = {"model.json", "run.json"}  # Invariant 8: reading these raises their errors.
     kept, ran = "model.json" in held, "run.json" in held
     if kept or ran or any(names for _, _, names in os.walk(folder)):
         yield FoundModel(name, folder, config if kept else None, run if ran else None)
 
 
 def _listed(folder: str) -> tuple[list[str], list[str]]:
-    """Return the names of the files and of the folders in a folder, in order; nothing for one that is not there."""
+    """Return the names of the files and of the folders in a folder, in order; empty if it does not exist."""
     try:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Changing where an ONNX graph says that its tensors are. Only this needs the package `onnx`."""
+"""Changes where an ONNX graph says that its tensors are. Only this module needs the package `onnx`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def with_locations(locations: Mapping[str, str]) -> Callable[[str, str], None]:
     """Return a function that copies a graph and names its external data as `locations` says.
 
-    Raises ConfigError if the package `onnx` is missing: now, not when half of the output is written.
+    Raises ConfigError at once if the package `onnx` is missing, rather than when half of the output is written.
     """
     try:
         onnx = importlib.import_module("onnx")
     except ImportError as error:
-        # Invariant 11: nothing was written yet, and what helps is said.
+        # Invariant 11: nothing was written yet, and the message says what to do.
         raise ConfigError(
             "Saving several ONNX models into one folder renames the files of their tensors, which needs the "
             "package onnx. Install it: pip install 'casstore[onnx]'."
@@ -32,7 +32,7 @@ def with_locations(locations: Mapping[str, str]) -> Callable[[str, str], None]:
                 if entry.key == "location":
                     if entry.value not in locations:
                         raise ConfigError(
-                            f"{source} keeps tensors in {entry.value!r}, which is no safe name."
+                            f"{source} keeps tensors in {entry.value!r}, which is not a safe name."
                         )
                     entry.value = locations[entry.value]
         with open(destination, "xb") as file:

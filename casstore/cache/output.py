@@ -1,7 +1,7 @@
-"""Writing files where a user wants them: everything is copied aside first, then given its name, whole.
+"""Writes files where a user wants them: everything is copied aside first, then renamed when it is complete.
 
-What is written is the user's: writable, a copy of its own, and never put over a file that was there before
-unless that is asked for.
+The files are the user's: writable, copies of their own, and never put over an existing file
+unless the user asks for that.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PIECE = 1 << 30
 
 
 class OutputExists(ConfigError, FileExistsError):
-    """A file that is to be written is there already, and overwriting was not asked for."""
+    """A file to be written exists already, and overwriting was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What a file will hold: a copy of `source`, or what `write(source, path)` makes of it, or `data`."""
+    """The content of a file: a copy of `source`, or the output of `write(source, path)`, or `data`."""
 
     source: str = ""
     write: Callable[[str, str], None] | None = None
@@ -59,7 +59,7 @@ class Output:
         self._roots: dict[str, str] = {}
 
     def at(self, path: str) -> str:
-        """Return where a path is on this machine; "" is the folder itself."""
+        """Return the place of a path on this machine; "" is the folder itself."""
         return local_path(self.folder, path) if path else str(self.folder)
 
     def holds(self, path: str) -> bool:
@@ -75,7 +75,7 @@ class Output:
         self._claim(path, _Content(data=data))
 
     def add_file(self, path: str, source: str, *, write: Callable[[str, str], None] | None = None) -> None:
-        """Write a copy of the file `source`, or what `write(source, destination)` makes of it."""
+        """Write a copy of the file `source`, or the output of `write(source, destination)`."""
         if not os.path.isfile(source):
             raise ConfigError(f"The model's config names {source}, which does not exist.")
         self._claim(path, _Content(source, write))
@@ -86,7 +86,7 @@ class Output:
     ) -> None:
         """Write a copy of everything in the folder `source`; `renamed` maps paths in it to other ones.
 
-        With `whole`, the folder takes the place of one that is there, instead of being mixed with it.
+        With `whole`, the folder replaces an existing one, instead of being merged into it.
         """
         found = find_sources(source)
         prefix = f"{path}/" if path else ""
@@ -100,7 +100,7 @@ class Output:
             self._roots.setdefault(name, path)
 
     def stands_for(self, source: str, path: str) -> None:
-        """Let a path stand for a source that is not written itself, a folder whose files are taken one by one."""
+        """Let a path stand for a source that is not written itself: a folder whose files are added one by one."""
         for name in (os.path.abspath(source), os.path.realpath(source)):
             self._sources.setdefault(name, path)
 
@@ -128,10 +128,10 @@ class Output:
         )
 
     def write(self, *, overwrite: bool) -> None:
-        """Write everything, or nothing: copies are made first, and names given when all of them are whole.
+        """Write everything, or nothing: copies are made first, and renamed when all of them are complete.
 
         Without `overwrite`, raises OutputExists if a file is there already. Raises BackendError if copying
-        fails; what was there before is then unchanged.
+        fails; existing files are then unchanged.
         """
         check_paths([*self._files, *self._empty])
         refuse_inside_store(self.folder)
@@ -152,10 +152,10 @@ class Output:
                 doing = "completed"
                 self._publish(aside, overwrite=overwrite)
         except FileExistsError as error:
-            # Invariant 1, kept for the user's files too: what came into being meanwhile is not destroyed.
+            # As in invariant 1, for the user's files: one that appeared meanwhile is not destroyed.
             raise OutputExists(_there_already(error.filename2 or error.filename)) from error
         except OSError as error:
-            # Invariant 11: whoever asked for the output is told, for there is nothing to go on with.
+            # Invariant 11: the caller asked for this output, so the error is raised.
             raise BackendError(
                 f"The output in {self.folder} could not be {doing}: {error.strerror or error}. "
                 "Files that were there are unchanged or replaced whole."
@@ -183,18 +183,18 @@ class Output:
             place = self.at(path)
             if os.path.isdir(place):
                 raise ConfigError(
-                    f"{place} is a folder, and a file of this name is to be written: move it aside."
+                    f"{place} is a folder, but a file of this name is to be written: move it aside."
                 )
             if os.path.lexists(place) and not overwrite:
                 raise OutputExists(_there_already(place))
 
     def _loose(self, paths: Iterable[str]) -> list[str]:
-        """Return the paths that are not in a folder which is replaced as a whole."""
+        """Return the paths that are not in a folder that is replaced as a whole."""
         whole = tuple(f"{path}/" for path in self._whole)
         return [path for path in paths if not path.startswith(whole) and path not in self._whole]
 
     def _publish(self, aside: str, *, overwrite: bool) -> None:
-        # Invariant 3, kept here as well: what names other files comes behind them, the config last of all.
+        # As in invariant 3: files that name others come after them, the config last of all.
         for number, path in enumerate(self._whole):
             place = self.at(path)
             os.makedirs(os.path.dirname(place), exist_ok=True)
@@ -208,7 +208,9 @@ class Output:
             made, place = local_path(aside, path), self.at(path)
             os.makedirs(os.path.dirname(place), exist_ok=True)
             if overwrite:
-                os.replace(made, place)  # Asked for; at every moment the old or the new file is there, whole.
+                os.replace(
+                    made, place
+                )  # The user asked for it; at every moment either the old or the new file is there, complete.
             else:
                 _rename_new(made, place)
         _sync(self.at(""))
@@ -235,12 +237,14 @@ def _make(content: _Content, place: str) -> None:
 
 
 def _copy(source: str, place: str) -> None:
-    """Copy in the kernel: file systems that can share blocks until one side is changed do so."""
+    """Copy in the kernel: file systems with copy-on-write share the blocks."""
     with open(source, "rb") as reader, open(place, "xb") as writer:
         status = os.fstat(reader.fileno())
         done = 0
         if hasattr(os, "copy_file_range"):
-            with contextlib.suppress(OSError):  # Not between these two: the plain copy below tells why.
+            with contextlib.suppress(
+                OSError
+            ):  # Not possible between these two: the plain copy below raises the reason, if it fails as well.
                 while done < status.st_size:
                     count = os.copy_file_range(reader.fileno(), writer.fileno(), _PIECE)
                     if count == 0:
@@ -250,14 +254,14 @@ def _copy(source: str, place: str) -> None:
         shutil.copyfile(source, place)
     if status.st_mode & stat.S_IXUSR:
         mode = os.stat(place).st_mode
-        with contextlib.suppress(OSError):  # A file system that refuses modes has no such bit.
+        with contextlib.suppress(OSError):  # A file system that refuses modes has no executable bit.
             os.chmod(place, mode | (mode & 0o444) >> 2)
 
 
 def _sync(place: str) -> None:
     descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Invariant 2: no name is given before the bytes are there, whatever happens to the machine.
+        # Invariant 2: the bytes are durable before the file gets its name.
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -270,12 +274,12 @@ def _rename_new(made: str, place: str) -> None:
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
-        # Invariant 2, its stated fallback: a file system without links, which says so by many a number, gets a look
-        # and a rename, which meets again whatever else was wrong.
+        # Invariant 2, its stated fallback: on a file system without links, which different errnos report, a check
+        # and a rename follow; any other fault makes the rename fail as well.
         if os.path.lexists(place):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place) from error
         os.rename(made, place)
 
 
 def _there_already(place: str) -> str:
-    return f"{place} is there already: choose another output folder, or overwrite (overwrite=True)."
+    return f"{place} exists already: choose another output folder, or overwrite it (overwrite=True)."

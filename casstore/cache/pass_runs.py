@@ -1,4 +1,4 @@
-"""One pass of a pipeline, found again or run: for pipelines that are not Olive's."""
+"""Runs one pass of a pipeline or reuses its output: for pipelines other than Olive's."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class _Run:
     accelerator: object
 
     def found(self) -> Path | None:
-        """Return the folder of the output if it is cached, here or in the shared cache, or could not be stored."""
+        """Return the folder of the output if it is cached here or in the shared cache, or was made but could not be stored."""
         if self.cache.load_run(self.key) is not None:
             return self._load()
         made = self.cache.attempts.only_copy(self.key)
         return made if made is not None and made.is_dir() else None
 
     def make(self) -> Path:
-        """Run the pass, and cache what it makes; raise what it raises."""
+        """Run the pass and cache its output; raise what it raises."""
         attempts = self.cache.attempts
         output: Path | None = attempts.begin(self.key)
         while True:
@@ -70,20 +70,20 @@ class _Run:
                 self.pass_(self.source, output, **self.config)
                 break
             except Exception as error:
-                # Invariant 11: for a full disk of the cache the pass runs once more elsewhere; all else is its own.
+                # Invariant 11: if the cache's disk is full, the pass runs once more elsewhere; any other error is its own.
                 failed, output = output, attempts.begin_outside(self.key, output, error)
                 if output is None:
                     attempts.discard(self.key, failed)
                     self._record_failure(error)
                     raise
             except BaseException:
-                # Invariant 4: what was interrupted becomes part of nothing.
+                # Invariant 4: interrupted output is never used.
                 attempts.discard(self.key, output)
                 raise
         with self.cache.placements.committing(self.key):
             other = self._load() if self.cache.holds_run(self.key) else None
             if other is not None:
-                # Another process was faster: everybody gets the result that is recorded.
+                # Another process was faster: everybody gets the result that it recorded.
                 attempts.discard(self.key, output)
                 return other
             attempts.resume(self.key, output)
@@ -98,7 +98,7 @@ class _Run:
         return Path(found["config"]["model_path"]) if found else None
 
     def _record_failure(self, error: Exception) -> None:
-        """Record that the pass failed, unless another process had more luck meanwhile."""
+        """Record that the pass failed, unless another process succeeded meanwhile."""
         with self.cache.placements.committing(self.key):
             if not self.cache.holds_run(self.key):
                 self.cache.cache_run(
@@ -113,7 +113,7 @@ class _Run:
 
 
 def _input_id(cache: OliveCache, source: Path) -> str:
-    """Return the id of a pass's input: that of the run that made it, or what the files hold."""
+    """Return the id of a pass's input: the id of the run that made it, or the model id of its files."""
     made = _first_below(source, cache.dirs.runs)
     record = cache.models.record(made) if made is not None else None
     if made is not None and record is not None and cache.models.placed(made, record) is not None:
@@ -128,4 +128,4 @@ def _first_below(path: Path, folder: Path) -> str | None:
     try:
         return path.relative_to(folder).parts[0]
     except (ValueError, IndexError):
-        return None  # Somewhere else, so not what an earlier pass made.
+        return None  # It is outside the cache, so no earlier pass made it.

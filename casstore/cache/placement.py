@@ -1,4 +1,4 @@
-"""The plain files of one cached model: what they should hold, and whether they still do."""
+"""The plain files of one cached model: the ids that they should have, and whether they still do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIECE = 4 << 20
 class PlacedFile:
     """One file: where it is, its identity when it was last read, and the id of the bytes that it should hold.
 
-    `proof` is the key under which UnchangedFiles takes it for unchanged, None where nothing does.
+    `proof` is the key by which UnchangedFiles recognises it as unchanged, None if it cannot.
     """
 
     location: str
@@ -30,11 +30,11 @@ class PlacedFile:
     proof: bytes | None = None
 
     def stands(self) -> bool:
-        """Say whether the identity is what it was. That is a hint: some file systems let bytes change without."""
+        """Say whether the stat identity is still the same. This is a hint: on some file systems bytes can change without it."""
         try:
             return StatIdentity.of(os.stat(self.location)) == self.identity
         except OSError:
-            return False  # Invariant 4: what cannot be looked at is not trusted; the store gives it again.
+            return False  # Invariant 4: a file that cannot be examined is not trusted; it comes from the store again.
 
     def verified(self, unchanged: UnchangedFiles) -> PlacedFile | None:
         """Return the file as it is now if it holds what it should, read unless that is proved (invariant 14)."""
@@ -76,7 +76,7 @@ class Placement:
         return sum(file.identity.size for file in self.files)
 
     def stands(self) -> bool:
-        """Say whether every file is there with its identity: a hint, no proof."""
+        """Say whether every file is there with its identity: a hint, not a proof."""
         return all(file.stands() for file in self.files)
 
     def verified(self) -> Placement | None:
@@ -122,7 +122,7 @@ class Placement:
             files = tuple(_decode_file(row) for row in value["files"])
             return cls(str(value["content"]), dict(value["model"]), files)
         except (ValueError, KeyError, TypeError):
-            return None  # The files can be made again (invariant 4), so a torn note costs time, not truth.
+            return None  # The files can be made again (invariant 4), so a torn note only costs time.
 
 
 def _decode_file(row: Any) -> PlacedFile:
@@ -136,7 +136,7 @@ def _decode_file(row: Any) -> PlacedFile:
 
 
 def _file_id(descriptor: int) -> bytes:
-    """Hash a file, read rather than mapped: one that is cut short meanwhile is an answer, not a signal."""
+    """Hash a file, read rather than mapped: truncating a mapped file would kill the process."""
     hasher = Hasher(max_threads=Hasher.AUTO)
     room = memoryview(bytearray(_PIECE))
     while count := os.readv(descriptor, [room]):

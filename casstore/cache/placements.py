@@ -1,10 +1,10 @@
-"""Plain files on this machine: cached models', and those that a pass is writing. Which are in use, which may go.
+"""Plain files on this machine, of cached models and of running passes: which are in use, and which may be deleted.
 
 Every byte of a cached model can be made again from the store, so these are bounded: the least recently used go
-first, what a live process uses never goes, and nothing is deleted that is not exactly what was cached.
+first, files in use by a live process stay, and nothing is deleted that is not exactly what was cached.
 
 A pass writes to a folder that no other attempt has had (`new_attempt`), with a marker beside it. What attempts
-of processes that ended left is deleted; the kernel drops a dead process's lock on its list of uses.
+of ended processes left is deleted; the kernel drops a dead process's lock on its list of uses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OUTPUT = "models"
 _MARKER = ".attempt"
 _FILES = "files"
 _BATCH = 64
-"""Folders that are deleted while the lock is held once: others wait no longer than that."""
+"""Folders that are deleted before the lock is released once, so that others do not wait for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,12 @@ class Placements:
         _all.add(self)
 
     def close(self) -> None:
-        """Give up every use; what was used may be deleted from now on, by the bound."""
+        """Give up every use; from now on the files may be deleted, by the bound."""
         with self._lock:
             self._mine.clear()
             held, self._own_list = self._own_list, None
             if held is not None:
-                os.close(held)  # The lock goes with it, which tells other processes that nothing is used.
+                os.close(held)  # The lock goes with it, so other processes see that nothing is used.
         self.trim()
 
     # Cached models
@@ -88,7 +88,7 @@ class Placements:
         return self._find(self._directories.checkouts / content, content)
 
     def stands(self, model_id: str, content: str) -> bool:
-        """Say whether the files of a run, or the checkout, of this model are here: by a look, without reading."""
+        """Say whether the files of a run, or the checkout, of this model are here, without reading them."""
         for folder in (self._directories.run(model_id), self._directories.checkouts / content):
             placement = read_note(folder)
             if placement is not None and placement.content == content and placement.stands():
@@ -96,11 +96,11 @@ class Placements:
         return False
 
     def checkout_path(self, content: str) -> Path:
-        """Return where a model is checked out to."""
+        """Return the folder that a model is checked out to."""
         return self._directories.checkouts / content / _FILES
 
     def scratch(self) -> Path:
-        """Return a new folder beside the checkouts, for one that is in the making."""
+        """Return a new folder beside the checkouts, for an unfinished one."""
         place = self._directories.checkouts / f"{_MAKING}{uuid.uuid4().hex}"
         with self._listed():
             self._claim(place)
@@ -112,7 +112,7 @@ class Placements:
         self._note(self._directories.run(model_id), placement)
 
     def finish_checkout(self, made: Path, placement: Placement) -> Placement:
-        """Give a checkout that is whole its final place, in use by this process; return it as it is there.
+        """Move a complete checkout to its final place, in use by this process; return it as it is there.
 
         `placement` has the paths in `made`, its config those of the final place. One that another process
         finished first is kept if it holds what it should, replaced otherwise.
@@ -120,7 +120,9 @@ class Placements:
         final = self._directories.checkouts / placement.content
         there = self._find(final, placement.content)
         if there is not None:
-            shutil.rmtree(made, ignore_errors=True)  # Invariant 4: the other one is whole, this one spare.
+            shutil.rmtree(
+                made, ignore_errors=True
+            )  # Invariant 4: the other one is complete, so this one is not needed.
             return there
         before, after = f"{made}{os.sep}", f"{final}{os.sep}"
         placement = replace(
@@ -134,7 +136,7 @@ class Placements:
         with self._listed():
             self._claim(final)
             with contextlib.suppress(FileNotFoundError):
-                # Invariant 4: a checkout that is not what it should be is made again.
+                # Invariant 4: a checkout that was changed is made again.
                 os.rename(final, replaced)
             os.rename(made, final)
         shutil.rmtree(replaced.parent, ignore_errors=True)
@@ -160,19 +162,23 @@ class Placements:
         return folder
 
     def discard_attempt(self, folder: Path) -> None:
-        """Delete what a failed attempt wrote. Its name stays taken, for something may still write there."""
-        shutil.rmtree(folder, ignore_errors=True)  # Invariant 13: what stays is no part of any result.
+        """Delete the files of a failed attempt. Its name stays taken, since something may still write there."""
+        shutil.rmtree(folder, ignore_errors=True)  # Invariant 13: leftovers are not part of any result.
 
     def keep_attempt(self, folder: Path) -> None:
-        """Never delete what an attempt wrote: it could not be stored, so there is no other copy."""
-        with contextlib.suppress(OSError):  # Invariant 13: at worst it goes when this process has ended.
+        """Protect the files of an attempt: they could not be stored, so there is no other copy."""
+        with contextlib.suppress(
+            OSError
+        ):  # Invariant 13: at worst the files are deleted after this process has ended.
             _marker(folder).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def committing(self, model_id: str) -> Iterator[None]:
         """Let one process at a time record what a run made; without effect where folders cannot be locked."""
         descriptor = None
-        with contextlib.suppress(OSError):  # Invariant 10: it is a courtesy; the newest record counts anyway.
+        with contextlib.suppress(
+            OSError
+        ):  # Invariant 10: the lock is optional; the newest record counts anyway.
             run = self._directories.run(model_id)
             run.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -186,7 +192,7 @@ class Placements:
     # The bound
 
     def trim(self) -> int:
-        """Delete the least recently used files above the bound, and what dead processes left; return the bytes."""
+        """Delete the least recently used files above the bound, and leftovers of dead processes; return the bytes."""
         freed = 0
         try:
             entries, left = self._survey()
@@ -205,16 +211,16 @@ class Placements:
                     above -= entry.size
             for old in _batches(going):
                 freed += self._remove_files(old)
-            # Looked at again only when what this process adds may matter: not once for each model.
+            # Measured again only when this process's additions may matter, not for each model.
             self._estimate = total - freed
             self._trim_above = max(self._max_bytes, self._estimate + self._estimate // 8)
         except OSError as error:
-            # Invariant 11: files that could not go take room, nothing more.
+            # Invariant 11: files that could not be deleted only take room.
             _log.warning("Old working files could not be deleted: %s", error)
         return freed
 
     def _survey(self) -> tuple[list[_Entry], list[Path]]:
-        """Return all notes, and the folders that nothing names: of attempts, and of checkouts in the making."""
+        """Return all notes, and the folders without one: of attempts, and of unfinished checkouts."""
         checkouts = self._directories.checkouts
         roots = {checkouts, self._directories.runs, *checkouts.parent.glob("*/runs")}
         entries: list[_Entry] = []
@@ -245,20 +251,22 @@ class Placements:
             for folder in folders:
                 making = folder.name.startswith(_MAKING)
                 if str(folder) in used or (not making and holds(folder, read_note(folder.parent))):
-                    continue  # Invariant 10: it came into use since it was looked at.
+                    continue  # Invariant 10: another process has begun to use it meanwhile.
                 aside.append(folder)
                 if not making:
-                    with contextlib.suppress(OSError):  # Elsewhere, or gone: deleted where it is.
+                    with contextlib.suppress(
+                        OSError
+                    ):  # Moved or gone meanwhile; a moved one is deleted at its new place.
                         place = self._directories.checkouts / f"{_MAKING}{uuid.uuid4().hex}"
                         os.rename(folder, place)
                         aside[-1] = place
                     _marker(folder).unlink(missing_ok=True)
         for folder in aside:
-            # Invariant 4: nobody writes to it any more, so it never becomes a result.
+            # Invariant 4: its writer has ended, so it never becomes a result.
             shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_files(self, entries: list[_Entry]) -> int:
-        """Delete files of cached models that hold what was cached; return their bytes."""
+        """Delete unchanged files of cached models; return their bytes."""
         known = {entry.folder: read_note(entry.folder) for entry in entries}
         going = {
             folder: [file for file in placement.verified_files() if is_below(file.location, folder)]
@@ -285,9 +293,9 @@ class Placements:
             if placement is None or placement.content != content:
                 return None
             self._claim(folder)
-        found = placement.verified()  # Without the lock: it may read every byte.
+        found = placement.verified()  # Outside the lock: this may read every byte.
         if found is not None:
-            with contextlib.suppress(OSError):  # Invariant 13: the order in which files go depends on it.
+            with contextlib.suppress(OSError):  # Invariant 13: only the order of deletion depends on it.
                 if found != placement:
                     self._replace_note(folder, placement, found)
                 else:
@@ -316,7 +324,7 @@ class Placements:
 
     @contextlib.contextmanager
     def _listed(self) -> Iterator[None]:
-        """Hold the one short lock under which uses are claimed and files go."""
+        """Hold the one short lock under which uses are claimed and files deleted."""
         with self._lock:
             descriptor = os.open(
                 self._directories.locks / _LIST, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
@@ -373,7 +381,7 @@ _all: weakref.WeakSet[Placements] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """Give the child locks of its own: a thread that held one is not there to let it go."""
+    """Give the child locks of its own: the parent's thread that held one does not exist there."""
     for placements in list(_all):
         placements._lock = threading.RLock()  # noqa: SLF001  # of this module
 
@@ -394,7 +402,7 @@ def _folders(root: Path) -> list[Path]:
         with os.scandir(root) as found:
             return [Path(item.path) for item in found if item.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
-        return []  # Nothing was ever put there.
+        return []  # Nothing was ever stored there.
 
 
 def _batches(items: list[_Item]) -> Iterator[list[_Item]]:
@@ -403,12 +411,12 @@ def _batches(items: list[_Item]) -> Iterator[list[_Item]]:
 
 
 def _delete(folder: Path, files: list[str]) -> None:
-    # Invariant 1 is about the store: these are copies of what it holds, and told so by their bytes.
+    # Invariant 1 covers the store; these are copies of its files, verified by their bytes.
     (folder / NOTE).unlink(missing_ok=True)
     for path in files:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        # What else lies in an attempt's folder, someone put there: it is theirs, and stays.
+        # Other files in an attempt's folder belong to whoever put them there, and stay.
         inside = Path(path).relative_to(folder)
         _marker(folder / inside.parts[0]).unlink(missing_ok=True)
     for place, _, _ in os.walk(folder, topdown=False):
@@ -417,7 +425,7 @@ def _delete(folder: Path, files: list[str]) -> None:
 
 
 def _unlock(descriptor: int) -> None:
-    # By name: a child that was forked meanwhile has the descriptor as well, and would keep the lock.
+    # Unlock explicitly: a child that was forked meanwhile has the descriptor as well, and would keep the lock.
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Resources that a workflow names and that lie elsewhere: downloaded once, and shared.
+"""Remote resources that a workflow names: downloaded once, and shared.
 
 A resource is any object with `is_local_resource_or_string_name()`, `get_path()`, `to_json()` and
 `save_to_dir(folder)`, as Olive's resource paths have.
@@ -31,7 +31,7 @@ class LocalResource:
     path: str
 
     def get_path(self) -> str:
-        """Return where it lies."""
+        """Return its path."""
         return self.path
 
     def is_local_resource_or_string_name(self) -> bool:
@@ -47,7 +47,7 @@ class LocalResource:
 class Resources:
     """The downloaded resources in one folder. `make` turns a local path into what callers expect.
 
-    `shared` is asked first, and told of what was downloaded.
+    `shared` is asked first, and gets what was downloaded.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Resources:
     def _download(self, resource: Any, source: dict[str, Any], name: str) -> str:
         place, note = self._folder / name, self._folder / f"{name}.json"
         self._folder.mkdir(parents=True, exist_ok=True)
-        # What an attempt leaves, however it ends, is never part of another one (invariant 4).
+        # Leftovers of one attempt are never part of another (invariant 4).
         with making_folder(str(self._folder)) as aside:
             making, replaced = os.path.join(aside, "new"), os.path.join(aside, "old")
             os.mkdir(making)
@@ -114,12 +114,14 @@ class Resources:
             if kept is not None:
                 return kept  # Another process was faster, and its files are in use (invariant 10).
             with contextlib.suppress(FileNotFoundError):
-                os.rename(place, replaced)  # What no note names was never finished (invariant 4).
-            os.rename(making, place)  # Under its name only when whole (invariant 4).
+                os.rename(place, replaced)  # A folder without a note was never finished (invariant 4).
+            os.rename(making, place)  # It gets its name only when complete (invariant 4).
         path = os.path.normpath(os.path.join(place, saved))
         temporary = note.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(json.dumps({"source": source, "dest": path}, indent=4, default=str))
-        os.replace(temporary, note)  # Behind the files, so that a note is never ahead of them (invariant 3).
+        os.replace(
+            temporary, note
+        )  # After the files, so that a note never names missing files (invariant 3).
         if self.shared is not None and not fetched:
             self.shared.keep(name, str(place), saved)
         return path

@@ -1,4 +1,4 @@
-"""Whether a disk has room: asked by writing, for quotas show in no other way."""
+"""Checks whether a disk has room, by writing: quotas show in no other way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ROOM = 1 << 20
-"""Bytes that must be free for a pass to be sent to a folder at all."""
+"""Bytes that must be free in a folder before a pass may use it."""
 
 _PROBE = 4096
 
@@ -24,7 +24,7 @@ def make_probe(path: Path) -> None:
         write_whole(descriptor, bytes(_PROBE))
         os.ftruncate(descriptor, 0)
     except OSError:
-        # Invariant 13: a file that only asked takes nobody's room.
+        # Invariant 13: the test file must not take up room.
         path.unlink(missing_ok=True)
         raise
     finally:
@@ -43,13 +43,13 @@ def has_room(folder: Path) -> bool:
 
 
 def write_whole(descriptor: int, data: bytes) -> None:
-    """Write a few bytes; raise OSError where not all of them found room."""
+    """Write a few bytes; raise OSError if there is no room for all of them."""
     if os.write(descriptor, data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _check_space(descriptor: int) -> None:
     space = os.fstatvfs(descriptor)
-    # Some network file systems say that they have no blocks at all.
+    # Some network file systems report no blocks at all.
     if space.f_blocks > 0 and space.f_bavail * space.f_frsize < _ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

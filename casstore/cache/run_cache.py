@@ -1,4 +1,4 @@
-"""Runs of passes and evaluations: their keys, their records, and which of them answer a question again."""
+"""Runs of passes and evaluations: their keys, their records, and look-ups."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RunSummary:
 
 
 class RunCacheManager:
-    """Records and finds the runs and evaluations of one store. Everything that fails raises; safe in threads."""
+    """Records and finds the runs and evaluations of one store. Every failure raises; safe in threads."""
 
     def __init__(self, store: Store, *, environment: Mapping[str, Any] | None = None) -> None:
         self._store = store
@@ -74,7 +74,7 @@ class RunCacheManager:
 
         `input_model` identifies the input by content. Settings that name files or folders count by what these
         hold: those that are absolute paths, and those whose name ends in path, file, dir, folder or script.
-        Raises ConfigError for a config that cannot be told apart from another one.
+        Raises ConfigError for a config that cannot be distinguished from others.
         """
         settings = plain(dict(config or {}), what=f"The config of the pass {pass_name}")
         return RunKey(
@@ -96,8 +96,8 @@ class RunCacheManager:
             try:
                 earlier = decode_run(self._store.manifest_of(record))
             except IntegrityError as error:
-                # Invariant 13: a record that is damaged is superseded, or the run could never be recorded again.
-                _log.error("The run %s is damaged, and recorded anew: %s", run.name, error)  # for people
+                # Invariant 13: a damaged record is superseded; otherwise the run could never be recorded again.
+                _log.error("The run %s is damaged and is recorded again: %s", run.name, error)  # for people
                 return False
             if earlier.status in (RunStatus.RUNNING, RunStatus.FAILED) and earlier.status is not run.status:
                 return False
@@ -105,7 +105,7 @@ class RunCacheManager:
                 return True
             if earlier.key.digest() == run.key.digest() and run.status is not RunStatus.RUNNING:
                 _log.warning(
-                    "The run %s of %s came out differently this time: %s, now %s. Both are kept, the new one counts.",
+                    "The run %s of %s has a different result this time: %s, now %s. Both are kept; the new one counts.",
                     run.name, run.key.pass_name, _outcome(earlier), _outcome(run),
                 )  # fmt: skip
             return False
@@ -117,14 +117,14 @@ class RunCacheManager:
     def load_run(self, name: str) -> RunManifest | None:
         """Return the newest run under a name, or under the short id that Olive would give it; None if there is none.
 
-        A short id that two runs share names neither.
+        A short id that two runs share means neither.
         """
         run = self._read(run_ref(name))
         if run is not None or not _ALIAS.fullmatch(name):
             return run
         rows = self.list_runs(alias=name)
         if len(rows) > 1:
-            _log.warning("The short id %s is shared by %d runs: use the whole name of one.", name, len(rows))
+            _log.warning("The short id %s is shared by %d runs: use a whole name.", name, len(rows))
             return None
         return self._read(run_ref(rows[0].name)) if rows else None
 
@@ -152,14 +152,14 @@ class RunCacheManager:
     def delete(self, name: str) -> None:
         """Forget a run; the model that it made stays. Raises RefNotFound if there is none."""
         if self._store.record(run_ref(name)) is None:
-            raise RefNotFound(f"No run is recorded as {name!r}.")
+            raise RefNotFound(f"No run named {name!r}.")
         self._store.delete_ref(run_ref(name))
 
     def add_artifact(self, name: str, label: str, path: str | os.PathLike[str]) -> RunManifest:
-        """Keep a file or folder that a run left, a log or a report, and link it to the run."""
+        """Keep a file or folder that a run left (a log, a report) and link it to the run."""
         run = self._read(run_ref(name))
         if run is None:
-            raise RefNotFound(f"No run is recorded as {name!r}.")
+            raise RefNotFound(f"No run named {name!r}.")
         added = self._store.add(
             path, ref=f"models/artifacts/{checked_id(name)}/{checked_id(label)}", ignore_file=False
         )
@@ -176,7 +176,7 @@ class RunCacheManager:
         model: bytes | None = None,
         workflow: str = "",
     ) -> Record:
-        """Record what a model was measured at by one evaluator."""
+        """Record a model's evaluation by one evaluator."""
         value = EvaluationManifest(
             name=name,
             model=model,
@@ -195,13 +195,13 @@ class RunCacheManager:
             earlier = self.load_evaluation(name, evaluator=evaluator)
         except IntegrityError as error:
             # Invariant 13, as for runs.
-            _log.error("The evaluation %s is damaged, and recorded anew: %s", name, error)  # for people
+            _log.error("The evaluation %s is damaged and is recorded again: %s", name, error)  # for people
             earlier = None
         record = self._store.record(ref) if earlier is not None and _alike(earlier, value) else None
         return record or self._store.put_manifest(ref, encode_evaluation(value), metadata=facts)
 
     def load_evaluation(self, name: str, *, evaluator: str = "") -> EvaluationManifest | None:
-        """Return what a model was measured at by one evaluator, None if it was not."""
+        """Return a model's evaluation by one evaluator, None if there is none."""
         record = self._store.record(evaluation_ref(name, evaluator))
         return decode_evaluation(self._store.manifest_of(record)) if record is not None else None
 
@@ -217,8 +217,8 @@ class RunCacheManager:
                 if record is not None:
                     found.append(decode_evaluation(self._store.manifest_of(record)))
             except IntegrityError as error:  # noqa: PERF203  # one of many
-                # Invariant 13: one bad thing does not hide the rest; `check` reports it as well.
-                _log.error("%s is damaged, and left out: %s", row.name, error)  # for people
+                # Invariant 13: one bad record does not hide the rest; `check` reports it as well.
+                _log.error("%s is damaged and was left out: %s", row.name, error)  # for people
         return found
 
     def _read(self, ref: str) -> RunManifest | None:
@@ -239,7 +239,7 @@ def new_run(
     error: str = "",
     recorded: Mapping[str, Any] | None = None,
 ) -> RunManifest:
-    """Return the run called `name`, that ends now; `stated` is what Olive writes of it (`run_json`)."""
+    """Return the run called `name`, which ends now; `stated` is Olive's description of it (`run_json`)."""
     now = time.time_ns()
     begun = now if started is None else started
     return RunManifest(
@@ -284,7 +284,7 @@ def evaluation_ref(name: str, evaluator: str = "") -> str:
 
 
 def recorded_environment() -> dict[str, Any]:
-    """Return what a run happened on: recorded, never part of a key (invariant 12)."""
+    """Return the environment of a run: recorded, never part of a key (invariant 12)."""
     return {
         "casstore": __version__,
         "python": platform.python_version(),
@@ -336,5 +336,5 @@ def _outcome(run: RunManifest) -> str:
 
 
 def _alike(one: EvaluationManifest, other: EvaluationManifest) -> bool:
-    # By their bytes: a NaN in a metric is not even equal to itself, and keys have no order.
+    # Compare bytes: a NaN in a metric is not even equal to itself, and keys have no order.
     return (one.model, canonical.encode(one.result)) == (other.model, canonical.encode(other.result))

@@ -1,4 +1,4 @@
-"""Writing a cached model where its user wants it: one file, a folder, or a package of components."""
+"""Writes a cached model where its user wants it: one file, a folder, or a package of components."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def save_model(
 
     `output` is a folder, or a .onnx file: the model's graph gets this name, everything else lies beside it.
     The config is written beside the files as model_config.json. With `only_files_below`, files elsewhere
-    are left where they are, and resources that were downloaded are named by where they came from. Raises
-    OutputExists for a file that is there already, unless `overwrite`; ConfigError for a config that cannot
+    are left where they are, and downloaded resources are named by their origin. Raises
+    OutputExists for an existing file, unless `overwrite`; ConfigError for a config that cannot
     be saved; BackendError if writing fails. Nothing is written then.
     """
     output = Path(os.path.abspath(output))
@@ -58,7 +58,7 @@ def save_model(
 
 
 class _Saving:
-    """One model on its way to a folder: what goes where, and which settings change because of it."""
+    """One model that is being saved: which file goes where, and which settings change because of it."""
 
     def __init__(self, folder: Path, *, below: Path | None, resources: Resources) -> None:
         self._output = Output(folder)
@@ -144,11 +144,11 @@ class _Saving:
         renamed = {}
         if file_name:
             _check_inside(source, file_name)
-            # External data lies relative to the graph, so that the graph stays in its folder's folder.
+            # External data is named relative to the graph, so the graph keeps its place in the folder.
             folder, _, _ = file_name.rpartition("/")
             new = f"{folder}/{name}" if folder else name
             if not asked and new != file_name and os.path.lexists(os.path.join(source, new)):
-                new = file_name  # Another graph has that name, and neither may be lost.
+                new = file_name  # Another graph has that name, and both must be kept.
             renamed[file_name] = new
             self._assign((*here, "config", "onnx_file_name"), new)
         else:
@@ -237,7 +237,7 @@ class _Saving:
             self._output.add_file(f"{folder}/{companion}", beside)
 
     def _additional_files(self, model: dict[str, Any]) -> None:
-        """Plan the files that go along with a model or a component: two of one name get two places."""
+        """Plan the additional files of a model or a component: two of the same name get two places."""
         for here, node in _nodes(model, ()):
             files = _attributes(node).get("additional_files")
             for at, source in enumerate(files if isinstance(files, list) else ()):
@@ -282,7 +282,7 @@ class _Saving:
             self._dropped.append(pointer)
 
     def _settle(self, model: dict[str, Any]) -> None:
-        """Put the new paths into the config; no setting goes on naming a file in the cache."""
+        """Put the new paths into the config; no setting may still name a file in the cache."""
         for pointer, text in list(texts(model, ())):
             if pointer not in self._assigned and os.path.isabs(text) and os.path.lexists(text):
                 path = self._output.path_of(text)
@@ -335,7 +335,7 @@ def _graph_file(source: str, name: str | None) -> str:
     found = sorted(item for item in os.listdir(source) if item.endswith(_SUFFIX))
     if len(found) != 1:
         raise ConfigError(
-            f"{source} holds {len(found)} .onnx files: say which one the model is, as onnx_file_name."
+            f"{source} holds {len(found)} .onnx files: say which one is the model with onnx_file_name."
         )
     return os.path.join(source, found[0])
 

@@ -1,4 +1,4 @@
-"""SharedCache: a store elsewhere, on any fsspec URL, that machines share models, runs and evaluations through."""
+"""SharedCache: a store on any fsspec URL through which machines share models, runs and evaluations."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 
 class SharedCache:
-    """A shared store; it is opened, and the network touched, with the first question. Safe in threads.
+    """A shared store; it is opened, and the network used, on first use. Safe in threads.
 
-    A question makes nothing: what nobody has shared to yet holds nothing. The first thing that is stored makes the
+    Reading makes nothing: a place without a store counts as empty. The first thing that is stored makes the
     store, in a folder or bucket. `known` is a file in which this machine notes which store
-    it found: where it found one and there is none now, a disk is not mounted, and no other store is made.
+    it found: if there is none now, a disk is probably not mounted, and no other store is made.
 
     `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. `readonly` takes
-    from it only. `shared="group"` lets the folder's group in where this makes a store in a folder; what is there
+    from it only. `shared="group"` gives the folder's group access where this makes a store in a folder; an existing store
     stays as it is. `storage_options` go to its file system. Raises ConfigError for a URL that no store can
-    have, one with a user or a secret in it above all.
+    have, such as one with a user or a secret in it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SharedCache:
             if container
             else os.path.expanduser(str(account_or_url))
         )
-        parse_location(url)  # Before anything shows or logs it.
+        parse_location(url)  # Before anything displays or logs it.
         self.url = url
         self.readonly = readonly
         self._shared = shared
@@ -104,7 +104,7 @@ class SharedCache:
             return self._remote
 
     def check_place(self) -> None:
-        """Raise ConfigError for a local place whose parent is not there: what is asked for may well exist."""
+        """Raise ConfigError for a local place whose parent is missing: the store may exist on a disk that is not mounted."""
         location = parse_location(self.url)
         parent = os.path.dirname(os.path.abspath(location.target))
         if location.kind == "local" and not os.path.isdir(parent):
@@ -123,7 +123,7 @@ class SharedCache:
         if known is not None:
             # Invariant 8: an unmounted disk is not an empty store, and must not become one.
             raise ConfigError(
-                f"{self.url} held the store {known[:16]}… and holds none now. Is its disk mounted? If that store was "
+                f"{self.url} held the store {known[:16]}… and does not now. Is its disk mounted? If that store was "
                 f"removed on purpose, make another one: casstore init {self.url}"
             ) from error
         location = parse_location(self.url)
@@ -139,18 +139,20 @@ class SharedCache:
                 self._known.read_text(encoding="utf-8").strip() or None if self._known is not None else None
             )
         except (OSError, ValueError):
-            return None  # Invariant 13: a note that is not there says nothing.
+            return None  # Invariant 13: without a note nothing is known.
 
     def _remember(self, store_id: str) -> None:
         if self._known is None or self._read_known() == store_id:
             return
         temporary = self._known.with_name(f"{self._known.name}.{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):  # Invariant 13: without the note, less is noticed.
+        with contextlib.suppress(
+            OSError
+        ):  # Invariant 13: without the note, an unmounted disk may go unnoticed.
             temporary.write_text(store_id, encoding="utf-8")
-            os.replace(temporary, self._known)  # Whole, as invariant 2 asks of the store.
+            os.replace(temporary, self._known)  # Whole or not at all, as in invariant 2.
 
     def close(self) -> None:
-        """Release connections; the next question opens them again."""
+        """Release connections; the next use opens them again."""
         with self._lock:
             held, self._remote = self._remote, None
         if held is not None:
@@ -161,7 +163,7 @@ class SharedCache:
     ) -> SyncReport:
         """Copy refs, and what the shared store lacks of their objects, from `source`.
 
-        A ref that has another value there, unseen by `source`, is left alone: with `overwrite`, it gets ours
+        A ref that has another value there, which `source` has not seen, is left alone; with `overwrite`, it gets ours
         on top, and both are kept.
         """
         return execute(plan_sync(source, self.remote, refs, overwrite=overwrite), callback=callback)
@@ -172,7 +174,7 @@ class SharedCache:
         """Copy refs, and what `dest` lacks of their objects, from the shared store; `overwrite` as for `store`."""
         source = self.existing()
         if source is None:
-            raise RefNotFound(f"{self.url} holds no {', '.join(refs)}: nothing was shared there yet.")
+            raise RefNotFound(f"{self.url} has no {', '.join(refs)}: nothing was shared there yet.")
         return execute(plan_sync(source, dest, refs, overwrite=overwrite), callback=callback)
 
     def record(self, ref: str) -> Record | None:
@@ -181,14 +183,14 @@ class SharedCache:
         return store.record(ref) if store is not None else None
 
     def exists(self, ref: str) -> bool:
-        """Say whether a ref is there, by its exact name. An outage raises, it is not an answer."""
+        """Say whether a ref is there, by its exact name. An outage raises an error."""
         return self.record(ref) is not None
 
     def delete(self, ref: str) -> None:
         """Delete one ref. Raises RefNotFound if there is none."""
         store = self.existing()
         if store is None:
-            raise RefNotFound(f"{self.url} holds no {ref}: nothing was shared there yet.")
+            raise RefNotFound(f"{self.url} has no {ref}: nothing was shared there yet.")
         store.delete_ref(ref)
 
     def list(self, prefix: str = "") -> dict[str, Record]:
@@ -223,7 +225,7 @@ class SharedCache:
         """
         record = self.record(model_ref(model_id))
         if record is None:
-            raise RefNotFound(f"{self.url} holds no model called {model_id!r}.")
+            raise RefNotFound(f"{self.url} has no model named {model_id!r}.")
         target = os.path.join(os.path.abspath(dest), "model")
         document = self._transfer().download_model(record, target)
         assert document is not None
@@ -254,13 +256,13 @@ class SharedCache:
         return run_json(run)
 
     def upload_model_files(self, model_path: str | None, ref: str) -> None:
-        """Add a file or folder as the model `ref`; what has no files here, a model on a hub, is left alone."""
+        """Add a file or folder as the model `ref`; a model on a hub, which has no files here, is left alone."""
         self._transfer().upload_model_files(model_path, ref if ref.startswith("models/") else f"models/{ref}")
 
     def exist_in_shared_cache(self, name: str) -> bool:
         """Say whether a model, or a ref, is there by this exact name.
 
-        `<id>/model.json` and `<id>/run.json` mean a model and a run, as they do to Olive's callers.
+        `<id>/model.json` and `<id>/run.json` mean a model and a run, as Olive's callers expect.
         """
         first, slash, rest = name.partition("/")
         if not slash or rest == "model.json":

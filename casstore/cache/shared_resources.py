@@ -1,4 +1,4 @@
-"""Resources that one machine downloaded, for the others: in the store here, and through it in the shared cache."""
+"""Shares downloaded resources with other machines: through the local store and the shared cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAVED = "saved"
 
 
 class SharedResources:
-    """The resources that a shared cache holds. What fails is logged, and the resource is downloaded after all."""
+    """The resources in a shared cache. A failure is logged, and the resource is downloaded instead."""
 
     def __init__(self, local: Store, sharing: Sharing) -> None:
         self._local = local
@@ -37,7 +37,7 @@ class SharedResources:
             check_path(saved)
             self._local.checkout_record(record, dest)
         except (CasstoreError, OSError) as error:
-            # Invariant 11: the resource is still where it came from.
+            # Invariant 11: the resource is downloaded from its origin instead.
             _log.warning("The resource %s could not be taken from the shared cache: %s", name, error)
             return None
         return saved

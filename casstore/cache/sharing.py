@@ -1,4 +1,4 @@
-"""What a pipeline's cache asks of the shared cache: reads through it, writes through it, goes on without it."""
+"""A pipeline's use of the shared cache: reads and writes through it, and goes on without it if it fails."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _log = logging.getLogger("casstore.cache")
 _T = TypeVar("_T")
 
 PAUSE_SECONDS = 300.0
-"""How long a shared cache that failed is left alone: every question to it would wait for its time-outs."""
+"""Seconds for which a shared cache that failed is not used: every request would wait for its time-outs."""
 
 
 class Sharing:
-    """The shared cache beside one local store. What fails is logged, and answered as if it held nothing.
+    """The shared cache beside one local store. A failure is logged, and counts as an empty answer.
 
     `update` writes to it; otherwise it is only read.
     """
@@ -43,7 +43,7 @@ class Sharing:
         """Copy refs to the shared cache, and what it lacks of their objects.
 
         Another result that is there under the same name is kept beside ours, with a warning: the newest one
-        counts. What could not be copied is tried again behind the next push that works.
+        counts. What could not be copied is tried again after the next push that works.
         """
         if not self._update:
             return
@@ -51,7 +51,7 @@ class Sharing:
             self._owed.update(dict.fromkeys(refs))
             return
         for ref in list(self._owed):
-            # It may have been deleted since; and what is damaged is not tried for ever, nor in the others' way.
+            # It may have been deleted since; and damaged refs must not be retried for ever or block the others.
             self._owed.pop(ref, None)
             if not self._give([ref], if_here=True) and self._pausing():
                 self._owed[ref] = None
@@ -64,7 +64,7 @@ class Sharing:
             differing = self.shared.store(self._local, refs).conflicts
             for item in differing:
                 _log.warning(
-                    "%s of %s is %s there and %s here. Both are kept, the one from here counts.",
+                    "%s of %s is %s there and %s here. Both are kept; the one from here counts.",
                     item.name, self.shared.url, item.dst_target[:16] or "something else", item.src_target[:16],
                 )  # fmt: skip
             if differing:
@@ -74,12 +74,12 @@ class Sharing:
         return bool(self._attempt(f"take {', '.join(refs)}", copy))
 
     def pull(self, ref: str) -> bool:
-        """Copy a ref from the shared cache, and what is lacking here of its objects; say whether it is there."""
+        """Copy a ref from the shared cache with the objects that are missing here; say whether it is there."""
 
         def take() -> bool:
             if not self.shared.exists(ref):
                 return False
-            # Asked for only where what is here under this name is no answer.
+            # Only called when the local ref of this name is of no use.
             self.shared.retrieve(self._local, [ref], overwrite=True)
             return True
 
@@ -102,7 +102,7 @@ class Sharing:
         return bool(self._attempt(f"tell of the model {run.name}", look))
 
     def future_config(self, models: ModelCacheManager, model_id: str) -> dict[str, Any] | None:
-        """Return the config of a model that only the shared cache has, `{}` for a failed pass, None if it has not."""
+        """Return the config of a model that only the shared cache has, `{}` for a failed pass, None if it has none."""
 
         def read() -> dict[str, Any] | None:
             record = self.shared.record(model_ref(model_id))
@@ -121,11 +121,13 @@ class Sharing:
         try:
             return action()
         except IntegrityError as error:
-            # Invariant 11: damage to one thing, there or here, says nothing about everything else.
-            _log.error("%s could not %s, for it is damaged: %s", self.shared.url, doing, error)  # for people
+            # Invariant 11: damage to one item, there or here, does not affect the others.
+            _log.error(
+                "%s could not %s because it is damaged: %s", self.shared.url, doing, error
+            )  # for people
             return None
         except (ConflictError, RefNotFound) as error:
-            # Invariant 11: nor does one thing that another machine moved or removed just now.
+            # Invariant 11: nor does an item that another machine has just moved or removed.
             _log.warning("%s could not %s: %s", self.shared.url, doing, error)
             return None
         except (CasstoreError, OSError) as error:

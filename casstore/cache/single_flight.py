@@ -1,4 +1,4 @@
-"""One thread of this process makes a thing, the others that want the same one wait for it."""
+"""One thread of this process makes an item; others that want the same one wait for it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class _Flight:
-    """One thing that is being made, and how many threads are at it or wait."""
+    """An item that is being made, and how many threads make it or wait."""
 
     __slots__ = ("lock", "threads")
 
     def __init__(self) -> None:
-        # A thread that asks for what it is making itself does not wait for itself.
+        # Re-entrant: a thread does not wait for what it is making itself.
         self.lock = threading.RLock()
         self.threads = 0
 
@@ -28,7 +28,7 @@ _flights: dict[tuple[str, str], _Flight] = {}
 
 @contextlib.contextmanager
 def single_flight(place: str, name: str) -> Iterator[None]:
-    """Let one thread at a time make what is called `name` in `place`; others wait, and then look for it."""
+    """Let one thread at a time make the item `name` in `place`; others wait, and then look for it."""
     key = (place, name)
     with _lock:
         flight = _flights.setdefault(key, _Flight())
@@ -44,7 +44,7 @@ def single_flight(place: str, name: str) -> Iterator[None]:
 
 
 def _after_fork() -> None:
-    """Let the child wait for nobody: the threads of its parent are not there."""
+    """Reset in the child, where the threads of its parent do not exist."""
     global _lock  # noqa: PLW0603  # a lock that another thread held stays locked in the child
     _lock = threading.Lock()
     _flights.clear()

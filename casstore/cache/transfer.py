@@ -1,19 +1,18 @@
-"""Moving model files between folders and stores: what is missing, verified, and visible only when whole."""
+"""Moves model files between folders and stores: only what is missing, verified, and visible only when complete."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import os
-import shutil
 import tempfile
-import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format.key_order import in_key_order, key_order
+from casstore.store.staging import folder_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +30,7 @@ _KEY_ORDER = "key_order"
 
 
 class ModelFileTransfer:
-    """Brings files and folders into one store, local or remote, and gets them back. Safe in threads."""
+    """Adds files and folders to one store, local or remote, and gets them back. Safe in threads."""
 
     def __init__(self, store: Store, *, callback: Callback | None = None) -> None:
         self._store = store
@@ -45,7 +44,7 @@ class ModelFileTransfer:
         base: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> AddResult | None:
-        """Add a file or folder as the model `ref`, chunks that the store has excepted.
+        """Add a file or folder as the model `ref`, except for chunks that the store has.
 
         None if there is no such file: the name of a model on a hub has no files here. Raises what `Store.add`
         raises.
@@ -87,23 +86,17 @@ class ModelFileTransfer:
         store, dest = self._store, os.path.abspath(dest)
         record = store.resolve(ref_or_record).record if isinstance(ref_or_record, str) else ref_or_record
         if os.path.isdir(dest) and os.listdir(dest):
-            raise ConfigError(f"{dest} holds files already: give a folder that does not exist or is empty.")
-        # Of a length of its own: with a part of it added, a long name would be too long for a file system.
-        made = os.path.join(os.path.dirname(dest), f".{uuid.uuid4().hex}.casstore")
-        try:
+            raise ConfigError(f"{dest} is not empty: give a folder that does not exist or is empty.")
+        with folder_beside(dest) as made:
             model = store.checkout_record(record, made, read_only=True, callback=self._callback)
             document = read_document(store, model)
             if os.path.isdir(dest):
                 os.rmdir(dest)
-            os.rename(made, dest)  # Invariant 4: under its name only when whole and checked.
-        except BaseException:
-            # Invariant 4: what is not whole never gets the name that was asked for.
-            shutil.rmtree(made, ignore_errors=True)
-            raise
+            os.rename(made, dest)  # Invariant 4: the folder gets its name only when complete and verified.
         return document
 
     def file_ids(self, record: Record) -> dict[str, bytes]:
-        """Return what each file of a model holds, by its path."""
+        """Return the id of each file of a model, by its path."""
         files = self._store.model_of(record).tree.files
         return {entry.path: entry.file_id for entry in files if entry.file_id is not None}
 
@@ -114,7 +107,7 @@ class ModelFileTransfer:
 
 @contextlib.contextmanager
 def placed_with_document(collected: CollectedModel) -> Iterator[dict[str, str]]:
-    """Give where all files of a model are, its config among them."""
+    """Give the places of all files of a model, including its config."""
     with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
         path = os.path.join(folder, DOCUMENT_NAME)
         with open(path, "wb") as file:
@@ -142,7 +135,7 @@ def read_document(store: Store, model: Model) -> ModelDocument | None:
 def config_in_order(config: dict[str, Any], record: Record) -> dict[str, Any]:
     """Return a copy of a model's config with its keys in the order in which it was cached, sorted if unknown."""
     order = record.metadata.get(_KEY_ORDER, "")
-    with contextlib.suppress(ValueError):  # Metadata is anybody's; the keys themselves are verified.
+    with contextlib.suppress(ValueError):  # Metadata is not trusted; the keys themselves are verified.
         if isinstance(order, str):
             ordered: dict[str, Any] = in_key_order(config, order)
             return ordered

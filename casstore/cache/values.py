@@ -1,4 +1,4 @@
-"""Settings as plain values: what a pipeline hands over becomes maps, lists, text and numbers, or is refused."""
+"""Settings as plain values: a pipeline's objects become maps, lists, text and numbers, or are refused."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 _PATH_SETTINGS = ("path", "file", "dir", "folder", "script", "directory", "filename")
 
 MAX_DEPTH = 24
-"""Nesting that a setting may have: what goes deeper is nearly always a cycle."""
+"""Limit of nesting in a setting: anything deeper is nearly always a cycle."""
 
 MAX_ITEMS = 1 << 20
-"""Values that one config may hold."""
+"""Limit of the number of values in one config."""
 
 
 def plain(value: Any, *, what: str) -> Any:
     """Return a copy of `value` made of maps, lists, text, numbers, booleans and None.
 
     Tuples and sets become lists, paths and enumerations text, numpy scalars numbers, objects with `to_json`
-    or `model_dump` what these give. Raises ConfigError, naming `what` and the place, for a cycle, a config
-    of absurd size, or an object that has no such form.
+    or `model_dump` their results. Raises ConfigError, naming `what` and the place, for a cycle, a config
+    of absurd size, or an object without a plain form.
     """
     return _Walk(what).take(value, ())
 
@@ -40,7 +40,7 @@ class _Walk:
 
     def take(self, value: Any, place: tuple[str, ...]) -> Any:
         self._left -= 1
-        # A container is refused before it is walked.
+        # Refuse a container before walking it.
         if self._left < (len(value) if isinstance(value, (list, tuple, dict, set)) else 0):
             raise ConfigError(f"{self._what} holds more than {MAX_ITEMS} values.")
         if len(place) > MAX_DEPTH:
@@ -50,7 +50,7 @@ class _Walk:
         if value is None or isinstance(value, (bool, str)) or type(value) is int:
             return self._text(value, place) if isinstance(value, str) else value
         if isinstance(value, float):
-            # Every NaN is the same one, so that a key does not depend on which operation made it.
+            # All NaNs become the same one, so that a key does not depend on which operation made it.
             return math.nan if math.isnan(value) else float(value)
         if isinstance(value, enum.Enum):
             return self.take(value.value, place)
@@ -79,18 +79,18 @@ class _Walk:
         if isinstance(key, enum.Enum):
             key = key.value
         if not isinstance(key, (str, int, float, bool)) and key is not None:
-            raise ConfigError(f"{self._what} has a key that is no text at {_name(place)}: {key!r:.200}.")
+            raise ConfigError(f"{self._what} has a key that is not text at {_name(place)}: {key!r:.200}.")
         return self._text(str(key), place)
 
     def _text(self, value: str, place: tuple[str, ...]) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            # Invariant 3: what has no bytes cannot be in a record; a file name that is no UTF-8 is like this.
+            # Invariant 3: text that cannot be encoded cannot be in a record; file names that are not UTF-8 are like this.
             raise ConfigError(
                 f"{self._what} has text at {_name(place)} that is not valid Unicode."
             ) from error
-        # A subclass of str (an enumeration of words, say) is the word.
+        # A subclass of str (such as a string enumeration) becomes its text.
         return value if type(value) is str else str.__str__(value)
 
     def _other(self, value: Any, place: tuple[str, ...]) -> Any:
@@ -100,7 +100,7 @@ class _Walk:
                 try:
                     converted = convert()
                 except Exception as error:
-                    # Invariant 11: whatever an object of the pipeline's raises, it only has no plain form.
+                    # Invariant 11: whatever the pipeline's object raises only means that it has no plain form.
                     raise ConfigError(
                         f"{self._what} holds a {type(value).__name__} at {_name(place)}, whose {method}() failed: "
                         f"{error!r:.200}."
@@ -118,10 +118,10 @@ def _name(place: tuple[str, ...]) -> str:
 
 
 def by_content(settings: Any, content_id: Callable[[str | Mapping[str, str]], str], name: str = "") -> Any:
-    """Replace plain settings that name files or folders by what these hold, as `content_id` says.
+    """Replace plain settings that name files or folders by their content, which `content_id` gives.
 
     Those are absolute paths, and settings whose name ends in path, file, dir, folder or script, that exist.
-    What a file is called says nothing, but for its suffix, by which many readers choose a format.
+    Of the file's name only the suffix counts, since many readers choose a format by it.
     """
     if isinstance(settings, dict):
         return {key: by_content(item, content_id, key) for key, item in settings.items()}

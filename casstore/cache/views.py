@@ -1,4 +1,4 @@
-"""Files that show people, and code that opens them itself, what the store holds about a run."""
+"""Files for people, and for code that opens them itself, that show what the store holds about a run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _log = logging.getLogger("casstore.cache")
 
 
 def write_view(path: Path, value: Any) -> None:
-    """Write a file that shows what the store holds: read-only, for changing it changes nothing."""
+    """Write a file that shows what the store holds: read-only, since changing it has no effect."""
     write_json(path, value, mode=0o444)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write a value as JSON, whole or not at all; what JSON cannot hold is written as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of a length of its own: with a part of it added, a long name would be too long for a file system.
+    # A fixed length: derived from the name, it could be too long for a file system.
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=4, default=str)
-        with contextlib.suppress(
-            OSError
-        ):  # A file system that refuses modes shows views as it shows everything.
+        with contextlib.suppress(OSError):  # A file system may refuse modes; the view is then writable.
             os.fchmod(file.fileno(), mode)
-    os.replace(temporary, path)  # A view, whole or not at all; the truth is in the store (invariant 3).
+    os.replace(
+        temporary, path
+    )  # This is only a view of what is in the store (invariant 3); it appears whole or not at all.
 
 
 def is_foreign(path: Path) -> bool:
@@ -40,7 +40,7 @@ def is_foreign(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & stat.S_IWUSR)
     except OSError:
-        return False  # Nothing there that could be read.
+        return False  # There is no file, or it cannot be read.
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -41,8 +41,9 @@ from casstore.cli import (
     sync,
     tag,
 )
-from casstore.cli.exits import discard_output
+from casstore.cli.exits import SIGNALLED, discard_output
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.signals import SIGNALS
 
 __all__ = ["app", "main"]
 
@@ -77,7 +78,7 @@ def root(
     """Keep ML models in a content-addressed store: deduplicated, compressed, verified."""
     given = {"store": store, "as_json": as_json, "quiet": quiet, "debug": debug}
     defaults = {name: value for name, value in given.items() if value}
-    # An option in front of the command is the default of the same option behind it.
+    # An option before the command is the default of the same option after it.
     context.default_map = {
         **dict.fromkeys(_COMMANDS, defaults),
         "remote": dict.fromkeys(remote.COMMANDS, defaults),
@@ -112,16 +113,21 @@ app.add_typer(remote.app)
 
 def main() -> None:
     """Run the command line on the process's arguments; always ends by SystemExit."""
-    # numpy would start a thread for each core, which spin while they wait for linear algebra that never comes.
+    # numpy would start a thread for each core, which spin while they wait for linear algebra that casstore never does.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is shown escaped; it must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="casstore")
+    except SystemExit as ending:
+        if isinstance(ending.code, int) and ending.code - SIGNALLED in SIGNALS:
+            # Everything is cleaned up. Python takes its time to exit, and one more signal then would change the exit code.
+            os._exit(ending.code)
+        raise
     finally:
         try:
             with contextlib.suppress(AttributeError):  # a process may start without an output
                 sys.stdout.flush()
-        except BrokenPipeError:
-            discard_output()  # No invariant is at stake: whoever read the output has seen enough.
+        except OSError:
+            discard_output()  # Output that could not be written has been reported already, if it matters.

@@ -1,4 +1,4 @@
-"""`casstore adopt`: take what Olive's own cache holds into the store."""
+"""`casstore adopt`: import an existing Olive cache."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,7 +39,7 @@ def run(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Import models, runs and evaluations of an Olive cache, which is only read; exit code 1 if any was left out."""
+    """Import an existing Olive cache (read-only): models, runs and evaluations; exit code 1 if any was left out."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         from casstore.cache.adopt import execute_adopt, plan_adopt  # noqa: PLC0415 - see cli/__init__.py
 

@@ -7,6 +7,7 @@ import typer
 
 import casstore
 from casstore.cli.exits import ERROR
+from casstore.cli.leftovers import leftovers_text
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import human_bytes
@@ -42,6 +43,8 @@ def run(
                 f"{f'; read {human_bytes(report.bytes_read)}' if read_data else ''}:"
                 f" {_verdict(len(report.problems))}{_others(report.foreign_files)}."
             )
+            if report.leftovers:
+                out.summary(f"Of interrupted or deleted work there are {leftovers_text(report.leftovers)}.")
         if not report.ok:
             raise typer.Exit(ERROR)
 

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
 
+from casstore.cli.signals import Ended, ending_by_signals
 from casstore.cli.text import printable
-from casstore.errors import CasstoreError
+from casstore.errors import CasstoreError, notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["BROKEN_PIPE", "ERROR", "INTERRUPTED", "discard_output", "exit_codes", "say"]
+__all__ = ["BROKEN_PIPE", "ERROR", "SIGNALLED", "discard_output", "exit_codes", "say"]
 
 ERROR = 1
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 """What a shell reports for a program that SIGPIPE ended."""
 
+SIGNALLED = 128
+"""What a shell adds to the number of the signal that ended a program."""
+
 _STDOUT = 1
+_ENDINGS: dict[int, str] = {
+    signal.SIGINT: "interrupted.",
+    signal.SIGTERM: "terminated.",
+    signal.SIGHUP: "hung up.",
+}
 
 
 def say(message: str) -> None:
     """Print one line to stderr, safe for a terminal."""
     line = " ".join(part.strip() for part in message.splitlines())
-    print(f"casstore: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
+    # Nothing can be reported to a terminal that is gone or a full disk behind stderr.
+    with suppress(OSError):
+        print(f"casstore: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def discard_output() -> None:
@@ -44,24 +55,28 @@ def discard_output() -> None:
 def exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn whatever happens inside into one line and an exit code; `debug` adds the traceback."""
     try:
-        yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with ending_by_signals():
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:
-        # No invariant is at stake: whoever read the output has seen enough.
+        # The reader of the output has stopped reading, as `head` does.
         discard_output()
         raise typer.Exit(BROKEN_PIPE) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as ended:
         # Invariant 3: without its record nothing is committed, so stopping anywhere is safe.
-        say("interrupted.")
-        raise typer.Exit(INTERRUPTED) from None
+        discard_output()  # Nobody may be reading what is still buffered.
+        number = ended.number if isinstance(ended, Ended) else signal.SIGINT
+        say(" ".join([_ENDINGS[number], *notes(ended)]))
+        raise typer.Exit(SIGNALLED + number) from None
     except Exception as error:  # noqa: BLE001 - the process ends here, and people need a line to read
         # Invariant 11: an error ends the command, none passes for a success.
         if debug:
-            traceback.print_exc()
-        say(_sentence(error, debug=debug))
+            for line in traceback.format_exc().splitlines():
+                print(printable(line), file=sys.stderr)  # noqa: T201
+        say(" ".join([_sentence(error, debug=debug), *notes(error)]))
         raise typer.Exit(ERROR) from None
 
 

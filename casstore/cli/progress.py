@@ -75,5 +75,8 @@ def status_line() -> Iterator[Callable[[str], None]]:
     from rich.console import Console  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    with Console(stderr=True).status("") as status:
+    console = Console(stderr=True)
+    # The usual one turns in characters that few encodings have.
+    spinner = "dots" if console.encoding.startswith("utf") else "line"
+    with console.status("", spinner=spinner) as status:
         yield lambda text: status.update(Text(printable(text)))

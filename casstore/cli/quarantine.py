@@ -1,4 +1,4 @@
-"""`casstore quarantine`: set damaged packs apart."""
+"""`casstore quarantine`: stop relying on damaged packs."""
 
 from casstore.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
 from casstore.cli.session import session
@@ -12,9 +12,9 @@ def run(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Set apart the damaged packs that a model is read from, so that it can be added or pushed anew.
+    """Quarantine the damaged packs of a model, so that it can be added or pushed again.
 
-    They stay where they are, and what is whole in them is still read; nothing new relies on them.
+    The packs stay in place, and what is undamaged in them can still be read; nothing new relies on them.
     """
     from casstore.ops.quarantine import find_damage, set_apart  # noqa: PLC0415 - see cli/__init__.py
 

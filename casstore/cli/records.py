@@ -24,7 +24,7 @@ def show_run(out: Session, store: Store, ref: str) -> None:
     """Print the run of a ref, or of the short id behind `runs/`. Raises RefNotFound."""
     run = RunCacheManager(store).load_run(ref.removeprefix("runs/"))
     if run is None:
-        raise RefNotFound(f"No run is called {ref!r}. `casstore runs` shows what there is.")
+        raise RefNotFound(f"No run named {ref!r}. `casstore runs` lists them.")
     if out.as_json:
         out.print_json(_run_as_json(run))
         return
@@ -52,7 +52,7 @@ def show_evaluation(out: Session, store: Store, ref: str) -> None:
     """Print the evaluation of a ref. Raises RefNotFound."""
     record = store.record(ref)
     if record is None:
-        raise RefNotFound(f"No evaluation is called {ref!r}. `casstore ls evaluations/` shows what there is.")
+        raise RefNotFound(f"No evaluation named {ref!r}. `casstore ls evaluations/` lists them.")
     found = decode_evaluation(store.manifest_of(record))
     if out.as_json:
         out.print_json(_evaluation_as_json(ref, record, found))

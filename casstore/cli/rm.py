@@ -64,7 +64,7 @@ def _look(store: "Store", ref: str) -> "tuple[Record | None, bool]":
     try:
         return store.record(ref), True
     except casstore.ConfigError:
-        return None, True  # Not a name, so nothing is called so.
+        return None, True  # Not a valid name, so no ref has it.
     except casstore.IntegrityError:
         return None, False  # What deletes it needs no more than its number.
 
@@ -72,5 +72,5 @@ def _look(store: "Store", ref: str) -> "tuple[Record | None, bool]":
 def _missing(ref: str, names: list[str]) -> str:
     close = [name for name in names if name.partition("/")[2] == ref]
     if close:
-        return f"{ref!r} is not a whole ref name, and rm guesses nothing. Give {' or '.join(close)}."
-    return f"No ref is called {ref!r}; rm takes the whole name, as `casstore ls` prints it."
+        return f"{ref!r} is not a whole ref name, which rm needs. Give {' or '.join(close)}."
+    return f"No ref named {ref!r}; rm takes the whole name, as `casstore ls` prints it."

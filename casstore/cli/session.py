@@ -151,7 +151,7 @@ def session(*, store: str | None, as_json: bool, quiet: bool, debug: bool) -> It
     """Run a command's body: errors end as one line on stderr and an exit code."""
     with exit_codes(debug=debug):
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("casstore: %(message)s"))
+        handler.setFormatter(_Printable("casstore: %(message)s"))
         handler.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING)
         log = logging.getLogger("casstore")
         log.addHandler(handler)
@@ -175,6 +175,13 @@ def _tell(damaged: list[Damage]) -> None:
         sys.stdout.flush()
     for damage in dict.fromkeys(damaged):
         say(str(damage))
+
+
+class _Printable(logging.Formatter):
+    """Formats messages so that names in them cannot steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
 def store_in(place: str) -> str:

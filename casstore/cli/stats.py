@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+import casstore
+from casstore.cli.leftovers import leftovers_text
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import human_bytes, human_percent
@@ -14,12 +16,13 @@ def run(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure the store: models, bytes as files, bytes as stored, frames by encoding."""
+    """Measure the store: models, bytes as files, bytes as stored, what is left over, frames by encoding."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         with out.open(readonly=True) as opened:
             stats = out.answer_for(opened).stats()
+            left = casstore.find_leftovers(opened)
         if out.as_json:
-            out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored})
+            out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored, "leftovers": asdict(left)})
             return
         out.table(
             ("store", stats.url),
@@ -33,6 +36,7 @@ def run(
                 (f"{stats.packs} packs", human_bytes(stats.bytes_packs)),
                 ("index", human_bytes(stats.bytes_index)),
                 ("records", human_bytes(stats.bytes_refs)),
+                ("left over", leftovers_text(left)),
             ),
         )
         out.table(

@@ -80,5 +80,5 @@ def _formatted(nanoseconds: int, form: str, *, local: bool) -> str:
         seconds = nanoseconds // 10**9
         return time.strftime(form, time.localtime(seconds) if local else time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):
-        # A writer's clock may claim any time; no invariant rests on it.
+        # A writer's clock may claim any time.
         return str(nanoseconds)

@@ -31,10 +31,10 @@ def bytes_per_second(text: str | None) -> float | None:
     try:
         rate = float(digits) * _UNITS[body[len(digits) :].strip()]
     except (ValueError, KeyError):
-        rate = 0.0  # Nothing is at stake: told below.
+        rate = 0.0  # The error below says what is wrong.
     if not 1 <= rate < 1e18:
         raise typer.BadParameter(
-            f"{text!r} is no rate: write 5M or 500KiB, in bytes per second.", param_hint="--limit"
+            f"{text!r} is not a rate: write 5M or 500KiB, in bytes per second.", param_hint="--limit"
         )
     return rate
 

@@ -60,7 +60,7 @@ def encode_each(
     out: memoryview | None = None,
     lead: int = 0,
 ) -> Iterator[Encoded]:
-    """Yield what `encode_batch` returns, each as soon as it is there: the core's cache holds chunk and payload still.
+    """Yield what `encode_batch` returns, each as soon as it is ready, while chunk and payload are in the core's cache.
 
     The caller may decode them on this thread before it asks for the next, but encode nothing else.
     """
@@ -95,7 +95,7 @@ def encode_each(
 
 
 def _moved(last: tuple[int, Choice] | None, begin: int) -> Choice | None:
-    """Return what suited the bytes at another place of the block, with the phase that it would have at `begin`."""
+    """Return the choice made for other bytes of the block, with the phase that it has at `begin`."""
     if last is None:
         return None
     before, choice = last
@@ -227,7 +227,7 @@ def decode_into(encoding: int, payload: Buffer, out: Buffer) -> None:
     Both stay the caller's; they must not overlap. Nothing outside them is read or written, and memory beyond
     `out` is at most its size again. Raises FormatError when the payload does not make exactly len(out) bytes,
     UnsupportedVersion for an encoding this release does not know; `out` is in any state after an error.
-    Nobody may use the bytes before their hash was checked (invariant 4).
+    The bytes must not be used before their hash was checked (invariant 4).
     """
     target = memoryview(out).cast("B")
     decode_batch([(encoding, payload)], [len(target)], target)

@@ -1,4 +1,4 @@
-"""The values that callers of the codecs hold: encodings, hints and encoded chunks."""
+"""The values that callers of the codecs use: encodings, hints and encoded chunks."""
 
 from __future__ import annotations
 

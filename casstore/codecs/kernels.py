@@ -1,6 +1,6 @@
 """The functions that touch every byte: compiled where `casstore._kernels` was built, else numpy's.
 
-`regroup.py` is the specification; tests hold both to the same bytes on every input. CASSTORE_KERNELS=numpy turns the
+`regroup.py` is the specification; tests check that both give the same bytes on every input. CASSTORE_KERNELS=numpy turns the
 compiled ones off.
 """
 

@@ -45,7 +45,7 @@ _RUN = struct.Struct("<HBBI")
 _MAX_RUNS = 255
 
 
-# Plain integers: the reader meets them for each run of each chunk, with the GIL held.
+# Plain integers, not an enumeration: the reader compares them for each run of each chunk, with the GIL held.
 _RAW = 0
 _ZSTD = 1
 _CONSTANT = 2
@@ -111,7 +111,7 @@ def encode_planes(stretch: U8, edges: Sequence[int], phase: int, plan: Plan) -> 
 
 
 def _pack_run(pieces: list[U8], run: RunPlan) -> list[tuple[int, U8]]:
-    """Return how each chunk's piece of the run is stored, by what its bytes turn out to be."""
+    """Return how each chunk's piece of the run is stored, depending on its bytes."""
     if run.method is None:
         return [(_RAW, piece) for piece in pieces]
     packed = []
@@ -125,7 +125,7 @@ def _pack_run(pieces: list[U8], run: RunPlan) -> list[tuple[int, U8]]:
 
 
 class Table(NamedTuple):
-    """What the head of a payload says, checked against the lengths of the payload and of the chunk."""
+    """The head of a payload, checked against the lengths of the payload and of the chunk."""
 
     stride: int
     phase: int
@@ -178,7 +178,7 @@ def read_table(payload: memoryview, raw_length: int) -> Table:
     sign = bool(flags)
     if sign and (stride not in {2, 4} or [run[0] for run in runs[-2:]] != [1, 1]):
         raise FormatError(
-            "A planes payload moves the sign of elements that have no two top columns of their own."
+            "A planes payload moves the sign of elements whose two top columns are not runs of their own."
         )
     if position != len(payload):
         raise FormatError("The lengths in a planes payload do not add up to its size.")

@@ -1,10 +1,10 @@
 """Byte regrouping in numpy: runs of adjacent byte columns taken out of elements, and put back.
 
-The specification of the compiled kernels, and what runs where there are none (see kernels.py).
+The specification of the compiled kernels, and their replacement where there are none (see kernels.py).
 
 An element is `stride` bytes; a run is the same `count` adjacent bytes of every element, kept next to each
 other. Widths 2 and 4 go through integer shifts, which numpy vectorises; a strided byte copy moves one byte at
-a time and is 2 to 3 times slower. Every numpy call lets go of the GIL and takes it back, and that is where threads
+a time and is 2 to 3 times slower. Every numpy call releases the GIL and takes it back, and that is where threads
 wait for one another; so calls are few: they shift and narrow, or widen and shift, at once. (Numpy multiplies 16-bit
 words faster than it shifts them, and 32-bit ones slower.) All integers are little-endian on every host.
 
@@ -72,7 +72,7 @@ class Columns:
     """
 
     def __init__(self, body: U8, *, stride: int, sign: bool) -> None:
-        # Numpy is half as fast where integers of the stride are not aligned.
+        # Numpy is half as fast on unaligned integers.
         aligned = stride not in {2, 4} or body.view(f"<u{stride}").flags.aligned
         self._body = body if aligned else body.copy()
         self._stride = stride

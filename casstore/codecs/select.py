@@ -1,7 +1,7 @@
 """The writer's policy: which encoding chunks get, by probing a sample of them.
 
 The choice is made for a stretch of chunks of one tensor: it costs as much as encoding a tenth of a chunk, and
-holds the GIL for most of that. What suits the stretch and not one of its chunks costs nothing: a run or chunk
+holds the GIL for most of that. If the choice does not suit one of the chunks, little is lost: a run or chunk
 that does not shrink is stored raw. A probe compresses the columns of a few KiB spread over the stretch: a real
 compressor sees skew and repeats alike, and on noise it gives up at once.
 """
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "choose"]
 
 _SMALL = 512
-# A sample is pieces of 1 KiB: half as many, still, for a single chunk.
+# A sample consists of pieces of 1 KiB; half as many for a single chunk.
 _PIECE = 1 << 10
 _PIECES = 16
 # Up to this stride every column is probed on its own; larger ones are blocks whose fields are listed below.
 _MAX_COLUMNS = 16
-# Under this, a run is not worth a zstd frame: what one saves is paid again when it is decoded.
+# A smaller gain is not worth a zstd frame: decoding costs more than it saves.
 _NOISE = 1 - 1 / 64
-# Up to this much worse than before, a guess is taken to be right still.
+# A guess is kept while it does at most this much worse than before.
 _ALIKE = 1.03
 
 # Runs of the block-quantised types of ggml, by block size: the scales' bytes differ from one another and from
-# the quants, which are alike. A run that is not worth it costs nothing: the probe stores it raw.
+# the quants, which are alike. A run that does not shrink is stored raw.
 _BLOCK_FIELDS = {
     17: (1, 16),  # MXFP4
     18: (1, 1, 16),  # Q4_0, IQ4_NL
@@ -72,7 +72,7 @@ _RAW = Choice(1.0, None)
 def choose(stretch: U8, hint: ElementHint | None, expected: Choice | None = None) -> Choice:
     """Return what to do with the chunks that make up `stretch`, adjacent bytes of one tensor or one chunk.
 
-    `expected` is what suited bytes before these that nothing was known about either: if it does so here, nothing
+    `expected` is the choice for preceding bytes of unknown type: if it suits these, nothing
     else is tried.
     """
     if len(stretch) < _SMALL:
@@ -90,10 +90,10 @@ def choose(stretch: U8, hint: ElementHint | None, expected: Choice | None = None
         return _probe_whole(sample)
     best = _probe_hint(stretch, hint)
     if best.share < 0.6:
-        # Even the bytes that are noise in trained weights compress: repeats may do better than skew.
+        # Even the bytes that are noise in trained weights compress here, so repeats may do better than skew.
         return _better(best, _probe_whole(sample))
     if best.share > 0.9:
-        # The hint may be wrong, or there is nothing to gain.
+        # The hint may be wrong, or nothing compresses.
         return _better(best, _guess(stretch, sample))
     return best
 
@@ -124,7 +124,7 @@ def _probe_whole(sample: U8) -> Choice:
         return _RAW
     if skew <= 1.02 * quick:
         return Choice(skew, Method.HUFFMAN)
-    # The highest levels that keep to 60 MB/s: what repeats a lot is fast, what hardly does gains nothing.
+    # The highest levels that reach 60 MB/s: bytes with many repeats are fast, and bytes with few gain nothing.
     return Choice(quick, Method.DENSE if 0.02 < quick < 0.8 else Method.MATCH)
 
 
@@ -156,7 +156,7 @@ def _probe_columns(stretch: U8, stride: int, phase: int, fields: tuple[int, ...]
         exponents: U8 = np.bitwise_or(np.left_shift(top, 1), np.right_shift(below, 7))
         mantissas: U8 = np.bitwise_or(np.bitwise_and(below, 0x7F), np.bitwise_and(top, 0x80))
         moved = [_probed(mantissas), _probed(exponents)]
-        # 0.5 to 0.7% of bfloat16, and worth it. Of float32 0.3%, and of float16 nothing: not worth the time.
+        # It saves 0.5 to 0.7% of bfloat16, which is worth it; 0.3% of float32 and nothing of float16, which is not.
         if sum(moved) < sum(sizes[-2:]) - 0.004 * stride * count:
             sign = True
             sizes[-2:] = moved
@@ -175,7 +175,7 @@ def _probed(column: U8) -> int:
 
 
 def _joined(runs: list[RunPlan]) -> tuple[RunPlan, ...]:
-    """Join raw columns at the start in pairs, which are moved as integers, and much faster, both ways."""
+    """Join raw columns at the start in pairs, which are moved as integers, much faster in both directions."""
     head = 0
     while head < len(runs) and runs[head] == RunPlan(1, None):
         head += 1
@@ -189,7 +189,7 @@ def _guess(stretch: U8, sample: U8) -> Choice:
     if len(sample) < 2048:
         return best
     finest = sample.reshape(-1, 8)
-    # Noise in each eighth byte is noise in each fourth and second: nothing else needs a look.
+    # If every eighth byte is noise, so is every fourth and second: nothing else needs a probe.
     if best.plan is None and all(
         _probed(np.ascontiguousarray(finest[:, k])) == len(finest) for k in range(8)
     ):
@@ -200,6 +200,6 @@ def _guess(stretch: U8, sample: U8) -> Choice:
 
 
 def _guess_phase(sample: U8, width: int) -> int:
-    """Guess where elements start: their last byte, sign and exponent, is the most skewed one."""
+    """Guess where elements start: their last byte, with sign and exponent, is the most skewed one."""
     sizes = [len(compress(np.ascontiguousarray(sample[k::width]), Method.HUFFMAN)) for k in range(width)]
     return (sizes.index(min(sizes)) + 1) % width

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Method", "compress", "compress_all", "decompress", "decompress_all"]
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
-# Absent where zstandard runs on cffi.
+# Missing in zstandard's cffi backend.
 _BATCHES = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
 # RFC 8878 recommends that decoders support this much; a frame may name more only when its content is larger.
 _MAX_WINDOW = 8 << 20
@@ -121,7 +121,7 @@ def decompress_all(frames: Sequence[tuple[memoryview, int]]) -> list[U8]:
                 [frame for frame, _ in frames], decompressed_sizes=room, threads=0
             )
             plains = [np.frombuffer(segment, np.uint8) for segment in joined]
-    except zstandard.ZstdError as error:  # invariant 4: a frame that cannot be read is never handed on
+    except zstandard.ZstdError as error:  # invariant 4: an undecodable frame is never passed on
         raise FormatError(f"A zstd frame cannot be decoded: {error}.") from error
     for plain, (_, size) in zip(plains, frames, strict=True):
         if len(plain) != size:
@@ -130,10 +130,10 @@ def decompress_all(frames: Sequence[tuple[memoryview, int]]) -> list[U8]:
 
 
 def _check(frame: memoryview, size: int) -> None:
-    """Raise FormatError unless the frame's structure is sound and states what it must."""
+    """Raise FormatError unless the frame's structure is sound and states the right size."""
     if size == 0:
         # The library returns at once for a stated size of zero and never looks at the bytes that follow.
-        raise FormatError("A zstd frame stands for no bytes at all; nothing is stored raw.")
+        raise FormatError("A zstd frame is empty; an empty payload is stored raw.")
     if frame[:4] != _MAGIC:
         raise FormatError(
             "A zstd frame does not start with zstd's magic number. The stored bytes are damaged."

@@ -21,8 +21,8 @@ __all__ = ["MAX_DEPTH", "MAX_ITEMS", "decode", "encode"]
 MAX_DEPTH = 32
 
 MAX_ITEMS = 1 << 24
-"""Elements of all arrays and maps of one value together: a million tensors have ten million. Without a
-limit, each byte of a few megabytes that zstd makes from nothing would become an object of its own."""
+"""Limit of the elements of all arrays and maps of one value together: a million tensors need ten million. Without a
+limit, a few bytes of zstd could expand to megabytes of msgpack, and each byte of those to a Python object."""
 
 
 def encode(value: Any) -> bytes:
@@ -30,7 +30,7 @@ def encode(value: Any) -> bytes:
     try:
         return _pack(_sorted(value, _Budget(), depth=0))
     except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
-        # Invariant 3: a value that cannot be written whole stops the publish before its record.
+        # Invariant 3: a value that cannot be encoded stops the publish before its record.
         raise ConfigError(f"This value cannot be stored as msgpack: {error}.") from error
 
 
@@ -52,7 +52,7 @@ def decode(data: Buffer, *, what: str) -> Any:
         _check_depth(value, 0)
         again = _pack(value)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        # Invariant 4: bytes that do not decode are reported, never guessed at.
+        # Invariant 4: bytes that do not decode are an error, never guessed at.
         raise FormatError(f"{what} is not canonical msgpack: {error or type(error).__name__}.") from error
     if again != view:
         raise FormatError(f"{what} is msgpack, but not in canonical form.")
@@ -104,7 +104,7 @@ def _check_depth(value: Any, depth: int) -> None:
 
 
 def _sorted(value: Any, budget: _Budget, *, depth: int) -> Any:
-    """Rebuild `value` with sorted maps; raises TypeError or ValueError for what msgpack must not hold."""
+    """Rebuild `value` with sorted maps; raises TypeError or ValueError for values that msgpack must not hold."""
     kind = type(value)
     if kind in _SCALARS:
         return value

@@ -1,6 +1,6 @@
-"""The frame of small files that stand alone: magic, body, BLAKE3 of both.
+"""The envelope of small files: magic, body, BLAKE3 of both.
 
-Used for the `format` file, records and tombstones, so that one flipped bit in any of them is seen.
+Used for the `format` file, records, tombstones and quarantine notes, so that a single flipped bit is detected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def seal(magic: bytes, body: bytes) -> bytes:
 def unseal(magic: bytes, data: bytes, *, key: str) -> bytes:
     """Return the body; raise FormatError, naming `key`, for another magic or a wrong checksum."""
     if len(data) < OVERHEAD or data[:MAGIC_SIZE] != magic:
-        raise FormatError(f"{key} is torn or is not what its place says; restore it from another copy.")
+        raise FormatError(f"{key} is torn, or is another kind of file; restore it from another copy.")
     if digest(data[:-DIGEST_SIZE]) != data[-DIGEST_SIZE:]:
         raise FormatError(f"{key} fails its checksum; restore it from another copy.")
     return data[MAGIC_SIZE:-DIGEST_SIZE]

@@ -19,7 +19,7 @@ T = TypeVar("T")
 def decode_map(data: Buffer, *, kind: str, version: int) -> dict[str, Any]:
     """Decode a map and check its `type`, `version` and `requires`.
 
-    Raises FormatError for another type, UnsupportedVersion for what only a newer casstore can read.
+    Raises FormatError for another type, UnsupportedVersion for a value that only a newer casstore can read.
     """
     value = canonical.decode(data, what=f"A {kind}")
     if not isinstance(value, dict) or value.get("type") != kind:
@@ -38,11 +38,13 @@ def decode_map(data: Buffer, *, kind: str, version: int) -> dict[str, Any]:
 
 
 def check_readable(data: bytes, decode: Callable[[bytes], object], *, kind: str) -> None:
-    """Raise ConfigError unless `decode` takes `data`: what no reader takes is never written (invariant 14)."""
+    """Raise ConfigError unless `decode` accepts `data`: what readers refuse is never written (invariant 14)."""
     try:
         decode(data)
     except FormatError as error:
-        raise ConfigError(f"This {kind} cannot be stored, for nobody could read it: {error}") from error
+        raise ConfigError(
+            f"This {kind} cannot be stored, because it could not be read back: {error}"
+        ) from error
 
 
 def field(value: dict[str, Any], name: str, expected: type[T], *, kind: str) -> T:
@@ -71,5 +73,5 @@ def split_ids(data: bytes, *, kind: str) -> list[bytes]:
 
 
 def unknown_keys(value: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """Return the keys that this version does not know: they are kept, so that rewriting loses nothing."""
+    """Return the keys that this version does not know: they are kept when a value is rewritten."""
     return {key: item for key, item in value.items() if key not in known}

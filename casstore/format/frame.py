@@ -23,7 +23,7 @@ _KINDS = frozenset(int(kind) for kind in Kind)
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What stands before a payload: `raw` and `stored` are lengths in bytes, `bases` object ids."""
+    """The header before a payload: `raw` and `stored` are lengths in bytes, `bases` object ids."""
 
     object_id: bytes
     kind: int
@@ -44,8 +44,8 @@ def header_size(bases: int) -> int:
     return HEADER_SIZE + DIGEST_SIZE * bases
 
 
-def encode_header(header: FrameHeader, *, key: str = "A pack in the making") -> bytes:
-    """Return the bytes that come before the payload; raise FormatError, naming `key`, for what no reader takes."""
+def encode_header(header: FrameHeader, *, key: str = "An unfinished pack") -> bytes:
+    """Return the bytes that come before the payload; raise FormatError, naming `key`, for a header that readers refuse."""
     _check_limits(header.kind, header.rank, len(header.bases), header.raw, header.stored, key=key)
     bases = b"".join(header.bases)
     head = _pack_fields(header, 0)
@@ -56,14 +56,14 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
     """Read a header from the start of `data`; raise FormatError if it is torn or absurd."""
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
-        raise FormatError(f"A frame of {key} is cut short.")
+        raise FormatError(f"A frame of {key} is truncated.")
     magic, kind, encoding, rank, count, raw, stored, object_id, check = _HEADER.unpack_from(view)
     size = header_size(count)
     if magic != MAGIC:
         raise FormatError(f"{key} holds no frame where one should start.")
     _check_limits(kind, rank, count, raw, stored, key=key)
     if len(view) < size:
-        raise FormatError(f"A frame of {key} is cut short.")
+        raise FormatError(f"A frame of {key} is truncated.")
     bases = bytes(view[HEADER_SIZE:size])
     header = FrameHeader(
         object_id=object_id,
@@ -80,7 +80,7 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
 
 
 def _check_limits(kind: int, rank: int, bases: int, raw: int, stored: int, *, key: str) -> None:
-    """Raise FormatError unless a frame may be so; writers and readers both ask here (invariant 14)."""
+    """Raise FormatError unless a frame is valid; writers and readers both check here (invariant 14)."""
     if kind not in _KINDS or rank > MAX_RANK or max(raw, stored) > max_plain(kind):
         raise FormatError(
             f"{key} holds a frame that cannot exist: its kind, rank or size is beyond the limits."

@@ -1,8 +1,8 @@
 """An index segment: a sorted, immutable table of rows with a fan-out by the ids' leading bits.
 
 A segment is read in three steps: `Head`, which says where buckets are and what their checksums are; the keys, a
-column of four bytes for each row, which answers nearly every question about an object that is not there; and
-buckets of rows, which are contiguous and verified one by one. So nobody needs the whole table, however large.
+column of four bytes for each row, which is enough for nearly every look-up of an absent object; and
+buckets of rows, which are contiguous and verified one by one. So no reader needs the whole table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAGIC = b"cassindx"
 VERSION = 1
 ROWS_PER_BUCKET = 48
-"""Rows a bucket holds on average, at most: with 64-byte rows, a bucket is read with one or two pages."""
+"""Limit of the average number of rows in a bucket: with 64-byte rows, a bucket takes one or two pages."""
 
 KEY_SIZE = 4
 CHECK_SIZE = 8
@@ -133,7 +133,7 @@ class Head:
         return _bucket_of(words[:, 0], self.shape.bits)
 
     def key_of(self, words: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Return what stands for each id in the column of keys: the 32 bits after its bucket's number."""
+        """Return the key of each id in the column of keys: the 32 bits after its bucket's number."""
         return _key_of(words[:, 0], self.shape.bits)
 
     def check_buckets(self, buckets: NDArray[np.int64], rows: Sequence[Buffer], *, key: str) -> None:
@@ -141,7 +141,7 @@ class Head:
         found = b"".join([Hasher(part).digest(length=CHECK_SIZE) for part in rows])
         if found != self.checks[buckets].tobytes():
             raise FormatError(
-                f"A bucket of {key} fails its checksum; remove that file, the packs rebuild it."
+                f"A bucket of {key} fails its checksum. Remove that file; it is rebuilt from the packs."
             )
 
     def check_blocks(self, blocks: NDArray[np.int64], parts: Sequence[Buffer], *, key: str) -> None:
@@ -149,14 +149,14 @@ class Head:
         found = b"".join([Hasher(part).digest(length=CHECK_SIZE) for part in parts])
         if found != self.block_checks[blocks].tobytes():
             raise FormatError(
-                f"The base lists of {key} fail their checksum; remove that file, the packs rebuild it."
+                f"The base lists of {key} fail their checksum. Remove that file; it is rebuilt from the packs."
             )
 
     def check_keys(self, rows: Rows, keys: NDArray[np.uint32], *, key: str) -> None:
         """Raise FormatError unless `keys` are those of `rows`."""
         if not np.array_equal(self.key_of(rows["id"].astype(np.uint64)), keys):
             raise FormatError(
-                f"The keys of {key} are not those of its rows; remove that file, the packs rebuild it."
+                f"The keys of {key} are not those of its rows. Remove that file; it is rebuilt from the packs."
             )
 
 
@@ -240,14 +240,14 @@ def decode_shape(data: Buffer, *, key: str) -> Shape:
     """Read the first HEADER_SIZE bytes of a segment."""
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
-        raise FormatError(f"{key} is cut short; remove that file, the packs rebuild it.")
+        raise FormatError(f"{key} is truncated. Remove that file; it is rebuilt from the packs.")
     magic, version, bits, flags, packs, rows, lists, list_ids, check = _HEADER.unpack_from(view)
     if magic != MAGIC:
-        raise FormatError(f"{key} is not an index segment; remove that file, the packs rebuild it.")
+        raise FormatError(f"{key} is not an index segment. Remove that file; it is rebuilt from the packs.")
     if version != VERSION or flags:
         raise UnsupportedVersion(f"{key} is an index of version {version}; upgrade casstore to read it.")
     if bits > 32 or rows >= 1 << 32:
-        raise FormatError(f"{key} states an impossible size; remove that file, the packs rebuild it.")
+        raise FormatError(f"{key} states an impossible size. Remove that file; it is rebuilt from the packs.")
     return Shape(bits=bits, packs=packs, rows=rows, lists=lists, list_ids=list_ids, check=check)
 
 
@@ -255,17 +255,21 @@ def decode_head(data: Buffer, shape: Shape, *, key: str) -> Head:
     """Read and check the first `shape.head_size` bytes of a segment."""
     view = memoryview(data)[: shape.head_size]
     if len(view) < shape.head_size:
-        raise FormatError(f"{key} is cut short; remove that file, the packs rebuild it.")
+        raise FormatError(f"{key} is truncated. Remove that file; it is rebuilt from the packs.")
     blank = _pack_header(replace(shape, check=bytes(DIGEST_SIZE)))
     if digest(blank + bytes(view[HEADER_SIZE:])) != shape.check:
-        raise FormatError(f"The head of {key} fails its checksum; remove that file, the packs rebuild it.")
+        raise FormatError(
+            f"The head of {key} fails its checksum. Remove that file; it is rebuilt from the packs."
+        )
     fanout = np.frombuffer(view[shape.fanout_begin : shape.checks_begin], "<u4")
     checks = np.frombuffer(view[shape.checks_begin :], f"V{CHECK_SIZE}")
     if fanout[0] != 0 or fanout[-1] != shape.rows or np.any(fanout[1:] < fanout[:-1]):
-        raise FormatError(f"The fan-out of {key} does not ascend; remove that file, the packs rebuild it.")
+        raise FormatError(
+            f"The fan-out of {key} does not ascend. Remove that file; it is rebuilt from the packs."
+        )
     packs = split_ids(bytes(view[HEADER_SIZE : shape.sizes_begin]), kind="segment")
     if len(set(packs)) != len(packs):
-        raise FormatError(f"{key} names a pack twice; remove that file, the packs rebuild it.")
+        raise FormatError(f"{key} names a pack twice. Remove that file; it is rebuilt from the packs.")
     return Head(
         shape=shape,
         packs=packs,
@@ -281,12 +285,16 @@ def decode_bases(data: Buffer, head: Head, *, key: str) -> BaseLists:
     view, shape = memoryview(data), head.shape
     parts = [view[at : at + BLOCK] for at in range(0, len(view), BLOCK)]
     if len(view) != shape.bases_size:
-        raise FormatError(f"The base lists of {key} are cut short; remove that file, the packs rebuild it.")
+        raise FormatError(
+            f"The base lists of {key} are truncated. Remove that file; it is rebuilt from the packs."
+        )
     head.check_blocks(np.arange(shape.blocks), parts, key=key)
     split = DIGEST_SIZE * shape.list_ids
     offsets = np.frombuffer(view[split:], "<u4")
     if offsets[0] != 0 or offsets[-1] != shape.list_ids or np.any(offsets[1:] < offsets[:-1]):
-        raise FormatError(f"The base lists of {key} do not ascend; remove that file, the packs rebuild it.")
+        raise FormatError(
+            f"The base lists of {key} do not ascend. Remove that file; it is rebuilt from the packs."
+        )
     return BaseLists(offsets, bytes(view[:split]))
 
 

@@ -26,7 +26,7 @@ def key_order(value: Any) -> str:
 def in_key_order(value: Any, order: str) -> Any:
     """Return a copy of a plain value with its maps in an order; raise ValueError if the order is of another one."""
     if not _TEXT.fullmatch(order):
-        raise ValueError("this is no order of keys")
+        raise ValueError("this is not an order of keys")
     parts = iter(order.split("|"))
     ordered = _ordered(value, parts)
     if any(parts):

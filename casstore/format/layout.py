@@ -101,9 +101,9 @@ def decode(data: Buffer) -> Layout:
     if file_id is None:
         raise FormatError("A layout does not name its file.")
     if "spans" not in value:
-        raise FormatError("A layout does not say what tensors its file has.")
+        raise FormatError("A layout does not say which tensors its file has.")
     if len(ids) % DIGEST_SIZE or len(packed) * (DIGEST_SIZE // 4) != len(ids):
-        raise FormatError("A layout has as many lengths as ids, or it is no layout.")
+        raise FormatError("A layout must have as many lengths as ids.")
     layout = Layout(
         file_id=file_id,
         size=size,
@@ -121,6 +121,6 @@ def _check(layout: Layout) -> None:
     """Raise FormatError unless the chunks make up the file; for writers and readers."""
     lengths, size = layout.lengths, layout.size
     if len(layout.file_id) != DIGEST_SIZE or len(layout.ids) != DIGEST_SIZE * len(lengths):
-        raise FormatError("A layout has as many lengths as ids, and names its file.")
+        raise FormatError("A layout must have as many lengths as ids, and name its file.")
     if np.any(lengths == 0) or np.any(lengths > MAX_CHUNK) or int(lengths.sum(dtype=np.int64)) != size:
         raise FormatError("The chunks of a layout do not make up its file.")

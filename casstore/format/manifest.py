@@ -60,8 +60,8 @@ class Tree:
 class ModelManifest:
     """A tree's id (the model id) and one layout id for each file, in the tree's order.
 
-    `executable` are the positions, among those files, of the executable ones, in ascending order. They are no
-    part of the model id, for there are file systems that make up the bit.
+    `executable` are the positions, among those files, of the executable ones, in ascending order. They are not
+    part of the model id, since some file systems invent the bit.
     """
 
     model_id: bytes
@@ -91,7 +91,7 @@ def decode_tree(data: Buffer) -> Tree:
     try:
         tree = make_tree(entries)
     except ConfigError as error:
-        # Invariant 4: a tree from elsewhere is untrusted; an unsafe path is damage, not a setting.
+        # Invariant 4: a tree from elsewhere is untrusted; an unsafe path counts as damage, not as a wrong argument.
         raise FormatError(f"A tree cannot be checked out: {error}") from error
     if tree.entries != tuple(entries):
         raise FormatError("The entries of a tree are not in order.")
@@ -115,7 +115,7 @@ def encode_model(manifest: ModelManifest) -> bytes:
 
 
 def decode_model(data: Buffer) -> ModelManifest:
-    """Read a model manifest; raise FormatError if it is none."""
+    """Read a model manifest; raise FormatError for anything else."""
     value = fields.decode_map(data, kind="model", version=MODEL_VERSION)
     model_id = fields.optional_id(value, "tree", kind="model")
     if model_id is None:
@@ -128,12 +128,12 @@ def decode_model(data: Buffer) -> ModelManifest:
 
 def _positions(data: bytes, *, files: int) -> tuple[int, ...]:
     if len(data) % 4:
-        raise FormatError("The list of executable files in a model manifest has no whole number of entries.")
+        raise FormatError(
+            "The list of executable files in a model manifest does not have a whole number of entries."
+        )
     positions = np.frombuffer(data, "<u4")
     if len(positions) and (int(positions[-1]) >= files or (positions[1:] <= positions[:-1]).any()):
-        raise FormatError(
-            "The executable files in a model manifest are not in order, or there is no such file."
-        )
+        raise FormatError("The executable files in a model manifest are not in order, or do not exist.")
     return tuple(positions.tolist())
 
 
@@ -148,4 +148,4 @@ def _entry(item: Any) -> TreeEntry:
             and (size == 0) == (file_id == EMPTY_FILE_ID)
         ):
             return TreeEntry(path, size, file_id)
-    raise FormatError("A tree holds an entry that is not one.")
+    raise FormatError("A tree holds an invalid entry.")

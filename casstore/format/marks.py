@@ -1,4 +1,4 @@
-"""The `format` file that makes a directory a store, and marks on packs: tombstones and quarantine notes."""
+"""The `format` file that makes a directory a store, and the files about packs: tombstones and quarantine notes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _QUARANTINE_MAGIC = b"cassquar"
 
 @dataclass(frozen=True, slots=True)
 class StoreFormat:
-    """Identity of a store: 16 random bytes, made once; `features` are names a reader must know."""
+    """Identity of a store: 16 random bytes, made once."""
 
     store_id: bytes
 
@@ -47,7 +47,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Why a pack is not to be relied on: found at `time`, nanoseconds since 1970 by the finder's clock."""
+    """Why a pack must not be relied on: found at `time`, nanoseconds since 1970 by the finder's clock."""
 
     pack: bytes
     reason: str
@@ -97,9 +97,9 @@ def encode_tombstone(value: Tombstone) -> bytes:
 
 
 def may_be_tombstone(key: str, data: Buffer) -> bool:
-    """Say whether a file among the tombstones is one, whole or not, by its name or its first bytes.
+    """Say whether a file among the tombstones is one, damaged or not, by its name or its first bytes.
 
-    What another program left there (desktop.ini) names no pack.
+    A file of another program (desktop.ini) names no packs.
     """
     name = key.removeprefix(TOMBSTONE_PREFIX)
     return _UUID.fullmatch(name) is not None or bytes(data).startswith(_TOMBSTONE_MAGIC)
@@ -113,7 +113,7 @@ def decode_tombstone(data: Buffer, *, key: str) -> Tombstone:
         packs = fields.split_ids(fields.field(value, "packs", bytes, kind="tombstone"), kind="tombstone")
         return Tombstone(tuple(packs), fields.field(value, "time", int, kind="tombstone"))
     except FormatError as error:
-        # Invariant 8: what stops a writer is named, or nobody could mend it.
+        # Invariant 8: this stops every writer, so the message names the file.
         raise type(error)(f"{key}: {error}") from error
 
 
@@ -131,7 +131,7 @@ def is_quarantine(key: str) -> bool:
 def quarantined_pack(key: str) -> bytes:
     """Return the pack that the note with this key is on; raise FormatError for a foreign file."""
     if not is_quarantine(key):
-        raise FormatError(f"{key} is not a note on a pack; move that file out of the store.")
+        raise FormatError(f"{key} is not a quarantine note; move that file out of the store.")
     return bytes.fromhex(key.removeprefix(QUARANTINE_PREFIX))
 
 
@@ -155,7 +155,7 @@ def decode_quarantine(data: Buffer, *, key: str) -> Quarantine:
     )
     pack = fields.optional_id(value, "pack", kind=kind)
     if pack is None or quarantine_key(pack) != key:
-        raise FormatError(f"{key} holds the note on another pack.")
+        raise FormatError(f"{key} is the note on another pack.")
     return Quarantine(
         pack, fields.field(value, "reason", str, kind=kind), fields.field(value, "time", int, kind=kind)
     )

@@ -2,7 +2,7 @@
 
 A ref name is `<namespace>/<rest>`. In a key, `rest` is escaped so that it is one path component, lower
 case (two names that differ only by case stay two files everywhere) and safe in a URL: every byte outside
-`a-z 0-9 . _ - +`, a dot in front, and the first byte of what Windows takes for a device (`con.v1`), becomes `=`
+`a-z 0-9 . _ - +`, a leading dot, and the first byte of a name that Windows takes for a device (`con.v1`), becomes `=`
 and two hex digits.
 """
 
@@ -17,7 +17,7 @@ from casstore.format.paths import check_path
 
 NAMESPACES = ("models", "runs", "evaluations", "tags")
 MODEL_NAMESPACES = ("models", "tags")
-"""Where refs name models; in the others they name manifests of the cache."""
+"""Namespaces whose refs name models; in the others they name manifests of the cache."""
 
 MAX_NAME = 200
 MAX_SEQ = (1 << 64) - 1
@@ -32,7 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class RecordKey:
-    """What a record's key says: the ref's `name`, its `seq`, and the write id unless the key is exclusive."""
+    """A parsed record key: the ref's `name`, its `seq`, and the write id unless the key is exclusive."""
 
     name: str
     seq: int
@@ -48,11 +48,11 @@ def check_name(name: str) -> None:
     namespace, _, rest = name.partition("/")
     if namespace not in NAMESPACES or not rest:
         allowed = ", ".join(f"{item}/…" for item in NAMESPACES)
-        raise ConfigError(f"{name!r} is no ref name: a ref is named {allowed}.")
+        raise ConfigError(f"{name!r} is not a ref name: names have the form {allowed}.")
     if "@" in rest:
-        raise ConfigError(f"{name!r} is no ref name: it must not contain '@'.")
+        raise ConfigError(f"{name!r} is not a ref name: it must not contain '@'.")
     if _CONTROL.search(rest):
-        raise ConfigError(f"{name!r} is no ref name: it must not contain control characters.")
+        raise ConfigError(f"{name!r} is not a ref name: it must not contain control characters.")
     check_path(rest)
     if len(_escape(rest)) > MAX_NAME:
         raise ConfigError(f"The ref name {name!r} is too long: {MAX_NAME} bytes after escaping is the limit.")
@@ -76,7 +76,7 @@ def record_key(name: str, *, seq: int, write_id: bytes | None) -> str:
 
 
 def parse_key(key: str) -> RecordKey:
-    """Read a record's key; raise FormatError if it is none."""
+    """Parse a record's key; raise FormatError for any other key."""
     match = _KEY.fullmatch(key)
     if match is None:
         raise FormatError(f"{key} is not the key of a record.")
@@ -84,7 +84,9 @@ def parse_key(key: str) -> RecordKey:
     name = f"{namespace}/{_unescape(rest, key=key)}"
     parsed = RecordKey(name, int(seq, 16), bytes.fromhex(write_id) if write_id else None)
     if record_key(name, seq=parsed.seq, write_id=parsed.write_id) != key:
-        raise FormatError(f"{key} is not the key of a record: it names {name!r}, which has another place.")
+        raise FormatError(
+            f"{key} is not the key of a record: it names {name!r}, whose records have other keys."
+        )
     return parsed
 
 

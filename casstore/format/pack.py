@@ -1,6 +1,6 @@
 """A pack: header, frames, footer, trailer. README.md, "Packs", gives every byte.
 
-The directory comes last so that a pack streams out in one pass; frames carry their own ids, so a pack
+The directory comes last so that a pack is written in one pass; frames carry their own ids, so a pack
 whose footer is torn is still readable by a forward scan.
 """
 
@@ -45,7 +45,7 @@ class Footer:
 
     @property
     def begin(self) -> int:
-        """Where the footer starts in its pack: behind the last frame."""
+        """Where the footer starts in its pack: after the last frame."""
         if len(self.rows) == 0:
             return HEADER_SIZE
         last = self.rows[-1]
@@ -54,7 +54,7 @@ class Footer:
 
     @property
     def pack_size(self) -> int:
-        """Bytes of the whole pack, which a footer fixes."""
+        """Bytes of the whole pack, which follow from the footer."""
         return self.begin + ROW.itemsize * len(self.rows) + self.bases.size + TRAILER_SIZE
 
 
@@ -79,7 +79,7 @@ def check_header(data: Buffer, *, key: str) -> None:
     """Raise FormatError unless `data` starts like a pack, UnsupportedVersion if a newer one."""
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
-        raise FormatError(f"{key} is cut short.")
+        raise FormatError(f"{key} is truncated.")
     magic, version, flags, reserved, _nonce = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise FormatError(f"{key} is not a pack.")
@@ -106,7 +106,7 @@ def footer_rows(headers: Sequence[FrameHeader], offsets: Sequence[int]) -> Foote
     for at, header in enumerate(headers):
         if header.bases:
             rows["bases"][at] = numbers.setdefault(header.bases, len(numbers) + 1)
-    check_rows(rows, lists=len(numbers), packs=1, key="A pack in the making")
+    check_rows(rows, lists=len(numbers), packs=1, key="An unfinished pack")
     return Footer(rows, BaseLists.of(list(numbers)))
 
 
@@ -120,11 +120,11 @@ def decode_trailer(tail: Buffer, *, pack_size: int, key: str) -> Trailer:
     """Read the last TRAILER_SIZE bytes of a pack of `pack_size` bytes."""
     view = memoryview(tail)
     if pack_size < HEADER_SIZE + TRAILER_SIZE or len(view) < TRAILER_SIZE:
-        raise FormatError(f"{key} is cut short.")
+        raise FormatError(f"{key} is truncated.")
     begin, rows, check, reserved, magic = _TRAILER.unpack(view[-TRAILER_SIZE:])
     size = pack_size - TRAILER_SIZE - begin
     if magic != END_MAGIC or reserved or begin < HEADER_SIZE or size < rows * ROW.itemsize:
-        raise FormatError(f"{key} has no valid trailer: it is cut short or damaged.")
+        raise FormatError(f"{key} has no valid trailer: it is truncated or damaged.")
     return Trailer(begin=begin, size=size, rows=rows, check=check)
 
 
@@ -148,7 +148,7 @@ def decode_footer(body: Buffer, trailer: Trailer, *, key: str) -> Footer:
 
 
 def scan_frames(data: Buffer, *, key: str) -> Iterator[tuple[int, FrameHeader]]:
-    """Yield (offset, header) of the frames from the start of a pack up to where they stop making sense.
+    """Yield (offset, header) of the frames from the start of a pack up to the first invalid one.
 
     For a pack whose footer is torn; payloads are not checked here.
     """
@@ -159,7 +159,7 @@ def scan_frames(data: Buffer, *, key: str) -> Iterator[tuple[int, FrameHeader]]:
         try:
             header = frame.decode_header(view[at:], key=key)
         except FormatError:
-            return  # Invariant 5: what stands before the tear is still the truth.
+            return  # Invariant 5: frames before the tear are still valid.
         end = at + header.size + header.stored
         if end > len(view):
             return

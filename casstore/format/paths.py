@@ -1,6 +1,6 @@
-"""Paths inside a tree: relative, and nothing that leads out of the folder that holds the tree (design §11).
+"""Paths inside a tree: relative, and never leading out of the folder that holds the tree (design §11).
 
-A tree keeps every name that a POSIX machine can hold and that is UTF-8. Whether another place can hold it too
+A tree keeps every UTF-8 name that a POSIX machine can hold. Whether another place can hold it too
 is found by trying, when a model is written there.
 """
 
@@ -28,7 +28,7 @@ def check_path(path: str) -> None:
 def check_paths(paths: Iterable[str]) -> None:
     """Check each path, and that no two are equal and none lies below another."""
     # With the lowest character between their parts, paths that share a folder are neighbours, right behind
-    # that folder's own name: neighbours tell everything, in memory and time that the paths' length bounds.
+    # that folder's own name: comparing neighbours is enough, in memory and time bounded by the paths' length.
     named = []
     for path in paths:
         check_path(path)
@@ -36,7 +36,7 @@ def check_paths(paths: Iterable[str]) -> None:
     named.sort()
     for (key, path), (next_key, next_path) in itertools.pairwise(named):
         if key == next_key:
-            raise ConfigError(f"The path {path!r} is there twice.")
+            raise ConfigError(f"The path {path!r} occurs twice.")
         if next_key.startswith(f"{key}\0"):
             raise ConfigError(f"The path {path!r} is both a file and the folder of {next_path!r}.")
 
@@ -45,7 +45,7 @@ def _fault(path: str) -> str:
     try:
         size = len(path.encode())
     except UnicodeEncodeError:
-        return "is not valid Unicode"  # Invariant 1: a name that has no bytes cannot be kept.
+        return "is not valid Unicode"  # Invariant 1: text that cannot be encoded cannot be kept.
     if not 0 < size <= MAX_PATH:
         return f"is empty or longer than {MAX_PATH} bytes"
     if "\0" in path:

@@ -1,4 +1,4 @@
-"""A record: one immutable statement about a ref. The newest verified one is the ref's value."""
+"""A record: one immutable file that gives a ref a value. The newest verified one counts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 MAGIC = b"cass-ref"
 VERSION = 1
 MAX_INLINE = 8 << 10
-"""Bytes of a run or evaluation manifest that sits inside its record, at most."""
+"""Limit in bytes of a run or evaluation manifest inside its record."""
 
 MAX_RECORD = 16 << 20
-"""Bytes of a record's file, at most: whoever lists refs reads every one of them."""
+"""Limit of a record's file in bytes: listing refs reads every one of them."""
 
 _KIND = "record"
 _KNOWN = frozenset(
@@ -31,12 +31,12 @@ _KNOWN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one writer said about a ref.
+    """One value that a writer gave a ref.
 
     `seq` is one more than the highest that the writer saw, `write_id` 16 random bytes, `time` nanoseconds
     since 1970 by the writer's clock. `target` is a model id, None for a deletion; `manifest` the object
     that describes it, or `inline` the small manifest itself. `base` is the model that this one was made
-    from. `packs` hints at the packs that cover it. `exclusive` records have a key that one writer wins.
+    from. `packs` are hints at the packs that cover it. `exclusive` records have a key that one writer wins.
     `origin` is the write id of the record of another store that this one was copied from.
     """
 
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def order(self) -> tuple[int, bytes]:
-        """Records of one ref compare by this; the highest is the value."""
+        """The sort key of the records of one ref; the highest is the value."""
         return (self.seq, self.write_id)
 
 
@@ -102,12 +102,12 @@ def decode(data: Buffer, *, key: str) -> Record:
 def decode_anywhere(data: Buffer, *, key: str) -> Record:
     """Read the record in a file called `key`, which need not be its place; raise FormatError if it is damaged."""
     if memoryview(data).nbytes > MAX_RECORD:
-        raise FormatError(f"{key} is larger than the {MAX_RECORD >> 20} MiB that a record has at most.")
+        raise FormatError(f"{key} is larger than {MAX_RECORD >> 20} MiB, the limit of a record.")
     body = envelope.unseal(MAGIC, bytes(data), key=key)
     try:
         return _decode_body(body)
     except FormatError as error:
-        # Invariant 8: what stops a reader is named, or nobody could mend it.
+        # Invariant 8: this stops readers, so the message names the file.
         raise type(error)(f"{key}: {error}") from error
 
 
@@ -121,7 +121,7 @@ def _decode_body(body: bytes) -> Record:
         or not (inline is None or type(inline) is bytes)
         or not (origin is None or (type(origin) is bytes and len(origin) == WRITE_ID_SIZE))
     ):
-        raise FormatError("This record is not one.")
+        raise FormatError("This is not a valid record.")
     packs = fields.field(value, "packs", bytes, kind=_KIND)
     return Record(
         name=fields.field(value, "name", str, kind=_KIND),

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     Rows = NDArray[np.void]
 
 MAX_CHUNK = 1 << 20
-"""Plain bytes of a chunk, at most."""
+"""Limit of a chunk in plain bytes."""
 
 MAX_OBJECT = 1 << 28
-"""Plain bytes of a layout, tree or manifest, at most."""
+"""Limit of a layout, tree or manifest in plain bytes."""
 
 MAX_OFFSET = 1 << 62
-"""Where a frame may start at most: no file is as long, and sums of offsets and lengths stay in 63 bits."""
+"""Limit of a frame's offset: no file is as long, and sums of offsets and lengths stay within 63 bits."""
 
 MAX_RANK = 8
-"""Ranks of deltas end here, and so does how many of them lie under one another."""
+"""Limit of ranks, and so of the length of a chain of deltas."""
 
 MAX_BASES = 255
-"""Bases of one frame, at most."""
+"""Limit of the bases of one frame."""
 
 
 class Kind(enum.IntEnum):
@@ -50,7 +50,7 @@ class Kind(enum.IntEnum):
 
 
 def max_plain(kind: int) -> int:
-    """Return the plain bytes that an object of a kind has at most; a payload has no more."""
+    """Return the limit in plain bytes of an object of a kind; a payload has no more."""
     return MAX_CHUNK if kind == Kind.CHUNK else MAX_OBJECT
 
 
@@ -73,7 +73,7 @@ ROW: np.dtype[np.void] = np.dtype(
 0 for none. The id is read as four big-endian words so that numpy sorts and compares it as bytes do."""
 
 ROW_FIELDS = struct.Struct("<32sQIIIIBBB5x")
-"""The fields of one row but the reserved ones, where asking numpy for each would take longer."""
+"""The fields of one row except the reserved ones, unpacked together, which is faster than asking numpy for each."""
 
 assert ROW.itemsize == ROW_FIELDS.size == 64
 
@@ -100,7 +100,7 @@ class BaseLists:
     def of(cls, lists: Sequence[tuple[bytes, ...]]) -> BaseLists:
         """Pack `lists` of 32-byte ids; raise FormatError for lists that `decode` would refuse."""
         lengths = np.array([len(item) for item in lists], "<u4")
-        _check_list_lengths(lengths, key="A pack in the making")
+        _check_list_lengths(lengths, key="An unfinished pack")
         offsets = np.zeros(len(lists) + 1, "<u4")
         np.cumsum(lengths, out=offsets[1:])
         return cls(offsets, b"".join(base for item in lists for base in item))
@@ -142,14 +142,14 @@ class BaseLists:
         """Return the numbers of the lists in their canonical order, equal ones once, and what `bases` becomes.
 
         They are sorted by the first word of their first id, then by a checksum: so lists of several sources can be
-        joined in batches, and equal ones meet.
+        joined in batches that have equal ones together.
         """
         leads, sums = self._keys()
         order = np.lexsort((sums, leads))
         leads, sums, counts = leads[order], sums[order], np.diff(self.offsets.astype(np.int64))[order]
         same = np.zeros(len(self), np.bool_)
         same[1:] = (leads[1:] == leads[:-1]) & (sums[1:] == sums[:-1]) & (counts[1:] == counts[:-1])
-        # What only looks the same is written twice, which does no harm.
+        # If checksums collide, equal lists may be written twice, which does no harm.
         maybe = np.flatnonzero(same)
         one, other = order[maybe], order[maybe - 1]
         here, ends = expand(self.offsets[one], self.offsets[one + 1])
@@ -191,7 +191,7 @@ class BaseLists:
         """Read what `encode` wrote; raise FormatError if a length or an offset is wrong."""
         view = memoryview(data).cast("B")
         if len(view) < _LIST_COUNTS.size:
-            raise FormatError(f"The base lists of {key} are cut short.")
+            raise FormatError(f"The base lists of {key} are truncated.")
         lists, bases = _LIST_COUNTS.unpack_from(view)
         split = _LIST_COUNTS.size + 4 * (lists + 1)
         if len(view) != split + DIGEST_SIZE * bases:
@@ -204,7 +204,7 @@ class BaseLists:
 
 
 def _check_list_lengths(lengths: NDArray[np.uint32], *, key: str) -> None:
-    """Raise FormatError unless each list has bases, and not too many; writers and readers ask here (invariant 14)."""
+    """Raise FormatError unless each list has bases, and not too many; writers and readers check here (invariant 14)."""
     if np.any(lengths == 0) or np.any(lengths > MAX_BASES):
         raise FormatError(f"{key} has a base list that is empty or has more than {MAX_BASES} bases.")
 
@@ -251,7 +251,7 @@ def sort_order(rows: Rows) -> NDArray[np.intp]:
 def check_rows(rows: Rows, *, lists: int, packs: int, key: str) -> None:
     """Raise FormatError unless every field of every row is within its limits.
 
-    Encodings are not judged here: one that this version does not know is met when it is decoded.
+    Encodings are not checked here: an unknown one is refused when it is decoded.
     """
     if len(rows) == 0:
         return
@@ -287,6 +287,6 @@ def merge_base_lists(parts: Iterable[tuple[Rows, BaseLists]]) -> tuple[Rows, Bas
         ids.append(part.ids)
         lists += len(part)
         bases += len(part.ids) // DIGEST_SIZE
-    # Without the dtype, numpy would hand back native words and the ids would no longer read as bytes.
+    # Without the dtype, numpy would return native words, and the ids could not be read as bytes.
     joined = np.concatenate(arrays, dtype=ROW) if arrays else np.zeros(0, ROW)
     return joined, BaseLists(np.concatenate(offsets), b"".join(ids))

@@ -1,6 +1,6 @@
-"""Manifests of runs and evaluations: what a pass made of a model, and what a model was measured at.
+"""Manifests of runs (what a pass made of a model) and of evaluations (how a model was measured).
 
-The run key is the BLAKE3 of the canonical bytes of everything that decides the output (invariant 12); all
+The run key is the BLAKE3 of the canonical bytes of everything that decides the output (invariant 12); everything
 else is recorded, not keyed.
 """
 
@@ -24,7 +24,7 @@ EVALUATION_VERSION = 1
 
 
 class RunStatus(enum.Enum):
-    """What became of a run."""
+    """The state of a run."""
 
     RUNNING = "running"
     DONE = "done"
@@ -34,7 +34,7 @@ class RunStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """What decides the output of a pass.
+    """Everything that decides the output of a pass.
 
     `input` identifies the input model by content, `config` is canonical with files by content,
     `environment` the allow-listed fields that matter.
@@ -69,9 +69,9 @@ class RunKey:
 class RunManifest:
     """One run of a pass.
 
-    `name` is what the pipeline calls its output; `input` and `output` are model ids, None where the input is
-    not in a store or nothing came out. `input_name` is what the pipeline calls the input. `started` is in
-    nanoseconds since 1970, `duration` in nanoseconds. `recorded` is what the run happened on, `artifacts`
+    `name` is the pipeline's name of its output; `input` and `output` are model ids, None if the input is
+    not in a store or there is no output. `input_name` is the pipeline's name of the input. `started` is in
+    nanoseconds since 1970, `duration` in nanoseconds. `recorded` is the run's environment, `artifacts`
     maps names to model ids. These links are weak: the run does not keep what it names (design §8).
     """
 
@@ -91,15 +91,15 @@ class RunManifest:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def same_result(self, other: RunManifest) -> bool:
-        """Say whether both runs came out alike, whenever and wherever they ran."""
-        # Keys by their bytes, for a NaN in a config is not even equal to itself.
+        """Say whether both runs had the same result, whenever and wherever they ran."""
+        # Compare the keys' bytes, since a NaN in a config is not even equal to itself.
         mine, its = self.key.digest(), other.key.digest()
         return (mine, self.status, self.output) == (its, other.status, other.output)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationManifest:
-    """What a model was measured at: `evaluator` identifies how, `model` the model's id if it is known."""
+    """An evaluation of a model: `evaluator` identifies how it was measured, `model` is the model's id if known."""
 
     name: str
     model: bytes | None
@@ -150,13 +150,13 @@ def encode_run(run: RunManifest) -> bytes:
 
 
 def decode_run(data: Buffer) -> RunManifest:
-    """Read a run; raise FormatError if it is none."""
+    """Read a run; raise FormatError for anything else."""
     value = fields.decode_map(data, kind=_RUN, version=RUN_VERSION)
     artifacts = fields.field(value, "artifacts", dict, kind=_RUN)
     try:
         status = RunStatus(fields.field(value, "status", str, kind=_RUN))
     except ValueError as error:
-        # Invariant 4: a state that this version does not know is not guessed at.
+        # Invariant 4: an unknown state is an error, never guessed at.
         raise FormatError(f"A run has the unknown status {value['status']!r}.") from error
     return RunManifest(
         name=fields.field(value, "name", str, kind=_RUN),
@@ -196,7 +196,7 @@ def encode_evaluation(evaluation: EvaluationManifest) -> bytes:
 
 
 def decode_evaluation(data: Buffer) -> EvaluationManifest:
-    """Read an evaluation; raise FormatError if it is none."""
+    """Read an evaluation; raise FormatError for anything else."""
     value = fields.decode_map(data, kind=_EVALUATION, version=EVALUATION_VERSION)
     return EvaluationManifest(
         name=fields.field(value, "name", str, kind=_EVALUATION),
@@ -221,7 +221,7 @@ def _ordered_map(value: dict[str, Any], name: str, *, kind: str) -> dict[str, An
     try:
         ordered: dict[str, Any] = in_key_order(found, str(order))
     except ValueError as error:
-        # Invariant 4: what does not fit is reported, never guessed at.
+        # Invariant 4: an order that does not fit is an error, never guessed at.
         raise FormatError(
             f"The order of the keys of `{name}` of a {kind} cannot be used: {error}."
         ) from error
@@ -240,7 +240,7 @@ def _decode_key(document: dict[str, Any]) -> RunKey:
         environment=fields.field(document, "environment", dict, kind=kind),
     )
     if key.document() != document:
-        raise FormatError("The key of a run holds what this version of casstore does not know.")
+        raise FormatError("The key of a run has fields that this version of casstore does not know.")
     return key
 
 

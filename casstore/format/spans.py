@@ -1,4 +1,4 @@
-"""The tensors of a file, as a layout keeps them: in columns, for a file may have a million."""
+"""The tensors of a file, as a layout keeps them: in columns, since a file may have a million."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Span:
 
 
 class PackedSpans(Sequence[Span]):
-    """A read-only sequence of spans, equal to any other of the same; a Span is made when it is asked for."""
+    """A read-only sequence of spans, equal to any other of the same; each Span is made on access."""
 
     __slots__ = ("_columns", "_dtypes", "_name_ends", "_names", "_shape_ends")
 
     def __init__(self, columns: dict[str, NDArray[Any]], dtypes: Sequence[str], names: bytes) -> None:
-        """Take columns that fit together: `pack_spans` and `unpack_spans` make such."""
+        """Take matching columns, as `pack_spans` and `unpack_spans` make them."""
         self._columns = columns
         self._dtypes = tuple(dtypes)
         self._names = names
@@ -126,7 +126,7 @@ class PackedSpans(Sequence[Span]):
 
 
 def pack_spans(spans: Iterable[Any]) -> PackedSpans | tuple[()]:
-    """Pack whatever has the attributes of a Span; raise ConfigError for what a layout cannot keep."""
+    """Pack objects with the attributes of a Span; raise ConfigError for any that a layout cannot keep."""
     items = spans if isinstance(spans, Sequence) else list(spans)
     if isinstance(items, PackedSpans) or not items:
         return items if isinstance(items, PackedSpans) else ()
@@ -143,7 +143,7 @@ def pack_spans(spans: Iterable[Any]) -> PackedSpans | tuple[()]:
         }
         columns = {name: np.array(column, _COLUMNS[name]) for name, column in values.items()}
     except (OverflowError, UnicodeEncodeError) as error:
-        # Invariant 3: a value that cannot be written whole stops the publish before its record.
+        # Invariant 3: a value that cannot be encoded stops the publish before its record.
         raise ConfigError(f"These tensor spans cannot be stored: {error}.") from error
     return PackedSpans(columns, tuple(dtypes), b"".join(names))
 
@@ -174,7 +174,7 @@ def unpack_spans(value: Any, size: int) -> PackedSpans | tuple[()]:
         raise _bad()
     if int(columns["ranks"].sum(dtype=np.int64)) != len(columns["shapes"]):
         raise _bad()
-    # One form for one value: types stand in the order of their first use, each once, and none is unused.
+    # Canonical form: types are listed once each, in the order of their first use, and none is unused.
     used, first = np.unique(columns["dtype"], return_index=True)
     if not np.array_equal(used, np.arange(len(dtypes))) or np.any(np.diff(first) < 0):
         raise _bad()
@@ -189,7 +189,7 @@ def _check_names(names: bytes, lengths: NDArray[Any]) -> None:
     try:
         names.decode()
     except UnicodeDecodeError as error:
-        raise _bad() from error  # Invariant 4: bytes that are no text are reported.
+        raise _bad() from error  # Invariant 4: bytes that are not text are an error.
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     data = np.frombuffer(names, np.uint8)
     if np.any(data[starts[starts < len(data)]] & 0xC0 == 0x80):
@@ -197,4 +197,4 @@ def _check_names(names: bytes, lengths: NDArray[Any]) -> None:
 
 
 def _bad() -> FormatError:
-    return FormatError("A layout holds tensor spans that are none.")
+    return FormatError("A layout holds invalid tensor spans.")

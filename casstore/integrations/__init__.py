@@ -1,1 +1,1 @@
-"""casstore inside other tools. Nothing else in casstore imports them."""
+"""casstore inside other tools. Nothing else in casstore imports this package."""

@@ -49,10 +49,10 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
     """The models of one store, read-only. Safe in threads, after a fork, and pickled by its arguments.
 
     `store` is the store's path or URL (default: CASSTORE_STORE), `store_options` what fsspec needs to reach it.
-    `chunk_cache` is how many bytes of chunks of a store that is a network away stay in memory. A ref is believed
-    to be what it was for `ref_seconds`; `invalidate_cache()` ends that. `fo`, `target_protocol` and
-    `target_options` are fsspec's way to say the same in one URL: `cas://models/NAME/FILE::s3://bucket/prefix`.
-    Raises ConfigError for a place that is no store.
+    `chunk_cache` is how many bytes of chunks of a store that is a network away stay in memory. A ref is assumed
+    unchanged for `ref_seconds`, or until `invalidate_cache()`. `fo`, `target_protocol` and
+    `target_options` are how fsspec passes a chained URL: `cas://models/NAME/FILE::s3://bucket/prefix`.
+    Raises ConfigError for a place that is not a store.
     """
 
     protocol = "cas"
@@ -73,21 +73,19 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         unknown = sorted(fsspec_options.keys() - _FSSPEC_OPTIONS)
         if unknown:
             raise ConfigError(
-                f"cas:// has no option {', '.join(unknown)}; what the storage needs goes into store_options."
+                f"cas:// has no option {', '.join(unknown)}; options of the storage go into store_options."
             )
         super().__init__(**fsspec_options)
         if fo is not None:
             if store is not None:
                 raise ConfigError(
-                    "The URL names a store behind '::', and store= another one: give one of them."
+                    "The URL names one store after '::' and store= another: give only one of them."
                 )
             store = _chained(fo, target_protocol)
             store_options = {**(target_options or {}), **(store_options or {})}
         store = store or expand_home(os.environ.get(STORE_VARIABLE) or "")
         if not store:
-            raise ConfigError(
-                f"cas:// needs to know the store: give store=PATH_OR_URL or set {STORE_VARIABLE}."
-            )
+            raise ConfigError(f"cas:// needs a store: give store=PATH_OR_URL or set {STORE_VARIABLE}.")
         self._store = Store.open(store, readonly=True, chunk_cache=chunk_cache, **(store_options or {}))
         self._paths = ModelPaths(self._store, ref_seconds=ref_seconds)
 
@@ -96,18 +94,18 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
 
     @property
     def fsid(self) -> str:
-        """What tells this store from others, wherever it is."""
+        """The identity of this store, wherever it is."""
         return f"cas_{self._store.store_id}"
 
     def close(self) -> None:
-        """Release files and connections; neither this nor what it opened must be used afterwards."""
+        """Release files and connections; neither this nor files opened with it may be used afterwards."""
         with contextlib.suppress(AttributeError, KeyError):
-            # fsspec would hand it to the next who asks for the same store.
+            # fsspec would hand it to the next caller that asks for the same store.
             del type(self)._cache[self._fs_token]  # noqa: SLF001  # fsspec offers clear_instance_cache only, for all
         self._store.close()
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Look at every ref again when it is next needed."""
+        """Read every ref again when it is next needed."""
         self._paths.forget()
         super().invalidate_cache(path)
 
@@ -118,7 +116,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         return self._paths.info(self._strip_protocol(path))
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:  # noqa: FBT001, FBT002  # fsspec's signature
-        """Return what a directory holds: the infos, or the names. Raises FileNotFoundError."""
+        """List a directory: the infos, or the names. Raises FileNotFoundError."""
         listed = self._paths.list(self._strip_protocol(path))
         return listed if detail else [info["name"] for info in listed]
 
@@ -147,7 +145,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         try:
             kind: str = self.info(path)["type"]
         except FileNotFoundError:
-            return None  # Invariant 8: absent for certain; whatever else went wrong is raised.
+            return None  # Invariant 8: the path is certainly absent; any other failure is raised.
         return kind
 
     # ---- reading
@@ -191,7 +189,9 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
                 if on_error != "return":
                     raise
                 for at in positions:
-                    results[at] = error  # The caller is told, in the way that he asked for (invariant 11).
+                    results[at] = (
+                        error  # Invariant 11: the caller gets the error, in the way that it asked for.
+                    )
                 continue
             ranges = [(*_clip(layout.size, begins[at], stops[at]), at) for at in positions]
             jobs += [(layout, part) for part in _joined(ranges, _MAX_GAP if max_gap is None else max_gap)]
@@ -240,7 +240,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
             os.replace(temporary, os.path.join(folder, name))
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)  # Invariant 4: it never was whole.
+                os.unlink(temporary)  # Invariant 4: the file is incomplete.
             raise
 
     def _copy(self, path: str, target: Any, callback: Any) -> None:
@@ -281,14 +281,14 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
 
 
 def _chained(fo: str, protocol: str | None) -> str:
-    """Return the place of the store that stands behind '::' in a URL."""
+    """Return the place of the store that comes after '::' in a URL."""
     if "://" in fo or protocol in (None, "file", "local"):
         return fo
     return f"{protocol}://{fo}"
 
 
 def _clip(size: int, start: int | None, end: int | None) -> tuple[int, int]:
-    """Return a range as Python's slices mean it, as bytes of a file of `size`."""
+    """Resolve a range like a Python slice, to bytes of a file of `size`."""
     begin, stop, _ = slice(start, end).indices(size)
     return begin, max(begin, stop)
 
@@ -302,7 +302,7 @@ def _each(value: Any, count: int) -> Sequence[int | None]:
 
 
 def _joined(ranges: list[tuple[int, int, int]], gap: int) -> list[list[tuple[int, int, int]]]:
-    """Put ranges (begin, end, …) that are at most `gap` bytes apart together, each list in order."""
+    """Group ranges (begin, end, …) that are at most `gap` bytes apart, each group in order."""
     joined: list[list[tuple[int, int, int]]] = []
     reached = 0
     for item in sorted(ranges):

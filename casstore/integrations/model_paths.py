@@ -1,4 +1,4 @@
-"""What paths below `cas://` mean: namespaces, refs, and the files and directories of models."""
+"""Resolves paths below `cas://`: namespaces, refs, and the files and directories of models."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Folders:
             path = folder
 
     def info(self, name: str, inside: str) -> dict[str, Any]:
-        """Return what fsspec wants to know of the file or directory `inside`, which is called `name`."""
+        """Return fsspec's info of the file or directory `inside`, which is called `name`."""
         if inside in self.directories:
             return {"name": name, "type": "directory", "size": 0, "model_id": self.model.model_id}
         entry = self.files[inside]
@@ -69,8 +69,8 @@ class Folders:
 class ModelPaths:
     """Finds what paths name in one store; safe in threads.
 
-    The shortest ref that a path begins with and whose model has the rest is meant. A ref is believed to be what it
-    was for `ref_seconds`.
+    A path means the shortest ref that it begins with and whose model has the rest. A ref is assumed unchanged
+    for `ref_seconds`.
     """
 
     def __init__(self, store: Store, *, ref_seconds: float) -> None:
@@ -93,10 +93,10 @@ class ModelPaths:
             return folders.info(path, inside)
         if path in names.MODEL_NAMESPACES or (_in_namespace(path) and self._store.find(f"{path}/", limit=1)):
             return {"name": path, "type": "directory", "size": 0}
-        raise FileNotFoundError(f"There is no cas://{path} in {self._store.backend.url}.")
+        raise FileNotFoundError(f"No cas://{path} in {self._store.backend.url}.")
 
     def list(self, path: str) -> list[dict[str, Any]]:
-        """Return what a directory holds, or of a file itself; raises FileNotFoundError."""
+        """List a directory, or return the info of a file; raises FileNotFoundError."""
         if path == "":
             return [
                 {"name": namespace, "type": "directory", "size": 0} for namespace in names.MODEL_NAMESPACES
@@ -112,7 +112,7 @@ class ModelPaths:
                 for child in children
             ]
         if not _in_namespace(path):
-            raise FileNotFoundError(f"There is no cas://{path} in {self._store.backend.url}.")
+            raise FileNotFoundError(f"No cas://{path} in {self._store.backend.url}.")
         listed: dict[str, dict[str, Any]] = {}
         for row in self._store.find(f"{path}/"):
             child, _, below = row.name[len(path) + 1 :].partition("/")
@@ -120,7 +120,7 @@ class ModelPaths:
             if not below and row.target is not None:
                 info["model_id"] = row.target.hex()
         if not listed and path not in names.MODEL_NAMESPACES:
-            raise FileNotFoundError(f"There is no cas://{path} in {self._store.backend.url}.")
+            raise FileNotFoundError(f"No cas://{path} in {self._store.backend.url}.")
         return [listed[child] for child in sorted(listed)]
 
     def file(self, path: str) -> tuple[TreeEntry, Layout]:
@@ -129,7 +129,7 @@ class ModelPaths:
         if found is None or found[1] in found[0].directories:
             if self.info(path)["type"] == "directory":
                 raise IsADirectoryError(f"cas://{path} is a directory.")
-            raise FileNotFoundError(f"There is no cas://{path} in {self._store.backend.url}.")
+            raise FileNotFoundError(f"No cas://{path} in {self._store.backend.url}.")
         folders, inside = found
         return folders.files[inside], folders.model.layout(inside)
 
@@ -166,7 +166,7 @@ class ModelPaths:
             try:
                 record = self._store.resolve(ref).record
             except RefNotFound as error:
-                # Design §3: also an ambiguous prefix, which the message says.
+                # Design §3: this includes ambiguous prefixes; the message says so.
                 raise FileNotFoundError(str(error)) from error
         self._records[ref] = (now + self._ref_seconds, record)
         while len(self._records) > _KEPT_REFS:
@@ -190,5 +190,5 @@ def _divisions(path: str) -> Iterator[tuple[str, str]]:
         try:
             names.check_name(ref)
         except ConfigError:
-            return  # Nothing can be called so, and so nothing that is longer.
+            return  # No ref can have such a name, nor a longer one.
         yield ref, "/".join(parts[count:])

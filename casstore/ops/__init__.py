@@ -1,1 +1,1 @@
-"""Operations on whole stores, each in one file: plan, then execute."""
+"""Operations on whole stores: plan, then execute."""

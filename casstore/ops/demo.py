@@ -1,4 +1,4 @@
-"""The main job on a real model, measured: add it and its variants, get one back, compare every byte."""
+"""The demo: adds a real model and its variants, gets one back, compares every byte, and measures each step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DemoStep:
-    """One add: `bytes_total` as files, of which dedup saved `bytes_dedup` and each encoding what `saved` says.
+    """One add: `bytes_total` as files, of which dedup saved `bytes_dedup` and each encoding the bytes in `saved`.
 
     `bytes_stored` is what remains, with layouts, manifests and headers.
     """
@@ -44,7 +44,7 @@ class DemoStep:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What the demo did. `ref` is the model that was got back, in `get_seconds`, equal to what was added."""
+    """The result of the demo. `ref` is the model that was got back in `get_seconds`, equal to what was added."""
 
     source: str
     store: str
@@ -64,7 +64,7 @@ def run_demo(
     """Add the model at `path` and its variants to a store, get one back and compare it byte for byte.
 
     Without `path`, the model is the one of the package wordllama. The store is temporary unless `store` gives
-    a place for one that stays. `announce` is told each step. Raises ConfigError for a missing
+    a place for one that stays. `announce` is called with each step. Raises ConfigError for a missing
     model, IntegrityError if what comes back differs.
     """
     source = path if path is not None else _packaged_model()
@@ -166,6 +166,6 @@ def _opened(place: str | None, scratch: str) -> Iterator[Store]:
         yield store
         kept = machine_folder(bytes.fromhex(store.store_id), store.backend.url)
         if place is None and kept is not None:
-            # Not part of a store: what this machine remembers of one that is about to go.
+            # Not part of a store: this machine's state of one that is about to be deleted.
             store.machine.close()
             shutil.rmtree(kept, ignore_errors=True)

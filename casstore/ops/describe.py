@@ -1,4 +1,4 @@
-"""What a model consists of and what keeping it costs: read-only, and reads no chunk."""
+"""Describes what a model consists of and what storing it costs. Reads no chunk."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FileDescription:
 
     @property
     def bytes_stored(self) -> int:
-        """What this file's chunks take, whoever else uses them."""
+        """Bytes that this file's chunks take, whoever else uses them."""
         return sum(share.bytes_stored for share in self.encodings)
 
 
@@ -67,12 +67,12 @@ class ModelDescription:
 
     @property
     def bytes_stored(self) -> int:
-        """What the model's chunks take, whichever models share them."""
+        """Bytes that the model's chunks take, whichever models share them."""
         return sum(share.bytes_stored for share in self.encodings)
 
     @property
     def chunks(self) -> int:
-        """Chunks of all files, those that recur counted each time."""
+        """Number of chunks of all files; repeated ones are counted each time."""
         return sum(file.chunks for file in self.files)
 
     @property

@@ -3,8 +3,8 @@
 One listing gives everything, so the work grows with the number of refs and not with its square: a listing
 for each step of a long ancestry would read all names each time.
 
-A run that failed made nothing, whatever the pipeline keeps under its name: the model that says "failed" is
-the same one for every pass, and would tie together what has nothing in common.
+A failed run made nothing, whatever the pipeline keeps under its name: the model that means "failed" is
+the same one for every pass, and would connect unrelated models.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ORDER = attrgetter("time", "run", "input", "output")
 
 @dataclass(frozen=True, slots=True)
 class ModelNode:
-    """A model: `refs` name it, none if only runs still tell of it; `time` is when the first of these was written.
+    """A model: `refs` name it, none if only runs still mention it; `time` is when the first of these was written.
 
     `made_by` are the names of the runs that made it, oldest first. Times are nanoseconds since 1970.
     """
@@ -59,10 +59,10 @@ class ModelNode:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One step from an input to an output: a run, or with `run` empty what an add gave as its base.
+    """One step from an input to an output: a run, or, with `run` empty, the base that an add named.
 
-    Models are given by their ids. `input` is "" where the input was never in the store, and `input_name` is
-    what the pipeline calls it; `output` is "" where nothing came out. `duration` is in nanoseconds.
+    Models are given by their ids. `input` is "" if the input was never in the store, and `input_name` is
+    the pipeline's name of it; `output` is "" if there is none. `duration` is in nanoseconds.
     """
 
     input: str
@@ -79,7 +79,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class ModelEvaluation:
-    """What a model was measured at; `name` is the ref's name without its namespace, `model` the model id."""
+    """An evaluation of a model; `name` is the ref's name without its namespace, `model` the model id."""
 
     name: str
     model: str
@@ -128,11 +128,11 @@ class LineageGraph:
     """By the id of the model that was measured."""
 
     def model_ids(self) -> list[str]:
-        """Return the ids of all models that refs name or runs tell of."""
+        """Return the ids of all models that refs name or runs mention."""
         return list({**self.named, **self.made_by, **self.used_by})
 
     def node(self, model_id: str) -> ModelNode:
-        """Return what is known of a model. Raises KeyError for one that nothing here tells of."""
+        """Return what is known of a model. Raises KeyError for one that nothing mentions."""
         rows, made = self.named.get(model_id, []), self.made_by.get(model_id, [])
         told = [row.time for row in rows] or [link.time for link in made or self.used_by[model_id]]
         runs = tuple(link.run for link in made if link.run)
@@ -157,8 +157,8 @@ class LineageGraph:
     def log(self, models: Iterable[str] | None = None, *, ref: str = "") -> list[LogEntry]:
         """Return the models that were kept and the runs of which none is, the newest first.
 
-        `models` are the ids to tell of, by default all. Of runs that failed, which all keep the same model,
-        only the one of `ref` is then told.
+        `models` are the ids to include, by default all. Of failed runs, which all keep the same model,
+        only the one of `ref` is then included.
         """
         wanted = None if models is None else set(models)
         told = set()
@@ -176,7 +176,7 @@ class LineageGraph:
         for name, link in self.runs.items():
             if name not in told and (wanted is None or link.output in wanted):
                 entries.append(LogEntry(link.time, "", link.output, (link,)))
-        # Each ref is told once, so a name decides between equal times, and the order is always the same.
+        # Each ref occurs once, so names decide between equal times, and the order is always the same.
         return sorted(entries, key=lambda entry: (entry.time, entry.ref), reverse=True)
 
     def _reach(
@@ -206,10 +206,10 @@ def descendants(store: Store, ref_or_id: str) -> list[ModelNode]:
 
 
 def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) -> Lineage:
-    """Return where a model comes from, what was made from it, and what all of these were measured at.
+    """Return where a model comes from, what was made from it, and the evaluations of all of these.
 
-    `graph` is used instead of reading the records again. An evaluation that is damaged is left out, and the
-    store's `on_damage` told. Raises RefNotFound for no such model.
+    `graph` is used instead of reading the records again. A damaged evaluation is left out, and the
+    store's `on_damage` called. Raises RefNotFound for no such model.
     """
     resolved = store.resolve(ref_or_id)
     graph = graph or read_graph(store)
@@ -217,11 +217,11 @@ def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) 
     try:
         node = graph.node(own)
     except KeyError:
-        # What a failed run keeps, or what was added since the graph was read.
+        # The model of a failed run, or one that was added since the graph was read.
         node = ModelNode(own, (resolved.ref,), resolved.record.time, ())
     start: list[Link] = []
     if resolved.ref.startswith(_MODELS):
-        # The model of a run that failed is nobody's output, yet it has a run and an input.
+        # The model of a failed run is no run's output, yet it has a run and an input.
         run = graph.runs.get(resolved.ref.removeprefix(_MODELS))
         start = [run] if run is not None and not run.output else []
     above, below = graph.ancestors(own, start=start), graph.descendants(own)
@@ -294,12 +294,12 @@ def _link_of(row: RefRow) -> Link:
 
 
 def _evaluated(row: RefRow, by_name: dict[str, str]) -> str:
-    """Return the id of the model that was measured: as it is told, else the model of that name."""
+    """Return the id of the evaluated model: as recorded, else the model of that name."""
     facts = row.metadata
     told = facts.get("model")
     if isinstance(told, str) and is_hex(told):
         return told
-    # Pipelines call an evaluation by the model's name, often followed by what it ran on.
+    # Pipelines name an evaluation after the model, often followed by the accelerator.
     name = str(facts.get("name") or row.name.removeprefix("evaluations/"))
     return by_name.get(f"{_MODELS}{name}") or by_name.get(f"{_MODELS}{name.partition('-')[0]}", "")
 
@@ -312,7 +312,7 @@ def _evaluations(store: Store, rows: Iterable[RefRow]) -> Iterator[ModelEvaluati
                 continue  # Deleted since the listing.
             found = decode_evaluation(store.manifest_of(record))
         except IntegrityError as error:
-            # Invariant 8: told, and the others are shown.
+            # Invariant 8: it is reported, and the others are shown.
             store.on_damage(Damage(row.name, row.target.hex(), str(error)))
             continue
         yield ModelEvaluation(

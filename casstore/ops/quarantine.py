@@ -1,4 +1,4 @@
-"""Finding which packs a model cannot be read from, and setting them apart so that it can be stored anew."""
+"""Finds the packs that a model cannot be read from, and quarantines them so that it can be stored again."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _BATCH_BYTES = 8 << 20
 class Damage:
     """What is wrong with a model.
 
-    `packs` cannot be relied on, each with the reason; `missing` objects are in no other pack. `complete` is off
-    if what describes the model cannot be read, so that nobody knows all of its objects.
+    `packs` cannot be relied on, each with the reason; `missing` objects are in no other pack. `complete` is False
+    if the description of the model cannot be read, so that not all of its objects are known.
     """
 
     packs: dict[bytes, str]
@@ -46,7 +46,7 @@ class Damage:
 
 
 def quarantine_damaged(store: Store, record: Record) -> dict[str, str]:
-    """Find the damaged packs that a record depends on and set them apart; return why, by pack id in hex.
+    """Quarantine the damaged packs that a record depends on; return the reasons by pack id in hex.
 
     Raises BackendError if the store cannot be read or written.
     """
@@ -59,7 +59,7 @@ def find_damage(store: Store, record: Record) -> Damage:
     """Read all that a record depends on, from each pack until one has it whole; change nothing.
 
     Where the description of a model is damaged itself, the packs that its record names are read whole.
-    Packs that are gone or were set apart count only where the record lacks something.
+    Packs that are gone or quarantined count only where the record lacks something.
     """
     search = _Search(store, read_quarantine(store.backend))
     complete = _search_all(search, record)
@@ -73,22 +73,22 @@ def find_damage(store: Store, record: Record) -> Damage:
 
 
 def set_apart(store: Store, packs: dict[bytes, str]) -> None:
-    """Leave a note on each pack, with the reason, so that nothing new relies on it; it stays where it is.
+    """Write a note on each pack, with the reason, so that nothing new relies on it; the pack stays where it is.
 
-    Adding what it holds again writes that to a fresh pack, and what is whole in it is still read. One that has
-    a note keeps that.
+    Adding its objects again writes them to a fresh pack, and the undamaged ones are still read. A pack that has
+    a note already keeps it.
     """
     for pack, reason in packs.items():
-        # Not every error speaks UTF-8, and notes do.
+        # Notes are UTF-8, and not every error message is.
         note = marks.Quarantine(pack, reason.encode(errors="replace").decode(), time.time_ns())
         store.index.avoid_pack(store.index.number_of(pack))
-        # Invariant 1: someone may have found it before us, and nothing is overwritten.
+        # Invariant 1: nothing is overwritten; someone may have found the damage before.
         with contextlib.suppress(ObjectExists):
             store.backend.put(marks.quarantine_key(pack), [marks.encode_quarantine(note)])
 
 
 def _search_all(search: _Search, record: Record) -> bool:
-    """Look at all objects that a record depends on; say whether they are known."""
+    """Read all objects that a record depends on; say whether all of them are known."""
     if record.manifest is None:
         return True
     search.read([record.manifest])
@@ -98,7 +98,7 @@ def _search_all(search: _Search, record: Record) -> bool:
     try:
         manifest = manifest_format.decode_model(reader.read(record.manifest))
     except IntegrityError:
-        # Invariant 4: it is damaged, so it says nothing; what can be looked at is.
+        # Invariant 4: it is damaged, so it is not used; the rest is still examined.
         search.read([] if record.target is None else [record.target])
         return False
     search.read([manifest.model_id, *manifest.layouts])
@@ -113,7 +113,7 @@ def _search_all(search: _Search, record: Record) -> bool:
 
 @dataclass(slots=True)
 class _Search:
-    """What was found so far. `apart` are packs with a note, which are not looked at again."""
+    """What was found so far. `apart` are packs with a note, which are not read again."""
 
     store: Store
     apart: frozenset[bytes]
@@ -125,7 +125,7 @@ class _Search:
     _looked: bool = False
 
     def read(self, ids: Iterable[bytes]) -> None:
-        """Read objects, and what they are deltas against, each until a pack gives it whole."""
+        """Read objects and their bases, each until a pack gives it whole."""
         left = [object_id for object_id in dict.fromkeys(ids) if object_id not in self._seen]
         self._seen.update(left)
         while left:
@@ -149,13 +149,13 @@ class _Search:
         try:
             footer = read_footer(self.store.backend, pack)
         except UnsupportedVersion:
-            return  # Written by a newer casstore: no damage (design §3).
+            return  # Written by a newer casstore, not damaged (design §3).
         except FormatError as error:
-            # Invariant 9: what does not verify is set apart, never copied or relied on.
+            # Invariant 9: a frame that fails verification is never copied or relied on.
             self.found[pack] = str(error)
             return
         except ObjectNotFound:
-            return  # Invariant 5: a hint at a pack that is gone; the objects tell what is missing.
+            return  # Invariant 5: the hint names a pack that is gone; looking up the objects shows what is missing.
         rows = footer.rows.copy()
         number = self.store.index.number_of(pack)
         rows["pack"] = number
@@ -163,7 +163,7 @@ class _Search:
         self._read(located, number, list(range(len(rows))))
 
     def noted_before(self) -> dict[bytes, str]:
-        """Return the packs with a note that are all that has what is lost, with its reason."""
+        """Return the packs with a note that alone hold lost objects, with the reasons."""
         lost = sorted(self.lost)
         located = self.store.index.locate(lost)
         packs = {self.store.index.pack_id(number) for number, _ in _by_pack(located)} & self.apart
@@ -175,12 +175,12 @@ class _Search:
         return reasons
 
     def _looks_harder(self) -> bool:
-        """Get to know segments that are new and packs that none covers, once; say whether there may be any."""
+        """Load new segments and the footers of packs that none covers, once; say whether there may be any."""
         if self._looked:
             return False
         self._looked = True
         self.store.index.refresh()
-        # Invariant 8: damaged ones are for `check` to name; if they hold what is looked for, it is reported lost.
+        # Invariant 8: `check` names damaged ones; an object that only they hold is reported lost.
         with contextlib.suppress(FormatError):
             self.store.index.read_uncovered()
         return True
@@ -193,7 +193,7 @@ class _Search:
         return pack not in self.found and pack not in self.gone and pack not in self.apart
 
     def _read(self, located: Located, number: int, positions: Sequence[int]) -> bool:
-        """Verify objects in one pack; say whether it is whole as far as that tells."""
+        """Verify objects in one pack; say whether all of them are whole."""
         pack = self.store.index.pack_id(number)
         try:
             reason = self._wrong_size(number) or self._wrong_frame(located, positions)
@@ -201,7 +201,7 @@ class _Search:
             self.gone[pack] = f"{pack_key(pack)} is gone."  # Invariant 5: its objects may be elsewhere.
             return False
         if reason is not None:
-            # Invariant 9: what does not verify is set apart, never copied or relied on.
+            # Invariant 9: a frame that fails verification is never copied or relied on.
             self.found[pack] = reason
         return reason is None
 
@@ -222,9 +222,9 @@ class _Search:
             try:
                 self.store.objects.fill(located, group, new_buffer(edges[-1]), edges, elsewhere=False)
             except UnsupportedVersion:
-                return None  # Written by a newer casstore: no damage (design §3).
+                return None  # Written by a newer casstore, not damaged (design §3).
             except IntegrityError as error:
-                return str(error)  # Invariant 4: what is damaged is told.
+                return str(error)  # Invariant 4: damage is reported.
         return None
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline makes of a model, for the demo: casts, a retrained tensor, shards, a torch file."""
+"""The demo's variants of a model: casts, a retrained tensor, shards, a torch file."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _cast(tensor: Tensor, dtype: str) -> Tensor:
 
 
 def _retrained(tensor: Tensor) -> Tensor:
-    """Return a tensor of which training moved the elements from 40% to 50%."""
+    """Return a tensor whose elements from 40% to 50% were changed, as by training."""
 
     def load() -> Elements:
         elements = tensor.load()
@@ -153,7 +153,7 @@ def _write_safetensors(path: str, tensors: Sequence[Tensor]) -> None:
 
 
 def _write_torch(path: str, tensors: Sequence[Tensor]) -> None:
-    """Write what `torch.save` of a state dict writes, but for padding; torch need not be installed."""
+    """Write a file like `torch.save` of a state dict, except for padding; torch need not be installed."""
     pickled = io.BytesIO()
     pickled.write(b"\x80\x02}(")
     with zipfile.ZipFile(path, "x") as archive:

@@ -1,4 +1,4 @@
 """The store itself: open, add, read, refs, publish.
 
-`store.py` is the door; every other module here does one step behind it.
+Everything outside this package goes through `store.py`; each other module here does one step of its work.
 """

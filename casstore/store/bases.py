@@ -1,7 +1,7 @@
 """Deltas and their bases: which frames decode, and what they need for that (invariant 7).
 
 A frame counts as a copy of its object only if each of its bases has a copy of lower rank. Ranks end at MAX_RANK,
-so however hostile the lists are, in circles or naming themselves, the search ends after as many steps.
+so the search ends after as many steps even for hostile lists that form circles or name themselves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Resolved:
     """Frames of the objects that were asked for, in order, and what those that are deltas need.
 
     `found` says which of `located` decode. `needed` are the rows of the bases of those, bases of bases
-    included, but for deltas that were asked for themselves; `stranded` are the bases that the others lack: in no
+    included, except deltas that were asked for themselves; `stranded` are the bases that the others lack: in no
     frame, or in none of lower rank.
     """
 

@@ -1,6 +1,6 @@
 """Memory for blocks of plain or stored bytes.
 
-The first touch of a fresh page costs more than hashing it, so blocks are used again.
+Touching a fresh page for the first time costs more than hashing it, so blocks are reused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from casstore.format.rows import MAX_CHUNK
 from casstore.store.workers import worker_count
 
 BLOCK = 4 << 20
-"""Plain bytes that one worker task takes: less costs threads their gain, more only cache and memory."""
+"""Plain bytes of one worker task: with less, threads gain little; more only costs cache and memory."""
 
 _threads = threading.local()
 
@@ -41,7 +41,7 @@ def take_block() -> memoryview:
     """Return a buffer of BLOCK_BUFFER bytes that is the caller's until it is given back; safe in threads."""
     try:
         return _free.pop()
-    except IndexError:  # Nothing is lost: all are lent, so a new one is made.
+    except IndexError:  # All blocks are lent, so a new one is made.
         return new_buffer(BLOCK_BUFFER)
 
 

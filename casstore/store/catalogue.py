@@ -9,11 +9,11 @@ of the names in it):
 - `records` has a row for each newest record of a ref. Records never change (invariant 1), so a row stays true
   for as long as its name is listed. `state` says whether it is the value of its ref. A row without
   `metadata` is one that JSON or SQLite cannot hold exactly: its record is decoded instead.
-- `bodies` keeps the records' own bytes, which whoever decodes them verifies again.
+- `bodies` keeps the records' own bytes, which are verified again when they are decoded.
 
 A query is answered only from rows whose marks are those of a listing made for this query, in the same
 transaction; so whatever other processes do to the file meanwhile, an answer is that of the listing. Rows that
-are handed out carry a seal; a wrong one, or rows that got lost, make the file anew.
+are handed out carry a checksum, `seal`; a wrong one, or lost rows, cause the file to be rebuilt.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _COLUMNS = "key, name, target, manifest, base, time, writer, metadata, seal"
 
 
 class _State(IntEnum):
-    """What a row is to its ref; those from VALUE on are its value."""
+    """What a row is to its ref; states from VALUE on mean that it is the ref's value."""
 
     OTHER = 0
     DELETION = 1
@@ -64,7 +64,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class FolderRows:
-    """What the rows of one folder shall be.
+    """What the rows of one folder are to be.
 
     `heads` are the newest records of its refs, of which `values` win; `fresh` are those that were not held,
     or no longer true. `damaged` are newest records that could not be read: they have no rows. `mark` says of
@@ -86,21 +86,21 @@ class FolderRows:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the catalogue says to a query: `found`, unless folders are `stale` and must be brought first."""
+    """The catalogue's answer to a query: `found`, or the folders that are `stale` and must be read first."""
 
     found: Any = None
     stale: frozenset[str] = frozenset()
 
 
 class Catalogue:
-    """The tables of one machine state; whatever fails here is answered as if nothing were known."""
+    """The tables of one machine state; a failure here gives the same answer as an empty catalogue."""
 
     def __init__(self, machine: MachineState) -> None:
         self._machine = machine
 
     @property
     def keeps(self) -> bool:
-        """Whether there is a file to keep anything in."""
+        """Whether there is a file in which anything can be kept."""
         return self._machine.keeps
 
     # ---- single records
@@ -116,7 +116,7 @@ class Catalogue:
         if records:
 
             def work(state: sqlite3.Connection) -> None:
-                # What another process listed meanwhile has its row, and maybe is a value: that stays.
+                # A row that another process wrote from its listing meanwhile stays; it may be the value of its ref.
                 new = [item for item in records if not _mend_body(state, item)]
                 _insert(state, new, frozenset())
 
@@ -161,7 +161,7 @@ class Catalogue:
     def values(self, marks: Mapping[str, bytes], query: RefQuery) -> Answer | None:
         """Return the keys and bytes of the values that a query for names wants, in the order of names.
 
-        Bytes that got lost are None, here and in `targets`.
+        Bytes that were lost are None, here and in `targets`.
         """
         sql = (
             "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state >= ? AND key >= ? AND key < ? "
@@ -197,7 +197,7 @@ class Catalogue:
             found = [target for (target,) in state.execute(sql, values)]
             bodies: list[tuple[str, bytes | None]] = []
             if len(found) == 1:
-                # The time of an odd one may not be in its row, so all of those are looked at.
+                # The row of an odd record may lack its time, so all of those are read.
                 for kind, limit in ((_State.VALUE, 1), (_State.ODD_VALUE, -1)):
                     bodies += state.execute(body, (kind, found[0], *ends, limit)).fetchall()
             return found, bodies
@@ -248,7 +248,7 @@ def _bring(state: sqlite3.Connection, folder: FolderRows) -> None:
     known = _states(state, folder.prefix)
     fresh = {item.key for item in folder.fresh}
     kept = (known.keys() & folder.heads) - fresh
-    # Where another process dropped a row that was held, these are the rows of no listing.
+    # If another process dropped a row that was held, these rows match no listing.
     whole = kept | fresh == folder.heads
     values = folder.values if whole else frozenset()
     _delete(state, known.keys() - kept)
@@ -310,7 +310,7 @@ def _mend_body(state: sqlite3.Connection, item: Kept) -> bool:
 
 
 def _seal(row: tuple[object, ...]) -> int:
-    """Return what ties the columns of a row together, so that a flipped bit is seen."""
+    """Return a checksum over the columns of a row, so that a flipped bit is detected."""
     return zlib.crc32(msgpack.packb(row))
 
 
@@ -333,7 +333,7 @@ def _find(
     elif limited and not filters:
         source = "records INDEXED BY records_by_time"
     else:
-        # Rows of a namespace lie side by side: an index that only sorts would jump about in the file.
+        # Rows of a namespace lie side by side: an index that only sorts would read all over the file.
         source = "records INDEXED BY sqlite_autoindex_records_1"
         common, arguments = conditions(query, by="key")
     sql = " AND ".join([f"SELECT {_COLUMNS} FROM {source} WHERE state = ?", common, *filters])  # noqa: S608  # as above
@@ -356,6 +356,6 @@ def _row_of_body(key: str, data: bytes | None) -> RefRow:
     try:
         record = record_format.decode(data or b"", key=key)
     except FormatError as error:
-        # Invariant 4: the store's own copy decides, when this file is made anew.
+        # Invariant 4: the file is rebuilt from the store's own copies.
         raise sqlite3.DatabaseError(f"a record in it is damaged, {key}") from error
     return row_of(record)

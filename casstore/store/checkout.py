@@ -20,6 +20,7 @@ from casstore.backend.base import WRITE_PIECE
 from casstore.backend.oserrors import from_os_error
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, ConflictError, DigestMismatch
+from casstore.store import staging
 from casstore.store.buffers import BLOCK, give_block, take_block
 from casstore.store.destination import check_destination
 from casstore.store.nesting import refuse_inside_store
@@ -38,20 +39,16 @@ if TYPE_CHECKING:
     from casstore.store.objects import ObjectReader
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PIECES = 16
 """Files that one batch touches at most, so that few are open at once."""
 
-_SHORT_NAME = 100
-"""Bytes of the destination's name that its staging directory has in its own."""
-
 _MAX_OPEN = 48
-"""Files that all batches leave open; with two descriptors each, 256 (what macOS allows) are never reached."""
+"""Files that all batches together keep open: two descriptors each, so that macOS's limit of 256 is never reached."""
 
 
 @dataclass(slots=True, eq=False)
 class _OpenFile:
-    """A file in the making, under a temporary name in the directory that it will have its name in."""
+    """A file that is being written, under a temporary name in its final directory."""
 
     entry: TreeEntry
     directory: int
@@ -75,7 +72,7 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Batch:
-    """Consecutive chunks, from position `first` of all chunks on, and the files they belong to."""
+    """Consecutive chunks, starting at position `first` of all chunks, and the files they belong to."""
 
     first: int
     lengths: list[int] = field(default_factory=list)
@@ -87,7 +84,7 @@ class _Batch:
 class Checkout:
     """Writes one model to `destination`; with `read_only`, to files that may not be written to. Use once.
 
-    `calls` are those by which names are tried there.
+    `calls` are the system calls with which names are tried there.
     """
 
     def __init__(
@@ -107,6 +104,7 @@ class Checkout:
         self._executable: frozenset[str] = frozenset()
         self._written: list[tuple[str, int]] = []
         self._open_files: list[_OpenFile] = []
+        self._swept: set[str] | None = None  # folders of a destination that others may write to as well
 
     def run(
         self,
@@ -127,8 +125,13 @@ class Checkout:
             self._callback.set_size(tree.size)
         with _storage_errors(self._destination):
             fresh = self._prepare()
-            root = self._staging() if fresh else self._destination
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if fresh:
+                parent, name = os.path.split(os.path.abspath(self._destination))
+                staging.sweep_folders(parent, name)
+                root, descriptor = staging.make_folder(parent, name)
+            else:
+                root = self._destination
+                descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._write(descriptor, tree, layouts, reader)
                 if fresh:
@@ -150,8 +153,15 @@ class Checkout:
             raise ConfigError(f"{self._destination!r} is not a path. Give a folder to write to.")
         refuse_inside_store(self._destination)
         try:
-            with os.scandir(self._destination) as listing:
-                occupied = next(listing, None) is not None
+            descriptor = os.open(self._destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if staging.tells_the_dead(self._destination):
+                    self._swept = {""}
+                    staging.sweep_files(descriptor)
+                with os.scandir(descriptor) as listing:
+                    occupied = next(listing, None) is not None
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             if os.path.islink(self._destination):
                 raise ConfigError(f"{self._destination} is a broken link. Remove it first.") from None
@@ -165,17 +175,11 @@ class Checkout:
             )
         return False
 
-    def _staging(self) -> str:
-        parent, name = os.path.split(os.path.abspath(self._destination))
-        staging = os.path.join(parent, f".{_shortened(name)}.{os.urandom(6).hex()}.casstore")
-        os.mkdir(staging, 0o777)
-        return staging
-
-    def _publish(self, staging: str) -> None:
+    def _publish(self, made: str) -> None:
         """Give a whole checkout its name; rename replaces an empty directory at most."""
         try:
             # Invariant 4: every file in it is whole and checked.
-            os.rename(staging, os.path.abspath(self._destination))
+            os.rename(made, os.path.abspath(self._destination))
         except OSError as error:
             raise ConflictError(
                 f"{self._destination} was made by someone else meanwhile: {error.strerror}."
@@ -192,7 +196,7 @@ class Checkout:
 
     def _remove(self, root: int, path: str, call: Callable[..., None]) -> None:
         folder, _, name = path.rpartition("/")
-        # Invariant 4; what is gone, what someone else filled and what lies behind a link is left alone.
+        # Invariant 4. Folders that are gone, that others have filled, or that lie behind a link are left alone.
         with contextlib.suppress(OSError, ConfigError):
             directory = self._open_directory(root, folder, make=False)
             try:
@@ -253,12 +257,14 @@ class Checkout:
     def _create(self, root: int, entry: TreeEntry) -> _OpenFile:
         folder, _, name = entry.path.rpartition("/")
         directory = self._open_directory(root, folder)
-        temporary = f".{os.urandom(8).hex()}.casstore"
         mode = 0o555 if entry.path in self._executable else 0o444
         if not self._read_only:
             mode |= 0o222
         try:
-            descriptor = os.open(temporary, _NEW_FILE, mode, dir_fd=directory)
+            if self._swept is not None and folder not in self._swept:
+                self._swept.add(folder)
+                staging.sweep_files(directory)
+            temporary, descriptor = staging.make_file(directory, mode, hold=self._swept is not None)
         except OSError:
             os.close(directory)
             raise
@@ -275,13 +281,16 @@ class Checkout:
                 file.entry.path,
                 "Its layout does not describe it: add the model again.",
             )
-        descriptor, file.descriptor = file.descriptor, -1
-        # Whatever close says, the number is free afterwards, and may be another thread's file.
-        os.close(descriptor)
+        # A network file system may report errors only on close, so close before the file gets its name;
+        # the lock stays until then.
+        os.close(os.dup(file.descriptor))
         existed = self._check_replaceable(file)
         os.rename(file.temporary, file.name.encode(), src_dir_fd=file.directory, dst_dir_fd=file.directory)
         if not existed:
             self._written.append((file.entry.path, 0))
+        # The descriptor is free even if close fails, and may already be another thread's file.
+        descriptor, file.descriptor = file.descriptor, -1
+        os.close(descriptor)
         directory, file.directory = file.directory, -1
         os.close(directory)
 
@@ -303,10 +312,10 @@ class Checkout:
             with contextlib.suppress(OSError):
                 os.close(
                     descriptor
-                )  # What is thrown away may as well have failed to be written (invariant 4).
+                )  # The file is being discarded, so an error of its last write changes nothing (invariant 4).
         if directory >= 0:
             with contextlib.suppress(OSError):
-                os.unlink(file.temporary, dir_fd=directory)  # Invariant 4: never whole, so never kept.
+                os.unlink(file.temporary, dir_fd=directory)  # Invariant 4: an incomplete file is not kept.
             with contextlib.suppress(OSError):
                 os.close(directory)  # Nothing was written through it.
 
@@ -338,7 +347,7 @@ class Checkout:
                 current = child
         finally:
             if made:
-                # One entry however deep: the paths of all these folders would take memory by the square of it.
+                # One entry, however deep: keeping the path of every folder would take memory quadratic in the depth.
                 self._written.append(("/".join(done[:deepest]), made))
         return current
 
@@ -359,7 +368,7 @@ def _decode(reader: ObjectReader, located: Located, batch: _Batch, *, verify: bo
 
 
 def _write_again(file: _OpenFile, layout: Layout, reader: ObjectReader) -> None:
-    """Write a file that came out wrong anew, each chunk proved: damage is told, or another pack has it whole."""
+    """Rewrite a file that came out wrong, verifying each chunk: either another pack has it whole, or the damage is raised."""
     file.hasher = Hasher()
     located = reader.locate(layout.ids)
     for batch in _batches([file.entry], [layout]):
@@ -399,11 +408,6 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
         yield batch
 
 
-def _shortened(name: str) -> str:
-    """Return a part of a name with which a temporary name is no longer than a file system allows, in bytes."""
-    return os.fsdecode(os.fsencode(name)[:_SHORT_NAME]).encode(errors="ignore").decode()
-
-
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         count = os.pwrite(descriptor, data[:WRITE_PIECE], offset)
@@ -416,5 +420,8 @@ def _storage_errors(destination: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise from_os_error(
-            error, f"write to {destination}"
-        ) from error  # Design §12: people get casstore's errors.
+            error,
+            f"write to {destination}",
+            place=os.path.abspath(destination),
+            elsewhere="choose a folder on another disk",
+        ) from error  # Design §12: callers get casstore's errors.

@@ -1,7 +1,7 @@
 """Chunks of a store that is a network away: fetched in few ranges, several at once, and kept for a while.
 
-What one request brings is a block. Blocks are found by the ids of their chunks, so two readers that want the
-same chunk, now or later, fetch it once; the least recently used ones are let go.
+One request fetches one block. Blocks are found by the ids of their chunks, so two readers that want the
+same chunk, now or later, fetch it once; the least recently used ones are dropped.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from casstore.store.objects import ObjectReader
 
 CHUNK_CACHE = 64 << 20
-"""Plain bytes that stay in memory for each open store, at most, unless it is told otherwise."""
+"""Default limit on the plain bytes that stay in memory for each open store."""
 
 FETCH = 2 << 20
 """Stored bytes that one request takes, at most, unless one frame is larger. Eight such requests fill a long line."""
 
 _PLAIN = 4 << 20
-"""Plain bytes of one block, at most: what compresses well must not fill the memory."""
+"""Limit on the plain bytes of one block, so that data that compresses well does not fill the memory."""
 
 _FETCHERS = 8
 _PAGES = 256 << 10
@@ -75,7 +75,7 @@ class ChunkCache(ForkAware):
         watch_forks(self)
 
     def after_fork_in_child(self) -> None:
-        """Start anew: a forked child has none of its parent's threads, and locks as they were."""
+        """Start afresh in a forked child, which has none of its parent's threads but its locks as they were."""
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._places: dict[bytes, Piece] = {}
@@ -100,7 +100,7 @@ class ChunkCache(ForkAware):
             return max(FETCH, self._limit // 4 // len(self._readers))
 
     def leave(self, reader: object) -> None:
-        """Let the others have this reader's share."""
+        """Give this reader's share to the others."""
         with self._lock:
             self._readers.discard(reader)
 
@@ -129,25 +129,25 @@ class ChunkCache(ForkAware):
     def wait(self, object_id: bytes, piece: Piece) -> memoryview:
         """Return the verified bytes of a chunk that was requested; raises what fetching it raised.
 
-        What was fetched with others and failed is fetched again, alone: damage is told to those only who read
-        what is damaged.
+        A chunk whose shared request failed is fetched again alone, so that damage is reported only to those who read
+        the damaged chunk.
         """
         while True:
             try:
                 return piece.block.arrival.result()[piece.begin : piece.end]
             except IntegrityError:  # noqa: PERF203  # the loop goes round at most three times
-                # Invariant 4: what is damaged may be another chunk of the block.
+                # Invariant 4: another chunk of the block may be the damaged one.
                 if len(piece.block.ids) == 1:
                     raise
                 piece = self._alone(object_id)
             except BackendError:
-                # Invariant 11: the failure of a read that nobody waited for is told by the one that somebody does.
+                # Invariant 11: nobody waits for a read-ahead; the read that needs the chunk raises the error.
                 if not piece.block.ahead:
                     raise
                 piece = self._alone(object_id)
 
     def close(self) -> None:
-        """Let go of everything, and wait for requests that are under way."""
+        """Drop everything, and wait for requests that are under way."""
         with self._lock:
             executor, self._executor = self._executor, None
             self._places.clear()
@@ -183,7 +183,7 @@ class ChunkCache(ForkAware):
         try:
             self._reader.fill(located, group, buffer, edges)
         except BaseException:
-            # Invariant 4: what failed is not kept, so the next reader asks the store again.
+            # Invariant 4: a failed block is not kept, so the next reader asks the store again.
             with self._lock:
                 self._drop(block)
             raise
@@ -214,6 +214,6 @@ class ChunkCache(ForkAware):
 def _new_block(size: int) -> memoryview:
     """Return memory that goes back to the system with its block.
 
-    What one thread allocates and another lets go stays with the allocator, which took twice the limit.
+    Memory that one thread allocates and another frees stays with the allocator; that took twice the limit.
     """
     return new_buffer(size) if size < _PAGES else memoryview(mmap.mmap(-1, size))

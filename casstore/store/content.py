@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NO_LAYOUT = bytes(DIGEST_SIZE)
 _PIECE = 256 << 10
-"""Bytes read at a time: they are still in the processor's cache when they are hashed, as if they were mapped."""
+"""Bytes read at a time: few enough to be in the processor's cache still when they are hashed."""
 
 
 def content_id(
@@ -54,7 +54,7 @@ def _key(of_file: bytes | None) -> bytes | None:
 
 
 def _hash_file(file: SourceFile, *, is_worth_knowing: bool) -> tuple[bytes, int, bool]:
-    """Return a file's id, its bytes, and whether its identity will tell that they are still the same.
+    """Return a file's id, its size in bytes, and whether its stat identity will show if it changes.
 
     It is read rather than mapped: one that becomes shorter meanwhile would end the process.
     """

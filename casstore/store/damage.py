@@ -1,4 +1,4 @@
-"""What a listing leaves out because it cannot be read: told to the store's owner, never silently dropped."""
+"""Entries that a listing leaves out because they cannot be read: they are reported, never silently dropped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, IntegrityError
+from casstore.errors import BackendError
 
 if TYPE_CHECKING:
     from casstore.errors import CasstoreError
@@ -27,7 +27,7 @@ class Damage:
 
 
 class DamageLog:
-    """Warns of each damaged thing, once. Safe in threads: at worst one is told twice."""
+    """Warns of each damaged thing, once. Safe in threads: at worst one warning is given twice."""
 
     def __init__(self) -> None:
         self._told: set[Damage] = set()
@@ -39,9 +39,9 @@ class DamageLog:
             _log.warning("%s", damage)
 
 
-def is_damage(error: CasstoreError) -> bool:
-    """Say whether an error is about one thing only, so that work on others may go on.
+def is_refused(error: CasstoreError) -> bool:
+    """Say whether this one file can never be read: one with another owner among many readable ones.
 
-    A store that does not answer is no damage: what it did not show is not known (invariant 8).
+    Only where each file has its own mode: a server may refuse all of them for the same reason.
     """
-    return isinstance(error, IntegrityError) or (isinstance(error, BackendError) and not error.retryable)
+    return isinstance(error, BackendError) and not error.retryable

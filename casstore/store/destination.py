@@ -1,6 +1,6 @@
-"""What a destination can hold of a tree's names: found by trying, for no table knows every file system.
+"""Which of a tree's names a destination can hold: found by trying, since no table covers every file system.
 
-Only names that some file system refuses, changes or takes for another one are tried. Most trees have none.
+Only names that some file system refuses, changes or confuses with another one are tried. Most trees have none.
 """
 
 from __future__ import annotations
@@ -46,16 +46,25 @@ _REFUSED = frozenset(
         errno.EPROTO,
     }
 )
-"""What systems say to a name that they do not take, in a folder where others can be made."""
+"""The errors with which systems refuse a name, in a folder where other names can be made."""
+
+
+def _as_bytes(name: str) -> bytes:
+    """Return a name as files have it: UTF-8, whatever the locale."""
+    return name.encode(errors="surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
 class FolderCalls:
     """The system's calls by which names are tried in an open folder."""
 
-    make: Callable[[str, int], None] = lambda name, folder: os.close(os.open(name, _NEW_FILE, dir_fd=folder))
-    remove: Callable[[str, int], None] = lambda name, folder: os.unlink(name, dir_fd=folder)
-    list: Callable[[int], list[str]] = os.listdir
+    make: Callable[[str, int], None] = lambda name, folder: os.close(
+        os.open(_as_bytes(name), _NEW_FILE, dir_fd=folder)
+    )
+    remove: Callable[[str, int], None] = lambda name, folder: os.unlink(_as_bytes(name), dir_fd=folder)
+    list: Callable[[int], list[str]] = lambda folder: [
+        os.fsencode(name).decode(errors="surrogateescape") for name in os.listdir(folder)
+    ]
 
 
 class _Nodes:
@@ -89,7 +98,7 @@ class _Nodes:
         return [node for node, name in enumerate(self.names) if node != _ROOT and _is_odd(name)]
 
     def alike(self) -> list[list[int]]:
-        """Return the nodes of one folder whose names some file system takes for one, group by group."""
+        """Return the nodes of one folder whose names some file system takes for the same, group by group."""
         groups: dict[tuple[int, str], list[int]] = {}
         for (folder, name), node in self._numbers.items():
             folded = _fold(name)
@@ -171,7 +180,7 @@ class _Places:
         try:
             os.close(self._open_folder(self._nodes.path(folder)))
         except (FileNotFoundError, NotADirectoryError, ConfigError):
-            return False  # Design §11: a link or file in the way is told when something is written.
+            return False  # Design §11: a link or file in the way is an error when something is written.
         return True
 
 
@@ -199,7 +208,9 @@ class _Trial:
         # macOS's older file system keeps every name in one Unicode form, and finds it by any.
         if any(_composed(item) == _composed(name) for item in listed):
             return ""
-        for item in self.calls.list(self.folder):  # One that is a part of another file, as `a:b` is on NTFS.
+        for item in self.calls.list(
+            self.folder
+        ):  # The name may mean a part of another file, as `a:b` does on NTFS.
             self._remove(item)
         return f"would be called {listed[0]!r}" if listed else "would not be listed"
 
@@ -211,16 +222,16 @@ class _Trial:
             if number == 0:
                 made.append(name)
             elif number == errno.EEXIST:
-                yield at, f"is one with {' or '.join(map(repr, made[:3]))} there"
+                yield at, f"is the same name as {' or '.join(map(repr, made[:3]))} there"
         for name in made:
             self._remove(name)
 
     def _make(self, name: str) -> int:
-        """Make a file; return the number of the system's answer to its name, 0 for yes."""
+        """Make a file; return the errno with which the system refuses its name, 0 if it does not."""
         try:
             self.calls.make(name, self.folder)
         except OSError as error:
-            # Design §11: an answer to the name. What has nothing to do with it, like a full disk, is raised.
+            # Design §11: the name is refused. Errors that have nothing to do with the name, like a full disk, are raised.
             if error.errno not in _REFUSED:
                 raise
             return error.errno or errno.EINVAL
@@ -229,7 +240,9 @@ class _Trial:
     def _remove(self, *names: str) -> None:
         """Remove a file by the first of its names by which it can be."""
         for name in names:
-            with contextlib.suppress(OSError):  # It goes by another name, or with the folder's refusal to go.
+            with contextlib.suppress(
+                OSError
+            ):  # Another of its names may work; if none does, removing the folder fails and says so.
                 self.calls.remove(name, self.folder)
                 return
 
@@ -247,7 +260,9 @@ def _empty_folder(parent: int) -> Iterator[int]:
             finally:
                 os.close(folder)
         finally:
-            with contextlib.suppress(OSError):  # Invariant 4: it is ours; if it cannot go, the rest is told.
+            with contextlib.suppress(
+                OSError
+            ):  # Invariant 4: the folder is ours. If it cannot be removed, the error is raised.
                 os.rmdir(name, dir_fd=parent)
     finally:
         os.close(parent)
@@ -258,7 +273,7 @@ def _is_odd(name: str) -> bool:
 
 
 def _fold(name: str) -> str:
-    """Return what is equal for any two names that some file system takes for one; for others it may be, too."""
+    """Return a key that is equal for any two names that some file system takes for the same, and sometimes for others."""
     if name.isascii():
         return name.lower().rstrip(". ") or name
     text = unicodedata.normalize("NFKD", name).upper().casefold()

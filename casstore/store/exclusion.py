@@ -85,10 +85,10 @@ def _read_lines(path: bytes) -> list[str] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        # Invariant 8: what shall be left out is unknown, so nothing is added.
+        # Invariant 8: without the patterns nobody knows what to leave out, so nothing is added.
         raise AccessDenied(f"{shown} cannot be read: {error.strerror}. Check its permissions.") from error
     if len(data) > _MAX_IGNORE_FILE:
-        raise ConfigError(f"{shown} has more than {_MAX_IGNORE_FILE} bytes. Are those patterns?")
+        raise ConfigError(f"{shown} has more than {_MAX_IGNORE_FILE} bytes. Is it a file of patterns?")
     try:
         return data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

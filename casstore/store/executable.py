@@ -1,4 +1,4 @@
-"""Which executable bits are the files' own: some file systems have none, and show one for every file or for none."""
+"""Which executable bits can be believed: some file systems have none, and show one for every file or for none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _KEEPS = frozenset(
 """Types, as in mount(8), that keep the bit of each file."""
 
 _INVENTS = frozenset(("exfat", "msdos", "vfat"))
-"""Types that show a bit which mount options or file names decide."""
+"""Types whose bit is decided by mount options or file names."""
 
 
 def own_bits(files: Sequence[SourceFile], file_system_type: Callable[[str], str | None]) -> dict[str, bool]:

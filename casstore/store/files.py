@@ -29,14 +29,14 @@ _KEPT_CHUNKS = 16
 _ALIGNMENT = 16
 
 _SHORT = 64 << 10
-"""Bytes of the buffer of an open file. A read of so many may be the buffer's, and not its reader's wish."""
+"""Bytes of the buffer of an open file. A read of this size may come from the buffer rather than from its reader."""
 
 _IN_ORDER = 4
-"""Reads one after the other that make a reader in order: fetching a tensor through a buffer takes up to three."""
+"""Adjoining reads after which a reader counts as reading in order: fetching a tensor through a buffer takes up to three."""
 
 
 class Chunks(Protocol):
-    """The bytes of one file, however they get here; for one thread at a time."""
+    """The bytes of one file, wherever they come from. For one thread at a time."""
 
     def read_into(self, out: memoryview, begin: int) -> int:
         """Fill `out` from byte `begin` of the file on, or a part of it; return the bytes read.
@@ -45,7 +45,7 @@ class Chunks(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of what is kept."""
+        """Drop what is kept."""
 
 
 class StoredFile(io.RawIOBase):
@@ -99,7 +99,7 @@ class StoredFile(io.RawIOBase):
         return bytes(data)
 
     def close(self) -> None:
-        """Let go of what is kept; nothing can be read afterwards."""
+        """Drop what is kept; nothing can be read afterwards."""
         if not self.closed:
             self._chunks.close()
         super().close()
@@ -142,7 +142,7 @@ class NearChunks:
         return done
 
     def close(self) -> None:
-        """Let go of the chunks."""
+        """Drop the chunks."""
         self._kept.clear()
 
     def _chunk(self, number: int) -> memoryview:
@@ -167,7 +167,7 @@ class FarChunks:
 
     Only chunks that are read are fetched, those of one read all at once. Once a file has been read in order for
     a while, what follows is fetched before it is asked for, as much as was read so far and at most its share of
-    the cache: the line is never idle, and a reader that stops has fetched at most twice what it read.
+    the cache. So the line is never idle, and a reader that stops has fetched at most twice what it read.
     """
 
     def __init__(self, layout: Layout, cache: ChunkCache) -> None:
@@ -206,7 +206,7 @@ class FarChunks:
         return len(out)
 
     def close(self) -> None:
-        """Leave the cache's bytes to others."""
+        """Give this reader's share of the cache to the others."""
         self._cache.leave(self)
 
     def _id(self, number: int) -> bytes:
@@ -237,19 +237,19 @@ class FarChunks:
         window = min(self._run, self._cache.share_of(self))
         self._ahead = max(self._ahead, end)
         limit = min(end + window, self._layout.size)
-        # Half a share at a time: chunk by chunk would be a request for each.
+        # Half a share at a time: reading chunk by chunk would cost a request for each.
         if self._ahead < end + window // 2 and self._ahead < limit:
             start = int(np.searchsorted(self._edges, self._ahead, side="left"))
             stop = int(np.searchsorted(self._edges, limit, side="left"))
             if start < stop:
-                # Invariant 11: what cannot be found is told when it is read.
+                # Invariant 11: a chunk that cannot be found is an error when it is read.
                 with contextlib.suppress(CasstoreError):
                     self._request(start, stop, ahead=True)
                 self._ahead = int(self._edges[stop])
 
 
 def open_chunks(layout: Layout, reader: ObjectReader, cache: ChunkCache | None) -> Chunks:
-    """Return the chunks of a file; `cache` is that of a store that is a network away, None for one that is not."""
+    """Return the chunks of a file; `cache` is None unless the store is a network away."""
     return NearChunks(layout, reader) if cache is None else FarChunks(layout, cache)
 
 
@@ -287,7 +287,7 @@ def read_tensor(
 ) -> NDArray[Any]:
     """Return one tensor of a file as an array of its shape, which the caller owns.
 
-    `cache` is that of a store that is a network away. bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes. Raises
+    `cache` is None unless the store is a network away. bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes. Raises
     ConfigError if the file has no such tensor.
     """
     span = _find_span(layout, tensor, path)
@@ -311,7 +311,7 @@ def _find_span(layout: Layout, tensor: str, path: str) -> Span:
     if found is not None:
         return found
     if not spans:
-        raise ConfigError(f"{path} has no tensors that casstore knows. Read it with open_file.")
+        raise ConfigError(f"{path} has no tensors that casstore recognises. Read it with open_file.")
     some = ", ".join(span.name for span in spans[:5])
     raise ConfigError(f"{path} has no tensor {tensor!r}; it has {len(spans)}: {some}, …")
 

@@ -1,4 +1,4 @@
-"""What the package does around a fork, in one place: nothing of a parent's threads may be missed by its child.
+"""What the package does around a fork, in one place, so that a child never waits for its parent's threads.
 
 One lock lets one thread fork at a time, and keeps new objects from appearing between the preparation and the fork.
 Python calls `_before` in the thread that forks, then `_after_in_parent` and, in the child's only thread,
@@ -16,13 +16,13 @@ class ForkAware:
     """An object that prepares for a fork of its process; `watch_forks` makes it known. Each step must be short."""
 
     def before_fork(self) -> None:
-        """Bring what is shared into a state that a child can use; locks taken here are held during the fork."""
+        """Put shared state in order for the child; locks taken here are held during the fork."""
 
     def after_fork_in_parent(self) -> None:
         """Undo what `before_fork` did; called only if that returned."""
 
     def after_fork_in_child(self) -> None:
-        """Start anew without the parent's threads: locks may be held by threads that do not exist."""
+        """Start afresh without the parent's threads: locks may be held by threads that do not exist here."""
 
 
 _watched: dict[int, weakref.ref[ForkAware]] = {}
@@ -65,7 +65,7 @@ class _Forks:
 
     def after_in_parent(self) -> None:
         if self._thread != threading.get_ident():
-            return  # An exception, from a signal handler, kept this fork from being prepared.
+            return  # An exception from a signal handler interrupted the preparation of this fork.
         prepared = self._prepared.pop()
         if not self._prepared:
             self._thread = None

@@ -1,4 +1,4 @@
-"""The `format` file: what makes a place a store."""
+"""The `format` file, which makes a directory or bucket a store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NOT_IN_THE_WAY = frozenset(
     {
-        LOCKLESS,  # of somebody who began to make a store here
+        LOCKLESS,  # left by somebody who began to make a store here
         # What systems leave at the root of a volume under names that keys may have (others are never listed).
         "aquota.group", "aquota.user", "desktop.ini", "quota.group", "quota.user", "thumbs.db",
     }
@@ -39,12 +39,12 @@ def store_exists(url_or_path: str | os.PathLike[str], **storage_options: Any) ->
     """Say whether there is a store at a path or URL; nothing is made, whatever the answer.
 
     Raises BackendError for a place that is out of reach. A mount point whose disk is not mounted is an empty folder,
-    hence no store: who makes one there must have been told to.
+    hence no store: make one there only if the caller asked for it.
     """
     try:
         backend = open_backend(url_or_path, readonly=True, **storage_options)
     except StoreNotFound:
-        return False  # Invariant 8: certain, an outage raises something else.
+        return False  # Invariant 8: the file is certainly absent; an outage raises another error.
     with backend:
         return _read_format(backend) is not None
 
@@ -62,11 +62,11 @@ def _read_format(backend: Backend) -> marks.StoreFormat | None:
 def create_format(backend: Backend) -> marks.StoreFormat:
     """Make an empty place a store, with an id of its own unless someone else was first."""
     if any(entry.key not in _NOT_IN_THE_WAY for entry in backend.list("")):
-        raise ConfigError(f"{backend.url} holds other things. Give an empty place for a new store.")
+        raise ConfigError(f"{backend.url} is not empty. Give an empty directory or prefix for a new store.")
     created = marks.StoreFormat(os.urandom(marks.STORE_ID_SIZE))
-    # Who cannot lock says so before there is a store, hence before any collector: then nobody need wait later.
+    # A writer that cannot lock leaves its marker before there is a store, hence before any collector: then nobody needs to wait later.
     with backend.publish_lock(), contextlib.suppress(ObjectExists):
-        # Invariant 1: who made it first made the store.
+        # Invariant 1: another writer made the store first, and it stays.
         backend.put(marks.FORMAT_KEY, [marks.encode_format(created)])
     found = _read_format(backend)
     assert found is not None

@@ -1,6 +1,6 @@
-"""Look-up of objects: index segments first, footers of packs that no segment covers when needed.
+"""Looks up objects: in index segments first, then, when needed, in the footers of packs that no segment covers.
 
-Segments are hints (invariant 5): a row whose pack is gone means nothing, and what no row names may still
+Segments are hints (invariant 5): a row whose pack is gone means nothing, and an object that no row names may still
 be in a pack.
 """
 
@@ -48,9 +48,9 @@ NOT_FOUND = np.uint32(0xFFFFFFFF)
 
 _log = logging.getLogger("casstore")
 
-_REQUEST = 64 << 10  # bytes that would arrive while a request is on its way, as costs are compared
+_REQUEST = 64 << 10  # what a request costs, in bytes that would arrive meanwhile
 _NO_RANK = 255
-_FOOTERS = "footers/"  # keys, which no store has, of segments that only this process has
+_FOOTERS = "footers/"  # keys of segments that only this process has; no store has such a key
 _JOINED_ROWS = 1 << 18
 _JOINED_PACKS = 1024
 _LISTINGS = 5
@@ -81,9 +81,9 @@ class Located:
 
 
 class Index(ForkAware):
-    """All that is known of where objects lie in one store; safe in threads.
+    """Everything known about where objects lie in one store; safe in threads.
 
-    A segment that cannot be read, or in which a look-up meets damage, is set aside with a warning, and the footers of
+    A segment that cannot be read or proves damaged is set aside with a warning, and the footers of
     the packs that no other segment covers answer instead (invariant 13).
     """
 
@@ -111,13 +111,13 @@ class Index(ForkAware):
         return int(self._packs.numbers_of([pack_id])[0])
 
     def pack_size(self, number: int) -> int | None:
-        """Return the exact size in bytes of a pack that is whole, by its number: one of another size is damaged.
+        """Return the exact size in bytes that a pack must have, by its number; a pack of another size is damaged.
 
         None for a pack that no segment covers and whose footer was not read, or about which they disagree and
         whose footer cannot be read.
         """
         if self._packs.is_disputed(number):
-            # Invariant 13: a hint is damaged, and the pack itself answers.
+            # Invariant 13: a hint is damaged, so the pack itself is asked.
             footer = self._footer_of(self._packs.id_of(number))
             if footer is not None:
                 self._packs.note_footer(number, footer)
@@ -125,13 +125,13 @@ class Index(ForkAware):
 
     @property
     def pack_count(self) -> int:
-        """How many packs are known: there may be others in the store."""
+        """How many packs are known; the store may hold others."""
         return len(self._packs)
 
     # ---- loading
 
     def learn(self, packs: Sequence[bytes]) -> None:
-        """Get to know packs by their footers, if those cost less than the segments that were never fetched.
+        """Read the footers of packs, if those cost less than the segments that were never fetched.
 
         For a store that is a network away, and the packs that a record names (design §6). The names are hints:
         a pack that is gone or damaged is left out, and what is in none of them the segments answer.
@@ -144,7 +144,7 @@ class Index(ForkAware):
             if self._fetching_costs is None:
                 listed = self._listed()
                 self._fetching_costs = self._cache.cost_of(listed, request=_REQUEST)
-            # Those of earlier calls count, too: many records together are worth the segments.
+            # Footers of earlier calls count, too: for many records the segments are cheaper.
             if (len(self._hinted) + len(fresh)) * (2 * _REQUEST + FOOTER_GUESS) >= self._fetching_costs:
                 self._load(listed)
                 return
@@ -156,7 +156,7 @@ class Index(ForkAware):
         try:
             return read_footer(self._backend, pack)
         except (ObjectNotFound, FormatError):
-            return None  # Invariant 5: only a hint; whoever needs what was in it looks further, and is told.
+            return None  # Invariant 5: this is only a hint; a read that needs the pack looks further and raises the error.
 
     def _listed(self) -> dict[str, int]:
         return {
@@ -168,7 +168,7 @@ class Index(ForkAware):
         self._load(None)
 
     def _load(self, listed: Mapping[str, int] | None) -> None:
-        """Do so; `listed` is what the store has, where that was asked a moment ago."""
+        """Refresh; `listed` are the store's segments, if the caller has just listed them."""
         with self._lock:
             aside = len(self._aside)
             for _ in range(_LISTINGS):
@@ -193,7 +193,7 @@ class Index(ForkAware):
                 self._ask_the_packs()
 
     def _open(self, sizes: Mapping[str, int]) -> bool:
-        """Take in these segments of the store; say whether one of them is gone."""
+        """Load these segments of the store; say whether one of them is gone."""
         segments, failed = self._cache.open_all(sizes)
         for segment in segments:
             self._keep(segment)
@@ -206,7 +206,7 @@ class Index(ForkAware):
         return gone
 
     def _is_covered(self, key: str, *, by: Iterable[str]) -> bool:
-        """Say whether segments cover what footers that were read by hand say."""
+        """Say whether segments cover all packs whose footers were read directly."""
         covered = self._covered_packs(self._segments[other] for other in by)
         return bool(covered[self._segments[key].numbers].all())
 
@@ -223,7 +223,7 @@ class Index(ForkAware):
         self._segments[segment.key] = segment
 
     def _keep_footers(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
-        """Make packs known that no segment covers yet, as one segment in memory: look-ups ask each segment."""
+        """Join the footers of packs that no segment covers into one segment in memory, since look-ups ask every segment."""
         if packs:
             data = join_footers(packs)
             self._keep(Segment(f"{_FOOTERS}{next(self._joined)}", memoryview(data), None))
@@ -231,7 +231,7 @@ class Index(ForkAware):
     # ---- looking up
 
     def glance(self, ids: Sequence[bytes] | bytes) -> Located:
-        """Find the frames of objects as `locate` does, but with what `learn` knows, if it knows anything."""
+        """Find the frames of objects as `locate` does, but only in the packs that `learn` read, if there are any."""
         with self._lock:
             hinted = bool(self._hinted) and not self._loaded and not self._packs.avoided
         return self._locate(ids, usable=None, load=False) if hinted else self.locate(ids)
@@ -239,7 +239,7 @@ class Index(ForkAware):
     def locate(self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None = None) -> Located:
         """Find the frames of objects, of several the one of lowest rank; no pack is opened.
 
-        `usable` judges packs by their number. Without it, packs that are to be avoided are named only for what no
+        `usable` judges packs by their number. Without it, packs that are to be avoided are used only for objects that no
         other pack holds.
         """
         if usable is not None or not self._packs.avoided:
@@ -265,7 +265,7 @@ class Index(ForkAware):
             with self._lock:
                 if load and not self._loaded:
                     self.refresh()
-                # Most is found in the largest, and then the others are not asked.
+                # Most objects are found in the largest, and then the others are not asked.
                 segments = sorted(self._segments.values(), key=len, reverse=True)
             located = self._look_up(words, segments, usable)
             if located is not None:
@@ -282,7 +282,7 @@ class Index(ForkAware):
         lists: list[BaseLists] = []
         for source, segment in enumerate(segments):
             lists.append(BaseLists.empty())
-            # Whatever was found that decodes alone stays; for the rest, another segment may have something better.
+            # A frame that decodes alone stays; for the rest, another segment may have a better one.
             open_ = np.flatnonzero(ranks)
             if not open_.size or not len(segment):
                 continue
@@ -299,7 +299,7 @@ class Index(ForkAware):
                 self._set_aside(segment.key, error)
                 self._ask_the_packs()
                 return None
-            # Lowest rank last, so that it is the one that stays where an object has several frames.
+            # Lowest rank last: where an object has several frames, the last one written here wins.
             order = np.argsort(found["rank"], kind="stable")[::-1]
             queries = queries[order]
             rows[queries] = found[order]
@@ -319,7 +319,7 @@ class Index(ForkAware):
         return np.array([answers[number] for number in numbers.tolist()], np.bool_)
 
     def recheck(self, ids: Sequence[bytes] | bytes) -> bool:
-        """Verify all that would tell of these objects, which seem to be absent; say whether anything was set aside.
+        """Verify every bucket that would name these objects, which seem to be absent; say whether a segment was set aside.
 
         If so, they may be found now.
         """
@@ -332,7 +332,7 @@ class Index(ForkAware):
         """Yield the rows of every segment and of every pack that none covers, those of each pack once."""
         self.refresh()
         while self.read_uncovered():
-            pass  # Until a damaged pack, if there is one, is all that is left, and is raised.
+            pass  # A damaged pack is raised only once nothing else is left to read.
         done: set[str] = set()
         yielded = np.zeros(0, np.bool_)
         while True:
@@ -355,14 +355,14 @@ class Index(ForkAware):
     def forget_pack(self, number: int) -> None:
         """Treat a pack that was not there as gone: its rows mean nothing (invariant 5).
 
-        Looks which other packs are gone, too, and which have come back, so that a reader who meets one learns of all.
+        Also lists which other packs are gone and which have come back, so that one surprise updates the whole picture.
         """
         if number not in self._packs.gone:
             self._note_packs(self._backend.list_keys(PACK_PREFIX))
             self._packs.gone.add(number)
 
     def gone_packs(self) -> frozenset[int]:
-        """Return the packs that were not there when they were last looked for, by number."""
+        """Return the packs that were absent when last looked for, by number."""
         return frozenset(self._packs.gone)
 
     def is_avoided(self, number: int) -> bool:
@@ -377,7 +377,7 @@ class Index(ForkAware):
             return new
 
     def _note_packs(self, keys: Iterable[str]) -> NDArray[np.uint32]:
-        """Take in which packs are there; return their numbers."""
+        """List which packs are there; return their numbers."""
         known = len(self._packs)
         numbers = self._packs.numbers_of([pack_id_of(key) for key in keys if not is_foreign(key)])
         self._packs.note_listing(numbers, known)
@@ -386,14 +386,14 @@ class Index(ForkAware):
     def read_uncovered(self) -> bool:
         """Read the footers of packs that no segment covers; say whether there were any.
 
-        Raises FormatError for a damaged one only once nothing else is left to be read: who looks for an
-        object that another pack holds need not care.
+        Raises FormatError for a damaged one only once nothing else is left to be read: a caller that looks for an
+        object in another pack is not concerned.
         """
         with self._lock:
             gone = self._packs.gone
             entries = [entry for entry in self._backend.list(PACK_PREFIX) if not is_foreign(entry.key)]
             numbers = self._note_packs(entry.key for entry in entries)
-            # A pack that has come back is news, too: what it holds is found now.
+            # A pack that has come back counts, too: what it holds is found now.
             found = bool(gone & set(numbers.tolist()))
             covered = self._covered_packs(self._segments.values())
             left = [entries[at] for at in np.flatnonzero(~covered[numbers]).tolist()]
@@ -428,7 +428,7 @@ class Index(ForkAware):
             return error
 
     def _set_aside(self, key: str, error: IntegrityError | BackendError) -> None:
-        """Use a segment no more, in this process; raise `error` if it does not speak of that segment."""
+        """Stop using a segment in this process; raise `error` if it is about something else."""
         if not key.startswith(INDEX_PREFIX) or (isinstance(error, BackendError) and error.retryable):
             raise error
         with self._lock:
@@ -437,12 +437,12 @@ class Index(ForkAware):
                 return
             self._aside[key] = error
         # Invariant 13: only a hint.
-        _log.warning("An index segment is not used, the packs answer instead, more slowly: %s", error)
+        _log.warning("An index segment is damaged; packs are read instead, which is slower: %s", error)
 
     def _ask_the_packs(self) -> None:
         """Read the footers of what segments that were set aside covered."""
         with contextlib.suppress(FormatError):
-            # Invariant 13: who needs what a damaged pack holds is told when he looks for it.
+            # Invariant 13: a damaged pack is an error for the read that needs it, not here.
             self.read_uncovered()
 
     # ---- writing
@@ -452,7 +452,7 @@ class Index(ForkAware):
         data = join_footers(packs)
         key = index_key(data)
         with contextlib.suppress(ObjectExists):
-            # Invariant 5: its name is its hash, so whoever was faster wrote the same.
+            # Invariant 5: its name is its hash, so another writer's file has the same bytes.
             self._backend.put(key, [data])
         with self._lock:
             self._keep(self._cache.opened(data))
@@ -462,7 +462,7 @@ class Index(ForkAware):
         """Join small segments when there are many, so that look-ups stay cheap.
 
         The merged segment is durable before its parts go; a part that another process deleted first is
-        no loss, for segments are hints (invariant 5).
+        not needed, since segments are hints (invariant 5).
         """
         with self._lock:
             durable = self._durable()
@@ -473,14 +473,14 @@ class Index(ForkAware):
                 spare |= {segment.key for segment in parts}
             elif len(durable) <= MAX_SEGMENTS:
                 return
-            # Invariant 5: a larger segment, durable by now, says all that these say.
+            # Invariant 5: a larger segment, durable by now, has all rows of these.
             self._delete(spare - {merged})
 
     def _durable(self) -> list[Segment]:
         return [segment for key, segment in self._segments.items() if key.startswith(INDEX_PREFIX)]
 
     def keep_house(self) -> None:
-        """Do what keeps look-ups cheap; never fails (invariant 13)."""
+        """Merge segments to keep look-ups cheap; never fails (invariant 13)."""
         with self._lock:
             if len(self._segments) >= self._busy_from:
                 self._try_to_keep_house()
@@ -490,17 +490,15 @@ class Index(ForkAware):
             self.merge()
             self._replace_damaged()
         except (IntegrityError, BackendError) as error:
-            # Invariant 13: everything is as it was, only slower.
-            _log.warning(
-                "Index segments could not be merged. Nothing is lost, but look-ups take longer: %s", error
-            )
-            # Not with each of many adds to come: what failed may cost as much as it did now.
+            # Invariant 13: the segments stay as they were; look-ups are only slower.
+            _log.warning("Index segments could not be merged, so look-ups take longer: %s", error)
+            # Not tried again with each of many adds: it may cost as much each time.
             self._busy_from = len(self._segments) + MAX_SEGMENTS
 
     def _replace_damaged(self) -> None:
-        """Make durable what was read from footers because no segment covers it, and remove damaged segments."""
+        """Write a segment over packs that none covers, and remove damaged segments."""
         if not self._loaded:
-            return  # What `learn` read is covered by segments that were never fetched.
+            return  # Packs that `learn` read are covered by segments that were never fetched.
         covered = self._covered_packs(self._durable())
         by_hand = [segment for key, segment in self._segments.items() if not key.startswith(INDEX_PREFIX)]
         parts = [segment for segment in by_hand if not covered[segment.numbers].all()]
@@ -513,15 +511,15 @@ class Index(ForkAware):
             return
         try:
             if self.read_uncovered():
-                return  # Packs that came meanwhile: they are covered next time.
+                return  # Packs that arrived meanwhile are covered next time.
         except FormatError:
-            # Invariant 5: what a damaged segment says of a damaged pack may be all that tells where its frames lie.
+            # Invariant 5: where a pack is damaged as well, the damaged segment may be the only list of its frames.
             return
         # Invariant 5: every pack is covered without them.
         self._delete(damaged)
 
     def _write_merged(self, parts: Sequence[Segment]) -> str | None:
-        """Write one durable segment that says what `parts` say, use it and return its key; None if it cannot be used."""
+        """Write one durable segment with the rows of `parts`, use it and return its key; None if it cannot be used."""
         for _ in range(2):
             with contextlib.ExitStack() as stack:
                 copy = self._cache.new_copy()
@@ -530,7 +528,7 @@ class Index(ForkAware):
                 try:
                     key, size, new = write_merged(self._backend, parts, copy)
                 except IntegrityError:
-                    # Invariant 13: a part is damaged, and only a hint.
+                    # Invariant 13: a part is damaged; it is only a hint.
                     if self._sort_out(parts):
                         return None
                     raise
@@ -541,8 +539,8 @@ class Index(ForkAware):
             if key in self._segments:
                 return key
             if key not in self._aside or not _is_damage(self._aside[key]):
-                break  # Another process has merged it further already, or what has this name is left alone.
-            # Invariant 5: a damaged file has this name, and this process has what belongs there.
+                break  # Another process has merged it further already, or a damaged file that has this name is left alone.
+            # Invariant 5: a damaged file has this name, and this process has its right bytes.
             self._delete([key])
         self._load(None)
         return None
@@ -567,7 +565,7 @@ class Index(ForkAware):
             self._segments.pop(key, None)
             self._aside.pop(key, None)
         for key in keys:
-            self._backend.delete(key)  # Invariant 5: each caller says why what it says is known elsewhere.
+            self._backend.delete(key)  # Invariant 5: each caller says why the same rows are known elsewhere.
 
     def after_fork_in_child(self) -> None:
         """Replace the locks in a forked child, where another thread of the parent may have held them."""
@@ -577,7 +575,7 @@ class Index(ForkAware):
 
 
 def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:
-    """Return found rows, and the base lists that they mean, numbered anew."""
+    """Return found rows, and the base lists that they refer to, renumbered."""
     some = np.flatnonzero(found["bases"])
     if not some.size:
         return found, BaseLists.empty()

@@ -1,6 +1,6 @@
 """Adding files: read → cut → hash → look up → encode → pack.
 
-The calling thread reads, hashes whole files, cuts and drives; chunks are hashed, looked up and encoded by a few
+The calling thread reads, hashes whole files, cuts and dispatches; chunks are hashed, looked up and encoded by a few
 workers in blocks of megabytes, where native code holds no GIL. How many blocks are in flight is bounded.
 """
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _KNOWN_FILES = 4096
 _KNOWN_BYTES = 64 << 30
-"""Unchanged files whose layouts are looked up at once: neither a question for each, nor all in memory."""
+"""Unchanged files whose layouts are looked up at once: fewer look-ups, bounded memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class AddedFile:
     layout: Layout
     layout_id: bytes
     stat_key: bytes | None = None
-    """Under which the stat cache may keep what was read, None where nothing proves that it stays so."""
+    """The key under which the stat cache may keep what was read, None where no change could be detected."""
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class _Reading:
 
 @dataclass(slots=True)
 class _Block:
-    """A buffer full of chunks; `parts` says how many of them belong to which file, `last` if it ends here."""
+    """A buffer full of chunks; `parts` says how many belong to which file, and `last` whether that file ends here."""
 
     buffer: memoryview
     cuts: list[tuple[int, int]] = field(default_factory=list)
@@ -103,7 +103,7 @@ class _Block:
 
 
 class _Worked(NamedTuple):
-    """What a worker made of a block: the ids of its chunks, which of them are new, and the frames of those."""
+    """A worker's result for a block: the ids of its chunks, which of them are new, and the frames of those."""
 
     ids: list[bytes]
     wanted: list[int]
@@ -111,7 +111,7 @@ class _Worked(NamedTuple):
 
 
 class Ingest:
-    """Brings files into a publication. Use once, from one thread, as a context manager."""
+    """Adds files to a publication. Use once, from one thread, as a context manager."""
 
     def __init__(
         self,
@@ -151,6 +151,7 @@ class Ingest:
             self._callback.set_size(sum(file.identity.size for file in sources.files))
         keys = sources.stat_keys(self._machine.unchanged_files())
         unknown = list(self._take_known(list(zip(sources.files, keys, strict=True))))
+        self._publication.recall(sum(file.identity.size for file, _ in unknown))
         external = find_external_spans([file for file, _ in unknown], sources.files)
         for block in self._blocks(unknown, external):
             self._working.append((block, self._tasks.submit(self._work, block)))
@@ -177,7 +178,7 @@ class Ingest:
                     yield encode_object(Kind.CHUNK, plain)
 
     def remember(self) -> None:
-        """Let the stat cache know the files that were read, where it can tell later that they did not change."""
+        """Tell the stat cache which files were read, where it can later prove that they did not change."""
         self._machine.remember_files(
             (added.stat_key, KnownFile(added.layout.file_id, added.layout_id))
             for added in self._added
@@ -226,7 +227,7 @@ class Ingest:
         try:
             layouts = [layout_format.decode(data) for data in self._reader.read_many(here)]
         except (IntegrityError, ObjectNotFound):
-            # Invariant 13: the stat cache is a hint; where it leads to damage, the file itself is read.
+            # Invariant 13: the stat cache is a hint; if what it names is damaged, the file itself is read.
             middle = len(here) // 2
             if middle == 0:
                 return {}
@@ -257,7 +258,7 @@ class Ingest:
                 carried = 0
                 while True:
                     begin = block.used
-                    # Towards the end blocks become smaller: otherwise all wait for the worker with the last one.
+                    # Blocks become smaller towards the end: otherwise all workers wait for the one with the last block.
                     end = MAX_CHUNK + min(BLOCK, max(left // (2 * self._window), begin + carried))
                     room = block.buffer[begin + carried : end]
                     count = read_full(descriptor, room, position, file.shown)
@@ -266,7 +267,7 @@ class Ingest:
                     reading.hasher.update(room[:count])
                     if self._callback is not None:
                         self._callback.relative_update(count)
-                    # Only the end of what can be read ends a file: what stat says of its size need not be true.
+                    # A file ends where reading it ends: the size that stat gives may be wrong.
                     final = count < len(room)
                     if not final and position > file.identity.size:
                         check_unchanged(file, os.fstat(descriptor))
@@ -327,7 +328,7 @@ class Ingest:
             size=reading.size,
             ids=b"".join(reading.ids),
             lengths=np.array(reading.lengths, "<u4"),
-            # Tensors were looked for in a file of the size that stat gave.
+            # Tensors were looked for in a file of the size that stat gave, which may be wrong.
             spans=pack_spans(reading.spans) if as_stated else (),
             cut=LAYOUT_VERSION,
         )

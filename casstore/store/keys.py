@@ -32,14 +32,14 @@ def index_id_of(key: str) -> bytes:
 
 
 def is_foreign(key: str) -> bool:
-    """Say whether a key below PACK_PREFIX or INDEX_PREFIX has a name that no pack and no index segment has."""
+    """Say whether the name of a key below PACK_PREFIX or INDEX_PREFIX is not that of a pack or an index segment."""
     try:
         if key.startswith(PACK_PREFIX):
             pack_id_of(key)
         elif key.startswith(INDEX_PREFIX):
             index_id_of(key)
     except FormatError:
-        return True  # Invariant 13: what is not casstore's is left alone, and reported by check.
+        return True  # Invariant 13: foreign files are left alone, and `check` reports them.
     return False
 
 

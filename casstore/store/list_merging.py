@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from casstore.store.segment import Segment
 
 BATCH = 1 << 17
-"""Lists that are joined at once, about."""
+"""About how many lists are joined at once."""
 
 
 class MergedLists:

@@ -1,4 +1,4 @@
-"""Names in trees are UTF-8, whatever the locale; Python decodes the system's names by the locale. This turns one into the other."""
+"""Converts between names in trees, which are UTF-8, and the system's names, which Python decodes by the locale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def system_path(path: str | os.PathLike[str]) -> bytes:
         return os.fsencode(text)
     except (
         UnicodeEncodeError
-    ):  # Design §11: it was written in a program or a config, not decoded by the locale.
+    ):  # Design §11: it comes from a program or a config, not from the system, so the locale does not apply.
         return text.encode(errors="surrogateescape")
 
 
@@ -23,7 +23,7 @@ def tree_name(name: str) -> str:
     try:
         return system_path(name).decode()
     except UnicodeDecodeError:
-        return name  # Whoever puts it into a tree refuses it by name (invariant 1).
+        return name  # The caller that puts it into a tree refuses it by name (invariant 1).
 
 
 def local_path(folder: str | os.PathLike[str], path: str) -> str:

@@ -44,13 +44,13 @@ def read_link(path: bytes) -> bytes | None:
     try:
         return _call(path, lambda name, folder: os.readlink(name, dir_fd=folder))
     except OSError:
-        return None  # Invariant 8: for a message only; what is wrong with the path is told by its reader.
+        return None  # Invariant 8: this is for a message only; reading the path raises its error.
 
 
 def list_folder(path: bytes, *, kinds: bool) -> list[Child]:
     """Return what the folder at a path of any length holds, in the order of the names' bytes.
 
-    Without `kinds` nothing is a folder: to ask costs a system call for each link.
+    Without `kinds` nothing counts as a folder: to find out costs a system call for each link.
     """
     try:
         return _children(path, kinds=kinds)
@@ -66,7 +66,7 @@ def list_folder(path: bytes, *, kinds: bool) -> list[Child]:
 
 def _children(folder: bytes | int, *, kinds: bool) -> list[Child]:
     with os.scandir(folder) as listing:
-        # Of a descriptor, the names come decoded.
+        # Listing a descriptor gives decoded names.
         children = [
             Child(os.fsencode(entry.name), entry.is_symlink(), kinds and _is_folder(entry))
             for entry in listing
@@ -78,7 +78,7 @@ def _is_folder(entry: os.DirEntry[Any]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # Invariant 8: a link that goes round in circles is told by whoever reads it.
+        return False  # Invariant 8: reading a link that goes round in circles raises its error.
 
 
 def _call(path: bytes, work: Callable[[bytes, int | None], T]) -> T:

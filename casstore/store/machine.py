@@ -1,7 +1,7 @@
-"""What belongs to this machine and can be made again: the stat cache, and the tables of the catalogue.
+"""State of this machine that can be rebuilt: the stat cache, and the tables of the catalogue.
 
 A store may sit on a shared folder or be read-only, so none of this lies in it. One SQLite file per store
-in the user's cache directory; without it, where there is none or it is on a network file system, everything
+in the user's cache directory; without it (there is none, or it is on a network file system), everything
 works, slower.
 """
 
@@ -31,10 +31,10 @@ _log = logging.getLogger("casstore")
 _CHECK_SIZE = 8
 _BUSY_SECONDS = 10.0
 _RENEWALS = 4
-"""Times that one process makes a damaged file anew before it goes on without."""
+"""Times that one process rebuilds a damaged file before it goes on without one."""
 
 _VERSION = 2
-"""Of the tables below: a file with another one is made anew."""
+"""The version of the tables below: a file of another version is rebuilt."""
 
 _SCHEMA = f"""
 BEGIN;
@@ -78,9 +78,9 @@ class KnownFile:
 
 
 class MachineState(ForkAware):
-    """The SQLite file of one store; safe in threads and after a fork. With no `path`, it forgets at once.
+    """The SQLite file of one store; safe in threads and after a fork. Without a `path`, nothing is kept.
 
-    `unchanged_files` makes what says, for one call, which files may be known by their stat identity.
+    `unchanged_files` makes the object that says, for one call, which files can be recognised by their stat identity.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class MachineState(ForkAware):
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept at all; False for good once the file has failed."""
+        """Whether anything is kept at all; False from the first failure on."""
         return self._path is not None
 
     def run(self, work: Callable[[sqlite3.Connection], T], otherwise: T, *, writes: bool = False) -> T:
         """Return what `work` does in one transaction, `otherwise` where there is no state or it fails.
 
-        A damaged file is made anew, once, and `work` repeated; it must not depend on what was in it, and
+        A damaged file is rebuilt, once, and `work` repeated; it must not depend on what was in it, and
         may itself raise sqlite3.DatabaseError for rows that cannot be true.
         """
         with self.lock:
@@ -135,7 +135,7 @@ class MachineState(ForkAware):
                         break
                     return _transact(connection, work, writes=writes)
                 except (sqlite3.Error, OSError) as error:
-                    # Everything here can be made again from the store, so a failure costs time, never truth.
+                    # Everything here can be rebuilt from the store, so a failure only costs time.
                     if last or not _is_damage(error) or not self._renew(error):
                         _log.warning(
                             "The machine state %s is not used: %s. It is safe to delete.", self._path, error
@@ -151,11 +151,11 @@ class MachineState(ForkAware):
         if self._held is not None:
             if _inode(self._path) == self._inode:
                 return self._held
-            # Somebody removed the file: two connections must not share its side files with another one.
+            # The file was removed: this connection must not share side files with one to the new file.
             self.close()
         with _opening(self._path):
             if _inode(self._path) is None:
-                # What belongs to a file that was removed would be taken for this one's.
+                # Side files of a removed file would be taken for this one's.
                 _remove(self._path)
             self._held = sqlite3.connect(
                 self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -170,7 +170,7 @@ class MachineState(ForkAware):
         self._renewals += 1
         if self._renewals > _RENEWALS:
             return False
-        _log.warning("The machine state %s is made anew: %s. It is safe to delete.", self._path, error)
+        _log.warning("The machine state %s is rebuilt: %s. It is safe to delete.", self._path, error)
         inode = self._inode
         self.close()
         try:
@@ -178,7 +178,7 @@ class MachineState(ForkAware):
                 if inode is None or inode == _inode(self._path):
                     _remove(self._path)
         except OSError:
-            return False  # As any other failure here: the caller goes on without this state.
+            return False  # Like any other failure here: the caller goes on without this state.
         return True
 
     def close(self) -> None:
@@ -187,12 +187,12 @@ class MachineState(ForkAware):
             held, self._held = self._held, None
             self._inode = None
             if held is not None:
-                # All that is lost with a failed close can be made again from the store.
+                # Whatever a failed close loses can be rebuilt from the store.
                 with contextlib.suppress(sqlite3.Error):
                     held.close()
 
     def before_fork(self) -> None:
-        """Close the connection: SQLite forbids to carry one into a child, which could not even close it."""
+        """Close the connection: SQLite forbids carrying one into a child, which could not even close it."""
         self.lock.acquire()
         self.close()
 
@@ -201,7 +201,7 @@ class MachineState(ForkAware):
         self.lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Let go of a lock that threads of the parent may have waited for."""
+        """Release a lock that threads of the parent may have waited for."""
         self.lock = threading.RLock()
 
     def __del__(self) -> None:
@@ -209,14 +209,14 @@ class MachineState(ForkAware):
 
 
 def machine_folder(store_id: bytes, url: str) -> str | None:
-    """Return where this machine keeps what it knows of the store with this id at this URL, None for nowhere."""
+    """Return the folder in which this machine keeps its state of the store with this id at this URL, None for none."""
     folder = cache_folder()
     place = f"{store_id.hex()}-{digest(url.encode()).hex()[:16]}"
     return None if folder is None else os.path.join(folder, "stores", place)
 
 
 def state_path(store_id: bytes, url: str) -> str | None:
-    """Return the file of a store's MachineState, None where it is not to be kept."""
+    """Return the file of a store's MachineState, None if it is not to be kept."""
     folder = machine_folder(store_id, url)
     return os.path.join(folder, "state.sqlite") if folder is not None and keeps_databases(folder) else None
 
@@ -239,18 +239,18 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if tables and version != _VERSION:
         raise sqlite3.DatabaseError("it has the tables of another version")
     connection.execute("PRAGMA journal_mode = WAL")
-    # Never torn, also when the power fails: a table that silently lost rows would hide refs. What is lost is
-    # the latest changes, and no commit waits for the disk.
+    # Not torn even when the power fails: a table that silently lost rows would hide refs. A crash loses
+    # only the latest changes, and no commit waits for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 4096")
-    # Of the latest pages: rows of many folders land all over the indexes. In KiB.
+    # Room for the latest pages, in KiB: rows of many folders land all over the indexes.
     connection.execute("PRAGMA cache_size = -16384")
     if not tables:
         connection.executescript(_SCHEMA)
 
 
 def _is_damage(error: Exception) -> bool:
-    # A file that cannot be opened, a full disk or a lock is an OperationalError: nothing is wrong with it.
+    # A file that cannot be opened, a full disk or a lock is an OperationalError: the file itself is not damaged.
     return type(error) in (sqlite3.DatabaseError, sqlite3.IntegrityError)
 
 
@@ -266,7 +266,7 @@ def _inode(path: str) -> int | None:
 def _remove(path: str) -> None:
     for name in (path, f"{path}-wal", f"{path}-shm"):
         with contextlib.suppress(FileNotFoundError):
-            # Invariant 5 in small: nothing in it is the only copy of anything.
+            # As with invariant 5: nothing in it is the only copy of anything.
             os.unlink(name)
 
 
@@ -276,7 +276,7 @@ def _opening(path: str) -> Iterator[None]:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        # Where this cannot lock, a file removed in the same moment costs a rebuild.
+        # Where locks do not work, a file removed at the same moment only costs a rebuild.
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield

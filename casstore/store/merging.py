@@ -1,4 +1,4 @@
-"""Joining index segments: which ones, and how, with memory for one batch of rows at a time."""
+"""Joins index segments: chooses which, and merges them with memory for one batch of rows at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casstore.store.segment_cache import Copy
 
 MAX_SEGMENTS = 12
-"""Segments that are left alone: with fewer merges, each add writes less."""
+"""Segments up to this number are not merged: fewer merges mean that each add writes less."""
 
 RATIO = 4
 """After a merge, each segment has this many times the rows of all smaller ones together.
@@ -51,8 +51,8 @@ def choose_parts(segments: Sequence[Segment]) -> list[Segment]:
 def superfluous(segments: Sequence[Segment]) -> set[str]:
     """Return the keys of segments whose packs all are in one larger segment.
 
-    Two processes that merged nearly the same parts leave such, and parts that could not be deleted are. Of several
-    that cover the same, everybody keeps the same one.
+    Two processes that merged nearly the same parts leave such segments, and so do parts that could not be deleted. Of several
+    that cover the same packs, every process keeps the same one.
     """
     ordered = sorted(segments, key=lambda segment: (-len(segment.numbers), segment.key))
     most = max((int(segment.numbers.max(initial=0)) for segment in segments), default=0)
@@ -69,7 +69,7 @@ def superfluous(segments: Sequence[Segment]) -> set[str]:
 def write_merged(
     backend: Backend, parts: Sequence[Segment], copy: Copy | None = None
 ) -> tuple[str, int, bool]:
-    """Write one durable segment that says what all parts say; return its key, its size and whether it is new.
+    """Write one durable segment with the rows of all parts; return its key, its size and whether it is new.
 
     The bytes go to `copy` as well. Raises FormatError if a part is damaged.
     """
@@ -100,7 +100,7 @@ def write_merged(
             writer.commit(key)
             new = True
         except ObjectExists:
-            # Invariant 5: its name is its hash, so whoever was faster wrote the same.
+            # Invariant 5: its name is its hash, so another writer's file has the same bytes.
             new = False
     if copy is not None:
         copy.publish(key)
@@ -108,7 +108,7 @@ def write_merged(
 
 
 class _Source:
-    """A part as the merged segment takes it: without packs that an earlier part covers, in new numbers."""
+    """A part for the merged segment: without packs that an earlier part covers, and renumbered."""
 
     def __init__(self, segment: Segment, positions: NDArray[np.uint32], taken: NDArray[np.bool_]) -> None:
         self.segment = segment
@@ -136,7 +136,7 @@ def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], dict[bytes, int]]
     sources = []
     for segment in parts:
         packs = segment.head.packs
-        # Two processes may have merged the same parts: a pack that was taken already is taken whole.
+        # Two processes may have merged the same parts; the first part that covers a pack has all of its rows.
         taken = np.array([pack not in order for pack in packs], np.bool_)
         positions = np.array([order.setdefault(pack, len(order)) for pack in packs], np.uint32)
         for pack, size in zip(packs, segment.head.sizes, strict=True):

@@ -1,4 +1,4 @@
-"""A model as the store keeps it. Its tree is read at once, a layout when it is asked for: a model may have many files."""
+"""A model as the store keeps it. Its tree is read at once, layouts only on request, since a model may have many files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from casstore.store.objects import ObjectReader
 
 _READ_ALONG = 256
-"""Layouts that are read along with the tree where a second answer would cost a round trip."""
+"""Number of layouts that are read along with the tree to save a round trip."""
 
 _READ_AT_ONCE = 1024
 
@@ -40,7 +40,7 @@ class ModelLayouts:
         self._known: dict[int, Layout] = {}
 
     def hold(self, plain: Sequence[bytes]) -> None:
-        """Take the bytes of every layout, which were read along with something else."""
+        """Take the bytes of every layout, if they were read along with something else."""
         self._plain = dict(enumerate(plain))
 
     def of(self, path: str) -> Layout | None:

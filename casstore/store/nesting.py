@@ -31,11 +31,11 @@ def refuse_inside_store(path: str | os.PathLike[str]) -> None:
 
 def _is_store(folder: str) -> bool:
     try:
-        # Without O_NONBLOCK, a pipe of this name would never let us go.
+        # Without O_NONBLOCK, opening a pipe of this name would block for ever.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(os.path.join(folder, marks.FORMAT_KEY), flags)
     except OSError:
-        return False  # Not there, or not for us to see.
+        return False  # Absent, or not readable by this user.
     try:
         return marks.begins_format(os.read(descriptor, marks.MAGIC_SIZE))
     except OSError:

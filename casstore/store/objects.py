@@ -1,6 +1,6 @@
-"""Reading objects: look up, fetch frames in coalesced ranges, decode, verify, only then hand out.
+"""Reads objects: look up, fetch frames in coalesced ranges, decode, verify, and only then return.
 
-Every byte that leaves this module hashed to its id first (invariant 4).
+No byte leaves this module before its object was hashed and compared with the id (invariant 4).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ MAX_FETCH = 8 << 20
 """Stored bytes that one read of a pack takes, at most, unless one frame is larger."""
 
 MAX_GAP = 64 << 10
-"""Unwanted bytes between two wanted frames that are read along rather than costing a second read."""
+"""Unwanted bytes between two frames that are read along to save a second read."""
 
 _MAX_MISSES = 3
-"""Times that a pack may be listed and yet not be there when it is read: it may be on its way back from a backup."""
+"""Times that a pack may be listed and yet be absent when it is read: it may be on its way back from a backup."""
 
 _ADVICE = (
     "Restore that file from another copy; or run `casstore quarantine REF`, then add the model again, or push it here "
@@ -136,7 +136,7 @@ class ObjectReader:
                     self._index.forget_pack(number)
                     absent = self._index.gone_packs()
                 except IntegrityError as error:
-                    # Invariant 4: damage is told, unless the same object comes whole from somewhere else.
+                    # Invariant 4: damage is raised, unless another pack has the same object whole.
                     if not elsewhere or not self._is_elsewhere(located, group, number, error):
                         raise
                 else:
@@ -150,7 +150,7 @@ class ObjectReader:
                 located = Located(located.rows, located.sources, located.lists + again.lists)
 
     def _is_elsewhere(self, located: Located, group: list[int], number: int, error: IntegrityError) -> bool:
-        """Avoid a damaged pack from now on; say whether others hold everything that `group` wants of it."""
+        """Avoid a damaged pack from now on; say whether other packs hold everything that `group` needs."""
         if isinstance(error, UnsupportedVersion):
             return False
         self._index.avoid_pack(number)
@@ -171,7 +171,7 @@ class ObjectReader:
         offsets = located.rows["offset"][group].tolist()
         fetched = scratch(offsets[-1] + frame_size(located, group[-1]) - offsets[0])
         if self._backend.read_into(key, fetched, start=offsets[0]) != len(fetched):
-            raise FormatError(f"{key} is cut short. {_ADVICE}")
+            raise FormatError(f"{key} is truncated. {_ADVICE}")
         frames = []
         for at, offset in zip(group, offsets, strict=True):
             begin, end = places[at]
@@ -223,7 +223,7 @@ def verify_frames(
 
 
 def _verify_run(run: list[_Frame], size: int, *, key: str) -> None:
-    # A thread keeps its scratch memory: what is larger than a block is rare, and let go.
+    # A thread keeps its scratch memory; anything larger than a block is rare and is freed.
     plain = scratch(size) if size <= BLOCK_BUFFER else new_buffer(size)
     _decode(run, plain, key=key)
     _check_ids(run, plain, key=key)
@@ -237,17 +237,17 @@ def _check_ids(frames: list[_Frame], plain: memoryview, *, key: str) -> None:
 
 
 def _check_header(located: Located, at: int, framed: memoryview, raw: int, *, key: str) -> FrameHeader:
-    """Return the header that the index promises, once a fetched frame proves to begin with it."""
+    """Return the header that the index describes, after checking that the fetched frame begins with it."""
     object_id, _, stored, _, _, _, kind, encoding, rank = ROW_FIELDS.unpack(located.rows[at].tobytes())
     header = FrameHeader(object_id, kind, encoding, raw, stored, rank, located.bases(at))
     if framed[: header.size] != frame.encode_header(header, key=key):
         frame.decode_header(framed, key=key)
-        raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
+        raise FormatError(f"{key} does not hold the frame that its index lists there. {_ADVICE}")
     return header
 
 
 def _adjacent(frames: list[_Frame]) -> Iterator[list[_Frame]]:
-    """Divide frames into runs whose plain bytes adjoin: those are decoded together."""
+    """Divide frames into runs whose plain bytes adjoin, which are decoded together."""
     run: list[_Frame] = []
     for item in frames:
         if run and run[-1].end != item.begin:

@@ -43,7 +43,7 @@ class PackTable:
             for at, pack in enumerate(packs):
                 number = self._numbers.get(pack)
                 if number is None:
-                    # In this order: a child that is forked in between has a number to spare, not a wrong one.
+                    # In this order: a child that is forked in between has an unused number rather than a wrong one.
                     number = len(self._ids)
                     self._sizes.append(None)
                     self._ids.append(pack)
@@ -52,7 +52,7 @@ class PackTable:
             return numbers
 
     def note_sizes(self, numbers: NDArray[np.uint32], sizes: Sequence[int]) -> None:
-        """Take in what one segment says of its packs' sizes in bytes."""
+        """Record the sizes in bytes that one segment gives for its packs."""
         with self._lock:
             for number, size in zip(numbers.tolist(), sizes, strict=True):
                 if self._sizes[number] is None:
@@ -61,7 +61,7 @@ class PackTable:
                     self._disputed.add(number)
 
     def size_of(self, number: int) -> int | None:
-        """Return what is said of a pack's size, None where nothing is or `is_disputed`."""
+        """Return the size that segments give for a pack, None if there is none or it `is_disputed`."""
         return None if number in self._disputed else self._sizes[number]
 
     def is_disputed(self, number: int) -> bool:
@@ -69,13 +69,13 @@ class PackTable:
         return number in self._disputed
 
     def note_footer(self, number: int, footer: Footer) -> None:
-        """Take in the size that the pack itself states."""
+        """Record the size that the pack itself states."""
         with self._lock:
             self._sizes[number] = footer.pack_size
             self._disputed.discard(number)
 
     def note_listing(self, there: NDArray[np.uint32], known: int) -> None:
-        """Take in which packs a listing showed, `there`; all other ones of the first `known` are gone."""
+        """Record which packs a listing showed, `there`; all others of the first `known` are gone."""
         absent = np.ones(len(self), np.bool_)
         absent[there] = False
         absent[known:] = False

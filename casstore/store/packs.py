@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from casstore import codecs
 from casstore.digest import Hasher, digest
-from casstore.errors import ConfigError, DigestMismatch, ObjectExists
+from casstore.errors import CasstoreError, ConfigError, DigestMismatch, ObjectExists
 from casstore.format import fields, frame, pack
 from casstore.format import manifest as manifest_format
 from casstore.format.frame import HEADER_SIZE, FrameHeader
@@ -34,16 +34,19 @@ PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
 
 _FIRST_UPLOAD = 7 << 20
-"""Bytes at which the first of several packs for a slow link is closed, whatever the others' size."""
+"""Bytes at which the first of several packs for a slow link is closed, whatever the size of the others."""
+
+_WORTH_FINISHING = 4 << 20
+"""Least size in bytes of an interrupted pack that is finished for the next attempt; smaller ones are soon rewritten."""
 
 _SMALL = 64 << 10
-"""Frames of fewer bytes get memory of their own: a block that is lent for them would lie idle."""
+"""Frames of fewer bytes get memory of their own: a borrowed block would be mostly unused."""
 
 _VERIFIED = 2 << 20
-"""Plain bytes that are verified at once, soon after they were encoded, as many as are: a cache holds them still."""
+"""Plain bytes that are verified at once, right after encoding, while the processor's cache still holds them."""
 
 _MAX_WAITING = 1
-"""Writes that may wait for the disk: each holds a block's worth of memory, and more made nothing faster."""
+"""Writes that may wait for the disk: each holds a block of memory, and more of them brought no speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def encode_frames(
     cuts: Sequence[tuple[int, int]],
     hints: Sequence[ElementHint | None],
 ) -> EncodedFrames:
-    """Encode the objects `block[offset:offset + length]` and prove that each decodes to itself.
+    """Encode the objects `block[offset:offset + length]` and verify that each decodes to itself.
 
     Runs on a worker thread; `block` is only read. Raises DigestMismatch if an encoder is wrong.
     """
@@ -118,9 +121,9 @@ def encode_objects(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
 
 
 def check_object(kind: Kind, plain: bytes) -> None:
-    """Raise ConfigError for an object that nobody could read back (invariant 14).
+    """Raise ConfigError for an object that a reader would refuse (invariant 14).
 
-    Layouts and the manifests of models and runs are proved as they are encoded; a chunk may hold anything.
+    Layouts and the manifests of models and runs are checked when they are encoded; a chunk may hold anything.
     """
     limit = max_plain(kind)
     if len(plain) > limit:
@@ -132,7 +135,7 @@ def check_object(kind: Kind, plain: bytes) -> None:
 
 
 def _verified_later(cuts: Sequence[tuple[int, int]], first: int, at: int) -> bool:
-    """Say whether chunk `at` is verified with the one behind it, as those from `first` on are with it."""
+    """Say whether chunk `at` is verified together with the next one, in the group that starts at `first`."""
     return (
         at + 1 < len(cuts)
         and sum(cuts[at]) == cuts[at + 1][0]
@@ -163,7 +166,7 @@ def _verify(
     for header, (offset, length) in zip(headers, cuts, strict=True):
         actual = digest(decoded[offset - begin : offset - begin + length])
         if actual != header.object_id:
-            raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was stored.")
+            raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was added.")
 
 
 class PackWriter:
@@ -171,14 +174,14 @@ class PackWriter:
 
     Use as a context manager: packs that were not finished are discarded. For one thread.
     `target` is the size in bytes at which a pack is closed. With `uploads`, that many full packs are committed
-    at once, and `append` waits while more than that are on their way: what a slow link has not taken yet lies
+    at once, and `append` waits while more than that are under way: data that a slow link has not taken yet lies
     in a spool.
     """
 
     def __init__(self, backend: Backend, *, target: int = PACK_TARGET, uploads: int | None = None) -> None:
         self._backend = backend
         self._target = target
-        # A link is idle until the first pack is full.
+        # The link is idle until the first pack is full.
         self._full = target if uploads is None else min(target, _FIRST_UPLOAD)
         self._uploads = uploads
         self._scribe = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
@@ -194,11 +197,32 @@ class PackWriter:
         self._scribe.shutdown(wait=True)
         self._committer.shutdown(wait=True)
         if self._open is not None:
-            self._open.writer.discard()  # Invariant 2: what has no final name was never there.
+            self._open.writer.discard()  # Invariant 2: a file without its final name is not part of the store.
             self._open = None
 
+    def rescue(self) -> list[WrittenPack]:
+        """After a failure: finish the open pack if it is complete and large enough, then end like `__exit__`.
+
+        Returns the packs that are durable and that nobody has taken yet. Raises nothing of what failed.
+        """
+        if self._open is not None and self._open.size >= _WORTH_FINISHING and self._is_whole(self._open):
+            # Invariant 13: this only tries to save work; the original error is raised anyway.
+            with contextlib.suppress(CasstoreError):
+                self._close_pack()
+        self.__exit__()
+        return [commit.result() for commit in self._commits if commit.exception() is None]
+
+    def _is_whole(self, opened: _OpenPack) -> bool:
+        """Say whether every frame that the open pack's footer would list was written: an interrupt can come anywhere."""
+        wait(self._writes)
+        if any(write.exception() is not None for write in self._writes):
+            return False
+        last = opened.headers[-1] if opened.headers else None
+        end = opened.offsets[-1] + last.size + last.stored if last is not None and opened.offsets else 0
+        return len(opened.headers) == len(opened.offsets) and end == opened.size == opened.writer.offset
+
     def append(self, frames: EncodedFrames) -> None:
-        """Append verified frames, soon; the pack is closed behind them if it is full."""
+        """Append verified frames in the background; the pack is closed after them if it is full."""
         if not frames.headers:
             return
         if self._open is None:
@@ -234,14 +258,15 @@ class PackWriter:
         footer = pack.footer_rows(closing.headers, closing.offsets)
         self._emit(closing, pack.encode_footer(footer, begin=closing.size))
         written = self._writes[-1]
-        self._open = None
+        # In this order: an interrupt in between must not leave a pack that nobody discards.
         self._commits.append(self._committer.submit(_commit, closing, footer, written))
+        self._open = None
         while self._uploads is not None:
             waiting = [commit for commit in self._commits if not commit.done()]
             if len(waiting) <= self._uploads:
                 break
             for commit in wait(waiting, return_when=FIRST_COMPLETED).done:
-                commit.result()  # What failed is told now, not after all the rest was sent.
+                commit.result()  # A failure is raised now, not after all the rest was sent.
 
     def _emit(
         self, target: _OpenPack, data: bytes | memoryview, *, then: Callable[[], None] | None = None
@@ -257,7 +282,7 @@ class PackWriter:
 
 @dataclass(slots=True)
 class _OpenPack:
-    """A pack in the making; `size` counts what was handed over, `hasher` saw what was written."""
+    """A pack that is being written: `size` counts the bytes handed over, `hasher` has hashed those written."""
 
     writer: BlobWriter
     hasher: Hasher = field(default_factory=Hasher)
@@ -277,7 +302,7 @@ def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> Written
     with target.writer as writer:  # discards the temporary file if the commit fails (invariant 2)
         written.result()
         pack_id = target.hasher.digest()
-        # Invariant 6: with its nonce, a pack of this name is this pack, by an attempt that seemed to fail.
+        # Invariant 6: with its nonce, a pack of this name is this very pack, from an attempt that seemed to fail.
         with contextlib.suppress(ObjectExists):
             writer.commit(pack_key(pack_id))
     return WrittenPack(pack_id, footer, target.size)

@@ -1,4 +1,4 @@
-"""Which packs are there: whole by their size, asked for in as few round trips as that takes."""
+"""Which packs are there, with their full size, in as few round trips as possible."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from casstore.store.index import Index, Located
 
 _PAGE = 1000
-"""Names that one request of a listing returns, where it goes through all folders at once."""
+"""Names that one request of a listing returns, where a listing spans all folders."""
 
 _FOLDERS = 256
 """Folders of packs, each of which is a request where a listing goes folder by folder."""
 
 
 def has_pack(backend: Backend, index: Index, pack_id: bytes) -> bool:
-    """Say whether a pack is there with exactly the size that the index states; a cut one is not."""
+    """Say whether a pack is there with exactly the size that the index states; a truncated one counts as absent."""
     size = index.pack_size(index.number_of(pack_id))
     if size is None:
-        return False  # Invariant 5: neither a segment nor its own footer vouches for it.
+        return False  # Invariant 5: neither a segment nor its own footer says what size it must have.
     try:
         return backend.stat(pack_key(pack_id)).size == size
     except ObjectNotFound:
@@ -52,7 +52,7 @@ class PresentPacks:
         self._there: dict[int, bool] = {}
 
     def locate(self, ids: Sequence[bytes] | bytes) -> Located:
-        """Find frames in packs that count, asking for all packs in question at once where that is far."""
+        """Find frames in packs that can be relied on, asking for all packs in question at once if the store is far."""
         if is_far(self._backend):
             located = self._index.locate(ids)
             self._ask(sorted(set(located.rows["pack"][located.found].tolist()) - self._there.keys()))
@@ -75,5 +75,5 @@ def _is_whole(index: Index, pack_id: bytes, listed: int | None) -> bool:
 
 
 def _is_listing_cheaper(asked: int, known: int, *, flat: bool) -> bool:
-    """Compare rounds: questions go out many at once, the pages of a listing one after the other."""
+    """Compare round trips: single requests go out many at once, the pages of a listing one after the other."""
     return asked / ASKERS > known / _PAGE + (1 if flat else _FOLDERS)

@@ -5,16 +5,17 @@
 3. put the record;
 4. read tombstones and check the packs once more, mend if needed, and only then return.
 
-A delta depends on the packs of its bases as on its own (invariant 7): what it lacks is copied, or else it is
+A delta depends on the packs of its bases as on its own (invariant 7): a missing base is copied, or else the delta is
 written again without bases.
 
-Step 4 is what makes an acknowledged record safe beside any collector, whatever clocks and pauses do;
-step 2 keeps a record from pointing at nothing in the meantime.
+Step 4 makes an acknowledged record safe beside any collector, whatever clocks and pauses do;
+step 2 keeps a record from pointing at missing packs in the meantime.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -22,24 +23,27 @@ import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import (
+    CasstoreError,
     ConflictError,
     FormatError,
     IntegrityError,
     MissingObject,
     ObjectNotFound,
     RefConflict,
+    add_note,
 )
 from casstore.format import marks
 from casstore.format.rows import Kind, row_ids
 from casstore.store.bases import Copy, resolve
 from casstore.store.keys import pack_key
-from casstore.store.packs import PackWriter, encode_objects
+from casstore.store.packs import PACK_TARGET, PackWriter, encode_objects
 from casstore.store.presence import has_pack, have_packs
 from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
+    from types import TracebackType
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -57,12 +61,20 @@ if TYPE_CHECKING:
     """Makes frames again, from the source, for those of the given object ids that it can."""
 
 MAX_ROUNDS = 16
-"""Times that packs may vanish under one publish before it gives up."""
+"""Times that packs may vanish during one publish before it gives up."""
 
 MAX_HINTS = 32
 
 _COPIED = 8 << 20
 """Plain bytes of condemned objects that are read and written again at once."""
+
+_WORTH_LOOKING = PACK_TARGET // 2
+"""Number of new bytes from which a publish looks for packs without a segment.
+
+A publish that is killed before its first full pack leaves none, and a listing is cheap compared with writing so much.
+"""
+
+_log = logging.getLogger("casstore")
 
 
 class Publication:
@@ -110,6 +122,7 @@ class Publication:
         # On a local file system gc takes this lock exclusively and deletes at once (design §8).
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backend.publish_lock())
+            self._backend.remove_abandoned()
             self._damaged, condemned, _ = ask_each(
                 self._backend,
                 lambda look: look(self._backend),
@@ -122,8 +135,14 @@ class Publication:
             self._exit = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._exit.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self._keep_written(error)
+        finally:
+            self._exit.close()
 
     def claim(self, ids: Sequence[bytes]) -> list[int]:
         """Return the positions of the objects that the caller must encode and write, each object once."""
@@ -137,7 +156,7 @@ class Publication:
     def known(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
         """Say which objects need not be written; the record will depend on the packs that hold those.
 
-        An object in a pack that is gone, cut short or condemned counts as unknown, and so does a delta that
+        An object in a pack that is gone, truncated or condemned counts as unknown, and so does a delta that
         lacks a base: it is written again.
         """
         resolved = self._resolve(ids)
@@ -163,9 +182,9 @@ class Publication:
         self._mend(list(ids), lambda _missing: iter(()))
 
     def covers(self, ids: Sequence[bytes]) -> bool:
-        """Depend on what a record that is in the store needs; say whether all of it is there.
+        """Depend on everything that an existing record needs; say whether all of it is there.
 
-        May be called while a record is made: what had to be copied out of condemned packs is published at once.
+        May be called while a record is made: objects copied out of condemned packs are published at once.
         """
         try:
             self.require(ids)
@@ -178,7 +197,7 @@ class Publication:
         """Append verified frames to this publish's packs.
 
         Bases must be known, or be written by this publish before it commits, with a lower rank: the object is
-        made again otherwise, by what supplies those that vanish.
+        made again otherwise, from the same source as objects that vanish.
         """
         self._own.update(header.object_id for header in frames.headers)
         deltas = {item.object_id: Copy(item.rank, item.bases) for item in frames.headers if item.bases}
@@ -190,11 +209,13 @@ class Publication:
             self._lean_on(bases.needed)
         self.bytes_stored += len(frames.data)
         self._writer.append(frames)
+        if self._is_far:
+            self.keep_finished()
 
     def write_objects(self, kind: Kind, objects: Mapping[bytes, bytes]) -> None:
         """Store small objects, plain bytes by id, unless they are there already.
 
-        Raises ConfigError for one that nobody could read back.
+        Raises ConfigError for one that a reader would refuse.
         """
         ids = list(objects)
         new = [ids[at] for at in self.claim(ids)]
@@ -202,7 +223,7 @@ class Publication:
             self.write(encode_objects(kind, {object_id: objects[object_id] for object_id in new}))
 
     def commit(self, make_record: Callable[[tuple[bytes, ...]], Record], supply: Supply) -> Record:
-        """Make everything durable, put the record, and return the one that stands when it is safe for good.
+        """Make everything durable, put the record, and return the one that counts once it is safe for good.
 
         `make_record` gets the packs that cover the record, as hints; a record that is in the store already
         is not written again. Raises MissingObject if something vanished that `supply` cannot make again.
@@ -217,8 +238,8 @@ class Publication:
     ) -> list[Record | RefConflict]:
         """Commit several records with one pair of checks; return them in order.
 
-        Each of `drafts` makes one record, on any thread. A RefConflict takes the place of a record that it
-        keeps from being written; any other error is raised, and then none of the records is acknowledged.
+        Each of `drafts` makes one record, on any thread. A record that a conflict prevents is replaced by its RefConflict
+        in the result; any other error is raised, and then none of the records is acknowledged.
         """
         self._prepare(supply)
 
@@ -226,23 +247,57 @@ class Publication:
             try:
                 return self._refs.put(draft())
             except RefConflict as conflict:
-                return conflict  # Design §9: for the caller to show; the other refs are not concerned.
+                return conflict  # Design §9: the caller reports it; the other refs are not concerned.
 
         results = ask_all(put, drafts)
         self._finish(supply)
         return results
 
     def keep_finished(self) -> None:
-        """Make packs that are durable already known to everybody, soon and beside further work.
+        """Publish an index segment over packs that are durable already, in the background.
 
-        What is kept so outlives this publish, whether it commits a record or not: a later one needs only the
-        rest.
+        What is kept so outlives this publish, whatever ends it: a later one needs only the rest. `write` does it
+        for a store that is far away, where packs take long and their footers cost round trips.
         """
         self._finished += self._writer.take_finished()
         if self._finished and (self._keeping is None or self._keeping.done()):
             self._wait_for_keeping()
             self._keeping = self._keeper.submit(self._cover, self._finished)
             self._finished = []
+
+    def recall(self, size: int) -> bool:
+        """Read the footers of packs that were left without a segment; say whether there are any.
+
+        Somebody who was killed while he added this, perhaps. They are looked for only where `size`, the bytes
+        that may have to be written, is so much that the look costs little beside it. They have a segment when
+        this publish ends.
+        """
+        if size < _WORTH_LOOKING:
+            return False
+        try:
+            return self._index.read_uncovered()
+        except FormatError:
+            return False  # Invariant 5: objects that only a damaged pack holds are written again; check reports the pack.
+
+    def _keep_written(self, error: BaseException) -> None:
+        """Make the packs of this attempt usable for the next one: packs without a record do no harm (invariant 3).
+
+        A store that is far away may be what fails, and its packs were made known as they were finished.
+        """
+        if not self._is_far:
+            self._finished += self._writer.rescue()
+            try:
+                self._wait_for_keeping()
+                self._cover(self._finished)
+            except CasstoreError as failure:
+                # Invariant 13: only `error` is raised. Without a segment, the packs' footers are read (invariant 5).
+                _log.debug("No index segment covers what was written: %s", failure)
+        if self.bytes_written:
+            add_note(
+                error,
+                f"The {self.bytes_written / 2**20:.1f} MiB of packs written so far are kept: "
+                "the next attempt only writes the rest.",
+            )
 
     def _wait_for_keeping(self) -> None:
         keeping, self._keeping = self._keeping, None
@@ -253,14 +308,14 @@ class Publication:
         self._flush()
         self._secure(supply)
         self._settle()
-        # A collector that believes to be alone must be able to see, before our record is there, that it is not.
+        # A collector that believes itself alone must be able to see our marker before our record is there.
         self._backend.await_marker()
         return tuple(sorted(self._depends)[:MAX_HINTS])
 
     def _finish(self, supply: Supply) -> None:
         self._secure(supply)
         self._settle()
-        # Invariant 13: by now the records are safe, and upkeep never fails.
+        # Invariant 13: the records are safe by now, and upkeep must not fail the publish.
         self._index.keep_house()
 
     def _flush(self) -> None:
@@ -303,8 +358,8 @@ class Publication:
             elif not lost:
                 return
         raise ConflictError(
-            f"Packs vanished or were cut short {MAX_ROUNDS} times while this was published. Try again later, "
-            "and look at what else writes to this store."
+            f"Packs vanished or were truncated {MAX_ROUNDS} times during this publish. Try again later, "
+            "and find out what else writes to this store."
         )
 
     def _without_bases(self) -> list[bytes]:
@@ -317,7 +372,7 @@ class Publication:
         return sorted(self._unknown(deltas))
 
     def _settle(self) -> None:
-        """Make durable what other writers may have published a moment ago, before we rely on it (invariant 2)."""
+        """Make durable what other writers may have just published, before we rely on it (invariant 2)."""
         fresh = sorted(self._depends.keys() - self._settled)
         if fresh:
             self._backend.settle(pack_key(pack) for pack in fresh)
@@ -332,10 +387,10 @@ class Publication:
             try:
                 uncovered = self._index.read_uncovered()
             except FormatError as error:
-                # Invariant 13: a damaged pack is as good as none, and the source may have what was in it.
+                # Invariant 13: a damaged pack counts as absent; the source may still have its objects.
                 damage, uncovered = error, False
             if uncovered:
-                # Invariant 5: segments are hints, so what they do not name may still lie in a pack.
+                # Invariant 5: segments are hints, so an object that they do not name may still lie in a pack.
                 missing = self._unknown(sorted(missing))
         if missing:
             self._copy_condemned(sorted(missing))
@@ -374,7 +429,7 @@ class Publication:
             self._copy(kind, batch)
 
     def _copy(self, kind: Kind, ids: list[bytes]) -> None:
-        """Write what can be read of these objects: of a batch with damage in it, each half by itself."""
+        """Write those of these objects that can be read: a batch with damage is split in halves."""
         if not ids:
             return
         try:
@@ -396,11 +451,11 @@ class Publication:
         return self._index.locate(ids, usable=self._is_usable)
 
     def _written(self, object_id: bytes) -> Copy | None:
-        """Return what the frame needs that this publish writes of an object, None if it writes none."""
+        """Return rank and bases of the frame that this publish writes for an object, None if it writes none."""
         return self._own_deltas.get(object_id) or (Copy(0, ()) if object_id in self._own else None)
 
     def _lean_on(self, bases: Rows) -> None:
-        """Depend on the packs of bases, though not on the bases: a delta that lacks one can be written anew."""
+        """Depend on the packs of bases, but not on the bases themselves: a delta that lacks one can be rewritten."""
         for number in np.unique(bases["pack"]).tolist():
             self._depends.setdefault(self._index.pack_id(number), [])
 
@@ -422,13 +477,13 @@ class Publication:
         return usable
 
     def _is_condemned(self, pack: bytes, number: int) -> bool:
-        """Say whether nothing new may rely on a pack: a collector wants it, or somebody found damage in it."""
+        """Say whether nothing new may rely on a pack: a collector will delete it, or it is damaged."""
         return pack in self._condemned or self._index.is_avoided(number)
 
     def _look_ahead(self, ids: Sequence[bytes] | bytes) -> None:
         """Ask for many packs at once rather than one by one as the index meets them."""
         if not self._is_far:
-            return  # A local answer takes microseconds, less than looking up what to ask for.
+            return  # A local answer takes microseconds, less than working out what to ask for.
         located = self._index.locate(ids)
         numbers = set(located.rows["pack"][located.found].tolist())
         asked = [
@@ -452,7 +507,7 @@ class Publication:
 
 def read_quarantine(backend: Backend) -> frozenset[bytes]:
     """Return the packs that were found damaged: nothing new may depend on them (invariant 9)."""
-    # A file that is no note says nothing of any pack; `check` names it.
+    # A foreign file here says nothing about any pack; `check` reports it.
     keys = (key for key in backend.list_keys(marks.QUARANTINE_PREFIX) if marks.is_quarantine(key))
     return frozenset(map(marks.quarantined_pack, keys))
 
@@ -464,7 +519,7 @@ def read_tombstones(backend: Backend) -> frozenset[bytes]:
         try:
             data = backend.read(entry.key)
         except ObjectNotFound:
-            continue  # A collector has finished with it since the listing: what it deleted is gone, and seen so.
+            continue  # A collector has finished with it since the listing; the packs that it deleted are seen as absent.
         if marks.may_be_tombstone(entry.key, data):
             condemned.update(marks.decode_tombstone(data, key=entry.key).packs)
     return frozenset(condemned)

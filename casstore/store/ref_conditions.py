@@ -1,4 +1,4 @@
-"""A query's conditions as SQLite is asked them; what it compares unlike Python is left to Python."""
+"""A query's conditions as SQL; where SQLite compares unlike Python, Python checks the rows again."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def conditions(query: RefQuery, *, by: Literal["key", "name"]) -> tuple[str, lis
 
 
 def metadata_conditions(query: RefQuery) -> tuple[list[str], list[Any], bool]:
-    """Return conditions on times and metadata, and whether they say all: else the rows are asked again.
+    """Return conditions on times and metadata, and whether they are exact; if not, the rows must be checked again.
 
-    They let no row through less than Python's `==` does.
+    They never leave out a row that Python's `==` accepts.
     """
     sql: list[str] = []
     values: list[Any] = []
@@ -58,11 +58,11 @@ def metadata_conditions(query: RefQuery) -> tuple[list[str], list[Any], bool]:
             sql.append("json_extract(metadata, ?) IS NULL")
             values.append(path)
         elif path is not None and type(value) is str and is_plain(value):
-            # Also an array's extract is a text.
+            # json_extract gives text for an array, too.
             sql.append("json_extract(metadata, ?) = ? AND json_type(metadata, ?) = 'text'")
             values += [path, value, path]
         elif path is not None and type(value) in (int, bool) and abs(value) < _EXACT_INTEGER:
-            # SQLite may read a fraction one unit off: it finds every equal number, and maybe others.
+            # SQLite may read a fraction inexactly: it finds every equal number, and maybe others.
             sql.append("json_extract(metadata, ?) = ?")
             values += [path, int(value)]
             exact = False
@@ -72,7 +72,7 @@ def metadata_conditions(query: RefQuery) -> tuple[list[str], list[Any], bool]:
 
 
 def _json_path(field: str) -> str | None:
-    """Return where SQLite finds a field, None where its way of writing paths cannot say that."""
+    """Return SQLite's path to a field, None if SQLite cannot spell it."""
     parts = field.split(".")
     if not all(
         part.isascii() and part.isprintable() and part and not set(part) & {'"', "\\"} for part in parts
@@ -82,5 +82,5 @@ def _json_path(field: str) -> str | None:
 
 
 def is_plain(text: str) -> bool:
-    """Say whether SQLite compares this text as Python does: no NUL, and nothing that UTF-8 cannot say."""
+    """Say whether SQLite compares this text as Python does: it has no NUL and can be encoded as UTF-8."""
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)

@@ -1,10 +1,10 @@
-"""From the listing of names to the newest records: how the catalogue follows the store (design §9).
+"""Reads the newest records from a listing of names, and keeps the catalogue in step with the store (design §9).
 
-Listing names is the one thing that every listing of refs does; records are read only where a folder's names
-differ from those that the catalogue's rows are the result of.
+Every listing of refs lists the names; records are read only where a folder's names
+differ from those that the catalogue's rows were made from.
 
-Files under names that no record can have are passed over. A record that cannot be read stays what its key says
-that it is: nothing older stands in for it (invariant 8), and whoever lists is told.
+Files under names that no record can have are ignored. A record that cannot be read keeps the place that its key gives
+it: no older one is used instead (invariant 8), and the caller learns of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from casstore.errors import BackendError, FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.store.catalogue import FolderRows, Kept
-from casstore.store.damage import is_damage
+from casstore.store.damage import is_refused
 from casstore.store.ref_keys import (
     folder_of,
     has_exclusive,
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
     from casstore.store.ref_rows import RefQuery
 
 _ROUNDS = 8
-"""Times that other processes may change the catalogue under one listing before it is answered without."""
+"""Times that other processes may change the catalogue during one listing before the listing does without it."""
 
 _BATCH = 4096
-"""Records after which what was read is written to the catalogue: each write costs pages of its indexes."""
+"""Records that are read before they are written to the catalogue together: each write costs pages of its indexes."""
 
 _READ_AHEAD = 2048
-"""Records that are in memory at once because they were read ahead."""
+"""Records read ahead that are in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A record that cannot be read: what is in its file, and why."""
+    """A record that cannot be read: the bytes of its file, and the error."""
 
     key: str
     data: bytes
@@ -60,7 +60,7 @@ class Unread:
 
     @property
     def name(self) -> str:
-        """The name of its ref, which stands in the key."""
+        """The name of its ref, from the key."""
         return names.parse_key(self.key).name
 
 
@@ -80,7 +80,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What the catalogue found, and the newest records below what was asked about that cannot be read."""
+    """The catalogue's answer, and the newest records in question that cannot be read."""
 
     found: Any
     damaged: tuple[Unread, ...]
@@ -96,7 +96,7 @@ class _Folder:
     damaged: Mapping[str, Unread]
 
     def rows(self, folder: str) -> FolderRows:
-        """Return what the catalogue shall hold of the folder."""
+        """Return what the catalogue is to hold of the folder."""
         heads = frozenset(key for key in chain(*self.newest) if key not in self.damaged)
         told = {key: self.read[key].data for key in heads if not is_unique(key)}
         told.update((key, item.data) for key, item in self.damaged.items())
@@ -111,9 +111,9 @@ class _Folder:
         )
 
     def winner(self, group: Sequence[str]) -> str | None:
-        """Return the key of the newest record of a ref; None if that cannot be read, or told."""
+        """Return the key of the newest record of a ref; None if it cannot be read or determined."""
         if any(key in self.damaged and not is_unique(key) for key in group):
-            return None  # Its write id stands in the record.
+            return None  # Its write id is in the record.
         winner = max(group, key=self._write_id)
         return None if winner in self.damaged else winner
 
@@ -169,7 +169,7 @@ class RefFolders:
     def answer(
         self, bases: Sequence[str], ask: Callable[[Mapping[str, bytes]], Answer | None]
     ) -> Answered | None:
-        """List names below `bases`, bring the catalogue up to them, and return what it answers.
+        """List names below `bases`, update the catalogue to match, and return its answer.
 
         None where there is no catalogue, or other processes keep changing it.
         """
@@ -240,7 +240,7 @@ class RefFolders:
         return records_by_ref(keys).get(prefix[:-1], [])
 
     def _list(self, base: str) -> Iterator[tuple[str, list[str]]]:
-        """Yield each folder of records below `base` with its keys; what lies deeper is left in, and is no key."""
+        """Yield each folder of records below `base` with its keys, and with any foreign file that lies deeper."""
         folder = ""
         keys: list[str] = []
         for key in self._backend.list_keys(base):
@@ -264,7 +264,7 @@ class RefFolders:
         known: Mapping[str, tuple[bytes, tuple[str, ...]]],
         ahead: dict[str, Kept | Unread],
     ) -> Iterator[tuple[str, list[str]]]:
-        """Yield the folders; from afar, read into `ahead` what their marks and rows will need, many at once."""
+        """Yield the folders; if the store is far, read the records that their marks and rows will need into `ahead`, many at once."""
         if not self._is_far:
             yield from listed
             return
@@ -295,7 +295,7 @@ class RefFolders:
         damaged: dict[str, Iterable[Unread]],
         ahead: Mapping[str, Kept | Unread] | None = None,
     ) -> None:
-        """Make the catalogue's rows of folders those of their listings; add what they are to `marks` and `damaged`.
+        """Make the catalogue's rows of folders match their listings; add their marks to `marks` and their damage to `damaged`.
 
         `ahead` are records that were read since their folder was listed.
         Where another process drops rows meanwhile, the catalogue says so when it is asked.
@@ -325,7 +325,7 @@ class RefFolders:
         held: Collection[str],
         ahead: Mapping[str, Kept | Unread] | None = None,
     ) -> _Folder:
-        """Read the newest records of a listing, but for those held; none of those returned is gone."""
+        """Read the newest records of a listing, except those held; none of those returned is gone."""
         read: dict[str, Kept | Unread] = {}
         relisted = False
         while True:
@@ -347,8 +347,8 @@ class RefFolders:
                     {key: item for key in wanted if isinstance(item := read[key], Kept)},
                     {key: item for key in wanted if isinstance(item := read[key], Unread)},
                 )
-            # Trimmed since the listing: what replaced it is in the store now (§9). What a second listing
-            # names and nobody can read is gone all the same: listings may lag behind.
+            # Trimmed since the listing: what replaced it is in the store now (§9). A record that a second listing
+            # names but that cannot be found is gone all the same: listings may lag behind.
             keys = [key for key in keys if key not in gone] if relisted else relist()
             relisted = True
 
@@ -361,8 +361,8 @@ class RefFolders:
         except ObjectNotFound:
             return None  # Trimmed since the listing.
         except (FormatError, BackendError) as error:
-            # Invariant 8: told to whoever asked, not skipped; an outage is an error of the listing.
-            if not is_damage(error):
+            # Invariant 8: reported to the caller, not skipped; an outage is an error of the listing.
+            if isinstance(error, BackendError) and (self._is_far or not is_refused(error)):
                 raise
             return Unread(key, data, error)
 
@@ -376,7 +376,7 @@ class RefFolders:
     def _mark_of(
         self, keys: Sequence[str], damaged: Sequence[str], ahead: Mapping[str, Kept | Unread]
     ) -> tuple[bytes, list[Unread]] | None:
-        """Return the mark of a listing as it is now, and what in it cannot be read; None if it needs another look.
+        """Return the mark of a listing as it is now, and its unreadable records; None if it must be listed again.
 
         `damaged` are the keys of records that could not be read the last time.
         """
@@ -397,6 +397,6 @@ class RefFolders:
 
 
 def _mark(listed: str, told: Mapping[str, bytes]) -> bytes:
-    """Return what stands for a listing, and for the bytes of those records that may change under their names."""
+    """Return a digest of a listing and of the bytes of those records that may change under their names."""
     parts = [listed, *(f"{key} {digest(data).hex()}" for key, data in sorted(told.items()))]
     return digest("\n\n".join(parts).encode())

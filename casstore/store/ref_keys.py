@@ -24,7 +24,7 @@ def folder_of(key: str) -> str | None:
 
 
 def is_unique(key: str) -> bool:
-    """Say whether a record's key names one write for good; that of a tag recurs once it was trimmed or lost."""
+    """Say whether a record's key names one write for good; a tag's key can recur once the record was trimmed or lost."""
     return key[-_SEQ_DIGITS - 1 : -_SEQ_DIGITS] != "@"
 
 
@@ -34,16 +34,16 @@ def has_exclusive(joined: str) -> bool:
 
 
 def is_record(key: str) -> bool:
-    """Say whether a key is one that a record can have: other programs leave files in a store's folders, too."""
+    """Say whether a record can have this key: other programs leave files in a store's folders, too."""
     try:
         names.parse_key(key)
     except FormatError:
-        return False  # Not a record, whatever is in it: `check` names it.
+        return False  # Not a record, whatever is in it: `check` reports it.
     return True
 
 
 def records_by_ref(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Return the keys of records for each ref, by what they have in common; others are left out."""
+    """Return the keys of the records of each ref, by their common prefix; other keys are left out."""
     found: dict[str, list[str]] = {}
     foreign: set[str] = set()
     for key in keys:

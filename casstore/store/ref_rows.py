@@ -1,4 +1,4 @@
-"""What a listing shows of a ref, and which refs a query wants: values only, no I/O."""
+"""A ref as listings show it, and queries for refs: values only, no I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RefRow(NamedTuple):
     time: int
     writer: str
     facts: str | dict[str, Any]
-    """The metadata: as JSON where JSON can say it, since most listings look at few rows."""
+    """The metadata, as JSON text where JSON can hold it: most listings decode few rows."""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class RefRow(NamedTuple):
 
     @property
     def order(self) -> tuple[int, str]:
-        """Rows compare by this: the older one first, then by name."""
+        """The sort key of rows: the older one first, then by name."""
         return (self.time, self.name)
 
 
@@ -58,7 +58,7 @@ def row_of(record: Record) -> RefRow:
 
 
 def facts_of(metadata: dict[str, Any]) -> str | dict[str, Any]:
-    """Return metadata as JSON if it comes back from it unchanged, in SQLite too; else as it is.
+    """Return metadata as JSON if JSON and SQLite give it back unchanged; else as it is.
 
     Bytes, NaN and infinities have no JSON, and SQLite ends a text at NUL.
     """
@@ -71,7 +71,7 @@ def facts_of(metadata: dict[str, Any]) -> str | dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class RefQuery:
-    """Which refs are wanted: all conditions hold together, None stands for any.
+    """Which refs are wanted: all conditions must hold; None means any.
 
     `where` holds pairs of a field of the metadata and its value. `since` is the first nanosecond, `until`
     the one after the last.
@@ -95,7 +95,7 @@ class RefQuery:
         since: int | None,
         until: int | None,
     ) -> RefQuery:
-        """Return the query that a caller's arguments mean; raise ConfigError for an id that is none."""
+        """Return the query that a caller's arguments mean; raise ConfigError for an invalid id."""
         return cls(
             prefix,
             tuple((where or {}).items()),

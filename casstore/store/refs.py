@@ -42,8 +42,8 @@ _MODEL_FOLDERS = tuple(f"{names.PREFIX}{namespace}/" for namespace in names.MODE
 class Refs:
     """The records of one store; safe in threads and after a fork.
 
-    A record that cannot be read is never replaced by an older one. `on_damage` is told of each that a listing
-    leaves out; by default it is logged. With `strict`, the first one is raised instead: for who must not miss
+    A record that cannot be read is never replaced by an older one. `on_damage` is called for each that a listing
+    leaves out; by default it is logged. With `strict`, the first one is raised instead: for callers that must not miss
     any, such as a collector's mark (invariant 8).
     """
 
@@ -52,10 +52,10 @@ class Refs:
         self._backend = backend
         self._catalogue = Catalogue(machine)
         self._folders = RefFolders(backend, self._catalogue)
-        self._drafted: set[bytes] = set()  # write ids that nobody tried to write yet
+        self._drafted: set[bytes] = set()  # write ids of records that nobody has tried to write yet
 
     def heads(self, name: str) -> Heads:
-        """Return the newest records of a ref: several only after writers that met, the value last."""
+        """Return the newest records of a ref, the value last: there are several only if writers collided."""
         return self._folders.heads(name)
 
     def history(self, name: str) -> list[Record]:
@@ -70,7 +70,7 @@ class Refs:
     def value(self, name: str) -> Record | None:
         """Return the newest record of a ref, None if it was never written or is deleted.
 
-        Raises IntegrityError, AccessDenied or what else stands between if it is there and cannot be read.
+        Raises IntegrityError, AccessDenied or another error if it is there but cannot be read.
         """
         heads = self.heads(name)
         if heads.hidden:
@@ -87,7 +87,7 @@ class Refs:
     ) -> dict[str, Record]:
         """Return the value of every ref whose name starts with `prefix` and that has one, by name.
 
-        `on_damage` is told instead of the store's own.
+        `on_damage` is called instead of the store's own.
         """
         query = RefQuery(prefix)
         kept = self._folders.answer((query.folder,), lambda marks: self._catalogue.values(marks, query))
@@ -114,7 +114,7 @@ class Refs:
     ) -> list[RefRow]:
         """Return the refs that a query wants, ordered by time and then name.
 
-        Of a record that cannot be read nobody can say whether it is wanted: each below the prefix is told.
+        A record that cannot be read may or may not be wanted: each one below the prefix is reported.
         """
         answer = self._folders.answer(
             (query.folder,),
@@ -147,7 +147,7 @@ class Refs:
             (tell or self.on_damage)(Damage(item.name, item.key, str(_unreadable(item))))
 
     def naming(self, id_prefix: str) -> tuple[list[bytes], Record | None]:
-        """Return the model ids that refs of models name and that begin so; if it is one, its newest record."""
+        """Return the model ids that refs name and that begin with a prefix; if there is only one, with its newest record."""
         first = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "0"))
         last = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "f"))
         answer = self._folders.answer(
@@ -168,7 +168,7 @@ class Refs:
         return sorted(found), _newest(next(iter(found.values()))) if len(found) == 1 else None
 
     def _verified(self, key: str, data: bytes | None) -> Record | None:
-        """Return a kept record; where its copy is damaged or lost, what the store has."""
+        """Return a record from the catalogue, or from the store if the catalogue's copy is damaged or lost."""
         try:
             return record_format.decode(data or b"", key=key)
         except FormatError:
@@ -189,17 +189,17 @@ class Refs:
         stands: Callable[[Record], bool] | None = None,
         unless: Callable[[Record], bool] | None = None,
     ) -> Record:
-        """Return the record that makes `target` the value of `name`: the newest one, if it says just that.
+        """Return the record that makes `target` the value of `name`: the newest one, if it already says so.
 
         `origin` is the write id of another store's record that this one copies. `stands` says of a ref's value
         that names the same model by another manifest (other executable bits, or cuts) that all it needs is
-        there: then nothing new is said. `unless` says of any value that it need not be replaced.
-        Raises RefConflict for a tag that has two newest records: someone must decide which one was meant; and
-        for a ref whose newest record has the highest number there is, so that none can follow.
+        there: then no new record is made. `unless` says of any value that it need not be replaced.
+        Raises RefConflict for a tag that has two newest records, since someone must decide which one was meant, and
+        for a ref whose newest record has the highest possible number, so that none can follow.
         """
         names.check_name(name)
         heads = self.heads(name)
-        # What cannot be read is followed by what is written now: the number of a record stands in its key.
+        # The new record follows even one that cannot be read, whose number is in its key.
         newest = heads.records[-1] if heads.records and not heads.hidden else None
         if newest and (newest.target, newest.base, newest.metadata) == (target, base, metadata or {}):
             is_same = (newest.manifest, newest.inline) == (manifest, inline)
@@ -214,7 +214,7 @@ class Refs:
             )
         exclusive = name.startswith(f"{_EXCLUSIVE_NAMESPACE}/")
         if exclusive and target is not None and len({record.target for record in heads.records}) > 1:
-            raise RefConflict(f"{name} was moved by two writers at once: delete it, then set it again.")
+            raise RefConflict(f"{name} was moved by two writers at once. Delete it, then set it again.")
         record = Record(
             name=name,
             seq=heads.number + 1,
@@ -234,14 +234,16 @@ class Refs:
         return record
 
     def put(self, record: Record) -> Record:
-        """Write a record, the only commit point (invariant 3), and return the one that stands.
+        """Write a record, the only commit point (invariant 3), and return the one that counts.
 
-        A record that is there already is not repeated. One that another writer put in a tag's place a moment
-        ago stands if it says the same: two who want the same do not disagree. Raises RefConflict otherwise.
+        A record that is there already is not repeated. If another writer has just moved the tag, its record
+        counts if it sets the same value. Raises RefConflict otherwise.
         """
         record_format.check_writable(record)
         if not self._take_draft(record) and self._stored(record.key) == record:
-            self._backend.settle([record.key])  # Invariant 2: its own writer may not have come that far.
+            self._backend.settle(
+                [record.key]
+            )  # Invariant 2: its own writer may not have made it durable yet.
             return record
         data = record_format.encode(record)
         try:
@@ -250,28 +252,28 @@ class Refs:
             else:
                 self._backend.put(record.key, [data])
         except ObjectExists as error:
-            # Invariant 1: nothing is overwritten; it may also be our own write, acknowledged too late.
+            # Invariant 1: nothing is overwritten. It may also be our own write, whose answer was lost.
             there = self._readable(record.key)
             if there is None or not _same_value(there, record):
                 raise RefConflict(
-                    f"{record.name} was moved by someone else just now: look, then try again."
+                    f"{record.name} was moved by someone else just now. Check its new value, then try again."
                 ) from error
             if there.write_id != record.write_id:
                 self._backend.settle([record.key])  # Invariant 2: as above.
                 return there
         except BackendError as error:
-            # Design §9: after an unclear put, what is there decides.
+            # Design §9: after a put with an unclear result, the store's record decides.
             there = self._readable(record.key) if error.retryable else None
             if there is None or there.write_id != record.write_id:
                 raise
         if is_unique(record.key):
-            # What the bytes say, not what the caller's value may become.
+            # Decoded from the bytes, since the caller may change its own value later.
             kept = record_format.decode(data, key=record.key)
             self._catalogue.keep([Kept(record.key, data, kept)])
         return record
 
     def _take_draft(self, record: Record) -> bool:
-        """Say whether a record was drafted here and this is the first try to write it: then it cannot be there."""
+        """Say whether a record was drafted here and this is the first attempt to write it: then it cannot be there."""
         try:
             self._drafted.remove(record.write_id)
         except KeyError:
@@ -292,7 +294,7 @@ class Refs:
 
 
 def _same_value(one: Record, other: Record) -> bool:
-    """Say whether two records make a ref name the same; a model's description may differ."""
+    """Say whether two records give a ref the same value; a model's manifest may differ."""
     return one.target == other.target and (
         names.names_model(one.name) or (one.manifest, one.inline) == (other.manifest, other.inline)
     )
@@ -303,7 +305,7 @@ def _unreadable(item: Unread) -> CasstoreError:
     if not isinstance(item.error, FormatError) or isinstance(item.error, UnsupportedVersion):
         return item.error
     return FormatError(
-        f"The newest record of {item.name} cannot be read: {item.error} Or write the ref anew, or delete it: "
+        f"The newest record of {item.name} cannot be read: {item.error} Alternatively, write the ref again, or delete it: "
         f"`casstore rm {item.name}`."
     )
 
@@ -314,5 +316,5 @@ def _newest(records: Iterable[Record]) -> Record | None:
 
 
 def not_found(name: str) -> RefNotFound:
-    """Return the error for a name that nothing answers to."""
-    return RefNotFound(f"Nothing here is called {name!r}. `casstore ls` shows what there is.")
+    """Return the error for a name that no ref or model has."""
+    return RefNotFound(f"No ref or model named {name!r}. `casstore ls` lists them.")

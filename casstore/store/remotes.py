@@ -1,4 +1,4 @@
-"""Names for stores elsewhere, kept for each store in the user's config directory. URLs only, no credentials."""
+"""Names for other stores, kept for each store in the user's config directory. URLs only, no credentials."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class Remotes:
         return removed[0]
 
     def resolve(self, remote: str) -> str:
-        """Return the URL or path that `remote`, a name or already one of those, means.
+        """Return the URL or path that `remote` (a name, URL or path) means.
 
-        What cannot be a name needs no list of remotes, which may be out of reach; else a configured name comes
-        first. What is neither that nor looks like a place is a ConfigError.
+        A URL or path does not need the list of remotes, which may be unreadable; otherwise a configured name comes
+        first. Raises ConfigError for anything else.
         """
         if not _NAME.fullmatch(remote) and is_place(remote):
             return remote
@@ -82,8 +82,8 @@ class Remotes:
 
     @staticmethod
     def _unknown(name: str, remotes: dict[str, str]) -> str:
-        known = f"There are: {', '.join(sorted(remotes))}." if remotes else "There are none yet."
-        return f"No remote is called {name!r}. {known} `casstore remote add NAME URL` makes one."
+        known = f"Known remotes: {', '.join(sorted(remotes))}." if remotes else "There are no remotes yet."
+        return f"No remote named {name!r}. {known} `casstore remote add NAME URL` adds one."
 
     def _change(self, change: Callable[[dict[str, str]], None]) -> None:
         if self._path is None:
@@ -98,7 +98,9 @@ class Remotes:
                     del stores[self._store_id]
                 _write(self._path, json.dumps(stores, indent=2, sort_keys=True).encode() + b"\n")
         except OSError as error:
-            raise from_os_error(error, f"write {self._path}", retryable=False) from error  # design §12
+            raise from_os_error(
+                error, f"write {self._path}", retryable=False, place=self._path
+            ) from error  # design §12
 
     def _read(self) -> dict[str, dict[str, str]]:
         if self._path is None:
@@ -107,11 +109,11 @@ class Remotes:
             with open(self._path, "rb") as file:
                 stores: Any = json.load(file)
         except FileNotFoundError:
-            return {}  # No remote was ever added; no invariant is about this file.
+            return {}  # The file is made when the first remote is added.
         except OSError as error:
             # Invariant 11: settings that cannot be read are an error, not an empty list.
             raise ConfigError(
-                f"The names of remotes are in {self._path}, which cannot be read: {error.strerror or error}. Mend or "
+                f"The names of remotes are in {self._path}, which cannot be read: {error.strerror or error}. Repair or "
                 "remove it, or give the remote's URL, or its path with a '/' in it."
             ) from error
         except (ValueError, RecursionError) as error:
@@ -122,14 +124,14 @@ class Remotes:
 
     def _damaged(self) -> ConfigError:
         return ConfigError(
-            f"{self._path}, with the names of remotes, is not what casstore wrote: mend or remove it, or give the "
+            f"{self._path}, with the names of remotes, is not in casstore's format: repair or remove it, or give the "
             "remote's URL, or its path with a '/' in it."
         )
 
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Let one process at a time read, change and write; where locks do not work, the last one to write counts."""
+    """Let one process at a time read, change and write; where locks do not work, the last writer wins."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(f"{path}.lock", flags, 0o600)
     try:
@@ -147,11 +149,11 @@ def _write(path: str, data: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # As invariant 2: bytes before the name.
-        os.replace(temporary, path)  # Not part of a store: a setting may be replaced.
+            os.fsync(file.fileno())  # As in invariant 2: the bytes are durable before the name.
+        os.replace(temporary, path)  # This is a settings file, not part of a store, so it may be replaced.
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)  # As invariant 2: what has no final name was never there.
+            os.unlink(temporary)  # As in invariant 2: a file without its final name does not count.
         raise
 
 

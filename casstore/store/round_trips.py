@@ -1,4 +1,4 @@
-"""Round trips: which stores are a network away, and asking such a one for many things at once."""
+"""Round trips: which stores are a network away, and many requests to one at the same time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASKERS = 32
 
 
 def is_far(backend: Backend) -> bool:
-    """Say whether each call is a round trip, rather than one of a disk or of memory."""
+    """Say whether each call is a network round trip, rather than a disk or memory access."""
     return not backend.url.startswith(("file:", "memory:"))
 
 

@@ -1,11 +1,10 @@
-"""Reading many objects of which some may be damaged or gone: the rest comes, and each culprit is named."""
+"""Reads many objects of which some may be damaged or gone: returns the rest, and an error for each bad one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, IntegrityError
-from casstore.store.damage import is_damage
+from casstore.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,17 +17,15 @@ def read_whole(
 ) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
     """Return the plain bytes of those objects that can be read, by id, and why the others cannot.
 
-    All are read at once if they are whole; else by halves, so that a few culprits among many cost little.
-    Raises BackendError for a store that does not answer (invariant 8).
+    All are read at once if they are whole; else by halves, so that a few bad ones among many cost little.
+    Raises BackendError for a store that fails (invariant 8).
     """
     if not ids:
         return {}, {}
     try:
         return dict(zip(ids, read_many(ids), strict=True)), {}
-    except (IntegrityError, BackendError) as error:
-        # Invariant 11: no error is lost; it is the answer for the one object that is left in the end.
-        if not is_damage(error):
-            raise
+    except IntegrityError as error:
+        # Invariant 11: no error is lost: once a single object is left, the error is returned for it.
         if len(ids) == 1:
             return {}, {ids[0]: error}
     middle = len(ids) // 2

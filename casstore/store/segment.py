@@ -1,8 +1,8 @@
 """One loaded index segment: which of its rows are about the objects that are asked for.
 
 A small segment is held in memory. Of a large one, only the head is: keys, rows and base lists are read as they are
-needed, so what a look-up costs in time and memory depends on how much is asked, not on how much there is. Nothing is
-mapped: if someone cut the file short meanwhile, to touch it would end the process.
+needed, so the time and memory of a look-up depend on the number of ids, not on the size of the segment. Nothing is
+mapped: if someone truncated the file meanwhile, touching it would kill the process.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ BATCH_BITS = 18
 
 _LISTS = 1 << 16
 _READ = 8 << 20
-_HELD = 1 << 20  # bytes of a segment that is held in memory
+_HELD = 1 << 20  # segments of at most this many bytes are held in memory
 _KEYS_APART = 1024
 _FEW_IDS = 128
-_SHORT_QUESTIONS = 4  # that a small segment answers before a table pays for itself
+_SHORT_QUESTIONS = 4  # look-ups in a small segment after which a table pays for itself
 _SMALL = 8192
 _MANY = 64
 _ASKED = 16
-_DAMAGED = "remove that file, the packs rebuild it"
+_DAMAGED = "Remove that file; it is rebuilt from the packs."
 
 
 class Segment:
@@ -58,7 +58,7 @@ class Segment:
         self.key = key
         shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
         if shape.size != (len(data) if size is None else size):
-            raise FormatError(f"{key} has the wrong length; {_DAMAGED}.")
+            raise FormatError(f"{key} has the wrong length. {_DAMAGED}")
         self.head = index_format.decode_head(data[: shape.head_size], shape, key=key)
         self._data = data
         self._descriptor = descriptor
@@ -91,7 +91,7 @@ class Segment:
         begins = self._list_items("<u4", origin, numbers)
         ends = self._list_items("<u4", origin, numbers + 1)
         if np.any(begins > ends) or np.any(ends > shape.list_ids) or np.any(ends - begins > MAX_BASES):
-            raise FormatError(f"{self.key} has a base list that cannot exist; {_DAMAGED}.")
+            raise FormatError(f"{self.key} has a base list that cannot exist. {_DAMAGED}")
         positions, stops = expand(begins, ends)
         ids = self._list_items(f"V{DIGEST_SIZE}", 0, positions)
         return BaseLists(np.concatenate([[0], stops]).astype("<u4"), ids.tobytes())
@@ -106,7 +106,7 @@ class Segment:
             or offsets[-1] > shape.list_ids
             or np.any(np.diff(offsets) > MAX_BASES)
         ):
-            raise FormatError(f"{self.key} has a base list that cannot exist; {_DAMAGED}.")
+            raise FormatError(f"{self.key} has a base list that cannot exist. {_DAMAGED}")
         ids = self._list_slice("u1", DIGEST_SIZE * int(offsets[0]), DIGEST_SIZE * int(offsets[-1]))
         return BaseLists(offsets - offsets[0], ids.tobytes())
 
@@ -153,8 +153,8 @@ class Segment:
     def matches(self, words: NDArray[np.uint64]) -> tuple[Positions, Rows]:
         """Return the rows about the ids that are asked for, each with the position of its id in `words`.
 
-        Buckets are verified before a row of theirs is believed. Those of a small segment are verified as
-        soon as they are looked at; of a large one, what it does not have is not verified.
+        Buckets are verified before any of their rows is used. Those of a small segment are verified as
+        soon as they are looked at; in a large one, a bucket is not verified if no key in it matches.
         """
         buckets = self.head.bucket_of(words)
         if len(self) > _SMALL:
@@ -255,7 +255,7 @@ class Segment:
             (query, row)
             for query, object_id in enumerate(asked)
             for row in self._table.get(object_id, ())
-            if low[query] <= row < end[query]  # a row of another bucket was not checked
+            if low[query] <= row < end[query]  # a row of another bucket has not been verified
         ]
         found = np.array(pairs, np.int64).reshape(-1, 2)
         return found[:, 0], found[:, 1]
@@ -267,7 +267,7 @@ class Segment:
         if self._descriptor is None:
             return np.frombuffer(self._data[origin : self.head.shape.rows_begin], "<u4"), begins
         ends = self.head.fanout[wanted + 1].astype(np.int64)
-        # What lies between two buckets that are near costs less than another call.
+        # Reading what lies between two near buckets costs less than another call.
         heads = np.flatnonzero(np.concatenate([[True], begins[1:] - ends[:-1] > _KEYS_APART]))
         tails = np.append(heads[1:], len(wanted)) - 1
         sizes = ends[tails] - begins[heads]
@@ -317,13 +317,15 @@ class Segment:
         return fetched, starts
 
     def _fetch_ahead(self, places: list[tuple[int, int, int]]) -> None:
-        """Let a cold disk work on all places (offset, begin, end) at once; a few tell whether it is cold."""
+        """Let a cold disk work on all places (offset, begin, end) at once; a few of them show whether it is cold."""
         if self._descriptor is None or not hasattr(os, "RWF_NOWAIT"):
             return
         try:
             for offset, _, _ in places[:: len(places) // _ASKED]:
                 os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
-        except OSError:  # Not in memory, or nobody knows: invariant 4 rests on the reads that follow.
+        except (
+            OSError
+        ):  # Not in memory, or unknown. This is only read-ahead: the reads that follow verify (invariant 4).
             for offset, begin, end in places:
                 os.posix_fadvise(self._descriptor, offset, end - begin, os.POSIX_FADV_WILLNEED)
 
@@ -344,7 +346,7 @@ class Segment:
             while done < len(out):
                 count = os.preadv(self._descriptor, [out[done:]], offset + done)
                 if count == 0:
-                    raise FormatError(f"{self.key} became shorter while it was read; {_DAMAGED}.")
+                    raise FormatError(f"{self.key} became shorter while it was read. {_DAMAGED}")
                 done += count
         except OSError as error:
             raise from_os_error(error, f"read {self.key}", retryable=False) from error  # design §12
@@ -364,14 +366,14 @@ class Segment:
         self.checked[buckets] = True
 
     def _judge(self, rows: Rows) -> None:
-        """Raise FormatError for a row that says what cannot be, whoever wrote it; for rows that leave this object."""
+        """Raise FormatError for a row that is impossible, whoever wrote it; for rows that leave this object."""
         check_rows(rows, lists=self.head.shape.lists, packs=len(self.head.packs), key=self.key)
 
 
 def _distinct(values: Positions) -> tuple[Positions, Positions]:
     """Return the distinct values, ascending, and which of them each value is.
 
-    As np.unique does, which loads 30 ms of masked arrays at its first call.
+    As np.unique does, whose first call spends 30 ms on importing masked arrays.
     """
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -392,7 +394,7 @@ def load(key: str, backend: Backend) -> Segment:
 def load_file(key: str, path: str, *, place: str = "") -> Segment:
     """Load a segment from the file that holds it; errors as with `load`. `place` is where people look for it."""
     try:
-        # Without O_NONBLOCK, a pipe that someone put there would never let go.
+        # Without O_NONBLOCK, opening a pipe that someone put there would block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12

@@ -1,7 +1,7 @@
 """Copies of a remote store's index segments in the user's cache directory.
 
 Segments never change (invariant 1), so each is fetched once by a machine, however many processes ask. A copy
-is hashed whenever it is opened; whatever is wrong with it or with the directory costs time, never truth, and
+is hashed whenever it is opened; any fault of a copy or of the directory only costs time, and
 all of it may be deleted at any moment.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("casstore")
 
 MAX_KEPT = 2 << 30
-"""Bytes of copies that stay; what is beyond is fetched by each process that needs it."""
+"""Bytes of copies that are kept; segments beyond that are fetched by each process that needs them."""
 
 _FETCH = 8 << 20
 _FETCHERS = 8
@@ -41,7 +41,7 @@ _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class SegmentCache:
-    """Opens segments of one store: a local one's where they lie, a remote one's through a copy.
+    """Opens segments of one store: those of a local store in place, those of a remote one through a copy.
 
     With no `directory`, segments of a remote store are held in memory. Safe in threads and beside other
     processes.
@@ -81,13 +81,13 @@ class SegmentCache:
         try:
             return self._open(key, size)
         except (IntegrityError, BackendError) as error:
-            return error  # Invariant 13: whether that matters, the index says.
+            return error  # Invariant 13: the index decides whether that matters.
 
     def cost_of(self, sizes: Mapping[str, int], *, request: int) -> int:
-        """Return the bytes that opening segments would fetch; each request counts as so many, too."""
+        """Return the bytes that opening segments would fetch, each request counted as bytes, too."""
         here: set[str] = set()
         if self._directory is not None:
-            # Invariant 5: copies of hints. Where they cannot be looked at, they are as good as gone.
+            # Invariant 5: these are copies of hints. If they cannot be read, they count as absent.
             with contextlib.suppress(OSError):
                 here.update(f"{INDEX_PREFIX}{name}" for name in os.listdir(self._directory))
         return sum(size + request for key, size in sizes.items() if key not in here)
@@ -104,7 +104,7 @@ class SegmentCache:
         return Segment(key, memoryview(data), None)
 
     def new_copy(self) -> Copy | None:
-        """Return a file to write a segment to while it goes to the store; None where that is of no use."""
+        """Return a file to write a segment to while it goes to the store; None if no copy is wanted."""
         directory = self._directory
         if directory is None or self._backend.local_path(INDEX_PREFIX[:-1]) is not None:
             return None
@@ -115,7 +115,7 @@ class SegmentCache:
             return None
 
     def prune(self, listed: Iterable[str]) -> None:
-        """Delete copies of segments that are not in the store any more, and those that are too much."""
+        """Delete copies of segments that are gone from the store, and those beyond the limit."""
         directory = self._directory
         if directory is None:
             return
@@ -128,16 +128,16 @@ class SegmentCache:
                 fresh = time.time() - modified < _IDLE_SECONDS
                 total += size
                 if total > MAX_KEPT or not (name in keep or fresh):
-                    # Invariant 5: a copy of a hint. Whoever has it open keeps it until he lets go.
+                    # Invariant 5: this is a copy of a hint. Processes that have it open can still read it.
                     os.unlink(os.path.join(directory, name))
                     total -= size
         except FileNotFoundError:
-            return  # Nothing is kept yet, or another process was faster: either is what was wanted.
+            return  # Nothing is kept yet, or another process deleted it first.
         except OSError as error:
             self._give_up(error)
 
     def _open(self, key: str, size: int) -> Segment:
-        directory = self._directory  # another thread may give it up
+        directory = self._directory  # another thread may set it to None
         if directory is None or self._backend.local_path(key) is not None:
             return load(key, self._backend)
         path = os.path.join(directory, key.removeprefix(INDEX_PREFIX))
@@ -171,7 +171,7 @@ class SegmentCache:
             if index_key_of(segment.digest()) == key:
                 return segment
         except Exception as error:  # noqa: BLE001  # a copy is worth nothing but the time to fetch it
-            # Invariant 5: a damaged copy of a hint; the store's own is read next.
+            # Invariant 5: this is a damaged copy of a hint; the store's own is read next.
             _log.debug("The copy %s of %s is not used: %s", path, key, error)
         with contextlib.suppress(OSError):
             os.unlink(path)  # Invariant 5: the store has the original.
@@ -194,10 +194,10 @@ class SegmentCache:
 
 
 class Copy:
-    """A file that becomes a copy. It never raises OSError after it was made: a copy that fails is none."""
+    """A file that becomes a copy. It never raises OSError once it exists: a copy that fails is dropped."""
 
     def __init__(self, directory: str, *, failed: Callable[[OSError], None]) -> None:
-        """`failed` is told of the first error afterwards."""
+        """`failed` is called with the first error afterwards."""
         self._failed = failed
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._directory = directory
@@ -216,10 +216,10 @@ class Copy:
         if self._descriptor is None:
             return
         with self._giving_up():
-            # Invariant 4: whole, and hashed again whenever it is opened; so there is no fsync.
+            # Invariant 4: the copy is whole, and is hashed whenever it is opened, so no fsync is needed.
             os.rename(self._path, os.path.join(self._directory, key.removeprefix(INDEX_PREFIX)))
             descriptor, self._descriptor = self._descriptor, None
-            # Whatever close says, the number is free afterwards, and may be another thread's file.
+            # The descriptor is free even if close fails, and may already be another thread's file.
             os.close(descriptor)
 
     def __enter__(self) -> Self:
@@ -233,7 +233,7 @@ class Copy:
         try:
             yield
         except OSError as error:
-            # Invariant 13: a full disk here costs another fetch, nothing else.
+            # Invariant 13: a full disk here only costs another fetch.
             self._drop()
             self._failed(error)
 
@@ -243,11 +243,11 @@ class Copy:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
             with contextlib.suppress(OSError):
-                os.unlink(self._path)  # Invariant 4: it never was whole.
+                os.unlink(self._path)  # Invariant 4: it is incomplete.
 
 
 def _check(actual: bytes, key: str) -> None:
     if index_key_of(actual) != key:
         raise FormatError(
-            f"{key} does not have the hash that names it; remove that file, the packs rebuild it."
+            f"{key} does not have the hash that names it. Remove that file; it is rebuilt from the packs."
         )

@@ -1,4 +1,4 @@
-"""What is to be added: the files under a path, links followed, each named by its place in the tree."""
+"""The files to add: those under a path, links followed, each with its path in the tree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StatIdentity:
-    """What tells an unchanged file: device, inode, bytes, and both times in nanoseconds."""
+    """The stat identity of a file: device, inode, size in bytes, and both times in nanoseconds."""
 
     device: int
     inode: int
@@ -58,12 +58,12 @@ class SourceFile:
 
     @property
     def location(self) -> str:
-        """The place as Python's own calls take it."""
+        """The place in the form that Python's own calls take."""
         return os.fsdecode(self.place)
 
     @property
     def shown(self) -> str:
-        """The place for people, whatever the locale."""
+        """The place as text for people, whatever the locale."""
         return shown(self.place)
 
 
@@ -75,9 +75,9 @@ class Sources:
     empty: tuple[str, ...]
 
     def stat_keys(self, unchanged: UnchangedFiles) -> list[bytes | None]:
-        """Return for each file the key under which the stat cache knows what it is, None if nothing proves it.
+        """Return for each file its key in the stat cache, None if no change could be detected.
 
-        A key covers the .onnx files beside it, for they say where the tensors in external data lie.
+        A key covers the .onnx files beside the file, since they say where the tensors in external data lie.
         """
         beside = digest(b";".join(file.identity.packed() for file in self.files if is_onnx(file)))
         keys: list[bytes | None] = []
@@ -118,9 +118,9 @@ def find_sources(
         place = system_path(path)
         status = stat_path(place)
     except OSError as error:
-        raise _unreadable(place, error) from error  # Invariant 8: what cannot be listed is an error.
+        raise _unreadable(place, error) from error  # Invariant 8: a folder that cannot be listed is an error.
     except ValueError as error:
-        # Invariant 8, as above: the system has no words for a path with a NUL.
+        # Invariant 8, as above: the system cannot take a path with a NUL.
         raise ConfigError(f"{path!r} is not a path: {error}.") from error
     if not follow and os.path.islink(place):
         raise ConfigError(f"{shown(place)} is a link, and following links is switched off.")
@@ -164,7 +164,7 @@ def place_sources(
 def check_unchanged(file: SourceFile, status: os.stat_result) -> None:
     """Raise ConflictError if the file is not what it was when it was listed."""
     if StatIdentity.of(status) != file.identity:
-        raise ConflictError(f"{file.shown} changed while it was read. Nothing was stored; add it again.")
+        raise ConflictError(f"{file.shown} changed while it was read. Nothing was added; add it again.")
 
 
 def _walk(
@@ -177,7 +177,7 @@ def _walk(
     store: str | None,
     exclusion: Exclusion,
 ) -> None:
-    """Collect what lies below `top`; a stack of its own, for folders nest deeper than Python calls."""
+    """Collect what lies below `top`; with a stack of its own, since folders can nest deeper than Python's calls."""
     store_place = _store_place(store)
     above: list[tuple[int, int]] = []
     waiting = [(top, b"", 0, _place(status))]
@@ -194,7 +194,9 @@ def _walk(
         try:
             children = list_folder(folder, kinds=not exclusion.is_empty)
         except OSError as error:
-            raise _unreadable(folder, error) from error  # Invariant 8: what cannot be listed is an error.
+            raise _unreadable(
+                folder, error
+            ) from error  # Invariant 8: a folder that cannot be listed is an error.
         if not children and prefix:
             empty.append(_checked_name(prefix.rstrip(b"/"), folder))
         below = []
@@ -225,7 +227,7 @@ def _store_place(path: str | None) -> tuple[int, int] | None:
     try:
         return _place(os.stat(path)) if path is not None else None
     except OSError:
-        return None  # Invariant 8: a store that is out of reach is an error as soon as it is written to.
+        return None  # Invariant 8: an unreachable store is an error as soon as it is written to.
 
 
 def _source_file(place: bytes, path: str, status: os.stat_result) -> SourceFile:
@@ -240,7 +242,7 @@ def _checked_name(name: bytes, place: bytes) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError as error:
-        # Invariant 1: a name that is not text cannot be kept for every system, so it is refused by name.
+        # Invariant 1: a name that is not text cannot be kept for every system, so it is refused.
         raise ConfigError(
             f"The name of {shown(place)!r} is not valid UTF-8. Rename it and try again."
         ) from error
@@ -261,7 +263,7 @@ def _unreadable(place: bytes, error: OSError) -> ConfigError | AccessDenied:
     target = read_link(place) if isinstance(error, FileNotFoundError) else None
     if target is not None:
         return ConfigError(
-            f"{path} is a link to {shown(target)}, which does not exist. Mend or remove the link."
+            f"{path} is a link to {shown(target)}, which does not exist. Repair or remove the link."
         )
     if isinstance(error, PermissionError):
         return AccessDenied(f"{path} cannot be read: {error.strerror}. Check its permissions.")
@@ -273,15 +275,15 @@ def _unreadable(place: bytes, error: OSError) -> ConfigError | AccessDenied:
 def open_source(file: SourceFile) -> int:
     """Open a source for reading; return the descriptor, which the caller closes."""
     try:
-        # Without O_NONBLOCK, a pipe that took the file's place would never let us go.
+        # Without O_NONBLOCK, opening a pipe that took the file's place would block for ever.
         return open_path(file.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
-        # Invariant 8: a file that cannot be read stops the add, it is not left out.
+        # Invariant 8: a file that cannot be read stops the add rather than being left out.
         raise AccessDenied(
             f"{file.shown} cannot be read: {error.strerror}. Check its permissions."
         ) from error
     except OSError as error:
-        raise ConflictError(f"{file.shown} went away while it was added: {error.strerror}.") from error
+        raise ConflictError(f"{file.shown} disappeared while it was added: {error.strerror}.") from error
 
 
 def read_full(descriptor: int, room: memoryview, position: int, location: str) -> int:
@@ -294,7 +296,7 @@ def read_full(descriptor: int, room: memoryview, position: int, location: str) -
                 break
             done += count
     except OSError as error:
-        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
+        raise _read_failed(error, location) from error  # Invariant 8: the error stops the add.
     return done
 
 
@@ -303,7 +305,7 @@ def read_range(descriptor: int, offset: int, length: int, location: str) -> byte
     try:
         return os.pread(descriptor, length, offset)
     except OSError as error:
-        raise _read_failed(error, location) from error  # Invariant 8: it stops the add.
+        raise _read_failed(error, location) from error  # Invariant 8: the error stops the add.
 
 
 def _read_failed(error: OSError, location: str) -> BackendUnavailable:

@@ -1,4 +1,4 @@
-"""Store: the door to everything that a directory or bucket holds."""
+"""Store: everything that a directory or bucket holds, and the work on it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _PREFIX = re.compile(r"[0-9a-f]{4,63}")
 
 @dataclass(frozen=True, slots=True)
 class AddResult:
-    """What one add did: `bytes_new` are plain bytes that the store lacked, `bytes_stored` what they cost."""
+    """The result of an add: `bytes_new` are plain bytes that the store lacked, `bytes_stored` what they take."""
 
     model_id: str
     ref: str
@@ -90,7 +90,7 @@ class AddResult:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a name or id means: the ref that answers to it, and the model id."""
+    """What a name or id means: its ref and the model id."""
 
     ref: str
     model_id: str
@@ -140,12 +140,12 @@ class Store:
     ) -> Self:
         """Open the store at a path or URL; with `create`, make it if there is none yet.
 
-        A path is taken as `open` takes it: `~` in it is a name like any other. Without `create` nothing is made.
+        A path is used as `open` uses it: `~` is not expanded. Without `create` nothing is made.
         `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes a store that the
-        directory's group may read and write: its mode tells whoever opens it later. `chunk_cache` is how many
+        directory's group may read and write: later openers know it by the directory's mode. `chunk_cache` is how many
         bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
-        `storage_options` go to fsspec. Raises ConfigError for a place that is no store, that lies in another
-        store, or that is private though it shall be shared, UnsupportedVersion for one that a newer casstore made.
+        `storage_options` go to fsspec. Raises ConfigError for a place that is not a store, that lies in another
+        store, or that is private although `shared` is given, UnsupportedVersion for one that a newer casstore made.
         """
         if create:
             _refuse_nested_store(url_or_path)
@@ -160,7 +160,7 @@ class Store:
         try:
             identity = identify(backend, create=create)
         except BaseException:
-            # Invariant 11: the error goes on to the caller; only the backend's own descriptors are let go.
+            # Invariant 11: the error goes on to the caller; only the backend is closed.
             backend.close()
             raise
         keeps_state = not backend.url.startswith("memory:")
@@ -215,8 +215,8 @@ class Store:
         started = time.perf_counter()
         if ref is not None:
             _check_model_name(ref)
-        # Written and read once before any work is done: what cannot be kept is refused now, and compared
-        # in the form that it is kept in.
+        # Encoded and decoded once before any work is done: metadata that cannot be kept is refused now, and compared
+        # in its stored form.
         metadata = canonical.decode(canonical.encode({"metadata": metadata or {}}), what="metadata")[
             "metadata"
         ]
@@ -324,7 +324,7 @@ class Store:
         return self.open_layout(self.manifest(ref_or_id).layout(path), name=path)
 
     def open_layout(self, layout: Layout, *, name: str) -> BinaryIO:
-        """Open the file that a layout describes for reading; `name` is what it is called."""
+        """Open the file that a layout describes for reading; `name` is its name."""
         chunks = files.open_chunks(layout, self.objects, self.chunks)
         return files.ModelFile(files.StoredFile(layout, chunks, name=name))
 
@@ -357,7 +357,7 @@ class Store:
 
     @property
     def on_damage(self) -> Callable[[Damage], None]:
-        """What is told of each thing that work on the whole store leaves out because it cannot be read.
+        """Called for each entry that work on the whole store leaves out because it cannot be read.
 
         By default a warning is logged. It may be called from any thread.
         """
@@ -376,7 +376,7 @@ class Store:
     ) -> dict[str, Record]:
         """Return the current record of every ref whose name starts with `prefix`.
 
-        One that cannot be read is left out, and `on_damage` told, by default the store's own; with `strict`,
+        One that cannot be read is left out, and `on_damage` called, by default the store's own; with `strict`,
         that is an error.
         """
         return self._refs.values(prefix, strict=strict, on_damage=on_damage)
@@ -399,7 +399,7 @@ class Store:
         `prefix` is how names begin. `where` gives fields of the metadata and the values that they must equal,
         as Python compares; "a.b" is the field `b` of the map `a`, and None also matches a field that is
         absent. `target` and `base` are whole ids. `since` (inclusive) and `until` (exclusive) are nanoseconds
-        since 1970. A ref that cannot be read is left out, and `on_damage` told; with `strict`, that is an error.
+        since 1970. A ref that cannot be read is left out, and `on_damage` called; with `strict`, that is an error.
         Raises ConfigError for conditions that make no sense.
         """
         if limit is not None and limit < 0:
@@ -410,7 +410,7 @@ class Store:
     def resolve(self, ref_or_id: str) -> Resolved:
         """Say which model a ref, a model id, a prefix of one (4 digits or more) or a bare name means.
 
-        Of several refs that name the model of an id, the one that was written last answers.
+        If several refs name the model of an id, the one written last is returned.
         """
         record = self._find(ref_or_id)
         assert record.target is not None
@@ -461,8 +461,8 @@ class Store:
     def lacks(self, record: Record) -> int:
         """Return how many objects that a record depends on are in no pack of the store that can be seen.
 
-        A delta that lacks a base counts, and so does what lies in a pack that is cut short. Where what describes
-        a model is lacking, nobody knows how many more there are.
+        A delta that lacks a base counts, and so do objects in a truncated pack. If objects that describe
+        a model are missing, the number is a lower bound.
         """
         present = PresentPacks(self.backend, self.index)
         try:
@@ -472,7 +472,7 @@ class Store:
                 if lacking:
                     return int(lacking)
         except (MissingObject, ObjectNotFound):
-            return 1  # Invariant 5: what no pack holds does not exist.
+            return 1  # Invariant 5: an object that no pack holds does not exist.
         return 0
 
     def _needed(self, record: Record) -> Iterator[list[bytes]]:
@@ -503,17 +503,17 @@ class Store:
         """Make the ref `name`, of a run or an evaluation, name a manifest; return its record.
 
         A manifest of up to 8 KiB lies inside the record, a larger one in a pack. `metadata` is what listings
-        show and filter by. Nothing is written if the newest record says just that, or `unless` says of it that
-        it will do. Raises ConfigError for a manifest, or metadata, that is larger than what can be read back.
+        show and filter by. Nothing is written if the newest record has this value already, or `unless` accepts it
+        instead. Raises ConfigError for a manifest, or metadata, that is too large to be read back.
         """
         names.check_name(name)
         if names.names_model(name):
-            raise ConfigError(f"{name} names a model: only runs and evaluations are manifests of their own.")
+            raise ConfigError(f"{name} names a model: only runs and evaluations have manifests of their own.")
         check_object(Kind.MANIFEST, manifest)
         _check_record(name, metadata or {})
         target = digest(manifest)
         if len(manifest) <= record_format.MAX_INLINE:
-            # Nothing in a pack is needed, so there is nothing that a collector could take from under it.
+            # The record needs no pack, so there is nothing that a collector could delete.
             with self.backend.publish_lock():
                 record = self._refs.draft(
                     name, target=target, inline=manifest, metadata=metadata, unless=unless
@@ -540,7 +540,7 @@ class Store:
     def history(self, name: str) -> list[Record]:
         """Return every record of one ref that the store keeps, oldest first; the last one is its value.
 
-        An older one that cannot be read is left out, and `on_damage` told; the newest one is an error.
+        An older one that cannot be read is left out, and `on_damage` called; an unreadable newest one is an error.
         """
         names.check_name(name)
         return self._refs.history(name)
@@ -554,7 +554,7 @@ class Store:
         return self._refs.value(name)
 
     def delete_ref(self, name: str) -> None:
-        """Delete a ref, readable or not; what only it reached is freed by a later gc. Raises RefNotFound if there is none."""
+        """Delete a ref, readable or not; a later gc can free what only it reached. Raises RefNotFound if there is none."""
         names.check_name(name)
         heads = self._refs.heads(name)
         if not heads.hidden and (not heads.records or heads.records[-1].target is None):
@@ -562,7 +562,7 @@ class Store:
         self._refs.put(self._refs.draft(name, target=None))
 
     def stats(self) -> StoreStats:
-        """Measure what the store holds and what it costs."""
+        """Measure what the store holds and how much space it takes."""
         return measure(
             backend=self.backend,
             store_id=self.store_id,
@@ -573,7 +573,7 @@ class Store:
         )
 
     def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
-        """Return the record by which this store says what `record`, of another store, says.
+        """Return this store's record for the value of `record`, of another store.
 
         It has a number and a write id of this store's; `packs` are hints at the packs here that cover it.
         Raises RefConflict as moving the ref would.
@@ -604,7 +604,7 @@ class Store:
     def _executable(self, model_id: bytes, files: Sequence[SourceFile]) -> tuple[int, ...]:
         """Return the positions of the files that are executable.
 
-        Where a file system has no such bit, what the store knows of the model is kept, for the same files.
+        Where a file system has no such bit, the bits that the store has for the same files are kept.
         """
         own = own_bits(files, self._file_system_type)
         known = self._known_executable(model_id) if len(own) < len(files) else frozenset()
@@ -615,16 +615,14 @@ class Store:
         try:
             return self.model_of(record).executable if record is not None else frozenset()
         except (IntegrityError, ObjectNotFound):
-            return (
-                frozenset()
-            )  # Invariant 13: damage to what was kept before does not keep it from being added.
+            return frozenset()  # Invariant 13: damage to an earlier model does not prevent adding it again.
 
     def _is_whole(self, record: Record, publication: Publication) -> bool:
-        """Say whether all that a record of a model needs is there; then the publish depends on it."""
+        """Say whether all that a record of a model needs is there; if so, the publish depends on it."""
         try:
             return publication.covers(self.objects_of(record))
         except (IntegrityError, ObjectNotFound):
-            return False  # Invariant 7: what cannot be read must not stand for what was just added.
+            return False  # Invariant 7: an unreadable record must not stand for what was just added.
 
     def _model_id(self, ref_or_id: str) -> bytes:
         if is_hex(ref_or_id) and self._default_record(ref_or_id) is not None:
@@ -632,7 +630,7 @@ class Store:
         return bytes.fromhex(self.resolve(ref_or_id).model_id)
 
     def _default_record(self, model_id: str) -> Record | None:
-        """Return the record of the ref that an add gives by default; anyone may have called something else so."""
+        """Return the record of an add's default ref, if it names this model: any model may have been given that name."""
         record = self._refs.value(f"models/{model_id}")
         return record if record is not None and record.target == bytes.fromhex(model_id) else None
 
@@ -648,12 +646,14 @@ class Store:
         targets, record = self._refs.naming(ref_or_id)
         if len(targets) > 1:
             some = ", ".join(target.hex()[:16] for target in targets[:4])
-            raise RefNotFound(f"{ref_or_id!r} is ambiguous: it begins {len(targets)} model ids ({some}, …).")
+            raise RefNotFound(
+                f"{ref_or_id!r} is ambiguous: {len(targets)} model ids begin with it ({some}, …)."
+            )
         if record is None:
             if is_hex(ref_or_id):
                 self._refs.value(
                     f"models/{ref_or_id}"
-                )  # If it is there and cannot be read, that is the reason.
+                )  # Raises the reason if the ref is there and cannot be read.
             raise not_found(ref_or_id)
         return record
 
@@ -694,12 +694,12 @@ def _refuse_nested_store(url_or_path: str | os.PathLike[str]) -> None:
 def _check_model_name(name: str) -> None:
     names.check_name(name)
     if not names.names_model(name):
-        raise ConfigError(f"{name} cannot name a model: those are called models/… or tags/….")
+        raise ConfigError(f"{name} cannot name a model: use models/… or tags/….")
 
 
 def _is_name(name: str) -> bool:
     try:
         names.check_name(name)
     except ConfigError:
-        return False  # Not a name at all, so nothing can be called so.
+        return False  # Not a valid name, so no ref can have it.
     return True

@@ -1,4 +1,4 @@
-"""Which tensors lie where in the files to add, and what that says about each chunk's elements."""
+"""Finds the tensors in the files to add, and the element width of each chunk."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""May a file be taken for unchanged, because its stat identity is? The one place that answers (invariant 14).
+"""Decides whether a file is unchanged because its stat identity is. This is the only place that does (invariant 14).
 
-The proof has four parts. All must hold; a file for which one does not is read.
+Four conditions must all hold; otherwise the file is read.
 
 1. Its file system keeps inode numbers for good, and the kernel moves ctime with every change that it sees. A
-   list of types, by statfs(2); what is not on it is not trusted.
+   list of types, by statfs(2); others are not trusted.
 2. Before the bytes were read, `flush` wrote back what a memory map had changed. The kernel then stops the next
    write through any map, open or new, and moves the times: a dirty page alone can change without a trace.
 3. The times were old enough when the bytes were read: a change in the same clock tick leaves them as they are.
    The age asked for is more than that, so that `flush` finds nothing to do for files that are being made.
-4. The machine has not been started anew: after a crash the disk may hold new bytes under old times. The path
-   and the file system's own id are part of the key too, for device numbers are used again.
+4. The machine has not been restarted: after a crash the disk may hold new bytes under old times. The path
+   and the file system's own id are part of the key too, since device numbers are reused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["FLUSHED_AGE", "MIN_AGE", "UnchangedFiles", "file_system_mark", "flush"]
 
 MIN_AGE = 60_000_000_000
-"""Nanoseconds since a file's last change from which on it is worth remembering; Linux writes a map back in 35 s."""
+"""Age in nanoseconds from which a file is worth remembering; Linux writes a memory map back within 35 s."""
 
 FLUSHED_AGE = 2_000_000_000
 """The same for a file that was flushed for the purpose: only the clock's tick matters (1 s on old ext4)."""
@@ -75,13 +75,13 @@ class UnchangedFiles:
     def trusts(self, path: str | bytes, identity: StatIdentity) -> bool:
         """Say whether the bytes at `path` can be known by `identity`, the file's as it is now.
 
-        To note what a file holds: `flush` it, take the identity, ask this, read, and see that the identity is
-        still the same. To use the note: ask this, and compare identities.
+        To remember a file's content: `flush` it, take the identity, call this, read, and check that the identity is
+        still the same. To use that: call this, and compare identities.
         """
         return self.key(path, identity) is not None
 
     def key(self, path: str | bytes, identity: StatIdentity) -> bytes | None:
-        """Return 32 bytes that stand for the file's bytes as long as they are returned, None if nothing does."""
+        """Return a key of 32 bytes that stays the same only while the file is unchanged, None if there is none."""
         if max(identity.mtime_ns, identity.ctime_ns) > self._newest or self._boot is None:
             return None
         path = system_path(path) if isinstance(path, str) else path
@@ -111,14 +111,14 @@ def flush(descriptor: int) -> bool:
     try:
         os.fsync(descriptor)
     except OSError:
-        return False  # Invariant 14: what could not be written back may still change unseen.
+        return False  # Invariant 14: pages that could not be written back may still change undetected.
     return True
 
 
 def file_system_mark(path: bytes) -> bytes | None:
     """Return the id of the file system that holds `path` if its stat identities can be trusted, else None."""
     room = ctypes.create_string_buffer(4096)
-    # Intel's macOS has the call twice, and the plain name is the old one.
+    # macOS on Intel has two versions of the call, and the plain name is the old one.
     call = getattr(_library, "statfs$INODE64", None) or getattr(_library, "statfs", None)
     if call is None or call(ctypes.c_char_p(path), room) != 0:
         return None
@@ -131,7 +131,7 @@ def file_system_mark(path: bytes) -> bytes | None:
     try:
         return b"%b,%d" % (kind, os.statvfs(path).f_fsid) if known else None
     except OSError:
-        return None  # Invariant 14: what went away meanwhile proves nothing.
+        return None  # Invariant 14: a file that is gone proves nothing.
 
 
 def _is_flushed(path: bytes, identity: StatIdentity) -> bool:
@@ -147,7 +147,7 @@ def _is_flushed(path: bytes, identity: StatIdentity) -> bool:
 
 
 def _boot_id() -> bytes | None:
-    """Return what is different after each start of the machine, None where that cannot be told."""
+    """Return a value that changes with each start of the machine, None if there is none."""
     if sys.platform == "darwin":
         room = ctypes.create_string_buffer(64)
         size = ctypes.c_size_t(len(room))

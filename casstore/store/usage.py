@@ -1,4 +1,4 @@
-"""What a store holds and what it costs."""
+"""Measures what a store holds and how much space it takes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FrameStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Counts and bytes of a store; `bytes_logical` is what all models that have a ref would take as files."""
+    """Counts and bytes of a store; `bytes_logical` is the size of all models with a ref as plain files."""
 
     url: str
     store_id: str
@@ -72,7 +72,7 @@ def measure(
 ) -> StoreStats:
     """Measure a store; reads every segment and one manifest and tree for each model.
 
-    `on_damage` is told of each model whose description cannot be read; its size is not counted.
+    `on_damage` is called for each model whose description cannot be read; its size is not counted.
     """
     listed = list(refs)
     named = {item.manifest: item.name for item in listed if item.manifest and names_model(item.name)}
@@ -86,14 +86,14 @@ def measure(
             try:
                 trees.setdefault(manifest_format.decode_model(data).model_id, manifest_id)
             except FormatError as error:  # noqa: PERF203  # in Python 3.10 as in later ones, a try costs nothing
-                damaged[manifest_id] = error  # Told below (invariant 11).
+                damaged[manifest_id] = error  # Reported below (invariant 11).
         wanted = sorted(trees.keys() - models.keys())
         described, lost = read_whole(objects.read_many, wanted)
         for model_id, data in described.items():
             try:
                 models[model_id] = manifest_format.decode_tree(data).size
             except FormatError as error:  # noqa: PERF203  # as above
-                lost[model_id] = error  # Told below (invariant 11).
+                lost[model_id] = error  # Reported below (invariant 11).
         damaged.update((trees[model_id], error) for model_id, error in lost.items())
         for manifest_id in sorted(damaged):
             on_damage(Damage(named[manifest_id], manifest_id.hex(), str(damaged[manifest_id])))
@@ -132,8 +132,8 @@ def _frame_stats(index: Index) -> tuple[FrameStats, ...]:
 
 
 def encoding_name(code: int) -> str:
-    """Return what people call an encoding."""
+    """Return the name of an encoding."""
     try:
         return str(Encoding(code).name).lower()
     except ValueError:
-        return f"unknown-{code}"  # Design §3: an encoding of a newer casstore is no corruption.
+        return f"unknown-{code}"  # Design §3: an encoding of a newer casstore is not damage.

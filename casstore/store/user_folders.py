@@ -1,4 +1,4 @@
-"""The user's folders on this machine: for settings, for data, and for what only saves time.
+"""The user's folders on this machine: for settings, for data, and for caches.
 
 A container may have no home directory, and a user no entry in the password file: then there are none.
 """
@@ -30,21 +30,17 @@ def config_folder() -> str | None:
 
 
 def data_folder() -> str | None:
-    """Return the folder for what the user keeps, None where there is none; it need not exist."""
+    """Return the folder for the user's data, None where there is none; it need not exist."""
     return _folder(lambda: platformdirs.user_data_dir("casstore", appauthor=False))
 
 
 def cache_folder() -> str | None:
-    """Return the folder for what can be made again, None, with a warning, where there is none to use."""
+    """Return the cache folder; None, with a warning, if there is none to use."""
     folder = _folder(lambda: platformdirs.user_cache_dir("casstore"))
     if folder is None:
-        _warn(
-            "Nothing is kept on this machine to save time: there is no home directory. Set HOME or XDG_CACHE_HOME."
-        )
+        _warn("Nothing is cached on this machine: there is no home directory. Set HOME or XDG_CACHE_HOME.")
     elif _is_somebody_elses(folder):
-        _warn(
-            f"Nothing is kept in {folder} to save time: it belongs to somebody else, who could not use it any more."
-        )
+        _warn(f"Nothing is cached in {folder}: it belongs to another user, who could not use it any more.")
         return None
     return folder
 
@@ -56,7 +52,7 @@ def keeps_databases(folder: str) -> bool:
     kind = SystemCalls().file_system_type(folder)
     if is_network(kind):
         _warn(
-            f"{folder} is on a network file system ({kind}), so what is known of files and refs is not kept there. "
+            f"{folder} is on a network file system ({kind}), so the state of files and refs is not kept there. "
             "Set XDG_CACHE_HOME to a local folder to make casstore faster."
         )
         return False
@@ -81,7 +77,7 @@ def _folder(find: Callable[[], str]) -> str | None:
     try:
         folder = find()
     except (RuntimeError, KeyError, OSError):
-        return None  # No invariant is about these folders: each caller does without.
+        return None  # Each caller works without such a folder.
     # Where it cannot be expanded, `~` may be left in it; the XDG variables must be absolute to count.
     return folder if os.path.isabs(folder) else None
 
@@ -94,7 +90,7 @@ def _is_somebody_elses(folder: str) -> bool:
         try:
             return os.stat(folder).st_uid != 0
         except OSError:
-            parent = os.path.dirname(folder)  # Nothing is at stake: what is there says whose this would be.
+            parent = os.path.dirname(folder)  # The folder does not exist yet: its parent's owner decides.
         if parent == folder:
             return False
         folder = parent
@@ -102,5 +98,5 @@ def _is_somebody_elses(folder: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _warn(text: str) -> None:
-    """Say it once in this process."""
+    """Log a warning, once in this process."""
     _log.warning("%s", text)

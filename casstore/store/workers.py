@@ -1,7 +1,7 @@
 """The process's worker threads, which all stores share.
 
-They stay when a task group ends: what a thread touched first, its scratch memory and its compression contexts,
-costs more than most models take to add. Shared, they also keep two adds at once from running twice as many.
+They stay when a task group ends: the first use of a thread's scratch memory and compression contexts
+costs more than adding most models. Sharing them also keeps two concurrent adds from running twice as many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_WORKERS = 16
-"""More would cost memory (a few blocks each) and find nothing to do behind one disk."""
+"""More would cost memory (a few blocks each) and be idle behind one disk."""
 
 
 def worker_count() -> int:
@@ -32,7 +32,7 @@ def worker_count() -> int:
 
 
 class TaskGroup:
-    """Tasks for the workers that belong together: when the group is left, none of them runs any more.
+    """Tasks for the workers that belong together: when the block ends, none of them runs any more.
 
     Use as a context manager, from one thread. A task must not wait for another task.
     """
@@ -63,7 +63,7 @@ class _Workers(ForkAware):
         watch_forks(self)
 
     def after_fork_in_child(self) -> None:
-        """Start anew: a forked child has none of its parent's threads."""
+        """Start afresh: a forked child has none of its parent's threads."""
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
 

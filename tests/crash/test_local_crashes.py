@@ -399,7 +399,7 @@ def test_a_temporary_file_that_someone_removed():
 
 
 def test_leftovers_of_crashed_writers_are_found_and_removed():
-    disk = again(PosixModel, fresh(), crash_at=12)
+    disk = again(PosixModel, fresh(), crash_at=16)
     with _until_crash():
         stream(LocalBackend("/srv/store", calls=disk))
     backend = LocalBackend("/srv/store", calls=disk.kill())

@@ -145,6 +145,6 @@ def test_ids_are_found_alike(held, digits):
             ]
             assert targets == sorted({item.target for item in naming})
             assert (record is not None) == (len(targets) == 1)
-            assert record is None or record.name == min(item.name for item in naming)
+            assert record is None or record.name == max((item.time, item.name) for item in naming)[1]
         assert machine.keeps
         machine.close()

@@ -148,7 +148,7 @@ def test_who_may_not(backend, proxy):
 def test_a_bucket_that_is_not_there(place):
     url, server = place
     for options in ({}, {"create": True}):
-        with pytest.raises(ConfigError, match="is not there"):
+        with pytest.raises(ConfigError, match="does not exist"):
             open_backend(f"{url.split('://', 1)[0]}://no-such-place/store", **options, **server.options)
 
 

@@ -83,7 +83,7 @@ def test_a_server_that_shows_no_directories_is_refused(served):
     for refusal in ("NOT_FOUND", "FORBIDDEN"):
         with (
             web_server(served, without=("index",), refusal=refusal) as (url, _),
-            pytest.raises(AccessDenied, match="index of its directories"),
+            pytest.raises(AccessDenied, match="does not list its directories"),
         ):
             open_backend(f"{url}/store", readonly=True)
 

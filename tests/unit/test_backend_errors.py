@@ -4,6 +4,7 @@ import asyncio
 import errno
 import time
 import traceback
+from types import SimpleNamespace
 
 import pytest
 
@@ -262,3 +263,22 @@ def test_without_secrets_the_cause_is_kept():
     assert isinstance(caught.value.__cause__, ValueError)
     with pytest.raises(ConfigError), translated("read x"):
         raise ConfigError("ours")
+
+
+def test_a_full_disk_says_where_and_what_to_do(tmp_path):
+    error = from_os_error(
+        OSError(errno.ENOSPC, "No space left on device"),
+        "write to x",
+        place=str(tmp_path / "not" / "made yet"),
+        elsewhere="choose another folder",
+    )
+    assert f"MiB are free on the file system of {tmp_path})" in str(error)
+    assert "Free space there or raise the quota, or choose another folder, then try again" in str(error)
+    assert "casstore stats" in str(error)
+
+
+def test_a_disk_without_room_for_more_files(tmp_path, monkeypatch):
+    full = SimpleNamespace(f_files=10, f_favail=0, f_bavail=5, f_frsize=4096)
+    monkeypatch.setattr("os.statvfs", lambda _: full)
+    error = from_os_error(OSError(errno.ENOSPC, "full"), "write to x", place=str(tmp_path))
+    assert "no more files fit on the file system of" in str(error)

@@ -17,6 +17,7 @@ from contract.backends import (
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from casstore.backend import spool
 from casstore.backend.fsinfo import entry
 from casstore.backend.fsspec_backend import FsspecBackend
 from casstore.errors import (
@@ -224,15 +225,28 @@ def test_a_commit_can_be_repeated(moody, monkeypatch):
     assert moody.read(KEY) == b"abc"
 
 
-def test_large_objects_are_spooled_to_a_private_file(tmp_path, monkeypatch):
+def test_large_objects_are_spooled_to_a_file_that_no_kill_leaves_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    backend = make("objects")
+    with backend.open_writer() as writer:
+        writer.write([bytes(9 << 20)])
+        assert list(tmp_path.iterdir()) == []
+        writer.write([b"more"])
+        writer.commit(KEY)
+    assert backend.stat(KEY).size == (9 << 20) + 4
+
+
+def test_large_objects_are_spooled_to_a_private_file(tmp_path, monkeypatch):
+    """Where a file without a name cannot be opened again."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(spool, "_DESCRIPTORS", str(tmp_path / "absent"))
     backend = make("objects")
     with backend.open_writer() as writer:
         writer.write([bytes(8 << 20)])
         assert list(tmp_path.iterdir()) == []
         writer.write([b"more"])
-        [spool] = tmp_path.iterdir()
-        assert spool.stat().st_mode & 0o777 == 0o600
+        [kept] = tmp_path.iterdir()
+        assert kept.stat().st_mode & 0o777 == 0o600
         writer.commit(KEY)
     assert list(tmp_path.iterdir()) == []
     assert backend.stat(KEY).size == (8 << 20) + 4
@@ -242,6 +256,17 @@ def test_a_full_spool_names_the_place(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     with make("objects").open_writer() as writer, pytest.raises(BackendError, match="TMPDIR"):
         writer.write([bytes(9 << 20)])
+
+
+def test_a_spool_on_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(spool, "_new_file", lambda: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    backend = make("objects")
+    with backend.open_writer() as writer, pytest.raises(BackendError, match="TMPDIR") as failure:
+        writer.write([bytes(9 << 20)])
+    assert f"MiB are free on the file system of {tmp_path}" in str(failure.value)
+    with pytest.raises(ObjectNotFound):
+        backend.stat(KEY)
 
 
 def test_objects_that_are_no_keys_are_left_out():

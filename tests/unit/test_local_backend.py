@@ -511,6 +511,22 @@ class Network(SystemCalls):
         return "nfs4"
 
 
+def test_whoever_makes_the_lock_file_does_not_hold_it(root, monkeypatch):
+    """Its maker shares the lock like everybody, also in the moment in which it gets its name."""
+    one, two = LocalBackend(root, create=True), LocalBackend(root)
+    place = one._directory.place
+
+    def seen_at_once(*args, **kwargs):
+        left_over = place(*args, **kwargs)
+        with two.publish_lock(blocking=False) as held:
+            assert held
+        return left_over
+
+    monkeypatch.setattr(one._directory, "place", seen_at_once)
+    with one.publish_lock() as held:
+        assert held
+
+
 class NoFlock(SystemCalls):
     def flock(self, fd, operation):
         raise OSError(errno.ENOLCK, "no locks")

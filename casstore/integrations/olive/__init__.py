@@ -1,8 +1,8 @@
-"""microsoft/Olive on casstore: `install()` puts our classes where Olive looks for its own.
+"""microsoft/Olive on casstore: `install()` puts casstore's classes where Olive looks for its own.
 
     from casstore.integrations.olive import install
     install()
-    # … then use Olive as ever
+    # … then use Olive as usual
 
 or, without changing a line: `python -m casstore.integrations.olive -- olive run --config workflow.json`.
 """

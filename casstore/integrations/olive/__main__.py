@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     try:
         install()
     except CasstoreError as error:
-        # Invariant 11: without Olive there is nothing to run; one line says so.
+        # Invariant 11: without Olive there is nothing to run; the error is one line.
         sys.stderr.write(f"{error}\n")
         return 1
     sys.argv = list(command)

@@ -24,7 +24,7 @@ def make_config_class(base: Any) -> Any:
     annotations = {"max_checkout_bytes": int, "storage_options": dict, "environment": dict}
     namespace: dict[str, Any] = {
         "__module__": base.__module__,  # Olive compares classes by module and name
-        "__doc__": "The settings of a cache on casstore: Olive's own, and those that it lacks.",
+        "__doc__": "The settings of a cache on casstore: Olive's own, and additional ones.",
         "__annotations__": annotations,
         **pydantic_fields,
         **_validators(),
@@ -45,7 +45,7 @@ def _create_cache(self: Any, workflow_id: str = DEFAULT_WORKFLOW_ID) -> EngineCa
 
 
 def _validators() -> dict[str, Any]:
-    """Replace Olive's checks by ours, which know every URL; they run when the cache is opened."""
+    """Replace Olive's checks by casstore's, which know every URL and run when the cache is opened."""
     from pydantic import field_validator, model_validator  # noqa: PLC0415  # comes with Olive, an optional extra
 
     def keep(value: Any) -> Any:

@@ -23,10 +23,10 @@ KEYED_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", 
 
 
 class EngineCache(OliveCache):
-    """OliveCache for Olive's engine; files of a model that only the shared cache has come when they are needed."""
+    """OliveCache for Olive's engine; files of a model that only the shared cache has are fetched when needed."""
 
     olive_cache_class: ClassVar[Any] = None
-    """Olive's own class, where it knows cache directories of one thread or task; theirs are honoured."""
+    """Olive's class that sets the cache directory of one thread or task; it is honoured."""
 
     def __init__(self, cache_config: Any = None) -> None:
         if hasattr(cache_config, "model_dump"):
@@ -62,13 +62,13 @@ class EngineCache(OliveCache):
             self.olive_cache_class.set_cache_env(self)
 
     def pass_version(self, pass_name: str) -> str:
-        """Return Olive's version; for a pass from elsewhere, what its source holds as well."""
+        """Return Olive's version; for a pass that is not Olive's own, also the hash of its source."""
         version = f"olive-ai {metadata.version('olive-ai')}"
         source = _source_of(pass_name)
         return version if source is None else f"{version}, {source}"
 
     def load_model(self, model_id: str) -> dict[str, Any] | None:
-        """Return the config of a cached model; `shared_cache` is never set, so that it reaches no output."""
+        """Return the config of a cached model; `shared_cache` is never set, so that no output has it."""
         config = super().load_model(model_id)
         inner = config.get("config") if config else None
         if isinstance(inner, dict) and inner.pop("shared_cache", None):
@@ -89,7 +89,7 @@ class EngineCache(OliveCache):
         return utils.validate_config(value, config_class) if config_class is not None else value
 
     def _fetch_lazy(self, value: Any) -> None:
-        """Fetch the models whose files are named, unless they are here and hold what they should (invariant 14)."""
+        """Fetch the models whose files are named, unless they are here and unchanged (invariant 14)."""
         if isinstance(value, str):
             below = f"{self.dirs.checkouts}{os.sep}"
             if value.startswith(below):
@@ -105,7 +105,7 @@ class EngineCache(OliveCache):
 def _versions() -> Mapping[str, str]:
     found = {}
     for name in KEYED_PACKAGES:
-        # A package that is not there makes nothing (invariant 12).
+        # A missing package cannot affect the output (invariant 12).
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -1,4 +1,4 @@
-"""The id of a workflow's input model: by what it holds, not by eight digits of it."""
+"""The id of a workflow's input model: the whole hash of its content, not eight digits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def input_model_id(config: Any, original: Callable[[Any], str]) -> str:
     """Return the id of a model config of Olive: 64 hex digits, the model id it would be cached under.
 
     A model on a hub counts by the commit that its name resolves to now. Configs with callables keep the id
-    that Olive gives them, for nothing tells two of those apart.
+    that Olive gives them, since callables cannot be compared.
     """
     if any(callable(value) for value in config.config.values()):
         return original(config)
@@ -37,5 +37,5 @@ def input_model_id(config: Any, original: Callable[[Any], str]) -> str:
 
 @functools.cache
 def _machine() -> MachineState:
-    """Return where this machine keeps what files outside of any store hold."""
+    """Return where this machine keeps the ids of files outside any store."""
     return MachineState(state_path(_NO_STORE, "input-models"))

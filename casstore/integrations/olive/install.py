@@ -1,4 +1,4 @@
-"""Where Olive looks for its cache, and what is put there."""
+"""Replaces Olive's cache classes by casstore's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _IMPORTERS = ("olive.engine.engine", "olive.workflows.run.config", "olive.model.handler.mixin.mlflow")
-"""Modules of Olive that import names from its cache module; those loaded already get the new ones."""
+"""Modules of Olive that import names from its cache module; those loaded already get the new classes."""
 
 _done = False
 
 
 def install() -> None:
-    """Make Olive cache through casstore, in this process, from now on; harmless when it is done twice.
+    """Make Olive cache through casstore in this process from now on; calling it twice is harmless.
 
     Raises ConfigError if Olive is not installed.
     """
@@ -35,7 +35,7 @@ def install() -> None:
     cache = _import("olive.cache")
     model_config = _import("olive.model.config.model_config").ModelConfig
     config_class = make_config_class(cache.CacheConfig)
-    # Configs that Olive made of its own class, before this or through a type it had bound, come to us as well.
+    # Configs of Olive's own class, made before this or through a type that was bound earlier, work as well.
     cache.CacheConfig.create_cache = config_class.create_cache
     names = {"CacheConfig": config_class, "OliveCache": EngineCache, "SharedCache": SharedCache}
     if not hasattr(cache, "isolated_cache_env"):
@@ -54,7 +54,7 @@ def install() -> None:
 
 
 def _with_evaluator(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-    """Let an evaluation be kept under its evaluator, which Olive's cache is not told."""
+    """Keep each evaluation under its evaluator, which Olive does not pass to its cache."""
 
     @functools.wraps(evaluate)
     def wrapped(self: Any, model_config: Any, model_id: str, evaluator_config: Any, *rest: Any) -> Any:
@@ -68,7 +68,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        # Invariant 11: a missing tool is the user's to install; nothing is cached behind their back.
+        # Invariant 11: the user must install Olive; running uncached without a word would be wrong.
         raise ConfigError(
             f"{name} cannot be imported ({error}). Install Olive first: pip install 'casstore[olive]'."
         ) from error

@@ -1,4 +1,4 @@
-"""Read-only verification of a store: says what is wrong, mends and deletes nothing."""
+"""Read-only verification of a store: reports problems, changes nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from casstore.ops.check.packs import check_packs, check_segment
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.records import check_models, check_records
 from casstore.ops.check.report import CheckReport, Problem, Progress
+from casstore.ops.leftovers import find_leftovers
 
 if TYPE_CHECKING:
     from fsspec import Callback
@@ -26,7 +27,7 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
     """
     backend = store.backend
     progress = Progress()
-    # Against the order of writing (invariant 3): what a record found here needs is listed after it.
+    # In the reverse order of writing (invariant 3), so that whatever a record needs is listed after the record.
     records = check_records(backend, progress)
     entries = [(place_of(entry.key), entry) for entry in backend.list("")]
     packs = [entry for place, entry in entries if place is Place.PACK]
@@ -51,4 +52,5 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
         problems=tuple(progress.problems),
         foreign=tuple(progress.foreign),
         foreign_files=progress.foreign_files,
+        leftovers=find_leftovers(store),
     )

@@ -1,4 +1,4 @@
-"""Checking the store's own small files, and finding what is not the store's."""
+"""Checks the store's small files, and finds foreign files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_marks(backend: Backend, placed: Sequence[tuple[Place, str]], progress:
 
 
 def check_foreign(backend: Backend, placed: Sequence[tuple[Place, str]], progress: Progress) -> None:
-    """Note what casstore never writes; what it did write, and somebody moved, is a problem."""
+    """Note files that casstore never writes; a file of casstore's that somebody moved is a problem."""
     listed = {key for _, key in placed}
     for place, key in placed:
         if place is not Place.FOREIGN:
@@ -54,7 +54,7 @@ def check_foreign(backend: Backend, placed: Sequence[tuple[Place, str]], progres
         belongs = _own_place(backend, key)
         if belongs is not None and belongs not in listed:
             progress.problems.append(
-                Problem(key, f"{key} is not where it belongs, so nothing finds it: move it to {belongs}.")
+                Problem(key, f"{key} is not in its place, so it is not found: move it to {belongs}.")
             )
         else:
             progress.note_foreign(key)
@@ -77,4 +77,4 @@ def _own_place(backend: Backend, key: str) -> str | None:
         data = backend.read(key, length=_LARGEST_RECORD)
         return record_format.decode_anywhere(data, key=key).key
     except (FormatError, BackendError):
-        return None  # No record, or none that can be read: nothing of the store's is lost with it.
+        return None  # Not a record, or an unreadable one, so it cannot be put back.

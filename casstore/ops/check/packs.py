@@ -1,4 +1,4 @@
-"""Checking packs and index segments: their bytes, their form, and that they agree."""
+"""Checks packs and index segments: their bytes, their form, and that they agree."""
 
 from __future__ import annotations
 
@@ -98,25 +98,25 @@ def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:
 
 
 def check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> None:
-    """Check a segment's bytes, and that each row says what the pack's own footer says."""
+    """Check a segment's bytes, and that each row agrees with the pack's own footer."""
     segment_id = index_id_of(key)
     try:
         data = memoryview(backend.read(key))
     except ObjectNotFound:
-        return  # Invariant 5: merged into another one since the listing; no hint is ever missed.
+        return  # Invariant 5: it was merged into another one since the listing; a missing hint is not a problem.
     if digest(data) != segment_id:
         raise FormatError(
-            f"{key} does not have the hash that names it; remove that file, the packs rebuild it."
+            f"{key} does not have the hash that names it. Remove that file; it is rebuilt from the packs."
         )
     shape = index_format.decode_shape(data, key=key)
     if shape.size != len(data):
-        raise FormatError(f"{key} has the wrong length; remove that file, the packs rebuild it.")
+        raise FormatError(f"{key} has the wrong length. Remove that file; it is rebuilt from the packs.")
     head = index_format.decode_head(data, shape, key=key)
     bases = index_format.decode_bases(data[shape.bases_begin :], head, key=key)
     rows = np.frombuffer(data[shape.rows_begin : shape.bases_begin], ROW)
     check_rows(rows, lists=len(bases), packs=len(head.packs), key=key)
     if index_format.encode(rows, bases, dict(zip(head.packs, head.sizes, strict=True))) != data:
-        raise FormatError(f"{key} is not in order; remove that file, the packs rebuild it.")
+        raise FormatError(f"{key} is not in order. Remove that file; it is rebuilt from the packs.")
     fields = ["id", "offset", "stored", "raw", "kind", "encoding", "rank"]
     for position, pack_id in enumerate(head.packs):
         footer = footers.get(pack_id)
@@ -126,5 +126,5 @@ def check_segment(backend: Backend, key: str, footers: dict[bytes, Footer]) -> N
         theirs = np.sort(footer.rows[fields], order="offset")
         if footer.pack_size != head.sizes[position] or not np.array_equal(mine, theirs):
             raise FormatError(
-                f"{key} disagrees with {pack_key(pack_id)}; remove that file, the packs rebuild it."
+                f"{key} disagrees with {pack_key(pack_id)}. Remove that file; it is rebuilt from the packs."
             )

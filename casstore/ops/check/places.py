@@ -1,4 +1,4 @@
-"""What a key in a store is for, by its form alone."""
+"""Classifies the keys of a store by their form alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GC_FILES = ("gc/lockless", "gc/probe-")
 
 
 class Place(Enum):
-    """The kinds of files in a store; FOREIGN is what casstore never writes."""
+    """The kinds of files in a store; casstore never writes FOREIGN ones."""
 
     FORMAT = auto()
     PACK = auto()
@@ -27,7 +27,7 @@ class Place(Enum):
 
 
 def place_of(key: str) -> Place:
-    """Say what a key is for. What lies among the tombstones is one until it is read."""
+    """Classify a key. A file among the tombstones counts as one until it is read."""
     if key == marks.FORMAT_KEY:
         return Place.FORMAT
     if key.startswith(names.PREFIX):
@@ -47,5 +47,5 @@ def _is_pack(key: str) -> bool:
     try:
         pack_id_of(key)
     except FormatError:
-        return False  # Not a pack: told as a foreign file.
+        return False  # Not a pack: reported as a foreign file.
     return True

@@ -1,4 +1,4 @@
-"""Checking records, and that what they name can be read."""
+"""Checks records, and that what they name can be read."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def check_records(backend: Backend, progress: Progress) -> dict[str, list[Record
         batch = keys[start : start + _BATCH]
         for key, found in zip(batch, ask_each(backend, partial(_read, backend), batch), strict=True):
             if isinstance(found, ObjectNotFound):
-                continue  # Trimmed since the listing (design §8).
+                continue  # Trimmed since the listing (design §9).
             progress.records += 1
 
-            def take(key: str = key, found: Record | CasstoreError = found) -> None:
+            def take(found: Record | CasstoreError = found) -> None:
                 if not isinstance(found, Record):
                     raise found
-                _take(heads, key, found)
+                _take(heads, found)
 
             progress.attempt(key, take)
     return {name: item.records for name, item in heads.items()}
@@ -63,7 +63,7 @@ def _read(backend: Backend, key: str) -> Record | CasstoreError:
         return error  # Invariant 8: a problem in the report.
 
 
-def _take(heads: dict[str, _Heads], key: str, record: Record) -> None:
+def _take(heads: dict[str, _Heads], record: Record) -> None:
     """Check what lies inside a record, and keep it if it is one of the newest of its ref."""
     held = heads.setdefault(record.name, _Heads(record.seq, []))
     if held.seq < record.seq:
@@ -71,7 +71,7 @@ def _take(heads: dict[str, _Heads], key: str, record: Record) -> None:
     if held.seq == record.seq and record.target is not None and record.inline is None:
         held.records.append(replace(record, metadata={}))
     if record.inline is not None and digest(record.inline) != record.target:
-        raise FormatError(f"{key}: the manifest inside it is not the one that it names.")
+        raise FormatError(f"The manifest inside {record.name} is not the one that it names.")
 
 
 def check_models(
@@ -118,7 +118,7 @@ def _present(footers: Collection[Footer]) -> dict[bytes, int]:
 
 
 def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> None:
-    """Check what the record of a run or an evaluation names; the models that it tells of may be gone (§8)."""
+    """Check what the record of a run or an evaluation names; the models that it names may be gone (§8)."""
     if record.manifest is not None and record.manifest not in present:
         raise IntegrityError(
             f"{record.name}: its manifest is missing, {record.manifest.hex()}. Restore the packs, or delete the ref."
@@ -129,7 +129,7 @@ def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> 
 def _check_model(store: Store, record: Record, present: dict[bytes, int]) -> None:
     name, model = record.name, store.model_of(record)
     assert record.manifest is not None
-    # A store keeps models that it has read: what makes them up must still be there, too.
+    # A store caches models in memory, so check that their objects are still there, too.
     for object_id in (record.manifest, bytes.fromhex(model.model_id), *model.layout_ids):
         if object_id not in present:
             raise IntegrityError(

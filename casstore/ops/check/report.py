@@ -1,4 +1,4 @@
-"""What a check tells: each problem by its place, and the counts of what was looked at."""
+"""The report of a check: each problem with its place, and counts of what was examined."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from casstore.errors import BackendError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casstore.ops.leftovers import Leftovers
 
 _FOREIGN_SHOWN = 100
 
@@ -24,9 +25,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was looked at, and every problem found; `ok` if there is none.
+    """Counts of what was examined, and every problem found; `ok` if there is none. Leftovers are no problem.
 
-    `foreign` are files that are not casstore's, which nothing reads: the first of `foreign_files`.
+    `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
     """
 
     packs: int
@@ -37,6 +38,7 @@ class CheckReport:
     bytes_read: int
     read_data: bool
     problems: tuple[Problem, ...]
+    leftovers: Leftovers
     foreign: tuple[Problem, ...] = ()
     foreign_files: int = 0
 
@@ -48,7 +50,7 @@ class CheckReport:
 
 @dataclass(slots=True)
 class Progress:
-    """The report in the making."""
+    """The report while it is being made."""
 
     packs: int = 0
     frames: int = 0
@@ -65,7 +67,7 @@ class Progress:
         self.foreign_files += 1
         if len(self.foreign) < _FOREIGN_SHOWN:
             self.foreign.append(
-                Problem(key, f"{key} does not belong to a store: it is ignored. Move it out.")
+                Problem(key, f"{key} is not a file of the store and is ignored. Move it out.")
             )
 
     def attempt(self, key: str, action: Callable[[], None]) -> bool:

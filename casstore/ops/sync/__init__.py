@@ -1,4 +1,4 @@
-"""Sync: plan what one store lacks of another, then copy it (README.md beside this file gives the rules)."""
+"""Sync: plan what one store lacks of another, then copy it. README.md beside this file gives the rules."""
 
 from __future__ import annotations
 

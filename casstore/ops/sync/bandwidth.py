@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class TokenBucket:
-    """Lets `rate` bytes through each second, in bursts of up to a quarter of a second; safe in threads.
+    """Limits transfers to `rate` bytes per second, in bursts of up to a quarter of a second; safe in threads.
 
-    With no `rate` nothing waits. `clock` and `sleep` are for tests. Raises ConfigError for a rate below 1.
+    Without a `rate` nothing waits. `clock` and `sleep` are for tests. Raises ConfigError for a rate below 1.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class TokenBucket:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if rate is not None and not rate >= 1:
-            raise ConfigError(f"A bandwidth limit of {rate} bytes per second lets nothing through.")
+            raise ConfigError(f"A bandwidth limit of {rate} bytes per second is too low: give 1 or more.")
         self._rate = rate
         self._clock = clock
         self._sleep = sleep
@@ -38,7 +38,7 @@ class TokenBucket:
         if self._rate is None:
             return
         with self._lock:
-            # What was not used for a while does not add up to a burst later.
+            # Unused bandwidth does not accumulate to a burst later.
             now = self._clock()
             self._free_at = max(self._free_at, now - 0.25) + size / self._rate
             wait = self._free_at - now

@@ -1,12 +1,12 @@
-"""What a sync leaves out because it cannot be read: the first is raised, or all are named in the end."""
+"""Refs that a sync leaves out because they cannot be read: the first is raised, or all are reported in the end."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, IntegrityError
-from casstore.store.damage import Damage, is_damage
+from casstore.errors import IntegrityError
+from casstore.store.damage import Damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,18 +22,16 @@ class Culprits:
         self.found: list[Damage] = []
 
     def blame(self, name: str, error: CasstoreError) -> None:
-        """Note why a ref is left out; raise the error unless the rest shall be done."""
+        """Note why a ref is left out; raise the error unless the sync keeps going."""
         if not self.keep_going:
             raise error
         self.found.append(Damage(name, "", str(error)))
 
     @contextmanager
     def about(self, name: str) -> Iterator[None]:
-        """Blame a ref for damage that the block meets. What concerns a whole store is raised (invariant 8)."""
+        """Attribute damage inside the block to a ref. A store that fails is an error for all (invariant 8)."""
         try:
             yield
-        except (IntegrityError, BackendError) as error:
-            # Invariant 11: no error is lost, it is raised or reported.
-            if not is_damage(error):
-                raise
+        except IntegrityError as error:
+            # Invariant 11: no error is lost: it is raised or reported.
             self.blame(name, error)

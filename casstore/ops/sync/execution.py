@@ -1,4 +1,4 @@
-"""Doing what a plan says: frames first, in packs that stay whatever happens next, records last."""
+"""Executes a plan: frames first, in packs that stay whatever happens next, records last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import BackendError, ConfigError, IntegrityError, RefConflict
+from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
 from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.ops.sync.culprits import Culprits
@@ -24,7 +24,6 @@ from casstore.ops.sync.planning import (
     pack_target,
 )
 from casstore.ops.sync.standing import Standing, compare
-from casstore.store.damage import Damage, is_damage
 from casstore.store.publish import MAX_HINTS
 from casstore.store.round_trips import is_far
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.format.record import Record
+    from casstore.store.damage import Damage
     from casstore.store.index import Located
     from casstore.store.packs import EncodedFrames
     from casstore.store.publish import Publication
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 GROUP_BYTES = 4 << 30
 GROUP_REFS = 256
-"""A group of refs is copied, then their records are put: so much is new in it, or so many refs, at most.
+"""Limits of a group in new bytes and in refs: a group is copied, then its records are put.
 
-What has its record needs no second look after a restart, and the two checks of a publish are paid once a group.
+After a restart, refs with records need no second look; the two checks of a publish cost once per group.
 """
 
 UPLOADS = 6
@@ -52,16 +52,15 @@ UPLOADS = 6
 
 _BURST_SECONDS = 8
 _SMALLEST_PACK = 4 << 20
-_WORTH_LISTING = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a sync did.
+    """The result of a sync.
 
     `refs` were written. `bytes_missing` are the frames that the destination lacked, `bytes_moved` what was
     read for them, gaps included, `bytes_written` the packs they went to. `requests` moved data. `damaged` were
-    left out because something of them cannot be read: nothing is acknowledged of those.
+    left out because something of them cannot be read: they get no record.
     """
 
     refs: tuple[str, ...]
@@ -128,7 +127,7 @@ def execute(
 
 
 def _groups(refs: Sequence[RefToWrite]) -> Iterator[list[RefToWrite]]:
-    """Divide the refs, models first: no run is in the destination before the models that it tells of."""
+    """Divide the refs, models first: no run is in the destination before the models that it names."""
     group: list[RefToWrite] = []
     size = 0
     for ref in refs:
@@ -155,12 +154,12 @@ class _Job:
     bytes_written: int = 0
 
     def run(self, group: Sequence[RefToWrite]) -> None:
-        """Bring a group of refs, and all that they need, into the destination."""
+        """Copy a group of refs, and all that they need, to the destination."""
         try:
             self._copy(group)
-        except (IntegrityError, BackendError) as error:
-            # Invariant 11: damage that shows only now, on either side: one by one its ref is found and named.
-            if not (self.culprits.keep_going and is_damage(error)):
+        except IntegrityError as error:
+            # Invariant 11: the damage shows only now; copying one by one finds and reports the ref.
+            if not self.culprits.keep_going:
                 raise
             if len(group) == 1:
                 self.culprits.blame(group[0].name, error)
@@ -169,11 +168,10 @@ class _Job:
                 self.run([ref])
 
     def _copy(self, group: Sequence[RefToWrite]) -> None:
-        dst = self.plan.dst
         ids = list(dict.fromkeys(object_id for ref in group for object_id in split(ref.ids)))
         with self._publication() as publication:
             missing = _missing(publication, ids)
-            if missing and sum(ref.bytes_stored for ref in group) > _WORTH_LISTING and _read_uncovered(dst):
+            if missing and publication.recall(sum(ref.bytes_stored for ref in group)):
                 # A sync that was stopped before it published their segment left whole packs (invariant 5).
                 missing = _missing(publication, ids)
 
@@ -196,7 +194,7 @@ class _Job:
                 self.written.append(ref.name)
 
     def _whole(self, group: Sequence[RefToWrite]) -> Sequence[RefToWrite]:
-        """Return the refs of which everything could be copied, and blame the others."""
+        """Return the refs that could be copied completely, and report the others."""
         if not self.source.damaged:
             return group
         failed = lacking({ref.name.encode(): ref.ids for ref in group}, self.source.damaged)
@@ -208,7 +206,7 @@ class _Job:
         dst = self.plan.dst
         target = pack_target(dst)
         if self.bandwidth_limit is not None:
-            # A pack is sent as fast as the link allows: smaller ones keep the average within a few seconds.
+            # A pack is sent as fast as the link allows; with smaller packs the average rate holds within a few seconds.
             target = min(target, max(_SMALLEST_PACK, int(self.bandwidth_limit * _BURST_SECONDS)))
         return dst.publication(pack_target=target, uploads=UPLOADS if is_far(dst.backend) else None)
 
@@ -218,11 +216,11 @@ class _Job:
         def draft() -> Record:
             drafted = dst.draft_copy(ref.record, _hints(dst, ref.ids))
             if drafted.seq > ref.seen + 1 and not self.plan.overwrite:
-                # Someone wrote this ref since the plan was made, or deleted it before: look once more.
+                # Someone has written this ref since the plan was made, or it was deleted before: compare again.
                 theirs = dst.history(ref.name)
                 standing = compare(self.plan.src.history(ref.name), theirs)
                 if standing is Standing.EQUAL:
-                    return theirs[-1]  # Whoever wrote it said the same (invariant 10).
+                    return theirs[-1]  # The other writer set the same value (invariant 10).
                 if standing in (Standing.CONFLICT, Standing.AHEAD):
                     raise RefConflict(f"{ref.name} was written by someone else while it was copied.")
             return drafted
@@ -232,14 +230,6 @@ class _Job:
     def _describe(self, ref: RefToWrite, error: RefConflict) -> RefConflictFound:
         found = conflict_of(ref.record, self.plan.dst.record(ref.name) or ref.record)
         return RefConflictFound(found.name, found.src_target, found.dst_target, str(error))
-
-
-def _read_uncovered(dst: Store) -> bool:
-    """Read what packs of a destination hold that no segment covers; say whether there may be any."""
-    try:
-        return dst.index.read_uncovered()
-    except IntegrityError:
-        return True  # Invariant 5: all others were read; what a damaged pack holds is written again.
 
 
 def _missing(publication: Publication, ids: list[bytes]) -> list[bytes]:
@@ -256,9 +246,9 @@ def _hints(dst: Store, ids: bytes) -> tuple[bytes, ...]:
 
 
 class _Keep:
-    """Says which deltas may be copied as they are: those whose bases have lower rank in the destination too.
+    """Decides which deltas may be copied as they are: those whose bases have lower rank in the destination too.
 
-    A base is there, in a pack that the publish may depend on (invariant 7); or it is copied as well.
+    A base is in a pack there that the publish may depend on (invariant 7), or it is copied as well.
     """
 
     def __init__(self, copied: set[bytes], publication: Publication) -> None:

@@ -1,7 +1,7 @@
-"""Taking frames out of a store as they are stored: fetched in ranges, verified, handed on in order.
+"""Takes frames out of a store as they are stored: fetched in ranges, verified, yielded in order.
 
-Three things happen at once: threads wait for the network, the shared workers decode and hash, the caller
-writes. Between them stand a bounded number of blocks.
+Three steps run at the same time: threads wait for the network, the shared workers decode and hash, the caller
+writes. The number of blocks between them is bounded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.errors import (
-    BackendError,
     FormatError,
     IntegrityError,
     MissingObject,
@@ -25,7 +24,6 @@ from casstore.format.rows import Kind
 from casstore.ops.sync.needs import split
 from casstore.ops.sync.ranges import plan_ranges
 from casstore.store.buffers import BLOCK_BUFFER, new_buffer, take_block
-from casstore.store.damage import is_damage
 from casstore.store.keys import pack_key
 from casstore.store.objects import frame_size, verify_frames
 from casstore.store.packs import EncodedFrames, encode_objects
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
     from casstore.store.store import Store
 
 _AHEAD = 4
-"""Ranges that are asked for beside those under way: each is a block of memory."""
+"""Ranges that may wait beside those under way: each takes a block of memory."""
 
 _ALONE_BYTES = 8 << 20
 """Plain bytes of deltas that are read and encoded again at once."""
@@ -54,7 +52,7 @@ _ALONE_BYTES = 8 << 20
 
 @dataclass(slots=True)
 class Transfer:
-    """What was read so far: `requests` reads of `bytes_read` bytes, of which `bytes_wanted` are frames."""
+    """Counters: `requests` reads of `bytes_read` bytes, of which `bytes_wanted` are frames."""
 
     requests: int = 0
     bytes_read: int = 0
@@ -82,13 +80,14 @@ class FrameSource:
         callback: Callback | None,
         keep_going: bool = False,
     ) -> None:
-        """With `keep_going`, objects that cannot be had are in `damaged` with the reason, and the rest comes."""
+        """With `keep_going`, objects that cannot be read go to `damaged` with the reason, and the rest is yielded."""
         self._store = store
         self._concurrency = max_concurrency
         self._bucket = bucket
         self._callback = callback
         self._keep_going = keep_going
         self.damaged: dict[bytes, CasstoreError] = {}
+        self._reasons: dict[bytes, IntegrityError] = {}
         self.done = Transfer()
 
     def frames(
@@ -109,10 +108,10 @@ class FrameSource:
             doubtful: list[int] = []
             yield from self._copied(located, plan_ranges(located, whole), lost, doubtful)
             yield from self._encoded_alone(located, alone)
-            # Each by itself: only what no pack has whole is damaged.
+            # One by one: only an object that no pack has whole is damaged.
             for at in doubtful:
                 yield from self._encoded_alone(located, np.array([at]))
-            # Invariant 5: packs that went since the look-up, or are damaged: their objects are looked for once more.
+            # Invariant 5: for packs that went since the look-up, or are damaged, the objects are looked up once more.
             ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
 
     def _without_absent(self, ids: bytes) -> bytes:
@@ -125,14 +124,14 @@ class FrameSource:
     def _copied(
         self, located: Located, ranges: Sequence[Range], lost: list[int], doubtful: list[int]
     ) -> Iterator[EncodedFrames]:
-        """Yield the frames of ranges; `lost` get those to look for once more, `doubtful` those to read one by one."""
-        # Ranges come back in any order and are handed on in one: while the first is late, the threads read on.
+        """Yield the frames of ranges; `lost` collects those to look up again, `doubtful` those to read one by one."""
+        # Ranges arrive in any order and are yielded in order: while the first is late, the threads read on.
         most = self._concurrency + _AHEAD
         fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
         verifying: deque[tuple[Range, Future[EncodedFrames]]] = deque()
         left = iter(ranges)
         damaged: set[int] = set()
-        # The threads are left first, then the workers: what they work on is in nobody's hands any more.
+        # Leave the threads first, then the workers, so that nobody uses the buffers any more.
         with (
             TaskGroup() as tasks,
             ThreadPoolExecutor(self._concurrency, thread_name_prefix="casstore-fetch") as threads,
@@ -150,16 +149,20 @@ class FrameSource:
                             self._store.index.forget_pack(wanted.pack)
                             lost += wanted.frames
                             continue
-                        except (IntegrityError, BackendError) as error:
-                            self._set_aside(wanted, error, damaged, lost, doubtful)
+                        except IntegrityError as error:
+                            self._set_aside(
+                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
+                            )
                             continue
                         verifying.append((wanted, tasks.submit(self._verify, located, wanted, data)))
                     elif verifying:
                         wanted, verified = verifying.popleft()
                         try:
                             frames = verified.result()
-                        except (IntegrityError, BackendError) as error:
-                            self._set_aside(wanted, error, damaged, lost, doubtful)
+                        except IntegrityError as error:
+                            self._set_aside(
+                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
+                            )
                             continue
                         self._count(wanted, frames)
                         yield frames
@@ -169,19 +172,19 @@ class FrameSource:
                 for _, pending in fetching:
                     pending.cancel()
 
-    def _set_aside(  # what one round of copying knows
+    def _set_aside(
         self,
+        located: Located,
         wanted: Range,
-        error: CasstoreError,
+        error: IntegrityError,
+        *,
         damaged: set[int],
         lost: list[int],
         doubtful: list[int],
     ) -> None:
-        """Decide what becomes of frames that could not be read or are not what they must be; raise if nothing can."""
-        # Invariant 4: not a byte of it went on; another pack may hold the same, whole.
-        if not is_damage(error):
-            raise error
-        elsewhere = isinstance(error, IntegrityError) and not isinstance(error, UnsupportedVersion)
+        """Decide what to do about frames that could not be read or verified; raise if nothing helps."""
+        # Invariant 4: none of its bytes were passed on; another pack may hold the same object whole.
+        elsewhere = not isinstance(error, UnsupportedVersion)
         if elsewhere and self._store.index.avoid_pack(wanted.pack):
             damaged.add(wanted.pack)
             lost += wanted.frames
@@ -189,6 +192,7 @@ class FrameSource:
             lost += wanted.frames
         elif self._keep_going:
             doubtful += wanted.frames
+            self._reasons.update((located.rows["id"][at].tobytes(), error) for at in wanted.frames)
         else:
             raise error
 
@@ -203,12 +207,12 @@ class FrameSource:
         while done < size:
             count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
             if count == 0:
-                raise FormatError(f"{key} in {self._store.backend.url} is cut short.")
-            done += count  # A server may stop early without an error: what is left is asked for again.
+                raise FormatError(f"{key} in {self._store.backend.url} is truncated.")
+            done += count  # A server may stop early without an error: ask for the rest again.
         return _Fetched(data, block)
 
     def _verify(self, located: Located, wanted: Range, fetched: _Fetched) -> EncodedFrames:
-        """Prove the frames of a range (invariant 9), and close the gaps between them; for a worker."""
+        """Verify the frames of a range (invariant 9), and close the gaps between them; for a worker."""
         key = pack_key(self._store.index.pack_id(wanted.pack))
         data = fetched.data
         try:
@@ -216,11 +220,11 @@ class FrameSource:
         except UnsupportedVersion:
             raise
         except IntegrityError as error:
-            # Invariant 9: nothing of it is written. The error keeps its class; its owner is told what to do.
+            # Invariant 9: nothing of it is written. The error keeps its class, and gets advice for the store's owner.
             url = self._store.backend.url
             advice = (
-                f"These are the bytes that {url} serves; nothing that needs them was committed. `casstore quarantine "
-                f"REF --store {url}` sets the pack apart; then push REF there with --overwrite from a store that has it."
+                f"{url} serves damaged bytes; nothing that needs them was committed.  `casstore quarantine "
+                f"REF --store {url}` quarantines the pack; then push REF there with --overwrite from a store that has it."
             )
             error.args = (f"{error} {advice}",)
             raise
@@ -250,7 +254,8 @@ class FrameSource:
             self._bucket.take(int(located.rows["stored"][alone[start:stop]].sum()))
             if self._keep_going:
                 plain, failed = read_whole(self._store.objects.read_many, ids)
-                self.damaged.update(failed)
+                # The error from verifying the bytes says more than another look-up.
+                self.damaged.update((item, self._reasons.get(item, failed[item])) for item in failed)
             else:
                 plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
             frames = encode_objects(Kind(int(kind)), plain) if plain else None
@@ -276,18 +281,16 @@ class FrameSource:
 
 
 def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
-    """Return those of these objects that no pack of a store holds, and why each cannot be had."""
+    """Return the objects that no pack of a store holds, each with the reason."""
     if not ids:
         return {}
     try:
         store.objects.locate(ids)
-    except (IntegrityError, BackendError) as error:
-        # Invariant 8: what could not be looked at is not known to be absent, but it cannot be had either.
-        if not is_damage(error):
-            raise
+    except IntegrityError:
+        # Invariant 11: keep the reason for each of these; a damaged pack may have held them.
+        found = store.index.locate(ids).found.tolist()
     else:
         return {}
-    found = store.index.locate(ids).found.tolist()
     return {
         object_id: MissingObject(
             f"No pack of {store.backend.url} holds the object {object_id.hex()}. Add the model again, or copy it "

@@ -1,4 +1,4 @@
-"""Which objects the records of one store need, read from wherever they are near, in few requests."""
+"""Which objects the records of one store need, read from the nearer store in few requests."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import BackendError, FormatError, IntegrityError
+from casstore.errors import FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
-from casstore.store.damage import is_damage
 from casstore.store.round_trips import is_far
 from casstore.store.salvage import read_whole
 
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
 
 _MANIFESTS = 1024
 _BATCH = 32 << 20
-"""Plain bytes of trees and layouts that are in memory at once, unless one model has more."""
+"""Limit of the plain bytes of trees and layouts in memory at once, unless one model has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What records depend on, by their manifests.
+    """The objects that records depend on, by their manifests.
 
-    `found` are the joined ids, each once, of all objects; `failed` says why those of a manifest are not known,
-    or not there. `described` is the model that a manifest describes.
+    `found` are the joined ids, each once, of all objects; `failed` says why the objects of a manifest are unknown
+    or missing. `described` is the model that a manifest describes.
     """
 
     found: dict[bytes, bytes] = field(default_factory=dict)
@@ -59,7 +58,7 @@ class Needs:
 def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> Needs:
     """Return what records of `src` need.
 
-    What both stores hold is read from `dst` if that is near and `src` is not.
+    Objects in both stores are read from `dst` if that is near and `src` is not.
     """
     needs = Needs()
     ids: dict[bytes, None] = {}
@@ -94,13 +93,11 @@ def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> Needs:
 
 @contextmanager
 def _noting(failed: dict[bytes, CasstoreError], manifest_id: bytes) -> Iterator[None]:
-    """Note damage under the model that it concerns, so that others go on."""
+    """Note damage under its model, so that the others go on."""
     try:
         yield
-    except (IntegrityError, BackendError) as error:
+    except IntegrityError as error:
         # Invariant 11: no error is lost: the caller raises or reports it.
-        if not is_damage(error):
-            raise
         failed[manifest_id] = error
 
 
@@ -150,7 +147,7 @@ def _read(
         return read_whole(src.objects.read_many, ids)
     there = dst.index.locate(ids).found.tolist()
     near = [object_id for object_id, found in zip(ids, there, strict=True) if found]
-    # Invariant 4: what is gone from `dst` since, or damaged there, `src` has.
+    # Invariant 4: `src` has what is gone from `dst` meanwhile, or damaged there.
     plain, _ = read_whole(dst.objects.read_many, near)
     far, failed = read_whole(src.objects.read_many, [item for item in ids if item not in plain])
     return {**plain, **far}, failed

@@ -1,4 +1,4 @@
-"""What a sync would do: which refs it would write, and what would have to move for them."""
+"""Plans a sync: which refs it would write, and what would have to move for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.errors import BackendError, ConfigError, IntegrityError, RefNotFound
+from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
 from casstore.ops.sync.culprits import Culprits
@@ -17,7 +17,6 @@ from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 from casstore.store.bases import resolve
-from casstore.store.damage import Damage, is_damage
 from casstore.store.packs import PACK_TARGET
 from casstore.store.presence import PresentPacks
 from casstore.store.publish import read_quarantine
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
+    from casstore.store.damage import Damage
     from casstore.store.store import Store
 
 REMOTE_PACK_TARGET = 32 << 20
@@ -57,7 +57,7 @@ class RefToWrite:
 
 @dataclass(frozen=True, slots=True)
 class RefConflictFound:
-    """A ref whose values in the two stores do not follow from one another; targets in hex."""
+    """A ref whose values in the two stores do not descend from one another; targets in hex."""
 
     name: str
     src_target: str
@@ -69,7 +69,7 @@ class RefConflictFound:
 class SyncPlan:
     """What `execute` would move from `src` to `dst`, as things stood when this was made.
 
-    `refs` would be written; `equal` say the same already; `ahead` are newer in `dst` and left alone;
+    `refs` would be written; `equal` have the same value already; `ahead` are newer in `dst` and left alone;
     `conflicts` are left alone, too. `objects`, of which `chunks` are chunks, would be new: `bytes_stored` as they are
     stored, `bytes_plain` as files. `reads` are requests to `src`, `puts` those to `dst`. With `keep_going`, what
     cannot be read is in `damaged` and left out.
@@ -120,17 +120,17 @@ def plan_sync(
     overwrite: bool = False,
     keep_going: bool = False,
 ) -> SyncPlan:
-    """Say what would have to move so that `dst` has these refs of `src`; changes nothing.
+    """Plan what would have to move so that `dst` has these refs of `src`; changes nothing.
 
     `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
     in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
-    (README.md), which also stores anew what `dst` only has in packs that were set apart or are cut short. Raises RefNotFound
+    (README.md), which also rewrites objects that `dst` only has in quarantined or truncated packs. Raises RefNotFound
     for one that `src` does not have, IntegrityError for a model of `src` that is not whole; with `keep_going`,
     such models, and refs whose record cannot be read on either side, are named in the plan's `damaged`, and
     in the report's, and the rest is done.
     """
     if src.backend.url == dst.backend.url:
-        raise ConfigError(f"{src.backend.url} is both sides of this sync. Name two stores.")
+        raise ConfigError(f"{src.backend.url} is on both sides of this sync. Name two stores.")
     culprits = Culprits(keep_going=keep_going)
     chosen = _choose(src, refs, culprits)
     standings = _Standings(src, dst, chosen, overwrite=overwrite, culprits=culprits)
@@ -179,7 +179,7 @@ def plan_sync(
 
 
 def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culprits: Culprits) -> list[str]:
-    """Return those of the wanted refs of which nothing is damaged, and blame the others."""
+    """Return the wanted refs without damage, and report the others."""
     whole = []
     for name in wanted:
         error = needs.error(chosen[name])
@@ -193,7 +193,7 @@ def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culpr
 def _lost(
     src: Store, dst: Store, ids: set[bytes], condemned: frozenset[bytes] | None
 ) -> dict[bytes, CasstoreError]:
-    """Return what `dst` lacks (see `_lacking`), and no pack of `src` holds."""
+    """Return objects that `dst` lacks (see `_lacking`) and no pack of `src` holds."""
     return absent(src, sorted(_lacking(dst, ids, condemned)))
 
 
@@ -232,7 +232,7 @@ def _meant(src: Store, item: str, culprits: Culprits) -> dict[str, Record]:
 
 
 def _best_named(src: Store, item: str) -> Record:
-    """Return the record of what is no full name: an id says which model, not under which of its names."""
+    """Return the record for an id or short name: an id names a model, not one of its refs."""
     resolved = src.resolve(item)
     if resolved.ref.partition("/")[2] == item:
         return resolved.record
@@ -258,7 +258,7 @@ class _Standings:
         for name, record in sorted(chosen.items()):
             other = theirs.get(name)
             if name in unread and not overwrite:
-                # Invariant 8: nobody knows what it says, so nobody may decide to replace it but a person.
+                # Invariant 8: its value is unknown, so only a person may decide to replace it.
                 culprits.blame(name, unread[name])
             elif other is None:
                 self.to_write[name] = (Standing.ABSENT, 0)
@@ -283,7 +283,7 @@ class _Standings:
         """Write equal refs, too, of which `dst` has an object in no pack that is whole and not `condemned`."""
         dst.index.refresh()
         theirs = self._theirs
-        # Where the manifests of one model differ, it is that of `dst` whose objects count there.
+        # Where the manifests of one model differ, the objects of `dst`'s manifest count there.
         differ = {name for name in self.equal if theirs[name].manifest != chosen[name].manifest}
         same = [name for name in self.equal if name not in differ]
         needs = needs_of(src, dst, (chosen[name] for name in same))
@@ -303,7 +303,7 @@ class _Standings:
 def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
     """Return the objects that a store has in no pack, or as deltas without their bases.
 
-    With `condemned`, packs are looked at: none of those counts, and none that is gone or cut short.
+    With `condemned`, packs are checked: those do not count, nor do missing or truncated ones.
     """
     asked = list(ids)
     if condemned is None:
@@ -328,10 +328,8 @@ def _records_of(
         def look(name: str) -> Record | None:
             try:
                 return store.record(name)
-            except (IntegrityError, BackendError) as error:
-                # Invariant 11: not lost, the caller raises or reports it.
-                if not is_damage(error):
-                    raise
+            except IntegrityError as error:
+                # Invariant 11: the error is not lost: the caller raises or reports it.
                 unread[name] = error
                 return None
 

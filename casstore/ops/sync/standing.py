@@ -1,8 +1,8 @@
-"""How a ref of one store stands to the ref of the same name in another. Pure.
+"""Compares a ref of one store with the ref of the same name in another. Pure.
 
 Sync carries only a ref's newest value over, under a number and write id of the other store, so two stores
-that agree still have different records. A copied record names the write that it comes from, which tells who
-has seen what; where two stores got the same from elsewhere, what their records say, in order, has to do.
+that agree still have different records. A copied record names the write that it comes from, which shows who
+has seen what. If two stores got the same values from elsewhere, the values of their records, in order, are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Standing(enum.Enum):
-    """What the destination makes of the source's value."""
+    """How the destination treats the source's value."""
 
     ABSENT = "absent"
     """The destination has no value: it takes the source's."""
@@ -30,11 +30,11 @@ class Standing(enum.Enum):
     AHEAD = "ahead"
     """The destination has seen the source's value and moved on: it keeps its own."""
     CONFLICT = "conflict"
-    """Each has a value that the other has not seen, or nobody can tell who moved last."""
+    """Each has a value that the other has not seen, or it is unknown which is newer."""
 
 
 def value(record: Record) -> Value:
-    """Return all that a record says, but for who wrote it when.
+    """Return all that a record says, except who wrote it and when.
 
     Two manifests of one model may differ in how its files are cut and in executable bits: the model is the same.
     """
@@ -42,14 +42,14 @@ def value(record: Record) -> Value:
 
 
 def same_value(one: Record | None, other: Record | None) -> bool:
-    """Say whether two records, of any stores, say the same."""
+    """Say whether two records, of any stores, have the same value."""
     return one is not None and other is not None and value(one) == value(other)
 
 
 def compare(src: Sequence[Record], dst: Sequence[Record]) -> Standing:
     """Compare the records of one ref, oldest first, in both stores; that of `src` is not deleted.
 
-    The side whose newest write the other one has had is behind. Where that says nothing, it is the one whose
+    The side whose newest write the other one has had is behind. Failing that, it is the one whose
     values, in order, are among the other's, or else whose newest target the other once had. Different
     descriptions of one target are no conflict: the source's is taken.
     """
@@ -77,7 +77,7 @@ def compare(src: Sequence[Record], dst: Sequence[Record]) -> Standing:
 
 
 def _write(record: Record) -> bytes:
-    """Return the id of the write by which this value came into the world."""
+    """Return the id of the write that first set this value."""
     return record.origin or record.write_id
 
 
@@ -87,6 +87,6 @@ def _values(records: Iterable[Record]) -> list[Value]:
 
 
 def _within(short: Sequence[Value], long: Sequence[Value]) -> bool:
-    """Say whether `short` is what is left of `long` when some of it is taken out."""
+    """Say whether `short` is a subsequence of `long`."""
     left = iter(long)
     return all(any(one == other for other in left) for one in short)

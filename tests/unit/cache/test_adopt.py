@@ -365,7 +365,7 @@ class TestBroken:
     def test_a_pass_that_did_not_end(self, store, cache, cache_dir):
         for name in ("model.json", "run.json"):
             (cache.place / "runs/bad00000" / name).unlink()
-        self.expect(store, cache_dir, "runs/bad00000", "did not end")
+        self.expect(store, cache_dir, "runs/bad00000", "did not finish")
 
     def test_a_run_of_another_model(self, store, cache, cache_dir):
         shutil.copy(cache.place / "runs/cccc0001/run.json", cache.place / "runs/bad00000/run.json")
@@ -416,7 +416,7 @@ class TestBroken:
         cache.model(
             "bad00000", {"type": "hfmodel", "config": {"model_path": "org/base", setting: str(outside)}}
         )
-        self.expect(store, cache_dir, "runs/bad00000/model.json", str(outside), "lies outside of this cache")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", str(outside), "is outside this cache")
         assert b"secret" not in b"".join(
             path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()
         )
@@ -426,7 +426,7 @@ class TestBroken:
         cache.hf("bad00000", "cccc0001")
         (cache.place / "runs/bad00000/models/model/link").symlink_to(tmp_path / "key")
         self.expect(
-            store, cache_dir, "runs/bad00000/model.json", str(tmp_path / "key"), "lies outside of this cache"
+            store, cache_dir, "runs/bad00000/model.json", str(tmp_path / "key"), "is outside this cache"
         )
 
     @pytest.mark.parametrize("through_a_link", [True, False])
@@ -441,19 +441,19 @@ class TestBroken:
             path = cache.place / "runs/bad00000/models/link.onnx"
             path.symlink_to(graph)
         cache.model("bad00000", {"type": "onnxmodel", "config": {"model_path": str(path)}})
-        self.expect(store, cache_dir, "runs/bad00000/model.json", str(graph), "lies outside of this cache")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", str(graph), "is outside this cache")
 
     def test_a_config_that_is_a_link_out_of_the_cache_is_not_read(self, store, cache, cache_dir, tmp_path):
         path = cache.place / "runs/bad00000/model.json"
         shutil.move(path, tmp_path / "model.json")
         path.symlink_to(tmp_path / "model.json")
-        self.expect(store, cache_dir, "runs/bad00000/model.json", "lies outside of this cache")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", "is outside this cache")
 
     def test_dots_do_not_lead_out(self, store, cache, cache_dir, tmp_path):
         (tmp_path / "key").write_text("secret")
         path = cache.path("bad00000", "..", "..", "..", "..", "key")
         cache.model("bad00000", {"type": "hfmodel", "config": {"model_path": path}})
-        self.expect(store, cache_dir, "runs/bad00000/model.json", "lies outside of this cache")
+        self.expect(store, cache_dir, "runs/bad00000/model.json", "is outside this cache")
 
     def test_an_evaluation(self, store, cache, cache_dir):
         (cache.place / "runs/bad00000").rename(cache.place / "runs/0bad")

@@ -59,7 +59,7 @@ def test_a_damaged_run_is_recorded_anew_and_explains_nothing(config, tmp_path, c
         assert len(cache.runs.list_runs()) == 3
         other = cache.get_output_model_id("p", {"k": 3}, cache.local.content_id(str(tmp_path / "in.bin")))
         assert cache.explain(other).differences
-        assert f"{name} is damaged, and not compared" in caplog.text
+        assert f"{name} is damaged and was not compared" in caplog.text
         cache.problems.clear()
         cache.get_output_model_id("p", settings, "input")
         cache.cache_run("p", settings, "input", name)

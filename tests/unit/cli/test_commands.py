@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import casstore
 from casstore.cli import app
-from casstore.cli.exits import BROKEN_PIPE, INTERRUPTED
+from casstore.cli.exits import BROKEN_PIPE, SIGNALLED
 from casstore.store.store import Store
 
 HEX = 64
@@ -386,7 +387,7 @@ class TestErrors:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Store, "stats", stop)
-        assert run("stats", "--store", place, code=INTERRUPTED)[1] == "casstore: interrupted.\n"
+        assert run("stats", "--store", place, code=SIGNALLED + signal.SIGINT)[1] == "casstore: interrupted.\n"
 
     def test_a_closed_pipe(self, place, monkeypatch):
         def stop(*_):

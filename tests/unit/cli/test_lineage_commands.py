@@ -365,7 +365,7 @@ class TestAdopt:
     def test_no_cache_at_all(self, place, tmp_path):
         (tmp_path / "empty").mkdir()
         _, error = run("adopt", tmp_path / "empty", "--store", place, code=1)
-        assert "not a cache of Olive" in error
+        assert "not an Olive cache" in error
 
 
 class TestCacheDirectory:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -130,6 +132,89 @@ def test_a_name_that_the_encoding_lacks(place, tmp_path):
     done = run("ls", "--store", place, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert b"models/gr\\xf6\\xdfe" in done.stdout
+
+
+def on_a_terminal(*arguments, **environment):
+    """Run a command on a terminal of its own; return its exit code and what the terminal got."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **environment},
+    )
+    os.close(theirs)
+    pieces = []
+    # A terminal whose other end is closed answers EIO on Linux.
+    with contextlib.suppress(OSError):
+        while piece := os.read(ours, 1 << 16):
+            pieces.append(piece)
+    os.close(ours)
+    return process.wait(timeout=60), b"".join(pieces)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict", "utf-8"])
+def test_a_terminal_that_cannot_show_a_name(place, tmp_path, encoding):
+    (tmp_path / "模型.bin").write_bytes(b"x")
+    with casstore.Store.open(place) as store:
+        store.add(tmp_path / "模型.bin", ref="models/größe", metadata={"note": "\x1b[31mred\nmodels/fake\t0"})
+    there = tmp_path / "there"
+    casstore.Store.open(there, create=True).close()
+    shown = "模型".encode() if encoding == "utf-8" else b"\\u6a21\\u578b"
+    for command in (["show", "models/größe"], ["push", there, "models/größe"]):
+        code, output = on_a_terminal(*command, "--store", place, PYTHONIOENCODING=encoding)
+        assert code == 0, output
+        assert b"\x1b[31mred" not in output
+        assert b"\nmodels/fake" not in output
+        assert b"\\u28" not in output  # a spinner's characters as escapes
+        if command[0] == "show":
+            assert shown in output
+            assert b"\\x1b[31mred\\nmodels/fake\\t0" in output
+    [fact] = json.loads(run("show", "models/größe", "--json", "--store", place).stdout)["metadata"].values()
+    assert fact == "\x1b[31mred\nmodels/fake\t0"
+
+
+def test_messages_cannot_steer_a_terminal(place):
+    program = (
+        "import logging, sys\n"
+        "from casstore.cli.session import session\n"
+        "with session(store=None, as_json=False, quiet=False, debug=True) as out:\n"
+        "    logging.getLogger('casstore').warning('%s is damaged', 'models/\\x1b[31mred')\n"
+        "    raise ValueError('\\x1b]0;title\\x07')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+    assert b"casstore: models/\\x1b[31mred is damaged" in done.stderr
+    assert b"Traceback" in done.stderr
+    assert b"\x1b" not in done.stderr
+
+
+def test_paths_that_are_not_utf8(place, tmp_path):
+    store, out = os.fsencode(tmp_path) + b"/st\xff", os.fsencode(tmp_path) + b"/out\xff"
+    for arguments in (
+        ["init", "--store", store],
+        ["add", tmp_path / "big.bin", "--ref", "models/m", "--store", store],
+        ["get", "models/m", out, "--store", store],
+        ["stats", "--store", store],
+        ["push", store, "models/big", "--store", place],
+    ):
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+    with open(out + b"/big.bin", "rb") as file:
+        assert file.read() == (tmp_path / "big.bin").read_bytes()
+
+
+@pytest.mark.parametrize("command", [["cat", "models/big", "big.bin"], ["ls"]])
+def test_an_output_that_is_full(place, command):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *command, "--store", place],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, b"casstore: No space left on device.\n")
 
 
 def test_a_closed_output(place):

@@ -146,7 +146,7 @@ def test_what_the_refusal_advises_opens_a_private_store(tmp_path, umask):
         store.add(write_model(model_of(a=noise(1, 100_000)), tmp_path / "one"), ref="models/one")
     with pytest.raises(ConfigError, match="private") as caught:
         Store.open(tmp_path / "store", shared="group")
-    advice = str(caught.value).partition("Who owns it can: ")[2]
+    advice = str(caught.value).partition("Its owner can: ")[2]
     assert os.system(advice) == 0
     with Store.open(tmp_path / "store") as store:
         store.add(write_model(model_of(a=noise(2, 100_000)), tmp_path / "two"), ref="models/two")
@@ -167,7 +167,7 @@ def test_a_folder_of_somebody_else_is_not_opened_up(tmp_path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("casstore.backend.syscalls.SystemCalls.chmod", chmod)
-    with pytest.raises(ConfigError, match="Who owns it"):
+    with pytest.raises(ConfigError, match="Its owner"):
         Store.open(tmp_path / "store", create=True, shared="group")
 
 

@@ -157,7 +157,7 @@ def test_remotes(places):
         "removed": True,
     }
     _, error = run("push", "hub", "--store", a, code=1)
-    assert "There are none yet" in error
+    assert "There are no remotes yet" in error
 
 
 def test_no_secret_reaches_the_settings_or_the_screen(places, own_home):

@@ -280,7 +280,7 @@ def test_options_that_make_no_sense(place, tmp_path):
     for arguments, says in (
         ({}, "CASSTORE_STORE"),
         ({"store": str(place), "stores": 1}, "no option stores"),
-        ({"store": str(place), "fo": "/tmp"}, "give one of them"),
+        ({"store": str(place), "fo": "/tmp"}, "give only one of them"),
         ({"store": str(tmp_path)}, "store"),
         ({"store": str(place), "store_options": {"key": "x"}}, "Storage options"),
         ({"store": f"dirfs://{place}", "chunk_cache": 1000}, "too small"),

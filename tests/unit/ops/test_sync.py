@@ -20,6 +20,7 @@ from casstore.format import marks, names
 from casstore.format.rows import Kind
 from casstore.ops.sync import execute, execution, plan_sync, planning
 from casstore.ops.sync.bandwidth import TokenBucket
+from casstore.store import publish
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX
 
 SHARED = noise(1, 300_000)
@@ -542,7 +543,7 @@ class TestCollectors:
         assert_clean(there.plain)
 
     def test_packs_that_no_segment_covers_are_found_on_a_restart(self, here, there, monkeypatch):
-        monkeypatch.setattr(execution, "_WORTH_LISTING", 1000)
+        monkeypatch.setattr(publish, "_WORTH_LOOKING", 1000)
         sync(here.plain, there.plain, ["models/tuned"])
         there.plain.delete_ref("models/tuned")
         for entry in [*there.backend.list(INDEX_PREFIX)]:

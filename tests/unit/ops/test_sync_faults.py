@@ -20,6 +20,7 @@ from casstore.format import names
 from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, execution, plan_sync, planning
 from casstore.ops.sync.standing import Standing
+from casstore.store import publish
 from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 
 TRIES = 12
@@ -99,7 +100,7 @@ class TestWhatRetriesMend:
     def test_reads_that_stop_early_without_an_error(self, here, there):
         src = here.broken()
         here.faulty.shorten_reads(100)
-        with pytest.raises(FormatError, match="cut short"):
+        with pytest.raises(FormatError, match="truncated"):
             # The reader of manifests takes a short answer for a short file: it is not asked twice.
             sync(src, there.plain)
         here.faulty.heal()
@@ -149,7 +150,7 @@ class TestWhatNothingMends:
 
     def test_finished_packs_are_kept(self, here, there, monkeypatch):
         """A second run reads from the source only what no finished pack holds."""
-        monkeypatch.setattr(execution, "_WORTH_LISTING", 0)
+        monkeypatch.setattr(publish, "_WORTH_LOOKING", 0)
         plan = plan_sync(here.plain, there.broken())
         commits = [0]
         inner = there.faulty.call

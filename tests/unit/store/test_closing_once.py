@@ -66,10 +66,10 @@ def test_a_checkout(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("nth", [0, 1])
 def test_a_copy_of_a_segment(tmp_path, monkeypatch, nth):
-    cache = SegmentCache(MemoryBackend("closing"), str(tmp_path / "copies"))
     with failing_close(monkeypatch, "segment_cache.py", nth=nth):
         for at in range(2):
-            copy = cache.new_copy()
-            with copy:
+            # A cache that failed makes no more copies.
+            cache = SegmentCache(MemoryBackend("closing"), str(tmp_path / "copies"))
+            with cache.new_copy() as copy:
                 copy.write(b"x")
                 copy.publish(f"index/{at}")

@@ -101,19 +101,19 @@ def test_all_that_windows_does_not_take_is_named_and_nothing_written(store, tmp_
 
 
 ALIKE = [
-    (("README.md", "readme.md"), "'readme.md' (is one with 'README.md' there)"),
-    (("deep/Layer/a", "deep/layer/b"), "'deep/layer' (is one with 'Layer' there)"),
-    (("\u00e9", "e\u0301"), "is one with"),
-    (("stra\u00dfe", "strasse"), "'strasse' (is one with 'stra\u00dfe' there)"),
-    (("K", "\u212a"), "(is one with 'K' there)"),
-    (("x", "X/y"), "'x' (is one with 'X' there)"),
+    (("README.md", "readme.md"), "'readme.md' (is the same name as 'README.md' there)"),
+    (("deep/Layer/a", "deep/layer/b"), "'deep/layer' (is the same name as 'Layer' there)"),
+    (("\u00e9", "e\u0301"), "is the same name as"),
+    (("stra\u00dfe", "strasse"), "'strasse' (is the same name as 'stra\u00dfe' there)"),
+    (("K", "\u212a"), "(is the same name as 'K' there)"),
+    (("x", "X/y"), "'x' (is the same name as 'X' there)"),
 ]
 
 
 @pytest.mark.parametrize(("pair", "told"), ALIKE)
 def test_names_that_a_file_system_takes_for_one(store, tmp_path, pair, told):
     add(store, tmp_path, *pair, "other")
-    with pytest.raises(ConfigError, match=r"is one with .* there") as caught:
+    with pytest.raises(ConfigError, match=r"is the same name as .* there") as caught:
         check_out(store, tmp_path / "out", folding())
     assert told in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -77,7 +77,7 @@ def repeat(work, times):
         failed.append((work.__name__, error))
 
 
-forkers = [threading.Thread(target=repeat, args=(work, 12)) for work in (fork, fork, fork, run, run, process)]
+forkers = [threading.Thread(target=repeat, args=(work, 6)) for work in (fork, fork, fork, run, run, process)]
 users = [threading.Thread(target=repeat, args=(work, 0)) for work in (use, new_store)]
 for thread in users + forkers:
     thread.start()
@@ -87,7 +87,7 @@ done.set()
 for thread in users:
     thread.join()
 assert not failed, failed
-assert len(store.refs()) == 1 + 3 * 12 + 12
+assert len(store.refs()) == 1 + 3 * 6 + 6
 assert casstore.check(store).ok
 store.close()
 """

@@ -64,7 +64,7 @@ def test_a_name_means_one_place():
     remotes.add("hub", "memory://x")
     with pytest.raises(ConfigError, match=r"memory://x\. Remove it first"):
         remotes.add("hub", "memory://y")
-    with pytest.raises(ConfigError, match="There are: hub"):
+    with pytest.raises(ConfigError, match="Known remotes: hub"):
         remotes.remove("hup")
 
 
@@ -76,9 +76,9 @@ def test_what_people_type_is_resolved(tmp_path, monkeypatch):
     assert remotes.resolve("hub") == "memory://x"
     for place in ("s3://bucket", "/abs", "./rel", "a/b", "folder"):
         assert remotes.resolve(place) == place
-    with pytest.raises(ConfigError, match=r"No remote is called 'other'\. There are: hub"):
+    with pytest.raises(ConfigError, match=r"No remote named 'other'\. Known remotes: hub"):
         remotes.resolve("other")
-    with pytest.raises(ConfigError, match="There are none yet"):
+    with pytest.raises(ConfigError, match="There are no remotes yet"):
         Remotes("bb").resolve("other")
 
 

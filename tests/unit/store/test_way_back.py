@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+from fakes.fresh_files import trust_fresh_files
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
 
 from casstore.errors import IntegrityError, MissingObject
@@ -13,7 +14,6 @@ from casstore.format import frame, marks
 from casstore.format.rows import Kind
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
-from casstore.store import sources
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.store import Store
 
@@ -44,13 +44,20 @@ DAMAGE = {
 SIZES = [name for name in DAMAGE if not name.startswith("flipped")]
 
 
+def opened(path, **options):
+    """Open a store that knows files by their stat identity at once: that leads to what was damaged meanwhile."""
+    store = Store.open(path, **options)
+    trust_fresh_files(store)
+    return store
+
+
 class Place:
     """A store in a folder, and the files of MODEL, which the stat cache trusts."""
 
     def __init__(self, tmp_path):
         self.root = str(tmp_path / "store")
         self.folder = write_model(MODEL, tmp_path / "files")
-        with Store.open(self.root, create=True) as store:
+        with opened(self.root, create=True) as store:
             store.add(write_model(OTHER, tmp_path / "other"), ref="models/other")
             self.others = set(self.packs(store))
             store.add(self.folder, ref=REF)
@@ -59,32 +66,26 @@ class Place:
         return [entry.key for entry in store.backend.list(PACK_PREFIX)]
 
     def damage(self, how):
-        with Store.open(self.root) as store:
+        with opened(self.root) as store:
             for key in set(self.packs(store)) - self.others:
                 path = os.path.join(self.root, key)
                 os.chmod(path, 0o600)
                 DAMAGE[how](path)
 
     def add(self, ref=REF, **options):
-        with Store.open(self.root) as store:
+        with opened(self.root) as store:
             return store.add(self.folder, ref=ref, **options)
 
     def quarantine(self, ref=REF):
-        with Store.open(self.root) as store:
+        with opened(self.root) as store:
             return quarantine_damaged(store, store.record(ref))
 
     def assert_whole(self, *refs):
-        with Store.open(self.root) as store:
+        with opened(self.root) as store:
             for ref in refs or (REF,):
                 assert read_model(store, ref) == MODEL
                 assert store.lacks(store.record(ref)) == 0
             assert read_model(store, "models/other") == OTHER
-
-
-@pytest.fixture(autouse=True)
-def settled(monkeypatch):
-    """Files count as unchanged at once, so that the stat cache leads to what was damaged meanwhile."""
-    monkeypatch.setattr(sources, "RACY_NANOSECONDS", 0)
 
 
 @pytest.fixture(params=["one pack", "many packs"])
@@ -110,7 +111,7 @@ def test_quarantine_then_add_again(place, how, stat_cache):
 @pytest.mark.parametrize("how", SIZES)
 def test_what_the_size_tells_needs_no_quarantine(place, how, stat_cache):
     place.damage(how)
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         assert store.lacks(store.record(REF)) > 0
     added = place.add(stat_cache=stat_cache)
     assert added.chunks_new == added.chunks
@@ -127,12 +128,12 @@ def test_through_another_ref(place, how):
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_from_a_copy(place, how, tmp_path):
-    with Store.open(str(tmp_path / "good"), create=True) as good:
+    with opened(str(tmp_path / "good"), create=True) as good:
         good.add(place.folder, ref=REF)
         place.damage(how)
         if how not in SIZES:
             place.quarantine()
-        with Store.open(place.root) as store:
+        with opened(place.root) as store:
             execute(plan_sync(good, store, [REF], overwrite=True))
             assert plan_sync(good, store, [REF], overwrite=True).empty
     place.assert_whole()
@@ -142,7 +143,7 @@ def test_a_process_that_met_the_damage_does_not_rely_on_it(tmp_path):
     """Whoever has read the damage adds the model again, without a note from anybody."""
     place = Place(tmp_path)
     place.damage("flipped")
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         with pytest.raises(IntegrityError):
             read_model(store, REF)
         with pytest.raises(MissingObject):
@@ -158,7 +159,7 @@ def test_quarantine_finds_every_pack(tmp_path, monkeypatch, kind):
     """Though what describes the model is damaged, so that nobody knows what it needs."""
     small_packs(monkeypatch, 100_000)
     place = Place(tmp_path)
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         located = store.index.locate(store.objects_of(store.record(REF)))
         chunk = located.rows[located.rows["kind"] == Kind.CHUNK][0]
         rows = [located.rows[located.rows["kind"] == kind][0], chunk]
@@ -167,7 +168,7 @@ def test_quarantine_finds_every_pack(tmp_path, monkeypatch, kind):
             path = os.path.join(place.root, pack_key(store.index.pack_id(int(row["pack"]))))
             os.chmod(path, 0o600)
             flip(path, int(row["offset"]) + frame.HEADER_SIZE + 5)
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         damage = find_damage(store, store.record(REF))
         assert list(store.backend.list(marks.QUARANTINE_PREFIX)) == []
     assert len(wanted) == 2
@@ -199,7 +200,7 @@ def test_both_copies_are_damaged(place):
     place.add()
     place.damage("flipped")
     found = place.quarantine()
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         assert len(found) == len(set(place.packs(store)) - place.others)
     place.add()
     place.assert_whole()
@@ -207,14 +208,14 @@ def test_both_copies_are_damaged(place):
 
 def test_what_is_only_gone_is_told(place):
     place.damage("deleted")
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         damage = find_damage(store, store.record(REF))
     assert damage.missing > 0
     assert all(reason.endswith("is gone.") for reason in damage.packs.values())
 
 
 def test_a_tag_copies_what_is_whole_in_a_pack_that_was_set_apart(place):
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         for key in set(place.packs(store)) - place.others:
             pack = bytes.fromhex(key.rpartition("/")[2])
             note = marks.Quarantine(pack, "by hand", 0)
@@ -229,7 +230,7 @@ def test_a_tag_copies_what_is_whole_in_a_pack_that_was_set_apart(place):
 def test_a_foreign_damaged_pack_stops_nobody(place):
     """No segment covers it, so nothing tells what it holds: a publish that looks for more goes on."""
     shutil.rmtree(os.path.join(place.root, "index"))
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         [*keys] = sorted(set(place.packs(store)) - place.others)
     for key in keys:
         os.chmod(os.path.join(place.root, key), 0o600)
@@ -240,7 +241,7 @@ def test_a_foreign_damaged_pack_stops_nobody(place):
 
 def test_a_server_that_stores_less_than_it_was_given(place, monkeypatch):
     """The new pack itself is too short: nothing is acknowledged before it is whole."""
-    with Store.open(place.root) as store:
+    with opened(place.root) as store:
         inner, shortened = store.backend.stat, []
 
         def stat(key):
