@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 
 import pytest
+from fakes.counts import CRASH_SEEDS
 from fakes.posix_model import KEEP_ALL, LOSE_ALL, SimulatedCrash
 from fakes.stores import (
     Disk,
@@ -25,9 +25,8 @@ from fakes.stores import (
 from casstore.errors import CasstoreError, ConfigError, RefNotFound
 from casstore.store import ingest
 
-SEEDS = int(os.environ.get("CASSTORE_CRASH_SEEDS", "2"))
-THOROUGH = SEEDS > 2
-CHOICES = (LOSE_ALL, KEEP_ALL, *range(SEEDS))
+THOROUGH = CRASH_SEEDS > 2
+CHOICES = (LOSE_ALL, KEEP_ALL, *range(CRASH_SEEDS))
 KILLED = "killed"
 MAX_CALLS = 2000
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
 from contextlib import ExitStack
 
 import pytest
+from fakes.counts import SERVER_KILLS as KILLS
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 from servers.cable import cable
@@ -22,7 +22,6 @@ from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("CASSTORE_SERVER_KILLS", "2"))
 AWAY = 0.2  # seconds between a server's death and its return
 
 
@@ -39,13 +38,10 @@ class KilledServer:
         self._start()
 
     def _start(self):
-        self._process = self._stack.enter_context(
-            running(self._command, port=self._port, folder=self._folder)
-        )
+        self._server = self._stack.enter_context(running(self._command, port=self._port, folder=self._folder))
 
     def die(self):
-        self._process.kill()
-        self._process.wait()
+        self._server.kill()
 
     def come_back(self):
         self._start()

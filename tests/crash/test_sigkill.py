@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 
 import pytest
 from fakes import adder
+from fakes.counts import KILLS
 from fakes.stores import assert_clean, read_model
 
 from casstore.errors import RefNotFound
@@ -18,7 +18,6 @@ from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("CASSTORE_KILLS", "6"))
 WRITERS = 2
 READY = 30.0
 

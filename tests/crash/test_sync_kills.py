@@ -11,6 +11,7 @@ import time
 
 import pytest
 from fakes import syncer
+from fakes.counts import SYNC_KILLS as KILLS
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 
@@ -19,7 +20,6 @@ from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("CASSTORE_SYNC_KILLS", "8"))
 LONGEST = 0.25
 SCHEMES = {"push": ("", "dirfs://"), "pull": ("dirfs://", ""), "copy": ("", "")}
 
@@ -94,6 +94,6 @@ def test_killed_at_any_moment(tmp_path):
             assert shown(dst) == shown(src)
             assert_clean(dst)
             assert plan_sync(src, dst).empty
-    assert interrupted > KILLS // 3
+    assert interrupted >= KILLS / 3
     assert max(kept) > 0.2  # progress outlives the process
     _log.info("%d syncs interrupted, %d leftovers, kept %s", interrupted, leftovers, sorted(kept))

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from fakes.counts import EXAMPLES
 from fakes.model_files import (
     BytesSource,
     View,
@@ -163,7 +164,7 @@ def mutations(draw, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@settings(max_examples=150)
+@settings(max_examples=max(150, EXAMPLES))
 @given(st.data())
 def test_mutated_files(seed, data):
     check(data.draw(mutations(SEEDS[seed])))
@@ -224,7 +225,7 @@ VIEW = (
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=max(400, EXAMPLES))
 @given(st.lists(st.sampled_from([*PICKLE_PIECES, VIEW]), max_size=40))
 @example([b"]", VIEW, b"a"])
 def test_arbitrary_pickles(pieces):

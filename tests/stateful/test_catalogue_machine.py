@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes.counts import STATEFUL
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -261,11 +262,8 @@ def test_refs_are_a_dict_of_records(tmp_path):
     class Machine(CatalogueMachine):
         folder = str(tmp_path)
 
-    profile = settings()
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(profile, max_examples=profile.max_examples, stateful_step_count=40, deadline=None),
-    )
+    # Cheap steps, and rare faults: more histories than those of whole stores.
+    run_state_machine_as_test(Machine, settings=settings(max_examples=2 * STATEFUL, stateful_step_count=40))
 
 
 # ---- several processes, and someone who breaks the file all the while

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import random
 import uuid
 from contextlib import suppress
@@ -28,6 +27,7 @@ from fakes.collector import (
     frames_of,
     packs_of,
 )
+from fakes.counts import PLACES, SCHEDULES
 from fakes.schedule import Schedule, ScheduledBackend
 from fakes.stores import commit_inline, repeat_randomness
 
@@ -48,10 +48,8 @@ from casstore.store.refs import Refs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SCHEDULES = int(os.environ.get("CASSTORE_SCHEDULES", "400"))
 THOROUGH = SCHEDULES > 1000
 CHANGES = 3 if THOROUGH else 2
-PLACES = 32 if THOROUGH else 18  # steps of a schedule at which actors may change places
 
 OBJECTS = {
     digest(plain): plain for plain in (b"x" * 40, b"y" * 50, b"z" * 60, b"new" * 9, b"base" * 9, b"delta" * 9)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from fakes.counts import STATEFUL
 from fakes.fresh_files import trust_fresh_files
 from fakes.model_files import safetensors_bytes
 from fakes.stores import Content, assert_clean, noise, read_folder, write_model
@@ -421,13 +422,4 @@ def test_the_store_is_a_dict(kind, racy, tmp_path, monkeypatch):
         pass
 
     Machine.kind, Machine.folder, Machine.trusting = kind, str(tmp_path), not racy
-    profile = settings()
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            profile,
-            max_examples=max(2, profile.max_examples // 5),
-            stateful_step_count=20,
-            deadline=None,
-        ),
-    )
+    run_state_machine_as_test(Machine, settings=settings(max_examples=STATEFUL, stateful_step_count=20))

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fakes.counts import STATEFUL
 from fakes.stores import assert_clean, model_of, noise
 from fakes.sync_stores import Side, shown
 from hypothesis import settings
@@ -128,6 +129,4 @@ class SyncMachine(RuleBasedStateMachine):
 
 
 TestSync = SyncMachine.TestCase
-TestSync.settings = settings(
-    max_examples=20 if settings.default.max_examples < 100 else 300, stateful_step_count=20
-)
+TestSync.settings = settings(max_examples=STATEFUL, stateful_step_count=20)

@@ -29,13 +29,6 @@ def repository_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-@pytest.fixture(autouse=True)
-def byte_code_is_kept(tmp_path_factory, monkeypatch):
-    """The command starts many times: it is compiled once."""
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "byte-code"))
-
-
 @pytest.fixture
 def models(tmp_path):
     return make_models(tmp_path / "models")

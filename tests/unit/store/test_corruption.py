@@ -1,12 +1,11 @@
 """Damage anywhere in a store: `check` reports every flipped byte, and no reader gets a wrong one.
 
-CASSTORE_FLIPS is how many flips are tried in the larger store. The small store is flipped at every byte.
+The small store is flipped at every byte, the larger one at some of them (fakes/counts.py: FLIPS).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.counts import FLIPS
 from fakes.model_files import gguf_bytes, safetensors_bytes
 from fakes.stores import (
     assert_clean,
@@ -36,7 +36,6 @@ from casstore.store.footers import read_footer
 from casstore.store.keys import pack_id_of
 from casstore.store.machine import MachineState
 
-FLIPS = int(os.environ.get("CASSTORE_FLIPS", "60"))
 FOLDERS = ("packs", "index", "refs", "gc")
 
 

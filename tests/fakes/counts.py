@@ -1,0 +1,52 @@
+"""How much the tests try: little in the README's command, any amount in long runs, by environment variables.
+
+tests/README.md lists them with commands. A test takes its count from here, so that a long run needs no edit.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def count(variable, default):
+    """Return what the environment says, as a number of one or more."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"{variable} is {text!r}: give a number of one or more")
+    return int(text)
+
+
+HYPOTHESIS = os.environ.get("CASSTORE_HYPOTHESIS", "ci")
+if HYPOTHESIS not in ("ci", "thorough"):
+    raise ValueError(f"CASSTORE_HYPOTHESIS is {HYPOTHESIS!r}: it is ci, the default, or thorough")
+THOROUGH = HYPOTHESIS == "thorough"
+
+EXAMPLES = count("CASSTORE_EXAMPLES", 3000 if THOROUGH else 60)
+"""Inputs of each property test that sets no number of its own."""
+
+STATEFUL = count("CASSTORE_STATEFUL", 600 if THOROUGH else 12)
+"""Histories of each machine in tests/stateful; each takes 20 to 40 steps."""
+
+SCHEDULES = count("CASSTORE_SCHEDULES", 200)
+"""Orders of writers and collectors, at random; more than 1,000 also lets two of them change places once more."""
+
+PLACES = count("CASSTORE_PLACES", 32 if SCHEDULES > 1000 else 16)
+"""Steps of two actors at which they may change places, all of them tried."""
+
+CRASH_SEEDS = count("CASSTORE_CRASH_SEEDS", 2)
+"""Choices of what a crash keeps, besides all and nothing; more than 2 also crashes at every call, not at some."""
+
+KILLS = count("CASSTORE_KILLS", 6)
+"""Processes that add models and are killed."""
+
+SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 6)
+"""Syncs that are killed; a third each are pushes, pulls and copies."""
+
+SERVER_KILLS = count("CASSTORE_SERVER_KILLS", 2)
+"""Times that each server goes away in the middle of a push and of a pull."""
+
+PUSHERS = count("CASSTORE_PUSHERS", 4)
+"""Processes that push to one store at the same time."""
+
+FLIPS = count("CASSTORE_FLIPS", 60)
+"""Bytes that are flipped in the larger store; the small one is flipped at every byte."""
