@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,36 @@ def test_a_file_system_that_cannot_be_asked(tmp_path):
     assert file_system_mark(os.fsencode(tmp_path / "gone")) is None
     assert known(tmp_path, min_age=0)
     assert not known(tmp_path, min_age=0, mark=lambda _: None)
+
+
+def test_each_mount_has_a_mark_of_its_own(tmp_path, monkeypatch):
+    """Two images that are built reproducibly differ in their bytes only, and a kernel saw neither being made."""
+
+    class EveryType(dict):
+        def get(self, _):
+            return "ext4"
+
+    path = os.fsencode(tmp_path)
+    monkeypatch.setattr(unchanged, "_LINUX_TYPES", EveryType())
+    monkeypatch.setattr(unchanged, "_DARWIN_TYPES", ())
+    for source, other in (("_mounted_device", "_mount_id"), ("_mount_id", "_mounted_device")):
+        monkeypatch.setattr(unchanged, other, lambda *_: None)
+        marks = []
+        for number in (7, 8, None):
+            monkeypatch.setattr(unchanged, source, lambda *_, number=number: number)
+            marks.append(file_system_mark(path))
+        if sys.platform == "linux":
+            assert marks[2] is None not in marks[:2]
+            assert marks[0] != marks[1]
+
+
+def test_the_kernel_numbers_mounts(tmp_path):
+    path = os.fsencode(tmp_path)
+    assert file_system_mark(path) == file_system_mark(path)
+    if sys.platform == "linux":
+        assert unchanged._mounted_device(b"/proc", "ext4") is None
+        assert unchanged._mount_id(b"/gone") is None
+        assert unchanged._mount_id(b"/proc") == unchanged._mount_id(b"/proc/self/status")
 
 
 @pytest.mark.parametrize("which", ["mtime", "ctime"])
