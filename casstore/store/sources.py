@@ -77,14 +77,17 @@ class Sources:
     def stat_keys(self, unchanged: UnchangedFiles) -> list[bytes | None]:
         """Return for each file the key under which the stat cache knows what it is, None if nothing proves it.
 
-        A key covers the .onnx files beside it, for they say where the tensors in external data lie.
+        A key covers the .onnx files beside it, for they say where the tensors in external data lie: what is proved
+        of those proves it of the others.
         """
-        beside = digest(b";".join(file.identity.packed() for file in self.files if is_onnx(file)))
+        own = [unchanged.key(file.place, file.identity) for file in self.files]
+        graphs = [key for file, key in zip(self.files, own, strict=True) if is_onnx(file)]
+        beside = None if None in graphs else digest(b"".join(filter(None, graphs)))
         keys: list[bytes | None] = []
-        for file in self.files:
-            own = unchanged.key(file.place, file.identity)
+        for file, key in zip(self.files, own, strict=True):
             onnx = b"" if is_onnx(file) else beside
-            keys.append(None if own is None else digest(b"%d|%b|%b" % (LAYOUT_VERSION, own, onnx)))
+            known = key is not None and onnx is not None
+            keys.append(digest(b"%d|%b|%b" % (LAYOUT_VERSION, key, onnx)) if known else None)
         return keys
 
 
