@@ -201,7 +201,12 @@ class Refs:
         heads = self.heads(name)
         # What cannot be read is followed by what is written now: the number of a record stands in its key.
         newest = heads.records[-1] if heads.records and not heads.hidden else None
-        if newest and (newest.target, newest.base, newest.metadata) == (target, base, metadata or {}):
+        said = record_format.said(metadata or {})
+        if newest and (newest.target, newest.base, record_format.said(newest.metadata)) == (
+            target,
+            base,
+            said,
+        ):
             is_same = (newest.manifest, newest.inline) == (manifest, inline)
             if is_same or (stands is not None and stands(newest)):
                 return newest
@@ -240,10 +245,10 @@ class Refs:
         ago stands if it says the same: two who want the same do not disagree. Raises RefConflict otherwise.
         """
         record_format.check_writable(record)
-        if not self._take_draft(record) and self._stored(record.key) == record:
+        data = record_format.encode(record)
+        if not self._take_draft(record) and self._holds(record.key, data):
             self._backend.settle([record.key])  # Invariant 2: its own writer may not have come that far.
             return record
-        data = record_format.encode(record)
         try:
             if record.exclusive:
                 self._backend.create(record.key, [data])
@@ -277,6 +282,10 @@ class Refs:
         except KeyError:
             return False
         return True
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        stored = self._stored(key)
+        return stored is not None and record_format.encode(stored) == data
 
     def _stored(self, key: str) -> Record | None:
         try:
