@@ -30,10 +30,15 @@ def run(
     ],
     ref: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The ref to set: models/NAME; without it models/<model id>."),
+        typer.Option(
+            parser=tree_name,
+            metavar="NAME",
+            help="The ref to set: models/NAME; without it models/<model id>.",
+        ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="REF_OR_ID", help="The model that this one was made from.")
+        str | None,
+        typer.Option(parser=tree_name, metavar="REF_OR_ID", help="The model that this one was made from."),
     ] = None,
     metadata: Annotated[
         list[str] | None,

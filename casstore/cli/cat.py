@@ -19,7 +19,10 @@ def run(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH", help="A file of the model, as `casstore show` prints it.", show_default=False
+            parser=tree_name,
+            metavar="PATH",
+            help="A file of the model, as `casstore show` prints it.",
+            show_default=False,
         ),
     ],
     store: StoreOption = None,
@@ -29,6 +32,6 @@ def run(
     with (
         session(store=store, as_json=False, quiet=False, debug=debug) as out,
         out.open(readonly=True) as opened,
-        opened.open_file(ref_or_id, tree_name(path)) as file,
+        opened.open_file(ref_or_id, path) as file,
     ):
         shutil.copyfileobj(file, sys.stdout.buffer, _PIECE)

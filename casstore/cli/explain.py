@@ -6,6 +6,7 @@ import typer
 
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
+from casstore.store.local_names import tree_name
 
 
 def run(
@@ -13,6 +14,7 @@ def run(
     name: Annotated[
         str,
         typer.Argument(
+            parser=tree_name,
             metavar="RUN",
             help="A run, as `casstore runs` prints it, or the short id that a pipeline gave it.",
             show_default=False,

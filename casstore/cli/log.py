@@ -7,6 +7,7 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import local_time, short_id, utc_time
+from casstore.store.local_names import tree_name
 
 if TYPE_CHECKING:
     from casstore.cli.session import Session
@@ -18,7 +19,10 @@ def run(
     ref_or_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REF_OR_ID]", help="Only this model and what it was made from.", show_default=False
+            parser=tree_name,
+            metavar="[REF_OR_ID]",
+            help="Only this model and what it was made from.",
+            show_default=False,
         ),
     ] = None,
     graph: Annotated[

@@ -7,12 +7,16 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import local_time, short_id, utc_time
+from casstore.store.local_names import tree_name
 
 
 def run(
     *,
     prefix: Annotated[
-        str, typer.Argument(metavar="[PREFIX]", help="Only refs whose names start so.", show_default=False)
+        str,
+        typer.Argument(
+            parser=tree_name, metavar="[PREFIX]", help="Only refs whose names start so.", show_default=False
+        ),
     ] = "",
     store: StoreOption = None,
     as_json: JsonOption = False,

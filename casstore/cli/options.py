@@ -1,8 +1,13 @@
-"""The options that commands share. typer reads these at run time."""
+"""The options that commands share. typer reads these at run time.
+
+Names of refs are UTF-8, as those of files in a model are; Python decodes a command line by the locale.
+"""
 
 from typing import Annotated
 
 import typer
+
+from casstore.store.local_names import tree_name
 
 __all__ = [
     "DebugOption",
@@ -38,6 +43,7 @@ DebugOption = Annotated[
 ModelArgument = Annotated[
     str,
     typer.Argument(
+        parser=tree_name,
         metavar="REF_OR_ID",
         help="A ref, a model id, or the first 4 or more digits of one.",
         show_default=False,
@@ -52,7 +58,10 @@ RemoteArgument = Annotated[
 RefsArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[REF]...", help="Refs, prefixes that end with '/', or model ids.", show_default=False
+        parser=tree_name,
+        metavar="[REF]...",
+        help="Refs, prefixes that end with '/', or model ids.",
+        show_default=False,
     ),
 ]
 DryRunOption = Annotated[

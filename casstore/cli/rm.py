@@ -8,6 +8,7 @@ import casstore
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import local_time, short_id
+from casstore.store.local_names import tree_name
 
 if TYPE_CHECKING:
     from casstore import Store
@@ -19,7 +20,10 @@ def run(
     ref: Annotated[
         str,
         typer.Argument(
-            metavar="REF", help="The whole name of a ref, as `casstore ls` prints it.", show_default=False
+            parser=tree_name,
+            metavar="REF",
+            help="The whole name of a ref, as `casstore ls` prints it.",
+            show_default=False,
         ),
     ],
     dry_run: Annotated[

@@ -7,6 +7,7 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import human_duration, local_time, short_id, utc_time
+from casstore.store.local_names import tree_name
 
 if TYPE_CHECKING:
     from casstore import Store
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def run(
     *,
     pass_name: Annotated[
-        str | None, typer.Option("--pass", metavar="NAME", help="Only runs of this pass.")
+        str | None, typer.Option("--pass", parser=tree_name, metavar="NAME", help="Only runs of this pass.")
     ] = None,
     status: Annotated[
         str | None, typer.Option(metavar="STATUS", help="Only running, done, failed or pruned ones.")
@@ -25,12 +26,14 @@ def run(
         str | None,
         typer.Option(
             "--input",
+            parser=tree_name,
             metavar="MODEL",
             help="Only runs on this model: a ref, an id, or the pipeline's name for it.",
         ),
     ] = None,
     output_model: Annotated[
-        str | None, typer.Option("--output", metavar="MODEL", help="Only runs that made this model.")
+        str | None,
+        typer.Option("--output", parser=tree_name, metavar="MODEL", help="Only runs that made this model."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Only the newest N.", show_default=False)

@@ -8,6 +8,7 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import human_bytes, human_percent, local_time, short_id, utc_time
+from casstore.store.local_names import tree_name
 
 if TYPE_CHECKING:
     from casstore.cli.session import Session
@@ -20,6 +21,7 @@ def run(
     ref_or_id: Annotated[
         str,
         typer.Argument(
+            parser=tree_name,
             metavar="REF_OR_ID",
             help="A ref (of a model, a run or an evaluation), a model id, or the first 4 or more digits of one.",
             show_default=False,

@@ -7,12 +7,16 @@ import typer
 from casstore.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
 from casstore.cli.session import session
 from casstore.cli.text import short_id
+from casstore.store.local_names import tree_name
 
 
 def run(
     *,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The tag: NAME or tags/NAME.", show_default=False)
+        str,
+        typer.Argument(
+            parser=tree_name, metavar="NAME", help="The tag: NAME or tags/NAME.", show_default=False
+        ),
     ],
     ref_or_id: ModelArgument,
     store: StoreOption = None,

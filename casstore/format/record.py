@@ -66,6 +66,11 @@ class Record:
         return (self.seq, self.write_id)
 
 
+def said(metadata: dict[str, Any]) -> bytes:
+    """Return what metadata says, to be compared: a NaN equals itself, and True is not 1."""
+    return canonical.encode(metadata)
+
+
 def encode(record: Record) -> bytes:
     """Return the bytes of a record's file."""
     body = {

@@ -201,7 +201,12 @@ class Refs:
         heads = self.heads(name)
         # The new record follows even one that cannot be read, whose number is in its key.
         newest = heads.records[-1] if heads.records and not heads.hidden else None
-        if newest and (newest.target, newest.base, newest.metadata) == (target, base, metadata or {}):
+        said = record_format.said(metadata or {})
+        if newest and (newest.target, newest.base, record_format.said(newest.metadata)) == (
+            target,
+            base,
+            said,
+        ):
             is_same = (newest.manifest, newest.inline) == (manifest, inline)
             if is_same or (stands is not None and stands(newest)):
                 return newest
@@ -240,12 +245,11 @@ class Refs:
         counts if it sets the same value. Raises RefConflict otherwise.
         """
         record_format.check_writable(record)
-        if not self._take_draft(record) and self._stored(record.key) == record:
-            self._backend.settle(
-                [record.key]
-            )  # Invariant 2: its own writer may not have made it durable yet.
-            return record
         data = record_format.encode(record)
+        if not self._take_draft(record) and self._holds(record.key, data):
+            # Invariant 2: its own writer may not have made it durable yet.
+            self._backend.settle([record.key])
+            return record
         try:
             if record.exclusive:
                 self._backend.create(record.key, [data])
@@ -279,6 +283,10 @@ class Refs:
         except KeyError:
             return False
         return True
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        stored = self._stored(key)
+        return stored is not None and record_format.encode(stored) == data
 
     def _stored(self, key: str) -> Record | None:
         try:

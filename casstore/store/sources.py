@@ -79,12 +79,14 @@ class Sources:
 
         A key covers the .onnx files beside the file, since they say where the tensors in external data lie.
         """
-        beside = digest(b";".join(file.identity.packed() for file in self.files if is_onnx(file)))
+        own = [unchanged.key(file.place, file.identity) for file in self.files]
+        graphs = [key for file, key in zip(self.files, own, strict=True) if is_onnx(file)]
+        beside = None if None in graphs else digest(b"".join(filter(None, graphs)))
         keys: list[bytes | None] = []
-        for file in self.files:
-            own = unchanged.key(file.place, file.identity)
+        for file, key in zip(self.files, own, strict=True):
             onnx = b"" if is_onnx(file) else beside
-            keys.append(None if own is None else digest(b"%d|%b|%b" % (LAYOUT_VERSION, own, onnx)))
+            known = key is not None and onnx is not None
+            keys.append(digest(b"%d|%b|%b" % (LAYOUT_VERSION, key, onnx)) if known else None)
         return keys
 
 

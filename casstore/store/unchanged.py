@@ -8,8 +8,10 @@ Four conditions must all hold; otherwise the file is read.
    write through any map, open or new, and moves the times: a dirty page alone can change without a trace.
 3. The times were old enough when the bytes were read: a change in the same clock tick leaves them as they are.
    The age asked for is more than that, so that `flush` finds nothing to do for files that are being made.
-4. The machine has not been restarted: after a crash the disk may hold new bytes under old times. The path
-   and the file system's own id are part of the key too, since device numbers are reused.
+4. Neither the machine nor the mount is another one: after a crash the disk may hold new bytes under old times,
+   and no kernel saw what was done to an unmounted file system. An image that is built reproducibly has the ids,
+   inodes and times of the one before. The path and the file system's own id are part of the key too, since
+   device numbers are reused.
 """
 
 from __future__ import annotations
@@ -35,20 +37,22 @@ MIN_AGE = 60_000_000_000
 FLUSHED_AGE = 2_000_000_000
 """The same for a file that was flushed for the purpose: only the clock's tick matters (1 s on old ext4)."""
 
-_LINUX_TYPES = frozenset(
-    {
-        0xEF53,  # ext2, ext3, ext4
-        0x58465342,  # xfs
-        0x9123683E,  # btrfs
-        0x2FC12FC1,  # zfs
-    }
-)
+_LINUX_TYPES = {
+    0xEF53: "ext4",  # ext2 and ext3, too
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0x2FC12FC1: "zfs",
+}
 _DARWIN_TYPES = frozenset({b"apfs"})
 _DARWIN_TYPE_NAME = slice(72, 88)
 """Where statfs(2) of macOS puts f_fstypename."""
 
 _WRITE_AND_WAIT = 1 | 2 | 4
 """SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER: the data of a file, without a commit of the journal."""
+
+_AT_FDCWD = -100
+_MOUNT_ID_UNIQUE = 0x4000
+"""STATX_MNT_ID_UNIQUE: that of a mount, never given again. Linux 6.8 and later."""
 
 _library = ctypes.CDLL(None, use_errno=True)
 
@@ -116,22 +120,44 @@ def flush(descriptor: int) -> bool:
 
 
 def file_system_mark(path: bytes) -> bytes | None:
-    """Return the id of the file system that holds `path` if its stat identities can be trusted, else None."""
+    """Return an id of the file system that holds `path`, another one after each mount; None if its stat identities prove nothing."""
     room = ctypes.create_string_buffer(4096)
     # macOS on Intel has two versions of the call, and the plain name is the old one.
     call = getattr(_library, "statfs$INODE64", None) or getattr(_library, "statfs", None)
     if call is None or call(ctypes.c_char_p(path), room) != 0:
         return None
+    mount: int | None
     if sys.platform == "darwin":
         kind = room.raw[_DARWIN_TYPE_NAME].split(b"\0")[0]
-        known = kind in _DARWIN_TYPES
+        mount = 0 if kind in _DARWIN_TYPES else None
     else:
         number = ctypes.c_ulong.from_buffer(room).value
-        kind, known = b"%x" % number, number in _LINUX_TYPES
+        kind, name = b"%x" % number, _LINUX_TYPES.get(number)
+        mount = None if name is None else _mounted_device(path, name) or _mount_id(path)
     try:
-        return b"%b,%d" % (kind, os.statvfs(path).f_fsid) if known else None
+        return None if mount is None else b"%b,%d,%d" % (kind, os.statvfs(path).f_fsid, mount)
     except OSError:
         return None  # Invariant 14: a file that is gone proves nothing.
+
+
+def _mounted_device(path: bytes, name: str) -> int | None:
+    """Return the number of the kernel's entry for a mounted device; each mount has its own, in all containers one."""
+    try:
+        number = os.stat(path).st_dev
+        device = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
+        return os.stat(f"/sys/fs/{name}/{device}").st_ino
+    except OSError:
+        return None  # Of a type that lists no devices, or there is no sysfs: the mount tells.
+
+
+def _mount_id(path: bytes) -> int | None:
+    """Return the number of the mount that holds `path`, None where a later one may get the same."""
+    call = getattr(_library, "statx", None)
+    room = ctypes.create_string_buffer(256)
+    if call is None or call(_AT_FDCWD, ctypes.c_char_p(path), 0, _MOUNT_ID_UNIQUE, room) != 0:
+        return None
+    answered = ctypes.c_uint32.from_buffer(room).value
+    return ctypes.c_uint64.from_buffer(room, 144).value if answered & _MOUNT_ID_UNIQUE else None
 
 
 def _is_flushed(path: bytes, identity: StatIdentity) -> bool:

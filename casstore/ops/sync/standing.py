@@ -11,6 +11,8 @@ import enum
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from casstore.format import record as record_format
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -38,7 +40,7 @@ def value(record: Record) -> Value:
 
     Two manifests of one model may differ in how its files are cut and in executable bits: the model is the same.
     """
-    return (record.target, record.base, record.metadata)
+    return (record.target, record.base, record_format.said(record.metadata))
 
 
 def same_value(one: Record | None, other: Record | None) -> bool:

@@ -356,6 +356,12 @@ class TestStandings:
         assert there.plain.record("models/m").metadata == {"by": "here"}
         assert sync(there.plain, here.plain).refs == ()
 
+    def test_a_loss_that_is_no_number_equals_itself(self, here, there):
+        here.add("models/m", BASE, metadata={"loss": float("nan")})
+        here.plain.put_manifest("runs/r", b"run", metadata={"loss": float("nan")})
+        sync(here.plain, there.plain)
+        assert sync(here.plain, there.plain).refs == sync(there.plain, here.plain).refs == ()
+
     def test_someone_writes_between_plan_and_execute(self, here, there):
         here.add("models/m", BASE)
         here.add("models/other", TUNED)

@@ -564,6 +564,13 @@ def test_metadata_as_pipelines_have_it(store, model):
     assert store.tag("t", "models/m") == "tags/t"
     store.add(model, ref="models/m", metadata=metadata)
     assert math.isnan(store.refs()["models/m"].metadata["loss"])
+    assert len(store.history("models/m")) == 1
+    for number, flag in enumerate((1, True, 1.0), start=2):
+        store.add(model, ref="models/m", metadata={"flag": flag})
+        assert (len(store.history("models/m")), type(store.record("models/m").metadata["flag"])) == (
+            number,
+            type(flag),
+        )
 
 
 # ---- links

@@ -96,10 +96,15 @@ def test_commands_in_a_terminal_that_cannot_show_a_name(tmp_path, locales):
 
         shutil.rmtree(tmp_path / "s", ignore_errors=True)
         run("init")
-        run("add", "ä", "--ref", "models/m", "--metadata", "wörter=模", "--exclude", "*.模")
-        run("show", "models/m")
-        run("get", "models/m", f"aus-模-{encoding}")
-        assert run("cat", "models/m", "模") == b"bytes"
+        run("add", "ä", "--ref", "models/é", "--metadata", "wörter=模", "--exclude", "*.模")
+        run("add", "ä", "--base", "models/é", "--ref", "models/é2")
+        run("show", "models/é")
+        run("get", "models/é", f"aus-模-{encoding}")
+        run("tag", "é", "é")
+        run("rm", "tags/é")
+        assert run("ls", "models/é2").startswith(b"models/")
+        assert run("cat", "models/é", "模") == b"bytes"
         with Store.open(tmp_path / "s") as store:
-            assert store.refs()["models/m"].metadata == {"wörter": "模"}
+            assert sorted(store.refs()) == ["models/é", "models/é2"]
+            assert store.refs()["models/é"].metadata == {"wörter": "模"}
         assert os.listdir(os.fsencode(tmp_path) + f"/aus-模-{encoding}".encode()) == ["模".encode()]

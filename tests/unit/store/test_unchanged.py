@@ -2,12 +2,15 @@
 
 import mmap
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes.fresh_files import trust_fresh_files
+from fakes.model_files import onnx_bytes, onnx_external_bytes
 
 from casstore import Store
 from casstore.store import unchanged
@@ -47,6 +50,36 @@ def test_a_file_system_that_cannot_be_asked(tmp_path):
     assert file_system_mark(os.fsencode(tmp_path / "gone")) is None
     assert known(tmp_path, min_age=0)
     assert not known(tmp_path, min_age=0, mark=lambda _: None)
+
+
+def test_each_mount_has_a_mark_of_its_own(tmp_path, monkeypatch):
+    """Two images that are built reproducibly differ in their bytes only, and a kernel saw neither being made."""
+
+    class EveryType(dict):
+        def get(self, _):
+            return "ext4"
+
+    path = os.fsencode(tmp_path)
+    monkeypatch.setattr(unchanged, "_LINUX_TYPES", EveryType())
+    monkeypatch.setattr(unchanged, "_DARWIN_TYPES", ())
+    for source, other in (("_mounted_device", "_mount_id"), ("_mount_id", "_mounted_device")):
+        monkeypatch.setattr(unchanged, other, lambda *_: None)
+        marks = []
+        for number in (7, 8, None):
+            monkeypatch.setattr(unchanged, source, lambda *_, number=number: number)
+            marks.append(file_system_mark(path))
+        if sys.platform == "linux":
+            assert marks[2] is None not in marks[:2]
+            assert marks[0] != marks[1]
+
+
+def test_the_kernel_numbers_mounts(tmp_path):
+    path = os.fsencode(tmp_path)
+    assert file_system_mark(path) == file_system_mark(path)
+    if sys.platform == "linux":
+        assert unchanged._mounted_device(b"/proc", "ext4") is None
+        assert unchanged._mount_id(b"/gone") is None
+        assert unchanged._mount_id(b"/proc") == unchanged._mount_id(b"/proc/self/status")
 
 
 @pytest.mark.parametrize("which", ["mtime", "ctime"])
@@ -154,3 +187,25 @@ def test_what_cannot_be_written_back_is_not_remembered(store, tmp_path, monkeypa
     monkeypatch.undo()
     store.add(path)
     assert store.machine.known_files([key]) != [None]
+
+
+def test_a_graph_that_may_have_changed_proves_nothing_of_its_tensors(store, tmp_path):
+    """Weights that are known by their times are cut as the .onnx beside them says, which no time tells of here."""
+    store.machine.unchanged_files = partial(
+        UnchangedFiles, min_age=0, mark=lambda path: None if path.endswith(b".onnx") else b"test"
+    )
+    one, two = np.zeros(1 << 16, "f4"), np.ones(1 << 16, "f4")
+    graphs = [
+        onnx_bytes(tensors, external="w.bin") for tensors in ({"a": one, "b": two}, {"b": one, "a": two})
+    ]
+    model, weights = tmp_path / "model" / "m.onnx", tmp_path / "weights" / "w.bin"
+    for path, data in ((model, graphs[0]), (weights, onnx_external_bytes({"a": one, "b": two}))):
+        path.parent.mkdir()
+        path.write_bytes(data)
+    model.with_name("w.bin").symlink_to(weights)
+    with open(model, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        for graph, values in zip(graphs, ({"a": one, "b": two}, {"b": one, "a": two}), strict=True):
+            mapped[:] = graph
+            ref = store.add(model.parent).ref
+            for name, value in values.items():
+                assert (store.read_tensor(ref, "w.bin", name) == value).all()
