@@ -241,7 +241,12 @@ def _check_header(located: Located, at: int, framed: memoryview, raw: int, *, ke
     object_id, _, stored, _, _, _, kind, encoding, rank = ROW_FIELDS.unpack(located.rows[at].tobytes())
     header = FrameHeader(object_id, kind, encoding, raw, stored, rank, located.bases(at))
     if framed[: header.size] != frame.encode_header(header, key=key):
-        frame.decode_header(framed, key=key)
+        try:
+            frame.decode_header(framed, key=key)
+        except FormatError as error:
+            raise FormatError(
+                f"{error} {_ADVICE}"
+            ) from error  # Invariant 4: damage is told, with the way back.
         raise FormatError(f"{key} holds another frame than its index says. {_ADVICE}")
     return header
 
