@@ -18,6 +18,7 @@ from casstore.format import pack as pack_format
 from casstore.format.rows import row_ids
 from casstore.store.bases import resolve
 from casstore.store.buffers import new_buffer
+from casstore.store.damage import bad_file_is_damage
 from casstore.store.footers import read_footer
 from casstore.store.index import Located
 from casstore.store.keys import pack_key
@@ -219,12 +220,13 @@ class _Search:
             return None
         pack = self.store.index.pack_id(number)
         key = pack_key(pack)
-        size = self.store.backend.stat(key).size
         expected = self.store.index.pack_size(number)
-        if size != expected:
-            return f"{key} has {size} bytes, and its index says {expected}."
         try:
-            head = self.store.backend.read(key, start=0, length=pack_format.HEADER_SIZE)
+            with bad_file_is_damage(self.store.backend):
+                size = self.store.backend.stat(key).size
+                if size != expected:
+                    return f"{key} has {size} bytes, and its index says {expected}."
+                head = self.store.backend.read(key, start=0, length=pack_format.HEADER_SIZE)
             pack_format.check_header(head, key=key)
             read_footer(self.store.backend, pack, size=size)
         except UnsupportedVersion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -11,14 +12,24 @@ import pytest
 from fakes.fresh_files import trust_fresh_files
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
 
-from casstore.errors import BackendError, ConfigError, FormatError, IntegrityError, MissingObject
+from casstore.backend.syscalls import SystemCalls
+from casstore.errors import (
+    BackendError,
+    CasstoreError,
+    ConfigError,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+)
 from casstore.format import frame, marks
 from casstore.format.rows import Kind
 from casstore.ops.check import check
+from casstore.ops.leftovers import find_leftovers
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.store import Store
+from casstore.store.user_folders import cache_folder
 
 MODEL = model_of(weights=noise(1, 900_000), small=noise(2, 700))
 OTHER = model_of(weights=noise(3, 300_000))
@@ -45,6 +56,18 @@ DAMAGE = {
     "deleted": os.unlink,
 }
 SIZES = [name for name in DAMAGE if not name.startswith("flipped")]
+
+
+def cannot_read(monkeypatch, path):
+    """Let the disk have bad sectors where this file is."""
+    opening = SystemCalls.open
+
+    def fail(self, name, *rest):
+        if name == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opening(self, name, *rest)
+
+    monkeypatch.setattr(SystemCalls, "open", fail)
 
 
 def opened(path, **options):
@@ -369,3 +392,56 @@ def test_a_damaged_tombstone_tells_when_it_may_go(place):
         store.backend.put(key, [b""])
         with pytest.raises(FormatError, match=f"{key} .* remove it, if no collector is at work"):
             store.tag("t", REF)
+
+
+@pytest.mark.parametrize("fault", ["bad sectors", "a file in place of the folder"])
+def test_one_pack_that_the_disk_cannot_read_is_damage(place, monkeypatch, tmp_path, fault):
+    """As one with wrong bytes: the rest is done, the culprit named, and there is a way back."""
+    with opened(place.root) as store:
+        packs = [os.path.join(place.root, key) for key in set(place.packs(store)) - place.others]
+    for path in packs:
+        if fault == "bad sectors":
+            cannot_read(monkeypatch, path)
+        elif not os.path.isfile(folder := os.path.dirname(path)):
+            shutil.rmtree(folder)
+            with open(folder, "w"):
+                pass
+    with opened(place.root) as store, opened(tmp_path / "there", create=True) as there:
+        with pytest.raises(IntegrityError, match="packs/"):
+            read_model(store, REF)
+        assert read_model(store, "models/other") == OTHER
+        assert not check(store).ok
+        find_leftovers(store)
+        report = execute(plan_sync(store, there, keep_going=True))
+        assert [damage.name for damage in report.damaged] == [REF]
+        assert read_model(there, "models/other") == OTHER
+    place.quarantine()
+    place.add()
+    place.assert_whole()
+    with opened(place.root) as store, opened(tmp_path / "there") as there:
+        assert execute(plan_sync(store, there, keep_going=True)).damaged == ()
+        assert read_model(there, REF) == MODEL
+
+
+def test_one_record_that_the_disk_cannot_read_stops_no_listing(place, monkeypatch):
+    with opened(place.root) as store:
+        cannot_read(monkeypatch, os.path.join(place.root, store.record(REF).key))
+    shutil.rmtree(cache_folder(), ignore_errors=True)
+    with opened(place.root) as store:
+        assert list(store.refs()) == ["models/other"]
+        with pytest.raises(CasstoreError, match="Input/output error"):
+            store.record(REF)
+        store.delete_ref(REF)
+    place.add()
+    place.assert_whole()
+
+
+def test_what_is_in_the_way_of_temporary_files_is_a_problem_of_a_check(place):
+    temporary = os.path.join(place.root, ".tmp")
+    shutil.rmtree(temporary)
+    with open(temporary, "w"):
+        pass
+    with opened(place.root) as store:
+        report = check(store)
+    assert report.models == 2
+    assert "in the way" in report.problems[0].message
