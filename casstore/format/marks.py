@@ -107,7 +107,13 @@ def may_be_tombstone(key: str, data: Buffer) -> bool:
 
 def decode_tombstone(data: Buffer, *, key: str) -> Tombstone:
     """Read a tombstone; raise FormatError if it is damaged, for it may name a pack that a writer needs."""
-    body = envelope.unseal(_TOMBSTONE_MAGIC, bytes(data), key=key)
+    try:
+        body = envelope.unseal(_TOMBSTONE_MAGIC, bytes(data), key=key)
+    except FormatError as error:
+        # Invariant 8: nobody can know which packs it condemns, so a person must say that nobody deletes them.
+        raise FormatError(
+            f"{error} Or remove it, if no collector is at work on any machine: the next one finds again what it named."
+        ) from error
     try:
         value = fields.decode_map(body, kind="tombstone", version=TOMBSTONE_VERSION)
         packs = fields.split_ids(fields.field(value, "packs", bytes, kind="tombstone"), kind="tombstone")

@@ -14,9 +14,11 @@ from casstore.errors import FormatError, IntegrityError, ObjectExists, ObjectNot
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import marks, names
+from casstore.format import pack as pack_format
 from casstore.format.rows import row_ids
 from casstore.store.bases import resolve
 from casstore.store.buffers import new_buffer
+from casstore.store.damage import bad_file_is_damage
 from casstore.store.footers import read_footer
 from casstore.store.index import Located
 from casstore.store.keys import pack_key
@@ -82,9 +84,13 @@ def set_apart(store: Store, packs: dict[bytes, str]) -> None:
         # Notes are UTF-8, and not every error message is.
         note = marks.Quarantine(pack, reason.encode(errors="replace").decode(), time.time_ns())
         store.index.avoid_pack(store.index.number_of(pack))
-        # Invariant 1: nothing is overwritten; someone may have found the damage before.
-        with contextlib.suppress(ObjectExists):
-            store.backend.put(marks.quarantine_key(pack), [marks.encode_quarantine(note)])
+        key = marks.quarantine_key(pack)
+        try:
+            store.backend.put(key, [marks.encode_quarantine(note)])
+        except ObjectExists:
+            # Invariant 1: someone may have found the damage before, and nothing is overwritten. Whatever is there
+            # but is not a file would hide notes from others, so it is an error.
+            store.backend.stat(key)
 
 
 def _search_all(search: _Search, record: Record) -> bool:
@@ -170,8 +176,11 @@ class _Search:
         reasons = {}
         for pack in sorted(packs):
             key = marks.quarantine_key(pack)
-            note = marks.decode_quarantine(self.store.backend.read(key), key=key)
-            reasons[pack] = note.reason
+            try:
+                reasons[pack] = marks.decode_quarantine(self.store.backend.read(key), key=key).reason
+            except (FormatError, ObjectNotFound) as error:
+                # Invariant 9: the name of a note says which pack to avoid; only the reason is lost with it.
+                reasons[pack] = f"{pack_key(pack)} was set apart, and why is not known: {error}"
         return reasons
 
     def _looks_harder(self) -> bool:
@@ -196,7 +205,7 @@ class _Search:
         """Verify objects in one pack; say whether all of them are whole."""
         pack = self.store.index.pack_id(number)
         try:
-            reason = self._wrong_size(number) or self._wrong_frame(located, positions)
+            reason = self._wrong_form(number) or self._wrong_frame(located, positions)
         except ObjectNotFound:
             self.gone[pack] = f"{pack_key(pack)} is gone."  # Invariant 5: its objects may be elsewhere.
             return False
@@ -205,14 +214,25 @@ class _Search:
             self.found[pack] = reason
         return reason is None
 
-    def _wrong_size(self, number: int) -> str | None:
+    def _wrong_form(self, number: int) -> str | None:
+        """Say what is wrong with a pack beside its frames: `check` looks at the same."""
         if number in self._whole:
             return None
-        key = pack_key(self.store.index.pack_id(number))
-        size = self.store.backend.stat(key).size
+        pack = self.store.index.pack_id(number)
+        key = pack_key(pack)
         expected = self.store.index.pack_size(number)
-        if size != expected:
-            return f"{key} has {size} bytes, and its index says {expected}."
+        try:
+            with bad_file_is_damage(self.store.backend):
+                size = self.store.backend.stat(key).size
+                if size != expected:
+                    return f"{key} has {size} bytes, and its index says {expected}."
+                head = self.store.backend.read(key, start=0, length=pack_format.HEADER_SIZE)
+            pack_format.check_header(head, key=key)
+            read_footer(self.store.backend, pack, size=size)
+        except UnsupportedVersion:
+            pass  # Written by a newer casstore: no damage (design §3).
+        except FormatError as error:
+            return str(error)  # Invariant 5: without its footer, only hints tell what is in it.
         self._whole.add(number)
         return None
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError
+from casstore.errors import BackendError, FormatError
+from casstore.store.round_trips import is_far
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casstore.backend.base import Backend
     from casstore.errors import CasstoreError
+
+_BAD_FILE = frozenset({errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTDIR})
 
 _log = logging.getLogger("casstore.store")
 
@@ -45,3 +53,27 @@ def is_refused(error: CasstoreError) -> bool:
     Only where each file has its own mode: a server may refuse all of them for the same reason.
     """
     return isinstance(error, BackendError) and not error.retryable
+
+
+def is_bad_file(backend: Backend, error: CasstoreError) -> bool:
+    """Say whether one file on a disk cannot be read: it has bad sectors, or something else is in its place."""
+    cause = error.__cause__
+    return (
+        isinstance(error, BackendError)
+        and isinstance(cause, OSError)
+        and cause.errno in _BAD_FILE
+        and not is_far(backend)
+    )
+
+
+@contextmanager
+def bad_file_is_damage(backend: Backend, advice: str = "") -> Iterator[None]:
+    """Let a file on a disk that cannot be read be damage, as one with wrong bytes is: others may have what it had."""
+    try:
+        yield
+    except BackendError as error:
+        if not is_bad_file(backend, error):
+            raise
+        raise FormatError(
+            f"{error} {advice}".rstrip()
+        ) from error  # Invariant 11: the same, of another class.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.rows import merge_base_lists
+from casstore.store.damage import bad_file_is_damage
 from casstore.store.keys import pack_key
 
 if TYPE_CHECKING:
@@ -27,15 +28,16 @@ def read_footer(backend: Backend, pack_id: bytes, *, size: int | None = None) ->
     FormatError if it is damaged.
     """
     key = pack_key(pack_id)
-    if size is None:
-        size = backend.stat(key).size
-    begin = max(0, size - FOOTER_GUESS)
-    tail = memoryview(backend.read(key, start=begin, length=size - begin))
-    trailer = pack_format.decode_trailer(tail, pack_size=size, key=key)
-    if trailer.begin < begin:
-        body = backend.read(key, start=trailer.begin, length=trailer.size)
-    else:
-        body = bytes(tail[trailer.begin - begin : trailer.begin - begin + trailer.size])
+    with bad_file_is_damage(backend):
+        if size is None:
+            size = backend.stat(key).size
+        begin = max(0, size - FOOTER_GUESS)
+        tail = memoryview(backend.read(key, start=begin, length=size - begin))
+        trailer = pack_format.decode_trailer(tail, pack_size=size, key=key)
+        if trailer.begin < begin:
+            body = backend.read(key, start=trailer.begin, length=trailer.size)
+        else:
+            body = bytes(tail[trailer.begin - begin : trailer.begin - begin + trailer.size])
     return pack_format.decode_footer(body, trailer, key=key)
 
 

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.backend import open_backend
 from casstore.backend.base import LOCKLESS
-from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound, StoreNotFound
-from casstore.format import marks
+from casstore.errors import (
+    ConfigError,
+    FormatError,
+    ObjectExists,
+    ObjectNotFound,
+    StoreNotFound,
+    UnsupportedVersion,
+)
+from casstore.format import marks, names
+from casstore.store.keys import PACK_PREFIX
 
 if TYPE_CHECKING:
     from casstore.backend.base import Backend
@@ -22,6 +30,8 @@ _NOT_IN_THE_WAY = frozenset(
         "aquota.group", "aquota.user", "desktop.ini", "quota.group", "quota.user", "thumbs.db",
     }
 )  # fmt: skip
+
+_NEW_FORMAT = "copy the `format` file of a new, empty store there: it holds nothing but a store's id"
 
 
 def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
@@ -56,12 +66,19 @@ def _read_format(backend: Backend) -> marks.StoreFormat | None:
         return None  # Not a store yet; whether that is an error is for the caller to say.
     except FormatError as error:
         # Design §12: of two stores that a command opens, the message says which.
-        raise type(error)(f"{backend.url}: {error}") from error
+        way_back = "" if isinstance(error, UnsupportedVersion) else f" Or {_NEW_FORMAT}."
+        raise type(error)(f"{backend.url}: {error}{way_back}") from error
 
 
 def create_format(backend: Backend) -> marks.StoreFormat:
     """Make an empty place a store, with an id of its own unless someone else was first."""
-    if any(entry.key not in _NOT_IN_THE_WAY for entry in backend.list("")):
+    there = [entry.key for entry in backend.list("") if entry.key not in _NOT_IN_THE_WAY]
+    if any(key.startswith((PACK_PREFIX, names.PREFIX)) for key in there):
+        raise ConfigError(
+            f"{backend.url} holds what looks like a store without its `format` file. Restore that file from another "
+            f"copy, or {_NEW_FORMAT}. Give an empty directory or prefix for a new store."
+        )
+    if there:
         raise ConfigError(f"{backend.url} is not empty. Give an empty directory or prefix for a new store.")
     created = marks.StoreFormat(os.urandom(marks.STORE_ID_SIZE))
     # A writer that cannot lock leaves its marker before there is a store, hence before any collector: then nobody needs to wait later.

@@ -25,6 +25,7 @@ from casstore.format import frame
 from casstore.format.frame import FrameHeader
 from casstore.format.rows import ROW_FIELDS
 from casstore.store.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
+from casstore.store.damage import bad_file_is_damage
 from casstore.store.index import NOT_FOUND, Located
 from casstore.store.keys import pack_key
 from casstore.store.round_trips import ask_all, is_far
@@ -170,7 +171,9 @@ class ObjectReader:
         """Fetch the frames of `group`, neighbours in one pack, and put their objects where `places` say."""
         offsets = located.rows["offset"][group].tolist()
         fetched = scratch(offsets[-1] + frame_size(located, group[-1]) - offsets[0])
-        if self._backend.read_into(key, fetched, start=offsets[0]) != len(fetched):
+        with bad_file_is_damage(self._backend, _ADVICE):
+            count = self._backend.read_into(key, fetched, start=offsets[0])
+        if count != len(fetched):
             raise FormatError(f"{key} is truncated. {_ADVICE}")
         frames = []
         for at, offset in zip(group, offsets, strict=True):
@@ -241,7 +244,11 @@ def _check_header(located: Located, at: int, framed: memoryview, raw: int, *, ke
     object_id, _, stored, _, _, _, kind, encoding, rank = ROW_FIELDS.unpack(located.rows[at].tobytes())
     header = FrameHeader(object_id, kind, encoding, raw, stored, rank, located.bases(at))
     if framed[: header.size] != frame.encode_header(header, key=key):
-        frame.decode_header(framed, key=key)
+        try:
+            frame.decode_header(framed, key=key)
+        except FormatError as error:
+            # Invariant 4: damage is reported, with the way back.
+            raise FormatError(f"{error} {_ADVICE}") from error
         raise FormatError(f"{key} does not hold the frame that its index lists there. {_ADVICE}")
     return header
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.errors import ObjectNotFound
+from casstore.errors import FormatError, ObjectNotFound
+from casstore.store.damage import bad_file_is_damage
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.round_trips import ASKERS, ask_all, is_far, lists_flat
 
@@ -27,8 +28,9 @@ def has_pack(backend: Backend, index: Index, pack_id: bytes) -> bool:
     if size is None:
         return False  # Invariant 5: neither a segment nor its own footer says what size it must have.
     try:
-        return backend.stat(pack_key(pack_id)).size == size
-    except ObjectNotFound:
+        with bad_file_is_damage(backend):
+            return backend.stat(pack_key(pack_id)).size == size
+    except (ObjectNotFound, FormatError):
         return False  # Invariant 5: an entry whose pack is gone does not exist.
 
 

@@ -18,7 +18,7 @@ from casstore.errors import BackendError, FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.store.catalogue import FolderRows, Kept
-from casstore.store.damage import is_refused
+from casstore.store.damage import is_bad_file, is_refused
 from casstore.store.ref_keys import (
     folder_of,
     has_exclusive,
@@ -362,9 +362,12 @@ class RefFolders:
             return None  # Trimmed since the listing.
         except (FormatError, BackendError) as error:
             # Invariant 8: reported to the caller, not skipped; an outage is an error of the listing.
-            if isinstance(error, BackendError) and (self._is_far or not is_refused(error)):
+            if isinstance(error, BackendError) and not self._is_of_one_file(error):
                 raise
             return Unread(key, data, error)
+
+    def _is_of_one_file(self, error: BackendError) -> bool:
+        return is_bad_file(self._backend, error) or (not self._is_far and is_refused(error))
 
     def _kept(self, key: str) -> Record | None:
         data = self._catalogue.data(key)

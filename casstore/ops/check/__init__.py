@@ -9,7 +9,7 @@ from casstore.ops.check.packs import check_packs, check_segment
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.records import check_models, check_records
 from casstore.ops.check.report import CheckReport, Problem, Progress
-from casstore.ops.leftovers import find_leftovers
+from casstore.ops.leftovers import Leftovers, find_leftovers
 
 if TYPE_CHECKING:
     from fsspec import Callback
@@ -41,6 +41,8 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
     check_models(store, records, footers, progress)
     check_marks(backend, [(place, entry.key) for place, entry in entries], progress)
     check_foreign(backend, [(place, entry.key) for place, entry in entries], progress)
+    leftovers: list[Leftovers] = []
+    progress.attempt(backend.url, lambda: leftovers.append(find_leftovers(store)))
     return CheckReport(
         packs=progress.packs,
         frames=progress.frames,
@@ -52,5 +54,5 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
         problems=tuple(progress.problems),
         foreign=tuple(progress.foreign),
         foreign_files=progress.foreign_files,
-        leftovers=find_leftovers(store),
+        leftovers=leftovers[0] if leftovers else Leftovers(0, 0, 0, 0, complete=False),
     )

@@ -8,7 +8,7 @@ from casstore.digest import is_hex
 from casstore.errors import BackendError, FormatError
 from casstore.format import marks, names
 from casstore.format import record as record_format
-from casstore.ops.check.places import Place
+from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.report import Problem
 from casstore.store.keys import PACK_PREFIX, pack_key
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from casstore.ops.check.report import Progress
 
 _LARGEST_RECORD = 1 << 20
+
+_IRREPLACEABLE = frozenset({Place.PACK, Place.RECORD, Place.QUARANTINE})
 
 
 def check_marks(backend: Backend, placed: Sequence[tuple[Place, str]], progress: Progress) -> None:
@@ -52,6 +54,8 @@ def check_foreign(backend: Backend, placed: Sequence[tuple[Place, str]], progres
         if place is not Place.FOREIGN:
             continue
         belongs = _own_place(backend, key)
+        if _is_in_the_way(key.rpartition("/")[0], progress):
+            continue
         if belongs is not None and belongs not in listed:
             progress.problems.append(
                 Problem(key, f"{key} is not in its place, so it is not found: move it to {belongs}.")
@@ -61,9 +65,19 @@ def check_foreign(backend: Backend, placed: Sequence[tuple[Place, str]], progres
 
     def others() -> None:
         for path in backend.list_foreign():
-            progress.note_foreign(path)
+            if not _is_in_the_way(path, progress):
+                progress.note_foreign(path)
 
     progress.attempt(backend.url, others)
+
+
+def _is_in_the_way(path: str, progress: Progress) -> bool:
+    """Say whether a directory or a pipe has the name of a file that nothing else in the store can replace."""
+    if place_of(path) not in _IRREPLACEABLE:
+        return False
+    message = f"{path} is no plain file: move it aside, and restore the file from another copy."
+    progress.problems.append(Problem(path, message))
+    return True
 
 
 def _own_place(backend: Backend, key: str) -> str | None:

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.digest import Hasher, digest
-from casstore.errors import FormatError, ObjectNotFound
+from casstore.errors import FormatError, ObjectNotFound, UnsupportedVersion
 from casstore.format import index as index_format
+from casstore.format import marks
 from casstore.format import pack as pack_format
 from casstore.format.rows import ROW, check_rows
 from casstore.store.buffers import new_buffer
 from casstore.store.footers import read_footer
 from casstore.store.index import Located
 from casstore.store.keys import index_id_of, pack_id_of, pack_key
+from casstore.store.publish import read_quarantine
 from casstore.store.workers import TaskGroup
 
 if TYPE_CHECKING:
@@ -30,21 +32,29 @@ if TYPE_CHECKING:
 
 _READ = 8 << 20
 
+_DAMAGED = (
+    "Restore it from another copy; or run `casstore quarantine REF` for each model that is in it, then add the model "
+    "again, or push it here with --overwrite from a store that has it."
+)
+_APART = "It is set apart, and nothing new relies on it. Once this check names no model, move it and {note} out of the store."
+
 
 def check_packs(
     store: Store, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
 ) -> dict[bytes, Footer]:
     """Check every pack; return the footers of those that are whole."""
     footers: dict[bytes, Footer] = {}
+    apart = read_quarantine(store.backend)
 
     def one(entry: Entry) -> Footer:
         pack_id = pack_id_of(entry.key)
-        pack_format.check_header(
-            store.backend.read(entry.key, start=0, length=pack_format.HEADER_SIZE), key=entry.key
-        )
-        if read_data:
-            _check_whole(store.backend, entry, pack_id)
-        footer = read_footer(store.backend, pack_id)
+        try:
+            footer = _check_form(store.backend, entry, pack_id, read_data=read_data)
+        except UnsupportedVersion:
+            raise
+        except FormatError as error:
+            advice = _APART.format(note=marks.quarantine_key(pack_id)) if pack_id in apart else _DAMAGED
+            raise FormatError(f"{error} {advice}") from error
         if read_data:
             _check_frames(store, pack_id, footer)
         return footer
@@ -64,6 +74,14 @@ def check_packs(
     return footers
 
 
+def _check_form(backend: Backend, entry: Entry, pack_id: bytes, *, read_data: bool) -> Footer:
+    head = backend.read(entry.key, start=0, length=pack_format.HEADER_SIZE)
+    pack_format.check_header(head, key=entry.key)
+    if read_data:
+        _check_whole(backend, entry, pack_id)
+    return read_footer(backend, pack_id)
+
+
 def _check_whole(backend: Backend, entry: Entry, pack_id: bytes) -> None:
     hasher = Hasher()
     buffer = new_buffer(_READ)
@@ -75,10 +93,7 @@ def _check_whole(backend: Backend, entry: Entry, pack_id: bytes) -> None:
         hasher.update(buffer[:count])
         at += count
     if hasher.digest() != pack_id:
-        raise FormatError(
-            f"{entry.key} does not have the hash that names it: some byte in it changed. "
-            "Restore it from another copy, or move it out of the store and add its models again."
-        )
+        raise FormatError(f"{entry.key} does not have the hash that names it: some byte in it changed.")
 
 
 def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:

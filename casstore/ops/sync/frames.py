@@ -24,6 +24,7 @@ from casstore.format.rows import Kind
 from casstore.ops.sync.needs import split
 from casstore.ops.sync.ranges import plan_ranges
 from casstore.store.buffers import BLOCK_BUFFER, new_buffer, take_block
+from casstore.store.damage import bad_file_is_damage
 from casstore.store.keys import pack_key
 from casstore.store.objects import frame_size, verify_frames
 from casstore.store.packs import EncodedFrames, encode_objects
@@ -205,7 +206,8 @@ class FrameSource:
         self._bucket.take(size)
         done = 0
         while done < size:
-            count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
+            with bad_file_is_damage(self._store.backend):
+                count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
             if count == 0:
                 raise FormatError(f"{key} in {self._store.backend.url} is truncated.")
             done += count  # A server may stop early without an error: ask for the rest again.

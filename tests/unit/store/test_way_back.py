@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
+import uuid
 
 import pytest
 from fakes.fresh_files import trust_fresh_files
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
 
-from casstore.errors import IntegrityError, MissingObject
+from casstore.backend.syscalls import SystemCalls
+from casstore.errors import (
+    BackendError,
+    CasstoreError,
+    ConfigError,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+)
 from casstore.format import frame, marks
 from casstore.format.rows import Kind
+from casstore.ops.check import check
+from casstore.ops.leftovers import find_leftovers
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.keys import PACK_PREFIX, pack_key
 from casstore.store.store import Store
+from casstore.store.user_folders import cache_folder
 
 MODEL = model_of(weights=noise(1, 900_000), small=noise(2, 700))
 OTHER = model_of(weights=noise(3, 300_000))
@@ -42,6 +56,18 @@ DAMAGE = {
     "deleted": os.unlink,
 }
 SIZES = [name for name in DAMAGE if not name.startswith("flipped")]
+
+
+def cannot_read(monkeypatch, path):
+    """Let the disk have bad sectors where this file is."""
+    opening = SystemCalls.open
+
+    def fail(self, name, *rest):
+        if name == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opening(self, name, *rest)
+
+    monkeypatch.setattr(SystemCalls, "open", fail)
 
 
 def opened(path, **options):
@@ -263,3 +289,159 @@ def test_a_server_that_stores_less_than_it_was_given(place, monkeypatch):
         os.unlink(os.path.join(place.root, shortened[0]))
         assert read_model(store, "models/new") == model_of(new=noise(9, 5_000))
         assert_clean(store)
+
+
+def test_damage_beside_the_frames_has_a_way_back(place):
+    """A flipped byte in a pack's header or trailer leaves every frame readable, and check calls it damage."""
+    with opened(place.root) as store:
+        for key in set(place.packs(store)) - place.others:
+            path = os.path.join(place.root, key)
+            os.chmod(path, 0o600)
+            flip(path, 5)
+            flip(path, os.path.getsize(path) - 20)
+        assert "casstore quarantine" in check(store).problems[0].message
+    assert place.quarantine()
+    assert place.add().chunks_new > 0
+    with opened(place.root) as store:
+        problems = check(store).problems
+        assert {problem.key.partition("/")[0] for problem in problems} == {"packs"}
+        for problem in problems:
+            note = marks.quarantine_key(bytes.fromhex(problem.key.rpartition("/")[2]))
+            assert note in problem.message
+            for key in (problem.key, note):
+                os.unlink(os.path.join(place.root, key))
+        assert_clean(store)
+    place.assert_whole()
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut by a byte", "flipped"])
+def test_a_damaged_note_does_not_block_the_way_back(place, how):
+    place.damage("flipped all over")
+    packs = place.quarantine()
+    for pack in packs:
+        path = os.path.join(place.root, marks.quarantine_key(bytes.fromhex(pack)))
+        os.chmod(path, 0o600)
+        DAMAGE[how](path)
+    again = place.quarantine()
+    assert again
+    assert again.keys() <= packs.keys()
+    assert all("was set apart" in reason for reason in again.values())
+    place.add()
+    place.assert_whole()
+
+
+def test_what_is_in_the_way_of_a_note_is_an_error(place):
+    """Without the note, a later add would rely on the damaged pack."""
+    place.damage("flipped all over")
+    with opened(place.root) as store:
+        packs = find_damage(store, store.record(REF)).packs
+    for pack in packs:
+        os.makedirs(os.path.join(place.root, marks.quarantine_key(pack)))
+    with pytest.raises(BackendError, match="directory"):
+        place.quarantine()
+
+
+def test_every_error_of_a_damaged_frame_tells_the_way_back(place):
+    with opened(place.root) as store:
+        for key in set(place.packs(store)) - place.others:
+            path = os.path.join(place.root, key)
+            os.chmod(path, 0o600)
+            with open(path, "r+b") as file:
+                file.write(bytes(os.path.getsize(path)))
+        with pytest.raises(IntegrityError, match="casstore quarantine REF"):
+            read_model(store, REF)
+
+
+@pytest.mark.parametrize("in_its_place", ["directory", "pipe"])
+@pytest.mark.parametrize("prefix", ["refs/models/", PACK_PREFIX])
+def test_check_names_what_has_the_name_of_a_file_and_is_none(place, prefix, in_its_place):
+    with opened(place.root) as store:
+        key = next(iter(store.backend.list_keys(prefix)))
+        path = os.path.join(place.root, key)
+        os.unlink(path)
+        if in_its_place == "pipe":
+            os.mkfifo(path)
+        else:
+            os.mkdir(path)
+            with open(os.path.join(path, "x"), "w"):
+                pass
+        assert f"{key} is no plain file" in " ".join(problem.message for problem in check(store).problems)
+
+
+@pytest.mark.parametrize("how", ["emptied", "flipped", "deleted"])
+def test_a_lost_format_file_can_be_replaced(place, how):
+    path = os.path.join(place.root, "format")
+    os.chmod(path, 0o600)
+    DAMAGE[how](path)
+    with pytest.raises((FormatError, ConfigError), match="copy the `format` file of a new, empty store"):
+        Store.open(place.root, create=True)
+    other = os.path.join(os.path.dirname(place.root), "new")
+    Store.open(other, create=True).close()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    shutil.copy(os.path.join(other, "format"), path)
+    place.add()
+    place.assert_whole()
+    with opened(place.root) as store:
+        assert_clean(store)
+
+
+def test_a_damaged_tombstone_tells_when_it_may_go(place):
+    key = f"{marks.TOMBSTONE_PREFIX}{uuid.uuid4()}"
+    with opened(place.root) as store:
+        store.backend.put(key, [b""])
+        with pytest.raises(FormatError, match=f"{key} .* remove it, if no collector is at work"):
+            store.tag("t", REF)
+
+
+@pytest.mark.parametrize("fault", ["bad sectors", "a file in place of the folder"])
+def test_one_pack_that_the_disk_cannot_read_is_damage(place, monkeypatch, tmp_path, fault):
+    """As one with wrong bytes: the rest is done, the culprit named, and there is a way back."""
+    with opened(place.root) as store:
+        packs = [os.path.join(place.root, key) for key in set(place.packs(store)) - place.others]
+    for path in packs:
+        if fault == "bad sectors":
+            cannot_read(monkeypatch, path)
+        elif not os.path.isfile(folder := os.path.dirname(path)):
+            shutil.rmtree(folder)
+            with open(folder, "w"):
+                pass
+    with opened(place.root) as store, opened(tmp_path / "there", create=True) as there:
+        with pytest.raises(IntegrityError, match="packs/"):
+            read_model(store, REF)
+        assert read_model(store, "models/other") == OTHER
+        assert not check(store).ok
+        find_leftovers(store)
+        report = execute(plan_sync(store, there, keep_going=True))
+        assert [damage.name for damage in report.damaged] == [REF]
+        assert read_model(there, "models/other") == OTHER
+    place.quarantine()
+    place.add()
+    place.assert_whole()
+    with opened(place.root) as store, opened(tmp_path / "there") as there:
+        assert execute(plan_sync(store, there, keep_going=True)).damaged == ()
+        assert read_model(there, REF) == MODEL
+
+
+def test_one_record_that_the_disk_cannot_read_stops_no_listing(place, monkeypatch):
+    with opened(place.root) as store:
+        cannot_read(monkeypatch, os.path.join(place.root, store.record(REF).key))
+    shutil.rmtree(cache_folder(), ignore_errors=True)
+    with opened(place.root) as store:
+        assert list(store.refs()) == ["models/other"]
+        with pytest.raises(CasstoreError, match="Input/output error"):
+            store.record(REF)
+        store.delete_ref(REF)
+    place.add()
+    place.assert_whole()
+
+
+def test_what_is_in_the_way_of_temporary_files_is_a_problem_of_a_check(place):
+    temporary = os.path.join(place.root, ".tmp")
+    shutil.rmtree(temporary)
+    with open(temporary, "w"):
+        pass
+    with opened(place.root) as store:
+        report = check(store)
+    assert report.models == 2
+    assert "in the way" in report.problems[0].message
