@@ -17,7 +17,11 @@ from fakes.model_files import (
     onnx_external_bytes,
     parts,
     safetensors_bytes,
+    tflite_bytes,
+    torch_export_bytes,
+    torch_legacy_bytes,
     torch_zip_bytes,
+    zip_bytes,
 )
 from fakes.stores import assert_clean, model_of, noise, read_folder, write_model
 from fakes.weights import weights
@@ -82,6 +86,26 @@ FORMATS = {
             "onnx/model.onnx_data": onnx_external_bytes(WITHOUT_EMPTY),
         },
         {"onnx/model.onnx_data": WITHOUT_EMPTY},
+    ),
+    "ONNX of another name, from Windows": (
+        {
+            "onnx/model.pb": onnx_bytes(WITHOUT_EMPTY, external="sub\\weights.bin"),
+            "onnx/sub/weights.bin": onnx_external_bytes(WITHOUT_EMPTY),
+        },
+        {"onnx/sub/weights.bin": WITHOUT_EMPTY},
+    ),
+    "torch before 1.6": (
+        {"pytorch_model.bin": torch_legacy_bytes({**WITHOUT_EMPTY, "bf16": BFLOAT})},
+        {"pytorch_model.bin": {**WITHOUT_EMPTY, "bf16": BFLOAT}},
+    ),
+    "exported program": (
+        {"model.pt2": torch_export_bytes({**WITHOUT_EMPTY, "bf16": BFLOAT})},
+        {"model.pt2": {**WITHOUT_EMPTY, "bf16": BFLOAT}},
+    ),
+    "TFLite": ({"model.tflite": tflite_bytes(WITHOUT_EMPTY)}, {"model.tflite": WITHOUT_EMPTY}),
+    "npz": (
+        {"arrays.npz": zip_bytes({f"{name}.npy": npy_bytes(array) for name, array in FLOATS.items()})},
+        {"arrays.npz": FLOATS},
     ),
     "GGUF": (
         {"model.gguf": gguf_bytes(QUANTISED, metadata=GGUF_METADATA)},

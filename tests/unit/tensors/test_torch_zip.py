@@ -9,6 +9,7 @@ import pytest
 from fakes.model_files import (
     BytesSource,
     View,
+    npy_bytes,
     parts,
     pickle_call,
     pickle_dict,
@@ -422,3 +423,24 @@ def test_storage_bytes_are_not_read():
     source = BytesSource(torch_zip_bytes({f"w{i}": np.zeros(1 << 17, "f4") for i in range(8)}))
     assert len(find_spans(source)) == 8
     assert sum(length for _, length in source.reads) < 100_000
+
+
+def test_many_small_storages_take_few_reads():
+    source = BytesSource(torch_zip_bytes({f"w{number}": np.zeros(250, "f4") for number in range(2000)}))
+    assert len(find_spans(source)) == 2000
+    assert len(source.reads) < 40
+    assert sum(length for _, length in source.reads) < 2 * source.size
+
+
+def test_entries_inside_one_another_are_read_once():
+    # Each of a thousand entries says that it reaches to the end of the file.
+    data = bytearray(zip_bytes({f"{n}.npy": npy_bytes(A) for n in range(1000)}))
+    central, end = data.index(b"PK\1\2"), len(data)
+    at = central
+    while data.startswith(b"PK\1\2", at):
+        size = end - struct.unpack_from("<I", data, at + 42)[0] - 100
+        struct.pack_into("<2I", data, at + 20, size, size)
+        at += 46 + struct.unpack_from("<H", data, at + 28)[0]
+    source = BytesSource(bytes(data))
+    assert find_spans(source) == ()
+    assert len(source.reads) < 10
