@@ -39,7 +39,7 @@ CRASH_SEEDS = count("CASSTORE_CRASH_SEEDS", 2)
 KILLS = count("CASSTORE_KILLS", 6)
 """Processes that add models and are killed."""
 
-SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 6)
+SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 8)
 """Syncs that are killed; a third each are pushes, pulls and copies."""
 
 SERVER_KILLS = count("CASSTORE_SERVER_KILLS", 2)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import boto3
+from botocore.loaders import JSONFileLoader
 from servers.processes import free_port, running
 
 KEY, SECRET = "testing", "not-a-real-secret"  # moto takes any
@@ -47,12 +50,20 @@ class S3Server:
 
 
 @contextmanager
+def descriptions_read_once():
+    """Let botocore read its large descriptions of services once, not for every store that a test opens."""
+    read = functools.cache(JSONFileLoader().load_file)
+    with patch.object(JSONFileLoader, "load_file", lambda _, path: read(path)):
+        yield
+
+
+@contextmanager
 def s3_server(folder):
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     env = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     env["MOTO_S3_DEFAULT_MAX_KEYS"] = "50"  # so that listings come in several pages
-    with running(command, port=port, folder=folder, env=env):
+    with running(command, port=port, folder=folder, env=env), descriptions_read_once():
         client = boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{port}",
