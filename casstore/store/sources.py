@@ -85,8 +85,10 @@ class Sources:
         keys: list[bytes | None] = []
         for file, key in zip(self.files, own, strict=True):
             onnx = b"" if is_onnx(file) else beside
-            known = key is not None and onnx is not None
-            keys.append(digest(b"%d|%b|%b" % (LAYOUT_VERSION, key, onnx)) if known else None)
+            if key is None or onnx is None:
+                keys.append(None)
+            else:
+                keys.append(digest(b"%d|%b|%b" % (LAYOUT_VERSION, key, onnx)))
         return keys
 
 
