@@ -86,8 +86,8 @@ class Sources:
         keys: list[bytes | None] = []
         for file, key in zip(self.files, own, strict=True):
             onnx = b"" if is_onnx(file) else beside
-            known = key is not None and onnx is not None
-            keys.append(digest(b"%d|%b|%b" % (LAYOUT_VERSION, key, onnx)) if known else None)
+            proved = key is not None and onnx is not None
+            keys.append(digest(b"%d|%b|%b" % (LAYOUT_VERSION, key or b"", onnx or b"")) if proved else None)
         return keys
 
 
