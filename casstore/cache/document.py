@@ -3,7 +3,7 @@
 The only code that knows which settings of a model config name files (design §2). Inside the tree of a cached
 model, `model.json` holds the config with paths relative to the tree, beside the files that it names:
 
-    model.json   model/…   adapter/…   additional_files/0/…   components/1/model/…
+    model.json   model/…   adapter/…   additional_files/0/NAME   components/1/model/…
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ LOCAL_RESOURCES = frozenset({"file", "folder", "local_file", "local_folder"})
 """Types of resources, as newer and older pipelines write them, that are a path on this machine."""
 
 _LAZY_FLAG = "shared_cache"
+_ADDITIONAL = "additional_files"
 
 Pointer = tuple["str | int", ...]
 """Where in a config a value is: keys and positions, outermost first."""
@@ -128,7 +129,9 @@ def collect(
     for pointer, role, location in sorted(named, key=lambda item: (item[2].count(os.sep), item[1])):
         inside = _inside(location, roots)
         if inside is None:
-            name = role if os.path.isdir(location) else f"{role}/{tree_name(os.path.basename(location))}"
+            # An additional folder is known by its name, as a file is; any other by what it is for.
+            named = not os.path.isdir(location) or _ADDITIONAL in role.split("/")
+            name = f"{role}/{tree_name(os.path.basename(location))}" if named else role
             roots[location], places[name] = name, location
             for outer in companions(location):
                 places[f"{role}/{outer}"] = os.path.join(os.path.dirname(location), outer)
@@ -176,12 +179,12 @@ def _file_settings(node: Any, pointer: Pointer, prefix: str) -> Iterator[tuple[P
         if name in config:
             yield (*here, name), f"{prefix}{role}", config[name]
     attributes = config.get("model_attributes")
-    additional = attributes.get("additional_files") if isinstance(attributes, dict) else None
+    additional = attributes.get(_ADDITIONAL) if isinstance(attributes, dict) else None
     if isinstance(additional, list):
         for at, value in enumerate(additional):
             yield (
-                (*here, "model_attributes", "additional_files", at),
-                f"{prefix}additional_files/{at}",
+                (*here, "model_attributes", _ADDITIONAL, at),
+                f"{prefix}{_ADDITIONAL}/{at}",
                 value,
             )
     components = config.get("model_components")

@@ -155,7 +155,8 @@ class OliveCache:
         when `make` does. The output folder is empty and its own at each attempt; the one returned is read-only
         to you, since it may be a checkout that others use. Threads that ask for one key wait for the one that
         makes it, and processes get the result that was recorded first. What `make` raises is recorded, and
-        raised; only if the cache's disk is full, `make` is called once more, with a folder elsewhere.
+        raised; only if the cache's disk is full, `make` is called once more, with a folder elsewhere. A result whose
+        input changed meanwhile is returned and not cached. Raises ConfigError for a generator or coroutine function.
         """
         return run_pass(self, name, make, model, dict(config or {}), version=version, accelerator=accelerator)
 

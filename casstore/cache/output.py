@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PIECE = 1 << 30
+_READ = 1 << 20
 
 
 class OutputExists(ConfigError, FileExistsError):
@@ -238,20 +239,16 @@ def _make(content: _Content, place: str) -> None:
 
 def _copy(source: str, place: str) -> None:
     """Copy in the kernel: file systems with copy-on-write share the blocks."""
-    with open(source, "rb") as reader, open(place, "xb") as writer:
+    with open(source, "rb", buffering=0) as reader, open(place, "xb") as writer:
         status = os.fstat(reader.fileno())
-        done = 0
         if hasattr(os, "copy_file_range"):
             with contextlib.suppress(
                 OSError
-            ):  # Not possible between these two: the plain copy below raises the reason, if it fails as well.
-                while done < status.st_size:
-                    count = os.copy_file_range(reader.fileno(), writer.fileno(), _PIECE)
-                    if count == 0:
-                        break
-                    done += count
-    if done != status.st_size:
-        shutil.copyfile(source, place)
+            ):  # Not possible between these two: the plain copy below says why.
+                while os.copy_file_range(reader.fileno(), writer.fileno(), _PIECE):
+                    pass
+        # Invariant 14: only the end of what can be read ends a file. This goes on where the kernel stopped.
+        shutil.copyfileobj(reader, writer, _READ)
     if status.st_mode & stat.S_IXUSR:
         mode = os.stat(place).st_mode
         with contextlib.suppress(OSError):  # A file system that refuses modes has no executable bit.

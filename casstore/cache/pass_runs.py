@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casstore.cache.document import DOCUMENT_NAME
+from casstore.cache.model_cache import identities
 from casstore.cache.single_flight import single_flight
 from casstore.errors import ConfigError
 from casstore.format.run import RunStatus
@@ -15,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casstore.cache.olive_cache import OliveCache
+    from casstore.cache.placement import Placement
+    from casstore.store.sources import StatIdentity
+
+_log = logging.getLogger("casstore.cache")
 
 _TYPE = "folder"
 
@@ -33,9 +41,10 @@ def run_pass(
     source = Path(model).absolute()
     if not source.exists():
         raise ConfigError(f"{source} does not exist: a pass needs a model to work on.")
-    input_id = _input_id(cache, source)
+    files = _files(source)
+    input_id = _input_id(cache, source, files)
     key = cache.get_output_model_id(name, config, input_id, accelerator, pass_version=version)
-    run = _Run(cache, key, name, make, source, config, input_id, accelerator)
+    run = _Run(cache, key, name, make, source, files, config, input_id, accelerator)
     with single_flight(os.fspath(cache.dirs.store), key):
         return run.found() or run.make()
 
@@ -49,6 +58,7 @@ class _Run:
     name: str
     pass_: Callable[..., object]
     source: Path
+    files: dict[str, StatIdentity]
     config: dict[str, Any]
     input_id: str
     accelerator: object
@@ -67,7 +77,7 @@ class _Run:
         while True:
             assert output is not None
             try:
-                self.pass_(self.source, output, **self.config)
+                self._run(output)
                 break
             except Exception as error:
                 # Invariant 11: if the cache's disk is full, the pass runs once more elsewhere; any other error is its own.
@@ -80,6 +90,8 @@ class _Run:
                 # Invariant 4: interrupted output is never used.
                 attempts.discard(self.key, output)
                 raise
+        if not self._input_stands():
+            return output
         with self.cache.placements.committing(self.key):
             other = self._load() if self.cache.holds_run(self.key) else None
             if other is not None:
@@ -90,6 +102,26 @@ class _Run:
             self.cache.cache_model(self.key, {"type": _TYPE, "config": {"model_path": str(output)}})
             self.cache.cache_run(self.name, self.config, self.input_id, self.key, self.accelerator)
         return output
+
+    def _run(self, output: Path) -> None:
+        """Call the pass; raise ConfigError for one that only promises to work."""
+        result = self.pass_(self.source, output, **_own(self.config))
+        if inspect.iscoroutine(result):
+            result.close()
+        if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise ConfigError(
+                f"The pass {self.name} is a generator or coroutine, so it made nothing. Give a plain function."
+            )
+
+    def _input_stands(self) -> bool:
+        """Say whether the pass's input is still the one that the key names; a result of another one is not cached."""
+        now = _files(self.source)
+        changed = next((path for path, identity in self.files.items() if now.get(path) != identity), None)
+        if changed is not None:
+            text = f"Could not cache {self.key}: its input {changed} changed while the pass {self.name} ran"
+            self.cache.problems.append(text)
+            _log.warning("%s", text)
+        return changed is None
 
     def _load(self) -> Path | None:
         found = self.cache.load_model(self.key)
@@ -112,16 +144,35 @@ class _Run:
                 )
 
 
-def _input_id(cache: OliveCache, source: Path) -> str:
+def _input_id(cache: OliveCache, source: Path, files: dict[str, StatIdentity]) -> str:
     """Return the id of a pass's input: the id of the run that made it, or the model id of its files."""
     made = _first_below(source, cache.dirs.runs)
     record = cache.models.record(made) if made is not None else None
-    if made is not None and record is not None and cache.models.placed(made, record) is not None:
+    if made is not None and record is not None and _is_all(source, files, cache.models.placed(made, record)):
         return made
     content = _first_below(source, cache.dirs.checkouts)
-    if content is not None and cache.placements.checkout(content) is not None:
+    if content is not None and _is_all(source, files, cache.placements.checkout(content)):
         return content
     return cache.local.content_id(os.fspath(source), ignore_file=False)
+
+
+def _is_all(source: Path, files: dict[str, StatIdentity], placement: Placement | None) -> bool:
+    """Say whether a pass's input is a cached model: no part of one, and no more than one."""
+    if placement is None or placement.model.get("config", {}).get("model_path") != os.fspath(source):
+        return False
+    # A checkout holds the config as well, beside the model.
+    return files.keys() == {file.location for file in placement.files} - {str(source.parent / DOCUMENT_NAME)}
+
+
+def _files(source: Path) -> dict[str, StatIdentity]:
+    return {location: identity for _, location, identity in identities({_TYPE: os.fspath(source)})}
+
+
+def _own(value: Any) -> Any:
+    """Return a config whose maps and lists are the pass's own, to change them at will."""
+    if isinstance(value, dict):
+        return {key: _own(item) for key, item in value.items()}
+    return [_own(item) for item in value] if isinstance(value, list) else value
 
 
 def _first_below(path: Path, folder: Path) -> str | None:

@@ -127,7 +127,7 @@ class _Saving:
         if os.path.isdir(source):
             self._output.add_folder(name, source, whole=True)
         else:
-            name += os.path.splitext(source)[1]
+            name += tree_name(os.path.splitext(source)[1])
             self._output.add_file(name, source)
         self._assign((*here, "config", setting), self._output.at(name))
 
@@ -267,7 +267,7 @@ class _Saving:
 
     def _free_path(self, source: str, folder: str) -> str:
         """Return where an additional file goes: beside the model, else where no other file has its name."""
-        name = os.path.basename(os.path.normpath(source))
+        name = tree_name(os.path.basename(os.path.normpath(source)))
         path, number = f"{folder}/{name}" if folder else name, 0
         while path == CONFIG_NAME or (self._output.holds(path) and not self._output.same_as(path, source)):
             path = "/".join(filter(None, (folder, "additional_files", str(number), name)))

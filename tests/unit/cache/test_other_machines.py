@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fakes.pipeline_models import hf_folder
+from fakes.pipeline_models import composite_config, hf_folder, onnx_config, onnx_file, tree, write
 
 from casstore import CacheConfig
 
@@ -46,6 +46,26 @@ def test_saved_models_are_the_same_bytes(machines, tmp_path):
     saved.append((tmp_path / "out" / "model_config.json").read_bytes())
     assert len(set(saved)) == 1
     assert list(json.loads(saved[0])["config"]["model_attributes"]) == ["zeta", "alpha", "model_type"]
+
+
+def test_additional_files_and_folders_keep_their_names(machines, tmp_path):
+    one, two = machines
+    prompts = write(tmp_path / "prompts" / "chat.txt").parent
+    again = write(tmp_path / "other" / "prompts" / "chat.txt", "other").parent
+    tokens = write(tmp_path / "tokens.json")
+    part = onnx_config(
+        onnx_file(tmp_path / "m.onnx"), model_attributes={"additional_files": [str(again), str(prompts)]}
+    )
+    whole = composite_config({"part": part})
+    whole["config"]["model_attributes"] = {"additional_files": [str(prompts), str(tokens), str(again)]}
+    one.cache_model("m", whole)
+    saved = []
+    for name, cache in (("here", one), ("there", two)):
+        cache.save_model("m", tmp_path / "out")
+        saved.append(tree(tmp_path / "out"))
+        (tmp_path / "out").rename(tmp_path / name)
+    assert saved[0] == saved[1]
+    assert {"prompts/chat.txt", "tokens.json"} < saved[0].keys()
 
 
 def test_runs_and_evaluations_have_their_keys_in_the_order_in_which_they_were_written(machines, tmp_path):

@@ -1,6 +1,7 @@
 """A pipeline of one's own: a pass runs once for each content, config and version, on every machine."""
 
 import logging
+import shutil
 
 import pytest
 
@@ -140,3 +141,88 @@ def test_explain_names_what_differs(tmp_path, halve, model):
         other = cache.get_output_model_id("halve", {"keep": 0.25}, model_id, pass_version="")
         [difference] = cache.explain(other).differences
         assert (difference.field, difference.earlier, difference.now) == ("config.keep", 0.5, 0.25)
+
+
+def two_parts(_, output):
+    for name in ("a", "b"):
+        (output / name).mkdir()
+        (output / name / "w").write_text(name)
+
+
+def names_of(model, output):
+    (output / "names").write_text(" ".join(sorted(path.name for path in model.rglob("*"))))
+
+
+def test_a_part_of_an_earlier_result_is_an_input_of_its_own(tmp_path, model):
+    with OliveCache(tmp_path / "cache") as cache:
+        made = cache.run_pass("two", two_parts, model)
+
+        def names(folder):
+            return (cache.run_pass("names", names_of, folder) / "names").read_text()
+
+        assert [names(made), names(made / "b"), names(made / "b" / "..")] == ["a b w w", "w", "a b w w"]
+        (made / "added").write_text("by hand")
+        assert names(made) == "a added b w w"
+
+
+def test_a_checkout_is_the_same_input_as_what_it_was_made_from(tmp_path, model):
+    ran = []
+
+    def count(source, output):
+        ran.append(source)
+        names_of(source, output)
+
+    with OliveCache(tmp_path / "cache") as cache:
+        made = cache.run_pass("two", two_parts, model)
+        cache.run_pass("count", count, made)
+        shutil.rmtree(made)
+        again = cache.run_pass("two", two_parts, model)
+        assert again != made
+        cache.run_pass("count", count, again)
+    assert ran == [made]
+
+
+def test_a_pass_that_only_promises_to_work_is_refused(tmp_path, model):
+    def generator(_, output):
+        yield (output / "made").write_text("late")
+
+    async def coroutine(_, output):
+        (output / "made").write_text("late")
+
+    async def asynchronous(_, output):
+        yield (output / "made").write_text("late")
+
+    with OliveCache(tmp_path / "cache") as cache:
+        for make in (generator, coroutine, asynchronous):
+            for _ in range(2):
+                with pytest.raises(ConfigError, match="made nothing"):
+                    cache.run_pass("late", make, model)
+
+
+def test_a_pass_may_change_its_config(tmp_path, model):
+    def consume(_, output, steps, more):
+        (output / "steps").write_text(f"{steps} {more}")
+        steps.clear()
+        more["x"].append(1)
+
+    config = {"steps": [1, 2], "more": {"x": []}}
+    with OliveCache(tmp_path / "cache") as cache:
+        cache.run_pass("consume", consume, model, config)
+        assert config == {"steps": [1, 2], "more": {"x": []}}
+        [run] = cache.runs.list_runs(pass_name="consume")
+        assert cache.runs.load_run(run.name).config == config
+
+
+def test_an_input_that_changes_meanwhile_is_not_what_the_result_was_made_of(tmp_path, model, caplog):
+    before = model.read_bytes()
+
+    def slow(source, output):
+        source.write_bytes(before[::-1] if len(cache.problems) == 0 else before)
+        (output / "model.bin").write_bytes(source.read_bytes())
+
+    with OliveCache(tmp_path / "cache") as cache, caplog.at_level(logging.WARNING):
+        assert read(cache.run_pass("slow", slow, model)) == before[::-1]
+        assert "changed while the pass slow ran" in caplog.text
+        model.write_bytes(before)
+        assert cache.runs.list_runs() == []
+        assert read(cache.run_pass("slow", slow, model)) == before

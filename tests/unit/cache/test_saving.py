@@ -800,3 +800,25 @@ def test_read_only_files_of_an_earlier_save_can_be_replaced(save, tmp_path):
     set_writable(tmp_path / "out", writable=False)
     save(onnx_config(source), overwrite=True)
     assert (tmp_path / "out" / "model.onnx").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_is_copied_to_its_end_whatever_size_it_has(save, tmp_path):
+    """Files of procfs, and of some FUSE file systems, say that they are empty."""
+    folder = hf_folder(tmp_path / "model")
+    (folder / "version").symlink_to("/proc/version")
+    result = save(hf_config(folder))
+    assert text(Path(settings(result)["model_path"]) / "version") == text("/proc/version") != ""
+
+
+@pytest.mark.parametrize("stops_after", [0, 1000])
+def test_where_the_kernel_stops_copying_the_rest_is_read(save, tmp_path, monkeypatch, stops_after):
+    def copy(reader, writer, _):
+        if os.lseek(reader, 0, os.SEEK_CUR) >= stops_after:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return os.write(writer, os.read(reader, stops_after))
+
+    monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
+    folder = hf_folder(tmp_path / "model")
+    (folder / "large").write_bytes(os.urandom(3_000_000))
+    result = save(hf_config(folder))
+    assert tree(Path(settings(result)["model_path"])) == tree(folder)
