@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,9 @@ class Remotes:
         if self._path is None:
             return {}  # Without a home directory no remote was ever added.
         try:
+            # A pipe or a device would never let go.
+            if not stat.S_ISREG(os.stat(self._path).st_mode):
+                raise self._damaged()
             with open(self._path, "rb") as file:
                 stores: Any = json.load(file)
         except FileNotFoundError:
