@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ class Remotes:
         if self._path is None:
             raise ConfigError(f"Names of remotes cannot be kept: {NO_HOME}, or use the remote's path or URL.")
         try:
-            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            _make_folder(os.path.dirname(self._path))
             with _locked(self._path):
                 stores = self._read()
                 remotes = stores.setdefault(self._store_id, {})
@@ -106,6 +107,9 @@ class Remotes:
         if self._path is None:
             return {}  # Without a home directory no remote was ever added.
         try:
+            # A pipe or a device would never let go.
+            if not stat.S_ISREG(os.stat(self._path).st_mode):
+                raise self._damaged()
             with open(self._path, "rb") as file:
                 stores: Any = json.load(file)
         except FileNotFoundError:
@@ -129,12 +133,34 @@ class Remotes:
         )
 
 
+def _make_folder(folder: str) -> None:
+    if os.path.isdir(folder):
+        return
+    _make_folder(os.path.dirname(folder))
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _give(descriptor, folder)
+        finally:
+            os.close(descriptor)
+
+
+def _give(descriptor: int, path: str) -> None:
+    """Give what root made at `path` to whom the folder belongs: sudo may keep HOME, and lock its user out."""
+    if os.geteuid() == 0:
+        folder, made = os.stat(os.path.dirname(path)), os.fstat(descriptor)
+        if folder.st_uid not in (0, made.st_uid):
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
+
+
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
     """Let one process at a time read, change and write; where locks do not work, the last writer wins."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(f"{path}.lock", flags, 0o600)
     try:
+        _give(descriptor, path)
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -147,6 +173,7 @@ def _write(path: str, data: bytes) -> None:
     temporary = f"{path}.{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as file:
+            _give(file.fileno(), path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # As in invariant 2: the bytes are durable before the name.

@@ -192,3 +192,19 @@ def test_sudo_locks_nobody_out(place, shared):
         for path in below(store):
             if path.is_dir():
                 assert stat.S_IMODE(path.stat().st_mode) == (0o2770 if shared else 0o700)
+
+
+def test_sudo_that_keeps_home_leaves_the_names_of_remotes_to_their_owner(place):
+    ann = person(place, "ann", ANN)
+    boss = {**ann, "uid": 0 if can_become_others() else os.getuid()}
+    store, there = f"{ann['home']}/store", f"{ann['home']}/there"
+    results = run_as(
+        [
+            (ann, ["init", "--store", store]),
+            (ann, ["init", "--store", there]),
+            (boss, ["remote", "add", "hub", there, "--store", store]),
+            (ann, ["push", "hub", "--store", store]),
+            (ann, ["remote", "add", "other", there, "--store", store]),
+        ]
+    )
+    assert [code for code, _, _ in results] == [0] * 5, results

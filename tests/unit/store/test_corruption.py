@@ -478,7 +478,7 @@ def test_a_store_without_its_format_file(copied):
         assert {"format"} <= {problem.key for problem in check(store).problems}
     with pytest.raises(ConfigError, match="not a casstore store"):
         Store.open(copied)
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="holds what looks like a store without its `format` file"):
         Store.open(copied, create=True)
     assert not (copied / "format").exists()
 

@@ -100,6 +100,14 @@ def test_a_place_that_cannot_be_written_is_an_error_of_ours(own_home):
         Remotes("aa").add("hub", "memory://x")
 
 
+def test_a_pipe_in_its_place_stops_nobody(own_home):
+    folder = own_home / "config" / "casstore"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "remotes.json")
+    with pytest.raises(ConfigError, match=r"remotes\.json.* is not what casstore wrote"):
+        Remotes("aa").resolve("hub")
+
+
 def add(number):
     Remotes("aa").add(f"r{number}", f"memory://{number}")
 

@@ -23,11 +23,12 @@ from casstore.errors import (
 )
 from casstore.format import frame, marks
 from casstore.format.rows import Kind
-from casstore.ops.check import check
+from casstore.ops.check import check, packs
 from casstore.ops.leftovers import find_leftovers
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.keys import PACK_PREFIX, pack_key
+from casstore.store.publish import read_quarantine
 from casstore.store.store import Store
 from casstore.store.user_folders import cache_folder
 
@@ -445,3 +446,15 @@ def test_what_is_in_the_way_of_temporary_files_is_a_problem_of_a_check(place):
         report = check(store)
     assert report.models == 2
     assert "in the way" in report.problems[0].message
+
+
+def test_a_check_beside_a_collector_finds_nothing_wrong(place, monkeypatch):
+    def collected_meanwhile(backend):
+        for key in place.others:
+            backend.delete(key)
+        return read_quarantine(backend)
+
+    monkeypatch.setattr(packs, "read_quarantine", collected_meanwhile)
+    with opened(place.root) as store:
+        store.delete_ref("models/other")
+        assert_clean(store)
