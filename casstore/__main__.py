@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,10 +16,23 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _leave)
-    # The import takes most of a short command's time, so signal handlers are set first.
+    _stand_in_for_closed_streams()
+    # The imports take most of a short command's time, so signal handlers are set first.
     from casstore.cli import main as run  # noqa: PLC0415
 
     run()
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Keep the numbers 0 to 2 taken: what a library prints would end up in a file that got one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203 - three numbers
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest free number, which is this one.
+    if sys.stderr is None:
+        # print(file=None) would print messages to the standard output, into the bytes of `cat`.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it is open as long as the process
 
 
 def _leave(number: int, _: FrameType | None) -> None:

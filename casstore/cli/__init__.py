@@ -41,7 +41,7 @@ from casstore.cli import (
     sync,
     tag,
 )
-from casstore.cli.exits import SIGNALLED, discard_output
+from casstore.cli.exits import ERROR, SIGNALLED, discard_output, say
 from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.signals import SIGNALS
 
@@ -125,6 +125,11 @@ def main() -> None:
             # Everything is cleaned up. Python takes its time to exit, and one more signal then would change the exit code.
             os._exit(ending.code)
         raise
+    except OSError as error:
+        # No invariant is at stake: help and the version, which no command prints, found no room.
+        discard_output()
+        say(f"{error.strerror or error}.")
+        sys.exit(ERROR)
     finally:
         try:
             with contextlib.suppress(AttributeError):  # a process may start without an output

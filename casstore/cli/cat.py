@@ -8,6 +8,7 @@ import typer
 
 from casstore.cli.options import DebugOption, ModelArgument, StoreOption
 from casstore.cli.session import session
+from casstore.errors import ConfigError
 from casstore.store.local_names import tree_name
 
 _PIECE = 4 << 20
@@ -34,4 +35,6 @@ def run(
         out.open(readonly=True) as opened,
         opened.open_file(ref_or_id, path) as file,
     ):
+        if sys.stdout is None:
+            raise ConfigError("There is nowhere to write to: the standard output is closed.")
         shutil.copyfileobj(file, sys.stdout.buffer, _PIECE)

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError, IntegrityError
 from casstore.ops.variants import read_tensors, write_variants
+from casstore.store import staging
 from casstore.store.machine import machine_folder
 from casstore.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+_SCRATCH = "casstore-demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def run_demo(
     stem = os.path.splitext(os.path.basename(os.path.abspath(source)))[0]
     prefix = f"models/demo/{re.sub(r'[^A-Za-z0-9_-]+', '-', stem)[:60].strip('-') or 'model'}"
     steps: list[DemoStep] = []
-    with tempfile.TemporaryDirectory(prefix="casstore-demo-") as scratch, _opened(store, scratch) as opened:
+    with _scratch() as scratch, _opened(store, scratch) as opened:
 
         def add(part: str, title: str, folder: str, base: str | None = None, name: str = "") -> str:
             announce(f"adding: {title}")
@@ -161,11 +164,27 @@ def _packaged_model() -> str:
 
 
 @contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Give a temporary folder, and remove it at the end; what demos that were killed left goes first."""
+    parent = tempfile.gettempdir()
+    staging.sweep_folders(parent, _SCRATCH)
+    path, held = staging.make_folder(parent, _SCRATCH, mode=0o700)
+    try:
+        yield path
+    finally:
+        # Not part of a store that stays: the demo's own copies.
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
+
+
+@contextlib.contextmanager
 def _opened(place: str | None, scratch: str) -> Iterator[Store]:
     with Store.open(place or os.path.join(scratch, "store"), create=True) as store:
-        yield store
-        kept = machine_folder(bytes.fromhex(store.store_id), store.backend.url)
-        if place is None and kept is not None:
-            # Not part of a store: this machine's state of one that is about to be deleted.
-            store.machine.close()
-            shutil.rmtree(kept, ignore_errors=True)
+        try:
+            yield store
+        finally:
+            kept = machine_folder(bytes.fromhex(store.store_id), store.backend.url)
+            if place is None and kept is not None:
+                # Not part of a store: this machine's state of one that is about to be deleted.
+                store.machine.close()
+                shutil.rmtree(kept, ignore_errors=True)

@@ -158,7 +158,7 @@ def _write_torch(path: str, tensors: Sequence[Tensor]) -> None:
     pickled.write(b"\x80\x02}(")
     with zipfile.ZipFile(path, "x") as archive:
         for number, tensor in enumerate(tensors):
-            with archive.open(f"model/data/{number}", "w", force_zip64=True) as entry:
+            with archive.open(_member(f"data/{number}"), "w", force_zip64=True) as entry:
                 entry.write(tensor.load().data)
             strides = [math.prod(tensor.shape[at + 1 :]) for at in range(len(tensor.shape))]
             # _rebuild_tensor_v2(storage by its persistent id, offset, shape, strides, no gradient, no hooks)
@@ -167,9 +167,14 @@ def _write_torch(path: str, tensors: Sequence[Tensor]) -> None:
             pickled.write(_text(tensor.name) + b"ctorch._utils\n_rebuild_tensor_v2\n")
             pickled.write(_tuple(storage + b"Q", _integer(0), _tuple(*map(_integer, tensor.shape)),
                                  _tuple(*map(_integer, strides)), b"\x89", b"ccollections\nOrderedDict\n)R") + b"R")  # fmt: skip
-        archive.writestr("model/data.pkl", pickled.getvalue() + b"u.")
-        archive.writestr("model/byteorder", b"little")
-        archive.writestr("model/version", b"3\n")
+        archive.writestr(_member("data.pkl"), pickled.getvalue() + b"u.")
+        archive.writestr(_member("byteorder"), b"little")
+        archive.writestr(_member("version"), b"3\n")
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    # Without the time of day, as torch writes it: the same tensors are the same file.
+    return zipfile.ZipInfo(f"model/{name}")
 
 
 def _text(value: str) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import stat
 from collections import deque
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ _MAX_PIECES = 16
 
 _MAX_OPEN = 48
 """Files that all batches together keep open: two descriptors each, so that macOS's limit of 256 is never reached."""
+
+_OTHER_DESCRIPTORS = 16
+"""What a process has open beside the files of a checkout and the packs that its workers read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -215,14 +219,15 @@ class Checkout:
             os.close(self._open_directory(root, path))
         located = reader.locate(b"".join(layout.ids for layout in layouts))
         window = worker_count() + 1
+        most_open, most_pieces = _open_at_once()
         pending: deque[tuple[_Batch, Future[None]]] = deque()
         try:
             with TaskGroup() as tasks:
-                for batch in _batches(tree.files, layouts):
+                for batch in _batches(tree.files, layouts, most_pieces):
                     self._open_targets(root, batch)
                     batch.buffer = take_block()
                     pending.append((batch, tasks.submit(_decode, reader, located, batch)))
-                    while len(pending) > window or len(self._open_files) > _MAX_OPEN:
+                    while len(pending) > window or len(self._open_files) > most_open:
                         self._settle(*pending.popleft(), reader)
                 while pending:
                     self._settle(*pending.popleft(), reader)
@@ -380,8 +385,20 @@ def _write_again(file: _OpenFile, layout: Layout, reader: ObjectReader) -> None:
         give_block(batch.buffer)
 
 
-def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[_Batch]:
-    """Group all chunks, in order, into batches of at most BLOCK bytes; small files share one."""
+def _open_at_once() -> tuple[int, int]:
+    """Return how many files may stay open, and how many a batch may add: fewer where few descriptors are allowed."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return _MAX_OPEN, _MAX_PIECES
+    files = (allowed - _OTHER_DESCRIPTORS - worker_count()) // 2
+    pieces = max(1, min(_MAX_PIECES, files // 4))
+    return max(1, min(_MAX_OPEN, files - pieces)), pieces
+
+
+def _batches(
+    files: Sequence[TreeEntry], layouts: Sequence[Layout], most_pieces: int = _MAX_PIECES
+) -> Iterator[_Batch]:
+    """Group all chunks, in order, into batches of at most BLOCK bytes; up to `most_pieces` small files share one."""
     batch = _Batch(0)
     position = 0
     for entry, layout in zip(files, layouts, strict=True):
@@ -399,7 +416,7 @@ def _batches(files: Sequence[TreeEntry], layouts: Sequence[Layout]) -> Iterator[
             if size or last:
                 batch.pieces.append(_Piece(entry, layout, done, size, last))
                 done += size
-            if not last or len(batch.pieces) >= _MAX_PIECES:
+            if not last or len(batch.pieces) >= most_pieces:
                 yield batch
                 batch = _Batch(position)
             if last:

@@ -28,6 +28,9 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHOWN = 100
 """Bytes of the destination's name in the temporary folder's name, which must stay within file systems' limits."""
 
+_ATTEMPTS = 4
+"""Folders that may be taken by those who clean up, before their maker has locked them."""
+
 _FILE = re.compile(r"\.[0-9a-f]{16}\.casstore")
 _calls = SystemCalls()
 
@@ -57,12 +60,22 @@ def folder_beside(destination: str) -> Iterator[str]:
         os.close(descriptor)
 
 
-def make_folder(parent: str, name: str) -> tuple[str, int]:
+def make_folder(parent: str, name: str, *, mode: int = 0o777) -> tuple[str, int]:
     """Make a folder that may become `name` in `parent`; return its path and a descriptor that holds it."""
-    path = os.path.join(parent, f"{_folder_prefix(name)}{os.urandom(6).hex()}.casstore")
-    os.mkdir(path, 0o777)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try_hold(_calls, descriptor, path)
+    for last in (*[False] * _ATTEMPTS, True):
+        path = os.path.join(parent, f"{_folder_prefix(name)}{os.urandom(6).hex()}.casstore")
+        os.mkdir(path, mode)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if last:
+                raise
+            continue  # Somebody who cleaned up was faster than the lock (invariant 10).
+        if try_hold(_calls, descriptor, path) or last or not tells_the_dead(parent):
+            break
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.rmdir(path)  # Invariant 10: who cleans up holds it and is removing it.
     return path, descriptor
 
 

@@ -437,6 +437,24 @@ class TestCheckouts:
         assert list(tmp_path.iterdir()) == []
         os.close(directory)
 
+    @pytest.mark.parametrize("step", ["open", "flock"])
+    def test_a_sweep_that_is_faster_than_the_lock_of_a_folder(self, tmp_path, monkeypatch, step):
+        module = {"open": os, "flock": fcntl}[step]
+        call = getattr(module, step)
+
+        def late(*arguments, **options):
+            monkeypatch.setattr(module, step, call)
+            staging.sweep_folders(str(tmp_path), "out")
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(module, step, late)
+        path, descriptor = staging.make_folder(str(tmp_path), "out")
+        staging.sweep_folders(str(tmp_path), "out")
+        assert [os.fspath(item) for item in tmp_path.iterdir()] == [path]
+        os.close(descriptor)
+        staging.sweep_folders(str(tmp_path), "out")
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize("name", ["模" * 80, "m" + "模" * 80], ids=["cut", "whole"])
     def test_a_name_of_many_bytes(self, added, tmp_path, name):
         left = staging.make_folder(str(tmp_path), name)

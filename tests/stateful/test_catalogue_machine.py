@@ -246,7 +246,9 @@ class CatalogueMachine(RuleBasedStateMachine):
             found, record = refs.naming(prefix)
             assert found == targets
             naming = [item for item in models if item.target in targets]
-            assert record == (max(naming, key=lambda item: (item.time, item.name)) if len(targets) == 1 else None)
+            assert record == (
+                max(naming, key=lambda item: (item.time, item.name)) if len(targets) == 1 else None
+            )
 
     @invariant()
     def nothing_else_is_in_the_store(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -121,6 +122,15 @@ def test_a_store_that_stays(two_tensors, tmp_path):
     assert all(step.bytes_dedup == step.bytes_total for step in again.steps)
 
 
+def test_variants_are_the_same_bytes_at_any_time(two_tensors, tmp_path, monkeypatch):
+    first = run_demo(str(two_tensors))
+    now = time.localtime()
+    monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((now[0] + 1, *now[1:])))
+    assert [step.model_id for step in run_demo(str(two_tensors)).steps] == [
+        step.model_id for step in first.steps
+    ]
+
+
 def test_variants_hold_the_right_numbers(two_tensors, tmp_path):
     made = make_variants(two_tensors, tmp_path)
     assert list(made) == ["bf16", "fp16", "retrained", "sharded", "torch"]
@@ -159,6 +169,20 @@ def test_models_without_variants(files, tmp_path):
         path.write_bytes(data)
     report = run_demo(str(tmp_path / "model"))
     assert [step.name for step in report.steps] == ["original", "again"]
+
+
+def test_what_ends_it_leaves_nothing_and_what_was_killed_goes(two_tensors, tmp_path, own_home, monkeypatch):
+    monkeypatch.setattr(demo_module.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary" / ".casstore-demo.0123456789ab.casstore" / "store").mkdir(parents=True)
+
+    def stop(text):
+        if text.startswith("getting"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(str(two_tensors), announce=stop)
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert [names for _, _, names in os.walk(own_home) if names] == []
 
 
 def test_a_missing_package_and_a_missing_path(monkeypatch, tmp_path):

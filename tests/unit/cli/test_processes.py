@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -225,3 +226,67 @@ def test_a_closed_output(place):
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def in_shell(line):
+    """Run a line of shell in which $C is the command; return its exit code, output and errors."""
+    done = subprocess.run(
+        ["sh", "-c", line],
+        env={**os.environ, "C": f"{sys.executable} -m casstore"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_an_error_of_a_closed_error_output_is_not_in_the_bytes(place):
+    assert in_shell(f'$C cat models/none big.bin --store "{place}" 2>&-') == (1, b"", b"")
+    assert in_shell("$C no-such-command 2>&-") == (2, b"", b"")
+
+
+def test_cat_to_a_closed_output(place):
+    code, _, error = in_shell(f'$C cat models/big big.bin --store "{place}" >&-')
+    assert (code, error) == (1, b"casstore: There is nowhere to write to: the standard output is closed.\n")
+
+
+def test_files_never_get_the_numbers_of_closed_streams(place, tmp_path):
+    """What a library prints to a number that a pack has would be in the pack."""
+    program = (
+        "import os, sys\n"
+        "from casstore.backend import local_writer\n"
+        "from casstore.__main__ import main\n"
+        "write = local_writer.LocalWriter.write\n"
+        "def printing(self, parts):\n"
+        "    for number in (1, 2):\n"
+        "        os.write(number, b'a message of a library')\n"
+        "    write(self, parts)\n"
+        "local_writer.LocalWriter.write = printing\n"
+        f"sys.argv = ['casstore', 'add', {str(tmp_path / 'new.bin')!r}, '--ref', 'models/n', '--store', {str(place)!r}]\n"
+        "main()\n"
+    )
+    (tmp_path / "new.bin").write_bytes(os.urandom(100_000))
+    (tmp_path / "program.py").write_text(program)
+    line = f"{sys.executable} '{tmp_path / 'program.py'}' <&- >&- 2>&-"
+    assert in_shell(line) == (0, b"", b"")
+    assert run("check", "--read-data", "--store", place).returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_for_an_output_that_is_full(option):
+    assert in_shell(f"$C {option} >/dev/full") == (1, b"", b"casstore: No space left on device.\n")
+
+
+def test_a_checkout_where_few_descriptors_are_allowed(place, tmp_path):
+    for number in range(200):
+        (tmp_path / "many" / str(number)).mkdir(parents=True)
+        (tmp_path / "many" / str(number) / "file").write_bytes(b"%d" % number)
+    with casstore.Store.open(place) as store:
+        store.add(tmp_path / "many", ref="models/many")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    done = run(
+        *("get", "models/many", tmp_path / "out", "--store", place),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)),
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "out" / "199" / "file").read_bytes() == b"199"
