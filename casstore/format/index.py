@@ -256,8 +256,9 @@ def decode_head(data: Buffer, shape: Shape, *, key: str) -> Head:
     view = memoryview(data)[: shape.head_size]
     if len(view) < shape.head_size:
         raise FormatError(f"{key} is truncated. Remove that file; it is rebuilt from the packs.")
-    blank = _pack_header(replace(shape, check=bytes(DIGEST_SIZE)))
-    if digest(blank + bytes(view[HEADER_SIZE:])) != shape.check:
+    hasher = Hasher(_pack_header(replace(shape, check=bytes(DIGEST_SIZE))))
+    hasher.update(view[HEADER_SIZE:])
+    if hasher.digest() != shape.check:
         raise FormatError(
             f"The head of {key} fails its checksum. Remove that file; it is rebuilt from the packs."
         )

@@ -39,17 +39,13 @@ class PackTable:
     def numbers_of(self, packs: Sequence[bytes]) -> NDArray[np.uint32]:
         """Return the numbers of packs, new ones for those that are new."""
         with self._lock:
-            numbers = np.empty(len(packs), np.uint32)
-            for at, pack in enumerate(packs):
-                number = self._numbers.get(pack)
-                if number is None:
+            for pack in packs:
+                if pack not in self._numbers:
                     # In this order: a child that is forked in between has an unused number rather than a wrong one.
-                    number = len(self._ids)
                     self._sizes.append(None)
                     self._ids.append(pack)
-                    self._numbers[pack] = number
-                numbers[at] = number
-            return numbers
+                    self._numbers[pack] = len(self._ids) - 1
+            return np.fromiter(map(self._numbers.__getitem__, packs), np.uint32, len(packs))
 
     def note_sizes(self, numbers: NDArray[np.uint32], sizes: Sequence[int]) -> None:
         """Record the sizes in bytes that one segment gives for its packs."""

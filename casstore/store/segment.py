@@ -1,8 +1,8 @@
 """One loaded index segment: which of its rows are about the objects that are asked for.
 
-A small segment is held in memory. Of a large one, only the head is: keys, rows and base lists are read as they are
-needed, so the time and memory of a look-up depend on the number of ids, not on the size of the segment. Nothing is
-mapped: if someone truncated the file meanwhile, touching it would kill the process.
+A small segment is held in memory. Of a large one, only the head is, and the keys where they are few: other keys, rows
+and base lists are read as they are needed, so the time and memory of a look-up depend on the number of ids, not on the
+size of the segment. Nothing is mapped: if someone truncated the file meanwhile, touching it would kill the process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.backend.base import Backend
+    from casstore.errors import BackendError
     from casstore.format.rows import Rows
 
     Positions = NDArray[np.int64]
@@ -37,6 +39,7 @@ BATCH_BITS = 18
 _LISTS = 1 << 16
 _READ = 8 << 20
 _HELD = 1 << 20  # segments of at most this many bytes are held in memory
+_KEYS_HELD = 1 << 20  # columns of keys of at most this many bytes are held in memory
 _KEYS_APART = 1024
 _FEW_IDS = 128
 _SHORT_QUESTIONS = 4  # look-ups in a small segment after which a table pays for itself
@@ -44,6 +47,20 @@ _SMALL = 8192
 _MANY = 64
 _ASKED = 16
 _DAMAGED = "Remove that file; it is rebuilt from the packs."
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """A piece of the column of keys: those of `buckets`, which ascend, or of all, start at `begins`."""
+
+    column: NDArray[np.uint32]
+    begins: NDArray[Any]
+    buckets: Positions | None = None
+
+    def begins_of(self, buckets: Positions) -> Positions:
+        """Return where in the column the keys of each of these buckets start."""
+        at = buckets if self.buckets is None else np.searchsorted(self.buckets, buckets)
+        return self.begins[at].astype(np.int64)
 
 
 class Segment:
@@ -64,6 +81,9 @@ class Segment:
         self._descriptor = descriptor
         self.checked = np.zeros(shape.buckets, np.bool_)
         self._checked_blocks = np.zeros(shape.blocks, np.bool_)
+        self._held_keys: NDArray[np.uint32] | None = None
+        if descriptor is None:
+            self._held_keys = np.frombuffer(data[shape.head_size : shape.rows_begin], "<u4")
         self.numbers: NDArray[np.uint32] = np.zeros(0, np.uint32)
         """The index-wide numbers of the segment's packs: the index sets them."""
         self._table: dict[bytes, list[int]] | None = None
@@ -137,10 +157,7 @@ class Segment:
             begin = int(blocks[first]) * BLOCK
             size = min((last - first) * BLOCK, shape.bases_size - begin)
             places.append((shape.bases_begin + begin, first * BLOCK, first * BLOCK + size))
-        if len(places) > _MANY:
-            self._fetch_ahead(places)
-        for offset, begin, end in places:
-            self._read(memory[begin:end], offset)
+        self._read_places(memory, places)
         fresh = np.flatnonzero(~self._checked_blocks[blocks])
         sizes = np.minimum(BLOCK, shape.bases_size - blocks[fresh] * BLOCK).tolist()
         parts = [
@@ -158,8 +175,9 @@ class Segment:
         """
         buckets = self.head.bucket_of(words)
         if len(self) > _SMALL:
-            queries, rows = self._candidates(words, buckets)
-            found = self._fetch(rows, buckets[queries])
+            keys = self._keys_of(buckets)
+            queries, rows = self._candidates(words, buckets, keys)
+            found = self._fetch(rows, buckets[queries], keys)
         else:
             self.check(buckets)
             every = self._rows(0, len(self))
@@ -168,7 +186,7 @@ class Segment:
             if short and self._short_questions > _SHORT_QUESTIONS:
                 queries, rows = self._match_few(words, buckets, every)
             else:
-                queries, rows = self._candidates(words, buckets)
+                queries, rows = self._candidates(words, buckets, self._keys_of(buckets))
             found = every[rows]
         same = (found["id"].astype(np.uint64) == words[queries]).all(axis=1)
         return queries[same], found[same]
@@ -211,13 +229,12 @@ class Segment:
             yield rows
 
     def _candidates(
-        self, words: NDArray[np.uint64], buckets: NDArray[np.int64]
+        self, words: NDArray[np.uint64], buckets: NDArray[np.int64], there: _Keys
     ) -> tuple[Positions, Positions]:
         """Return (position in `words`, row) for every row with the key of an id that is asked for."""
         keys = self.head.key_of(words)
-        wanted, which = _distinct(buckets)
-        column, starts = self._read_keys(wanted)
-        begin = starts[which]
+        column = there.column
+        begin = there.begins_of(buckets)
         first = self.head.fanout[buckets].astype(np.int64)
         low = begin.copy()
         end = begin + self.head.fanout[buckets + 1] - first
@@ -260,12 +277,21 @@ class Segment:
         found = np.array(pairs, np.int64).reshape(-1, 2)
         return found[:, 0], found[:, 1]
 
-    def _read_keys(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.uint32], Positions]:
-        """Return keys, and where in them those of each of these distinct, ascending buckets start."""
-        begins = self.head.fanout[wanted].astype(np.int64)
+    def _keys_of(self, buckets: NDArray[np.int64]) -> _Keys:
+        """Return the keys of these buckets, at least."""
+        shape = self.head.shape
+        if self._held_keys is None and index_format.KEY_SIZE * shape.rows <= _KEYS_HELD:
+            column = np.empty(shape.rows, "<u4")
+            self._read(memoryview(column.view(np.uint8)), shape.head_size)
+            self._held_keys = column
+        if self._held_keys is not None:
+            return _Keys(self._held_keys, self.head.fanout)
+        return self._read_keys(_distinct(buckets)[0])
+
+    def _read_keys(self, wanted: NDArray[np.int64]) -> _Keys:
+        """Read the keys of distinct, ascending buckets."""
         origin = self.head.shape.head_size
-        if self._descriptor is None:
-            return np.frombuffer(self._data[origin : self.head.shape.rows_begin], "<u4"), begins
+        begins = self.head.fanout[wanted].astype(np.int64)
         ends = self.head.fanout[wanted + 1].astype(np.int64)
         # Reading what lies between two near buckets costs less than another call.
         heads = np.flatnonzero(np.concatenate([[True], begins[1:] - ends[:-1] > _KEYS_APART]))
@@ -282,24 +308,21 @@ class Segment:
                 strict=True,
             )
         )
-        if len(places) > _MANY:
-            self._fetch_ahead(places)
-        for offset, begin, end in places:
-            self._read(memory[begin:end], offset)
+        self._read_places(memory, places)
         runs = np.repeat(np.arange(len(heads)), tails - heads + 1)
-        return column, edges[runs] + begins - begins[heads][runs]
+        return _Keys(column, edges[runs] + begins - begins[heads][runs], wanted)
 
-    def _fetch(self, rows: Positions, buckets: NDArray[np.int64]) -> Rows:
+    def _fetch(self, rows: Positions, buckets: NDArray[np.int64], keys: _Keys) -> Rows:
         """Return rows of the file, whose buckets are given; those are read and verified, the rows judged."""
         if not rows.size:
             return np.zeros(0, ROW)
         wanted, which = _distinct(buckets)
-        fetched, starts = self._read_buckets(wanted)
+        fetched, starts = self._read_buckets(wanted, keys)
         found: Rows = fetched[starts[which] + rows - self.head.fanout[wanted][which]]
         self._judge(found)
         return found
 
-    def _read_buckets(self, wanted: NDArray[np.int64]) -> tuple[Rows, Positions]:
+    def _read_buckets(self, wanted: NDArray[np.int64], keys: _Keys | None = None) -> tuple[Rows, Positions]:
         """Read and verify buckets; return their rows, one after the other, and where those of each start."""
         begins = self.head.fanout[wanted].astype(np.int64)
         ends = self.head.fanout[wanted + 1].astype(np.int64)
@@ -309,11 +332,8 @@ class Segment:
         edges = (starts * ROW.itemsize).tolist()
         offsets = (begins * ROW.itemsize + self.head.shape.rows_begin).tolist()
         places = list(zip(offsets, edges, edges[1:], strict=False))
-        if len(places) > _MANY:
-            self._fetch_ahead(places)
-        for offset, begin, end in places:
-            self._read(memory[begin:end], offset)
-        self._verify(wanted, starts, fetched)
+        self._read_places(memory, places)
+        self._verify(wanted, starts, fetched, keys)
         return fetched, starts
 
     def _fetch_ahead(self, places: list[tuple[int, int, int]]) -> None:
@@ -337,6 +357,19 @@ class Segment:
         self._read(memoryview(rows.view(np.uint8)), origin + ROW.itemsize * begin)
         return rows
 
+    def _read_places(self, memory: memoryview, places: list[tuple[int, int, int]]) -> None:
+        """Read for each place (offset, begin, end) what lies at `offset` into the bytes from `begin` to `end`."""
+        if len(places) > _MANY:
+            self._fetch_ahead(places)
+        descriptor = self._descriptor
+        try:
+            for offset, begin, end in places:
+                # There may be thousands, so `_read` is called only where one call of the system is not enough.
+                if descriptor is None or os.preadv(descriptor, [memory[begin:end]], offset) != end - begin:
+                    self._read(memory[begin:end], offset)
+        except OSError as error:
+            raise self._unreadable(error) from error  # design §12
+
     def _read(self, out: memoryview, offset: int) -> None:
         if self._descriptor is None:
             out[:] = self._data[offset : offset + len(out)]
@@ -349,10 +382,18 @@ class Segment:
                     raise FormatError(f"{self.key} became shorter while it was read. {_DAMAGED}")
                 done += count
         except OSError as error:
-            raise from_os_error(error, f"read {self.key}", retryable=False) from error  # design §12
+            raise self._unreadable(error) from error  # design §12
 
-    def _verify(self, buckets: NDArray[np.int64], starts: Positions, rows: Rows) -> None:
-        """Check that buckets, whose rows lie one after the other in `rows`, are as they were written, once."""
+    def _unreadable(self, error: OSError) -> BackendError:
+        return from_os_error(error, f"read {self.key}", retryable=False)
+
+    def _verify(
+        self, buckets: NDArray[np.int64], starts: Positions, rows: Rows, keys: _Keys | None = None
+    ) -> None:
+        """Check that buckets, whose rows lie one after the other in `rows`, are as they were written, once.
+
+        `keys` are those of these buckets, and others, where they have been read already.
+        """
         fresh = np.flatnonzero(~self.checked[buckets])
         if not fresh.size:
             return
@@ -360,9 +401,9 @@ class Segment:
         edges = (starts * ROW.itemsize).tolist()
         parts = [view[edges[at] : edges[at + 1]] for at in fresh.tolist()]
         self.head.check_buckets(buckets[fresh], parts, key=self.key)
-        column, begins = self._read_keys(buckets)
-        places = np.repeat(begins - starts[:-1], np.diff(starts)) + np.arange(len(rows))
-        self.head.check_keys(rows, column[places], key=self.key)
+        keys = keys or self._keys_of(buckets)
+        places = np.repeat(keys.begins_of(buckets) - starts[:-1], np.diff(starts)) + np.arange(len(rows))
+        self.head.check_keys(rows, keys.column[places], key=self.key)
         self.checked[buckets] = True
 
     def _judge(self, rows: Rows) -> None:
@@ -400,7 +441,7 @@ def load_file(key: str, path: str, *, place: str = "") -> Segment:
         raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
     try:
         size = os.fstat(descriptor).st_size
-        data = os.pread(descriptor, min(size, _HELD), 0)
+        data = os.pread(descriptor, size if size <= _HELD else index_format.HEADER_SIZE, 0)
         if size > _HELD:
             shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
             data = os.pread(descriptor, min(shape.head_size, size), 0)
