@@ -130,8 +130,8 @@ def collect(
         inside = _inside(location, roots)
         if inside is None:
             # An additional folder is known by its name, as a file is; any other by what it is for.
-            named = not os.path.isdir(location) or _ADDITIONAL in role.split("/")
-            name = f"{role}/{tree_name(os.path.basename(location))}" if named else role
+            has_name = not os.path.isdir(location) or _ADDITIONAL in role.split("/")
+            name = f"{role}/{tree_name(os.path.basename(location))}" if has_name else role
             roots[location], places[name] = name, location
             for outer in companions(location):
                 places[f"{role}/{outer}"] = os.path.join(os.path.dirname(location), outer)
