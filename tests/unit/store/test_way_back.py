@@ -465,5 +465,5 @@ def test_a_damaged_version_number_is_no_newer_version(place):
         path = os.path.join(place.root, min(place.others))
         os.chmod(path, 0o600)
         flip(path, 8)
-        [problem] = check(store, read_data=True).problems
+        problem = check(store, read_data=True).problems[0]
     assert "does not have the hash that names it" in problem.message
