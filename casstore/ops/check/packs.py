@@ -78,10 +78,11 @@ def check_packs(
 
 
 def _check_form(backend: Backend, entry: Entry, pack_id: bytes, *, read_data: bool) -> Footer:
-    head = backend.read(entry.key, start=0, length=pack_format.HEADER_SIZE)
-    pack_format.check_header(head, key=entry.key)
+    # A damaged version number must not pass for a newer one: the hash decides first, where it is known.
     if read_data:
         _check_whole(backend, entry, pack_id)
+    head = backend.read(entry.key, start=0, length=pack_format.HEADER_SIZE)
+    pack_format.check_header(head, key=entry.key)
     return read_footer(backend, pack_id)
 
 

@@ -458,3 +458,12 @@ def test_a_check_beside_a_collector_finds_nothing_wrong(place, monkeypatch):
     with opened(place.root) as store:
         store.delete_ref("models/other")
         assert_clean(store)
+
+
+def test_a_damaged_version_number_is_no_newer_version(place):
+    with opened(place.root) as store:
+        path = os.path.join(place.root, min(place.others))
+        os.chmod(path, 0o600)
+        flip(path, 8)
+        problem = check(store, read_data=True).problems[0]
+    assert "does not have the hash that names it" in problem.message
