@@ -238,7 +238,8 @@ class LocalBackend(Backend):
         """Whether links, or a rename that does not replace, work here."""
         if self._exclusive is None:
             with LocalWriter(self._directory) as probe:
-                target = f"{self._root}/{TEMPORARY}/{uuid.uuid4().hex}"
+                # One file with the probe, and held like it: it goes with the next publish if this process is killed.
+                target = f"{self._root}/{TEMPORARY}/{uuid.uuid4().hex}{HELD}"
                 try:
                     self._directory.place(probe.path, target, exclusive=True)
                     self._exclusive = True
@@ -246,8 +247,8 @@ class LocalBackend(Backend):
                     # Not an error here: the answer is no, and forks stay visible instead (invariant 10).
                     self._exclusive = False
                 except OSError as error:
-                    raise from_os_error(error, f"try links in {self.url}") from error
-                else:
+                    raise self._explain(error, "try a link in", TEMPORARY) from error
+                finally:
                     self._directory.unlink_quietly(target)
         return self._exclusive
 

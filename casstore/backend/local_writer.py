@@ -52,6 +52,10 @@ class LocalWriter(BlobWriter):
         except OSError as error:
             self.discard()
             raise self._explain(error, "write") from error
+        except BaseException:
+            # Invariant 2: nobody else knows of the file that an interrupt leaves here.
+            self.discard()
+            raise
 
     def _open(self, *, hold: bool) -> None:
         plain = self.path
@@ -167,13 +171,15 @@ class LocalWriter(BlobWriter):
     def discard(self) -> None:
         """Close and remove the temporary file; an object that was linked from it keeps its own name."""
         fd, self._fd = self._fd, None
-        if fd is not None:
-            # Invariant 2: close could only report on bytes that are discarded here.
-            with suppress(OSError):
-                self._calls.close(fd)
-        if self._named:
-            self._named = False
-            self._directory.unlink_quietly(self.path)
+        try:
+            if fd is not None:
+                # Invariant 2: close could only report on bytes that are discarded here.
+                with suppress(OSError):
+                    self._calls.close(fd)
+        finally:
+            if self._named:
+                self._named = False
+                self._directory.unlink_quietly(self.path)
 
     def set_mode(self, mode: int) -> None:
         """Set the mode of the temporary file, where the file system has modes."""
@@ -181,6 +187,9 @@ class LocalWriter(BlobWriter):
 
     def _explain(self, error: OSError, doing: str) -> BackendError:
         root = self._directory.root
+        if isinstance(error, FileNotFoundError):
+            # Invariant 8: a disk that went away in the middle is not an absence.
+            self._directory.require_reachable(TEMPORARY)
         return from_os_error(error, f"{doing} in {root}", retryable=False, place=root)
 
     def _usable(self) -> int:

@@ -54,6 +54,9 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
                     with suppress(OSError):
                         calls.close(fd)
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            # Invariant 8: a disk that went away in the middle is not an absence.
+            directory.require_reachable(LOCK)
         raise from_os_error(error, f"lock {directory.root}") from error
 
 

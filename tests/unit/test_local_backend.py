@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -224,6 +225,78 @@ def test_another_disk_in_its_place_is_an_outage(root):
     with pytest.raises(BackendUnavailable, match="mounted"):
         backend.put(KEY, [b"x"])
     assert list(root.iterdir()) == [], "nothing is written where the disk should be"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda backend: backend.put(KEY, [b"x"]),
+        lambda backend: backend.creates_exclusively,
+        lambda backend: backend.publish_lock(exclusive=False, blocking=True).__enter__(),
+    ],
+    ids=["put", "probe", "lock"],
+)
+def test_a_disk_that_goes_away_in_the_middle_is_no_absence(root, work):
+    class Unmounted(SystemCalls):
+        """From the first name that is given or asked for on, all that is there is an empty mount point."""
+
+        gone = False
+
+        def open(self, path, flags, mode=0o600):
+            self.gone = self.gone or path.endswith("/.lock")
+            if self.gone:
+                raise FileNotFoundError(errno.ENOENT, "gone", path)
+            return super().open(path, flags, mode)
+
+        def link(self, source, target):
+            self.gone = True
+            if "/.tmp/" in target:
+                raise FileNotFoundError(errno.ENOENT, "gone", target)
+            super().link(source, target)
+
+        def mkdir(self, path, mode):
+            if self.gone:
+                raise FileNotFoundError(errno.ENOENT, "gone", path)
+            super().mkdir(path, mode)
+
+        def stat(self, path, *, follow=True):
+            status = super().stat(path, follow=follow)
+            return status._replace(device=status.device + 1) if self.gone else status
+
+    backend = LocalBackend(root, create=True, calls=Unmounted())
+    with pytest.raises(BackendUnavailable, match="mounted"):
+        work(backend)
+
+
+@pytest.mark.parametrize("step", ["flock", "fstat", "link", "close", "fsync"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda backend: backend.put(KEY, [b"x"]),
+        lambda backend: backend.creates_exclusively,
+    ],
+    ids=["put", "probe"],
+)
+def test_an_interrupt_at_any_step_leaves_no_temporary_file(root, work, step):
+    class Interrupted(SystemCalls):
+        armed = False
+
+    def interrupt(calls, *arguments):
+        done = getattr(SystemCalls, step)(calls, *arguments)
+        if calls.armed:
+            calls.armed = False
+            raise KeyboardInterrupt
+        return done
+
+    setattr(Interrupted, step, interrupt)
+    calls = Interrupted()
+    backend = LocalBackend(root, create=True, calls=calls)
+    backend.put("packs/ab/first", [b"x"])
+    calls.armed = True
+    with contextlib.suppress(KeyboardInterrupt):
+        work(backend)
+    calls.armed = False
+    assert list((root / ".tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOTCONN])
