@@ -249,6 +249,8 @@ def find_mount_type(lines: Sequence[str], path: str) -> str | None:
 
 
 def _unescape(text: str) -> str:
+    if "\\" not in text:
+        return text
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text

@@ -187,9 +187,11 @@ class Catalogue:
             f"AND ({inside}) GROUP BY target ORDER BY target"
         )
         ends = [end for base in bases for end in key_range(base.removeprefix(names.PREFIX))]
+        # Left to itself, SQLite walks through the records of all targets by time until it meets one of this.
         body = (
-            "SELECT key, data FROM records LEFT JOIN bodies USING (id) WHERE state = ? AND target = ? "  # noqa: S608  # as above
-            f"AND ({inside}) ORDER BY time DESC, name DESC LIMIT ?"
+            "SELECT key, data FROM (SELECT id, key FROM records INDEXED BY records_by_target "  # noqa: S608  # as above
+            f"WHERE state = ? AND target = ? AND ({inside}) ORDER BY time DESC, name DESC LIMIT ?) "
+            "LEFT JOIN bodies USING (id)"
         )
 
         def work(state: sqlite3.Connection) -> tuple[list[bytes], list[tuple[str, bytes | None]]]:

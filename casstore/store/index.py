@@ -279,15 +279,15 @@ class Index(ForkAware):
         rows["pack"] = NOT_FOUND
         sources = np.zeros(len(words), np.int32)
         ranks = np.full(len(words), _NO_RANK, np.uint8)
-        lists: list[BaseLists] = []
+        lists = [BaseLists.empty()] * len(segments)
+        open_ = np.arange(len(words))
         for source, segment in enumerate(segments):
-            lists.append(BaseLists.empty())
-            # A frame that decodes alone stays; for the rest, another segment may have a better one.
-            open_ = np.flatnonzero(ranks)
             if not open_.size or not len(segment):
                 continue
             try:
                 queries, found = segment.matches(words[open_])
+                if not queries.size:
+                    continue
                 queries = open_[queries]
                 numbers = segment.numbers[found["pack"]]
                 good = (found["rank"] < ranks[queries]) & self._judge(numbers, usable)
@@ -306,6 +306,8 @@ class Index(ForkAware):
             rows["pack"][queries] = numbers[order]
             sources[queries] = source
             ranks[queries] = found["rank"][order]
+            # Whatever was found that decodes alone stays; for the rest, another segment may have something better.
+            open_ = np.flatnonzero(ranks)
         return Located(rows, sources, tuple(lists))
 
     def _judge(self, numbers: NDArray[np.uint32], usable: Callable[[int], bool] | None) -> NDArray[np.bool_]:

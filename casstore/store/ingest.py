@@ -350,7 +350,8 @@ class Ingest:
             self._write_layouts()
 
     def _write_layouts(self) -> None:
-        self._publication.write_objects(Kind.LAYOUT, self._layouts)
+        if self._layouts:
+            self._publication.write_objects(Kind.LAYOUT, self._layouts)
         self._layouts = {}
         self._layouts_size = 0
 

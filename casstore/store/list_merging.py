@@ -70,9 +70,10 @@ class MergedLists:
         parts = [
             segment.list_range(int(edges[at]), int(edges[at + 1]))
             for segment, edges in zip(self._segments, self._edges, strict=True)
+            if edges[at] < edges[at + 1]
         ]
-        counts = np.concatenate([np.diff(part.offsets) for part in parts])
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<u4")
+        counts = [np.zeros(1, np.uint32), *(np.diff(part.offsets) for part in parts)]
+        offsets = np.cumsum(np.concatenate(counts), dtype="<u4")
         return BaseLists(offsets, b"".join(part.ids for part in parts))
 
 

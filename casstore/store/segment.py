@@ -187,6 +187,8 @@ class Segment:
                 queries, rows = self._match_few(words, buckets, every)
             else:
                 queries, rows = self._candidates(words, buckets, self._keys_of(buckets))
+            if not queries.size:
+                return queries, every[:0]
             found = every[rows]
         same = (found["id"].astype(np.uint64) == words[queries]).all(axis=1)
         return queries[same], found[same]

@@ -32,6 +32,7 @@ _ATTEMPTS = 4
 """Folders that may be taken by those who clean up, before their maker has locked them."""
 
 _FILE = re.compile(r"\.[0-9a-f]{16}\.casstore")
+_FOLDER_END = re.compile(r"[0-9a-f]{12}\.casstore")
 _calls = SystemCalls()
 
 
@@ -103,12 +104,12 @@ def make_file(directory: int, mode: int, *, hold: bool) -> tuple[str, int]:
 
 def sweep_folders(parent: str, name: str) -> None:
     """Remove what dead processes left of `name` in `parent`."""
-    if not tells_the_dead(parent):
-        return
-    pattern = re.compile(re.escape(_folder_prefix(name)) + r"[0-9a-f]{12}\.casstore")
+    prefix = _folder_prefix(name)
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        found = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
-        for path in found:
+        # The parent may hold thousands of destinations.
+        alike = [entry for entry in entries if entry.name.startswith(prefix)]
+        found = [entry.path for entry in alike if _FOLDER_END.fullmatch(entry.name, len(prefix))]
+        for path in found if found and tells_the_dead(parent) else ():
             held = take_abandoned(_calls, path)
             if held is None:
                 continue
