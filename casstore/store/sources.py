@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from casstore.store.unchanged import UnchangedFiles
 
 
+_GRAPH_NAMES = (".onnx", ".pb")
+
+
 @dataclass(frozen=True, slots=True)
 class StatIdentity:
     """The stat identity of a file: device, inode, size in bytes, and both times in nanoseconds."""
@@ -258,8 +261,11 @@ def shown(place: bytes) -> str:
 
 
 def is_onnx(file: SourceFile) -> bool:
-    """Say whether a file may tell where tensors lie in other files."""
-    return file.path.endswith(".onnx")
+    """Say whether a file has the name of an ONNX graph, which may tell where tensors lie in other files.
+
+    Only names count: a graph's own key is part of the keys of the files beside it, before anything is read.
+    """
+    return file.path.lower().endswith(_GRAPH_NAMES)
 
 
 def _unreadable(place: bytes, error: OSError) -> ConfigError | AccessDenied:

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from casstore.tensors import TensorSpan
 
 
-# Smaller data files are one chunk, whatever tensors are in them.
-_LEAST_DATA_FILE = 64 << 10
-_HEAD = 16
-
-
 class ElementHints:
     """Which element width each chunk most likely has, from the tensor that fills most of it."""
 
@@ -69,22 +64,17 @@ def find_external_spans(
     """Return the tensors that ONNX graphs tell of, by the path of the file that holds them.
 
     Those are tensors in data files and in the graphs themselves, so that a graph is walked once; None stands for
-    a graph that holds none. Graphs are told by their name or, where there may be a data file for them, by
-    their first bytes.
+    a graph that holds none.
     """
     unread = {file.path for file in files}
-    has_data_file = any(file.identity.size >= _LEAST_DATA_FILE and not is_onnx(file) for file in files)
     own: dict[str, tuple[TensorSpan, ...] | None] = {}
     found: dict[str, list[TensorSpan]] = {}
     for file in all_files:
-        if not unread or not (is_onnx(file) or has_data_file):
+        if not unread or not is_onnx(file):
             continue
         descriptor = open_source(file)
         try:
-            source = _FileBytes(descriptor, file.identity.size, file.location)
-            if not is_onnx(file) and not tensors.may_be_onnx(source.read(0, _HEAD)):
-                continue
-            spans = tensors.find_model_spans(source)
+            spans = tensors.find_model_spans(_FileBytes(descriptor, file.identity.size, file.location))
         finally:
             os.close(descriptor)
         if file.path in unread:

@@ -29,7 +29,6 @@ __all__ = [
     "find_external_spans",
     "find_model_spans",
     "find_spans",
-    "may_be_onnx",
 ]
 
 
@@ -87,11 +86,6 @@ def find_external_spans(source: ByteSource) -> dict[str, tuple[TensorSpan, ...]]
     except Unrecognised:
         return {}
     return find_model_spans(source).external if is_onnx else {}
-
-
-def may_be_onnx(head: bytes) -> bool:
-    """Say whether a file that starts with these 16 bytes may be an ONNX graph, whatever its name: no format's magic fits."""
-    return onnx.may_be_model(head)
 
 
 def find_context_files(source: ByteSource) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from casstore.tensors.span import ByteSource
 
-__all__ = ["Found", "context_files", "find", "may_be_model", "spans"]
+__all__ = ["Found", "context_files", "find", "spans"]
 
 MAX_NESTING = 16
 # Fields looked at in one file; a graph of 100,000 nodes has about a million.
@@ -121,14 +121,6 @@ class Found(NamedTuple):
 
     own: list[TensorSpan]
     external: dict[str, list[TensorSpan]]
-
-
-def may_be_model(head: bytes) -> bool:
-    """Say whether a file that starts with `head` can be a ModelProto as protobuf writes it, its version first."""
-    if len(head) < 4 or head[0] != 1 << 3 or head[1] >= 0x80 or head[2] >= 0x80:
-        return False
-    number, wire = head[2] >> 3, head[2] & 7
-    return number > 1 and wire == (_WIRES["Model"].get(number, _BYTES))
 
 
 def spans(source: ByteSource) -> list[TensorSpan]:

