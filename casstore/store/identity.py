@@ -73,6 +73,9 @@ def _read_format(backend: Backend) -> marks.StoreFormat | None:
 def create_format(backend: Backend) -> marks.StoreFormat:
     """Make an empty place a store, with an id of its own unless someone else was first."""
     there = [entry.key for entry in backend.list("") if entry.key not in _NOT_IN_THE_WAY]
+    made = _read_format(backend) if there else None
+    if made is not None:
+        return made  # Another writer made the store before this listing, and may have filled it.
     if any(key.startswith((PACK_PREFIX, names.PREFIX)) for key in there):
         raise ConfigError(
             f"{backend.url} holds what looks like a store without its `format` file. Restore that file from another "

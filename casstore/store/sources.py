@@ -80,7 +80,7 @@ class Sources:
     def stat_keys(self, unchanged: UnchangedFiles) -> list[bytes | None]:
         """Return for each file its key in the stat cache, None if no change could be detected.
 
-        A key covers the .onnx files beside the file, since they say where the tensors in external data lie.
+        A key covers the ONNX graphs beside the file, since they say where the tensors in external data lie.
         """
         own = [unchanged.key(file.place, file.identity) for file in self.files]
         graphs = [key for file, key in zip(self.files, own, strict=True) if is_onnx(file)]
