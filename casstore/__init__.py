@@ -6,8 +6,12 @@ Imports go down only:
     integrations   cas:// for fsspec, microsoft/Olive
     cache          OliveCache and its parts: models, runs, sharing
     ops            check, sync, and other work on whole stores
-    store          Store: open, add, read, refs, publish
+    store          models: add, check out, read
+    refs           names and their records
+    objects        packs and the index
+    machine        folders, remotes and unchanged files of this machine
     tensors  codecs  chunking  format  backend       (these do not import one another)
+    concurrency    threads, forks, buffers
     digest  _build
     errors
 
@@ -42,8 +46,8 @@ if TYPE_CHECKING:
     from casstore.ops.leftovers import Leftovers, find_leftovers
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
+    from casstore.refs.rows import RefRow
     from casstore.store.model import Model
-    from casstore.store.ref_rows import RefRow
     from casstore.store.store import AddResult, Store
     from casstore.store.usage import StoreStats
 
@@ -91,7 +95,7 @@ _HOMES = {
     "ModelFileTransfer": "casstore.cache.transfer",
     "OliveCache": "casstore.cache.olive_cache",
     "RefNotFound": "casstore.errors",
-    "RefRow": "casstore.store.ref_rows",
+    "RefRow": "casstore.refs.rows",
     "RunCacheManager": "casstore.cache.run_cache",
     "SharedCache": "casstore.cache.shared_cache",
     "Store": "casstore.store.store",

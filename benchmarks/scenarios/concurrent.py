@@ -23,9 +23,9 @@ from benchmarks.peers.base import tree_bytes
 from casstore import Store
 from casstore.format import frame
 from casstore.format.rows import row_ids
+from casstore.objects.footers import read_footer
+from casstore.objects.keys import PACK_PREFIX, pack_id_of
 from casstore.ops.check import check
-from casstore.store.footers import read_footer
-from casstore.store.keys import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:
     from benchmarks.datasets import Corpus

@@ -31,7 +31,7 @@ from casstore.codecs import Encoding
 from casstore.format import frame, pack
 from casstore.format.pack import Footer
 from casstore.format.rows import ROW, BaseLists, Kind
-from casstore.store.packs import PACK_TARGET
+from casstore.objects.pack_writer import PACK_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

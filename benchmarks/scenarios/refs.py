@@ -32,7 +32,7 @@ from benchmarks.worker import peak_rss
 from casstore import Store
 from casstore.format import record as record_format
 from casstore.format.names import WRITE_ID_SIZE
-from casstore.store.machine import state_path
+from casstore.machine.state import state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

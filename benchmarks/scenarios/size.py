@@ -25,8 +25,8 @@ from casstore import Store
 from casstore.codecs import Encoding
 from casstore.format import frame, pack
 from casstore.format.rows import Kind
-from casstore.store.footers import read_footer
-from casstore.store.keys import PACK_PREFIX, pack_id_of
+from casstore.objects.footers import read_footer
+from casstore.objects.keys import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:
     from benchmarks.datasets import Corpus

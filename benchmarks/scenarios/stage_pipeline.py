@@ -20,22 +20,22 @@ from casstore import codecs
 from casstore.backend.base import WRITE_PIECE
 from casstore.chunking import MAX_CHUNK, Chunker, plan_regions
 from casstore.codecs import batch
+from casstore.concurrency.buffers import BLOCK, BLOCK_BUFFER
 from casstore.digest import Hasher, digest
 from casstore.format import frame
 from casstore.format.frame import HEADER_SIZE, FrameHeader
 from casstore.format.rows import Kind
-from casstore.store.buffers import BLOCK, BLOCK_BUFFER
-from casstore.store.objects import MAX_FETCH, MAX_GAP
-from casstore.store.packs import PACK_TARGET
-from casstore.store.sources import find_sources, open_source, read_full
-from casstore.store.tensor_spans import ElementHints, find_external_spans, find_file_spans
+from casstore.objects.pack_writer import PACK_TARGET
+from casstore.objects.reader import MAX_FETCH, MAX_GAP
+from casstore.store.adding.sources import find_sources, open_source, read_full
+from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from casstore.codecs import Encoded
-    from casstore.store.sources import SourceFile
+    from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
 
 READ, CUT, CHUNK_HASH, FILE_HASH = "read from the page cache", "cut", "BLAKE3 of chunks", "BLAKE3 of files"

@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.harness import Measurement, Metric, say
 from benchmarks.scenarios import stage_pipeline as pipeline
 from casstore.chunking import Chunker
+from casstore.concurrency.buffers import BLOCK
 from casstore.digest import digest
-from casstore.store.buffers import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend.base import Backend, BlobWriter, Durability, Entry, validate_key
-from casstore.backend.local import LocalBackend
+from casstore.backend.local.backend import LocalBackend
 from casstore.backend.location import parse_location
 from casstore.backend.memory import MemoryBackend
 from casstore.backend.retry import RetryingBackend, RetryPolicy, retry
@@ -71,7 +71,7 @@ def open_backend(
     else:
         # fsspec costs tens of milliseconds to import, its client libraries more: `import casstore` and
         # stores on this machine do not need them.
-        from casstore.backend.fsspec_backend import FsspecBackend  # noqa: PLC0415
+        from casstore.backend.fsspec.backend import FsspecBackend  # noqa: PLC0415
 
         if location.target.startswith(("http://", "https://")) and not readonly:
             raise ConfigError(f"{location.target} can only be read from: open it with readonly=True.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError
 from casstore.format.names import check_name
-from casstore.store.user_folders import expand_home
+from casstore.machine.user_folders import expand_home
 
 if TYPE_CHECKING:
     from casstore.cache.config import CacheConfig

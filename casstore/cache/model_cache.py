@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
-from casstore.cache.document import collect, mark_lazy
-from casstore.cache.placement import PlacedFile, Placement
+from casstore.cache.olive.document import collect, mark_lazy
+from casstore.cache.placements.placement import PlacedFile, Placement
 from casstore.cache.transfer import ModelFileTransfer, config_in_order
 from casstore.errors import BackendError, RefNotFound
-from casstore.store.local_names import local_path
-from casstore.store.sources import place_sources
+from casstore.machine.local_names import local_path
+from casstore.store.adding.sources import place_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from fsspec import Callback
 
-    from casstore.cache.document import ModelDocument
-    from casstore.cache.placements import Placements
+    from casstore.cache.olive.document import ModelDocument
+    from casstore.cache.placements.placements import Placements
     from casstore.format.record import Record
-    from casstore.store.sources import StatIdentity
+    from casstore.machine.stat_identity import StatIdentity
     from casstore.store.store import Store
 
 _PREFIX = "models/"

@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache import environment, evaluators
-from casstore.cache.attempts import Attempts
 from casstore.cache.config import CacheConfig
 from casstore.cache.directories import CacheDirectories, checked_id
-from casstore.cache.document import texts
 from casstore.cache.explain import Explanation, explain_run
 from casstore.cache.model_cache import ModelCacheManager, model_ref
-from casstore.cache.pass_runs import run_pass
-from casstore.cache.placements import Placements
-from casstore.cache.resources import Resources
+from casstore.cache.olive.document import texts
+from casstore.cache.olive.resources import Resources
+from casstore.cache.olive.saving import save_model
+from casstore.cache.passes.attempts import Attempts
+from casstore.cache.passes.pass_runs import run_pass
+from casstore.cache.placements.placements import Placements
 from casstore.cache.run_cache import RunCacheManager, evaluation_ref, new_run, run_json, run_ref
-from casstore.cache.saving import save_model
 from casstore.cache.shared_cache import SharedCache, replace_config
 from casstore.cache.shared_resources import SharedResources
 from casstore.cache.sharing import Sharing

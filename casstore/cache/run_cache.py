@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from casstore.format.record import Record
-    from casstore.store.ref_rows import RefRow
+    from casstore.refs.rows import RefRow
     from casstore.store.store import Store
 
 _log = logging.getLogger("casstore.cache")

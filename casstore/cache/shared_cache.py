@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.backend.location import parse_location
-from casstore.cache.document import collect
 from casstore.cache.model_cache import model_ref
 from casstore.cache.mounts import unmounted
+from casstore.cache.olive.document import collect
 from casstore.cache.run_cache import RunCacheManager, new_run, run_json, run_ref
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import ConfigError, RefNotFound, StoreNotFound
+from casstore.machine.local_names import local_path
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.local_names import local_path
 from casstore.store.store import Store
 
 if TYPE_CHECKING:

@@ -9,17 +9,17 @@ import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document
+from casstore.cache.olive.document import DOCUMENT_NAME, ModelDocument, decode_document
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format.key_order import in_key_order, key_order
-from casstore.store.staging import folder_beside
+from casstore.store.checkout.staging import folder_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fsspec import Callback
 
-    from casstore.cache.document import CollectedModel
+    from casstore.cache.olive.document import CollectedModel
     from casstore.format.record import Record
     from casstore.store.model import Model
     from casstore.store.store import AddResult, Store

@@ -41,9 +41,9 @@ from casstore.cli import (
     sync,
     tag,
 )
-from casstore.cli.exits import ERROR, SIGNALLED, discard_output, say
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.signals import SIGNALS
+from casstore.cli.support.exits import ERROR, SIGNALLED, discard_output, say
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.signals import SIGNALS
 
 __all__ = ["app", "main"]
 

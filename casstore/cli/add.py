@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_duration, human_rate, short_id
-from casstore.store.local_names import tree_name
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import human_bytes, human_duration, human_rate, short_id
+from casstore.machine.local_names import tree_name
 
 
 def _metadata(pairs: list[str] | None) -> dict[str, str]:

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from casstore.cli.exits import ERROR, say
-from casstore.cli.options import DebugOption, DryRunOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_percent, short_id
-from casstore.store.user_folders import expand_home
+from casstore.cli.support.exits import ERROR, say
+from casstore.cli.support.options import DebugOption, DryRunOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import human_bytes, human_percent, short_id
+from casstore.machine.user_folders import expand_home
 
 if TYPE_CHECKING:
-    from casstore.cache.adopt import AdoptPlan, AdoptReport, Problem
-    from casstore.cli.session import Session
+    from casstore.cache.olive.adopt import AdoptPlan, AdoptReport, Problem
+    from casstore.cli.support.session import Session
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
 ) -> None:
     """Import an existing Olive cache (read-only): models, runs and evaluations; exit code 1 if any was left out."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        from casstore.cache.adopt import execute_adopt, plan_adopt  # noqa: PLC0415 - see cli/__init__.py
+        from casstore.cache.olive.adopt import execute_adopt, plan_adopt  # noqa: PLC0415 - see cli/__init__.py
 
         with out.status() as status:
             status("Reading the cache")

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from casstore.cli.options import DebugOption, ModelArgument, StoreOption
-from casstore.cli.session import session
+from casstore.cli.support.options import DebugOption, ModelArgument, StoreOption
+from casstore.cli.support.session import session
 from casstore.errors import ConfigError
-from casstore.store.local_names import tree_name
+from casstore.machine.local_names import tree_name
 
 _PIECE = 4 << 20
 

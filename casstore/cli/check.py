@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 import casstore
-from casstore.cli.exits import ERROR
-from casstore.cli.leftovers import leftovers_text
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import human_bytes
+from casstore.cli.support.exits import ERROR
+from casstore.cli.support.leftovers import leftovers_text
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import human_bytes
 
 
 def run(

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption
-from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_duration, human_percent, human_rate, megabytes
-from casstore.store.user_folders import expand_home
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import human_bytes, human_duration, human_percent, human_rate, megabytes
+from casstore.machine.user_folders import expand_home
 
 if TYPE_CHECKING:
-    from casstore.cli.session import Session
+    from casstore.cli.support.session import Session
     from casstore.ops.demo import DemoReport
 
 

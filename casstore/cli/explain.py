@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.store.local_names import tree_name
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.machine.local_names import tree_name
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         from casstore.cache.explain import explain_run  # noqa: PLC0415 - see cli/__init__.py
         from casstore.cache.run_cache import RunCacheManager  # noqa: PLC0415 - as above
-        from casstore.cli.lineage import plain  # noqa: PLC0415 - as above
+        from casstore.cli.support.lineage import plain  # noqa: PLC0415 - as above
 
         with out.open(readonly=True) as opened:
             found = explain_run(RunCacheManager(opened), name.removeprefix("runs/"))

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_duration, human_rate, short_id
+from casstore.cli.support.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import human_bytes, human_duration, human_rate, short_id
 
 
 def run(

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
 
 
 def run(

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import local_time, short_id, utc_time
-from casstore.store.local_names import tree_name
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import local_time, short_id, utc_time
+from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
-    from casstore.cli.session import Session
+    from casstore.cli.support.session import Session
     from casstore.ops.lineage import LineageGraph, Link, LogEntry
 
 
@@ -57,8 +57,8 @@ def run(
 
 
 def _graph(out: "Session", found: "LineageGraph", links: "list[Link]", models: list[str]) -> None:
-    from casstore.cli.graph import draw  # noqa: PLC0415 - see cli/__init__.py
-    from casstore.cli.lineage import link_as_json, node_as_json  # noqa: PLC0415 - as above
+    from casstore.cli.support.graph import draw  # noqa: PLC0415 - see cli/__init__.py
+    from casstore.cli.support.lineage import link_as_json, node_as_json  # noqa: PLC0415 - as above
 
     if out.as_json:
         nodes = [node_as_json(found.node(model_id)) for model_id in models]
@@ -69,7 +69,7 @@ def _graph(out: "Session", found: "LineageGraph", links: "list[Link]", models: l
 
 
 def _list(out: "Session", found: "LineageGraph", entries: "list[LogEntry]") -> None:
-    from casstore.cli.lineage import link_cells  # noqa: PLC0415 - see cli/__init__.py
+    from casstore.cli.support.lineage import link_cells  # noqa: PLC0415 - see cli/__init__.py
 
     if out.as_json:
         out.print_json([_as_json(found, entry) for entry in entries])
@@ -97,7 +97,7 @@ def _name(entry: "LogEntry") -> str:
 
 
 def _as_json(found: "LineageGraph", entry: "LogEntry") -> dict[str, Any]:
-    from casstore.cli.lineage import link_as_json  # noqa: PLC0415 - see cli/__init__.py
+    from casstore.cli.support.lineage import link_as_json  # noqa: PLC0415 - see cli/__init__.py
 
     return {
         "time": utc_time(entry.time),

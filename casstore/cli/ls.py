@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import local_time, short_id, utc_time
-from casstore.store.local_names import tree_name
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import local_time, short_id, utc_time
+from casstore.machine.local_names import tree_name
 
 
 def run(

@@ -1,6 +1,6 @@
 """`casstore push`: copy refs to another store."""
 
-from casstore.cli.options import (
+from casstore.cli.support.options import (
     DebugOption,
     DryRunOption,
     JsonOption,
@@ -11,8 +11,8 @@ from casstore.cli.options import (
     RemoteArgument,
     StoreOption,
 )
-from casstore.cli.session import session
-from casstore.cli.transfer import bytes_per_second, transfer
+from casstore.cli.support.session import session
+from casstore.cli.support.transfer import bytes_per_second, transfer
 
 
 def run(

@@ -1,7 +1,7 @@
 """`casstore quarantine`: stop relying on damaged packs."""
 
-from casstore.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
-from casstore.cli.session import session
+from casstore.cli.support.options import DebugOption, JsonOption, ModelArgument, QuietOption, StoreOption
+from casstore.cli.support.session import session
 
 
 def run(

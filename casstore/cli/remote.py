@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.store.remotes import Remotes
-from casstore.store.user_folders import expand_home
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.machine.remotes import Remotes
+from casstore.machine.user_folders import expand_home
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The remote's name.", show_default=False)]
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import casstore
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import local_time, short_id
-from casstore.store.local_names import tree_name
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import local_time, short_id
+from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
     from casstore import Store

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_percent, local_time, short_id, utc_time
-from casstore.store.local_names import tree_name
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import human_bytes, human_percent, local_time, short_id, utc_time
+from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
-    from casstore.cli.session import Session
+    from casstore.cli.support.session import Session
     from casstore.ops.describe import EncodingShare, FileDescription, ModelDescription
     from casstore.ops.lineage import Lineage
 
@@ -42,7 +42,7 @@ def run(
 
         with out.open(readonly=True) as opened:
             if ref_or_id.startswith(("runs/", "evaluations/")):
-                from casstore.cli.records import show_evaluation, show_run  # noqa: PLC0415 - as above
+                from casstore.cli.support.records import show_evaluation, show_run  # noqa: PLC0415 - as above
 
                 shown = show_run if ref_or_id.startswith("runs/") else show_evaluation
                 shown(out, opened, ref_or_id)
@@ -57,7 +57,7 @@ def run(
 
 
 def _as_json(model: "ModelDescription", about: "Lineage") -> dict[str, Any]:
-    from casstore.cli.lineage import lineage_as_json, plain  # noqa: PLC0415 - see cli/__init__.py
+    from casstore.cli.support.lineage import lineage_as_json, plain  # noqa: PLC0415 - see cli/__init__.py
 
     record = model.record
     return {
@@ -159,7 +159,7 @@ def _print(out: "Session", model: "ModelDescription", *, tensors: bool) -> None:
 
 
 def _print_lineage(out: "Session", about: "Lineage") -> None:
-    from casstore.cli.lineage import link_cells, metrics_text, node_cells  # noqa: PLC0415 - see cli/__init__.py
+    from casstore.cli.support.lineage import link_cells, metrics_text, node_cells  # noqa: PLC0415 - see cli/__init__.py
 
     for kind, nodes in (("ancestor", about.ancestors), ("descendant", about.descendants)):
         if nodes:
@@ -200,6 +200,6 @@ def _file_row(file: "FileDescription") -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    from casstore.cli.lineage import plain  # noqa: PLC0415 - see cli/__init__.py
+    from casstore.cli.support.lineage import plain  # noqa: PLC0415 - see cli/__init__.py
 
     return value if isinstance(value, str) else json.dumps(plain(value))

@@ -3,10 +3,10 @@
 from dataclasses import asdict
 
 import casstore
-from casstore.cli.leftovers import leftovers_text
-from casstore.cli.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.session import session
-from casstore.cli.text import human_bytes, human_percent
+from casstore.cli.support.leftovers import leftovers_text
+from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
+from casstore.cli.support.session import session
+from casstore.cli.support.text import human_bytes, human_percent
 
 
 def run(

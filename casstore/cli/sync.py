@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from casstore.cli.options import (
+from casstore.cli.support.options import (
     DebugOption,
     DryRunOption,
     JsonOption,
@@ -14,8 +14,8 @@ from casstore.cli.options import (
     RefsArgument,
     StoreOption,
 )
-from casstore.cli.session import session
-from casstore.cli.transfer import bytes_per_second, transfer
+from casstore.cli.support.session import session
+from casstore.cli.support.transfer import bytes_per_second, transfer
 
 
 def run(

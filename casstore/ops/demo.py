@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError, IntegrityError
+from casstore.machine.state import machine_folder
 from casstore.ops.variants import read_tensors, write_variants
-from casstore.store import staging
-from casstore.store.machine import machine_folder
+from casstore.store.checkout import staging
 from casstore.store.store import Store
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casstore.errors import FormatError, IntegrityError
-from casstore.store.keys import PACK_PREFIX, pack_id_of
+from casstore.objects.keys import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,12 +18,12 @@ from casstore.digest import is_hex
 from casstore.errors import IntegrityError
 from casstore.format.names import names_model
 from casstore.format.run import RunStatus, decode_evaluation
-from casstore.store.damage import Damage
+from casstore.objects.damage import Damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from casstore.store.ref_rows import RefRow
+    from casstore.refs.rows import RefRow
     from casstore.store.store import Store
 
 __all__ = [

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.concurrency.buffers import new_buffer
 from casstore.errors import FormatError, IntegrityError, ObjectExists, ObjectNotFound, UnsupportedVersion
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import marks, names
 from casstore.format import pack as pack_format
 from casstore.format.rows import row_ids
-from casstore.store.bases import resolve
-from casstore.store.buffers import new_buffer
-from casstore.store.damage import bad_file_is_damage
-from casstore.store.footers import read_footer
-from casstore.store.index import Located
-from casstore.store.keys import pack_key
-from casstore.store.publish import read_quarantine
+from casstore.objects.bases import resolve
+from casstore.objects.damage import bad_file_is_damage
+from casstore.objects.footers import read_footer
+from casstore.objects.index.index import Located
+from casstore.objects.keys import pack_key
+from casstore.objects.publication import read_quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from casstore.store.local_names import local_path
+from casstore.machine.local_names import local_path
 from casstore.tensors.dtypes import DTYPES
 
 if TYPE_CHECKING:

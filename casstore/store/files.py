@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from casstore.concurrency.buffers import BLOCK, new_buffer
+from casstore.concurrency.workers import TaskGroup
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import CasstoreError, ConfigError, FormatError
 from casstore.format.spans import pack_spans
-from casstore.store.buffers import BLOCK, new_buffer
-from casstore.store.workers import TaskGroup
 from casstore.tensors.dtypes import as_array
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from casstore.format.layout import Layout, Span
-    from casstore.store.chunk_cache import ChunkCache, Piece
-    from casstore.store.objects import ObjectReader
+    from casstore.objects.chunk_cache import ChunkCache, Piece
+    from casstore.objects.reader import ObjectReader
 
 _READ_AHEAD = 4 << 20
 _KEPT_CHUNKS = 16

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from casstore.backend.round_trips import is_far
 from casstore.errors import FormatError, RefNotFound
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
-from casstore.store.round_trips import is_far
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.manifest import Tree, TreeEntry
     from casstore.format.record import Record
-    from casstore.store.objects import ObjectReader
+    from casstore.objects.reader import ObjectReader
 
 _READ_ALONG = 256
 """Number of layouts that are read along with the tree to save a round trip."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from casstore.backend import open_backend
+from casstore.backend.local.syscalls import SystemCalls
 from casstore.backend.location import parse_location
-from casstore.backend.syscalls import SystemCalls
+from casstore.backend.round_trips import is_far
 from casstore.digest import DIGEST_SIZE, digest, is_hex
 from casstore.errors import (
     ConfigError,
@@ -29,27 +30,26 @@ from casstore.format import record as record_format
 from casstore.format.manifest import ModelManifest, TreeEntry
 from casstore.format.record import Record
 from casstore.format.rows import Kind, row_ids
+from casstore.machine.state import MachineState, machine_folder, state_path
+from casstore.objects.bases import resolve
+from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache
+from casstore.objects.index.index import Index
+from casstore.objects.pack_writer import check_object, encode_object
+from casstore.objects.presence import PresentPacks
+from casstore.objects.publication import MAX_HINTS, Publication
+from casstore.objects.reader import ObjectReader
+from casstore.refs.refs import Refs, not_found
+from casstore.refs.rows import RefQuery
 from casstore.store import files
-from casstore.store.bases import resolve
-from casstore.store.checkout import Checkout
-from casstore.store.chunk_cache import CHUNK_CACHE, ChunkCache
-from casstore.store.content import content_id
-from casstore.store.exclusion import Exclusion
-from casstore.store.executable import own_bits
+from casstore.store.adding.content import content_id
+from casstore.store.adding.exclusion import Exclusion
+from casstore.store.adding.executable import own_bits
+from casstore.store.adding.ingest import Ingest
+from casstore.store.adding.sources import list_sources
+from casstore.store.checkout.checkout import Checkout
 from casstore.store.identity import identify
-from casstore.store.index import Index
-from casstore.store.ingest import Ingest
-from casstore.store.machine import MachineState, machine_folder, state_path
 from casstore.store.model import Model, read_model
 from casstore.store.nesting import store_around
-from casstore.store.objects import ObjectReader
-from casstore.store.packs import check_object, encode_object
-from casstore.store.presence import PresentPacks
-from casstore.store.publish import MAX_HINTS, Publication
-from casstore.store.ref_rows import RefQuery
-from casstore.store.refs import Refs, not_found
-from casstore.store.round_trips import is_far
-from casstore.store.sources import list_sources
 from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
-    from casstore.store.damage import Damage
-    from casstore.store.packs import EncodedFrames
-    from casstore.store.ref_rows import RefRow
-    from casstore.store.sources import SourceFile
+    from casstore.objects.damage import Damage
+    from casstore.objects.pack_writer import EncodedFrames
+    from casstore.refs.rows import RefRow
+    from casstore.store.adding.sources import SourceFile
 
 _KEPT_MODELS = 8
 """Models whose description stays in memory, so that reading tensor after tensor does not read it again."""
@@ -595,7 +595,7 @@ class Store:
             backend=self.backend,
             index=self.index,
             reader=self.objects,
-            refs=self._refs,
+            put_record=self._refs.put,
             settled=self._settled,
             pack_target=pack_target,
             uploads=uploads,

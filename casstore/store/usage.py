@@ -14,17 +14,17 @@ from casstore.format import manifest as manifest_format
 from casstore.format.names import PREFIX as REF_PREFIX
 from casstore.format.names import names_model
 from casstore.format.rows import Kind
-from casstore.store.damage import Damage
-from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX
-from casstore.store.salvage import read_whole
+from casstore.objects.damage import Damage
+from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
+from casstore.objects.salvage import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from casstore.backend.base import Backend
-    from casstore.store.index import Index
-    from casstore.store.objects import ObjectReader
-    from casstore.store.ref_rows import RefRow
+    from casstore.objects.index.index import Index
+    from casstore.objects.reader import ObjectReader
+    from casstore.refs.rows import RefRow
 
 _BATCH = 1024
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.tensors import archive, gguf, npy, onnx, safetensors, tflite, torch_legacy, zip_directory
+from casstore.tensors import archive, gguf, npy, onnx, safetensors, tflite, zip_directory
 from casstore.tensors.dtypes import DTYPES, DType, as_array, element_width
 from casstore.tensors.span import ByteSource, TensorSpan, Unrecognised, checked_spans
+from casstore.tensors.torch import legacy_file as torch_legacy
 from casstore.tensors.window import read_exactly
 
 if TYPE_CHECKING:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.tensors import npz, torch_export, torch_zip
+from casstore.tensors import npz
 from casstore.tensors.span import Unrecognised
+from casstore.tensors.torch import exported_program as torch_export
+from casstore.tensors.torch import zip_file as torch_zip
 from casstore.tensors.zip_directory import stored_entries
 
 if TYPE_CHECKING:

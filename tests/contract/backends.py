@@ -16,8 +16,9 @@ from unittest.mock import patch
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, fsspec_backend, open_backend
-from casstore.backend.fsspec_backend import FsspecBackend
+from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, open_backend
+from casstore.backend.fsspec import backend as fsspec_backend
+from casstore.backend.fsspec.backend import FsspecBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from fakes.stores import (
 )
 
 from casstore.errors import CasstoreError, ConfigError, RefNotFound
-from casstore.store import ingest
+from casstore.store.adding import ingest
 
 THOROUGH = CRASH_SEEDS > 2
 CHOICES = (LOSE_ALL, KEEP_ALL, *range(CRASH_SEEDS))

@@ -17,10 +17,13 @@ from fakes.stores import assert_clean, model_of, noise, read_model, small_packs,
 
 import casstore
 from casstore import Store
-from casstore.backend.local_writer import HELD, TEMPORARY
+from casstore.backend.local.writer import HELD, TEMPORARY
 from casstore.errors import notes
+from casstore.objects import pack_writer as packs
+from casstore.objects import publication as publish
 from casstore.ops.leftovers import find_leftovers
-from casstore.store import ingest, packs, publish, staging
+from casstore.store.adding import ingest
+from casstore.store.checkout import staging
 
 COMMAND = (sys.executable, "-m", "casstore")
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -87,7 +90,7 @@ def killed(process):
 
 WRITING = (
     "import sys, time",
-    "from casstore.backend.local import LocalBackend",
+    "from casstore.backend.local.backend import LocalBackend",
     "writer = LocalBackend(sys.argv[1]).open_writer()",
     "writer.write([bytes(1000)])",
     "print('writing', flush=True)",
@@ -228,7 +231,9 @@ class TestRetries:
             assert read_model(store, "models/m") == WHOLE
 
     def test_a_small_add_lists_no_packs(self, place, tmp_path, monkeypatch):
-        monkeypatch.setattr("casstore.store.index.Index.read_uncovered", lambda _: pytest.fail("listed"))
+        monkeypatch.setattr(
+            "casstore.objects.index.index.Index.read_uncovered", lambda _: pytest.fail("listed")
+        )
         with Store.open(place) as store:
             store.add(write_model(model_of(a=noise(1, 1000)), tmp_path / "small"), ref="models/small")
 
@@ -476,7 +481,7 @@ def slow(tmp_path, monkeypatch):
     (folder / "sitecustomize.py").write_text(
         "import os, sys, time\n"
         "if 'casstore' in sys.orig_argv[1:3]:\n"
-        "    from casstore.backend.local_writer import LocalWriter\n"
+        "    from casstore.backend.local.writer import LocalWriter\n"
         "    from casstore.store import checkout\n"
         "    write, decode, count = LocalWriter.write, checkout._decode, [0]\n"
         "    def slowed(work, *args, **kwargs):\n"

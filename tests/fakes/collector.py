@@ -12,11 +12,11 @@ from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format.frame import FrameHeader
 from casstore.format.rows import Kind, row_ids
-from casstore.store.footers import read_footer
-from casstore.store.index import Index
-from casstore.store.keys import PACK_PREFIX, pack_id_of, pack_key
-from casstore.store.objects import ObjectReader
-from casstore.store.packs import EncodedFrames
+from casstore.objects.footers import read_footer
+from casstore.objects.index.index import Index
+from casstore.objects.keys import PACK_PREFIX, pack_id_of, pack_key
+from casstore.objects.pack_writer import EncodedFrames
+from casstore.objects.reader import ObjectReader
 
 
 def packs_of(backend):

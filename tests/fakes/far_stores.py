@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from casstore.backend.wrapper import BackendWrapper
 from casstore.errors import BackendUnavailable
-from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX
-from casstore.store.machine import MachineState
+from casstore.machine.state import MachineState
+from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
 from casstore.store.store import Store
 
 

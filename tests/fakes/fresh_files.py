@@ -3,8 +3,8 @@
 from functools import partial
 
 from casstore import Store
-from casstore.store.machine import MachineState
-from casstore.store.unchanged import UnchangedFiles
+from casstore.machine.state import MachineState
+from casstore.machine.unchanged import UnchangedFiles
 
 
 def trust_fresh_files(holder: Store | MachineState, *, min_age: int = 0) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 from casstore.tensors import gguf as _gguf
 from casstore.tensors import onnx as _onnx
 from casstore.tensors import tflite as _tflite
-from casstore.tensors import torch_export as _torch_export
-from casstore.tensors import torch_storages as _torch_storages
+from casstore.tensors.torch import exported_program as _torch_export
+from casstore.tensors.torch import storages as _torch_storages
 
 Tensor = np.ndarray | tuple[str, Sequence[int], bytes]
 Tensors = Mapping[str, Tensor]

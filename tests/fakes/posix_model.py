@@ -23,7 +23,7 @@ import random
 import stat
 from dataclasses import dataclass, field
 
-from casstore.backend.syscalls import EntryKind, Status, SystemCalls
+from casstore.backend.local.syscalls import EntryKind, Status, SystemCalls
 
 LOSE_ALL = "lose all"
 KEEP_ALL = "keep all"

@@ -13,10 +13,11 @@ from fakes.posix_model import PosixModel
 
 from casstore.backend import LocalBackend
 from casstore.digest import digest
+from casstore.machine.state import MachineState
+from casstore.objects import pack_writer as packs
 from casstore.ops.check import check
-from casstore.store import packs, refs
+from casstore.refs import refs
 from casstore.store.identity import identify
-from casstore.store.machine import MachineState
 from casstore.store.store import Store
 
 ROOT = "/srv/store"

@@ -11,10 +11,10 @@ from fakes.faulty_backend import FaultyBackend
 from fakes.stores import read_model, write_model
 
 from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy
-from casstore.backend.fsspec_backend import FsspecBackend
+from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.format import names
+from casstore.machine.state import MachineState
 from casstore.store.identity import identify
-from casstore.store.machine import MachineState
 from casstore.store.store import Store
 
 _folders = itertools.count()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from casstore.backend import MemoryBackend
 from casstore.format import record as record_format
 from casstore.format.record import Record
-from casstore.store.machine import MachineState
-from casstore.store.ref_rows import RefQuery, row_of
-from casstore.store.refs import Refs
+from casstore.machine.state import MachineState
+from casstore.refs.refs import Refs
+from casstore.refs.rows import RefQuery, row_of
 
 _numbers = itertools.count()
 

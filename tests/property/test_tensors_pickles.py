@@ -12,10 +12,10 @@ from fakes.model_files import View, parts, pickle_dict, pickle_of, pickle_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casstore.tensors import pickle_machine
-from casstore.tensors.pickle_machine import read_symbols
 from casstore.tensors.span import Unrecognised
-from casstore.tensors.torch_symbols import Node
+from casstore.tensors.torch import pickle_machine
+from casstore.tensors.torch.pickle_machine import read_symbols
+from casstore.tensors.torch.symbols import Node
 
 
 class ByTable(pickle_machine._Machine):

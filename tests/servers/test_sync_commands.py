@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from casstore import Store
 from casstore.backend import RetryingBackend, RetryPolicy
-from casstore.backend.syscalls import SystemCalls
+from casstore.backend.local.syscalls import SystemCalls
 from casstore.cli import app
 from casstore.format import marks
 from casstore.ops.sync import planning

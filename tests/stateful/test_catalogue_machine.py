@@ -24,9 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from casstore.backend import open_backend
 from casstore.errors import ConflictError
 from casstore.format import record as record_format
-from casstore.store.machine import MachineState
-from casstore.store.ref_rows import RefQuery, row_of
-from casstore.store.refs import Refs
+from casstore.machine.state import MachineState
+from casstore.refs.refs import Refs
+from casstore.refs.rows import RefQuery, row_of
 
 if TYPE_CHECKING:
     from casstore.format.record import Record
@@ -274,9 +274,9 @@ WRITER = textwrap.dedent(
     """
     import os, random, sys
     from casstore.backend import open_backend
-    from casstore.store.machine import MachineState
-    from casstore.store.ref_rows import RefQuery
-    from casstore.store.refs import Refs
+    from casstore.machine.state import MachineState
+    from casstore.refs.rows import RefQuery
+    from casstore.refs.refs import Refs
 
     store, state, who, seed = sys.argv[1:]
     chance = random.Random(int(seed))

@@ -36,14 +36,14 @@ from casstore.digest import digest
 from casstore.errors import ConflictError, MissingObject, ObjectNotFound
 from casstore.format import marks, names
 from casstore.format.rows import Kind
-from casstore.store.bases import Resolved
-from casstore.store.index import Index
-from casstore.store.keys import PACK_PREFIX, pack_key
-from casstore.store.machine import MachineState
-from casstore.store.objects import ObjectReader
-from casstore.store.packs import encode_object
-from casstore.store.publish import Publication
-from casstore.store.refs import Refs
+from casstore.machine.state import MachineState
+from casstore.objects.bases import Resolved
+from casstore.objects.index.index import Index
+from casstore.objects.keys import PACK_PREFIX, pack_key
+from casstore.objects.pack_writer import encode_object
+from casstore.objects.publication import Publication
+from casstore.objects.reader import ObjectReader
+from casstore.refs.refs import Refs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,8 +28,8 @@ from hypothesis.stateful import (
 from casstore.backend import memory
 from casstore.digest import digest
 from casstore.errors import ConfigError, RefNotFound
-from casstore.store.keys import INDEX_PREFIX
-from casstore.store.merging import MAX_SEGMENTS
+from casstore.objects.index.merging import MAX_SEGMENTS
+from casstore.objects.keys import INDEX_PREFIX
 from casstore.store.store import Store
 
 NAMES = ("models/a", "models/b", "models/B", "models/deep/name", "models/ünï=code", "models/r", "tags/e")

@@ -9,8 +9,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from casstore.cache.config import CacheConfig
+from casstore.cache.olive.resources import Resources
 from casstore.cache.olive_cache import OliveCache
-from casstore.cache.resources import Resources
 from casstore.digest import digest
 
 if TYPE_CHECKING:

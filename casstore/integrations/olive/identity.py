@@ -6,11 +6,11 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.document import collect
+from casstore.cache.olive.document import collect
 from casstore.cache.transfer import placed_with_document
 from casstore.digest import digest
-from casstore.store.content import content_id
-from casstore.store.machine import MachineState, state_path
+from casstore.machine.state import MachineState, state_path
+from casstore.store.adding.content import content_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from casstore.digest import is_hex
 from casstore.errors import BackendError, FormatError
 from casstore.format import marks, names
 from casstore.format import record as record_format
+from casstore.objects.keys import PACK_PREFIX, pack_key
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.report import Problem
-from casstore.store.keys import PACK_PREFIX, pack_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.concurrency.buffers import new_buffer
+from casstore.concurrency.workers import TaskGroup
 from casstore.digest import Hasher, digest
 from casstore.errors import FormatError, ObjectNotFound, UnsupportedVersion
 from casstore.format import index as index_format
 from casstore.format import marks
 from casstore.format import pack as pack_format
 from casstore.format.rows import ROW, check_rows
-from casstore.store.buffers import new_buffer
-from casstore.store.footers import read_footer
-from casstore.store.index import Located
-from casstore.store.keys import index_id_of, pack_id_of, pack_key
-from casstore.store.publish import read_quarantine
-from casstore.store.workers import TaskGroup
+from casstore.objects.footers import read_footer
+from casstore.objects.index.index import Located
+from casstore.objects.keys import index_id_of, pack_id_of, pack_key
+from casstore.objects.publication import read_quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

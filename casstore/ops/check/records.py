@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from casstore.backend.round_trips import ask_each
 from casstore.digest import digest
 from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
 from casstore.format.rows import row_ids
-from casstore.store.bases import decodable
-from casstore.store.ref_keys import is_record
-from casstore.store.round_trips import ask_each
+from casstore.objects.bases import decodable
+from casstore.refs.keys import is_record
 
 if TYPE_CHECKING:
     from collections.abc import Collection

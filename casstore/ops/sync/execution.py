@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.backend.round_trips import is_far
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
+from casstore.objects.publication import MAX_HINTS
 from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import FrameSource
@@ -24,8 +26,6 @@ from casstore.ops.sync.planning import (
     pack_target,
 )
 from casstore.ops.sync.standing import Standing, compare
-from casstore.store.publish import MAX_HINTS
-from casstore.store.round_trips import is_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.format.record import Record
-    from casstore.store.damage import Damage
-    from casstore.store.index import Located
-    from casstore.store.packs import EncodedFrames
-    from casstore.store.publish import Publication
+    from casstore.objects.damage import Damage
+    from casstore.objects.index.index import Located
+    from casstore.objects.pack_writer import EncodedFrames
+    from casstore.objects.publication import Publication
     from casstore.store.store import Store
 
 GROUP_BYTES = 4 << 30

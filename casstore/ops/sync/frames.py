@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from casstore.concurrency.buffers import BLOCK_BUFFER, new_buffer, take_block
+from casstore.concurrency.workers import TaskGroup, worker_count
 from casstore.errors import (
     FormatError,
     IntegrityError,
@@ -21,15 +23,13 @@ from casstore.errors import (
     UnsupportedVersion,
 )
 from casstore.format.rows import Kind
+from casstore.objects.damage import bad_file_is_damage
+from casstore.objects.keys import pack_key
+from casstore.objects.pack_writer import EncodedFrames, encode_objects
+from casstore.objects.reader import frame_size, verify_frames
+from casstore.objects.salvage import read_whole
 from casstore.ops.sync.needs import split
 from casstore.ops.sync.ranges import plan_ranges
-from casstore.store.buffers import BLOCK_BUFFER, new_buffer, take_block
-from casstore.store.damage import bad_file_is_damage
-from casstore.store.keys import pack_key
-from casstore.store.objects import frame_size, verify_frames
-from casstore.store.packs import EncodedFrames, encode_objects
-from casstore.store.salvage import read_whole
-from casstore.store.workers import TaskGroup, worker_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.errors import CasstoreError
+    from casstore.objects.index.index import Located
     from casstore.ops.sync.bandwidth import TokenBucket
     from casstore.ops.sync.ranges import Range
-    from casstore.store.index import Located
     from casstore.store.store import Store
 
 _AHEAD = 4

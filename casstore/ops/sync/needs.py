@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from casstore.backend.round_trips import is_far
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
-from casstore.store.round_trips import is_far
-from casstore.store.salvage import read_whole
+from casstore.objects.salvage import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from casstore.backend.round_trips import ask_all, ask_each, is_far
 from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
+from casstore.objects.bases import resolve
+from casstore.objects.pack_writer import PACK_TARGET
+from casstore.objects.presence import PresentPacks
+from casstore.objects.publication import read_quarantine
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import absent
 from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
-from casstore.store.bases import resolve
-from casstore.store.packs import PACK_TARGET
-from casstore.store.presence import PresentPacks
-from casstore.store.publish import read_quarantine
-from casstore.store.round_trips import ask_all, ask_each, is_far
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
-    from casstore.store.damage import Damage
+    from casstore.objects.damage import Damage
     from casstore.store.store import Store
 
 REMOTE_PACK_TARGET = 32 << 20

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.concurrency.buffers import BLOCK
 from casstore.digest import DIGEST_SIZE
 from casstore.format.frame import HEADER_SIZE
-from casstore.store.buffers import BLOCK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from casstore.store.index import Located
+    from casstore.objects.index.index import Located
 
 MAX_GAP = 64 << 10
 """Unwanted bytes between two wanted frames that are read along, at most."""

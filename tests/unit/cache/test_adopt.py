@@ -13,8 +13,8 @@ from fakes.model_files import onnx_bytes
 from fakes.olive_cache import OliveCache, onnx_file
 
 from casstore import BackendError, ConfigError, Store, check
-from casstore.cache.adopt import execute_adopt, plan_adopt
-from casstore.cache.document import DOCUMENT_NAME
+from casstore.cache.olive.adopt import execute_adopt, plan_adopt
+from casstore.cache.olive.document import DOCUMENT_NAME
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.format import names
@@ -617,7 +617,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_that_models_problem(store, cac
         return opener(path, *arguments, **options)
 
     monkeypatch.setattr(Store, "add", failing)
-    monkeypatch.setattr("casstore.cache.adopt.open", unreadable, raising=False)
+    monkeypatch.setattr("casstore.cache.olive.adopt.open", unreadable, raising=False)
     report = execute_adopt(store, plan)
     assert list(problems_of(report)) == ["runs/cccc0001"]
     assert len(report.models) == 3

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from casstore import OliveCache
-from casstore.cache import room
-from casstore.cache.placements import Placements
+from casstore.cache.passes import room
+from casstore.cache.placements.placements import Placements
 
 FILES = ["shard-0", "shard-1"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from casstore.cache.resources import Resources
+from casstore.cache.olive.resources import Resources
 
 
 class Remote:

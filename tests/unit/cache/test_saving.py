@@ -30,10 +30,10 @@ from fakes.pipeline_models import (
 )
 from onnx import numpy_helper
 
-from casstore.cache import output as output_module
-from casstore.cache.output import OutputExists
-from casstore.cache.resources import Resources
-from casstore.cache.saving import save_model
+from casstore.cache.olive import output as output_module
+from casstore.cache.olive.output import OutputExists
+from casstore.cache.olive.resources import Resources
+from casstore.cache.olive.saving import save_model
 from casstore.errors import BackendError, ConfigError
 
 
@@ -732,9 +732,9 @@ def test_copying_works_where_the_kernel_cannot_do_it(save, tmp_path, monkeypatch
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from casstore.cache import output
-from casstore.cache.resources import Resources
-from casstore.cache.saving import save_model
+from casstore.cache.olive import output
+from casstore.cache.olive.resources import Resources
+from casstore.cache.olive.saving import save_model
 
 root, steps = Path(sys.argv[1]), int(sys.argv[2])
 left = [steps]

@@ -15,7 +15,7 @@ from casstore import CacheConfig, SharedCache, Store
 from casstore.backend import RetryPolicy
 from casstore.cli import app
 from casstore.errors import CasstoreError, ConfigError
-from casstore.store.remotes import Remotes
+from casstore.machine.remotes import Remotes
 
 SECRET = "SeCrEtSeCrEt"
 URLS = [

@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from casstore import OliveCache
-from casstore.cache.placement import PlacedFile, Placement
+from casstore.cache.placements.placement import PlacedFile, Placement
 from casstore.digest import digest
-from casstore.store.sources import StatIdentity
-from casstore.store.unchanged import UnchangedFiles
+from casstore.machine.stat_identity import StatIdentity
+from casstore.machine.unchanged import UnchangedFiles
 
 OLD, NEW = b"o" * 10_000, b"n" * 10_000
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import casstore
 from casstore.cli import app
-from casstore.cli.exits import BROKEN_PIPE, SIGNALLED
+from casstore.cli.support.exits import BROKEN_PIPE, SIGNALLED
 from casstore.store.store import Store
 
 HEX = 64

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from casstore import Store
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cli import app
-from casstore.cli.graph import draw
+from casstore.cli.support.graph import draw
 from casstore.digest import digest
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.ops.lineage import read_graph

@@ -179,7 +179,7 @@ def test_a_terminal_that_cannot_show_a_name(place, tmp_path, encoding):
 def test_messages_cannot_steer_a_terminal(place):
     program = (
         "import logging, sys\n"
-        "from casstore.cli.session import session\n"
+        "from casstore.cli.support.session import session\n"
         "with session(store=None, as_json=False, quiet=False, debug=True) as out:\n"
         "    logging.getLogger('casstore').warning('%s is damaged', 'models/\\x1b[31mred')\n"
         "    raise ValueError('\\x1b]0;title\\x07')\n"
@@ -254,7 +254,7 @@ def test_files_never_get_the_numbers_of_closed_streams(place, tmp_path):
     """What a library prints to a number that a pack has would be in the pack."""
     program = (
         "import os, sys\n"
-        "from casstore.backend import local_writer\n"
+        "from casstore.backend.local import writer as local_writer\n"
         "from casstore.__main__ import main\n"
         "write = local_writer.LocalWriter.write\n"
         "def printing(self, parts):\n"

@@ -166,7 +166,7 @@ def test_a_folder_of_somebody_else_is_not_opened_up(tmp_path, monkeypatch):
     def chmod(self, path, mode):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("casstore.backend.syscalls.SystemCalls.chmod", chmod)
+    monkeypatch.setattr("casstore.backend.local.syscalls.SystemCalls.chmod", chmod)
     with pytest.raises(ConfigError, match="Its owner"):
         Store.open(tmp_path / "store", create=True, shared="group")
 

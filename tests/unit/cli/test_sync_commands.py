@@ -138,7 +138,7 @@ def test_a_limit_that_is_none_is_a_usage_error(places, rate):
     [("5M", 5e6), ("500KiB/s", 512_000), ("100", 100), ("1.5g", 1.5e9), ("2 MB/s", 2e6), ("64Ki", 65536)],
 )
 def test_rates(text, rate):
-    assert casstore.cli.transfer.bytes_per_second(text) == rate
+    assert casstore.cli.support.transfer.bytes_per_second(text) == rate
 
 
 def test_remotes(places):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from casstore.cli.text import (
+from casstore.cli.support.text import (
     human_bytes,
     human_duration,
     human_percent,

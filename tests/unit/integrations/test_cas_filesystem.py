@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
-from casstore.integrations.filesystem import CasFileSystem
+from casstore.integrations.fsspec.filesystem import CasFileSystem
 from casstore.store.store import Store
 
 ARRAY = np.arange(600_000, dtype=np.float32)
@@ -166,7 +166,7 @@ def test_files_are_copied_whole_with_their_mode(fs, tmp_path):
 
 def test_a_copy_that_fails_leaves_nothing(fs, tmp_path, monkeypatch):
     (tmp_path / "model").write_bytes(b"what was there")
-    monkeypatch.setattr("casstore.integrations.filesystem._BLOCK", 1 << 16)
+    monkeypatch.setattr("casstore.integrations.fsspec.filesystem._BLOCK", 1 << 16)
     reads = iter(range(3))
     update = fsspec.Callback.relative_update
     monkeypatch.setattr(

@@ -18,10 +18,10 @@ from casstore.digest import digest
 from casstore.errors import AccessDenied, ConfigError, MissingObject, RefNotFound
 from casstore.format import marks, names
 from casstore.format.rows import Kind
+from casstore.objects import publication as publish
+from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
 from casstore.ops.sync import execute, execution, plan_sync, planning
 from casstore.ops.sync.bandwidth import TokenBucket
-from casstore.store import publish
-from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX
 
 SHARED = noise(1, 300_000)
 BASE = model_of(shared=SHARED, own=noise(2, 200_000), config=b'{"a": 1}')
@@ -467,7 +467,7 @@ class TestOrder:
 
     def test_a_slow_link_does_not_wait_for_a_full_pack(self, here, tmp_path, monkeypatch):
         monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 1 << 20)
-        monkeypatch.setattr("casstore.store.packs._FIRST_UPLOAD", 64 << 10)
+        monkeypatch.setattr("casstore.objects.pack_writer._FIRST_UPLOAD", 64 << 10)
         monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
         there = Side("objects", tmp_path)
         here.add("models/m", model_of(big=noise(4, 3 << 20)))

@@ -12,7 +12,7 @@ from fakes.sync_stores import Side, shown
 
 from casstore.errors import RefConflict
 from casstore.ops.sync import execute, plan_sync
-from casstore.store import refs
+from casstore.refs import refs
 
 DAY = 86_400 * 10**9
 FIRST, SECOND, THIRD = (model_of(own=noise(at, 100_000)) for at in range(3))

@@ -9,8 +9,8 @@ from fakes.sync_stores import Side
 
 from casstore.errors import CasstoreError, FormatError
 from casstore.format import names
+from casstore.objects.keys import PACK_PREFIX, pack_key
 from casstore.ops.sync import execute, plan_sync, planning
-from casstore.store.keys import PACK_PREFIX, pack_key
 
 SHARED = noise(1, 100_000)
 MODELS = {
@@ -164,7 +164,7 @@ def test_a_foreign_file_stops_nothing(sides):
 def test_a_damaged_pack_over_there_that_no_segment_covers(sides, monkeypatch):
     """It is not relied on, and keeps nothing from being written beside it."""
     here, there = sides
-    monkeypatch.setattr("casstore.store.publish._WORTH_LOOKING", 0)
+    monkeypatch.setattr("casstore.objects.publication._WORTH_LOOKING", 0)
     there.backend.put(f"{PACK_PREFIX}ab/{'ab' * 32}", [b"torn"])
     report = execute(plan_sync(here.plain, there.plain, keep_going=True))
     assert set(report.refs) == REST | {BAD}

@@ -17,11 +17,11 @@ from casstore.errors import (
     IntegrityError,
 )
 from casstore.format import names
+from casstore.objects import publication as publish
+from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, execution, plan_sync, planning
 from casstore.ops.sync.standing import Standing
-from casstore.store import publish
-from casstore.store.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 
 TRIES = 12
 SHARED = noise(1, 300_000)

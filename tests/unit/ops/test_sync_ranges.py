@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casstore.concurrency.buffers import BLOCK
 from casstore.format.frame import HEADER_SIZE
 from casstore.format.rows import ROW, BaseLists
+from casstore.objects.index.index import Located
 from casstore.ops.sync.ranges import MAX_GAP, WASTE, plan_ranges
-from casstore.store.buffers import BLOCK
-from casstore.store.index import Located
 
 
 def located(frames):

@@ -24,13 +24,13 @@ from fsspec import Callback
 import casstore
 from casstore import ConfigError, ConflictError, IntegrityError, RefNotFound, Store, check
 from casstore.backend import LocalBackend
-from casstore.backend.syscalls import SystemCalls
+from casstore.backend.local.syscalls import SystemCalls
 from casstore.digest import digest
 from casstore.errors import AccessDenied, BackendError, BackendUnavailable, CasstoreError, UnsupportedVersion
 from casstore.format import canonical, envelope
 from casstore.format.manifest import TreeEntry, encode_tree, make_tree
-from casstore.store import checkout
-from casstore.store.machine import MachineState
+from casstore.machine.state import MachineState
+from casstore.store.checkout import checkout
 
 MIB = 1 << 20
 NOBODY = 65534

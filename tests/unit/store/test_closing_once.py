@@ -12,7 +12,7 @@ from fakes.stores import noise
 
 import casstore
 from casstore.backend import MemoryBackend
-from casstore.store.segment_cache import SegmentCache
+from casstore.objects.index.segment_cache import SegmentCache
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from fakes.stores import model_of, write_model
 
 from casstore import ConfigError, Store
 from casstore.errors import BackendError
-from casstore.store.checkout import Checkout
-from casstore.store.destination import FolderCalls, check_destination
+from casstore.store.checkout.checkout import Checkout
+from casstore.store.checkout.destination import FolderCalls, check_destination
 
 
 def disk(change=lambda name: name, *, shown=lambda name: name, asked=None):

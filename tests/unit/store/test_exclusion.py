@@ -5,7 +5,7 @@ import os
 import pytest
 
 from casstore import ConfigError, Store
-from casstore.store.exclusion import Exclusion
+from casstore.store.adding.exclusion import Exclusion
 
 FILES = [
     "a.bin",

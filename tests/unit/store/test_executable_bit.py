@@ -15,11 +15,11 @@ from casstore import Store, check
 from casstore.errors import IntegrityError, ObjectExists
 from casstore.format import manifest as manifest_format
 from casstore.format import marks
+from casstore.machine.state import MachineState
 from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.executable import own_bits
-from casstore.store.machine import MachineState
-from casstore.store.sources import find_sources
+from casstore.store.adding.executable import own_bits
+from casstore.store.adding.sources import find_sources
 
 SCRIPT = Content({"run.sh": (b"#!/bin/sh\n", True), "sub/w.bin": (b"w" * 1000, False)})
 PLAIN = Content({path: (data, False) for path, (data, _) in SCRIPT.files.items()})

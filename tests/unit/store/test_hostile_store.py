@@ -32,7 +32,7 @@ from casstore.format.manifest import EMPTY_FILE_ID, ModelManifest, encode_model
 from casstore.format.record import Record
 from casstore.format.record import encode as encode_record
 from casstore.format.rows import ROW, BaseLists, Kind, sort_order
-from casstore.store.keys import index_key, pack_key
+from casstore.objects.keys import index_key, pack_key
 
 MIB = 1 << 20
 

@@ -14,8 +14,8 @@ from casstore.errors import ConfigError
 from casstore.format import canonical, layout, manifest, record, rows
 from casstore.format.manifest import EMPTY_FILE_ID
 from casstore.format.rows import Kind
-from casstore.store import packs
-from casstore.store.packs import encode_objects
+from casstore.objects import pack_writer as packs
+from casstore.objects.pack_writer import encode_objects
 from casstore.store.store import Store
 
 SMALL = model_of(a=b"a file")

@@ -13,11 +13,11 @@ from fakes.stores import noise
 from casstore import Store
 from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy
 from casstore.backend.base import LOCKLESS
-from casstore.backend.fsspec_backend import FsspecBackend
-from casstore.backend.syscalls import SystemCalls
+from casstore.backend.fsspec.backend import FsspecBackend
+from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import BackendUnavailable
+from casstore.machine.state import MachineState
 from casstore.store.identity import identify
-from casstore.store.machine import MachineState
 
 WAIT = 0.4
 
@@ -183,7 +183,7 @@ def test_buckets_need_no_marker(protocol, monkeypatch):
 
 def _folder(protocol, monkeypatch):
     monkeypatch.setattr(FsspecBackend, "_require_anchor", lambda *_, **__: None)
-    monkeypatch.setattr("casstore.backend.filesystems.connect", lambda *_: _Nothing())
+    monkeypatch.setattr("casstore.backend.fsspec.filesystems.connect", lambda *_: _Nothing())
     return RetryingBackend(FsspecBackend(f"{protocol}://somewhere")).may_be_locked_by_others
 
 

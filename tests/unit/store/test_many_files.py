@@ -7,11 +7,11 @@ from fakes.fresh_files import trust_fresh_files
 
 from casstore import Store
 from casstore.format import layout as layout_format
-from casstore.integrations.model_paths import ModelPaths
-from casstore.store.machine import MachineState
-from casstore.store.objects import ObjectReader
-from casstore.store.publish import Publication
-from casstore.store.sources import StatIdentity
+from casstore.integrations.fsspec.model_paths import ModelPaths
+from casstore.machine.stat_identity import StatIdentity
+from casstore.machine.state import MachineState
+from casstore.objects.publication import Publication
+from casstore.objects.reader import ObjectReader
 
 COUNT = 400
 

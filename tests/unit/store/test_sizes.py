@@ -9,7 +9,7 @@ from fakes.model_files import safetensors_bytes
 from fakes.stores import assert_clean, noise
 
 from casstore import ConflictError, Store
-from casstore.store.sources import StatIdentity
+from casstore.machine.stat_identity import StatIdentity
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from fakes.model_files import npy_bytes, onnx_bytes, onnx_external_bytes, safetensors_bytes
 
 from casstore import tensors
-from casstore.store.sources import find_sources, open_source
-from casstore.store.tensor_spans import find_external_spans, find_file_spans
+from casstore.store.adding.sources import find_sources, open_source
+from casstore.store.adding.tensor_spans import find_external_spans, find_file_spans
 
 TENSORS = {"a": np.arange(40_000, dtype="f4").reshape(4, 10_000), "b": np.arange(9, dtype="f2")}
 
@@ -76,7 +76,8 @@ def test_small_files_are_not_opened_to_look_for_graphs(tmp_path, monkeypatch):
     (tmp_path / "model.onnx").write_bytes(onnx_bytes(TENSORS))
     opened = []
     monkeypatch.setattr(
-        "casstore.store.tensor_spans.open_source", lambda file: opened.append(file.path) or open_source(file)
+        "casstore.store.adding.tensor_spans.open_source",
+        lambda file: opened.append(file.path) or open_source(file),
     )
     files = find_sources(str(tmp_path)).files
     find_external_spans(files, files)

@@ -12,7 +12,7 @@ import pytest
 from fakes.fresh_files import trust_fresh_files
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
 
-from casstore.backend.syscalls import SystemCalls
+from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import (
     BackendError,
     CasstoreError,
@@ -23,14 +23,14 @@ from casstore.errors import (
 )
 from casstore.format import frame, marks
 from casstore.format.rows import Kind
+from casstore.machine.user_folders import cache_folder
+from casstore.objects.keys import PACK_PREFIX, pack_key
+from casstore.objects.publication import read_quarantine
 from casstore.ops.check import check, packs
 from casstore.ops.leftovers import find_leftovers
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.keys import PACK_PREFIX, pack_key
-from casstore.store.publish import read_quarantine
 from casstore.store.store import Store
-from casstore.store.user_folders import cache_folder
 
 MODEL = model_of(weights=noise(1, 900_000), small=noise(2, 700))
 OTHER = model_of(weights=noise(3, 300_000))

@@ -112,10 +112,10 @@ def test_a_tensor_beyond_its_storage_leaves_it_whole():
 
 def test_the_json_has_a_largest_size(monkeypatch):
     assert summary(torch_export_bytes({"w": A})) == [("w", "F32", (4, 6))]
-    monkeypatch.setattr("casstore.tensors.torch_export.MAX_MARKS", 10)
+    monkeypatch.setattr("casstore.tensors.torch.exported_program.MAX_MARKS", 10)
     assert summary(torch_export_bytes({"w": A})) == WHOLE
     monkeypatch.undo()
-    monkeypatch.setattr("casstore.tensors.torch_export.MAX_CONFIG_BYTES", 10)
+    monkeypatch.setattr("casstore.tensors.torch.exported_program.MAX_CONFIG_BYTES", 10)
     assert summary(torch_export_bytes({"w": A})) == WHOLE
 
 

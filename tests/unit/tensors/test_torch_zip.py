@@ -236,12 +236,12 @@ def test_without_names_the_storages_are_spans(pickle):
 def test_the_number_of_opcodes_has_a_limit(monkeypatch):
     data = torch_zip_bytes({"a": A})
     assert summary(data) == [("a", "F32", (2, 3))]
-    monkeypatch.setattr("casstore.tensors.pickle_machine.MAX_OPCODES", 20)
+    monkeypatch.setattr("casstore.tensors.torch.pickle_machine.MAX_OPCODES", 20)
     assert summary(data) == [("archive/data/0", "U8", (24,))]
 
 
 def test_a_pickle_has_a_largest_size(monkeypatch):
-    monkeypatch.setattr("casstore.tensors.torch_zip.MAX_PICKLE_BYTES", 20)
+    monkeypatch.setattr("casstore.tensors.torch.zip_file.MAX_PICKLE_BYTES", 20)
     source = BytesSource(torch_zip_bytes({"a": A}))
     assert [(span.name, span.dtype) for span in find_spans(source)] == [("archive/data/0", "U8")]
 

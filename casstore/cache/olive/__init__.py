@@ -1,0 +1,1 @@
+"""Olive's own file shapes: model JSON, saved models, resources, its cache folder."""

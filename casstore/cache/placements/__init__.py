@@ -1,0 +1,1 @@
+"""Where models and files of runs lie on this machine."""

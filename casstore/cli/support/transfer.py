@@ -1,0 +1,152 @@
+"""What push, pull and sync share: plan, show, execute, report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import casstore
+from casstore.cli.support.exits import ERROR, say
+from casstore.cli.support.text import human_bytes, human_duration, human_rate, short_id
+
+if TYPE_CHECKING:
+    from casstore import Store, SyncPlan, SyncReport
+    from casstore.cli.support.session import Session
+
+__all__ = ["bytes_per_second", "transfer"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+_ROUND_TRIP = 0.05
+_BANDWIDTH = 100_000_000 / 8
+
+
+def bytes_per_second(text: str | None) -> float | None:
+    """Read a rate such as 5M or 500KiB: bytes per second. Raises BadParameter for anything else."""
+    if text is None:
+        return None
+    body = text.lower().removesuffix("/s").removesuffix("b").strip()
+    digits = body.rstrip("kmgi")
+    try:
+        rate = float(digits) * _UNITS[body[len(digits) :].strip()]
+    except (ValueError, KeyError):
+        rate = 0.0  # The error below says what is wrong.
+    if not 1 <= rate < 1e18:
+        raise typer.BadParameter(
+            f"{text!r} is not a rate: write 5M or 500KiB, in bytes per second.", param_hint="--limit"
+        )
+    return rate
+
+
+def transfer(
+    out: Session,
+    src: Store,
+    dst: Store,
+    refs: list[str] | None,
+    *,
+    label: str,
+    dry_run: bool,
+    overwrite: bool,
+    limit: float | None,
+) -> None:
+    """Sync and say what was done; exit code 1 if a ref was left alone because of a conflict, or left out as damaged."""
+    with out.status() as status:
+        status("Comparing")
+        plan = casstore.plan_sync(src, dst, refs or None, overwrite=overwrite, keep_going=True)
+    if dry_run:
+        _show_plan(out, plan, limit=limit)
+        conflicts, damaged = plan.conflicts, plan.damaged
+    else:
+        with out.progress(label) as callback:
+            report = casstore.execute_sync(plan, callback=callback, bandwidth_limit=limit)
+        _show_report(out, plan, report)
+        conflicts, damaged = report.conflicts, report.damaged
+    for found in conflicts:
+        say(
+            f"{found.name} was left alone: {found.reason} ({short_id(found.src_target)} here,"
+            f" {short_id(found.dst_target)} there). Use --overwrite to take this side's."
+        )
+    for item in damaged:
+        say(f"{item.name} was left out: {item.reason}")
+    if conflicts or damaged:
+        raise typer.Exit(ERROR)
+
+
+def _show_plan(out: Session, plan: SyncPlan, *, limit: float | None) -> None:
+    seconds = plan.seconds(limit or _BANDWIDTH, _ROUND_TRIP)
+    if out.as_json:
+        out.print_json({**_plan_json(plan), "dry_run": True, "seconds_estimated": seconds})
+        return
+    if out.quiet:
+        for ref in plan.refs:
+            out.print_line(ref.name)
+        return
+    out.table(
+        ("ref", "target", "there", ">new bytes"),
+        (
+            (
+                ref.name,
+                short_id((ref.record.target or b"").hex()),
+                ref.standing.value,
+                human_bytes(ref.bytes_stored),
+            )
+            for ref in plan.refs
+        ),
+    )
+    link = f"{human_rate(int(limit or _BANDWIDTH), 1)} and {_ROUND_TRIP * 1000:.0f} ms"
+    out.summary(
+        f"Would write {_refs(len(plan.refs))} to {plan.dst.backend.url}: {plan.objects} objects,"
+        f" {human_bytes(plan.bytes_stored)} ({human_bytes(plan.bytes_plain)} as files), {plan.requests} requests;"
+        f" about {human_duration(seconds)} at {link}{_others(plan)}."
+    )
+
+
+def _show_report(out: Session, plan: SyncPlan, report: SyncReport) -> None:
+    if out.as_json:
+        out.print_json({"src": plan.src.backend.url, "dst": plan.dst.backend.url, **asdict(report)})
+        return
+    if out.quiet:
+        for name in report.refs:
+            out.print_line(name)
+        return
+    out.summary(
+        f"Wrote {_refs(len(report.refs))} to {plan.dst.backend.url}: {report.objects} objects,"
+        f" {human_bytes(report.bytes_moved)} in {report.requests} requests; {human_duration(report.seconds)},"
+        f" {human_rate(report.bytes_moved, report.seconds)}{_others(report)}."
+    )
+
+
+def _plan_json(plan: SyncPlan) -> dict[str, Any]:
+    return {
+        "src": plan.src.backend.url,
+        "dst": plan.dst.backend.url,
+        "refs": [
+            {
+                "ref": ref.name,
+                "target": (ref.record.target or b"").hex(),
+                "standing": ref.standing.value,
+                "bytes_stored": ref.bytes_stored,
+            }
+            for ref in plan.refs
+        ],
+        "equal": plan.equal,
+        "ahead": plan.ahead,
+        "conflicts": [asdict(found) for found in plan.conflicts],
+        "damaged": [asdict(item) for item in plan.damaged],
+        "objects": plan.objects,
+        "chunks": plan.chunks,
+        "bytes_stored": plan.bytes_stored,
+        "bytes_plain": plan.bytes_plain,
+        "reads": plan.reads,
+        "puts": plan.puts,
+    }
+
+
+def _refs(count: int) -> str:
+    return "1 ref" if count == 1 else f"{count} refs"
+
+
+def _others(found: SyncPlan | SyncReport) -> str:
+    text = f"; {len(found.equal)} equal already" if found.equal else ""
+    return text + (f"; {len(found.ahead)} newer there, left alone" if found.ahead else "")

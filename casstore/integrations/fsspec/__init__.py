@@ -1,0 +1,1 @@
+"""`cas://`: the files of models as an fsspec file system."""

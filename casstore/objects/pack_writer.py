@@ -1,0 +1,308 @@
+"""Writing packs: encode and verify frames on worker threads, stream them out, name the file by its hash."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from casstore import codecs
+from casstore.concurrency.buffers import BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
+from casstore.digest import Hasher, digest
+from casstore.errors import CasstoreError, ConfigError, DigestMismatch, ObjectExists
+from casstore.format import fields, frame, pack
+from casstore.format import manifest as manifest_format
+from casstore.format.frame import HEADER_SIZE, FrameHeader
+from casstore.format.rows import Kind, max_plain
+from casstore.objects.keys import pack_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from typing_extensions import Self
+
+    from casstore.backend.base import Backend, BlobWriter
+    from casstore.codecs import ElementHint
+    from casstore.format.pack import Footer
+
+PACK_TARGET = 64 << 20
+"""Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
+
+_FIRST_UPLOAD = 7 << 20
+"""Bytes at which the first of several packs for a slow link is closed, whatever the size of the others."""
+
+_WORTH_FINISHING = 4 << 20
+"""Least size in bytes of an interrupted pack that is finished for the next attempt; smaller ones are soon rewritten."""
+
+_SMALL = 64 << 10
+"""Frames of fewer bytes get memory of their own: a borrowed block would be mostly unused."""
+
+_VERIFIED = 2 << 20
+"""Plain bytes that are verified at once, right after encoding, while the processor's cache still holds them."""
+
+_MAX_WAITING = 1
+"""Writes that may wait for the disk: each holds a block of memory, and more of them brought no speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrames:
+    """Frames ready to append: `data` is header and payload of each, one after the other.
+
+    `block`, if any, is the memory behind `data`, which is given back once it is written.
+    """
+
+    headers: list[FrameHeader]
+    data: memoryview
+    block: memoryview | None = None
+
+    def release(self) -> None:
+        """Give the memory back; nobody may use `data` any more."""
+        if self.block is not None:
+            give_block(self.block)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPack:
+    """A pack that is durable under its final name."""
+
+    pack_id: bytes
+    footer: Footer
+    size: int
+
+
+def encode_frames(
+    kind: Kind,
+    ids: Sequence[bytes],
+    block: memoryview,
+    cuts: Sequence[tuple[int, int]],
+    hints: Sequence[ElementHint | None],
+) -> EncodedFrames:
+    """Encode the objects `block[offset:offset + length]` and verify that each decodes to itself.
+
+    Runs on a worker thread; `block` is only read. Raises DigestMismatch if an encoder is wrong.
+    """
+    room = sum(length for _, length in cuts) + HEADER_SIZE * len(cuts)
+    lent = take_block() if _SMALL < room <= BLOCK_BUFFER else None
+    data = new_buffer(room) if lent is None else lent[:room]
+    headers: list[FrameHeader] = []
+    payloads: list[memoryview] = []
+    position = verified = 0
+    for at, item in enumerate(codecs.encode_each(block, cuts, hints, out=data, lead=HEADER_SIZE)):
+        header = FrameHeader(ids[at], kind, item.encoding, cuts[at][1], len(item.payload))
+        headers.append(header)
+        payloads.append(item.payload)
+        data[position : position + HEADER_SIZE] = frame.encode_header(header)
+        position += HEADER_SIZE + header.stored
+        if not _verified_later(cuts, verified, at):
+            _verify(headers[verified:], payloads[verified:], block, cuts[verified : at + 1])
+            verified = at + 1
+    return EncodedFrames(headers, data[:position], lent)
+
+
+def encode_object(kind: Kind, plain: bytes) -> EncodedFrames:
+    """Encode one small object, a layout, tree or manifest."""
+    return encode_objects(kind, {digest(plain): plain})
+
+
+def encode_objects(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
+    """Encode small objects, plain bytes by id; raise ConfigError for one that `check_object` refuses."""
+    for plain in objects.values():
+        check_object(kind, plain)
+    lengths = [len(plain) for plain in objects.values()]
+    cuts = list(zip(accumulate([0, *lengths[:-1]]), lengths, strict=True))
+    return encode_frames(
+        kind, list(objects), memoryview(b"".join(objects.values())), cuts, [None] * len(cuts)
+    )
+
+
+def check_object(kind: Kind, plain: bytes) -> None:
+    """Raise ConfigError for an object that a reader would refuse (invariant 14).
+
+    Layouts and the manifests of models and runs are checked when they are encoded; a chunk may hold anything.
+    """
+    limit = max_plain(kind)
+    if len(plain) > limit:
+        raise ConfigError(
+            f"A {kind.name.lower()} of {len(plain)} bytes cannot be stored: {limit >> 20} MiB is the limit."
+        )
+    if kind is Kind.TREE:
+        fields.check_readable(plain, manifest_format.decode_tree, kind="tree")
+
+
+def _verified_later(cuts: Sequence[tuple[int, int]], first: int, at: int) -> bool:
+    """Say whether chunk `at` is verified together with the next one, in the group that starts at `first`."""
+    return (
+        at + 1 < len(cuts)
+        and sum(cuts[at]) == cuts[at + 1][0]
+        and sum(cuts[at + 1]) - cuts[first][0] <= _VERIFIED
+    )
+
+
+def _verify(
+    headers: Sequence[FrameHeader],
+    payloads: Sequence[memoryview],
+    block: memoryview,
+    cuts: Sequence[tuple[int, int]],
+) -> None:
+    """Decode payloads of adjoining chunks before they are published (invariant 9).
+
+    Bytes equal to those of the chunk have the hash that names it.
+    """
+    begin = cuts[0][0]
+    plain = block[begin : sum(cuts[-1])]
+    decoded = scratch(len(plain))
+    codecs.decode_batch(
+        [(header.encoding, payload) for header, payload in zip(headers, payloads, strict=True)],
+        [length for _, length in cuts],
+        decoded,
+    )
+    if codecs.equal(decoded, plain):
+        return
+    for header, (offset, length) in zip(headers, cuts, strict=True):
+        actual = digest(decoded[offset - begin : offset - begin + length])
+        if actual != header.object_id:
+            raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was added.")
+
+
+class PackWriter:
+    """Appends frames to packs: one thread writes and hashes them, another one commits full packs.
+
+    Use as a context manager: packs that were not finished are discarded. For one thread.
+    `target` is the size in bytes at which a pack is closed. With `uploads`, that many full packs are committed
+    at once, and `append` waits while more than that are under way: data that a slow link has not taken yet lies
+    in a spool.
+    """
+
+    def __init__(self, backend: Backend, *, target: int = PACK_TARGET, uploads: int | None = None) -> None:
+        self._backend = backend
+        self._target = target
+        # The link is idle until the first pack is full.
+        self._full = target if uploads is None else min(target, _FIRST_UPLOAD)
+        self._uploads = uploads
+        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
+        self._committer = ThreadPoolExecutor(uploads or 1, thread_name_prefix="casstore-commit")
+        self._writes: deque[Future[None]] = deque()
+        self._commits: list[Future[WrittenPack]] = []
+        self._open: _OpenPack | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scribe.shutdown(wait=True)
+        self._committer.shutdown(wait=True)
+        if self._open is not None:
+            self._open.writer.discard()  # Invariant 2: a file without its final name is not part of the store.
+            self._open = None
+
+    def rescue(self) -> list[WrittenPack]:
+        """After a failure: finish the open pack if it is complete and large enough, then end like `__exit__`.
+
+        Returns the packs that are durable and that nobody has taken yet. Raises nothing of what failed.
+        """
+        if self._open is not None and self._open.size >= _WORTH_FINISHING and self._is_whole(self._open):
+            # Invariant 13: this only tries to save work; the original error is raised anyway.
+            with contextlib.suppress(CasstoreError):
+                self._close_pack()
+        self.__exit__()
+        return [commit.result() for commit in self._commits if commit.exception() is None]
+
+    def _is_whole(self, opened: _OpenPack) -> bool:
+        """Say whether every frame that the open pack's footer would list was written: an interrupt can come anywhere."""
+        wait(self._writes)
+        if any(write.exception() is not None for write in self._writes):
+            return False
+        last = opened.headers[-1] if opened.headers else None
+        end = opened.offsets[-1] + last.size + last.stored if last is not None and opened.offsets else 0
+        return len(opened.headers) == len(opened.offsets) and end == opened.size == opened.writer.offset
+
+    def append(self, frames: EncodedFrames) -> None:
+        """Append verified frames in the background; the pack is closed after them if it is full."""
+        if not frames.headers:
+            return
+        if self._open is None:
+            self._open = _OpenPack(self._backend.open_writer())
+            self._emit(self._open, pack.encode_header(os.urandom(pack.NONCE_SIZE)))
+        at = self._open.size
+        for header in frames.headers:
+            self._open.headers.append(header)
+            self._open.offsets.append(at)
+            at += header.size + header.stored
+        self._emit(self._open, frames.data, then=frames.release)
+        if self._open.size >= self._full:
+            self._close_pack()
+            self._full = self._target
+
+    def finish(self) -> list[WrittenPack]:
+        """Close the last pack, wait until all are durable, and return those since the last call."""
+        self._close_pack()
+        self._wait_for_writes(left=0)
+        commits, self._commits = self._commits, []
+        return [commit.result() for commit in commits]
+
+    def take_finished(self) -> list[WrittenPack]:
+        """Return the packs that have become durable since the last call; wait for none."""
+        done = [commit for commit in self._commits if commit.done()]
+        self._commits = [commit for commit in self._commits if commit not in done]
+        return [commit.result() for commit in done]
+
+    def _close_pack(self) -> None:
+        closing = self._open
+        if closing is None:
+            return
+        footer = pack.footer_rows(closing.headers, closing.offsets)
+        self._emit(closing, pack.encode_footer(footer, begin=closing.size))
+        written = self._writes[-1]
+        # In this order: an interrupt in between must not leave a pack that nobody discards.
+        self._commits.append(self._committer.submit(_commit, closing, footer, written))
+        self._open = None
+        while self._uploads is not None:
+            waiting = [commit for commit in self._commits if not commit.done()]
+            if len(waiting) <= self._uploads:
+                break
+            for commit in wait(waiting, return_when=FIRST_COMPLETED).done:
+                commit.result()  # A failure is raised now, not after all the rest was sent.
+
+    def _emit(
+        self, target: _OpenPack, data: bytes | memoryview, *, then: Callable[[], None] | None = None
+    ) -> None:
+        target.size += len(data)
+        self._writes.append(self._scribe.submit(_write, target, data, then))
+        self._wait_for_writes(left=_MAX_WAITING)
+
+    def _wait_for_writes(self, *, left: int) -> None:
+        while len(self._writes) > left:
+            self._writes.popleft().result()
+
+
+@dataclass(slots=True)
+class _OpenPack:
+    """A pack that is being written: `size` counts the bytes handed over, `hasher` has hashed those written."""
+
+    writer: BlobWriter
+    hasher: Hasher = field(default_factory=Hasher)
+    size: int = 0
+    headers: list[FrameHeader] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+
+
+def _write(target: _OpenPack, data: bytes | memoryview, then: Callable[[], None] | None) -> None:
+    target.writer.write([data])
+    target.hasher.update(data)
+    if then is not None:
+        then()
+
+
+def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> WrittenPack:
+    with target.writer as writer:  # discards the temporary file if the commit fails (invariant 2)
+        written.result()
+        pack_id = target.hasher.digest()
+        # Invariant 6: with its nonce, a pack of this name is this very pack, from an attempt that seemed to fail.
+        with contextlib.suppress(ObjectExists):
+            writer.commit(pack_key(pack_id))
+    return WrittenPack(pack_id, footer, target.size)

@@ -1,0 +1,373 @@
+"""Adding files: read → cut → hash → look up → encode → pack.
+
+The calling thread reads, hashes whole files, cuts and dispatches; chunks are hashed, looked up and encoded by a few
+workers in blocks of megabytes, where native code holds no GIL. How many blocks are in flight is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
+from casstore.concurrency.buffers import BLOCK, give_block, take_block
+from casstore.concurrency.workers import TaskGroup, worker_count
+from casstore.digest import Hasher, digest
+from casstore.errors import ConfigError, ConflictError, IntegrityError, ObjectNotFound
+from casstore.format import layout as layout_format
+from casstore.format.layout import Layout
+from casstore.format.rows import Kind
+from casstore.format.spans import pack_spans
+from casstore.machine.state import KnownFile
+from casstore.machine.unchanged import flush
+from casstore.objects.pack_writer import encode_frames, encode_object
+from casstore.store.adding.sources import check_unchanged, open_source, read_full, read_source
+from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from fsspec import Callback
+    from typing_extensions import Self
+
+    from casstore.codecs import ElementHint
+    from casstore.machine.state import MachineState
+    from casstore.objects.pack_writer import EncodedFrames
+    from casstore.objects.publication import Publication
+    from casstore.objects.reader import ObjectReader
+    from casstore.store.adding.sources import SourceFile, Sources
+    from casstore.tensors import TensorSpan
+
+    _Keyed = tuple[SourceFile, bytes | None]
+    """A file, and the key under which the stat cache knows it."""
+
+
+_KNOWN_FILES = 4096
+_KNOWN_BYTES = 64 << 30
+"""Unchanged files whose layouts are looked up at once: fewer look-ups, bounded memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddedFile:
+    """A file that is in the store now, with the layout it was cut by."""
+
+    source: SourceFile
+    layout: Layout
+    layout_id: bytes
+    stat_key: bytes | None = None
+    """The key under which the stat cache may keep what was read, None where no change could be detected."""
+
+
+@dataclass(slots=True)
+class AddCounts:
+    """What adding cost: `bytes_new` are plain bytes of chunks that the store did not have."""
+
+    bytes_total: int = 0
+    bytes_new: int = 0
+    chunks: int = 0
+    chunks_new: int = 0
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A file on its way through the pipeline."""
+
+    source: SourceFile
+    stat_key: bytes | None
+    spans: tuple[TensorSpan, ...]
+    size: int = 0
+    hasher: Hasher = field(default_factory=Hasher)
+    ids: list[bytes] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    hints: ElementHints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hints = ElementHints(self.spans)
+
+
+@dataclass(slots=True)
+class _Block:
+    """A buffer full of chunks; `parts` says how many belong to which file, and `last` whether that file ends here."""
+
+    buffer: memoryview
+    cuts: list[tuple[int, int]] = field(default_factory=list)
+    hints: list[ElementHint | None] = field(default_factory=list)
+    parts: list[tuple[_Reading, int, bool]] = field(default_factory=list)
+    used: int = 0
+
+
+class _Worked(NamedTuple):
+    """A worker's result for a block: the ids of its chunks, which of them are new, and the frames of those."""
+
+    ids: list[bytes]
+    wanted: list[int]
+    frames: EncodedFrames
+
+
+class Ingest:
+    """Adds files to a publication. Use once, from one thread, as a context manager."""
+
+    def __init__(
+        self,
+        *,
+        publication: Publication,
+        reader: ObjectReader,
+        machine: MachineState,
+        stat_cache: bool,
+        callback: Callback | None,
+    ) -> None:
+        self._publication = publication
+        self._reader = reader
+        self._machine = machine
+        self._stat_cache = stat_cache
+        self._callback = callback
+        self._tasks = TaskGroup()
+        self._claiming = threading.Lock()
+        self._window = worker_count()
+        self._working: deque[tuple[_Block, Future[_Worked]]] = deque()
+        self._added: list[AddedFile] = []
+        self._layouts: dict[bytes, bytes] = {}
+        self._layouts_size = 0
+        self.counts = AddCounts()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tasks.__exit__()
+
+    def run(self, sources: Sources) -> list[AddedFile]:
+        """Make every chunk and layout of `sources` part of the publication; return the files in tree order.
+
+        Raises ConflictError if a file changes while it is read.
+        """
+        if self._callback is not None:
+            self._callback.set_size(sum(file.identity.size for file in sources.files))
+        keys = sources.stat_keys(self._machine.unchanged_files())
+        unknown = list(self._take_known(list(zip(sources.files, keys, strict=True))))
+        self._publication.recall(sum(file.identity.size for file, _ in unknown))
+        external = find_external_spans([file for file, _ in unknown], sources.files)
+        for block in self._blocks(unknown, external):
+            self._working.append((block, self._tasks.submit(self._work, block)))
+            if len(self._working) > self._window:
+                self._settle()
+        while self._working:
+            self._settle()
+        self._write_layouts()
+        return sorted(self._added, key=lambda added: added.source.path.encode())
+
+    def supply(self, missing: set[bytes]) -> Iterator[EncodedFrames]:
+        """Make frames again for those of `missing` that the added files hold (see publish.py)."""
+        for added in self._added:
+            if added.layout_id in missing:
+                yield encode_object(Kind.LAYOUT, layout_format.encode(added.layout))
+            edges = added.layout.offsets().tolist()
+            for at, chunk_id in enumerate(added.layout.chunk_ids()):
+                if chunk_id in missing:
+                    plain = read_source(added.source, edges[at], edges[at + 1] - edges[at])
+                    if digest(plain) != chunk_id:
+                        raise ConflictError(
+                            f"{added.source.location} changed while it was stored. Add it again."
+                        )
+                    yield encode_object(Kind.CHUNK, plain)
+
+    def remember(self) -> None:
+        """Tell the stat cache which files were read, where it can later prove that they did not change."""
+        self._machine.remember_files(
+            (added.stat_key, KnownFile(added.layout.file_id, added.layout_id))
+            for added in self._added
+            if added.stat_key is not None
+        )
+
+    def _take_known(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
+        """Take unchanged files without reading them, if all that they need is in the store; yield the others."""
+        if not self._stat_cache:
+            yield from files
+            return
+        known = self._machine.known_files([key for _, key in files])
+        hits: list[tuple[_Keyed, KnownFile]] = []
+        for item, found in zip(files, known, strict=True):
+            if found is None:
+                yield item
+            else:
+                hits.append((item, found))
+        group: list[tuple[_Keyed, KnownFile]] = []
+        size = 0
+        for hit in hits:
+            group.append(hit)
+            size += hit[0][0].identity.size
+            if len(group) >= _KNOWN_FILES or size >= _KNOWN_BYTES:
+                yield from self._take_hits(group)
+                group, size = [], 0
+        yield from self._take_hits(group)
+
+    def _take_hits(self, hits: list[tuple[_Keyed, KnownFile]]) -> Iterator[_Keyed]:
+        layouts = self._whole_layouts(list(dict.fromkeys(known.layout_id for _, known in hits)))
+        for (file, key), known in hits:
+            layout = layouts.get(known.layout_id)
+            if layout is None or layout.file_id != known.file_id or layout.size != file.identity.size:
+                yield file, key
+                continue
+            self._added.append(AddedFile(file, layout, known.layout_id))
+            self._count(layout.size, layout.chunks)
+            if self._callback is not None:
+                self._callback.relative_update(layout.size)
+
+    def _whole_layouts(self, ids: list[bytes]) -> dict[bytes, Layout]:
+        """Return those layouts that the store can read and has every chunk of."""
+        here = [item for item, there in zip(ids, self._publication.known(ids), strict=True) if there]
+        if not here:
+            return {}
+        try:
+            layouts = [layout_format.decode(data) for data in self._reader.read_many(here)]
+        except (IntegrityError, ObjectNotFound):
+            # Invariant 13: the stat cache is a hint; if what it names is damaged, the file itself is read.
+            middle = len(here) // 2
+            if middle == 0:
+                return {}
+            return self._whole_layouts(here[:middle]) | self._whole_layouts(here[middle:])
+        there = self._publication.known([chunk_id for item in layouts for chunk_id in item.chunk_ids()])
+        whole: dict[bytes, Layout] = {}
+        at = 0
+        for item, layout in zip(here, layouts, strict=True):
+            if there[at : at + layout.chunks].all():
+                whole[item] = layout
+            at += layout.chunks
+        return whole
+
+    def _blocks(
+        self, files: Sequence[_Keyed], external: Mapping[str, tuple[TensorSpan, ...] | None]
+    ) -> Iterator[_Block]:
+        """Read files into blocks: a large file fills many, small files share one."""
+        block = _Block(take_block())
+        left = sum(file.identity.size for file, _ in files)
+        for file, stat_key in files:
+            descriptor = open_source(file)
+            try:
+                key = stat_key if stat_key is not None and flush(descriptor) else None
+                check_unchanged(file, os.fstat(descriptor))
+                reading = _Reading(file, key, find_file_spans(file, descriptor, external.get(file.path, ())))
+                chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
+                position = 0
+                carried = 0
+                while True:
+                    begin = block.used
+                    # Blocks become smaller towards the end: otherwise all workers wait for the one with the last block.
+                    end = MAX_CHUNK + min(BLOCK, max(left // (2 * self._window), begin + carried))
+                    room = block.buffer[begin + carried : end]
+                    count = read_full(descriptor, room, position, file.shown)
+                    left -= count
+                    position += count
+                    reading.hasher.update(room[:count])
+                    if self._callback is not None:
+                        self._callback.relative_update(count)
+                    # A file ends where reading it ends: the size that stat gives may be wrong.
+                    final = count < len(room)
+                    if not final and position > file.identity.size:
+                        check_unchanged(file, os.fstat(descriptor))
+                    data = block.buffer[begin : begin + carried + count]
+                    lengths = chunker.cut(data, offset=position - len(data), final=final).tolist()
+                    cut_to = _append(block, reading, lengths, position - len(data), final=final)
+                    carried = len(data) - (cut_to - begin)
+                    if final:
+                        break
+                    full, block = block, _Block(take_block())
+                    block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
+                    yield full
+                check_unchanged(file, os.fstat(descriptor))
+                reading.size = position
+            finally:
+                os.close(descriptor)
+            if block.used >= BLOCK // 2:
+                yield block
+                block = _Block(take_block())
+        yield block
+
+    def _work(self, block: _Block) -> _Worked:
+        """Hash the chunks of a block and encode those that are new; runs on a worker thread."""
+        ids = [digest(block.buffer[offset : offset + length]) for offset, length in block.cuts]
+        with self._claiming:
+            wanted = self._publication.claim(ids)
+        frames = encode_frames(
+            Kind.CHUNK,
+            [ids[at] for at in wanted],
+            block.buffer,
+            [block.cuts[at] for at in wanted],
+            [block.hints[at] for at in wanted],
+        )
+        return _Worked(ids, wanted, frames)
+
+    def _settle(self) -> None:
+        """Take the oldest block that was handed out: write its frames, note its chunks."""
+        block, future = self._working.popleft()
+        worked = future.result()
+        self._publication.write(worked.frames)
+        give_block(block.buffer)
+        ids = worked.ids
+        self._count(sum(length for _, length in block.cuts), len(ids))
+        self.counts.chunks_new += len(worked.wanted)
+        self.counts.bytes_new += sum(block.cuts[at][1] for at in worked.wanted)
+        start = 0
+        for reading, count, last in block.parts:
+            reading.ids += ids[start : start + count]
+            reading.lengths += [length for _, length in block.cuts[start : start + count]]
+            start += count
+            if last:
+                self._finish(reading)
+
+    def _finish(self, reading: _Reading) -> None:
+        as_stated = reading.size == reading.source.identity.size
+        layout = Layout(
+            file_id=reading.hasher.digest(),
+            size=reading.size,
+            ids=b"".join(reading.ids),
+            lengths=np.array(reading.lengths, "<u4"),
+            # Tensors were looked for in a file of the size that stat gave, which may be wrong.
+            spans=pack_spans(reading.spans) if as_stated else (),
+            cut=LAYOUT_VERSION,
+        )
+        try:
+            plain = layout_format.encode(layout)
+        except ConfigError:
+            if not layout.spans:
+                raise
+            # Design §4: tensors that no layout can describe make a file of an unknown format, not an error.
+            layout = replace(layout, spans=())
+            plain = layout_format.encode(layout)
+        layout_id = digest(plain)
+        self._layouts[layout_id] = plain
+        self._layouts_size += len(plain)
+        self._added.append(
+            AddedFile(reading.source, layout, layout_id, reading.stat_key if as_stated else None)
+        )
+        if self._layouts_size >= BLOCK:
+            self._write_layouts()
+
+    def _write_layouts(self) -> None:
+        if self._layouts:
+            self._publication.write_objects(Kind.LAYOUT, self._layouts)
+        self._layouts = {}
+        self._layouts_size = 0
+
+    def _count(self, size: int, chunks: int) -> None:
+        self.counts.bytes_total += size
+        self.counts.chunks += chunks
+
+
+def _append(block: _Block, reading: _Reading, lengths: list[int], offset: int, *, final: bool) -> int:
+    """Add chunks that start at `block.used`, byte `offset` of the file; return where they end in the buffer."""
+    at = block.used
+    for length in lengths:
+        block.cuts.append((at, length))
+        block.hints.append(reading.hints.of(offset, offset + length))
+        at += length
+        offset += length
+    block.parts.append((reading, len(lengths), final))
+    block.used = at
+    return at

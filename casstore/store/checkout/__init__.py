@@ -1,0 +1,1 @@
+"""Checking out: plain files written from a model."""
