@@ -362,7 +362,7 @@ def added(place, model):
 GETTING = (
     "import os, sys, time",
     "from casstore import Store",
-    "from casstore.store import checkout",
+    "from casstore.store.checkout import checkout",
     "def slow(*_, **__):",
     "    print('writing', flush=True)",
     "    time.sleep(60)",
@@ -482,7 +482,7 @@ def slow(tmp_path, monkeypatch):
         "import os, sys, time\n"
         "if 'casstore' in sys.orig_argv[1:3]:\n"
         "    from casstore.backend.local.writer import LocalWriter\n"
-        "    from casstore.store import checkout\n"
+        "    from casstore.store.checkout import checkout\n"
         "    write, decode, count = LocalWriter.write, checkout._decode, [0]\n"
         "    def slowed(work, *args, **kwargs):\n"
         "        work(*args, **kwargs)\n"
@@ -496,10 +496,10 @@ def slow(tmp_path, monkeypatch):
         "    LocalWriter.write = lambda *args: slowed(write, *args)\n"
         "    checkout._decode = lambda *args, **kwargs: slowed(decode, *args, **kwargs)\n"
         "    checkout.BLOCK = 1 << 20\n"
-        "    from casstore.store import ingest, packs\n"
+        "    from casstore.store.adding import ingest; from casstore.objects import pack_writer as packs\n"
         "    ingest.BLOCK = 1 << 20\n"
         "    packs.PackWriter.__init__.__kwdefaults__['target'] = 4 << 20\n"
-        "    from casstore.store import publish\n"
+        "    from casstore.objects import publication as publish\n"
         "    publish._WORTH_LOOKING = 2 << 20\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -638,7 +638,7 @@ class TestEndings:
     def test_a_later_signal_ends_a_clean_up_that_takes_long(self, tmp_path):
         program = (
             "import sys, time\n"
-            "from casstore.cli import signals\n"
+            "from casstore.cli.support import signals\n"
             "signals._SAME = 0.2\n"
             "with signals.ending_by_signals():\n"
             "    try:\n"

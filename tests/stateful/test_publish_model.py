@@ -165,7 +165,7 @@ class Client:
             backend=self.backend,
             index=self.index,
             reader=ObjectReader(self.backend, self.index),
-            refs=self.refs,
+            put_record=self.refs.put,
         )
 
     def _draft(self, name, objects):
