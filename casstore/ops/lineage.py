@@ -134,9 +134,9 @@ class LineageGraph:
     def node(self, model_id: str) -> ModelNode:
         """Return what is known of a model. Raises KeyError for one that nothing mentions."""
         rows, made = self.named.get(model_id, []), self.made_by.get(model_id, [])
-        told = [row.time for row in rows] or [link.time for link in made or self.used_by[model_id]]
+        times = [row.time for row in rows] or [link.time for link in made or self.used_by[model_id]]
         runs = tuple(link.run for link in made if link.run)
-        return ModelNode(model_id, tuple(sorted(row.name for row in rows)), min(told), runs)
+        return ModelNode(model_id, tuple(sorted(row.name for row in rows)), min(times), runs)
 
     def ancestors(self, model_id: str, *, start: Iterable[Link] = ()) -> list[ModelNode]:
         """Return every model that this one was made from, nearest first; itself never, even in a cycle.
@@ -161,7 +161,7 @@ class LineageGraph:
         only the one of `ref` is then included.
         """
         wanted = None if models is None else set(models)
-        told = set()
+        listed = set()
         entries = []
         for row in self.rows:
             if not row.name.startswith(_MODELS) or (wanted is not None and row.target.hex() not in wanted):
@@ -170,11 +170,11 @@ class LineageGraph:
             run = self.runs.get(name)
             if wanted is not None and run is not None and not run.output and row.name != ref:
                 continue
-            told.add(name)
+            listed.add(name)
             links = (run,) if run is not None else tuple(self.made_by.get(row.target.hex(), ()))
             entries.append(LogEntry(row.time, row.name, row.target.hex(), links))
         for name, link in self.runs.items():
-            if name not in told and (wanted is None or link.output in wanted):
+            if name not in listed and (wanted is None or link.output in wanted):
                 entries.append(LogEntry(link.time, "", link.output, (link,)))
         # Each ref occurs once, so names decide between equal times, and the order is always the same.
         return sorted(entries, key=lambda entry: (entry.time, entry.ref), reverse=True)
@@ -275,10 +275,10 @@ def read_graph(store: Store) -> LineageGraph:
 
 
 def _link_of(row: RefRow) -> Link:
-    facts = row.metadata
-    texts = {name: value for name, value in facts.items() if type(value) is str}
+    metadata = row.metadata
+    texts = {name: value for name, value in metadata.items() if type(value) is str}
     source, made, status = texts.get("input", ""), texts.get("output", ""), texts.get("status", "")
-    started, duration = facts.get("started"), facts.get("duration")
+    started, duration = metadata.get("started"), metadata.get("duration")
     return Link(
         input=source if is_hex(source) else "",
         output=made if status != _FAILED and is_hex(made) else "",
@@ -295,12 +295,11 @@ def _link_of(row: RefRow) -> Link:
 
 def _evaluated(row: RefRow, by_name: dict[str, str]) -> str:
     """Return the id of the evaluated model: as recorded, else the model of that name."""
-    facts = row.metadata
-    told = facts.get("model")
-    if isinstance(told, str) and is_hex(told):
-        return told
+    model_id = row.metadata.get("model")
+    if isinstance(model_id, str) and is_hex(model_id):
+        return model_id
     # Pipelines name an evaluation after the model, often followed by the accelerator.
-    name = str(facts.get("name") or row.name.removeprefix("evaluations/"))
+    name = str(row.metadata.get("name") or row.name.removeprefix("evaluations/"))
     return by_name.get(f"{_MODELS}{name}") or by_name.get(f"{_MODELS}{name.partition('-')[0]}", "")
 
 

@@ -26,7 +26,8 @@ from casstore.format.spans import pack_spans
 from casstore.machine.state import KnownFile
 from casstore.machine.unchanged import flush
 from casstore.objects.pack_writer import encode_frames, encode_object
-from casstore.store.adding.sources import check_unchanged, open_source, read_full, read_source
+from casstore.store.adding.known_content import has_content, sample_keys
+from casstore.store.adding.sources import check_unchanged, is_onnx, open_source, read_full, read_source
 from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class Ingest:
         self._added: list[AddedFile] = []
         self._layouts: dict[bytes, bytes] = {}
         self._layouts_size = 0
+        self._sample_keys: dict[str, bytes] = {}
         self.counts = AddCounts()
 
     def __enter__(self) -> Self:
@@ -150,7 +152,11 @@ class Ingest:
         if self._callback is not None:
             self._callback.set_size(sum(file.identity.size for file in sources.files))
         keys = sources.stat_keys(self._machine.unchanged_files())
-        unknown = list(self._take_known(list(zip(sources.files, keys, strict=True))))
+        unknown = list(self._take_unchanged(list(zip(sources.files, keys, strict=True))))
+        self._sample_keys = sample_keys(
+            [file for file, _ in unknown], [file for file in sources.files if is_onnx(file)]
+        )
+        unknown = self._take_known_content(unknown)
         self._publication.recall(sum(file.identity.size for file, _ in unknown))
         external = find_external_spans([file for file, _ in unknown], sources.files)
         for block in self._blocks(unknown, external):
@@ -178,14 +184,15 @@ class Ingest:
                     yield encode_object(Kind.CHUNK, plain)
 
     def remember(self) -> None:
-        """Tell the stat cache which files were read, where it can later prove that they did not change."""
+        """Tell the machine which files were read: by stat identity, where it proves anything, and by samples."""
         self._machine.remember_files(
-            (added.stat_key, KnownFile(added.layout.file_id, added.layout_id))
+            (key, KnownFile(added.layout.file_id, added.layout_id))
             for added in self._added
-            if added.stat_key is not None
+            for key in (added.stat_key, self._sample_keys.get(added.source.path))
+            if key is not None
         )
 
-    def _take_known(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
+    def _take_unchanged(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
         """Take unchanged files without reading them, if all that they need is in the store; yield the others."""
         if not self._stat_cache:
             yield from files
@@ -207,6 +214,36 @@ class Ingest:
                 group, size = [], 0
         yield from self._take_hits(group)
 
+    def _take_known_content(self, files: list[_Keyed]) -> list[_Keyed]:
+        """Take files that the store holds under another name or from another place, read once; return the others."""
+        keys = [self._sample_keys.get(file.path) for file, _ in files]
+        known = self._machine.known_files(keys)
+        layouts = self._whole_layouts(
+            list(dict.fromkeys(item.layout_id for item in known if item is not None))
+        )
+        left: list[_Keyed] = []
+        for (file, stat_key), item in zip(files, known, strict=True):
+            layout = None if item is None else layouts.get(item.layout_id)
+            if item is None or layout is None or layout.size != file.identity.size:
+                left.append((file, stat_key))
+                continue
+            same, proved = has_content(
+                file, layout.file_id, tasks=self._tasks, stable=stat_key is not None, progress=self._progress
+            )
+            if same:
+                self._take(AddedFile(file, layout, item.layout_id, stat_key if proved else None))
+            else:
+                left.append((file, stat_key))
+        return left
+
+    def _take(self, added: AddedFile) -> None:
+        self._added.append(added)
+        self._count(added.layout.size, added.layout.chunks)
+
+    def _progress(self, count: int) -> None:
+        if self._callback is not None:
+            self._callback.relative_update(count)
+
     def _take_hits(self, hits: list[tuple[_Keyed, KnownFile]]) -> Iterator[_Keyed]:
         layouts = self._whole_layouts(list(dict.fromkeys(known.layout_id for _, known in hits)))
         for (file, key), known in hits:
@@ -214,10 +251,8 @@ class Ingest:
             if layout is None or layout.file_id != known.file_id or layout.size != file.identity.size:
                 yield file, key
                 continue
-            self._added.append(AddedFile(file, layout, known.layout_id))
-            self._count(layout.size, layout.chunks)
-            if self._callback is not None:
-                self._callback.relative_update(layout.size)
+            self._take(AddedFile(file, layout, known.layout_id))
+            self._progress(layout.size)
 
     def _whole_layouts(self, ids: list[bytes]) -> dict[bytes, Layout]:
         """Return those layouts that the store can read and has every chunk of."""
@@ -265,8 +300,7 @@ class Ingest:
                     left -= count
                     position += count
                     reading.hasher.update(room[:count])
-                    if self._callback is not None:
-                        self._callback.relative_update(count)
+                    self._progress(count)
                     # A file ends where reading it ends: the size that stat gives may be wrong.
                     final = count < len(room)
                     if not final and position > file.identity.size:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import datasets
-from benchmarks.datasets import docstrings, lifecycle, packages, releases
+from benchmarks.datasets import docstrings, lifecycle, packages, releases, unseen
 from benchmarks.datasets.corpus import CorpusError, Recipe
 from benchmarks.datasets.weights import Tensor
 
@@ -48,7 +48,9 @@ def test_unknown_names_are_refused_with_those_that_exist(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("lineage", [lifecycle.LINEAGE, releases.lineage()], ids=["lifecycle", "releases"])
+@pytest.mark.parametrize(
+    "lineage", [lifecycle.LINEAGE, releases.lineage(releases.RELEASES)], ids=["lifecycle", "releases"]
+)
 def test_every_model_comes_after_the_models_that_it_was_made_from(lineage):
     made = set()
     for name, parents in lineage.items():
@@ -65,7 +67,7 @@ def test_lifecycle_has_one_root_and_its_checkpoints_follow_each_other():
 
 
 def test_releases_follow_the_version_before_and_are_pinned():
-    lineage = releases.lineage()
+    lineage = releases.lineage(releases.RELEASES)
     assert lineage["silero-vad-5.1"] == ()
     assert lineage["silero-vad-6.0.0"] == ("silero-vad-5.1.2",)
     families = {}
@@ -181,6 +183,13 @@ def _wheel(path, files):
         for name, content in files.items():
             archive.writestr(name, content)
     return releases.Release("pack", "1.0", hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_unseen_packages_are_pinned_and_none_of_those_that_were_tuned_on():
+    assert len({release.package for release in unseen.RELEASES}) == len(unseen.RELEASES) >= 10
+    assert {release.package for release in unseen.RELEASES}.isdisjoint(
+        release.package for release in releases.RELEASES
+    )
 
 
 def test_releases_keep_the_weights_of_a_wheel_and_nothing_else(tmp_path):

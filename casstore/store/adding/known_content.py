@@ -1,0 +1,106 @@
+"""Recognises files that the store holds already, wherever they lie now, by reading them once.
+
+A file is looked up by its size and a few samples, and by those of the ONNX graphs beside it, which say where tensors in other
+files lie. That is a hint. A file counts as known only when all of it has the hash of the known one; then nobody parses it,
+cuts it or hashes its chunks.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import wait
+from typing import TYPE_CHECKING
+
+from casstore.chunking import LAYOUT_VERSION
+from casstore.concurrency.buffers import give_block, take_block
+from casstore.digest import Hasher, digest
+from casstore.machine.unchanged import flush
+from casstore.store.adding.sources import check_unchanged, is_onnx, open_source, read_full, read_range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from casstore.concurrency.workers import TaskGroup
+    from casstore.store.adding.sources import SourceFile
+
+MIN_SIZE = 2 << 20
+"""Bytes from which a file is sampled: a smaller one is added as fast as it is looked up."""
+
+_SAMPLES = 16
+_SAMPLE_BYTES = 4 << 10
+
+
+def sample_keys(files: Sequence[SourceFile], graphs: Sequence[SourceFile]) -> dict[str, bytes]:
+    """Return a key of 32 bytes for each file that is large enough, by its path in the tree.
+
+    Files of equal content have equal keys beside equal graphs; different ones nearly always have different keys.
+    """
+    large = [file for file in files if file.identity.size >= MIN_SIZE]
+    if not large:
+        return {}
+    beside = digest(b"".join(_samples(graph) for graph in graphs))
+    return {
+        file.path: digest(b"%d|%b|%b" % (LAYOUT_VERSION, _samples(file), b"" if is_onnx(file) else beside))
+        for file in large
+    }
+
+
+def has_content(
+    file: SourceFile,
+    file_id: bytes,
+    *,
+    tasks: TaskGroup,
+    stable: bool,
+    progress: Callable[[int], None],
+) -> tuple[bool, bool]:
+    """Read a file, and say whether its id is `file_id`, and whether no change can go unseen from now on.
+
+    The latter is only found out where `stable`, the file's stat identity, proves something (invariant 14). `progress` is called
+    with the number of bytes read; with a negative one for all of them where the content is another one.
+    """
+    descriptor = open_source(file)
+    buffers = [take_block(), take_block()]
+    hashing: Future[object] | None = None
+    try:
+        flushed = stable and flush(descriptor)
+        check_unchanged(file, os.fstat(descriptor))
+        hasher = Hasher(max_threads=Hasher.AUTO)
+        position = 0
+        while position <= file.identity.size:
+            buffer = buffers[0]
+            count = read_full(descriptor, buffer, position, file.shown)
+            if hashing is not None:
+                hashing.result()
+            if count == 0:
+                break
+            # The next part is read while this one is hashed.
+            hashing = tasks.submit(hasher.update, buffer[:count])
+            buffers.reverse()
+            position += count
+            progress(count)
+        check_unchanged(file, os.fstat(descriptor))
+    finally:
+        if hashing is not None:
+            wait([hashing])  # It reads from a buffer that is given back.
+        for buffer in buffers:
+            give_block(buffer)
+        os.close(descriptor)
+    if hasher.digest() == file_id:
+        return True, flushed
+    progress(-position)
+    return False, False
+
+
+def _samples(file: SourceFile) -> bytes:
+    """Return a hash of the size and of a few parts of a file, spread evenly."""
+    size = file.identity.size
+    hasher = Hasher(b"%d" % size)
+    descriptor = open_source(file)
+    try:
+        for number in range(_SAMPLES):
+            offset = number * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1)
+            hasher.update(read_range(descriptor, offset, _SAMPLE_BYTES, file.location))
+    finally:
+        os.close(descriptor)
+    return hasher.digest()

@@ -1,0 +1,129 @@
+"""A file that the store holds is recognised wherever it lies, by its whole hash and by nothing less."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from fakes.model_files import safetensors_bytes
+from fsspec import Callback
+
+from casstore import ConflictError, Store
+from casstore.store.adding import ingest
+from casstore.store.adding.known_content import MIN_SIZE, sample_keys
+from casstore.store.adding.sources import find_sources
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "store", create=True, durability="none") as store:
+        yield store
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The files whose tensors are looked for."""
+    seen = []
+    find = ingest.find_file_spans
+    monkeypatch.setattr(
+        ingest, "find_file_spans", lambda file, *rest: seen.append(file.path) or find(file, *rest)
+    )
+    return seen
+
+
+def write(path, seed=0, size=MIN_SIZE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).standard_normal(size // 4).astype("<f4")
+    path.write_bytes(safetensors_bytes({"w": values}))
+    return path
+
+
+def test_under_another_name_it_is_read_but_neither_parsed_nor_stored(store, tmp_path, parsed):
+    first = store.add(write(tmp_path / "a" / "model.safetensors"))
+    assert parsed == ["model.safetensors"]
+    again = store.add(write(tmp_path / "b" / "other.safetensors"))
+    assert parsed == ["model.safetensors"]
+    assert again.model_id != first.model_id
+    assert (again.bytes_new, again.chunks_new, again.bytes_total, again.chunks) == (
+        0,
+        0,
+        first.bytes_total,
+        first.chunks,
+    )
+    store.checkout(again.ref, tmp_path / "out")
+    assert (tmp_path / "out" / "other.safetensors").read_bytes() == (
+        tmp_path / "a" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("at", [5_000, MIN_SIZE // 2 + 100_000, -5_000])
+def test_a_byte_that_no_sample_covers_makes_another_file(store, tmp_path, parsed, at):
+    path = write(tmp_path / "a" / "model.safetensors")
+    store.add(path)
+    other = tmp_path / "b" / "model.safetensors"
+    other.parent.mkdir()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    other.write_bytes(data)
+    keys = [sample_keys(find_sources(str(place)).files, []) for place in (path, other)]
+    assert keys[0] == keys[1]
+    counts = Progress()
+    added = store.add(other, callback=counts)
+    assert parsed == ["model.safetensors"] * 2
+    assert counts.value == counts.size == len(data)
+    store.checkout(added.ref, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == data
+
+
+def test_samples_of_other_content_differ(tmp_path):
+    files = [find_sources(str(write(tmp_path / str(seed) / "m", seed))).files for seed in range(3)]
+    assert len({key for found in files for key in sample_keys(found, []).values()}) == 3
+
+
+def test_small_files_are_not_sampled(tmp_path):
+    (tmp_path / "m").write_bytes(bytes(MIN_SIZE - 1))
+    assert sample_keys(find_sources(str(tmp_path / "m")).files, []) == {}
+
+
+def test_other_graphs_beside_a_file_make_another_key(tmp_path):
+    write(tmp_path / "weights.bin")
+    (tmp_path / "a.onnx").write_bytes(b"one graph")
+    files = find_sources(str(tmp_path / "weights.bin")).files
+    graphs = find_sources(str(tmp_path / "a.onnx")).files
+    before = sample_keys(files, graphs)
+    (tmp_path / "a.onnx").write_bytes(b"other one")
+    assert sample_keys(files, find_sources(str(tmp_path / "a.onnx")).files) != before
+    assert sample_keys(files, []) != before
+
+
+def test_what_the_store_lost_is_stored_again(store, tmp_path, parsed):
+    path = write(tmp_path / "a" / "model.safetensors")
+    store.add(path)
+    for pack in (tmp_path / "store" / "packs").rglob("*"):
+        if pack.is_file():
+            pack.unlink()
+    os.rename(path.parent, tmp_path / "b")
+    with Store.open(tmp_path / "store") as opened:
+        added = opened.add(tmp_path / "b")
+        assert added.chunks_new == added.chunks
+        assert parsed == ["model.safetensors"] * 2
+        opened.checkout(added.ref, tmp_path / "out")
+
+
+def test_a_change_while_it_is_read_is_a_conflict(store, tmp_path):
+    store.add(write(tmp_path / "a" / "model.safetensors"))
+    other = write(tmp_path / "b" / "model.safetensors")
+
+    class Changing(Callback):
+        def relative_update(self, inc=1):
+            with other.open("ab") as file:
+                file.write(b"more")
+
+    with pytest.raises(ConflictError, match="changed while it was read"):
+        store.add(other, ref="models/other", callback=Changing())
+    assert store.record("models/other") is None
+
+
+class Progress(Callback):
+    """What a progress bar shows in the end."""
