@@ -22,6 +22,8 @@ class BackendWrapper(Backend):
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
         self.url = inner.url
+        self.is_remote = inner.is_remote
+        self.lists_flat = inner.lists_flat
 
     @property
     def creates_exclusively(self) -> bool:

@@ -86,6 +86,8 @@ class FsspecBackend(Backend):
         self._secrets = secret_values(self._options)
         self._file_systems: dict[int, Any] = {}
         self._protocol = protocol = url.split("://", 1)[0]
+        self.is_remote = protocol not in filesystems.THIS_MACHINE
+        self.lists_flat = protocol in filesystems.OBJECT_STORES
         self._renames = (publication or ("put" if protocol in _ATOMIC_PUTS else "rename")) == "rename"
         self._links = protocol in filesystems.SFTP
         self._made: set[str] = set()  # directories known to exist

@@ -26,6 +26,7 @@ AZURE = frozenset({"az", "abfs", "abfss", "adl"})
 OBJECT_STORES = AZURE | {"s3", "s3a", "gs", "gcs", "oci", "oss"}
 SFTP = frozenset({"sftp", "ssh"})
 HTTP = frozenset({"http", "https"})
+THIS_MACHINE = frozenset({"file", "local", "memory"})
 
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),

@@ -17,7 +17,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike
 
-from casstore.backend.round_trips import ask_all
+from casstore.concurrency.fan_out import ask_all
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, DigestMismatch
 from casstore.integrations.fsspec.model_paths import ModelPaths
