@@ -182,14 +182,21 @@ def test_buckets_need_no_marker(protocol, monkeypatch):
 
 
 def _folder(protocol, monkeypatch):
-    monkeypatch.setattr(FsspecBackend, "_require_anchor", lambda *_, **__: None)
-    monkeypatch.setattr("casstore.backend.fsspec.filesystems.connect", lambda *_: _Nothing())
+    monkeypatch.setattr(
+        "casstore.backend.fsspec.connection.connect", lambda _, driver, *__: driver(_Nothing())
+    )
     return RetryingBackend(FsspecBackend(f"{protocol}://somewhere")).may_be_locked_by_others
 
 
 class _Nothing:
     def _strip_protocol(self, url):
         return url.partition("://")[2]
+
+    def info(self, path):
+        return {"name": path}
+
+    def require_index(self, root):
+        pass
 
 
 def test_the_marker_survives_outages():
