@@ -77,7 +77,7 @@ def open_backend(
             raise ConfigError(f"{location.target} can only be read from: open it with readonly=True.")
         options = {**location.options, **storage_options}
         backend = RetryingBackend(
-            retry(lambda _: FsspecBackend(location.target, create=create, storage_options=options), _OPENING),
+            retry(lambda: FsspecBackend(location.target, create=create, storage_options=options), _OPENING),
             opening=_OPENING,
         )
     return ReadonlyBackend(backend) if readonly else backend

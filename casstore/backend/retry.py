@@ -6,6 +6,7 @@ together (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class RetryPolicy:
         """Yield an attempt each time one more is due."""
         number, start = 0, self.clock()
         while True:
-            attempt = _Attempt(number)
+            attempt = _Attempt()
             yield attempt
             error = attempt.error
             if error is None:
@@ -66,20 +67,16 @@ class RetryPolicy:
 class _Attempt:
     """One attempt; the loop body leaves its error here, and the policy decides."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.progressed = False  # whether to start counting failures again
         self.error: BackendError | None = None
 
 
-def retry(operation: Callable[[bool], _T], policy: RetryPolicy) -> _T:
-    """Call `operation(again)` until it returns; `again` says that an earlier call may have worked.
-
-    Raises the operation's own error once the policy gives up.
-    """
+def retry(operation: Callable[[], _T], policy: RetryPolicy) -> _T:
+    """Call `operation` until it returns; raises its own error once the policy gives up."""
     for attempt in policy.attempts():
         try:
-            return operation(attempt.number > 0)
+            return operation()
         except BackendError as error:  # noqa: PERF203  # attempts are rare
             # Invariant 11: the error is not swallowed; the policy raises it unless another attempt is due.
             attempt.error = error
@@ -102,7 +99,7 @@ class RetryingBackend(BackendWrapper):
         self._policy = policy if policy is not None else RetryPolicy()
         self._opening = opening
 
-    def _repeat(self, operation: Callable[[bool], _T]) -> _T:
+    def _repeat(self, operation: Callable[[], _T]) -> _T:
         try:
             result = retry(operation, self._opening or self._policy)
         except BackendError as error:
@@ -116,19 +113,19 @@ class RetryingBackend(BackendWrapper):
     @property
     def creates_exclusively(self) -> bool:
         """What the wrapped backend finds."""
-        return self._repeat(lambda _: self.inner.creates_exclusively)
+        return self._repeat(lambda: self.inner.creates_exclusively)
 
     def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         """Read, again if need be."""
-        return self._repeat(lambda _: self.inner.read(key, start=start, length=length))
+        return self._repeat(lambda: self.inner.read(key, start=start, length=length))
 
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
         """Fill the buffer, from its beginning if need be."""
-        return self._repeat(lambda _: self.inner.read_into(key, buffer, start=start))
+        return self._repeat(lambda: self.inner.read_into(key, buffer, start=start))
 
     def stat(self, key: str) -> Entry:
         """Look, again if need be."""
-        return self._repeat(lambda _: self.inner.stat(key))
+        return self._repeat(lambda: self.inner.stat(key))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List, and after a failure list again and continue after the last key that was yielded.
@@ -176,7 +173,7 @@ class RetryingBackend(BackendWrapper):
     def _publish(
         self, method: Callable[[str, Sequence[Buffer]], None], key: str, parts: Sequence[Buffer]
     ) -> None:
-        def publish(_: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+        def publish() -> None:
             try:
                 method(key, parts)
             except ObjectExists:
@@ -189,34 +186,34 @@ class RetryingBackend(BackendWrapper):
 
     def open_writer(self) -> BlobWriter:
         """Return a writer whose commit is repeated."""
-        return _RetryingWriter(self._repeat(lambda _: self.inner.open_writer()), self)
+        return _RetryingWriter(self._repeat(self.inner.open_writer), self)
 
     def delete(self, key: str) -> None:
         """Delete; repeating it is harmless."""
-        self._repeat(lambda _: self.inner.delete(key))
+        self._repeat(lambda: self.inner.delete(key))
 
     def list_foreign(self) -> Iterator[str]:
         """List foreign files, in one piece, as `list_temporaries` does."""
-        yield from self._repeat(lambda _: tuple(self.inner.list_foreign()))
+        yield from self._repeat(lambda: tuple(self.inner.list_foreign()))
 
     def list_temporaries(self) -> Iterator[Entry]:
         """List leftovers; in one piece, since they come in no order to resume from."""
-        yield from self._repeat(lambda _: tuple(self.inner.list_temporaries()))
+        yield from self._repeat(lambda: tuple(self.inner.list_temporaries()))
 
     def remove_temporary(self, key: str) -> None:
         """Remove a leftover; repeating it is harmless."""
-        self._repeat(lambda _: self.inner.remove_temporary(key))
+        self._repeat(lambda: self.inner.remove_temporary(key))
 
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
         """Lock as the wrapped backend does; leaving its marker is repeated until it works."""
         if self.inner.may_be_locked_by_others and not exclusive:
-            self._repeat(lambda _: self.inner.mark_lockless())
+            self._repeat(self.inner.mark_lockless)
         return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
 
     def settle(self, keys: Iterable[str]) -> None:
         """Settle `keys`; a failed fsync is not retryable and comes through at once."""
         listed = tuple(keys)
-        self._repeat(lambda _: self.inner.settle(listed))
+        self._repeat(lambda: self.inner.settle(listed))
 
 
 class _RetryingWriter(BlobWriter):
@@ -231,7 +228,10 @@ class _RetryingWriter(BlobWriter):
         self.offset = self._inner.offset
 
     def commit(self, key: str) -> None:
-        def commit(again: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+        attempts = itertools.count()
+
+        def commit() -> None:
+            again = next(attempts) > 0
             try:
                 self._inner.commit(key)
             except ObjectExists:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -105,46 +105,46 @@ def from_fs_error(
     return BackendError(f"Cannot {doing}: {detail}")
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what caused it: client libraries wrap what the server answered."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def _code(error: BaseException) -> str:
-    """Return the code that S3 answered with, also when the client library wrapped it; "" where there is none."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        return str(response.get("Error", {}).get("Code", ""))
-    return _code(error.__cause__) if error.__cause__ is not None else ""
+    """Return the code that S3 answered with; "" where there is none."""
+    for item in _causes(error):
+        response = getattr(item, "response", None)
+        if isinstance(response, dict):  # botocore
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
 
 
 def _http_status(error: BaseException) -> int | None:
     """Return the HTTP status that an exception of a client library carries."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return status if isinstance(status, int) else None
-    for name in ("status_code", "status", "code"):  # azure-core, aiohttp, gcsfs
-        value = getattr(error, name, None)
-        if isinstance(value, int) and 400 <= value < 600:
-            return value
-        if isinstance(value, str) and value.isdigit():
-            return int(value)
-    cause = error.__cause__
-    return _http_status(cause) if cause is not None else None
+    for item in _causes(error):
+        response = getattr(item, "response", None)
+        if isinstance(response, dict):  # botocore
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status if isinstance(status, int) else None
+        for name in ("status_code", "status", "code"):  # azure-core, aiohttp, gcsfs
+            value = getattr(item, name, None)
+            if isinstance(value, int) and 400 <= value < 600:
+                return value
+            if isinstance(value, str) and value.isdigit():
+                return int(value)
+    return None
 
 
 def _retry_after(error: BaseException) -> float | None:
-    """Return what the server asked for in seconds, also when the client library wrapped its answer."""
-    found = _own_retry_after(error)
-    if found is None and error.__cause__ is not None:
-        return _retry_after(error.__cause__)
-    return found
-
-
-def _own_retry_after(error: BaseException) -> float | None:
-    response = getattr(error, "response", None)
-    headers = (
-        response.get("ResponseMetadata", {}).get("HTTPHeaders")
-        if isinstance(response, dict)
-        else getattr(response, "headers", None) or getattr(error, "headers", None)
-    )
-    try:
-        return float(headers["retry-after"]) if headers else None
-    except (KeyError, TypeError, ValueError):
-        return None  # absent, or a date: the policy's own pauses will do
+    """Return what the server asked for in seconds; None for a date, too: the policy's own pauses will do."""
+    for item in _causes(error):
+        response = getattr(item, "response", None)
+        if isinstance(response, dict):  # botocore
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+        else:
+            headers = getattr(response, "headers", None) or getattr(item, "headers", None)
+        with suppress(KeyError, TypeError, ValueError):
+            return float(headers["retry-after"])
+    return None

@@ -307,7 +307,7 @@ def test_an_object_without_a_size():
 
 def test_memory_files_of_fsspec_are_not_ours():
     assert MemoryFileSystem.protocol == "memory"
-    backend = FsspecBackend(f"memory://{uuid.uuid4().hex}", create=True)
+    backend = FsspecBackend(f"memory://{uuid.uuid4().hex}", create=True, driver=ObjectDriver)
     backend.put(KEY, [b"x"])
     assert backend.read(KEY) == b"x"
 

@@ -11,7 +11,7 @@ from fakes.collector import collect_alone, packs_of, unsafe_objects
 from fakes.stores import noise
 
 from casstore import Store
-from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy
+from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy, open_backend
 from casstore.backend.base import LOCKLESS
 from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.backend.local.syscalls import SystemCalls
@@ -182,6 +182,8 @@ def test_buckets_need_no_marker(protocol, monkeypatch):
 
 
 def _folder(protocol, monkeypatch):
+    if protocol == "memory":
+        return open_backend("memory://somewhere").may_be_locked_by_others
     monkeypatch.setattr(
         "casstore.backend.fsspec.connection.connect", lambda _, driver, *__: driver(_Nothing())
     )

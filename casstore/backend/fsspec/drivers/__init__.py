@@ -8,7 +8,7 @@ from casstore.backend.fsspec.drivers.azure import AzureDriver
 from casstore.backend.fsspec.drivers.driver import Driver
 from casstore.backend.fsspec.drivers.gcs import GcsDriver
 from casstore.backend.fsspec.drivers.http import HttpDriver
-from casstore.backend.fsspec.drivers.other import FilesDriver, MemoryDriver, OtherBucketDriver
+from casstore.backend.fsspec.drivers.other import OtherBucketDriver
 from casstore.backend.fsspec.drivers.s3 import S3Driver
 from casstore.backend.fsspec.drivers.sftp import SftpDriver
 
@@ -22,8 +22,6 @@ DRIVERS: Sequence[type[Driver]] = (
     SftpDriver,
     HttpDriver,
     OtherBucketDriver,
-    FilesDriver,
-    MemoryDriver,
 )
 
 
