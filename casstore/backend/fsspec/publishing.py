@@ -92,11 +92,13 @@ class Publisher:
         connection = self._connection
         try:
             with self._translated("find", key):
-                connection.driver.fs.info(connection.path(key))
+                info = connection.driver.fs.info(connection.path(key))
         except ObjectNotFound:
-            connection.require_root()  # Invariant 8: an outage is not an absence.
-            return  # the name is free, as it should be (invariant 1)
-        raise ObjectExists(f"{key} is in {connection.url} already, and nothing is overwritten.")
+            # Invariant 8: the name is free, as it should be (invariant 1), unless this is an outage.
+            connection.require_root()
+            return
+        if info.get("type") == "file":
+            raise ObjectExists(f"{key} is in {connection.url} already, and nothing is overwritten.")
 
     def _under_temporary_name(self, source: bytes | str, key: str, *, exclusively: bool = False) -> None:
         """Write a whole file, and then give it its name by a link, which fails if the name is taken, or by a rename."""
@@ -126,9 +128,8 @@ class Publisher:
         missing = [directory for directory in directories if directory not in self._made]
         with ExitStack() as failed:
             failed.callback(self._remove_quietly, temporary)
-            failed.callback(
-                self._made.clear
-            )  # if somebody removed the directory, the next attempt makes it again
+            # If somebody removed a directory, the next attempt makes it again.
+            failed.callback(self._made.clear)
             self._connection.driver.write_making(source, temporary, making=missing)
             self._made.update(missing)
             yield temporary

@@ -154,7 +154,8 @@ class Driver:
         """Rename in one step; raise ConfigError where fsspec would copy, and half a file would show (invariant 2)."""
         if type(self.fs).mv is AbstractFileSystem.mv and not hasattr(self.fs, "_mv"):
             raise ConfigError(
-                "This storage cannot rename a file in one step, so half-written files could show in a store there."
+                f"Cannot rename {temporary} to {final} in one step there, so half-written files could show in the "
+                "store. Use a storage with such renames (SFTP, a bucket)."
             )
         self.fs.mv(temporary, final)
 
