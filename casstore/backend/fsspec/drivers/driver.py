@@ -50,6 +50,9 @@ class Driver:
     is_remote: ClassVar[bool] = True
     """Whether each call is a network round trip."""
 
+    is_read_only: ClassVar[bool] = False
+    """Whether a store can only be read there."""
+
     is_bucket: ClassVar[bool] = False
     """Whether the root begins with a bucket, which must exist, and there are no directories."""
 

@@ -18,6 +18,7 @@ class HttpDriver(Driver):
 
     protocols = frozenset({"http", "https"})
     extra = "http"
+    is_read_only = True
     may_be_locked_by_others = False  # nobody publishes through it
     advice = "the web server has no file 'format' there. Check the URL."
 
