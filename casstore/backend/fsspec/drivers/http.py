@@ -25,7 +25,7 @@ class HttpDriver(Driver):
     @staticmethod
     def open(url: str, options: Mapping[str, Any]) -> Any:  # noqa: ARG004  # each request names its own
         """Return a file system that tells an outage from an absence."""
-        from casstore.backend.fsspec.drivers.web_files import make_web  # noqa: PLC0415  # an optional extra
+        from casstore.backend.fsspec.drivers.http_files import make_web  # noqa: PLC0415  # an optional extra
 
         return make_web(options)
 
