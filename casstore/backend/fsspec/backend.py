@@ -78,17 +78,13 @@ class FsspecBackend(Backend):
                 return b""
         end = None if length is None else start + length
         try:
-            with connection.translated(connection.doing("read", key)):
+            with connection.doing("read", key):
                 return connection.driver.read(path, start=start or None, end=end)
-        except ObjectNotFound:
-            # Invariant 8: an outage is not an absence.
-            connection.require_root()
-            raise
         except RangeNotSatisfiable:
             # Servers refuse such a range; the contract says that it is empty.
             return b""
         except BackendError as error:
-            # Invariant 8: the object is certainly absent, unlike with other errors; some of these mean a directory, which is no object.
+            # Invariant 8: some of these mean a directory, which is no object.
             if isinstance(error.__cause__, IsADirectoryError):
                 raise self._not_an_object("read", key) from error
             raise
@@ -104,13 +100,8 @@ class FsspecBackend(Backend):
         """Ask for one object's properties."""
         connection = self._connection
         path = connection.path(validate_key(key))
-        try:
-            with connection.translated(connection.doing("find", key)):
-                info = connection.driver.fs.info(path)
-        except ObjectNotFound:
-            # Invariant 8: an outage is not an absence.
-            connection.require_root()
-            raise
+        with connection.doing("find", key):
+            info = connection.driver.fs.info(path)
         if info.get("type") != "file":
             raise self._not_an_object("find", key)
         return entry(key, info)
@@ -177,12 +168,10 @@ class FsspecBackend(Backend):
         if connection.kind.puts_whole_objects:
             return
         try:
-            with connection.translated(connection.doing("list", TEMPORARY)):
+            with connection.doing("list", TEMPORARY):
                 children = connection.driver.fs.ls(connection.path(TEMPORARY), detail=True)
         except ObjectNotFound:
-            # Invariant 8: no directory means no writer yet, if the store itself is there.
-            connection.require_root()
-            return
+            return  # Invariant 8: the store is there, so no directory means no writer yet.
         for info in sorted(children, key=lambda info: str(info["name"])):
             if info["type"] == "file":
                 yield entry(f"{TEMPORARY}/" + info["name"].rsplit("/", 1)[-1], info)

@@ -77,9 +77,16 @@ class Connection:
                 self._drivers.pop(os.getpid(), None)
             raise
 
-    def doing(self, verb: str, key: str) -> str:
-        """Name what is done to a key, for `translated`."""
-        return f"{verb} {key} in {self.url}"
+    @contextmanager
+    def doing(self, verb: str, key: str) -> Iterator[None]:
+        """Do the same for what is done to a key, and raise ObjectNotFound only while the store is there."""
+        try:
+            with self.translated(f"{verb} {key} in {self.url}"):
+                yield
+        except ObjectNotFound:
+            # Invariant 8: an outage is not an absence.
+            self.require_root()
+            raise
 
     def path(self, key: str) -> str:
         """Return the path of a key."""

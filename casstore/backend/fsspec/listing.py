@@ -54,16 +54,16 @@ def _found(
 ) -> Iterator[_T]:
     found: dict[str, _T] = {}
     try:
-        with connection.translated(connection.doing("list", prefix)):
+        with connection.doing("list", prefix):
             for key, info in connection.driver.find(connection.root, prefix, sizes=sizes):
                 # Not objects: directory markers, and files of other programs.
                 if info.get("type") == "file" and wanted(key) and key.startswith(prefix):
                     found[key] = take(key, info)
     except ObjectNotFound:
-        # Invariant 8: "not found" is believed only while the store is there.
+        # Invariant 8: the store is there, so nothing is below the prefix; such a bucket's listing would not say so.
         if connection.kind.empty_is_certain:
-            connection.require_root()
             raise
+        return
     if not found and not connection.kind.empty_is_certain:
         # Invariant 8: empty only when the store is there.
         connection.require_root()
@@ -103,7 +103,7 @@ class _Walk:
         """List one directory: names in the order of whole keys, those of directories with a slash."""
         connection = self._connection
         try:
-            with connection.translated(connection.doing("list", prefix)):
+            with connection.doing("list", prefix):
                 path = connection.path(prefix).rstrip("/") or "/"
                 children = connection.driver.fs.ls(path, detail=True)
         except ObjectNotFound as error:
@@ -112,9 +112,7 @@ class _Walk:
                 raise BackendUnavailable(
                     f"Cannot list {prefix} in {connection.url}: the directory disappeared while it was listed."
                 ) from error
-            # Invariant 8: absent means empty only while the store is there.
-            connection.require_root()
-            return []
+            return []  # Invariant 8: absent means empty, since the store is there.
         if top and not children:
             connection.require_root()
         named = {}

@@ -10,7 +10,6 @@ from casstore.errors import BackendError, ConfigError, ObjectExists, ObjectNotFo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
     from casstore.backend.fsspec.connection import Connection
 
@@ -40,7 +39,7 @@ class Publisher:
             self._create(key, b"first")
             self._create(key, b"second")
         except ObjectExists:
-            with self._translated("read", key):
+            with self._connection.doing("read", key):
                 return self._connection.driver.read(path, start=None, end=None) == b"first"
         except BackendError as error:
             _raise_unless_refused(error)
@@ -61,7 +60,7 @@ class Publisher:
 
     def _create(self, key: str, source: bytes | str) -> None:
         driver = self._connection.driver
-        with self._translated("create", key):
+        with self._connection.doing("create", key):
             if driver.links:
                 self._under_temporary_name(source, key, exclusively=True)
             else:
@@ -81,22 +80,20 @@ class Publisher:
             else:
                 return
         if not driver.puts_whole_objects:
-            with self._translated("write", key):
+            with self._connection.doing("write", key):
                 self._under_temporary_name(source, key)
             return
         self._require_free(key)
-        with self._translated("write", key):
+        with self._connection.doing("write", key):
             driver.upload(connection.path(key), source)
 
     def _require_free(self, key: str) -> None:
         connection = self._connection
         try:
-            with self._translated("find", key):
+            with connection.doing("find", key):
                 info = connection.driver.fs.info(connection.path(key))
         except ObjectNotFound:
-            # Invariant 8: the name is free, as it should be (invariant 1), unless this is an outage.
-            connection.require_root()
-            return
+            return  # The name is free, as it should be (invariant 1).
         if info.get("type") == "file":
             raise ObjectExists(f"{key} is in {connection.url} already, and nothing is overwritten.")
 
@@ -141,19 +138,13 @@ class Publisher:
         with suppress(Exception):
             self._connection.driver.fs.rm_file(path)
 
-    def _translated(self, verb: str, key: str) -> AbstractContextManager[None]:
-        return self._connection.translated(self._connection.doing(verb, key))
-
     def remove(self, key: str) -> None:
         """Remove an object or a leftover; one that is absent already is fine."""
         connection = self._connection
-        try:
-            with self._translated("delete", key):
-                # Invariant 5: only gc and repair delete objects, after confirming which copies survive.
-                connection.driver.fs.rm_file(connection.path(key))
-        except ObjectNotFound:
-            # Invariant 8: the object is gone already, unless the whole store is.
-            connection.require_root()
+        # Invariant 8: an object that is not found is gone already, since the store is there.
+        with suppress(ObjectNotFound), connection.doing("delete", key):
+            # Invariant 5: only gc and repair delete objects, after confirming which copies survive.
+            connection.driver.fs.rm_file(connection.path(key))
 
 
 def _raise_unless_refused(error: BackendError) -> None:
