@@ -10,7 +10,7 @@ import itertools
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from casstore.backend.base import BlobWriter, Entry, byte_views
 from casstore.backend.wrapper import BackendWrapper
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
 
-_T = TypeVar("_T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class _Attempt:
         self.error: BackendError | None = None
 
 
-def retry(operation: Callable[[], _T], policy: RetryPolicy) -> _T:
+def retry(operation: Callable[[], T], policy: RetryPolicy) -> T:
     """Call `operation` until it returns; raises its own error once the policy gives up."""
     for attempt in policy.attempts():
         try:
@@ -99,9 +100,9 @@ class RetryingBackend(BackendWrapper):
         self._policy = policy if policy is not None else RetryPolicy()
         self._opening = opening
 
-    def _repeat(self, operation: Callable[[], _T]) -> _T:
+    def _perform(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            result = retry(operation, self._opening or self._policy)
+            result = retry(lambda: operation(*args, **kwargs), self._opening or self._policy)
         except BackendError as error:
             # Invariant 11: the error goes on to the caller; a refusal counts as an answer, too.
             if not error.retryable:
@@ -109,23 +110,6 @@ class RetryingBackend(BackendWrapper):
             raise
         self._opening = None
         return result
-
-    @property
-    def creates_exclusively(self) -> bool:
-        """What the wrapped backend finds."""
-        return self._repeat(lambda: self.inner.creates_exclusively)
-
-    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
-        """Read, again if need be."""
-        return self._repeat(lambda: self.inner.read(key, start=start, length=length))
-
-    def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
-        """Fill the buffer, from its beginning if need be."""
-        return self._repeat(lambda: self.inner.read_into(key, buffer, start=start))
-
-    def stat(self, key: str) -> Entry:
-        """Look, again if need be."""
-        return self._repeat(lambda: self.inner.stat(key))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List, and after a failure list again and continue after the last key that was yielded.
@@ -138,7 +122,7 @@ class RetryingBackend(BackendWrapper):
         """List names as `list` does, resuming like it."""
         return self._resume(lambda: self.inner.list_keys(prefix), str)
 
-    def _resume(self, start: Callable[[], Iterator[_T]], key_of: Callable[[_T], str]) -> Iterator[_T]:
+    def _resume(self, start: Callable[[], Iterator[T]], key_of: Callable[[T], str]) -> Iterator[T]:
         last = ""
         for attempt in self._policy.attempts():
             try:
@@ -151,7 +135,7 @@ class RetryingBackend(BackendWrapper):
                 # Invariant 8: the policy raises it in the end; the listing never just stops.
                 attempt.error = error
 
-    def _sorted(self, items: Iterator[_T], key_of: Callable[[_T], str]) -> Iterator[tuple[str, _T]]:
+    def _sorted(self, items: Iterator[T], key_of: Callable[[T], str]) -> Iterator[tuple[str, T]]:
         before = ""
         for item in items:
             key = key_of(item)
@@ -182,38 +166,29 @@ class RetryingBackend(BackendWrapper):
                 if self.inner.read(key) != b"".join(byte_views(parts)):
                     raise
 
-        self._repeat(publish)
+        self._perform(publish)
 
     def open_writer(self) -> BlobWriter:
         """Return a writer whose commit is repeated."""
-        return _RetryingWriter(self._repeat(self.inner.open_writer), self)
-
-    def delete(self, key: str) -> None:
-        """Delete; repeating it is harmless."""
-        self._repeat(lambda: self.inner.delete(key))
+        return _RetryingWriter(self._perform(self.inner.open_writer), self)
 
     def list_foreign(self) -> Iterator[str]:
         """List foreign files, in one piece, as `list_temporaries` does."""
-        yield from self._repeat(lambda: tuple(self.inner.list_foreign()))
+        yield from self._perform(lambda: tuple(self.inner.list_foreign()))
 
     def list_temporaries(self) -> Iterator[Entry]:
         """List leftovers; in one piece, since they come in no order to resume from."""
-        yield from self._repeat(lambda: tuple(self.inner.list_temporaries()))
-
-    def remove_temporary(self, key: str) -> None:
-        """Remove a leftover; repeating it is harmless."""
-        self._repeat(lambda: self.inner.remove_temporary(key))
+        yield from self._perform(lambda: tuple(self.inner.list_temporaries()))
 
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
         """Lock as the wrapped backend does; leaving its marker is repeated until it works."""
         if self.inner.may_be_locked_by_others and not exclusive:
-            self._repeat(self.inner.mark_lockless)
+            self._perform(self.inner.mark_lockless)
         return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
 
     def settle(self, keys: Iterable[str]) -> None:
         """Settle `keys`; a failed fsync is not retryable and comes through at once."""
-        listed = tuple(keys)
-        self._repeat(lambda: self.inner.settle(listed))
+        self._perform(self.inner.settle, tuple(keys))
 
 
 class _RetryingWriter(BlobWriter):
@@ -239,7 +214,7 @@ class _RetryingWriter(BlobWriter):
                 if not again or not self._is_there(key):
                     raise
 
-        self._backend._repeat(commit)  # noqa: SLF001  # one module, one mechanism
+        self._backend._perform(commit)  # noqa: SLF001  # one module, one mechanism
 
     def _is_there(self, key: str) -> bool:
         try:
