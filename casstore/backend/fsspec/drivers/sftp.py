@@ -20,7 +20,8 @@ class SftpDriver(Driver):
         COMMON_ERRORS
         | dict.fromkeys(("DisconnectError", "SFTPConnectionLost", "SFTPNoConnection"), BackendUnavailable)
         | dict.fromkeys(("SFTPPermissionDenied", "PermissionDenied", "HostKeyNotVerifiable"), AccessDenied)
-        | {"SFTPNoSuchFile": ObjectNotFound, "SFTPFileAlreadyExists": ObjectExists}
+        | dict.fromkeys(("SFTPNoSuchFile", "SFTPNoSuchPath", "SFTPNotADirectory"), ObjectNotFound)
+        | {"SFTPFileAlreadyExists": ObjectExists}
     )
     links = True
     reconnects = True

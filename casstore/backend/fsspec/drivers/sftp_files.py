@@ -72,8 +72,6 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
                     if size is None:
                         size = max(0, ((await file.stat()).size or 0) - start)
                     return bytes(await file.read(size, start))
-            except _ABSENT as error:
-                raise FileNotFoundError(path) from error
             except SFTPFailure as error:
                 # Version 3 of the protocol has no code for it.
                 if await _is_directory(channel, path):
@@ -86,20 +84,6 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
         start = start or 0
         return await self._read(path, start, None if end is None else max(0, end - start))
 
-    @_with_plain_errors
-    async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        try:
-            return dict(await super()._info(path, **kwargs))
-        except _ABSENT as error:
-            raise FileNotFoundError(path) from error
-
-    @_with_plain_errors
-    async def _ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:  # noqa: FBT001, FBT002  # fsspec's
-        try:
-            return list(await super()._ls(path, detail=detail, **kwargs))
-        except _ABSENT as error:
-            raise FileNotFoundError(path) from error
-
     async def _find(self, path: str, **_: Any) -> dict[str, dict[str, Any]]:
         """List every file below `path`, many directories at a time; raise for any that cannot be read."""
         gate = asyncio.Semaphore(_LISTINGS)
@@ -109,7 +93,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
             try:
                 async with gate:
                     children = await self._ls(directory)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, *_ABSENT) as error:
                 if top:
                     raise
                 # Invariant 8: casstore removes no directories, so a part of the listing is missing.
