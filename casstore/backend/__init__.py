@@ -72,12 +72,13 @@ def open_backend(
         # fsspec costs tens of milliseconds to import, its client libraries more: `import casstore` and
         # stores on this machine do not need them.
         from casstore.backend.fsspec.backend import FsspecBackend  # noqa: PLC0415
+        from casstore.backend.fsspec.drivers import driver_for  # noqa: PLC0415
 
-        if location.target.startswith(("http://", "https://")) and not readonly:
+        if driver_for(location.target.partition("://")[0]).is_read_only and not readonly:
             raise ConfigError(f"{location.target} can only be read from: open it with readonly=True.")
         options = {**location.options, **storage_options}
         backend = RetryingBackend(
-            retry(lambda _: FsspecBackend(location.target, create=create, storage_options=options), _OPENING),
+            retry(lambda: FsspecBackend(location.target, create=create, storage_options=options), _OPENING),
             opening=_OPENING,
         )
     return ReadonlyBackend(backend) if readonly else backend

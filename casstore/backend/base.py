@@ -157,6 +157,12 @@ class Backend(ABC):
 
     url: str
 
+    is_remote: bool = False
+    """Whether each call is a network round trip, so that many at the same time cost little more than one."""
+
+    lists_flat: bool = False
+    """Whether one listing goes through all folders, as a bucket's does, rather than through one folder each."""
+
     @property
     @abstractmethod
     def creates_exclusively(self) -> bool:

@@ -67,11 +67,6 @@ class MemoryBackend(Backend):
             if key.startswith(prefix):
                 yield Entry(key, len(data), modified)
 
-    def list_keys(self, prefix: str) -> Iterator[str]:
-        """Yield from a snapshot."""
-        validate_prefix(prefix)
-        yield from sorted(key for key in self._objects.copy() if key.startswith(prefix))
-
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Insert if absent."""
         validate_key(key)

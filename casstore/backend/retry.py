@@ -6,10 +6,11 @@ together (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from casstore.backend.base import BlobWriter, Entry, byte_views
 from casstore.backend.wrapper import BackendWrapper
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
 
-_T = TypeVar("_T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class RetryPolicy:
         """Yield an attempt each time one more is due."""
         number, start = 0, self.clock()
         while True:
-            attempt = _Attempt(number)
+            attempt = _Attempt()
             yield attempt
             error = attempt.error
             if error is None:
@@ -66,20 +68,16 @@ class RetryPolicy:
 class _Attempt:
     """One attempt; the loop body leaves its error here, and the policy decides."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.progressed = False  # whether to start counting failures again
         self.error: BackendError | None = None
 
 
-def retry(operation: Callable[[bool], _T], policy: RetryPolicy) -> _T:
-    """Call `operation(again)` until it returns; `again` says that an earlier call may have worked.
-
-    Raises the operation's own error once the policy gives up.
-    """
+def retry(operation: Callable[[], T], policy: RetryPolicy) -> T:
+    """Call `operation` until it returns; raises its own error once the policy gives up."""
     for attempt in policy.attempts():
         try:
-            return operation(attempt.number > 0)
+            return operation()
         except BackendError as error:  # noqa: PERF203  # attempts are rare
             # Invariant 11: the error is not swallowed; the policy raises it unless another attempt is due.
             attempt.error = error
@@ -102,9 +100,9 @@ class RetryingBackend(BackendWrapper):
         self._policy = policy if policy is not None else RetryPolicy()
         self._opening = opening
 
-    def _repeat(self, operation: Callable[[bool], _T]) -> _T:
+    def _perform(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            result = retry(operation, self._opening or self._policy)
+            result = retry(lambda: operation(*args, **kwargs), self._opening or self._policy)
         except BackendError as error:
             # Invariant 11: the error goes on to the caller; a refusal counts as an answer, too.
             if not error.retryable:
@@ -112,23 +110,6 @@ class RetryingBackend(BackendWrapper):
             raise
         self._opening = None
         return result
-
-    @property
-    def creates_exclusively(self) -> bool:
-        """What the wrapped backend finds."""
-        return self._repeat(lambda _: self.inner.creates_exclusively)
-
-    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
-        """Read, again if need be."""
-        return self._repeat(lambda _: self.inner.read(key, start=start, length=length))
-
-    def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
-        """Fill the buffer, from its beginning if need be."""
-        return self._repeat(lambda _: self.inner.read_into(key, buffer, start=start))
-
-    def stat(self, key: str) -> Entry:
-        """Look, again if need be."""
-        return self._repeat(lambda _: self.inner.stat(key))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List, and after a failure list again and continue after the last key that was yielded.
@@ -141,7 +122,7 @@ class RetryingBackend(BackendWrapper):
         """List names as `list` does, resuming like it."""
         return self._resume(lambda: self.inner.list_keys(prefix), str)
 
-    def _resume(self, start: Callable[[], Iterator[_T]], key_of: Callable[[_T], str]) -> Iterator[_T]:
+    def _resume(self, start: Callable[[], Iterator[T]], key_of: Callable[[T], str]) -> Iterator[T]:
         last = ""
         for attempt in self._policy.attempts():
             try:
@@ -154,7 +135,7 @@ class RetryingBackend(BackendWrapper):
                 # Invariant 8: the policy raises it in the end; the listing never just stops.
                 attempt.error = error
 
-    def _sorted(self, items: Iterator[_T], key_of: Callable[[_T], str]) -> Iterator[tuple[str, _T]]:
+    def _sorted(self, items: Iterator[T], key_of: Callable[[T], str]) -> Iterator[tuple[str, T]]:
         before = ""
         for item in items:
             key = key_of(item)
@@ -176,7 +157,7 @@ class RetryingBackend(BackendWrapper):
     def _publish(
         self, method: Callable[[str, Sequence[Buffer]], None], key: str, parts: Sequence[Buffer]
     ) -> None:
-        def publish(_: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+        def publish() -> None:
             try:
                 method(key, parts)
             except ObjectExists:
@@ -185,38 +166,29 @@ class RetryingBackend(BackendWrapper):
                 if self.inner.read(key) != b"".join(byte_views(parts)):
                     raise
 
-        self._repeat(publish)
+        self._perform(publish)
 
     def open_writer(self) -> BlobWriter:
         """Return a writer whose commit is repeated."""
-        return _RetryingWriter(self._repeat(lambda _: self.inner.open_writer()), self)
-
-    def delete(self, key: str) -> None:
-        """Delete; repeating it is harmless."""
-        self._repeat(lambda _: self.inner.delete(key))
+        return _RetryingWriter(self._perform(self.inner.open_writer), self)
 
     def list_foreign(self) -> Iterator[str]:
         """List foreign files, in one piece, as `list_temporaries` does."""
-        yield from self._repeat(lambda _: tuple(self.inner.list_foreign()))
+        yield from self._perform(lambda: tuple(self.inner.list_foreign()))
 
     def list_temporaries(self) -> Iterator[Entry]:
         """List leftovers; in one piece, since they come in no order to resume from."""
-        yield from self._repeat(lambda _: tuple(self.inner.list_temporaries()))
-
-    def remove_temporary(self, key: str) -> None:
-        """Remove a leftover; repeating it is harmless."""
-        self._repeat(lambda _: self.inner.remove_temporary(key))
+        yield from self._perform(lambda: tuple(self.inner.list_temporaries()))
 
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
         """Lock as the wrapped backend does; leaving its marker is repeated until it works."""
         if self.inner.may_be_locked_by_others and not exclusive:
-            self._repeat(lambda _: self.inner.mark_lockless())
+            self._perform(self.inner.mark_lockless)
         return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
 
     def settle(self, keys: Iterable[str]) -> None:
         """Settle `keys`; a failed fsync is not retryable and comes through at once."""
-        listed = tuple(keys)
-        self._repeat(lambda _: self.inner.settle(listed))
+        self._perform(self.inner.settle, tuple(keys))
 
 
 class _RetryingWriter(BlobWriter):
@@ -231,7 +203,10 @@ class _RetryingWriter(BlobWriter):
         self.offset = self._inner.offset
 
     def commit(self, key: str) -> None:
-        def commit(again: bool) -> None:  # noqa: FBT001  # the shape that _repeat calls
+        attempts = itertools.count()
+
+        def commit() -> None:
+            again = next(attempts) > 0
             try:
                 self._inner.commit(key)
             except ObjectExists:
@@ -239,7 +214,7 @@ class _RetryingWriter(BlobWriter):
                 if not again or not self._is_there(key):
                     raise
 
-        self._backend._repeat(commit)  # noqa: SLF001  # one module, one mechanism
+        self._backend._perform(commit)  # noqa: SLF001  # one module, one mechanism
 
     def _is_there(self, key: str) -> bool:
         try:

@@ -4,38 +4,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from casstore.backend.base import Backend, BlobWriter, Entry
 from casstore.errors import AccessDenied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class BackendWrapper(Backend):
-    """Passes every call to `inner`; subclasses override what they need to. Closing closes `inner`."""
+    """Passes every call to `inner`; subclasses override what they need to. Closing closes `inner`.
+
+    What can be repeated goes through `_perform`, which `RetryingBackend` overrides.
+    """
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
         self.url = inner.url
+        self.is_remote = inner.is_remote
+        self.lists_flat = inner.lists_flat
+
+    def _perform(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return operation(*args, **kwargs)
 
     @property
     def creates_exclusively(self) -> bool:
         """What the wrapped backend finds."""
-        return self.inner.creates_exclusively
+        return self._perform(lambda: self.inner.creates_exclusively)
 
     def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
-        return self.inner.read(key, start=start, length=length)
+        return self._perform(self.inner.read, key, start=start, length=length)
 
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
-        return self.inner.read_into(key, buffer, start=start)
+        return self._perform(self.inner.read_into, key, buffer, start=start)
 
     def stat(self, key: str) -> Entry:
-        return self.inner.stat(key)
+        return self._perform(self.inner.stat, key)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         return self.inner.list(prefix)
@@ -53,7 +64,7 @@ class BackendWrapper(Backend):
         return self.inner.open_writer()
 
     def delete(self, key: str) -> None:
-        self.inner.delete(key)
+        self._perform(self.inner.delete, key)
 
     def list_foreign(self) -> Iterator[str]:
         return self.inner.list_foreign()
@@ -62,7 +73,7 @@ class BackendWrapper(Backend):
         return self.inner.list_temporaries()
 
     def remove_temporary(self, key: str) -> None:
-        self.inner.remove_temporary(key)
+        self._perform(self.inner.remove_temporary, key)
 
     def remove_abandoned(self) -> None:
         self.inner.remove_abandoned()

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import threading
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from casstore.cache.olive.document import collect
 from casstore.cache.run_cache import RunCacheManager, new_run, run_json, run_ref
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import ConfigError, RefNotFound, StoreNotFound
+from casstore.machine.atomic_write import atomic_write
 from casstore.machine.local_names import local_path
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.store import Store
@@ -144,12 +144,9 @@ class SharedCache:
     def _remember(self, store_id: str) -> None:
         if self._known is None or self._read_known() == store_id:
             return
-        temporary = self._known.with_name(f"{self._known.name}.{uuid.uuid4().hex}")
-        with contextlib.suppress(
-            OSError
-        ):  # Invariant 13: without the note, an unmounted disk may go unnoticed.
-            temporary.write_text(store_id, encoding="utf-8")
-            os.replace(temporary, self._known)  # Whole or not at all, as in invariant 2.
+        # Invariant 13: without the note, an unmounted disk may go unnoticed.
+        with contextlib.suppress(OSError), atomic_write(self._known) as file:
+            file.write(store_id.encode())
 
     def close(self) -> None:
         """Release connections; the next use opens them again."""

@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import stat
-import uuid
 from typing import TYPE_CHECKING, Any
+
+from casstore.machine.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,15 +25,10 @@ def write_view(path: Path, value: Any) -> None:
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write a value as JSON, whole or not at all; what JSON cannot hold is written as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed length: derived from the name, it could be too long for a file system.
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=4, default=str)
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=4, default=str).encode())
         with contextlib.suppress(OSError):  # A file system may refuse modes; the view is then writable.
             os.fchmod(file.fileno(), mode)
-    os.replace(
-        temporary, path
-    )  # This is only a view of what is in the store (invariant 3); it appears whole or not at all.
 
 
 def is_foreign(path: Path) -> bool:

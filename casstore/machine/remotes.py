@@ -8,12 +8,12 @@ import json
 import os
 import re
 import stat
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from casstore.backend.location import parse_location
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import ConfigError
+from casstore.machine.atomic_write import atomic_write
 from casstore.machine.user_folders import NO_HOME, config_folder
 
 if TYPE_CHECKING:
@@ -169,19 +169,9 @@ def _locked(path: str) -> Iterator[None]:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Replace the file as a whole: a reader sees the old one or the new one."""
-    temporary = f"{path}.{uuid.uuid4().hex}"
-    try:
-        with open(temporary, "xb") as file:
-            _give(file.fileno(), path)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # As in invariant 2: the bytes are durable before the name.
-        os.replace(temporary, path)  # This is a settings file, not part of a store, so it may be replaced.
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # As in invariant 2: a file without its final name does not count.
-        raise
+    with atomic_write(path, durable=True) as file:
+        _give(file.fileno(), path)
+        file.write(data)
 
 
 def is_place(text: str) -> bool:

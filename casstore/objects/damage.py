@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.backend.round_trips import is_far
 from casstore.errors import BackendError, FormatError
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def is_bad_file(backend: Backend, error: CasstoreError) -> bool:
         isinstance(error, BackendError)
         and isinstance(cause, OSError)
         and cause.errno in _BAD_FILE
-        and not is_far(backend)
+        and not backend.is_remote
     )
 
 

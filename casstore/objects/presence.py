@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.backend.round_trips import ASKERS, ask_all, is_far, lists_flat
+from casstore.concurrency.fan_out import ASKERS, ask_all
 from casstore.errors import FormatError, ObjectNotFound
 from casstore.objects.damage import bad_file_is_damage
 from casstore.objects.keys import PACK_PREFIX, pack_key
@@ -36,9 +36,9 @@ def has_pack(backend: Backend, index: Index, pack_id: bytes) -> bool:
 
 def have_packs(backend: Backend, index: Index, packs: Sequence[bytes]) -> list[bool]:
     """Say of each pack whether it is there, as `has_pack` does, by one listing where that is cheaper."""
-    if not is_far(backend):
+    if not backend.is_remote:
         return [has_pack(backend, index, pack) for pack in packs]
-    if not _is_listing_cheaper(len(packs), index.pack_count, flat=lists_flat(backend)):
+    if not _is_listing_cheaper(len(packs), index.pack_count, flat=backend.lists_flat):
         return ask_all(lambda pack: has_pack(backend, index, pack), packs)
     listed = {entry.key: entry.size for entry in backend.list(PACK_PREFIX)}
     return [_is_whole(index, pack, listed.get(pack_key(pack))) for pack in packs]
@@ -55,7 +55,7 @@ class PresentPacks:
 
     def locate(self, ids: Sequence[bytes] | bytes) -> Located:
         """Find frames in packs that can be relied on, asking for all packs in question at once if the store is far."""
-        if is_far(self._backend):
+        if self._backend.is_remote:
             located = self._index.locate(ids)
             self._ask(sorted(set(located.rows["pack"][located.found].tolist()) - self._there.keys()))
         return self._index.locate(ids, usable=self._counts)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.backend.round_trips import ask_all, ask_each, is_far
+from casstore.concurrency.fan_out import ask_all
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import (
     CasstoreError,
@@ -97,7 +97,7 @@ class Publication:
         self._pack_target = pack_target
         self._uploads = uploads
         self._backend = backend
-        self._is_far = is_far(backend)
+        self._is_far = backend.is_remote
         self._index = index
         self._reader = reader
         self._put_record = put_record
@@ -122,10 +122,10 @@ class Publication:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backend.publish_lock())
             self._backend.remove_abandoned()
-            self._damaged, condemned, _ = ask_each(
-                self._backend,
+            self._damaged, condemned, _ = ask_all(
                 lambda look: look(self._backend),
                 [read_quarantine, read_tombstones, self._refresh],
+                at_once=self._is_far,
             )
             self._condemned = condemned | self._damaged
             self._keeper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="casstore-keep"))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore import codecs
-from casstore.backend.round_trips import ask_all, is_far
 from casstore.concurrency.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
+from casstore.concurrency.fan_out import ask_all
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import (
     DigestMismatch,
@@ -56,7 +56,7 @@ class ObjectReader:
 
     def __init__(self, backend: Backend, index: Index) -> None:
         self._backend = backend
-        self._is_far = is_far(backend)
+        self._is_far = backend.is_remote
         self._index = index
 
     def read(self, object_id: bytes) -> bytes:

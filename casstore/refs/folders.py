@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from casstore.backend.round_trips import ask_all, ask_each, is_far
+from casstore.concurrency.fan_out import ask_all
 from casstore.digest import digest
 from casstore.errors import BackendError, FormatError, ObjectNotFound
 from casstore.format import names
@@ -126,7 +126,7 @@ class RefFolders:
 
     def __init__(self, backend: Backend, catalogue: Catalogue) -> None:
         self._backend = backend
-        self._is_far = is_far(backend)
+        self._is_far = backend.is_remote
         self._catalogue = catalogue
 
     def heads(self, name: str) -> Heads:
@@ -159,7 +159,7 @@ class RefFolders:
         kept = {key: record for key in keys if is_unique(key) and (record := self._kept(key)) is not None}
         records = list(kept.values())
         damaged: list[Unread] = []
-        for item in ask_each(self._backend, self._read, [key for key in keys if key not in kept]):
+        for item in ask_all(self._read, [key for key in keys if key not in kept], at_once=self._is_far):
             if isinstance(item, Kept):
                 records.append(item.record)
             elif item is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore.backend.round_trips import is_far
 from casstore.errors import FormatError, RefNotFound
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
@@ -106,7 +105,7 @@ class Model:
 def read_model(record: Record, manifest_id: bytes, *, reader: ObjectReader, backend: Backend) -> Model:
     """Read the model that `record` names; raises an IntegrityError for one that is damaged or incomplete."""
     manifest = manifest_format.decode_model(reader.read(manifest_id))
-    along = manifest.layouts if is_far(backend) and len(manifest.layouts) <= _READ_ALONG else ()
+    along = manifest.layouts if backend.is_remote and len(manifest.layouts) <= _READ_ALONG else ()
     tree_data, *plain = reader.read_many([manifest.model_id, *along])
     tree = manifest_format.decode_tree(tree_data)
     files = tree.files

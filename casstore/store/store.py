@@ -14,7 +14,6 @@ import numpy as np
 from casstore.backend import open_backend
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.backend.location import parse_location
-from casstore.backend.round_trips import is_far
 from casstore.digest import DIGEST_SIZE, digest, is_hex
 from casstore.errors import (
     ConfigError,
@@ -119,7 +118,7 @@ class Store:
         self.store_id = store_id.hex()
         self.index = Index(backend, copies=index_copies)
         self.objects = ObjectReader(backend, self.index)
-        self.chunks = ChunkCache(self.objects, limit=chunk_cache) if is_far(backend) else None
+        self.chunks = ChunkCache(self.objects, limit=chunk_cache) if backend.is_remote else None
         self.machine = machine
         self._file_system_type = file_system_type or SystemCalls().file_system_type
         self._refs = Refs(backend, machine)

@@ -11,14 +11,13 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, open_backend
-from casstore.backend.fsspec import backend as fsspec_backend
 from casstore.backend.fsspec.backend import FsspecBackend
+from casstore.backend.fsspec.drivers.driver import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,15 +104,22 @@ def out_of_order(items):
     return [*items[1::2], *reversed(items[::2]), *items[::3]]
 
 
-def list_out_of_order(fs, bucket, prefix):
-    """List flat as the client library of a bucket that does not sort."""
-    found = fs.find(bucket, detail=True)
-    for name, info in out_of_order(found.items()):
-        key = name.lstrip("/").removeprefix(f"{bucket}/")
-        if key.startswith(prefix):
-            yield {**info, "name": key}
-    if not found:
-        raise FileNotFoundError(bucket)
+class ObjectDriver(Driver):
+    """Drives a file system whose puts show whole objects."""
+
+    puts_whole_objects = True
+
+
+class UnorderedDriver(ObjectDriver):
+    """Lists flat as the client library of a bucket that does not sort."""
+
+    empty_is_certain = True
+
+    def find(self, root, prefix, *, sizes):
+        bucket = root[: root.index("/", 1)]
+        if not self.fs.find(bucket):
+            raise FileNotFoundError(bucket)
+        return out_of_order(super().find(root, "", sizes=sizes))
 
 
 fsspec.register_implementation("objects", ObjectFileSystem, clobber=True)
@@ -189,8 +195,8 @@ def fsspec_objects(tmp_path):
         ObjectFileSystem().rm(url, recursive=True)
 
     yield Subject(
-        FsspecBackend(url, create=True, publication="put"),
-        lambda: FsspecBackend(url, publication="put"),
+        FsspecBackend(url, create=True, driver=ObjectDriver),
+        lambda: FsspecBackend(url, driver=ObjectDriver),
         exclusive=True,
         lose_root=lose_root,
     )
@@ -206,12 +212,11 @@ def fsspec_unordered(tmp_path):
 def fsspec_unordered_bucket(tmp_path):
     url = f"objects://{uuid.uuid4().hex}/store"
     ObjectFileSystem().pipe_file(f"{url}-beside", b"so that the bucket is there")
-    with patch.object(fsspec_backend, "lister_of", lambda _: list_out_of_order):
-        yield Subject(
-            RetryingBackend(FsspecBackend(url, create=True, publication="put")),
-            lambda: FsspecBackend(url, publication="put"),
-            exclusive=True,
-        )
+    yield Subject(
+        RetryingBackend(FsspecBackend(url, create=True, driver=UnorderedDriver)),
+        lambda: FsspecBackend(url, driver=UnorderedDriver),
+        exclusive=True,
+    )
 
 
 @contextmanager

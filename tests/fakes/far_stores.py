@@ -30,6 +30,7 @@ class FarBackend(BackendWrapper):
     def __init__(self, inner):
         super().__init__(inner)
         self.url = "far://away"
+        self.is_remote = True
         self.requests = []
         self.unplugged = False
         self.hold = None

@@ -6,7 +6,7 @@ import itertools
 import uuid
 
 import fsspec
-from contract.backends import ObjectFileSystem
+from contract.backends import ObjectDriver, ObjectFileSystem
 from fakes.faulty_backend import FaultyBackend
 from fakes.stores import read_model, write_model
 
@@ -65,8 +65,8 @@ class Side:
         make = {
             "memory": lambda: MemoryBackend(name),
             "local": lambda: LocalBackend(tmp_path / name, create=True, durability="none"),
-            "objects": lambda: FsspecBackend(f"objects://{name}/store", create=True, publication="put"),
-            "flaky": lambda: FsspecBackend(f"flaky://{name}/store", create=True, publication="put"),
+            "objects": lambda: FsspecBackend(f"objects://{name}/store", create=True, driver=ObjectDriver),
+            "flaky": lambda: FsspecBackend(f"flaky://{name}/store", create=True, driver=ObjectDriver),
         }
         self.backend = make[kind]()
         self.store_id = identify(self.backend, create=True).store_id

@@ -134,7 +134,7 @@ def test_a_listing_that_meets_an_error_is_an_error(backend, tmp_path, monkeypatc
     (tmp_path / "store/packs/07").rename(tmp_path / "store/packs/away")
     os.symlink("nowhere", tmp_path / "store/packs/07")
     assert len(list(backend.list("packs/"))) == 30, "links are no objects, and what is there is listed"
-    fs = backend.inner._fs
+    fs = backend.inner._connection.driver.fs
     real = fs._ls
 
     async def vanishing(path, **kwargs):

@@ -1,20 +1,16 @@
-"""What fsspec's file systems say about objects and about themselves."""
+"""What fsspec's file systems say about an object."""
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 from math import nan
 from typing import TYPE_CHECKING, Any
-
-from fsspec.asyn import AsyncFileSystem
-from fsspec.spec import AbstractFileSystem
 
 from casstore.backend.base import Entry
 from casstore.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping
+    from collections.abc import Mapping
 
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
@@ -42,42 +38,3 @@ def _modified(info: Mapping[str, Any]) -> float:
         if isinstance(value, (int, float)):
             return float(value)
     return nan
-
-
-def made_by(fs: Any, package: str) -> bool:
-    """Say whether a file system is this package's, or derived from it."""
-    return any(kind.__module__.split(".", 1)[0] == package for kind in type(fs).__mro__)
-
-
-def finds_natively(fs: Any) -> bool:
-    """Say whether `find` is one flat listing of the server's, which reports its errors.
-
-    The inherited one walks the directories and skips those that it could not read (invariant 8).
-    """
-    if isinstance(fs, AsyncFileSystem):
-        return type(fs)._find is not AsyncFileSystem._find  # noqa: SLF001  # the documented hook of fsspec
-    return type(fs).find is not AbstractFileSystem.find
-
-
-def pipes_natively(fs: Any) -> bool:
-    """Say whether `pipe_file` is the file system's own; the inherited one looks first and then writes."""
-    if isinstance(fs, AsyncFileSystem):
-        return type(fs)._pipe_file is not AsyncFileSystem._pipe_file  # noqa: SLF001  # as above
-    return type(fs).pipe_file is not AbstractFileSystem.pipe_file
-
-
-def moves_natively(fs: Any) -> bool:
-    """Say whether `mv` is the file system's own; the inherited one copies and then deletes."""
-    return type(fs).mv is not AbstractFileSystem.mv or hasattr(fs, "_mv")
-
-
-async def all_of(work: Iterable[Awaitable[Any]]) -> None:
-    """Await everything at the same time; the first error ends the rest of it (invariant 8)."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _IN_MEMORY = 8 << 20  # bytes; beyond this the object goes to a temporary file
-
-
 _DESCRIPTORS = "/proc/self/fd"
 
 
@@ -90,9 +88,8 @@ class SpoolingWriter(BlobWriter):
             yield
         except OSError as error:
             place = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  # only for the message
-            if (
-                error.errno == errno.ENOENT
-            ):  # What tempfile raises when it can write to none of the usual folders.
+            if error.errno == errno.ENOENT:
+                # What tempfile raises when it can write to none of the usual folders.
                 error = OSError(errno.ENOSPC, "no temporary folder can be written to")
             raise from_os_error(
                 error,

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -24,7 +24,7 @@ from casstore.backend.base import (
 from casstore.backend.local import held, lock
 from casstore.backend.local.directory import StoreDirectory
 from casstore.backend.local.mount_types import is_network
-from casstore.backend.local.syscalls import EntryKind, Status, SystemCalls
+from casstore.backend.local.syscalls import EntryKind, Status, SystemCalls, close_quietly
 from casstore.backend.local.writer import HELD, TEMPORARY, LocalWriter
 from casstore.backend.location import file_url
 from casstore.backend.oserrors import from_os_error
@@ -102,7 +102,7 @@ class LocalBackend(Backend):
         except OSError as error:
             raise from_os_error(error, f"read {key} in {self.url}") from error
         finally:
-            self._close_quietly(fd)
+            close_quietly(self._calls, fd)  # Invariant 4 rests on the hash of what was read.
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0) -> int:
@@ -120,7 +120,7 @@ class LocalBackend(Backend):
         except OSError as error:
             raise from_os_error(error, f"read {key} in {self.url}") from error
         finally:
-            self._close_quietly(fd)
+            close_quietly(self._calls, fd)  # Invariant 4 rests on the hash of what was read.
         return filled
 
     def _open_object(self, key: str) -> tuple[int, int]:
@@ -136,15 +136,10 @@ class LocalBackend(Backend):
             if status.is_file:
                 return fd, status.size
         except OSError as error:
-            self._close_quietly(fd)
+            close_quietly(self._calls, fd)
             raise from_os_error(error, f"read {key} in {self.url}") from error
-        self._close_quietly(fd)
+        close_quietly(self._calls, fd)
         raise self._not_an_object("read", key)
-
-    def _close_quietly(self, fd: int) -> None:
-        # Invariant 4 rests on the hash of what was read, not on the result of close.
-        with suppress(OSError):
-            self._calls.close(fd)
 
     def stat(self, key: str) -> Entry:
         """Ask the file system; an absence that an unmounted disk could explain is BackendUnavailable."""
@@ -241,7 +236,7 @@ class LocalBackend(Backend):
                 # One file with the probe, and held like it: it goes with the next publish if this process is killed.
                 target = f"{self._root}/{TEMPORARY}/{uuid.uuid4().hex}{HELD}"
                 try:
-                    self._directory.place(probe.path, target, exclusive=True)
+                    self._directory.naming.place(probe.path, target, exclusive=True)
                     self._exclusive = True
                 except ConfigError:
                     # Not an error here: the answer is no, and forks stay visible instead (invariant 10).
@@ -343,7 +338,7 @@ class LocalBackend(Backend):
                 if fd is not None:
                     # Invariant 2: its writer died before it had its name, or after it had both.
                     self._directory.unlink_quietly(path)
-                    self._close_quietly(fd)
+                    close_quietly(self._calls, fd)
 
     @contextmanager
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> Iterator[bool]:

@@ -1,6 +1,6 @@
 """The directory tree of a local store: where files may appear, and when its directories are durable.
 
-Sources: open(2), link(2), fsync(2), rename(2); Pillai et al., "All File Systems Are Not Created Equal",
+Sources: open(2), fsync(2); Pillai et al., "All File Systems Are Not Created Equal",
 OSDI 2014, for what a crash may lose.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
-from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NoReturn
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Literal
 
 from casstore.backend.base import STORE_FILE, validate_key
 from casstore.backend.local.mount_types import is_one_kernels
+from casstore.backend.local.naming import NO_SUCH_CALL, Naming
+from casstore.backend.local.syscalls import close_quietly
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, StoreNotFound
 
@@ -24,21 +25,9 @@ if TYPE_CHECKING:
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-# Errors that any other way of naming a file would meet as well. Any other number may mean that a file system cannot
-# name files this way: EPERM (FAT), EXDEV (OpenAFS, BeeGFS), EIO (rclone), EACCES, EMLINK, ….
-_NOT_ABOUT_THE_WAY = {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-}
 # From fsync(2) on a directory: "there is no such operation here" (EBADF: CIFS, EISDIR, EACCES: FUSE), or a failure.
 _MAY_BE_NO_SUCH_CALL = {errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTTY}
-_NO_MODE_FOR_DIRECTORIES = _NO_SUCH_CALL | {errno.EPERM, errno.EACCES}
+_NO_MODE_FOR_DIRECTORIES = NO_SUCH_CALL | {errno.EPERM, errno.EACCES}
 
 _GROUP_DIRECTORY = 0o2770  # set-group-id: files made inside belong to the same group, whoever makes them
 _REMEMBERED = 0o2070  # the mode bits of a root that tell later writers so
@@ -69,7 +58,7 @@ class StoreDirectory:
         self._group = shared == "group"
         self._settled: set[str] = set()  # directories whose own entry this process made durable
         self._failed: set[str] = set()  # directories of which an fsync failed
-        self._links = True  # False once link(2) was refused and another way worked
+        self.naming = Naming(self.root, calls)
         self._owner: tuple[int, int] | None = (
             None  # the owner to give new files to; None keeps this process's own
         )
@@ -163,14 +152,12 @@ class StoreDirectory:
     def make_file(self, path: str) -> int:
         """Make a file that only its owner, or the store's group, can open, and return its descriptor."""
         fd = self.calls.open(path, _NEW_FILE, self.writing_mode)
-        try:
-            self.give(fd)
-        except BaseException:
+        with ExitStack() as failed:
             # Invariant 2: a file that cannot be given to the store's owner never gets its final name.
-            with suppress(OSError):
-                self.calls.close(fd)
-            self.unlink_quietly(path)
-            raise
+            failed.callback(self.unlink_quietly, path)
+            failed.callback(close_quietly, self.calls, fd)
+            self.give(fd)
+            failed.pop_all()
         return fd
 
     # ---- directories
@@ -239,8 +226,7 @@ class StoreDirectory:
                     # mkdir obeys the umask and ignores the set-group-id bit.
                     self.set_mode(fd, _GROUP_DIRECTORY)
             finally:
-                with suppress(OSError):
-                    self.calls.close(fd)
+                close_quietly(self.calls, fd)
 
     def settle(self, directory: str) -> None:
         """Make `directory` and what leads to it, and make their entries durable, once in this process."""
@@ -268,7 +254,7 @@ class StoreDirectory:
                 "an earlier fsync of this directory failed; check the disk, then open the store again",
             )
         refused = self._fsync(directory)
-        if refused is None or refused.errno in _NO_SUCH_CALL:
+        if refused is None or refused.errno in NO_SUCH_CALL:
             return
         if refused.errno in _MAY_BE_NO_SUCH_CALL:
             # Invariant 2: success of this second call would not undo the failure of the first.
@@ -295,8 +281,7 @@ class StoreDirectory:
             return error
         finally:
             # Invariant 2: only fsync's answer counts, and the descriptor is closed even after an error.
-            with suppress(OSError):
-                self.calls.close(fd)
+            close_quietly(self.calls, fd)
         return None
 
     # ---- files
@@ -310,54 +295,6 @@ class StoreDirectory:
             lacking = mode & ~self.calls.fstat(fd).mode & _GROUP_ACCESS
             if self._group and lacking:
                 raise
-
-    def place(self, temporary: str, final: str, *, exclusive: bool) -> bool:
-        """Give a written file its final name without replacing; return whether the old name is left over.
-
-        link(2); where links do not exist, a rename that does not replace; where that does not exist either,
-        a check and then a plain rename. The last is refused when `exclusive`: two writers of one name could
-        both succeed. For other keys that is harmless, since only equal bytes share a name.
-        """
-        if self._links:
-            try:
-                # Invariant 1: link fails with EEXIST rather than replace.
-                self.calls.link(temporary, final)
-            except OSError as error:
-                _raise_unless_about_the_way(error)
-            else:
-                return True
-        try:
-            # Invariant 1: this rename fails with EEXIST rather than replace.
-            self.calls.rename_exclusive(temporary, final)
-        except OSError as error:
-            _raise_unless_about_the_way(error)
-            if exclusive:
-                self._refuse_exclusive(temporary, final, error)
-            self._place_after_a_look(temporary, final)
-        # A rename works here, so links are not needed.
-        self._links = False
-        return False
-
-    def _refuse_exclusive(self, temporary: str, final: str, refused: OSError) -> NoReturn:
-        """Raise ConfigError where only a plain rename can name files, OSError where even that fails."""
-        if refused.errno not in _NO_SUCH_CALL:
-            elsewhere = f"{os.path.dirname(final)}/.{uuid.uuid4().hex}"
-            # Invariant 1: trying with a name that nobody else uses distinguishes a missing operation from a failure.
-            self.calls.rename(temporary, elsewhere)
-            self.calls.rename(elsewhere, temporary)
-        raise ConfigError(
-            f"The file system of {self.root} has neither links nor a rename that does not replace, so "
-            "writers cannot be told apart there."
-        ) from refused
-
-    def _place_after_a_look(self, temporary: str, final: str) -> None:
-        try:
-            self.calls.stat(final, follow=False)
-        except FileNotFoundError:
-            # Invariant 1, as far as this file system allows: the name was free a moment ago.
-            self.calls.rename(temporary, final)
-            return
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
 
     def unlink_quietly(self, path: str) -> None:
         """Remove a name that nobody relies on; a leftover is found by its age later."""
@@ -420,12 +357,6 @@ class StoreDirectory:
             return False
         except OSError as error:
             raise from_os_error(error, f"look for {path}") from error
-
-
-def _raise_unless_about_the_way(error: OSError) -> None:
-    """Raise an error that means that the name is taken, or that any other way of naming would meet as well."""
-    if isinstance(error, FileExistsError) or error.errno in _NOT_ABOUT_THE_WAY:
-        raise error
 
 
 def _is_encodable(path: str) -> bool:

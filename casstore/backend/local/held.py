@@ -40,15 +40,14 @@ def take_abandoned(calls: SystemCalls, path: str) -> int | None:
         fd = calls.open(path, _LOOK)
     except OSError:
         return None  # Gone, or another process's: this process must not remove it.
+    held = False
     try:
-        if try_hold(calls, fd, path):
-            return fd
-    except BaseException:
-        # Invariant 10: the lock of a failed attempt must not keep others away.
-        calls.close(fd)
-        raise
-    calls.close(fd)
-    return None
+        held = try_hold(calls, fd, path)
+    finally:
+        if not held:
+            # Invariant 10: the lock of a failed attempt must not keep others away.
+            calls.close(fd)
+    return fd if held else None
 
 
 def is_still(calls: SystemCalls, fd: int, path: str) -> bool:

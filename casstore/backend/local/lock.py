@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from casstore.backend.local.held import is_still
 from casstore.backend.local.mount_types import is_one_kernels
+from casstore.backend.local.syscalls import close_quietly
 from casstore.backend.local.writer import LocalWriter
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import ConflictError
@@ -51,8 +52,7 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
             finally:
                 if not held:
                     # Invariant 10: the lock of a failed attempt must not stop a collector.
-                    with suppress(OSError):
-                        calls.close(fd)
+                    close_quietly(calls, fd)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             # Invariant 8: a disk that went away in the middle is not an absence.
@@ -65,8 +65,7 @@ def release(directory: StoreDirectory, fd: int) -> None:
     # Invariant 10: safety does not rest on the lock, so an error here must not hide the result of the work.
     with suppress(OSError):
         directory.calls.flock(fd, fcntl.LOCK_UN)
-    with suppress(OSError):
-        directory.calls.close(fd)
+    close_quietly(directory.calls, fd)
 
 
 def _open(directory: StoreDirectory, path: str) -> int:
@@ -80,7 +79,7 @@ def _open(directory: StoreDirectory, path: str) -> int:
         made.set_mode(directory.writing_mode)
         # Another process was faster: everybody locks the one file with this name.
         with suppress(FileExistsError):
-            directory.place(made.path, path, exclusive=False)
+            directory.naming.place(made.path, path, exclusive=False)
     return directory.calls.open(path, _LOCK_FLAGS)
 
 

@@ -14,6 +14,7 @@ import fcntl
 import os
 import stat
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -220,6 +221,12 @@ class SystemCalls:
             # Invariant 10: unknown counts as "cannot lock", which is always safe.
             return None
         return find_mount_type(lines, os.path.realpath(path))
+
+
+def close_quietly(calls: SystemCalls, fd: int) -> None:
+    """Close a descriptor whose close has nothing to report: what was written was fsynced, or is discarded."""
+    with suppress(OSError):
+        calls.close(fd)
 
 
 def _status_of(entry: os.DirEntry[str]) -> Status | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from casstore.backend.base import WRITE_PIECE, BlobWriter, byte_views
 from casstore.backend.local import held
+from casstore.backend.local.syscalls import close_quietly
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendError
 
@@ -47,15 +48,14 @@ class LocalWriter(BlobWriter):
         self._fd: int | None = None
         self._held = False
         self._named = False  # whether the temporary name is (perhaps) there
-        try:
-            self._open(hold=hold)
-        except OSError as error:
-            self.discard()
-            raise self._explain(error, "write") from error
-        except BaseException:
-            # Invariant 2: nobody else knows of the file that an interrupt leaves here.
-            self.discard()
-            raise
+        with ExitStack() as failed:
+            # Invariant 2: nobody else knows of the file that a failure or an interrupt leaves here.
+            failed.callback(self.discard)
+            try:
+                self._open(hold=hold)
+            except OSError as error:
+                raise self._explain(error, "write") from error
+            failed.pop_all()
 
     def _open(self, *, hold: bool) -> None:
         plain = self.path
@@ -145,12 +145,12 @@ class LocalWriter(BlobWriter):
         self._directory.settle(parent)
         try:
             try:
-                return self._directory.place(self.path, final, exclusive=exclusive)
+                return self._directory.naming.place(self.path, final, exclusive=exclusive)
             except FileNotFoundError:
                 # Someone removed an empty directory that this process had made; make it again, once.
                 self._directory.forget()
                 self._directory.settle(parent)
-                return self._directory.place(self.path, final, exclusive=exclusive)
+                return self._directory.naming.place(self.path, final, exclusive=exclusive)
         except FileExistsError:
             if self._calls.stat(final).identity == identity:
                 return True  # NFS repeats a link whose answer was lost: this link is ours
@@ -174,8 +174,7 @@ class LocalWriter(BlobWriter):
         try:
             if fd is not None:
                 # Invariant 2: close could only report on bytes that are discarded here.
-                with suppress(OSError):
-                    self._calls.close(fd)
+                close_quietly(self._calls, fd)
         finally:
             if self._named:
                 self._named = False

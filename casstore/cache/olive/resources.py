@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.making import making_folder
 from casstore.cache.passes.single_flight import single_flight
 from casstore.digest import digest
+from casstore.machine.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,11 +117,9 @@ class Resources:
                 os.rename(place, replaced)  # A folder without a note was never finished (invariant 4).
             os.rename(making, place)  # It gets its name only when complete (invariant 4).
         path = os.path.normpath(os.path.join(place, saved))
-        temporary = note.with_suffix(f".{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps({"source": source, "dest": path}, indent=4, default=str))
-        os.replace(
-            temporary, note
-        )  # After the files, so that a note never names missing files (invariant 3).
+        # After the files, so that a note never names missing files (invariant 3).
+        with atomic_write(note) as file:
+            file.write(json.dumps({"source": source, "dest": path}, indent=4, default=str).encode())
         if self.shared is not None and not fetched:
             self.shared.keep(name, str(place), saved)
         return path

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import uuid
 from typing import TYPE_CHECKING
 
 from casstore.cache.placements.placement import Placement
+from casstore.machine.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,13 +31,8 @@ def size_below(placement: Placement, folder: Path) -> int:
 
 def write_note(folder: Path, placement: Placement) -> None:
     """Write the note beside a placement's files, whole or not at all."""
-    temporary = folder / f"{NOTE}.{uuid.uuid4().hex}"
-    try:
-        temporary.write_bytes(placement.encode())
-        os.replace(temporary, folder / NOTE)  # Whole or not at all, as in invariant 2.
-    except OSError:
-        temporary.unlink(missing_ok=True)  # As in invariant 2: an incomplete note does not count.
-        raise
+    with atomic_write(folder / NOTE) as file:
+        file.write(placement.encode())
 
 
 def read_note(folder: Path) -> Placement | None:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike
 
-from casstore.backend.round_trips import ask_all
+from casstore.concurrency.fan_out import ask_all
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, DigestMismatch
 from casstore.integrations.fsspec.model_paths import ModelPaths
+from casstore.machine.atomic_write import atomic_write
 from casstore.machine.user_folders import expand_home
 from casstore.objects.chunk_cache import CHUNK_CACHE
 from casstore.store import files
@@ -229,19 +229,13 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         if self.isdir(path):
             os.makedirs(target, exist_ok=True)
             return
-        folder, name = os.path.split(os.path.abspath(os.fspath(target)))
+        target = os.path.abspath(os.fspath(target))
+        folder = os.path.dirname(target)
         refuse_inside_store(folder)
         os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{uuid.uuid4().hex}.casstore")
-        try:
-            mode = 0o777 if self._paths.info(path)["executable"] else 0o666
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                self._copy(path, file, callback)
-            os.replace(temporary, os.path.join(folder, name))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)  # Invariant 4: the file is incomplete.
-            raise
+        mode = 0o777 if self._paths.info(path)["executable"] else 0o666
+        with atomic_write(target, mode=mode) as file:
+            self._copy(path, file, callback)
 
     def _copy(self, path: str, target: Any, callback: Any) -> None:
         _entry, layout = self._paths.file(path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.backend.round_trips import ask_all, ask_each, is_far
+from casstore.concurrency.fan_out import ask_all
 from casstore.concurrency.forks import ForkAware, watch_forks
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import (
@@ -138,7 +138,7 @@ class Index(ForkAware):
         """
         with self._lock:
             fresh = [pack for pack in packs if pack not in self._hinted]
-            if self._loaded or not fresh or not is_far(self._backend):
+            if self._loaded or not fresh or not self._backend.is_remote:
                 return
             listed: dict[str, int] | None = None
             if self._fetching_costs is None:
@@ -403,7 +403,9 @@ class Index(ForkAware):
             pending: list[tuple[bytes, Footer]] = []
             rows = 0
             for start in range(0, len(left), _JOINED_PACKS):
-                for answer in ask_each(self._backend, self._try_footer, left[start : start + _JOINED_PACKS]):
+                for answer in ask_all(
+                    self._try_footer, left[start : start + _JOINED_PACKS], at_once=self._backend.is_remote
+                ):
                     if isinstance(answer, FormatError):
                         damage = (
                             damage or answer

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from casstore.backend.round_trips import ask_each
+from casstore.concurrency.fan_out import ask_all
 from casstore.digest import digest
 from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
 from casstore.format import names
@@ -42,7 +42,9 @@ def check_records(backend: Backend, progress: Progress) -> dict[str, list[Record
     keys = [key for key in backend.list_keys(names.PREFIX) if is_record(key)]
     for start in range(0, len(keys), _BATCH):
         batch = keys[start : start + _BATCH]
-        for key, found in zip(batch, ask_each(backend, partial(_read, backend), batch), strict=True):
+        for key, found in zip(
+            batch, ask_all(partial(_read, backend), batch, at_once=backend.is_remote), strict=True
+        ):
             if isinstance(found, ObjectNotFound):
                 continue  # Trimmed since the listing (design §9).
             progress.records += 1

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.backend.round_trips import is_far
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
@@ -208,7 +207,7 @@ class _Job:
         if self.bandwidth_limit is not None:
             # A pack is sent as fast as the link allows; with smaller packs the average rate holds within a few seconds.
             target = min(target, max(_SMALLEST_PACK, int(self.bandwidth_limit * _BURST_SECONDS)))
-        return dst.publication(pack_target=target, uploads=UPLOADS if is_far(dst.backend) else None)
+        return dst.publication(pack_target=target, uploads=UPLOADS if dst.backend.is_remote else None)
 
     def _draft(self, ref: RefToWrite) -> Callable[[], Record]:
         dst = self.plan.dst

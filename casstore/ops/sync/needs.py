@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore.backend.round_trips import is_far
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError, IntegrityError
 from casstore.format import layout as layout_format
@@ -143,7 +142,7 @@ def _read(
     src: Store, dst: Store, ids: Sequence[bytes]
 ) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
     """Return the plain bytes of objects by their ids, and why others cannot be read in `src`."""
-    if is_far(dst.backend) or not is_far(src.backend):
+    if dst.backend.is_remote or not src.backend.is_remote:
         return read_whole(src.objects.read_many, ids)
     there = dst.index.locate(ids).found.tolist()
     near = [object_id for object_id, found in zip(ids, there, strict=True) if found]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.backend.round_trips import ask_all, ask_each, is_far
+from casstore.concurrency.fan_out import ask_all
 from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind, id_words
@@ -199,14 +199,14 @@ def _lost(
 
 def pack_target(dst: Store) -> int:
     """Return the size at which packs for this store are closed."""
-    return REMOTE_PACK_TARGET if is_far(dst.backend) else PACK_TARGET
+    return REMOTE_PACK_TARGET if dst.backend.is_remote else PACK_TARGET
 
 
 def _choose(src: Store, refs: Sequence[str] | None, culprits: Culprits) -> dict[str, Record]:
     """Return the source's records that are meant, by name."""
     if refs is None:
         return _refs_of(src, "", culprits)
-    found = ask_each(src.backend, lambda item: _meant(src, item, culprits), refs)
+    found = ask_all(lambda item: _meant(src, item, culprits), refs, at_once=src.backend.is_remote)
     return {name: record for part in found for name, record in part.items()}
 
 

@@ -9,13 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from casstore.backend.base import Throttled
-from casstore.backend.fsspec.errors import (
-    RangeNotSatisfiable,
-    from_fs_error,
-    redact,
-    secret_values,
-    translated,
-)
+from casstore.backend.fsspec.drivers import DRIVERS
+from casstore.backend.fsspec.errors import RangeNotSatisfiable, from_fs_error, translated
+from casstore.backend.fsspec.redaction import redact, secret_values
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import (
     AccessDenied,
@@ -58,6 +54,10 @@ def test_operating_system_errors(number, kind, retryable, words):
 
 def test_an_os_error_without_a_number():
     assert "out of paper" in str(from_os_error(OSError("out of paper"), "print"))
+
+
+# The names of all drivers.
+KINDS = {name: kind for driver in DRIVERS for name, kind in driver.errors.items()}
 
 
 def exception(name, base=Exception, **attributes):
@@ -114,7 +114,7 @@ class Response:
     ],
 )
 def test_file_system_errors(error, kind):
-    result = from_fs_error(error, "read packs/x")
+    result = from_fs_error(error, "read packs/x", kinds=KINDS)
     assert type(result) is kind
     assert result.retryable is issubclass(kind, BackendUnavailable)
     assert str(result).startswith("Cannot read packs/x: ")
@@ -130,7 +130,7 @@ def test_file_system_errors(error, kind):
     ],
 )
 def test_a_wrong_clock_is_not_taken_for_wrong_credentials(error):
-    result = from_fs_error(error, "read packs/x")
+    result = from_fs_error(error, "read packs/x", kinds=KINDS)
     assert type(result) is AccessDenied
     assert "Set this machine's clock" in str(result)
     assert "credentials" not in str(result)

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 import fsspec
 import pytest
 from contract.backends import (
+    ObjectDriver,
     ObjectFileSystem,
     fsspec_local,
     fsspec_objects,
@@ -92,7 +93,9 @@ class Moody(IgnoresMode):
 
 
 def make(protocol, **options):
-    return FsspecBackend(f"{protocol}://{uuid.uuid4().hex}/store", create=True, publication="put", **options)
+    return FsspecBackend(
+        f"{protocol}://{uuid.uuid4().hex}/store", create=True, driver=ObjectDriver, **options
+    )
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_create_needs_the_servers_own(protocol):
 
 def test_fsspecs_default_create_would_pass_a_trial():
     backend = make("looks-first")
-    assert backend._try_create(), "or the check for the file system's own is not needed any more"
+    assert backend._publisher.try_create(), "or the check for the file system's own is not needed any more"
 
 
 @pytest.mark.parametrize("calm", [0, 1])
@@ -157,7 +160,7 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, er
     for key in ("packs/ab/1", "packs/cd/2", "packs/ef/3"):
         backend.put(key, [b"x"])
     monkeypatch.setattr(Forbidding, "error", error)
-    fs = backend._fs
+    fs = backend._connection.driver.fs
     assert len(fs.find(f"{tmp_path}/s/packs")) == 2, "fsspec's own find leaves it out"
     with pytest.raises(BackendError):
         list(backend.list(""))
@@ -166,17 +169,17 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, er
 
 def test_listing_caches_are_off(tmp_path):
     backend = FsspecBackend(f"file://{tmp_path}/s", create=True)
-    assert backend._fs.dircache.use_listings_cache is False
+    assert backend._connection.driver.fs.dircache.use_listings_cache is False
 
 
 def test_each_process_has_its_own_file_system(tmp_path, monkeypatch):
     backend = FsspecBackend(f"file://{tmp_path}/s", create=True)
-    here = backend._fs
-    assert backend._fs is here
+    here = backend._connection.driver.fs
+    assert backend._connection.driver.fs is here
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    there = backend._fs
+    there = backend._connection.driver.fs
     assert there is not here
-    assert backend._fs is there
+    assert backend._connection.driver.fs is there
 
 
 def test_a_half_written_object_never_shows(tmp_path, monkeypatch):
@@ -274,7 +277,7 @@ def test_objects_that_are_no_keys_are_left_out():
     backend.put(KEY, [b"x"])
     fs = ObjectFileSystem()
     for name in (".DS_Store", "packs/Upper", "packs/ab/x y"):
-        fs.pipe_file(f"{backend._root}/{name}", b"?")
+        fs.pipe_file(f"{backend._connection.root}/{name}", b"?")
     assert [item.key for item in backend.list("")] == [KEY]
 
 
@@ -304,7 +307,7 @@ def test_an_object_without_a_size():
 
 def test_memory_files_of_fsspec_are_not_ours():
     assert MemoryFileSystem.protocol == "memory"
-    backend = FsspecBackend(f"memory://{uuid.uuid4().hex}", create=True)
+    backend = FsspecBackend(f"memory://{uuid.uuid4().hex}", create=True, driver=ObjectDriver)
     backend.put(KEY, [b"x"])
     assert backend.read(KEY) == b"x"
 
@@ -313,10 +316,11 @@ def test_memory_files_of_fsspec_are_not_ours():
 def test_what_other_programs_left_is_listed_apart(make, tmp_path):
     with make(tmp_path) as subject:
         backend = subject.backend
-        inner = getattr(backend, "inner", backend)
+        connection = getattr(backend, "inner", backend)._connection
+        fs = connection.driver.fs
         backend.put("packs/ab/key", [b"x"])
         for path in ("Thumbs.db", "packs/Notes.TXT", "packs/ab/A b/c", ".hidden/X", "packs/.X"):
-            inner._fs.makedirs(inner._path(path).rpartition("/")[0], exist_ok=True)
-            inner._fs.pipe_file(inner._path(path), b"y")
+            fs.makedirs(connection.path(path).rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(connection.path(path), b"y")
         assert sorted(backend.list_foreign()) == ["Thumbs.db", "packs/Notes.TXT", "packs/ab/A b/c"]
         assert list(backend.list_keys("")) == ["packs/ab/key"]

@@ -587,7 +587,7 @@ class Network(SystemCalls):
 def test_whoever_makes_the_lock_file_does_not_hold_it(root, monkeypatch):
     """Its maker shares the lock like everybody, also in the moment in which it gets its name."""
     one, two = LocalBackend(root, create=True), LocalBackend(root)
-    place = one._directory.place
+    place = one._directory.naming.place
 
     def seen_at_once(*args, **kwargs):
         left_over = place(*args, **kwargs)
@@ -595,7 +595,7 @@ def test_whoever_makes_the_lock_file_does_not_hold_it(root, monkeypatch):
             assert held
         return left_over
 
-    monkeypatch.setattr(one._directory, "place", seen_at_once)
+    monkeypatch.setattr(one._directory.naming, "place", seen_at_once)
     with one.publish_lock() as held:
         assert held
 

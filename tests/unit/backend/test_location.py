@@ -110,6 +110,7 @@ def test_the_url_of_an_azure_container_opens_through_adlfs(monkeypatch):
 
     class Recorder:
         url = "recorded"
+        is_remote = lists_flat = True
 
         def __init__(self, url, *, create, storage_options):
             opened.append((url, create, storage_options))

@@ -24,6 +24,7 @@ class Far(BackendWrapper):
     def __init__(self, inner, scheme):
         super().__init__(inner)
         self.url = f"{scheme}://bucket"
+        self.is_remote, self.lists_flat = scheme != "file", scheme == "s3"
         self.stats = self.lists = 0
         self.fails = False
 

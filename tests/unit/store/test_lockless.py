@@ -11,7 +11,7 @@ from fakes.collector import collect_alone, packs_of, unsafe_objects
 from fakes.stores import noise
 
 from casstore import Store
-from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy
+from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy, open_backend
 from casstore.backend.base import LOCKLESS
 from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.backend.local.syscalls import SystemCalls
@@ -182,14 +182,23 @@ def test_buckets_need_no_marker(protocol, monkeypatch):
 
 
 def _folder(protocol, monkeypatch):
-    monkeypatch.setattr(FsspecBackend, "_require_anchor", lambda *_, **__: None)
-    monkeypatch.setattr("casstore.backend.fsspec.filesystems.connect", lambda *_: _Nothing())
+    if protocol == "memory":
+        return open_backend("memory://somewhere").may_be_locked_by_others
+    monkeypatch.setattr(
+        "casstore.backend.fsspec.connection.connect", lambda _, driver, *__: driver(_Nothing())
+    )
     return RetryingBackend(FsspecBackend(f"{protocol}://somewhere")).may_be_locked_by_others
 
 
 class _Nothing:
     def _strip_protocol(self, url):
         return url.partition("://")[2]
+
+    def info(self, path):
+        return {"name": path}
+
+    def require_index(self, root):
+        pass
 
 
 def test_the_marker_survives_outages():

@@ -69,17 +69,16 @@ class Channels(BaseSFTPChannelPool):  # type: ignore[misc]  # sshfs ships no typ
         if self._leases >= self._most:
             return None
         self._leases += 1
+        opened = None
         try:
-            return await self._open()
+            opened = await self._open()
         except ChannelOpenError:
-            # Servers limit the sessions of a connection without saying what the limit is.
-            self._leases -= 1
-            self._most = self._leases + len(self._idle)
-            return None
-        except BaseException:
-            # Invariant 11: the error goes on to the caller; only this channel's slot is given back.
-            self._leases -= 1
-            raise
+            # Invariant 11: no failure, the shared channel does. Servers limit the sessions without saying how many.
+            self._most = self._leases - 1 + len(self._idle)
+        finally:
+            if opened is None:
+                self._leases -= 1
+        return opened
 
     async def _open(self) -> Any:
         return await self._stack.enter_async_context(self.client.start_sftp_client(**self.sftp_client_kwargs))

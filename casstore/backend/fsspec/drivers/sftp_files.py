@@ -25,8 +25,8 @@ from fsspec.utils import infer_storage_options
 from sshfs import SSHFileSystem
 from sshfs.utils import wrap_exceptions as _wrap_exceptions
 
-from casstore.backend.fsspec.info import all_of
-from casstore.backend.fsspec.sftp_channels import Channels
+from casstore.backend.fsspec.drivers.sftp_channels import Channels
+from casstore.backend.fsspec.drivers.tasks import all_of, ending
 from casstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
                     if size is None:
                         size = max(0, ((await file.stat()).size or 0) - start)
                     return bytes(await file.read(size, start))
-            except _ABSENT as error:
-                raise FileNotFoundError(path) from error
             except SFTPFailure as error:
                 # Version 3 of the protocol has no code for it.
                 if await _is_directory(channel, path):
@@ -86,20 +84,6 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
         start = start or 0
         return await self._read(path, start, None if end is None else max(0, end - start))
 
-    @_with_plain_errors
-    async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        try:
-            return dict(await super()._info(path, **kwargs))
-        except _ABSENT as error:
-            raise FileNotFoundError(path) from error
-
-    @_with_plain_errors
-    async def _ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:  # noqa: FBT001, FBT002  # fsspec's
-        try:
-            return list(await super()._ls(path, detail=detail, **kwargs))
-        except _ABSENT as error:
-            raise FileNotFoundError(path) from error
-
     async def _find(self, path: str, **_: Any) -> dict[str, dict[str, Any]]:
         """List every file below `path`, many directories at a time; raise for any that cannot be read."""
         gate = asyncio.Semaphore(_LISTINGS)
@@ -109,7 +93,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
             try:
                 async with gate:
                     children = await self._ls(directory)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, *_ABSENT) as error:
                 if top:
                     raise
                 # Invariant 8: casstore removes no directories, so a part of the listing is missing.
@@ -138,17 +122,13 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
         with open(lpath, "rb") as source:  # noqa: ASYNC230  # a spooled file is in the page cache
             async with self._pool.lease() as channel, channel.open(rpath, "xb") as file:
                 at, under_way = 0, deque[asyncio.Future[Any]]()
-                try:
+                async with ending(under_way):
                     while piece := source.read(_PIECE):
                         under_way.append(asyncio.ensure_future(file.write(piece, at)))
                         at += len(piece)
                         if len(under_way) > 1:
                             await under_way.popleft()
                     await asyncio.gather(*under_way)
-                finally:
-                    for writing in under_way:
-                        writing.cancel()
-                    await asyncio.gather(*under_way, return_exceptions=True)
                 await _sync(file)
 
     async def _write_making(self, source: bytes | str, path: str, *, making: Sequence[str]) -> None:
@@ -157,17 +137,13 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
         Its own directory may be among those.
         """
         directories = [asyncio.ensure_future(self._makedirs(item, exist_ok=True)) for item in making]
-        try:
+        async with ending(directories):
             try:
                 await self._write(source, path)
             except FileNotFoundError:
                 await asyncio.gather(*directories)
                 await self._write(source, path)
             await asyncio.gather(*directories)
-        finally:
-            for one in directories:
-                one.cancel()
-            await asyncio.gather(*directories, return_exceptions=True)
 
     write_making = sync_wrapper(_write_making)
 

@@ -17,8 +17,8 @@ from aiohttp import ClientResponseError, ClientTimeout
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
+from casstore.backend.fsspec.drivers.tasks import all_of
 from casstore.backend.fsspec.errors import RangeNotSatisfiable
-from casstore.backend.fsspec.info import all_of
 from casstore.errors import AccessDenied, BackendError
 
 if TYPE_CHECKING:
