@@ -146,18 +146,23 @@ class OliveCache:
         model: str | os.PathLike[str],
         config: Mapping[str, Any] | None = None,
         *,
-        version: str = "",
+        version: str | None = None,
         accelerator: object = None,
     ) -> Path:
         """Return the folder with the output of `make(model, output_folder, **config)`, made now or earlier.
 
-        The key is the content of `model`, the name, config and accelerator, and `version`, which you change
-        when `make` does. The output folder is empty and its own at each attempt; the one returned is read-only
+        The key is the content of `model`, the name, config and accelerator, and `version`, which is required:
+        change it whenever `make` changes, since the code of `make` is not part of the key. The output folder is empty and its own at each attempt; the one returned is read-only
         to you, since it may be a checkout that others use. Threads that ask for one key wait for the one that
         makes it, and processes get the result that was recorded first. What `make` raises is recorded, and
         raised; only if the cache's disk is full, `make` is called once more, with a folder elsewhere. A result whose
-        input changed meanwhile is returned and not cached. Raises ConfigError for a generator or coroutine function.
+        input changed meanwhile is returned and not cached. Raises ConfigError without a version, or for a generator or coroutine function.
         """
+        if not version:
+            raise ConfigError(
+                f'run_pass({name!r}) needs a version, such as version="1": the code of the pass is not part of the key, '
+                "so without one an edited pass would return its old result. Change the version with the code."
+            )
         return run_pass(self, name, make, model, dict(config or {}), version=version, accelerator=accelerator)
 
     # Models
