@@ -13,7 +13,7 @@ from casstore.format.names import check_name
 from casstore.machine.user_folders import expand_home
 
 if TYPE_CHECKING:
-    from casstore.cache.config import CacheConfig
+    from casstore.cache.settings import CacheSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class CacheDirectories:
     """One workflow's working folders, and what all workflows of one cache share.
 
     `store` holds everything that was cached, `checkouts` plain files that can be made again, `locks` says
-    which of those are in use.
+    which of those are in use. Temporary ones are deleted when the cache is closed.
     """
 
     cache_dir: Path
@@ -32,9 +32,10 @@ class CacheDirectories:
     store: Path
     checkouts: Path
     locks: Path
+    is_temporary: bool = False
 
     @classmethod
-    def of(cls, config: CacheConfig) -> CacheDirectories:
+    def of(cls, config: CacheSettings) -> CacheDirectories:
         """Return the folders that a config means; nothing is made.
 
         A config without a workflow id names the working folder itself: if it lies beside a store, it is one
@@ -49,11 +50,11 @@ class CacheDirectories:
     @classmethod
     def temporary(cls) -> CacheDirectories:
         """Return folders in the system's temporary directory, for when the configured ones cannot be used."""
-        place = Path(tempfile.mkdtemp(prefix="casstore-cache-"))
-        return cls._at(place, place)
+        folder = Path(tempfile.mkdtemp(prefix="casstore-cache-"))
+        return cls._at(folder, folder, is_temporary=True)
 
     @classmethod
-    def _at(cls, working: Path, root: Path) -> CacheDirectories:
+    def _at(cls, working: Path, root: Path, *, is_temporary: bool = False) -> CacheDirectories:
         return cls(
             cache_dir=working,
             runs=working / "runs",
@@ -63,6 +64,7 @@ class CacheDirectories:
             store=root / "store",
             checkouts=root / "checkouts",
             locks=root / "in-use",
+            is_temporary=is_temporary,
         )
 
     @property

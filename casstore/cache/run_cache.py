@@ -226,53 +226,6 @@ class RunCacheManager:
         return decode_run(self._store.manifest_of(record)) if record is not None else None
 
 
-def new_run(
-    name: str,
-    key: RunKey,
-    stated: Mapping[str, Any],
-    *,
-    output: bytes | None,
-    input_model: bytes | None = None,
-    status: RunStatus = RunStatus.DONE,
-    started: int | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    error: str = "",
-    recorded: Mapping[str, Any] | None = None,
-) -> RunManifest:
-    """Return the run called `name`, which ends now; `stated` is Olive's description of it (`run_json`)."""
-    now = time.time_ns()
-    begun = now if started is None else started
-    return RunManifest(
-        name=name,
-        key=key,
-        status=status,
-        input=input_model,
-        output=output,
-        input_name=str(stated.get("input_model_id") or ""),
-        started=begun,
-        duration=max(0, now - begun),
-        config=plain(dict(stated.get("pass_config") or {}), what="The config of a pass"),
-        recorded={
-            **recorded_environment(),
-            **plain(dict(recorded or {}), what="What is recorded of a run"),
-            "pass_name": str(stated.get("pass_name", "")),
-        },
-        metrics=plain(dict(metrics or {}), what="The metrics of a run"),
-        error=error,
-    )
-
-
-def run_json(run: RunManifest) -> dict[str, Any]:
-    """Return a run as Olive writes it."""
-    return {
-        "input_model_id": run.input_name,
-        "pass_name": run.recorded.get("pass_name", run.key.pass_name),
-        "pass_config": run.config,
-        "accelerator_spec": run.key.accelerator,
-        "output_model_id": run.name,
-    }
-
-
 def run_ref(name: str) -> str:
     """Return the ref of a run; raise ConfigError for an id that is not one safe name."""
     return f"runs/{checked_id(name)}"

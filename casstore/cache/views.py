@@ -1,4 +1,4 @@
-"""Files for people, and for code that opens them itself, that show what the store holds about a run."""
+"""Small files beside the store: what it holds of a run, for people and other programs, and notes of this cache."""
 
 from __future__ import annotations
 
@@ -23,16 +23,26 @@ def write_view(path: Path, value: Any) -> None:
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write a value as JSON, whole or not at all; what JSON cannot hold is written as text."""
+    write_file(path, json.dumps(value, indent=4, default=str).encode(), mode=mode)
+
+
+def write_file(path: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Write a file that can be made again, so it is not fsynced, whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed length: derived from the name, it could be too long for a file system.
     temporary = path.with_name(f".{uuid.uuid4().hex}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=4, default=str)
-        with contextlib.suppress(OSError):  # A file system may refuse modes; the view is then writable.
-            os.fchmod(file.fileno(), mode)
-    os.replace(
-        temporary, path
-    )  # This is only a view of what is in the store (invariant 3); it appears whole or not at all.
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if mode is not None:
+                with contextlib.suppress(
+                    OSError
+                ):  # A file system may refuse modes; the file is then writable.
+                    os.fchmod(file.fileno(), mode)
+        os.replace(temporary, path)  # As in invariant 2: it gets its name only when it is whole.
+    except OSError:
+        temporary.unlink(missing_ok=True)  # As in invariant 2: an incomplete file does not count.
+        raise
 
 
 def is_foreign(path: Path) -> bool:

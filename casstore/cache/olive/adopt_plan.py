@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
-from casstore.cache.olive.document import collect
+from casstore.cache.olive.collect import collect
 from casstore.cache.olive.folder import FileFinder, FoundModel, find_workflows, modified, read_json
 from casstore.cache.values import plain
 from casstore.errors import BackendError, ConfigError
@@ -21,7 +21,7 @@ from casstore.store.adding.sources import place_sources
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from casstore.cache.olive.document import CollectedModel
+    from casstore.cache.document import CollectedModel
     from casstore.cache.olive.folder import Workflow
 
 
@@ -136,7 +136,7 @@ class _Planning:
             raise ConfigError(f"{found.folder} has {left}.")
         config = _downloaded(read_json(found.config), finder)
         collected = collect(config, locate=finder)
-        sources = place_sources(collected.places)
+        sources = place_sources(collected.files)
         for file in sources.files:
             finder.check(file.location)
         self.sizes.update(

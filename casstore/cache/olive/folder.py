@@ -19,7 +19,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.config import RESERVED_NAMES
+from casstore.cache.settings import RESERVED_NAMES
 from casstore.digest import is_hex
 from casstore.errors import ConfigError
 from casstore.format import canonical

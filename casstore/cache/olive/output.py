@@ -15,13 +15,12 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.cache.making import MAKING
-from casstore.cache.making import making_folder as _aside
 from casstore.errors import BackendError, ConfigError
 from casstore.format.paths import check_path, check_paths
 from casstore.machine.local_names import local_path, tree_name
 from casstore.store.adding.sources import find_sources
 from casstore.store.checkout.destination import check_destination
+from casstore.store.checkout.staging import scratch_folder
 from casstore.store.nesting import refuse_inside_store
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class Output:
                 shown=str(self.folder),
                 open_folder=lambda path: os.open(self.at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
             )
-            with _aside(self.at("")) as aside:
+            with scratch_folder(self.at("")) as aside:
                 for path, content in self._files.items():
                     _make(content, local_path(aside, path))
                 for path in self._empty:
@@ -200,7 +199,7 @@ class Output:
             place = self.at(path)
             os.makedirs(os.path.dirname(place), exist_ok=True)
             if overwrite and os.path.lexists(place):
-                os.rename(place, os.path.join(aside, f"{MAKING}{number}"))
+                os.rename(place, os.path.join(aside, f".casstore-replaced-{number}"))
             # Invariant 1: a folder that holds files, made meanwhile, is not replaced by rename(2).
             os.rename(local_path(aside, path), place)
         for path in self._loose(self._empty):

@@ -8,14 +8,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.olive.document import (
+from casstore.cache.document import set_at, texts
+from casstore.cache.olive.collect import (
     FILE_SETTINGS,
     LOCAL_RESOURCES,
-    Pointer,
     companions,
     external_data,
     strip_flag,
-    texts,
 )
 from casstore.cache.olive.onnx_files import with_locations
 from casstore.cache.olive.output import Output, same_content
@@ -26,6 +25,7 @@ from casstore.machine.local_names import tree_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from casstore.cache.document import Pointer
     from casstore.cache.olive.resources import Resources
 
 CONFIG_NAME = "model_config.json"
@@ -283,13 +283,13 @@ class _Saving:
 
     def _settle(self, model: dict[str, Any]) -> None:
         """Put the new paths into the config; no setting may still name a file in the cache."""
-        for pointer, text in list(texts(model, ())):
+        for pointer, text in list(texts(model)):
             if pointer not in self._assigned and os.path.isabs(text) and os.path.lexists(text):
                 path = self._output.path_of(text)
                 if path is not None:
-                    _put(model, pointer, self._output.at(path))
+                    set_at(model, pointer, self._output.at(path))
         for pointer, value in self._assigned.items():
-            _put(model, pointer, value)
+            set_at(model, pointer, value)
         for pointer in self._dropped:
             node: Any = model
             for key in pointer[:-1]:
@@ -348,10 +348,3 @@ def _check_inside(folder: str, name: str) -> None:
 
 def _is_below(path: str, folder: str | os.PathLike[str]) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def _put(model: dict[str, Any], pointer: Pointer, value: Any) -> None:
-    node: Any = model
-    for key in pointer[:-1]:
-        node = node[key]
-    node[pointer[-1]] = value

@@ -3,32 +3,84 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from casstore.cache.document import DOCUMENT_NAME
 from casstore.cache.model_cache import identities
-from casstore.cache.olive.document import DOCUMENT_NAME
 from casstore.cache.passes.single_flight import single_flight
-from casstore.errors import ConfigError
+from casstore.errors import ConfigError, ConflictError
 from casstore.format.run import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from casstore.cache.olive_cache import OliveCache
+    from casstore.cache.directories import CacheDirectories
+    from casstore.cache.failures import Failures
+    from casstore.cache.lookup import Lookup
+    from casstore.cache.model_cache import ModelCacheManager
+    from casstore.cache.passes.attempts import Attempts
     from casstore.cache.placements.placement import Placement
+    from casstore.cache.placements.placements import Placements
+    from casstore.format.run import RunManifest
     from casstore.machine.stat_identity import StatIdentity
-
-_log = logging.getLogger("casstore.cache")
+    from casstore.store.store import Store
 
 _TYPE = "folder"
 
 
+class PassCache(Protocol):
+    """What running a pass needs of a cache: its parts, and methods that turn failures into misses."""
+
+    dirs: CacheDirectories
+    local: Store
+    placements: Placements
+    attempts: Attempts
+    models: ModelCacheManager
+    lookup: Lookup
+    failures: Failures
+
+    def get_output_model_id(
+        self,
+        pass_name: str,
+        pass_config: Mapping[str, Any],
+        input_model_id: str,
+        accelerator_spec: object = None,
+        *,
+        pass_version: str | None = None,
+    ) -> str:
+        """Return the id of what a pass makes of a model."""
+
+    def load_run(self, output_model_id: str) -> RunManifest | None:
+        """Return a recorded run whose output is here or in the shared store, None for a miss."""
+
+    def load_model(self, model_id: str) -> dict[str, Any] | None:
+        """Return the config of a cached model, None for a miss."""
+
+    def download_shared_cache_model(self, input_model_config: Any, input_model_id: str) -> Any:
+        """Fetch the files of a model from the shared store; return its config with paths that exist."""
+
+    def cache_model(self, model_id: str, model_json: dict[str, Any]) -> None:
+        """Store a model and its files."""
+
+    def cache_run(
+        self,
+        pass_name: str,
+        pass_config: Mapping[str, Any],
+        input_model_id: str,
+        output_model_id: str,
+        accelerator_spec: object = None,
+        *,
+        status: RunStatus | None = None,
+        error: str = "",
+    ) -> None:
+        """Record the run that made a model."""
+
+
 def run_pass(
-    cache: OliveCache,
+    cache: PassCache,
     name: str,
     make: Callable[..., object],
     model: str | os.PathLike[str],
@@ -53,7 +105,7 @@ def run_pass(
 class _Run:
     """One pass on one model."""
 
-    cache: OliveCache
+    cache: PassCache
     key: str
     name: str
     pass_: Callable[..., object]
@@ -90,10 +142,10 @@ class _Run:
                 # Invariant 4: interrupted output is never used.
                 attempts.discard(self.key, output)
                 raise
-        if not self._input_stands():
+        if not self._input_is_unchanged():
             return output
         with self.cache.placements.committing(self.key):
-            other = self._load() if self.cache.holds_run(self.key) else None
+            other = self._load() if self._is_recorded() else None
             if other is not None:
                 # Another process was faster: everybody gets the result that it recorded.
                 attempts.discard(self.key, output)
@@ -113,14 +165,17 @@ class _Run:
                 f"The pass {self.name} is a generator or coroutine, so it made nothing. Give a plain function."
             )
 
-    def _input_stands(self) -> bool:
-        """Say whether the pass's input is still the one that the key names; a result of another one is not cached."""
+    def _is_recorded(self) -> bool:
+        """Say whether a run of this key is recorded here, and its output here or in the shared store."""
+        return self.cache.lookup.run(self.key, shared=False) is not None
+
+    def _input_is_unchanged(self) -> bool:
+        """Say whether the pass's input is still the one in the key; a result of another one is not cached."""
         now = _files(self.source)
         changed = next((path for path, identity in self.files.items() if now.get(path) != identity), None)
         if changed is not None:
-            text = f"Could not cache {self.key}: its input {changed} changed while the pass {self.name} ran"
-            self.cache.problems.append(text)
-            _log.warning("%s", text)
+            error = ConflictError(f"its input {changed} changed while the pass {self.name} ran")
+            self.cache.failures.note(f"cache {self.key}", error)
         return changed is None
 
     def _load(self) -> Path | None:
@@ -132,7 +187,7 @@ class _Run:
     def _record_failure(self, error: Exception) -> None:
         """Record that the pass failed, unless another process succeeded meanwhile."""
         with self.cache.placements.committing(self.key):
-            if not self.cache.holds_run(self.key):
+            if not self._is_recorded():
                 self.cache.cache_run(
                     self.name,
                     self.config,
@@ -144,7 +199,7 @@ class _Run:
                 )
 
 
-def _input_id(cache: OliveCache, source: Path, files: dict[str, StatIdentity]) -> str:
+def _input_id(cache: PassCache, source: Path, files: dict[str, StatIdentity]) -> str:
     """Return the id of a pass's input: the id of the run that made it, or the model id of its files."""
     made = _first_below(source, cache.dirs.runs)
     record = cache.models.record(made) if made is not None else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.config import DEFAULT_CHECKOUT_BYTES, DEFAULT_WORKFLOW_ID, CacheConfig
+from casstore.cache.settings import DEFAULT_CHECKOUT_BYTES, DEFAULT_WORKFLOW_ID, CacheSettings
 from casstore.integrations.olive.engine_cache import EngineCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NAMES = tuple(item.name for item in fields(CacheConfig))
+_NAMES = tuple(item.name for item in fields(CacheSettings))
 
 
 def make_config_class(base: Any) -> Any:
@@ -34,14 +34,14 @@ def make_config_class(base: Any) -> Any:
     return type(base)("CacheConfig", (base,), namespace)
 
 
-def settings(config: Any) -> CacheConfig:
+def settings(config: Any) -> CacheSettings:
     """Return Olive's config as casstore's own."""
-    return CacheConfig(**{name: getattr(config, name) for name in _NAMES if hasattr(config, name)})
+    return CacheSettings(**{name: getattr(config, name) for name in _NAMES if hasattr(config, name)})
 
 
 def _create_cache(self: Any, workflow_id: str = DEFAULT_WORKFLOW_ID) -> EngineCache:
     stated = {name: getattr(self, name) for name in _NAMES if hasattr(self, name)}
-    return EngineCache(CacheConfig(**{**stated, "workflow_id": workflow_id}))
+    return EngineCache(CacheSettings(**{**stated, "workflow_id": workflow_id}))
 
 
 def _validators() -> dict[str, Any]:

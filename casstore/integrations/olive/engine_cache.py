@@ -8,9 +8,8 @@ import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from casstore.cache.config import CacheConfig
-from casstore.cache.olive.resources import Resources
 from casstore.cache.olive_cache import OliveCache
+from casstore.cache.settings import CacheSettings
 from casstore.digest import digest
 
 if TYPE_CHECKING:
@@ -30,19 +29,14 @@ class EngineCache(OliveCache):
 
     def __init__(self, cache_config: Any = None) -> None:
         if hasattr(cache_config, "model_dump"):
-            names = CacheConfig.__dataclass_fields__
+            names = CacheSettings.__dataclass_fields__
             cache_config = {
                 name: getattr(cache_config, name) for name in names if hasattr(cache_config, name)
             }
-        config = CacheConfig.of(cache_config)
-        stated = {name: getattr(config, name) for name in CacheConfig.__dataclass_fields__}
+        config = CacheSettings.of(cache_config)
+        stated = {name: getattr(config, name) for name in CacheSettings.__dataclass_fields__}
         super().__init__(
-            CacheConfig(**{**stated, "environment": {**_versions(), **dict(config.environment)}})
-        )
-        self.resources = Resources(
-            self.dirs.resources,
-            make=_module("olive.resource_path").create_resource_path,
-            shared=self.resources.shared,
+            CacheSettings(**{**stated, "environment": {**_versions(), **dict(config.environment)}})
         )
         self._lazy: dict[str, str] = {}
 
@@ -61,6 +55,10 @@ class EngineCache(OliveCache):
         else:
             self.olive_cache_class.set_cache_env(self)
 
+    def make_resource(self, path: str) -> Any:
+        """Return a resource of Olive's own type."""
+        return _module("olive.resource_path").create_resource_path(path)
+
     def pass_version(self, pass_name: str) -> str:
         """Return Olive's version; for a pass that is not Olive's own, also the hash of its source."""
         version = f"olive-ai {metadata.version('olive-ai')}"
@@ -72,7 +70,7 @@ class EngineCache(OliveCache):
         config = super().load_model(model_id)
         inner = config.get("config") if config else None
         if isinstance(inner, dict) and inner.pop("shared_cache", None):
-            record = self._content_of(model_id)
+            record = self.lookup.content_of(model_id)
             if record is not None:
                 self._lazy[record.hex()] = model_id
         return config

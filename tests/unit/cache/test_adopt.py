@@ -13,8 +13,8 @@ from fakes.model_files import onnx_bytes
 from fakes.olive_cache import OliveCache, onnx_file
 
 from casstore import BackendError, ConfigError, Store, check
+from casstore.cache.document import DOCUMENT_NAME
 from casstore.cache.olive.adopt import execute_adopt, plan_adopt
-from casstore.cache.olive.document import DOCUMENT_NAME
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.format import names

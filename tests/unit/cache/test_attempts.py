@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from casstore import OliveCache
-from casstore.cache.passes import room
+from casstore.cache.placements import room
 from casstore.cache.placements.placements import Placements
 
 FILES = ["shard-0", "shard-1"]

@@ -7,7 +7,7 @@ import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from casstore.cache.config import DEFAULT_CACHE_DIR, DEFAULT_WORKFLOW_ID
+from casstore.cache.settings import DEFAULT_CACHE_DIR, DEFAULT_WORKFLOW_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

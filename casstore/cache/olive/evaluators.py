@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from casstore.cache.values import by_content, plain
 from casstore.digest import digest
@@ -39,8 +38,3 @@ def name_of(evaluator: object, content_id: Callable[[str | Mapping[str, str]], s
         return ""
     value = by_content(plain(evaluator, what="The evaluator's config"), content_id)
     return digest(json.dumps(value, sort_keys=True).encode()).hex()[:_NAME_DIGITS]
-
-
-def short_id(value: Any) -> str:
-    """Return the eight digits by which Olive knows a plain value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
