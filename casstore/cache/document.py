@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from casstore.cache.values import plain
 from casstore.errors import ConfigError, FormatError, UnsupportedVersion
 from casstore.format.paths import check_path
 from casstore.machine.local_names import local_path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 DOCUMENT_NAME = "model.json"
 DOCUMENT_VERSION = 1
+
+LAZY_FLAG = "shared_cache"
+"""Setting of a config whose files are in the shared store only."""
 
 Pointer = tuple["str | int", ...]
 """Where in a config a value is: keys and positions, outermost first."""
@@ -108,6 +112,20 @@ def texts(node: Any, pointer: Pointer = ()) -> Iterator[tuple[Pointer, str]]:
     elif isinstance(node, (dict, list)):
         for key, item in node.items() if isinstance(node, dict) else enumerate(node):
             yield from texts(item, (*pointer, key))
+
+
+def config_texts(model_json: dict[str, Any]) -> list[str]:
+    """Return every text in a model config, none if it cannot be stored."""
+    try:
+        return [text for _, text in texts(plain(model_json, what="The model config"))]
+    except ConfigError:
+        return []  # Reported already, when storing it failed.
+
+
+def flag_lazy(model_json: dict[str, Any]) -> dict[str, Any]:
+    """Flag a config whose files are still elsewhere, as Olive's callers expect."""
+    model_json.setdefault("config", {})[LAZY_FLAG] = True
+    return model_json
 
 
 def text_at(node: Any, pointer: Pointer) -> str:

@@ -92,7 +92,7 @@ class RunCacheManager:
         Another result under the same name is kept beside the first, with a warning: the newest one counts.
         """
 
-        def stands(record: Record) -> bool:
+        def is_same(record: Record) -> bool:
             try:
                 earlier = decode_run(self._store.manifest_of(record))
             except IntegrityError as error:
@@ -111,7 +111,7 @@ class RunCacheManager:
             return False
 
         return self._store.put_manifest(
-            run_ref(run.name), encode_run(run), metadata=_facts(run), unless=stands
+            run_ref(run.name), encode_run(run), metadata=_shown(run), unless=is_same
         )
 
     def load_run(self, name: str) -> RunManifest | None:
@@ -164,7 +164,7 @@ class RunCacheManager:
             path, ref=f"models/artifacts/{checked_id(name)}/{checked_id(label)}", ignore_file=False
         )
         run = replace(run, artifacts={**run.artifacts, label: bytes.fromhex(added.model_id)})
-        self._store.put_manifest(run_ref(name), encode_run(run), metadata=_facts(run))
+        self._store.put_manifest(run_ref(name), encode_run(run), metadata=_shown(run))
         return run
 
     def cache_evaluation(
@@ -184,7 +184,7 @@ class RunCacheManager:
             result=plain(result, what=f"The evaluation of {name}"),
             recorded=recorded_environment(),
         )
-        facts = {
+        shown = {
             "model": model.hex() if model else "",
             "evaluator": evaluator,
             "name": name,
@@ -198,7 +198,7 @@ class RunCacheManager:
             _log.error("The evaluation %s is damaged and is recorded again: %s", name, error)  # for people
             earlier = None
         record = self._store.record(ref) if earlier is not None and _alike(earlier, value) else None
-        return record or self._store.put_manifest(ref, encode_evaluation(value), metadata=facts)
+        return record or self._store.put_manifest(ref, encode_evaluation(value), metadata=shown)
 
     def load_evaluation(self, name: str, *, evaluator: str = "") -> EvaluationManifest | None:
         """Return a model's evaluation by one evaluator, None if there is none."""
@@ -247,9 +247,9 @@ def recorded_environment() -> dict[str, Any]:
     }
 
 
-def _facts(run: RunManifest) -> dict[str, Any]:
+def _shown(run: RunManifest) -> dict[str, Any]:
     """Return what listings of runs show and filter by."""
-    facts: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "pass": run.key.pass_name,
         "status": run.status.value,
         "input": run.input.hex() if run.input else "",
@@ -258,17 +258,15 @@ def _facts(run: RunManifest) -> dict[str, Any]:
         "started": run.started,
         "duration": run.duration,
     }
-    return {**facts, **{name: run.recorded[name] for name in ("alias", "workflow") if name in run.recorded}}
+    return {**shown, **{name: run.recorded[name] for name in ("alias", "workflow") if name in run.recorded}}
 
 
 def _summary(row: RefRow) -> RunSummary:
-    facts = row.metadata
-
     def text(name: str) -> str:
-        return str(facts.get(name) or "")
+        return str(row.metadata.get(name) or "")
 
     def number(name: str) -> int:
-        value = facts.get(name)
+        value = row.metadata.get(name)
         return value if isinstance(value, int) else 0
 
     return RunSummary(

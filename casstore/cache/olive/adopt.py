@@ -134,7 +134,7 @@ class _Execution:
             # Invariant 11: only damage in the cache's own files is left out; failures of the store are raised.
             if isinstance(error, BackendError) and _all_readable(model.collected):
                 raise
-            self.problems.append(Problem(model.place, str(error)))
+            self.problems.append(Problem(model.path, str(error)))
 
     def adopt_evaluation(self, evaluation: PlannedEvaluation) -> None:
         model = self.done.get((evaluation.workflow, evaluation.of))
@@ -150,7 +150,7 @@ class _Execution:
             self.runs.cache_evaluation(name, evaluation.result, model=target, workflow=evaluation.workflow)
         except (ConfigError, IntegrityError) as error:
             self.problems.append(
-                Problem(evaluation.place, str(error))
+                Problem(evaluation.path, str(error))
             )  # Reported; the other items are still imported.
             return
         self.evaluations += 1

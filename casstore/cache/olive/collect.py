@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casstore import tensors
-from casstore.cache.document import CollectedModel, ModelDocument, set_at, texts
+from casstore.cache.document import LAZY_FLAG, CollectedModel, ModelDocument, set_at, texts
 from casstore.cache.values import plain
 from casstore.errors import ConfigError
 from casstore.machine.local_names import tree_name
@@ -35,7 +35,6 @@ FILE_SETTINGS = {
 LOCAL_RESOURCES = frozenset({"file", "folder", "local_file", "local_folder"})
 """Types of resources, as newer and older pipelines write them, that are a path on this machine."""
 
-_LAZY_FLAG = "shared_cache"
 _ADDITIONAL = "additional_files"
 
 
@@ -181,20 +180,6 @@ def strip_flag(node: Any) -> None:
     """Drop the flag of a config whose files are still elsewhere: it must never be stored."""
     config = node.get("config") if isinstance(node, dict) else None
     if isinstance(config, dict):
-        config.pop(_LAZY_FLAG, None)
+        config.pop(LAZY_FLAG, None)
         for component in config.get("model_components") or []:
             strip_flag(component)
-
-
-def flag_lazy(model_json: dict[str, Any]) -> dict[str, Any]:
-    """Flag a config whose files are still elsewhere, as Olive's callers expect."""
-    model_json.setdefault("config", {})[_LAZY_FLAG] = True
-    return model_json
-
-
-def config_texts(model_json: dict[str, Any]) -> list[str]:
-    """Return every text in a model config, none if it cannot be stored."""
-    try:
-        return [text for _, text in texts(plain(model_json, what="The model config"))]
-    except ConfigError:
-        return []  # Reported already, when storing it failed.

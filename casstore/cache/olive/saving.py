@@ -76,7 +76,7 @@ class _Saving:
         else:
             self._model(model, (), prefix="", graph=graph)
         self._additional_files(model)
-        self._settle(model)
+        self._rewrite(model)
         self._output.add_bytes(CONFIG_NAME, json.dumps(model, indent=4).encode())
         self._output.write(overwrite=overwrite)
         return model
@@ -85,11 +85,11 @@ class _Saving:
         """Plan one model that is not a package; the names of its files start with `prefix`."""
         if _kind(model) == _COMPOSITE:
             for at, (name, component) in enumerate(_components(model)):
-                place = (*here, "config", "model_components", at)
+                inner = (*here, "config", "model_components", at)
                 if _kind(component) == _ONNX:
-                    self._flat_graph(component, place, f"{prefix}{name}")
+                    self._flat_graph(component, inner, f"{prefix}{name}")
                 else:
-                    self._model(component, place, prefix=f"{prefix}{name}_")
+                    self._model(component, inner, prefix=f"{prefix}{name}_")
             return
         for setting in FILE_SETTINGS:
             source = self._source(model, here, setting)
@@ -144,7 +144,7 @@ class _Saving:
         renamed = {}
         if file_name:
             _check_inside(source, file_name)
-            # External data is named relative to the graph, so the graph keeps its place in the folder.
+            # External data is named relative to the graph, so the graph stays where it is in the folder.
             folder, _, _ = file_name.rpartition("/")
             new = f"{folder}/{name}" if folder else name
             if not asked and new != file_name and os.path.lexists(os.path.join(source, new)):
@@ -178,7 +178,7 @@ class _Saving:
                 self._output.add_file(new, os.path.join(folder, beside))
                 self._assign((*here, "config", setting), new)
         if os.path.isdir(source):
-            self._output.stands_for(source, "")
+            self._output.map_source(source, "")
         self._assign((*here, "config", "model_path"), self._output.at(""))
         self._assign((*here, "config", "onnx_file_name"), name)
 
@@ -237,7 +237,7 @@ class _Saving:
             self._output.add_file(f"{folder}/{companion}", beside)
 
     def _additional_files(self, model: dict[str, Any]) -> None:
-        """Plan the additional files of a model or a component: two of the same name get two places."""
+        """Plan the additional files of a model or a component: two of the same name get two paths."""
         for here, node in _nodes(model, ()):
             files = _attributes(node).get("additional_files")
             for at, source in enumerate(files if isinstance(files, list) else ()):
@@ -281,7 +281,7 @@ class _Saving:
         if pointer[-1] in model["config"]:
             self._dropped.append(pointer)
 
-    def _settle(self, model: dict[str, Any]) -> None:
+    def _rewrite(self, model: dict[str, Any]) -> None:
         """Put the new paths into the config; no setting may still name a file in the cache."""
         for pointer, text in list(texts(model)):
             if pointer not in self._assigned and os.path.isabs(text) and os.path.lexists(text):

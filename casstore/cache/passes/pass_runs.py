@@ -6,7 +6,7 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import DOCUMENT_NAME
 from casstore.cache.model_cache import identities
@@ -15,81 +15,31 @@ from casstore.errors import ConfigError, ConflictError
 from casstore.format.run import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from casstore.cache.directories import CacheDirectories
-    from casstore.cache.failures import Failures
-    from casstore.cache.lookup import Lookup
-    from casstore.cache.model_cache import ModelCacheManager
-    from casstore.cache.passes.attempts import Attempts
+    from casstore.cache.pipeline_cache import PipelineCache
     from casstore.cache.placements.placement import Placement
-    from casstore.cache.placements.placements import Placements
-    from casstore.format.run import RunManifest
     from casstore.machine.stat_identity import StatIdentity
-    from casstore.store.store import Store
 
 _TYPE = "folder"
 
 
-class PassCache(Protocol):
-    """What running a pass needs of a cache: its parts, and methods that turn failures into misses."""
-
-    dirs: CacheDirectories
-    local: Store
-    placements: Placements
-    attempts: Attempts
-    models: ModelCacheManager
-    lookup: Lookup
-    failures: Failures
-
-    def get_output_model_id(
-        self,
-        pass_name: str,
-        pass_config: Mapping[str, Any],
-        input_model_id: str,
-        accelerator_spec: object = None,
-        *,
-        pass_version: str | None = None,
-    ) -> str:
-        """Return the id of what a pass makes of a model."""
-
-    def load_run(self, output_model_id: str) -> RunManifest | None:
-        """Return a recorded run whose output is here or in the shared store, None for a miss."""
-
-    def load_model(self, model_id: str) -> dict[str, Any] | None:
-        """Return the config of a cached model, None for a miss."""
-
-    def download_shared_cache_model(self, input_model_config: Any, input_model_id: str) -> Any:
-        """Fetch the files of a model from the shared store; return its config with paths that exist."""
-
-    def cache_model(self, model_id: str, model_json: dict[str, Any]) -> None:
-        """Store a model and its files."""
-
-    def cache_run(
-        self,
-        pass_name: str,
-        pass_config: Mapping[str, Any],
-        input_model_id: str,
-        output_model_id: str,
-        accelerator_spec: object = None,
-        *,
-        status: RunStatus | None = None,
-        error: str = "",
-    ) -> None:
-        """Record the run that made a model."""
-
-
 def run_pass(
-    cache: PassCache,
+    cache: PipelineCache,
     name: str,
     make: Callable[..., object],
     model: str | os.PathLike[str],
     config: dict[str, Any],
     *,
-    version: str,
+    version: str | None,
     accelerator: object,
 ) -> Path:
     """Return the folder that `make(model, output_folder, **config)` fills, from the cache if it is there."""
+    if not version:
+        raise ConfigError(
+            f'run_pass({name!r}) needs a version, such as version="1": the code of the pass is not part of the key, '
+            "so without one an edited pass would return its old result. Change the version with the code."
+        )
     source = Path(model).absolute()
     if not source.exists():
         raise ConfigError(f"{source} does not exist: a pass needs a model to work on.")
@@ -105,7 +55,7 @@ def run_pass(
 class _Run:
     """One pass on one model."""
 
-    cache: PassCache
+    cache: PipelineCache
     key: str
     name: str
     pass_: Callable[..., object]
@@ -179,9 +129,9 @@ class _Run:
         return changed is None
 
     def _load(self) -> Path | None:
-        found = self.cache.load_model(self.key)
-        if found is not None and found.get("config", {}).pop("shared_cache", False):
-            found = self.cache.download_shared_cache_model(found, self.key)
+        found = None
+        with self.cache.failures.tolerated(f"load the model {self.key}"):
+            found = self.cache.lookup.fetched_model(self.key)
         return Path(found["config"]["model_path"]) if found else None
 
     def _record_failure(self, error: Exception) -> None:
@@ -199,7 +149,7 @@ class _Run:
                 )
 
 
-def _input_id(cache: PassCache, source: Path, files: dict[str, StatIdentity]) -> str:
+def _input_id(cache: PipelineCache, source: Path, files: dict[str, StatIdentity]) -> str:
     """Return the id of a pass's input: the id of the run that made it, or the model id of its files."""
     made = _first_below(source, cache.dirs.runs)
     record = cache.models.record(made) if made is not None else None

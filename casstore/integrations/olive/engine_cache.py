@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+from dataclasses import fields, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,16 +29,9 @@ class EngineCache(OliveCache):
     """Olive's class that sets the cache directory of one thread or task; it is honoured."""
 
     def __init__(self, cache_config: Any = None) -> None:
-        if hasattr(cache_config, "model_dump"):
-            names = CacheSettings.__dataclass_fields__
-            cache_config = {
-                name: getattr(cache_config, name) for name in names if hasattr(cache_config, name)
-            }
-        config = CacheSettings.of(cache_config)
-        stated = {name: getattr(config, name) for name in CacheSettings.__dataclass_fields__}
-        super().__init__(
-            CacheSettings(**{**stated, "environment": {**_versions(), **dict(config.environment)}})
-        )
+        is_olives = hasattr(cache_config, "model_dump")
+        config = settings(cache_config) if is_olives else CacheSettings.of(cache_config)
+        super().__init__(replace(config, environment={**_versions(), **config.environment}))
         self._lazy: dict[str, str] = {}
 
     @classmethod
@@ -98,6 +92,12 @@ class EngineCache(OliveCache):
         elif isinstance(value, (dict, list)):
             for item in value.values() if isinstance(value, dict) else value:
                 self._fetch_lazy(item)
+
+
+def settings(config: Any, **others: Any) -> CacheSettings:
+    """Return Olive's config as casstore's own, with `others` instead of its own settings."""
+    names = [item.name for item in fields(CacheSettings) if hasattr(config, item.name)]
+    return CacheSettings(**{name: getattr(config, name) for name in names} | others)
 
 
 def _versions() -> Mapping[str, str]:

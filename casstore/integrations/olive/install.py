@@ -49,7 +49,7 @@ def install() -> None:
     original = model_config.get_model_id
     model_config.get_model_id = functools.wraps(original)(lambda self: input_model_id(self, original))
     engine = _import("olive.engine.engine").Engine
-    engine._evaluate_model = _with_evaluator(engine._evaluate_model)  # noqa: SLF001  # no public place knows it
+    engine._evaluate_model = _with_evaluator(engine._evaluate_model)  # noqa: SLF001  # no public method knows the evaluator
     _done = True
 
 

@@ -67,7 +67,7 @@ def config_of(store, ref, dest):
 
 def problems_of(report):
     return {
-        os.path.relpath(problem.place, "/").split("olive/default_workflow/")[-1]: problem.message
+        os.path.relpath(problem.path, "/").split("olive/default_workflow/")[-1]: problem.message
         for problem in report.problems
     }
 
@@ -503,7 +503,7 @@ def test_a_damaged_record_in_the_store_leaves_out_only_its_own_model(store, cach
     report = adopt(store, cache_dir)
     assert [model.name for model in report.models] == ["cccc0001", "bbbb0002", "aaaa0004"]
     [problem] = report.problems
-    assert "dddd0003" in problem.place
+    assert "dddd0003" in problem.path
     assert record in problem.message
 
 

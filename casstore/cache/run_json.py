@@ -1,4 +1,4 @@
-"""Runs as Olive describes them: a map of input, pass, config and accelerator, which `run.json` holds."""
+"""Runs as people and Olive read them: a map of input, pass, config and accelerator, as in `run.json`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casstore.cache.passes.recent import Recent
+from casstore.cache.placements.recent import Recent
 from casstore.cache.placements.room import has_room
 
 if TYPE_CHECKING:
