@@ -114,19 +114,19 @@ class Lookup:
         if (uncached := self.uncached.get(model_id)) is not None:
             return uncached
         shared, ref = self._sharing.shared, model_ref(model_id)
-        config = None
+        config, is_damaged = None, False
         try:
             config = self.model(model_id) or None
         except IntegrityError as error:
             # Invariant 11: damage here is not a miss while the shared store has the same bytes.
-            source = shared.existing() if shared is not None else None
-            if source is None:
+            if shared is None or shared.existing() is None:
                 raise
             self._failures.note(f"read the model {model_id} of this cache", error)
-            config = self._models.restore(model_id, source)
+            is_damaged = True
         if config is None and shared is not None:
             if shared.exists(ref):
-                shared.retrieve(self._sharing.local, [ref])
+                # With `overwrite`, objects in quarantined packs are written again, which repairs this store.
+                shared.retrieve(self._sharing.local, [ref], overwrite=is_damaged)
                 config = self._models.load_model(model_id)
             else:
                 shared.check_parent()

@@ -63,7 +63,7 @@ class ModelCacheManager:
         self._collect = collect
         self._note = note
         self._lock = threading.Lock()
-        self._outside: dict[str, tuple[str, Placement]] = {}
+        self._outside: dict[str, tuple[Path, Placement]] = {}
         self._transfer = ModelFileTransfer(store, callback=callback)
 
     def cache_model(
@@ -110,11 +110,8 @@ class ModelCacheManager:
         record = self.record(name)
         if record is None or record.target is None:
             return None
-        if not verify:
-            placement = self.placed(name, record)
-            if placement is not None:
-                return config_in_order(placement.model, record)
-        return self.materialise(record)
+        placement = None if verify else self.placed(name, record)
+        return config_in_order((placement or self._check_out(record)).model, record)
 
     def placed(self, name: str, record: Record) -> Placement | None:
         """Return the files of a cached model that are on this machine and hold what was cached, else None."""
@@ -124,52 +121,33 @@ class ModelCacheManager:
             placement = self._outside[content][1].verified()
         return placement
 
-    def restore(self, name: str, source: Store) -> dict[str, Any] | None:
-        """Get a model from another store and add it again, whatever this one holds of it; None if there is none.
-
-        For a model that is damaged here: quarantined packs are not relied on, so this repairs the store.
-        """
-        record = source.record(model_ref(name))
-        if record is None or record.target is None:
-            return None
-        config = self.materialise(record, ModelFileTransfer(source))
-        self._transfer.upload_model(
-            self._collect(config),
-            model_ref(name),
-            base=self._ref_of(record.base),
-            metadata=dict(record.metadata),
-        )
-        return config
-
-    def _ref_of(self, model_id: bytes | None) -> str | None:
-        """Return a ref of this store that names this model, None if there is none."""
-        with contextlib.suppress(RefNotFound):
-            return self._store.resolve(model_id.hex()).ref if model_id is not None else None
-        return None
-
-    def materialise(self, record: Record, transfer: ModelFileTransfer | None = None) -> dict[str, Any]:
-        """Write the files of a model into the checkout area; return its config with paths there.
-
-        They come from this store, or from that of `transfer`.
-        """
-        transfer = transfer or self._transfer
+    def _check_out(self, record: Record) -> Placement:
+        """Write the files of a model into the cache, or elsewhere if it has no room."""
         content = _content(record)
         try:
-            made, final = self._placements.scratch(), self._placements.checkout_path(content)
+            made = self._placements.scratch()
             with _deleted_on_failure(made):
-                placement = _checked_out(record, transfer, made, final)
-                placement = self._placements.finish_checkout(made, placement)
+                placement = self._write_files(record, made, self._placements.checkout_path(content))
+                return self._placements.finish_checkout(made, placement)
         except (OSError, BackendError) as error:
             # Invariant 11: if the cache has no room, the files go elsewhere.
             if self._note is None:
                 raise
-            folder = tempfile.mkdtemp(prefix="casstore-checkout-")
+            folder = Path(tempfile.mkdtemp(prefix="casstore-checkout-"))
             with _deleted_on_failure(folder):
-                placement = _checked_out(record, transfer, Path(folder), Path(folder, "files"))
+                placement = self._write_files(record, folder, folder / "files")
             with self._lock:
-                self._outside[folder if content in self._outside else content] = (folder, placement)
+                self._outside[str(folder) if content in self._outside else content] = (folder, placement)
             self._note(f"write {record.name} into the cache, so it is in {tempfile.gettempdir()}", error)
-        return config_in_order(placement.model, record)
+            return placement
+
+    def _write_files(self, record: Record, folder: Path, final: Path) -> Placement:
+        """Write a model's files below the new folder `folder`; the config names them below `final`."""
+        files = folder / "files"
+        files.mkdir()
+        document = self._transfer.write_files(record, files)
+        placed = _placed(identities({"files": str(files)}), self._transfer.file_ids(record), prefix="files/")
+        return Placement(_content(record), _at(document, final), placed)
 
     def close(self) -> None:
         """Delete the files that were written outside the cache."""
@@ -234,22 +212,13 @@ def _content(record: Record) -> str:
 
 
 @contextlib.contextmanager
-def _deleted_on_failure(folder: str | Path) -> Iterator[None]:
+def _deleted_on_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
         # Invariant 4: an incomplete folder never gets its name, and is removed.
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _checked_out(record: Record, transfer: ModelFileTransfer, made: Path, final: Path) -> Placement:
-    """Write a model's files into the new folder `made`; return them, with a config that names them below `final`."""
-    files = made / "files"
-    files.mkdir()
-    document = transfer.write_files(record, files)
-    placed = _placed(identities({"files": str(files)}), transfer.file_ids(record), prefix="files/")
-    return Placement(_content(record), _at(document, final), placed)
 
 
 def _placed(

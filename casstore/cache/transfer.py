@@ -89,9 +89,9 @@ class ModelFileTransfer:
         return self.write_files(record, dest)
 
     def write_files(self, record: Record, folder: str | os.PathLike[str]) -> ModelDocument | None:
-        """Write a model's files, read-only, into a folder that has no name yet; return its config as `download_model` does.
+        """Write a model's files, read-only, into an empty folder; return its config as `download_model` does.
 
-        In an existing folder, which must be empty, files appear one by one, each complete and verified.
+        They appear one by one, each complete and verified: the caller names the folder when all are there.
         """
         document = self.read_config(record)
         self._store.checkout_record(record, folder, read_only=True, callback=self._callback)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from casstore import CacheConfig, ConfigError, OliveCache
+from casstore import CacheConfig, ConfigError, OliveCache, RefNotFound
 
 
 class Halving:
@@ -154,6 +154,18 @@ def test_explain_names_what_differs(tmp_path, halve, model):
         other = cache.get_output_model_id("halve", {"keep": 0.25}, model_id, pass_version="1")
         [difference] = cache.explain(other).differences
         assert (difference.field, difference.earlier, difference.now) == ("config.keep", 0.5, 0.25)
+
+
+def test_a_run_keeps_what_it_leaves_besides_its_output(tmp_path, halve, model):
+    (tmp_path / "report.txt").write_text("all good")
+    with OliveCache(tmp_path / "cache") as cache:
+        cache.run_pass("halve", halve, model, version="1")
+        [row] = cache.runs.list_runs()
+        run = cache.runs.add_artifact(row.name, "report", tmp_path / "report.txt")
+        assert cache.runs.load_run(row.name) == run
+        assert run.artifacts == {"report": bytes.fromhex(cache.local.content_id(tmp_path / "report.txt"))}
+        with pytest.raises(RefNotFound):
+            cache.runs.add_artifact("never", "report", tmp_path / "report.txt")
 
 
 def two_parts(_, output):
