@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +25,9 @@ if TYPE_CHECKING:
     from casstore.cache.placements.placements import Placements
     from casstore.format.record import Record
     from casstore.machine.stat_identity import StatIdentity
-    from casstore.store.store import Store
+    from casstore.store.store import AddResult, Store
 
 _PREFIX = "models/"
-
-
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """A cached model: its name in the pipeline, its model id, and the bytes that storing it added."""
-
-    name: str
-    model_id: str
-    files: int
-    bytes_total: int
-    bytes_stored: int
 
 
 class ModelCacheManager:
@@ -73,8 +61,8 @@ class ModelCacheManager:
         *,
         base: str | None = None,
         metadata: dict[str, Any] | None = None,
-    ) -> CachedModel:
-        """Store a model config and every file that it names, as `models/<name>`.
+    ) -> AddResult:
+        """Store a model config and every file that it names, as `models/<name>`; return what that added.
 
         The files stay where they are and go on being used from there. `base` is the cached model that this
         one was made from. Raises ConfigError for a config that names what does not exist.
@@ -99,7 +87,7 @@ class ModelCacheManager:
                 if self._note is None:
                     raise
                 self._note(f"note where the files of {name} are", error)
-        return CachedModel(name, added.model_id, added.files, added.bytes_total, added.bytes_stored)
+        return added
 
     def load_model(self, name: str, *, verify: bool = False) -> dict[str, Any] | None:
         """Return the config of a cached model with paths that exist; None if there is no such model.

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from casstore.cache.directories import checked_id
@@ -27,6 +27,7 @@ from casstore.cache.run_cache import RunCacheManager, run_ref
 from casstore.cache.run_json import alias, get_run_json, new_run, run_json
 from casstore.cache.shared.sharing import Sharing
 from casstore.cache.shared.store import SharedStore
+from casstore.cache.values import plain
 from casstore.cache.views import is_foreign, read_json, write_view
 from casstore.digest import digest
 from casstore.errors import CasstoreError
@@ -216,12 +217,15 @@ class PipelineCache:
                 asked.key,
                 stated,
                 output=record.target if record is not None else None,
-                input_model=asked.input,
-                status=status or (RunStatus.FAILED if failed else RunStatus.DONE),
                 started=started if started is not None else asked.started,
-                metrics=metrics,
-                error=error,
                 recorded={"alias": alias(stated), "workflow": self.dirs.cache_dir.name},
+            )
+            run = replace(
+                run,
+                input=asked.input,
+                status=status or (RunStatus.FAILED if failed else RunStatus.DONE),
+                metrics=plain(dict(metrics or {}), what="The metrics of a run"),
+                error=error,
             )
             self.runs.cache_run(run)
             write_view(self.get_run_json_path(output_model_id), run_json(run))

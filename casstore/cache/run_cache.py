@@ -262,23 +262,17 @@ def _shown(run: RunManifest) -> dict[str, Any]:
 
 
 def _summary(row: RefRow) -> RunSummary:
-    def text(name: str) -> str:
-        return str(row.metadata.get(name) or "")
-
-    def number(name: str) -> int:
-        value = row.metadata.get(name)
-        return value if isinstance(value, int) else 0
-
+    shown = row.metadata
+    texts = {
+        name: str(shown.get(name) or "") for name in ("status", "input", "input_name", "output", "alias")
+    }
+    times = {name: value for name in ("started", "duration") if isinstance(value := shown.get(name), int)}
     return RunSummary(
         name=row.name.removeprefix("runs/"),
-        pass_name=text("pass"),
-        status=text("status"),
-        input=text("input"),
-        input_name=text("input_name"),
-        output=text("output"),
-        started=number("started"),
-        duration=number("duration"),
-        alias=text("alias"),
+        pass_name=str(shown.get("pass") or ""),
+        **texts,
+        started=times.get("started", 0),
+        duration=times.get("duration", 0),
     )
 
 

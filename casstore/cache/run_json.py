@@ -44,21 +44,17 @@ def new_run(
     stated: Mapping[str, Any],
     *,
     output: bytes | None,
-    input_model: bytes | None = None,
-    status: RunStatus = RunStatus.DONE,
     started: int | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    error: str = "",
-    recorded: Mapping[str, Any] | None = None,
+    recorded: Mapping[str, str] | None = None,
 ) -> RunManifest:
-    """Return the run called `name`, which ends now; `stated` is Olive's description of it."""
+    """Return the run called `name`, which is done now; `stated` is what `get_run_json` returned."""
     now = time.time_ns()
     begun = now if started is None else started
     return RunManifest(
         name=name,
         key=key,
-        status=status,
-        input=input_model,
+        status=RunStatus.DONE,
+        input=None,
         output=output,
         input_name=str(stated.get("input_model_id") or ""),
         started=begun,
@@ -69,8 +65,6 @@ def new_run(
             **plain(dict(recorded or {}), what="What is recorded of a run"),
             "pass_name": str(stated.get("pass_name", "")),
         },
-        metrics=plain(dict(metrics or {}), what="The metrics of a run"),
-        error=error,
     )
 
 

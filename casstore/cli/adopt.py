@@ -157,4 +157,4 @@ def _show_report(out: "Session", report: "AdoptReport") -> None:
 
 
 def _problems(problems: "tuple[Problem, ...]") -> list[dict[str, Any]]:
-    return [asdict(problem) for problem in problems]
+    return [{"place": problem.path, "message": problem.message} for problem in problems]

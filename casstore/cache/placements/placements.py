@@ -119,7 +119,7 @@ class Placements:
             replace(file, location=after + file.location.removeprefix(before)) for file in placement.files
         ]
         placement = replace(placement, files=tuple(files))
-        placement.write(made)
+        (made / NOTE).write_bytes(placement.encode())
         replaced = unfinished_path(final.parent)
         with self._uses.locked():
             self._uses.claim(final)
