@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casstore.cache.document import CollectedModel, ModelDocument
     from casstore.cache.placements.placements import Placements
     from casstore.format.record import Record
-    from casstore.machine.stat_identity import StatIdentity
+    from casstore.store.adding.sources import SourceFile
     from casstore.store.store import AddResult, Store
 
 _PREFIX = "models/"
@@ -68,7 +68,7 @@ class ModelCacheManager:
         one was made from. Raises ConfigError for a config that names what does not exist.
         """
         collected = self._collect(model_json)
-        before = identities(collected.files)
+        before = place_sources(collected.files).files
         ref = model_ref(name)
         added = self._transfer.upload_model(
             collected,
@@ -78,7 +78,7 @@ class ModelCacheManager:
         )
         record = self._store.record(ref)
         is_ours = record is not None and record.target == bytes.fromhex(added.model_id)
-        if record is not None and is_ours and before == identities(collected.files):
+        if record is not None and is_ours and before == place_sources(collected.files).files:
             files = _placed(before, self._transfer.file_ids(record))
             try:
                 self._placements.keep_working(name, Placement(added.model_id, collected.config(), files))
@@ -134,7 +134,8 @@ class ModelCacheManager:
         files = folder / "files"
         files.mkdir()
         document = self._transfer.write_files(record, files)
-        placed = _placed(identities({"files": str(files)}), self._transfer.file_ids(record), prefix="files/")
+        written = place_sources({"files": str(files)}).files
+        placed = _placed(written, self._transfer.file_ids(record), prefix="files/")
         return Placement(_content(record), _at(document, final), placed)
 
     def close(self) -> None:
@@ -189,11 +190,6 @@ def model_ref(name: str) -> str:
     return f"{_PREFIX}{checked_id(name)}"
 
 
-def identities(files: Mapping[str, str]) -> tuple[tuple[str, str, StatIdentity], ...]:
-    """Return for each file that `files` names its path in the tree, its path here, and its identity now."""
-    return tuple((file.path, file.location, file.identity) for file in place_sources(files).files)
-
-
 def _content(record: Record) -> str:
     assert record.target is not None
     return record.target.hex()
@@ -210,11 +206,10 @@ def _deleted_on_failure(folder: Path) -> Iterator[None]:
 
 
 def _placed(
-    found: tuple[tuple[str, str, StatIdentity], ...], file_ids: Mapping[str, bytes], *, prefix: str = ""
+    files: tuple[SourceFile, ...], file_ids: Mapping[str, bytes], *, prefix: str = ""
 ) -> tuple[PlacedFile, ...]:
     return tuple(
-        PlacedFile(location, identity, file_ids[path.removeprefix(prefix)])
-        for path, location, identity in found
+        PlacedFile(file.location, file.identity, file_ids[file.path.removeprefix(prefix)]) for file in files
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
-from casstore.cache.olive import environment, evaluators
+from casstore.cache.olive import context
 from casstore.cache.olive.collect import collect
 from casstore.cache.olive.resources import LocalResource, Resources
 from casstore.cache.olive.saving import save_model
@@ -48,14 +48,20 @@ class OliveCache(PipelineCache):
         self.enable_shared_cache = self.config.enable_shared_cache
         self.resources = Resources(self.dirs.resources, make=self.make_resource, sharing=self._sharing)
 
+    @property
+    def shared_cache(self) -> SharedCache | None:
+        """The shared cache; None if there is none, or it was disabled."""
+        shared = self._sharing.shared
+        return shared if isinstance(shared, SharedCache) else None
+
     @classmethod
     def from_cache_env(cls) -> Self:
         """Open the cache that `set_cache_env` named, the default one if none did."""
-        return cls(cache_config={"cache_dir": environment.get_cache_dir()})
+        return cls(cache_config={"cache_dir": context.get_cache_dir()})
 
     def set_cache_env(self) -> None:
         """Make this the cache that `from_cache_env` opens, here or in a child process."""
-        environment.set_cache_dir(self.dirs.cache_dir)
+        context.set_cache_dir(self.dirs.cache_dir)
 
     # Passes of other pipelines
 
@@ -135,7 +141,7 @@ class OliveCache(PipelineCache):
     ) -> None:
         """Record a model's evaluation; `evaluator`, by default that of `evaluating`, is part of the key."""
         with self.failures.tolerated(f"record the evaluation of {model_id}"):
-            name = evaluators.name_of(evaluator, self._content_id)
+            name = context.evaluator_name(evaluator, self._content_id)
             self.runs.cache_evaluation(
                 model_id,
                 dict(evaluation_json),
@@ -151,7 +157,7 @@ class OliveCache(PipelineCache):
     def load_evaluation(self, model_id: str, *, evaluator: object = None) -> dict[str, Any] | None:
         """Return a model's evaluation by one evaluator, None for a miss."""
         with self.failures.tolerated(f"load the evaluation of {model_id}"):
-            name = evaluators.name_of(evaluator, self._content_id)
+            name = context.evaluator_name(evaluator, self._content_id)
             found = self.runs.load_evaluation(model_id, evaluator=name)
             if found is None and self._sharing.pull(evaluation_ref(model_id, name)):
                 found = self.runs.load_evaluation(model_id, evaluator=name)
@@ -165,7 +171,7 @@ class OliveCache(PipelineCache):
         found = self.load_evaluation(model_id, evaluator=evaluator)
         path = self.dirs.evaluations / f"{model_id}.json"
         with self.failures.tolerated(f"write the evaluation of {model_id}"):
-            path = self._evaluation_view(model_id, evaluators.name_of(evaluator, self._content_id))
+            path = self._evaluation_view(model_id, context.evaluator_name(evaluator, self._content_id))
             if found is not None:
                 write_view(path, found)
             elif not is_foreign(path):
@@ -206,7 +212,7 @@ class OliveCache(PipelineCache):
     def disable_shared_cache(self) -> None:
         """Stop using the shared cache."""
         self.enable_shared_cache = False
-        held, self.shared_cache, self._sharing.shared = self.shared_cache, None, None
+        held, self._sharing.shared = self._sharing.shared, None
         if held is not None:
             held.close()
 

@@ -13,13 +13,12 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from casstore.cache.directories import checked_id
+from casstore.cache.directories import checked_id, open_cache
 from casstore.cache.document import config_texts, flag_lazy
 from casstore.cache.explain import Explanation, explain_run
 from casstore.cache.failures import Failures
 from casstore.cache.lookup import Lookup, is_id
 from casstore.cache.model_cache import ModelCacheManager, model_ref
-from casstore.cache.opening import open_cache
 from casstore.cache.placements.attempts import Attempts
 from casstore.cache.placements.placements import Placements
 from casstore.cache.placements.recent import Recent
@@ -77,8 +76,7 @@ class PipelineCache:
         self.attempts = Attempts(self.placements, note=self.failures.note)
         self.models = ModelCacheManager(self.local, self.placements, collect=collect, note=self.failures.note)
         self.runs = RunCacheManager(self.local, environment=settings.environment)
-        self.shared_cache = self._open_shared()
-        self._sharing = Sharing(self.shared_cache, self.local, update=settings.update_shared_cache)
+        self._sharing = Sharing(self._open_shared(), self.local, update=settings.update_shared_cache)
         self.lookup = Lookup(self.models, self.runs, self._sharing, self.failures, adopt=self._adopt)
 
     def close(self) -> None:
@@ -87,8 +85,8 @@ class PipelineCache:
         self.models.close()
         self.placements.close()
         self.local.close()
-        if self.shared_cache is not None:
-            self.shared_cache.close()
+        if self._sharing.shared is not None:
+            self._sharing.shared.close()
         if self.dirs.is_temporary:
             # Invariant 1 covers stores that are kept; this one was only temporary.
             shutil.rmtree(self.dirs.cache_dir, ignore_errors=True)

@@ -31,7 +31,7 @@ class CacheSettings:
     `container_name` mean a container of Azure Blob Storage. `workflow_id` is the folder of the working files
     inside the local path. `max_checkout_bytes` bounds working files and checkouts that can be made again.
     `environment` are the fields, chosen by name, that decide what a pass makes; `pass_version` the version
-    that stands for passes that state none. `storage_options` go to the shared store's file system. With
+    of passes that state none. `storage_options` go to the shared store's file system. With
     `shared="group"`, a shared store that is made in a folder is for the folder's group. Raises ConfigError for
     invalid settings, such as URLs with a user or a secret in them.
     """

@@ -82,9 +82,8 @@ class ModelFileTransfer:
         record = ref_or_record
         if isinstance(record, str):
             record = self._store.resolve(record).record
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # It may not exist; what else is wrong, the checkout says.
+        # Without an empty folder in the way, all files appear in one rename (invariant 4). The checkout reports other faults.
+        with contextlib.suppress(OSError, ValueError):
             os.rmdir(dest)
         return self.write_files(record, dest)
 

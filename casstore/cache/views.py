@@ -35,9 +35,8 @@ def write_file(path: Path, data: bytes, *, mode: int | None = None) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             if mode is not None:
-                with contextlib.suppress(
-                    OSError
-                ):  # A file system may refuse modes; the file is then writable.
+                # A file system may refuse modes; the file is then writable.
+                with contextlib.suppress(OSError):
                     os.fchmod(file.fileno(), mode)
         os.replace(temporary, path)  # As in invariant 2: it gets its name only when it is whole.
     except OSError:

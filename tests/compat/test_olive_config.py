@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from casstore.cache.config import CacheConfig
-from casstore.cache.olive.environment import isolated_cache_env
+from casstore.cache.olive.context import isolated_cache_env
 from casstore.cache.olive_cache import OliveCache
 from casstore.cache.settings import DEFAULT_CACHE_DIR, DEFAULT_WORKFLOW_ID
 from casstore.errors import ConfigError

@@ -24,7 +24,7 @@ from fakes.machines import INPUT, PASS, is_hit, run_pass
 from fakes.pipeline_models import composite_config, hf_config, hf_folder, onnx_config, onnx_file, tree, write
 
 from casstore.cache.config import CacheConfig
-from casstore.cache.olive.evaluators import evaluating
+from casstore.cache.olive.context import evaluating
 from casstore.cache.shared_cache import SharedCache
 from casstore.errors import BackendError, CasstoreError, ConfigError, IntegrityError, RefNotFound
 from casstore.store.store import Store

@@ -149,9 +149,8 @@ class _Execution:
                     break
             self.runs.cache_evaluation(name, evaluation.result, model=target, workflow=evaluation.workflow)
         except (ConfigError, IntegrityError) as error:
-            self.problems.append(
-                Problem(evaluation.path, str(error))
-            )  # Reported; the other items are still imported.
+            # Invariant 8: reported; the other items are still imported.
+            self.problems.append(Problem(evaluation.path, str(error)))
             return
         self.evaluations += 1
 

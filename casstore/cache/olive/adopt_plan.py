@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
 from casstore.cache.olive.collect import collect
-from casstore.cache.olive.folder import FileFinder, FoundModel, find_workflows, modified, read_json
+from casstore.cache.olive.folder import FileFinder, FoundModel, find_workflows, read_json
 from casstore.cache.values import plain
 from casstore.errors import BackendError, ConfigError
 from casstore.store.adding.sources import place_sources
@@ -152,7 +152,7 @@ class _Planning:
             bytes_total=sum(file.identity.size for file in sources.files),
             collected=collected,
             run=run,
-            ended=modified(found.run or found.config),
+            ended=os.stat(found.run or found.config).st_mtime_ns,
         )
 
 

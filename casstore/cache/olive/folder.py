@@ -133,11 +133,6 @@ def read_json(path: str) -> dict[str, Any]:
     return value
 
 
-def modified(path: str) -> int:
-    """Return when a file was last written, in nanoseconds since 1970."""
-    return os.stat(path).st_mtime_ns
-
-
 @dataclass(frozen=True, slots=True)
 class FileFinder:
     """Finds the files that one model's config names; `roots` are the folders that may be read."""

@@ -239,9 +239,8 @@ def _copy(source: str, target: str) -> None:
     with open(source, "rb", buffering=0) as reader, open(target, "xb") as writer:
         status = os.fstat(reader.fileno())
         if hasattr(os, "copy_file_range"):
-            with contextlib.suppress(
-                OSError
-            ):  # Not possible between these two: the plain copy below says why.
+            # If it is not possible between these two, the plain copy below says why.
+            with contextlib.suppress(OSError):
                 while os.copy_file_range(reader.fileno(), writer.fileno(), _PIECE):
                     pass
         # Invariant 14: only the end of what can be read ends a file. This goes on where the kernel stopped.

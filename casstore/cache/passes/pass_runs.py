@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.document import DOCUMENT_NAME
-from casstore.cache.model_cache import identities
 from casstore.cache.passes.single_flight import single_flight
 from casstore.errors import ConfigError, ConflictError
 from casstore.format.run import RunStatus
+from casstore.store.adding.sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +170,7 @@ def _is_all(source: Path, files: dict[str, StatIdentity], placement: Placement |
 
 
 def _files(source: Path) -> dict[str, StatIdentity]:
-    return {location: identity for _, location, identity in identities({_TYPE: os.fspath(source)})}
+    return {file.location: file.identity for file in find_sources(os.fspath(source)).files}
 
 
 def _own(value: Any) -> Any:

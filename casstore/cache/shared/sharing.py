@@ -97,9 +97,7 @@ class Sharing:
             return question(self.shared)
         except IntegrityError as error:
             # Invariant 11: damage to one item, there or here, does not affect the others.
-            _log.error(
-                "%s could not %s because it is damaged: %s", self.shared.url, doing, error
-            )  # for people
+            _log.error("%s could not %s because it is damaged: %s", self.shared.url, doing, error)
         except (ConflictError, RefNotFound) as error:
             # Invariant 11: nor does an item that another machine has just moved or removed.
             _log.warning("%s could not %s: %s", self.shared.url, doing, error)

@@ -7,8 +7,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.olive.environment import isolated_cache_env
-from casstore.cache.olive.evaluators import evaluating
+from casstore.cache.olive.context import evaluating, isolated_cache_env
 from casstore.cache.shared_cache import SharedCache
 from casstore.errors import ConfigError
 from casstore.integrations.olive.config import make_config_class
