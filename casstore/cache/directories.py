@@ -1,19 +1,23 @@
-"""The folders of a cache."""
+"""The folders of a cache, and opening them with the store in them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casstore.errors import ConfigError
+from casstore.errors import CasstoreError, ConfigError, RefNotFound
 from casstore.format.names import check_name
 from casstore.machine.user_folders import expand_home
+from casstore.store.store import Store
 
 if TYPE_CHECKING:
-    from casstore.cache.config import CacheConfig
+    from casstore.cache.failures import Failures
+    from casstore.cache.settings import CacheSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class CacheDirectories:
     """One workflow's working folders, and what all workflows of one cache share.
 
     `store` holds everything that was cached, `checkouts` plain files that can be made again, `locks` says
-    which of those are in use.
+    which of those are in use. Temporary ones are deleted when the cache is closed.
     """
 
     cache_dir: Path
@@ -32,9 +36,10 @@ class CacheDirectories:
     store: Path
     checkouts: Path
     locks: Path
+    is_temporary: bool = False
 
     @classmethod
-    def of(cls, config: CacheConfig) -> CacheDirectories:
+    def of(cls, config: CacheSettings) -> CacheDirectories:
         """Return the folders that a config means; nothing is made.
 
         A config without a workflow id names the working folder itself: if it lies beside a store, it is one
@@ -49,11 +54,11 @@ class CacheDirectories:
     @classmethod
     def temporary(cls) -> CacheDirectories:
         """Return folders in the system's temporary directory, for when the configured ones cannot be used."""
-        place = Path(tempfile.mkdtemp(prefix="casstore-cache-"))
-        return cls._at(place, place)
+        folder = Path(tempfile.mkdtemp(prefix="casstore-cache-"))
+        return cls._at(folder, folder, is_temporary=True)
 
     @classmethod
-    def _at(cls, working: Path, root: Path) -> CacheDirectories:
+    def _at(cls, working: Path, root: Path, *, is_temporary: bool = False) -> CacheDirectories:
         return cls(
             cache_dir=working,
             runs=working / "runs",
@@ -63,6 +68,7 @@ class CacheDirectories:
             store=root / "store",
             checkouts=root / "checkouts",
             locks=root / "in-use",
+            is_temporary=is_temporary,
         )
 
     @property
@@ -78,6 +84,46 @@ class CacheDirectories:
     def run(self, model_id: str) -> Path:
         """Return the folder of one run's working files. Raises ConfigError for an id that would leave it."""
         return self.runs / checked_id(model_id)
+
+
+def open_cache(settings: CacheSettings, failures: Failures) -> tuple[CacheDirectories, Store]:
+    """Make a cache's folders, and open its store, without what `settings` say to clear.
+
+    If that fails, it is noted, and both are temporary: `directories.is_temporary`.
+    """
+    try:
+        directories = CacheDirectories.of(settings)
+        if settings.clean_cache:
+            for folder in directories.working:
+                # The user asked for it; another process may do the same.
+                shutil.rmtree(folder, ignore_errors=True)
+        elif settings.clean_evaluation_cache:
+            shutil.rmtree(directories.evaluations, ignore_errors=True)
+        directories.make()
+        store = Store.open(directories.store, create=True)
+    except (CasstoreError, OSError) as error:
+        # Invariant 11: without its folder the pipeline goes on in a temporary one, and nothing is kept.
+        failures.note(f"use {settings.get_local_cache_dir()}, so nothing is kept", error)
+        directories = CacheDirectories.temporary()
+        directories.make()
+        return directories, Store.open(directories.store, create=True, durability="none")
+    if settings.clean_cache:
+        _forget(store, ("models/", "runs/", "evaluations/"), directories, failures)
+    elif settings.clean_evaluation_cache:
+        _forget(store, ("evaluations/",), directories, failures)
+    return directories, store
+
+
+def _forget(
+    store: Store, prefixes: tuple[str, ...], directories: CacheDirectories, failures: Failures
+) -> None:
+    """Delete the refs of this workflow that have one of these prefixes."""
+    for prefix in prefixes:
+        with failures.tolerated(f"forget {prefix}"):
+            for row in store.find(prefix, where={"workflow": directories.cache_dir.name}):
+                # A damaged ref does not stop the rest; another process may be cleaning as well.
+                with failures.tolerated(f"forget {row.name}"), contextlib.suppress(RefNotFound):
+                    store.delete_ref(row.name)
 
 
 def checked_id(model_id: str) -> str:

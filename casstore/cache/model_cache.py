@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
-from casstore.cache.olive.document import collect, mark_lazy
 from casstore.cache.placements.placement import PlacedFile, Placement
 from casstore.cache.transfer import ModelFileTransfer, config_in_order
 from casstore.errors import BackendError, RefNotFound
@@ -24,24 +21,13 @@ if TYPE_CHECKING:
 
     from fsspec import Callback
 
-    from casstore.cache.olive.document import ModelDocument
+    from casstore.cache.document import CollectedModel, ModelDocument
     from casstore.cache.placements.placements import Placements
     from casstore.format.record import Record
-    from casstore.machine.stat_identity import StatIdentity
-    from casstore.store.store import Store
+    from casstore.store.adding.sources import SourceFile
+    from casstore.store.store import AddResult, Store
 
 _PREFIX = "models/"
-
-
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """A cached model: its name in the pipeline, its model id, and the bytes that storing it added."""
-
-    name: str
-    model_id: str
-    files: int
-    bytes_total: int
-    bytes_stored: int
 
 
 class ModelCacheManager:
@@ -52,15 +38,20 @@ class ModelCacheManager:
         store: Store,
         placements: Placements,
         *,
+        collect: Callable[[dict[str, Any]], CollectedModel],
         callback: Callback | None = None,
         note: Callable[[str, Exception], None] | None = None,
     ) -> None:
-        """`note(doing, error)` is called for files that could not be written into the cache and are elsewhere."""
+        """`collect` finds the files that a model config names; raises ConfigError for one that cannot be stored.
+
+        `note(doing, error)` is called for files that could not be written into the cache and are elsewhere.
+        """
         self._store = store
         self._placements = placements
+        self._collect = collect
         self._note = note
         self._lock = threading.Lock()
-        self._outside: dict[str, tuple[str, Placement]] = {}
+        self._outside: dict[str, tuple[Path, Placement]] = {}
         self._transfer = ModelFileTransfer(store, callback=callback)
 
     def cache_model(
@@ -70,33 +61,33 @@ class ModelCacheManager:
         *,
         base: str | None = None,
         metadata: dict[str, Any] | None = None,
-    ) -> CachedModel:
-        """Take a model config and every file that it names into the store, as `models/<name>`.
+    ) -> AddResult:
+        """Store a model config and every file that it names, as `models/<name>`; return what that added.
 
         The files stay where they are and go on being used from there. `base` is the cached model that this
         one was made from. Raises ConfigError for a config that names what does not exist.
         """
-        collected = collect(model_json)
-        before = identities(collected.places)
+        collected = self._collect(model_json)
+        before = place_sources(collected.files).files
         ref = model_ref(name)
         added = self._transfer.upload_model(
             collected,
             ref,
             base=model_ref(base) if base is not None and self.record(base) is not None else None,
-            metadata={**(metadata or {}), "type": str(model_json.get("type", ""))},
+            metadata=metadata,
         )
         record = self._store.record(ref)
-        if (
-            before == identities(collected.places)
-            and record is not None
-            and record.target == bytes.fromhex(added.model_id)
-        ):
-            model = _as_cached(collected.document, collected.places)
+        is_ours = record is not None and record.target == bytes.fromhex(added.model_id)
+        if record is not None and is_ours and before == place_sources(collected.files).files:
             files = _placed(before, self._transfer.file_ids(record))
-            # Invariant 11: without the note, the files come from the store.
-            with self._noting(f"note where the files of {name} are"):
-                self._placements.keep_working(name, Placement(added.model_id, model, files))
-        return CachedModel(name, added.model_id, added.files, added.bytes_total, added.bytes_stored)
+            try:
+                self._placements.keep_working(name, Placement(added.model_id, collected.config(), files))
+            except OSError as error:
+                # Invariant 11: the pipeline's cache logs it, and gets the files from the store; others get the error.
+                if self._note is None:
+                    raise
+                self._note(f"note where the files of {name} are", error)
+        return added
 
     def load_model(self, name: str, *, verify: bool = False) -> dict[str, Any] | None:
         """Return the config of a cached model with paths that exist; None if there is no such model.
@@ -107,134 +98,80 @@ class ModelCacheManager:
         record = self.record(name)
         if record is None or record.target is None:
             return None
-        if not verify:
-            placement = self.placed(name, record)
-            if placement is not None:
-                return config_in_order(placement.model, record)
-        return self.materialise(record)
+        placement = None if verify else self.placed(name, record)
+        return config_in_order((placement or self._check_out(record)).model, record)
 
     def placed(self, name: str, record: Record) -> Placement | None:
         """Return the files of a cached model that are on this machine and hold what was cached, else None."""
-        assert record.target is not None
-        content = record.target.hex()
+        content = _content(record)
         placement = self._placements.working(name, content) or self._placements.checkout(content)
         if placement is None and content in self._outside:
             placement = self._outside[content][1].verified()
         return placement
 
-    def stands(self, name: str, record: Record) -> bool:
-        """Say whether the files of a cached model are on this machine, without reading them; they may have changed."""
-        assert record.target is not None
-        return self._placements.stands(name, record.target.hex())
-
-    def restore(self, name: str, source: Store) -> dict[str, Any] | None:
-        """Take a model from another store and add it again, whatever this one holds of it; None if there is none.
-
-        For a model that is damaged here: quarantined packs are not relied on, so this repairs the store.
-        """
-        record = source.record(model_ref(name))
-        if record is None or record.target is None:
-            return None
-        config = self.materialise(record, ModelFileTransfer(source))
-        self._transfer.upload_model(
-            collect(config), model_ref(name), base=self._ref_of(record.base), metadata=dict(record.metadata)
-        )
-        return config
-
-    def _ref_of(self, model_id: bytes | None) -> str | None:
-        """Return a ref of this store that names this model, None if there is none."""
-        with contextlib.suppress(RefNotFound):
-            return self._store.resolve(model_id.hex()).ref if model_id is not None else None
-        return None
-
-    def materialise(self, record: Record, transfer: ModelFileTransfer | None = None) -> dict[str, Any]:
-        """Write the files of a model into the checkout area; return its config with paths there.
-
-        They come from this store, or from that of `transfer`.
-        """
-        transfer = transfer or self._transfer
+    def _check_out(self, record: Record) -> Placement:
+        """Write the files of a model into the cache, or elsewhere if it has no room."""
+        content = _content(record)
         try:
-            placement = self._check_out(record, transfer)
+            made = self._placements.scratch()
+            with _deleted_on_failure(made):
+                placement = self._write_files(record, made, self._placements.checkout_path(content))
+                return self._placements.finish_checkout(made, placement)
         except (OSError, BackendError) as error:
             # Invariant 11: if the cache has no room, the files go elsewhere.
             if self._note is None:
                 raise
-            placement = self._check_out_elsewhere(record, transfer)
+            folder = Path(tempfile.mkdtemp(prefix="casstore-checkout-"))
+            with _deleted_on_failure(folder):
+                placement = self._write_files(record, folder, folder / "files")
+            with self._lock:
+                self._outside[str(folder) if content in self._outside else content] = (folder, placement)
             self._note(f"write {record.name} into the cache, so it is in {tempfile.gettempdir()}", error)
-        return config_in_order(placement.model, record)
+            return placement
+
+    def _write_files(self, record: Record, folder: Path, final: Path) -> Placement:
+        """Write a model's files below the new folder `folder`; the config names them below `final`."""
+        files = folder / "files"
+        files.mkdir()
+        document = self._transfer.write_files(record, files)
+        written = place_sources({"files": str(files)}).files
+        placed = _placed(written, self._transfer.file_ids(record), prefix="files/")
+        return Placement(_content(record), _at(document, final), placed)
 
     def close(self) -> None:
         """Delete the files that were written outside the cache."""
         with self._lock:
             outside, self._outside = self._outside, {}
         for folder, _ in outside.values():
-            shutil.rmtree(
-                folder, ignore_errors=True
-            )  # Invariant 13: the system cleans its temporary directory.
-
-    def _check_out(self, record: Record, transfer: ModelFileTransfer) -> Placement:
-        assert record.target is not None
-        content = record.target.hex()
-        made = self._placements.scratch()
-        try:
-            files = made / "files"
-            document = transfer.download_model(record, files)
-            placed = _placed(identities({"files": str(files)}), transfer.file_ids(record), prefix="files/")
-            model = _at(document, self._placements.checkout_path(content))
-            return self._placements.finish_checkout(made, Placement(content, model, placed))
-        except BaseException:
-            # Invariant 4: an incomplete folder never gets its name, and is removed.
-            shutil.rmtree(made, ignore_errors=True)
-            raise
-
-    def _check_out_elsewhere(self, record: Record, transfer: ModelFileTransfer) -> Placement:
-        assert record.target is not None
-        content = record.target.hex()
-        folder = tempfile.mkdtemp(prefix="casstore-checkout-")
-        try:
-            files = os.path.join(folder, "files")
-            document = transfer.download_model(record, files)
-            placed = _placed(identities({"files": files}), transfer.file_ids(record), prefix="files/")
-        except BaseException:
-            # Invariant 4, as above.
+            # Invariant 13: the system cleans its temporary directory.
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        placement = Placement(content, _at(document, Path(files)), placed)
-        with self._lock:
-            self._outside[folder if content in self._outside else content] = (folder, placement)
-        return placement
 
-    @contextlib.contextmanager
-    def _noting(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            # Invariant 11: the pipeline's cache logs it and goes on; for other callers it is raised.
-            if self._note is None:
-                raise
-            self._note(doing, error)
-
-    def future_config(self, transfer: ModelFileTransfer, record: Record) -> dict[str, Any] | None:
-        """Return the config of a model that is elsewhere, with the paths that it will have, marked as such.
+    def future_config(self, source: Store, record: Record) -> dict[str, Any] | None:
+        """Return the config of a model of another store, with the paths that its files will have here.
 
         `{}` for the model of a failed pass, which has no files; None for a model without a config.
         """
-        assert record.target is not None
-        document = transfer.read_config(record)
+        document = ModelFileTransfer(source).read_config(record)
         if document is None or not document.model:
             return document.model if document is not None else None
-        return mark_lazy(_at(document, self._placements.checkout_path(record.target.hex())))
+        return _at(document, self._placements.checkout_path(_content(record)))
 
     def record(self, name: str) -> Record | None:
         """Return the record of a cached model, None if there is none."""
         return self._store.record(model_ref(name))
 
-    def record_of(self, name: str, model_id: bytes) -> Record | None:
-        """Return the newest record that says that `name` is the model with this id."""
+    def holds(self, name: str, model_id: bytes) -> bool:
+        """Say whether `name` is, or was, the model with this id, and every file or every object of it is here.
+
+        Files are not read: they may have changed.
+        """
         records = self._store.history(model_ref(name))
         if not records or records[-1].target is None:
-            return None
-        return next((item for item in reversed(records) if item.target == model_id), None)
+            return False
+        record = next((item for item in reversed(records) if item.target == model_id), None)
+        return record is not None and (
+            self._placements.seems_intact(name, model_id.hex()) or not self._store.lacks(record)
+        )
 
     def list(self) -> dict[str, Record]:
         """Return every cached model by name."""
@@ -253,17 +190,26 @@ def model_ref(name: str) -> str:
     return f"{_PREFIX}{checked_id(name)}"
 
 
-def identities(places: Mapping[str, str]) -> tuple[tuple[str, str, StatIdentity], ...]:
-    """Return the path in the tree, the place and the identity of each file that `places` names, as it is now."""
-    return tuple((file.path, file.location, file.identity) for file in place_sources(places).files)
+def _content(record: Record) -> str:
+    assert record.target is not None
+    return record.target.hex()
+
+
+@contextlib.contextmanager
+def _deleted_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        # Invariant 4: an incomplete folder never gets its name, and is removed.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _placed(
-    found: tuple[tuple[str, str, StatIdentity], ...], file_ids: Mapping[str, bytes], *, prefix: str = ""
+    files: tuple[SourceFile, ...], file_ids: Mapping[str, bytes], *, prefix: str = ""
 ) -> tuple[PlacedFile, ...]:
     return tuple(
-        PlacedFile(location, identity, file_ids[path.removeprefix(prefix)])
-        for path, location, identity in found
+        PlacedFile(file.location, file.identity, file_ids[file.path.removeprefix(prefix)]) for file in files
     )
 
 
@@ -271,17 +217,3 @@ def _at(document: ModelDocument | None, files: Path) -> dict[str, Any]:
     if document is None:
         return {"config": {"model_path": str(files)}}
     return document.located(lambda path: local_path(files, path))
-
-
-def _as_cached(document: ModelDocument, places: dict[str, str]) -> dict[str, Any]:
-    """Return the config with the paths that it was cached with."""
-
-    def locate(path: str) -> str:
-        for name, location in places.items():
-            if path == name:
-                return location
-            if path.startswith(f"{name}/"):
-                return local_path(location, path[len(name) + 1 :])
-        raise AssertionError(path)
-
-    return document.located(locate)

@@ -92,7 +92,7 @@ class RunCacheManager:
         Another result under the same name is kept beside the first, with a warning: the newest one counts.
         """
 
-        def stands(record: Record) -> bool:
+        def is_same(record: Record) -> bool:
             try:
                 earlier = decode_run(self._store.manifest_of(record))
             except IntegrityError as error:
@@ -111,7 +111,7 @@ class RunCacheManager:
             return False
 
         return self._store.put_manifest(
-            run_ref(run.name), encode_run(run), metadata=_facts(run), unless=stands
+            run_ref(run.name), encode_run(run), metadata=_shown(run), unless=is_same
         )
 
     def load_run(self, name: str) -> RunManifest | None:
@@ -164,7 +164,7 @@ class RunCacheManager:
             path, ref=f"models/artifacts/{checked_id(name)}/{checked_id(label)}", ignore_file=False
         )
         run = replace(run, artifacts={**run.artifacts, label: bytes.fromhex(added.model_id)})
-        self._store.put_manifest(run_ref(name), encode_run(run), metadata=_facts(run))
+        self._store.put_manifest(run_ref(name), encode_run(run), metadata=_shown(run))
         return run
 
     def cache_evaluation(
@@ -184,7 +184,7 @@ class RunCacheManager:
             result=plain(result, what=f"The evaluation of {name}"),
             recorded=recorded_environment(),
         )
-        facts = {
+        shown = {
             "model": model.hex() if model else "",
             "evaluator": evaluator,
             "name": name,
@@ -198,7 +198,7 @@ class RunCacheManager:
             _log.error("The evaluation %s is damaged and is recorded again: %s", name, error)  # for people
             earlier = None
         record = self._store.record(ref) if earlier is not None and _alike(earlier, value) else None
-        return record or self._store.put_manifest(ref, encode_evaluation(value), metadata=facts)
+        return record or self._store.put_manifest(ref, encode_evaluation(value), metadata=shown)
 
     def load_evaluation(self, name: str, *, evaluator: str = "") -> EvaluationManifest | None:
         """Return a model's evaluation by one evaluator, None if there is none."""
@@ -226,53 +226,6 @@ class RunCacheManager:
         return decode_run(self._store.manifest_of(record)) if record is not None else None
 
 
-def new_run(
-    name: str,
-    key: RunKey,
-    stated: Mapping[str, Any],
-    *,
-    output: bytes | None,
-    input_model: bytes | None = None,
-    status: RunStatus = RunStatus.DONE,
-    started: int | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    error: str = "",
-    recorded: Mapping[str, Any] | None = None,
-) -> RunManifest:
-    """Return the run called `name`, which ends now; `stated` is Olive's description of it (`run_json`)."""
-    now = time.time_ns()
-    begun = now if started is None else started
-    return RunManifest(
-        name=name,
-        key=key,
-        status=status,
-        input=input_model,
-        output=output,
-        input_name=str(stated.get("input_model_id") or ""),
-        started=begun,
-        duration=max(0, now - begun),
-        config=plain(dict(stated.get("pass_config") or {}), what="The config of a pass"),
-        recorded={
-            **recorded_environment(),
-            **plain(dict(recorded or {}), what="What is recorded of a run"),
-            "pass_name": str(stated.get("pass_name", "")),
-        },
-        metrics=plain(dict(metrics or {}), what="The metrics of a run"),
-        error=error,
-    )
-
-
-def run_json(run: RunManifest) -> dict[str, Any]:
-    """Return a run as Olive writes it."""
-    return {
-        "input_model_id": run.input_name,
-        "pass_name": run.recorded.get("pass_name", run.key.pass_name),
-        "pass_config": run.config,
-        "accelerator_spec": run.key.accelerator,
-        "output_model_id": run.name,
-    }
-
-
 def run_ref(name: str) -> str:
     """Return the ref of a run; raise ConfigError for an id that is not one safe name."""
     return f"runs/{checked_id(name)}"
@@ -294,9 +247,9 @@ def recorded_environment() -> dict[str, Any]:
     }
 
 
-def _facts(run: RunManifest) -> dict[str, Any]:
+def _shown(run: RunManifest) -> dict[str, Any]:
     """Return what listings of runs show and filter by."""
-    facts: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "pass": run.key.pass_name,
         "status": run.status.value,
         "input": run.input.hex() if run.input else "",
@@ -305,29 +258,21 @@ def _facts(run: RunManifest) -> dict[str, Any]:
         "started": run.started,
         "duration": run.duration,
     }
-    return {**facts, **{name: run.recorded[name] for name in ("alias", "workflow") if name in run.recorded}}
+    return {**shown, **{name: run.recorded[name] for name in ("alias", "workflow") if name in run.recorded}}
 
 
 def _summary(row: RefRow) -> RunSummary:
-    facts = row.metadata
-
-    def text(name: str) -> str:
-        return str(facts.get(name) or "")
-
-    def number(name: str) -> int:
-        value = facts.get(name)
-        return value if isinstance(value, int) else 0
-
+    shown = row.metadata
+    texts = {
+        name: str(shown.get(name) or "") for name in ("status", "input", "input_name", "output", "alias")
+    }
+    times = {name: value for name in ("started", "duration") if isinstance(value := shown.get(name), int)}
     return RunSummary(
         name=row.name.removeprefix("runs/"),
-        pass_name=text("pass"),
-        status=text("status"),
-        input=text("input"),
-        input_name=text("input_name"),
-        output=text("output"),
-        started=number("started"),
-        duration=number("duration"),
-        alias=text("alias"),
+        pass_name=str(shown.get("pass") or ""),
+        **texts,
+        started=times.get("started", 0),
+        duration=times.get("duration", 0),
     )
 
 

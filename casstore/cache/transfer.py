@@ -5,23 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.olive.document import DOCUMENT_NAME, ModelDocument, decode_document
-from casstore.errors import ConfigError, IntegrityError
+from casstore.cache.document import DOCUMENT_NAME, ModelDocument, decode_document, text_at
+from casstore.errors import IntegrityError
 from casstore.format.key_order import in_key_order, key_order
-from casstore.store.checkout.staging import folder_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fsspec import Callback
 
-    from casstore.cache.olive.document import CollectedModel
+    from casstore.cache.document import CollectedModel
     from casstore.format.record import Record
-    from casstore.store.model import Model
     from casstore.store.store import AddResult, Store
 
 
@@ -63,17 +58,18 @@ class ModelFileTransfer:
         base: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> AddResult:
-        """Add a config with all files that it names as the model `ref`; the order of its keys is metadata."""
-        order = key_order(collected.document.model)
-        if order:
-            metadata = {**(metadata or {}), _KEY_ORDER: order}
-        with placed_with_document(collected) as places:
-            return self._store.add(places, ref=ref, base=base, metadata=metadata, callback=self._callback)
+        """Add a config with all files that it names as the model `ref`; its type and key order are metadata."""
+        model = collected.document.model
+        stated = {**(metadata or {}), "type": str(model.get("type", ""))}
+        if order := key_order(model):
+            stated[_KEY_ORDER] = order
+        with collected.with_document() as files:
+            return self._store.add(files, ref=ref, base=base, metadata=stated, callback=self._callback)
 
     def model_id(self, collected: CollectedModel) -> str:
         """Return the model id that `upload_model` would give; nothing is added."""
-        with placed_with_document(collected) as places:
-            return self._store.content_id(places)
+        with collected.with_document() as files:
+            return self._store.content_id(files)
 
     def download_model(
         self, ref_or_record: str | Record, dest: str | os.PathLike[str]
@@ -83,16 +79,21 @@ class ModelFileTransfer:
         The folder appears whole or not at all, its files read-only. None is returned for a model that has no
         config, one that `Store.add` made. Raises IntegrityError for damage, and then writes nothing.
         """
-        store, dest = self._store, os.path.abspath(dest)
-        record = store.resolve(ref_or_record).record if isinstance(ref_or_record, str) else ref_or_record
-        if os.path.isdir(dest) and os.listdir(dest):
-            raise ConfigError(f"{dest} is not empty: give a folder that does not exist or is empty.")
-        with folder_beside(dest) as made:
-            model = store.checkout_record(record, made, read_only=True, callback=self._callback)
-            document = read_document(store, model)
-            if os.path.isdir(dest):
-                os.rmdir(dest)
-            os.rename(made, dest)  # Invariant 4: the folder gets its name only when complete and verified.
+        record = ref_or_record
+        if isinstance(record, str):
+            record = self._store.resolve(record).record
+        # Without an empty folder in the way, all files appear in one rename (invariant 4). The checkout reports other faults.
+        with contextlib.suppress(OSError, ValueError):
+            os.rmdir(dest)
+        return self.write_files(record, dest)
+
+    def write_files(self, record: Record, folder: str | os.PathLike[str]) -> ModelDocument | None:
+        """Write a model's files, read-only, into an empty folder; return its config as `download_model` does.
+
+        They appear one by one, each complete and verified: the caller names the folder when all are there.
+        """
+        document = self.read_config(record)
+        self._store.checkout_record(record, folder, read_only=True, callback=self._callback)
         return document
 
     def file_ids(self, record: Record) -> dict[str, bytes]:
@@ -101,35 +102,22 @@ class ModelFileTransfer:
         return {entry.path: entry.file_id for entry in files if entry.file_id is not None}
 
     def read_config(self, record: Record) -> ModelDocument | None:
-        """Return the config of a model, fetching nothing else; None for a model that has none."""
-        return read_document(self._store, self._store.model_of(record))
+        """Return the config of a model, fetching nothing else; None for a model that has none.
 
-
-@contextlib.contextmanager
-def placed_with_document(collected: CollectedModel) -> Iterator[dict[str, str]]:
-    """Give the places of all files of a model, including its config."""
-    with tempfile.TemporaryDirectory(prefix="casstore-") as folder:
-        path = os.path.join(folder, DOCUMENT_NAME)
-        with open(path, "wb") as file:
-            file.write(collected.document.encode())
-        yield {**collected.places, DOCUMENT_NAME: path}
-
-
-def read_document(store: Store, model: Model) -> ModelDocument | None:
-    """Return the config in a model, verified; its paths must name files of the model."""
-    if not any(entry.path == DOCUMENT_NAME for entry in model.tree.files):
-        return None
-    layout = model.layout(DOCUMENT_NAME)
-    document = decode_document(b"".join(store.objects.read_many(layout.chunk_ids())))
-    known = {entry.path for entry in model.tree.entries}
-    known |= {"/".join(path.split("/")[:depth]) for path in known for depth in range(1, path.count("/") + 1)}
-    for pointer in document.paths:
-        value: Any = document.model
-        for key in pointer:
-            value = value[key]
-        if value not in known:
-            raise IntegrityError(f"The config of {model.record.name} names {value!r}, which the model lacks.")
-    return replace(document, model=config_in_order(document.model, model.record))
+        Raises IntegrityError if a path in it names no file of the model.
+        """
+        model = self._store.model_of(record)
+        if not any(entry.path == DOCUMENT_NAME for entry in model.tree.files):
+            return None
+        chunk_ids = model.layout(DOCUMENT_NAME).chunk_ids()
+        document = decode_document(b"".join(self._store.objects.read_many(chunk_ids)))
+        known = {entry.path for entry in model.tree.entries}
+        known |= {path[:at] for path in known for at, letter in enumerate(path) if letter == "/"}
+        for pointer in document.paths:
+            path = text_at(document.model, pointer)
+            if path not in known:
+                raise IntegrityError(f"The config of {record.name} names {path!r}, which the model lacks.")
+        return replace(document, model=config_in_order(document.model, record))
 
 
 def config_in_order(config: dict[str, Any], record: Record) -> dict[str, Any]:

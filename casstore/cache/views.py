@@ -1,11 +1,9 @@
-"""Files for people, and for code that opens them itself, that show what the store holds about a run."""
+"""Small files beside the store: what it holds of a run, for people and other programs, and notes of this cache."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +22,14 @@ def write_view(path: Path, value: Any) -> None:
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write a value as JSON, whole or not at all; what JSON cannot hold is written as text."""
+    write_file(path, json.dumps(value, indent=4, default=str).encode(), mode=mode)
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file that can be made again, so it is not fsynced, whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(json.dumps(value, indent=4, default=str).encode())
-        with contextlib.suppress(OSError):  # A file system may refuse modes; the view is then writable.
-            os.fchmod(file.fileno(), mode)
+    with atomic_write(path, mode=mode) as file:
+        file.write(data)
 
 
 def is_foreign(path: Path) -> bool:

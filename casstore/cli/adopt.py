@@ -58,7 +58,7 @@ def run(
                 problems = report.problems
                 _show_report(out, report)
         for problem in problems:
-            say(f"left out {problem.place}: {problem.message}")
+            say(f"left out {problem.path}: {problem.message}")
         if problems:
             raise typer.Exit(ERROR)
 
@@ -72,7 +72,7 @@ def _show_plan(out: "Session", plan: "AdoptPlan") -> None:
                     {
                         "id": model.name,
                         "workflow": model.workflow,
-                        "place": model.place,
+                        "place": model.path,
                         "input": model.base or None,
                         "pass": model.pass_name or None,
                         "run": model.run is not None,
@@ -157,4 +157,4 @@ def _show_report(out: "Session", report: "AdoptReport") -> None:
 
 
 def _problems(problems: "tuple[Problem, ...]") -> list[dict[str, Any]]:
-    return [asdict(problem) for problem in problems]
+    return [{"place": problem.path, "message": problem.message} for problem in problems]

@@ -9,8 +9,9 @@ import pytest
 from fakes.machines import INPUT, PASS, is_hit, run_pass
 from fakes.pipeline_models import hf_config, hf_folder, onnx_config, onnx_file, tree, write
 
-from casstore.cache.config import DEFAULT_WORKFLOW_ID, CacheConfig
+from casstore.cache.config import CacheConfig
 from casstore.cache.olive_cache import OliveCache
+from casstore.cache.settings import DEFAULT_WORKFLOW_ID
 from casstore.errors import ConfigError, RefNotFound
 
 

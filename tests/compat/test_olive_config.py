@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from casstore.cache.config import DEFAULT_CACHE_DIR, DEFAULT_WORKFLOW_ID, CacheConfig
-from casstore.cache.environment import isolated_cache_env
+from casstore.cache.config import CacheConfig
+from casstore.cache.olive.context import isolated_cache_env
 from casstore.cache.olive_cache import OliveCache
+from casstore.cache.settings import DEFAULT_CACHE_DIR, DEFAULT_WORKFLOW_ID
 from casstore.errors import ConfigError
 
 AZURE = "https://acct.blob.core.windows.net/box"

@@ -24,7 +24,7 @@ from fakes.machines import INPUT, PASS, is_hit, run_pass
 from fakes.pipeline_models import composite_config, hf_config, hf_folder, onnx_config, onnx_file, tree, write
 
 from casstore.cache.config import CacheConfig
-from casstore.cache.evaluators import evaluating
+from casstore.cache.olive.context import evaluating
 from casstore.cache.shared_cache import SharedCache
 from casstore.errors import BackendError, CasstoreError, ConfigError, IntegrityError, RefNotFound
 from casstore.store.store import Store
@@ -442,7 +442,7 @@ def test_a_damaged_resource_is_downloaded_again(machines, shared, monkeypatch, c
 
 def test_an_upload_that_failed_is_made_up_for_by_the_next_one(machines, shared, monkeypatch):
     here = machines.open("here")
-    monkeypatch.setattr("casstore.cache.sharing.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("casstore.cache.shared.sharing.PAUSE_SECONDS", 0.0)
     faulty(here).fail_next("open_writer", BackendError("the block was refused"))
     first = run_pass(here, seed=1)
     run_pass(here, seed=2, config={"bits": 4})

@@ -29,8 +29,8 @@ from casstore.store.adding.sources import place_sources
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from casstore.cache.document import CollectedModel
     from casstore.cache.olive.adopt_plan import PlannedEvaluation, PlannedModel
-    from casstore.cache.olive.document import CollectedModel
     from casstore.store.store import Store
 
 __all__ = ["AdoptPlan", "AdoptReport", "AdoptedModel", "Problem", "execute_adopt", "plan_adopt"]
@@ -108,14 +108,13 @@ class _Execution:
 
     def adopt_model(self, model: PlannedModel) -> None:
         base = self.done.get((model.workflow, model.base))
-        kind = str(model.collected.document.model.get("type", ""))
         try:
             name = self._name_for(model)
             added = self.transfer.upload_model(
                 model.collected,
                 model_ref(name),
                 base=base.ref if base is not None else None,
-                metadata={"workflow": model.workflow, "type": kind},
+                metadata={"workflow": model.workflow},
             )
             adopted = AdoptedModel(
                 name=model.name,
@@ -135,7 +134,7 @@ class _Execution:
             # Invariant 11: only damage in the cache's own files is left out; failures of the store are raised.
             if isinstance(error, BackendError) and _all_readable(model.collected):
                 raise
-            self.problems.append(Problem(model.place, str(error)))
+            self.problems.append(Problem(model.path, str(error)))
 
     def adopt_evaluation(self, evaluation: PlannedEvaluation) -> None:
         model = self.done.get((evaluation.workflow, evaluation.of))
@@ -150,9 +149,8 @@ class _Execution:
                     break
             self.runs.cache_evaluation(name, evaluation.result, model=target, workflow=evaluation.workflow)
         except (ConfigError, IntegrityError) as error:
-            self.problems.append(
-                Problem(evaluation.place, str(error))
-            )  # Reported; the other items are still imported.
+            # Invariant 8: reported; the other items are still imported.
+            self.problems.append(Problem(evaluation.path, str(error)))
             return
         self.evaluations += 1
 
@@ -219,7 +217,7 @@ def _nanoseconds(value: Any) -> int:
 def _all_readable(collected: CollectedModel) -> bool:
     """Say whether every file of a model can be read to its end: if so, a failed add is not the fault of these files."""
     try:
-        for file in place_sources(collected.places).files:
+        for file in place_sources(collected.files).files:
             with open(file.location, "rb") as opened:
                 while opened.read(_READ):
                     pass

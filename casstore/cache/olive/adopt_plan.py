@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
-from casstore.cache.olive.document import collect
-from casstore.cache.olive.folder import FileFinder, FoundModel, find_workflows, modified, read_json
+from casstore.cache.olive.collect import collect
+from casstore.cache.olive.folder import FileFinder, FoundModel, find_workflows, read_json
 from casstore.cache.values import plain
 from casstore.errors import BackendError, ConfigError
 from casstore.store.adding.sources import place_sources
@@ -21,15 +21,15 @@ from casstore.store.adding.sources import place_sources
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from casstore.cache.olive.document import CollectedModel
+    from casstore.cache.document import CollectedModel
     from casstore.cache.olive.folder import Workflow
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An item that was not imported, and why: `place` is its folder or file."""
+    """An item that was not imported, and why: `path` is its folder or file."""
 
-    place: str
+    path: str
     message: str
 
 
@@ -42,7 +42,7 @@ class PlannedModel:
 
     name: str
     workflow: str
-    place: str
+    path: str
     base: str
     pass_name: str
     files: int
@@ -58,7 +58,7 @@ class PlannedEvaluation:
 
     name: str
     workflow: str
-    place: str
+    path: str
     of: str
     result: dict[str, Any]
 
@@ -73,14 +73,14 @@ class AdoptPlan:
     bytes_total: int
 
 
-def plan_adopt(place: str | os.PathLike[str], *, allow: Iterable[str | os.PathLike[str]] = ()) -> AdoptPlan:
+def plan_adopt(folder: str | os.PathLike[str], *, allow: Iterable[str | os.PathLike[str]] = ()) -> AdoptPlan:
     """Read an Olive cache, or one workflow's folder of it, and say what would be adopted. Writes nothing.
 
     Models whose configs name files outside of the cache are problems, unless these lie in a folder of
     `allow`. Raises ConfigError for a folder that is not an Olive cache.
     """
-    workflows = find_workflows(os.fspath(place))
-    roots = tuple(os.path.realpath(item) for item in (os.fspath(place), *allow))
+    workflows = find_workflows(os.fspath(folder))
+    roots = tuple(os.path.realpath(item) for item in (os.fspath(folder), *allow))
     planning = _Planning(roots)
     for workflow in workflows:
         planning.add(workflow)
@@ -103,23 +103,23 @@ class _Planning:
     def add(self, workflow: Workflow) -> None:
         planned: dict[str, PlannedModel] = {}
         for found in workflow.models():
-            with self._told(found.config or found.run or found.folder):
+            with self._reporting(found.config or found.run or found.folder):
                 planned[found.name] = self._model(workflow, found)
         self.models += _inputs_first(planned)
         for name, path in workflow.evaluations():
-            with self._told(path):
+            with self._reporting(path):
                 FileFinder(FoundModel(checked_id(name), path, path, None), workflow, self.roots).check(path)
                 result = plain(read_json(path), what="The evaluation")
                 of = next((item for item in _prefixes(name) if item in planned), "")
                 self.evaluations.append(PlannedEvaluation(name, workflow.name, path, of, result))
 
     @contextlib.contextmanager
-    def _told(self, place: str) -> Iterator[None]:
+    def _reporting(self, path: str) -> Iterator[None]:
         """Report an item that cannot be imported, and go on with the others (invariant 8)."""
         try:
             yield
         except (ConfigError, BackendError, OSError) as error:
-            self.problems.append(Problem(place, str(error)))
+            self.problems.append(Problem(path, str(error)))
 
     def _model(self, workflow: Workflow, found: FoundModel) -> PlannedModel:
         checked_id(found.name)
@@ -136,7 +136,7 @@ class _Planning:
             raise ConfigError(f"{found.folder} has {left}.")
         config = _downloaded(read_json(found.config), finder)
         collected = collect(config, locate=finder)
-        sources = place_sources(collected.places)
+        sources = place_sources(collected.files)
         for file in sources.files:
             finder.check(file.location)
         self.sizes.update(
@@ -145,14 +145,14 @@ class _Planning:
         return PlannedModel(
             name=found.name,
             workflow=workflow.name,
-            place=found.folder,
+            path=found.folder,
             base=str(run.get("input_model_id") or "") if run is not None else "",
             pass_name=str(run["pass_name"]) if run is not None else "",
             files=len(sources.files),
             bytes_total=sum(file.identity.size for file in sources.files),
             collected=collected,
             run=run,
-            ended=modified(found.run or found.config),
+            ended=os.stat(found.run or found.config).st_mtime_ns,
         )
 
 

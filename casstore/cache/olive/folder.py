@@ -19,7 +19,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.config import RESERVED_NAMES
+from casstore.cache.settings import RESERVED_NAMES
 from casstore.digest import is_hex
 from casstore.errors import ConfigError
 from casstore.format import canonical
@@ -46,14 +46,14 @@ class FoundModel:
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """The folder of one workflow: `name` is its own name, `place` where it is, links resolved."""
+    """The folder of one workflow: `name` is its own name, `folder` where it is, links resolved."""
 
     name: str
-    place: str
+    folder: str
 
     def models(self) -> Iterator[FoundModel]:
         """Yield the cached models in the order of names; empty folders are left out."""
-        runs, models = os.path.join(self.place, "runs"), os.path.join(self.place, "models")
+        runs, models = os.path.join(self.folder, "runs"), os.path.join(self.folder, "models")
         files, folders = _listed(runs)
         for name in folders:
             # Folders named by a whole key are casstore's own working folders, which the store has already.
@@ -69,10 +69,10 @@ class Workflow:
 
     def evaluations(self) -> Iterator[tuple[str, str]]:
         """Yield the name of each evaluation and its JSON file."""
-        place = os.path.join(self.place, "evaluations")
-        for name in _listed(place)[0]:
+        folder = os.path.join(self.folder, "evaluations")
+        for name in _listed(folder)[0]:
             if name.endswith(".json"):
-                yield name.removesuffix(".json"), os.path.join(place, name)
+                yield name.removesuffix(".json"), os.path.join(folder, name)
 
     def _older_runs(self, runs: str, files: list[str]) -> dict[str, str]:
         """Return the files of runs that have no folder, by the models that they made."""
@@ -88,11 +88,11 @@ class Workflow:
         return made
 
 
-def find_workflows(place: str) -> list[Workflow]:
-    """Return the workflows of a cache, or the one whose folder `place` is. Raises ConfigError if there is none."""
-    top = os.path.realpath(place)
+def find_workflows(folder: str) -> list[Workflow]:
+    """Return the workflows of a cache, or the one whose folder is given. Raises ConfigError if there is none."""
+    top = os.path.realpath(folder)
     if not os.path.isdir(top):
-        raise ConfigError(f"{place} is not a folder.")
+        raise ConfigError(f"{folder} is not a folder.")
     if _is_workflow(top):
         return [Workflow(_name_of(top), top)]
     _, folders = _listed(top)
@@ -103,7 +103,7 @@ def find_workflows(place: str) -> list[Workflow]:
     ]
     if not found:
         raise ConfigError(
-            f"{place} is not an Olive cache: neither it nor a folder in it has 'runs'. "
+            f"{folder} is not an Olive cache: neither it nor a folder in it has 'runs'. "
             "Give the directory that the workflow's cache_dir names."
         )
     return found
@@ -133,11 +133,6 @@ def read_json(path: str) -> dict[str, Any]:
     return value
 
 
-def modified(path: str) -> int:
-    """Return when a file was last written, in nanoseconds since 1970."""
-    return os.stat(path).st_mtime_ns
-
-
 @dataclass(frozen=True, slots=True)
 class FileFinder:
     """Finds the files that one model's config names; `roots` are the folders that may be read."""
@@ -150,7 +145,7 @@ class FileFinder:
         """Return where a path is now, None for the name of a model on a hub.
 
         A path is looked for in the model's own folder first, then elsewhere in its workflow, then at its original
-        place, if that may be read. Raises ConfigError for a path that does not exist or leads outside.
+        path, if that may be read. Raises ConfigError for a path that does not exist or leads outside.
         """
         if not text or "\0" in text:
             return None
@@ -181,12 +176,12 @@ class FileFinder:
             )
 
     def _moved(self, parts: list[str]) -> str | None:
-        """Return the file inside this workflow that a path from another place means."""
-        own = os.path.relpath(self.model.folder, self.workflow.place).split(os.sep)
+        """Return the file inside this workflow that a path from another machine or folder means."""
+        own = os.path.relpath(self.model.folder, self.workflow.folder).split(os.sep)
         starts = [at for at in range(len(parts) - 1) if parts[at] in _ANCHORS]
         starts.sort(key=lambda at: (parts[at : at + 2] == own, at), reverse=True)
         for at in starts:
-            location = os.path.normpath(os.path.join(self.workflow.place, *filter(None, parts[at:])))
+            location = os.path.normpath(os.path.join(self.workflow.folder, *filter(None, parts[at:])))
             if os.path.exists(location):
                 self.check(location)
                 return location

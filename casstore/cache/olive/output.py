@@ -15,13 +15,12 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.cache.making import MAKING
-from casstore.cache.making import making_folder as _aside
 from casstore.errors import BackendError, ConfigError
 from casstore.format.paths import check_path, check_paths
 from casstore.machine.local_names import local_path, tree_name
 from casstore.store.adding.sources import find_sources
 from casstore.store.checkout.destination import check_destination
+from casstore.store.checkout.staging import scratch_folder
 from casstore.store.nesting import refuse_inside_store
 
 if TYPE_CHECKING:
@@ -34,6 +33,11 @@ _READ = 1 << 20
 
 class OutputExists(ConfigError, FileExistsError):
     """A file to be written exists already, and overwriting was not asked for."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} exists already: choose another output folder, or overwrite it (overwrite=True)."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class Output:
         self._roots: dict[str, str] = {}
 
     def at(self, path: str) -> str:
-        """Return the place of a path on this machine; "" is the folder itself."""
+        """Return where a path will be on this machine; "" is the folder itself."""
         return local_path(self.folder, path) if path else str(self.folder)
 
     def holds(self, path: str) -> bool:
@@ -80,7 +84,7 @@ class Output:
         if not os.path.isfile(source):
             raise ConfigError(f"The model's config names {source}, which does not exist.")
         self._claim(path, _Content(source, write))
-        self.stands_for(source, path)
+        self.map_source(source, path)
 
     def add_folder(
         self, path: str, source: str, *, renamed: dict[str, str] | None = None, whole: bool = False
@@ -100,8 +104,8 @@ class Output:
         for name in (os.path.abspath(source), os.path.realpath(source)):
             self._roots.setdefault(name, path)
 
-    def stands_for(self, source: str, path: str) -> None:
-        """Let a path stand for a source that is not written itself: a folder whose files are added one by one."""
+    def map_source(self, source: str, path: str) -> None:
+        """Give the path of a source that is not written itself: a folder whose files are added one by one."""
         for name in (os.path.abspath(source), os.path.realpath(source)):
             self._sources.setdefault(name, path)
 
@@ -136,7 +140,7 @@ class Output:
         """
         check_paths([*self._files, *self._empty])
         refuse_inside_store(self.folder)
-        self._check_place(overwrite=overwrite)
+        self._check_target(overwrite=overwrite)
         doing = "written"
         try:
             os.makedirs(self.folder, exist_ok=True)
@@ -145,7 +149,7 @@ class Output:
                 shown=str(self.folder),
                 open_folder=lambda path: os.open(self.at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
             )
-            with _aside(self.at("")) as aside:
+            with scratch_folder(self.at("")) as aside:
                 for path, content in self._files.items():
                     _make(content, local_path(aside, path))
                 for path in self._empty:
@@ -154,7 +158,7 @@ class Output:
                 self._publish(aside, overwrite=overwrite)
         except FileExistsError as error:
             # As in invariant 1, for the user's files: one that appeared meanwhile is not destroyed.
-            raise OutputExists(_there_already(error.filename2 or error.filename)) from error
+            raise OutputExists(error.filename2 or error.filename) from error
         except OSError as error:
             # Invariant 11: the caller asked for this output, so the error is raised.
             raise BackendError(
@@ -172,22 +176,16 @@ class Output:
             )
         self._files.setdefault(path, content)
 
-    def _check_place(self, *, overwrite: bool) -> None:
-        for path in self._whole:
-            place = self.at(path)
-            if os.path.isdir(place):
-                if os.listdir(place) and not overwrite:
-                    raise OutputExists(_there_already(place))
-            elif os.path.lexists(place) and not overwrite:
-                raise OutputExists(_there_already(place))
-        for path in self._loose(self._files):
-            place = self.at(path)
-            if os.path.isdir(place):
+    def _check_target(self, *, overwrite: bool) -> None:
+        for path in (*self._whole, *self._loose(self._files)):
+            target = self.at(path)
+            is_folder = os.path.isdir(target)
+            if is_folder and path not in self._whole:
                 raise ConfigError(
-                    f"{place} is a folder, but a file of this name is to be written: move it aside."
+                    f"{target} is a folder, but a file of this name is to be written: move it aside."
                 )
-            if os.path.lexists(place) and not overwrite:
-                raise OutputExists(_there_already(place))
+            if not overwrite and (os.listdir(target) if is_folder else os.path.lexists(target)):
+                raise OutputExists(target)
 
     def _loose(self, paths: Iterable[str]) -> list[str]:
         """Return the paths that are not in a folder that is replaced as a whole."""
@@ -197,23 +195,22 @@ class Output:
     def _publish(self, aside: str, *, overwrite: bool) -> None:
         # As in invariant 3: files that name others come after them, the config last of all.
         for number, path in enumerate(self._whole):
-            place = self.at(path)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            if overwrite and os.path.lexists(place):
-                os.rename(place, os.path.join(aside, f"{MAKING}{number}"))
+            target = self.at(path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if overwrite and os.path.lexists(target):
+                os.rename(target, os.path.join(aside, f".casstore-replaced-{number}"))
             # Invariant 1: a folder that holds files, made meanwhile, is not replaced by rename(2).
-            os.rename(local_path(aside, path), place)
+            os.rename(local_path(aside, path), target)
         for path in self._loose(self._empty):
             os.makedirs(self.at(path), exist_ok=True)
         for path in sorted(self._loose(self._files), key=self._turn):
-            made, place = local_path(aside, path), self.at(path)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
+            made, target = local_path(aside, path), self.at(path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
             if overwrite:
-                os.replace(
-                    made, place
-                )  # The user asked for it; at every moment either the old or the new file is there, complete.
+                # The user asked for it; at every moment either the old or the new file is there, complete.
+                os.replace(made, target)
             else:
-                _rename_new(made, place)
+                _rename_new(made, target)
         _sync(self.at(""))
 
     def _turn(self, path: str) -> int:
@@ -225,38 +222,37 @@ def same_content(one: str, other: str) -> bool:
     return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
 
 
-def _make(content: _Content, place: str) -> None:
-    os.makedirs(os.path.dirname(place), exist_ok=True)
+def _make(content: _Content, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     if content.data is not None:
-        with open(place, "xb") as file:
+        with open(target, "xb") as file:
             file.write(content.data)
     elif content.write is not None:
-        content.write(content.source, place)
+        content.write(content.source, target)
     else:
-        _copy(content.source, place)
-    _sync(place)
+        _copy(content.source, target)
+    _sync(target)
 
 
-def _copy(source: str, place: str) -> None:
+def _copy(source: str, target: str) -> None:
     """Copy in the kernel: file systems with copy-on-write share the blocks."""
-    with open(source, "rb", buffering=0) as reader, open(place, "xb") as writer:
+    with open(source, "rb", buffering=0) as reader, open(target, "xb") as writer:
         status = os.fstat(reader.fileno())
         if hasattr(os, "copy_file_range"):
-            with contextlib.suppress(
-                OSError
-            ):  # Not possible between these two: the plain copy below says why.
+            # If it is not possible between these two, the plain copy below says why.
+            with contextlib.suppress(OSError):
                 while os.copy_file_range(reader.fileno(), writer.fileno(), _PIECE):
                     pass
         # Invariant 14: only the end of what can be read ends a file. This goes on where the kernel stopped.
         shutil.copyfileobj(reader, writer, _READ)
     if status.st_mode & stat.S_IXUSR:
-        mode = os.stat(place).st_mode
+        mode = os.stat(target).st_mode
         with contextlib.suppress(OSError):  # A file system that refuses modes has no executable bit.
-            os.chmod(place, mode | (mode & 0o444) >> 2)
+            os.chmod(target, mode | (mode & 0o444) >> 2)
 
 
-def _sync(place: str) -> None:
-    descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+def _sync(target: str) -> None:
+    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Invariant 2: the bytes are durable before the file gets its name.
         os.fsync(descriptor)
@@ -264,19 +260,15 @@ def _sync(place: str) -> None:
         os.close(descriptor)
 
 
-def _rename_new(made: str, place: str) -> None:
+def _rename_new(made: str, target: str) -> None:
     """Give a file its name; raise FileExistsError rather than replace what is there."""
     try:
-        os.link(made, place)
+        os.link(made, target)
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
         # Invariant 2, its stated fallback: on a file system without links, which different errnos report, a check
         # and a rename follow; any other fault makes the rename fail as well.
-        if os.path.lexists(place):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place) from error
-        os.rename(made, place)
-
-
-def _there_already(place: str) -> str:
-    return f"{place} exists already: choose another output folder, or overwrite it (overwrite=True)."
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        os.rename(made, target)

@@ -1,4 +1,4 @@
-"""Remote resources that a workflow names: downloaded once, and shared.
+"""Remote resources that a workflow names: downloaded once, and shared with other machines.
 
 A resource is any object with `is_local_resource_or_string_name()`, `get_path()`, `to_json()` and
 `save_to_dir(folder)`, as Olive's resource paths have.
@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.making import making_folder
 from casstore.cache.passes.single_flight import single_flight
+from casstore.cache.views import write_json
 from casstore.digest import digest
-from casstore.machine.atomic_write import atomic_write
+from casstore.errors import CasstoreError
+from casstore.format.paths import check_path
+from casstore.store.checkout.staging import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from casstore.cache.shared_resources import SharedResources
+    from casstore.cache.shared.sharing import Sharing
+
+_log = logging.getLogger("casstore.cache")
+
+_SAVED = "saved"
+"""Metadata of a shared resource: the path of the resource in what is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class LocalResource:
 class Resources:
     """The downloaded resources in one folder. `make` turns a local path into what callers expect.
 
-    `shared` is asked first, and gets what was downloaded.
+    The shared store is asked first, and gets what was downloaded; if that fails, it is logged.
     """
 
     def __init__(
@@ -55,9 +63,9 @@ class Resources:
         folder: Path,
         *,
         make: Callable[[str], Any] = LocalResource,
-        shared: SharedResources | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
-        self.shared = shared
+        self._sharing = sharing
         self._folder = folder
         self._make = make
 
@@ -100,29 +108,63 @@ class Resources:
         return str(kept["dest"]) if kept is not None and os.path.exists(kept["dest"]) else None
 
     def _download(self, resource: Any, source: dict[str, Any], name: str) -> str:
-        place, note = self._folder / name, self._folder / f"{name}.json"
+        folder, note = self._folder / name, self._folder / f"{name}.json"
         self._folder.mkdir(parents=True, exist_ok=True)
         # Leftovers of one attempt are never part of another (invariant 4).
-        with making_folder(str(self._folder)) as aside:
-            making, replaced = os.path.join(aside, "new"), os.path.join(aside, "old")
-            os.mkdir(making)
-            saved = self.shared.fetch(name, making) if self.shared is not None else None
-            fetched = saved is not None
+        with scratch_folder(str(self._folder)) as scratch:
+            new, replaced = os.path.join(scratch, "new"), os.path.join(scratch, "old")
+            os.mkdir(new)
+            saved = self._fetch(name, new)
+            is_new = saved is None
             if saved is None:
-                saved = os.path.relpath(resource.save_to_dir(making), making)
+                saved = os.path.relpath(resource.save_to_dir(new), new)
             kept = self._kept(name)
             if kept is not None:
                 return kept  # Another process was faster, and its files are in use (invariant 10).
             with contextlib.suppress(FileNotFoundError):
-                os.rename(place, replaced)  # A folder without a note was never finished (invariant 4).
-            os.rename(making, place)  # It gets its name only when complete (invariant 4).
-        path = os.path.normpath(os.path.join(place, saved))
+                os.rename(folder, replaced)  # A folder without a note was never finished (invariant 4).
+            os.rename(new, folder)  # It gets its name only when complete (invariant 4).
+        path = os.path.normpath(os.path.join(folder, saved))
         # After the files, so that a note never names missing files (invariant 3).
-        with atomic_write(note) as file:
-            file.write(json.dumps({"source": source, "dest": path}, indent=4, default=str).encode())
-        if self.shared is not None and not fetched:
-            self.shared.keep(name, str(place), saved)
+        write_json(note, {"source": source, "dest": path})
+        if is_new:
+            self._share(name, str(folder), saved)
         return path
+
+    def _fetch(self, name: str, dest: str) -> str | None:
+        """Write a shared resource into the empty folder `dest`; return its path in there, None if there is none."""
+        if self._sharing is None or not self._sharing.pull(_ref(name)):
+            return None
+        try:
+            store = self._sharing.local
+            record = store.record(_ref(name))
+            saved = record.metadata.get(_SAVED) if record is not None else None
+            if record is None or not isinstance(saved, str):
+                return None
+            check_path(saved)
+            store.checkout_record(record, dest)
+        except (CasstoreError, OSError) as error:
+            # Invariant 11: the resource is downloaded from its origin instead.
+            _log.warning("The shared resource %s is not used: %s", name, error)
+            return None
+        return saved
+
+    def _share(self, name: str, folder: str, saved: str) -> None:
+        """Share a resource that was downloaded into `folder`, where it is the file or folder `saved`."""
+        if self._sharing is None or self._sharing.shared is None:
+            return
+        try:
+            metadata = {_SAVED: saved, "type": "resource"}
+            self._sharing.local.add(folder, ref=_ref(name), metadata=metadata, ignore_file=False)
+        except (CasstoreError, OSError) as error:
+            # Invariant 11: the resource is here, and other machines download it themselves.
+            _log.warning("The resource %s could not be shared: %s", name, error)
+        else:
+            self._sharing.push([_ref(name)])
+
+
+def _ref(name: str) -> str:
+    return f"models/resources/{name}"
 
 
 def _is_resource(value: Any) -> bool:

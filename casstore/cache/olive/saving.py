@@ -8,14 +8,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.olive.document import (
+from casstore.cache.document import set_at, texts
+from casstore.cache.olive.collect import (
     FILE_SETTINGS,
     LOCAL_RESOURCES,
-    Pointer,
     companions,
     external_data,
     strip_flag,
-    texts,
 )
 from casstore.cache.olive.onnx_files import with_locations
 from casstore.cache.olive.output import Output, same_content
@@ -26,6 +25,7 @@ from casstore.machine.local_names import tree_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from casstore.cache.document import Pointer
     from casstore.cache.olive.resources import Resources
 
 CONFIG_NAME = "model_config.json"
@@ -76,7 +76,7 @@ class _Saving:
         else:
             self._model(model, (), prefix="", graph=graph)
         self._additional_files(model)
-        self._settle(model)
+        self._rewrite(model)
         self._output.add_bytes(CONFIG_NAME, json.dumps(model, indent=4).encode())
         self._output.write(overwrite=overwrite)
         return model
@@ -85,11 +85,11 @@ class _Saving:
         """Plan one model that is not a package; the names of its files start with `prefix`."""
         if _kind(model) == _COMPOSITE:
             for at, (name, component) in enumerate(_components(model)):
-                place = (*here, "config", "model_components", at)
+                inner = (*here, "config", "model_components", at)
                 if _kind(component) == _ONNX:
-                    self._flat_graph(component, place, f"{prefix}{name}")
+                    self._flat_graph(component, inner, f"{prefix}{name}")
                 else:
-                    self._model(component, place, prefix=f"{prefix}{name}_")
+                    self._model(component, inner, prefix=f"{prefix}{name}_")
             return
         for setting in FILE_SETTINGS:
             source = self._source(model, here, setting)
@@ -116,7 +116,7 @@ class _Saving:
         if self._below is not None:
             origin = self._resources.origin(value)
             if origin is not None:
-                self._assign((*here, "config", setting), origin)
+                self._assigned[(*here, "config", setting)] = origin
                 return None
             if not _is_below(value, self._below):
                 return None
@@ -129,7 +129,7 @@ class _Saving:
         else:
             name += tree_name(os.path.splitext(source)[1])
             self._output.add_file(name, source)
-        self._assign((*here, "config", setting), self._output.at(name))
+        self._assigned[(*here, "config", setting)] = self._output.at(name)
 
     def _graph(self, model: dict[str, Any], here: Pointer, source: str, name: str, *, asked: bool) -> None:
         """Plan an ONNX model with everything that lies in its folder, or, for a file, that it needs."""
@@ -139,22 +139,22 @@ class _Saving:
             self._output.add_file(name, source)
             for companion in companions(source):
                 self._output.add_file(companion, os.path.join(os.path.dirname(source), companion))
-            self._assign(setting, self._output.at(name))
+            self._assigned[setting] = self._output.at(name)
             return
         renamed = {}
         if file_name:
             _check_inside(source, file_name)
-            # External data is named relative to the graph, so the graph keeps its place in the folder.
+            # External data is named relative to the graph, so the graph stays where it is in the folder.
             folder, _, _ = file_name.rpartition("/")
             new = f"{folder}/{name}" if folder else name
             if not asked and new != file_name and os.path.lexists(os.path.join(source, new)):
                 new = file_name  # Another graph has that name, and both must be kept.
             renamed[file_name] = new
-            self._assign((*here, "config", "onnx_file_name"), new)
-        else:
-            self._drop((*here, "config", "onnx_file_name"), model)
+            self._assigned[(*here, "config", "onnx_file_name")] = new
+        elif "onnx_file_name" in model["config"]:
+            self._dropped.append((*here, "config", "onnx_file_name"))
         self._output.add_folder("", source, renamed=renamed)
-        self._assign(setting, self._output.at(""))
+        self._assigned[setting] = self._output.at("")
 
     def _flat_graph(self, model: dict[str, Any], here: Pointer, name: str) -> None:
         """Plan one of several ONNX models that share a folder: `name`.onnx, its tensors beside it."""
@@ -176,11 +176,11 @@ class _Saving:
             if beside and os.path.isfile(os.path.join(folder, beside)):
                 new = f"{name.removesuffix(_SUFFIX)}_{os.path.basename(beside)}"
                 self._output.add_file(new, os.path.join(folder, beside))
-                self._assign((*here, "config", setting), new)
+                self._assigned[(*here, "config", setting)] = new
         if os.path.isdir(source):
-            self._output.stands_for(source, "")
-        self._assign((*here, "config", "model_path"), self._output.at(""))
-        self._assign((*here, "config", "onnx_file_name"), name)
+            self._output.map_source(source, "")
+        self._assigned[(*here, "config", "model_path")] = self._output.at("")
+        self._assigned[(*here, "config", "onnx_file_name")] = name
 
     def _tensors(self, source: str, graph: str) -> str:
         """Plan a file of tensors, once however many graphs use it; return its name."""
@@ -211,20 +211,20 @@ class _Saving:
         elif root is not None:
             self._output.add_file(tree_name(os.path.basename(root)), root)
         if root is not None or not model["config"].get("model_path"):
-            self._assign(("config", "model_path"), self._output.at(""))
+            self._assigned["config", "model_path"] = self._output.at("")
         for at, (name, component) in enumerate(_components(model)):
             here: Pointer = ("config", "model_components", at)
             for setting in FILE_SETTINGS:
                 source = self._source(component, here, setting)
                 if source is None:
                     if setting == "model_path" and not component["config"].get(setting):
-                        self._assign((*here, "config", setting), self._output.at(""))
+                        self._assigned[(*here, "config", setting)] = self._output.at("")
                     continue
                 if self._output.path_of(source) is None:
                     self._apart(source, name if setting == "model_path" else f"{name}/{setting}")
                 path = self._output.path_of(source)
                 assert path is not None
-                self._assign((*here, "config", setting), self._output.at(path))
+                self._assigned[(*here, "config", setting)] = self._output.at(path)
 
     def _apart(self, source: str, folder: str) -> None:
         """Plan a part of a package that lies outside the package's folder."""
@@ -237,7 +237,7 @@ class _Saving:
             self._output.add_file(f"{folder}/{companion}", beside)
 
     def _additional_files(self, model: dict[str, Any]) -> None:
-        """Plan the additional files of a model or a component: two of the same name get two places."""
+        """Plan the additional files of a model or a component: two of the same name get two paths."""
         for here, node in _nodes(model, ()):
             files = _attributes(node).get("additional_files")
             for at, source in enumerate(files if isinstance(files, list) else ()):
@@ -253,7 +253,7 @@ class _Saving:
                     else:
                         self._output.add_file(path, source)
                 pointer: Pointer = (*here, "config", "model_attributes", "additional_files", at)
-                self._assign(pointer, self._output.at(path))
+                self._assigned[pointer] = self._output.at(path)
 
     def _folder_of(self, here: Pointer) -> str:
         """Return the folder in the output in which a component's model lies."""
@@ -274,22 +274,15 @@ class _Saving:
             number += 1
         return path
 
-    def _assign(self, pointer: Pointer, value: Any) -> None:
-        self._assigned[pointer] = value
-
-    def _drop(self, pointer: Pointer, model: dict[str, Any]) -> None:
-        if pointer[-1] in model["config"]:
-            self._dropped.append(pointer)
-
-    def _settle(self, model: dict[str, Any]) -> None:
+    def _rewrite(self, model: dict[str, Any]) -> None:
         """Put the new paths into the config; no setting may still name a file in the cache."""
-        for pointer, text in list(texts(model, ())):
+        for pointer, text in list(texts(model)):
             if pointer not in self._assigned and os.path.isabs(text) and os.path.lexists(text):
                 path = self._output.path_of(text)
                 if path is not None:
-                    _put(model, pointer, self._output.at(path))
+                    set_at(model, pointer, self._output.at(path))
         for pointer, value in self._assigned.items():
-            _put(model, pointer, value)
+            set_at(model, pointer, value)
         for pointer in self._dropped:
             node: Any = model
             for key in pointer[:-1]:
@@ -348,10 +341,3 @@ def _check_inside(folder: str, name: str) -> None:
 
 def _is_below(path: str, folder: str | os.PathLike[str]) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def _put(model: dict[str, Any], pointer: Pointer, value: Any) -> None:
-    node: Any = model
-    for key in pointer[:-1]:
-        node = node[key]
-    node[pointer[-1]] = value

@@ -1,1 +1,1 @@
-"""Running a pass: attempts, folders, one run at a time for each key."""
+"""Running a pass: one thread at a time for each key, its output recorded, or the one recorded first returned."""

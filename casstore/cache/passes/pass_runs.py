@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.model_cache import identities
-from casstore.cache.olive.document import DOCUMENT_NAME
+from casstore.cache.document import DOCUMENT_NAME
 from casstore.cache.passes.single_flight import single_flight
-from casstore.errors import ConfigError
+from casstore.errors import ConfigError, ConflictError
 from casstore.format.run import RunStatus
+from casstore.store.adding.sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casstore.cache.olive_cache import OliveCache
+    from casstore.cache.pipeline_cache import PipelineCache
     from casstore.cache.placements.placement import Placement
     from casstore.machine.stat_identity import StatIdentity
-
-_log = logging.getLogger("casstore.cache")
 
 _TYPE = "folder"
 
 
 def run_pass(
-    cache: OliveCache,
+    cache: PipelineCache,
     name: str,
     make: Callable[..., object],
     model: str | os.PathLike[str],
     config: dict[str, Any],
     *,
-    version: str,
+    version: str | None,
     accelerator: object,
 ) -> Path:
     """Return the folder that `make(model, output_folder, **config)` fills, from the cache if it is there."""
+    if not version:
+        raise ConfigError(
+            f'run_pass({name!r}) needs a version, such as version="1": the code of the pass is not part of the key, '
+            "so without one an edited pass would return its old result. Change the version with the code."
+        )
     source = Path(model).absolute()
     if not source.exists():
         raise ConfigError(f"{source} does not exist: a pass needs a model to work on.")
@@ -53,7 +55,7 @@ def run_pass(
 class _Run:
     """One pass on one model."""
 
-    cache: OliveCache
+    cache: PipelineCache
     key: str
     name: str
     pass_: Callable[..., object]
@@ -90,10 +92,10 @@ class _Run:
                 # Invariant 4: interrupted output is never used.
                 attempts.discard(self.key, output)
                 raise
-        if not self._input_stands():
+        if not self._input_is_unchanged():
             return output
         with self.cache.placements.committing(self.key):
-            other = self._load() if self.cache.holds_run(self.key) else None
+            other = self._load() if self._is_recorded() else None
             if other is not None:
                 # Another process was faster: everybody gets the result that it recorded.
                 attempts.discard(self.key, output)
@@ -113,26 +115,29 @@ class _Run:
                 f"The pass {self.name} is a generator or coroutine, so it made nothing. Give a plain function."
             )
 
-    def _input_stands(self) -> bool:
-        """Say whether the pass's input is still the one that the key names; a result of another one is not cached."""
+    def _is_recorded(self) -> bool:
+        """Say whether a run of this key is recorded here, and its output here or in the shared store."""
+        return self.cache.lookup.run(self.key, shared=False) is not None
+
+    def _input_is_unchanged(self) -> bool:
+        """Say whether the pass's input is still the one in the key; a result of another one is not cached."""
         now = _files(self.source)
         changed = next((path for path, identity in self.files.items() if now.get(path) != identity), None)
         if changed is not None:
-            text = f"Could not cache {self.key}: its input {changed} changed while the pass {self.name} ran"
-            self.cache.problems.append(text)
-            _log.warning("%s", text)
+            error = ConflictError(f"its input {changed} changed while the pass {self.name} ran")
+            self.cache.failures.note(f"cache {self.key}", error)
         return changed is None
 
     def _load(self) -> Path | None:
-        found = self.cache.load_model(self.key)
-        if found is not None and found.get("config", {}).pop("shared_cache", False):
-            found = self.cache.download_shared_cache_model(found, self.key)
+        found = None
+        with self.cache.failures.tolerated(f"load the model {self.key}"):
+            found = self.cache.lookup.fetched_model(self.key)
         return Path(found["config"]["model_path"]) if found else None
 
     def _record_failure(self, error: Exception) -> None:
         """Record that the pass failed, unless another process succeeded meanwhile."""
         with self.cache.placements.committing(self.key):
-            if not self.cache.holds_run(self.key):
+            if not self._is_recorded():
                 self.cache.cache_run(
                     self.name,
                     self.config,
@@ -144,7 +149,7 @@ class _Run:
                 )
 
 
-def _input_id(cache: OliveCache, source: Path, files: dict[str, StatIdentity]) -> str:
+def _input_id(cache: PipelineCache, source: Path, files: dict[str, StatIdentity]) -> str:
     """Return the id of a pass's input: the id of the run that made it, or the model id of its files."""
     made = _first_below(source, cache.dirs.runs)
     record = cache.models.record(made) if made is not None else None
@@ -165,7 +170,7 @@ def _is_all(source: Path, files: dict[str, StatIdentity], placement: Placement |
 
 
 def _files(source: Path) -> dict[str, StatIdentity]:
-    return {location: identity for _, location, identity in identities({_TYPE: os.fspath(source)})}
+    return {file.location: file.identity for file in find_sources(os.fspath(source)).files}
 
 
 def _own(value: Any) -> Any:

@@ -27,9 +27,9 @@ _flights: dict[tuple[str, str], _Flight] = {}
 
 
 @contextlib.contextmanager
-def single_flight(place: str, name: str) -> Iterator[None]:
-    """Let one thread at a time make the item `name` in `place`; others wait, and then look for it."""
-    key = (place, name)
+def single_flight(folder: str, name: str) -> Iterator[None]:
+    """Let one thread at a time make the item `name` in `folder`; others wait, and then look for it."""
+    key = (folder, name)
     with _lock:
         flight = _flights.setdefault(key, _Flight())
         flight.threads += 1

@@ -1,1 +1,1 @@
-"""Where models and files of runs lie on this machine."""
+"""Plain files on this machine: where models and attempts of passes are, which are in use, which are deleted."""

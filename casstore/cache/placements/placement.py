@@ -1,4 +1,7 @@
-"""The plain files of one cached model: the ids that they should have, and whether they still do."""
+"""The plain files of one cached model: the ids that they should have, and whether they still do.
+
+A note beside the files, `placement.json`, says this to other processes.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from casstore.cache.views import write_file
 from casstore.digest import DIGEST_SIZE, Hasher
 from casstore.machine.stat_identity import StatIdentity
 from casstore.machine.unchanged import UnchangedFiles, flush
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+NOTE = "placement.json"
 _PIECE = 4 << 20
 
 
@@ -29,8 +35,8 @@ class PlacedFile:
     file_id: bytes
     proof: bytes | None = None
 
-    def stands(self) -> bool:
-        """Say whether the stat identity is still the same. This is a hint: on some file systems bytes can change without it."""
+    def seems_intact(self) -> bool:
+        """Say whether the stat identity is still the same: a hint, since on some file systems bytes can change without it."""
         try:
             return StatIdentity.of(os.stat(self.location)) == self.identity
         except OSError:
@@ -75,9 +81,9 @@ class Placement:
         """Bytes of all files."""
         return sum(file.identity.size for file in self.files)
 
-    def stands(self) -> bool:
+    def seems_intact(self) -> bool:
         """Say whether every file is there with its identity: a hint, not a proof."""
-        return all(file.stands() for file in self.files)
+        return all(file.seems_intact() for file in self.files)
 
     def verified(self) -> Placement | None:
         """Return the placement as it is now if every file holds what was cached, else None.
@@ -97,19 +103,26 @@ class Placement:
         """Yield the files that hold what was cached: these, and no others, may be deleted."""
         unchanged = UnchangedFiles()
         for file in self.files:
-            found = file.verified(unchanged) if file.stands() else None
+            found = file.verified(unchanged) if file.seems_intact() else None
             if found is not None:
                 yield found
 
+    @classmethod
+    def read(cls, folder: Path) -> Placement | None:
+        """Return what a folder's note says; None for a folder without one that can be used."""
+        try:
+            return cls.decode((folder / NOTE).read_bytes())
+        except OSError:
+            return None  # Without a note the files are not trusted: they come from the store again (invariant 4).
+
+    def write(self, folder: Path) -> None:
+        """Write the note beside the files, whole or not at all. Raises OSError."""
+        write_file(folder / NOTE, self.encode())
+
     def encode(self) -> bytes:
-        """Return the bytes of the note that is kept beside the files."""
+        """Return the bytes of the note."""
         files = [
-            [
-                file.location,
-                file.file_id.hex(),
-                file.proof.hex() if file.proof else "",
-                *file.identity.fields(),
-            ]
+            [file.location, file.file_id.hex(), (file.proof or b"").hex(), *file.identity.fields()]
             for file in self.files
         ]
         return json.dumps({"content": self.content, "model": self.model, "files": files}).encode()
@@ -127,12 +140,19 @@ class Placement:
 
 def _decode_file(row: Any) -> PlacedFile:
     location, file_id, proof, *identity = row
-    decoded = bytes.fromhex(file_id)
-    if len(decoded) != DIGEST_SIZE:
+    if len(bytes.fromhex(file_id)) != DIGEST_SIZE:
         raise ValueError("no file id")
     return PlacedFile(
-        str(location), StatIdentity(*map(int, identity)), decoded, bytes.fromhex(proof) if proof else None
+        str(location),
+        StatIdentity(*map(int, identity)),
+        bytes.fromhex(file_id),
+        bytes.fromhex(proof) or None,
     )
+
+
+def is_below(location: str, folder: Path) -> bool:
+    """Say whether a path is below a folder."""
+    return location.startswith(f"{folder}{os.sep}")
 
 
 def _file_id(descriptor: int) -> bytes:

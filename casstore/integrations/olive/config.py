@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.config import DEFAULT_CHECKOUT_BYTES, DEFAULT_WORKFLOW_ID, CacheConfig
-from casstore.integrations.olive.engine_cache import EngineCache
+from casstore.cache.settings import DEFAULT_CHECKOUT_BYTES, DEFAULT_WORKFLOW_ID
+from casstore.integrations.olive.engine_cache import EngineCache, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_NAMES = tuple(item.name for item in fields(CacheConfig))
 
 
 def make_config_class(base: Any) -> Any:
@@ -34,22 +31,13 @@ def make_config_class(base: Any) -> Any:
     return type(base)("CacheConfig", (base,), namespace)
 
 
-def settings(config: Any) -> CacheConfig:
-    """Return Olive's config as casstore's own."""
-    return CacheConfig(**{name: getattr(config, name) for name in _NAMES if hasattr(config, name)})
-
-
 def _create_cache(self: Any, workflow_id: str = DEFAULT_WORKFLOW_ID) -> EngineCache:
-    stated = {name: getattr(self, name) for name in _NAMES if hasattr(self, name)}
-    return EngineCache(CacheConfig(**{**stated, "workflow_id": workflow_id}))
+    return EngineCache(settings(self, workflow_id=workflow_id))
 
 
 def _validators() -> dict[str, Any]:
     """Replace Olive's checks by casstore's, which know every URL and run when the cache is opened."""
     from pydantic import field_validator, model_validator  # noqa: PLC0415  # comes with Olive, an optional extra
-
-    def keep(value: Any) -> Any:
-        return value
 
     def check(self: Any) -> Any:
         checked = settings(self)
@@ -67,10 +55,10 @@ def _validators() -> dict[str, Any]:
             named(lambda cls, value: _texts(value), "validate_cache_dir")  # noqa: ARG005  # pydantic's shape
         ),
         "validate_account_name": field_validator("account_name")(
-            named(lambda cls, value: keep(value), "validate_account_name")  # noqa: ARG005  # as above
+            named(lambda cls, value: value, "validate_account_name")  # noqa: ARG005  # as above
         ),
         "validate_container_name": field_validator("container_name")(
-            named(lambda cls, value: keep(value), "validate_container_name")  # noqa: ARG005  # as above
+            named(lambda cls, value: value, "validate_container_name")  # noqa: ARG005  # as above
         ),
         "validate_enable_shared_cache": model_validator(mode="after")(check),
     }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+from dataclasses import fields, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from casstore.cache.config import CacheConfig
-from casstore.cache.olive.resources import Resources
 from casstore.cache.olive_cache import OliveCache
+from casstore.cache.settings import CacheSettings
 from casstore.digest import digest
 
 if TYPE_CHECKING:
@@ -29,21 +29,9 @@ class EngineCache(OliveCache):
     """Olive's class that sets the cache directory of one thread or task; it is honoured."""
 
     def __init__(self, cache_config: Any = None) -> None:
-        if hasattr(cache_config, "model_dump"):
-            names = CacheConfig.__dataclass_fields__
-            cache_config = {
-                name: getattr(cache_config, name) for name in names if hasattr(cache_config, name)
-            }
-        config = CacheConfig.of(cache_config)
-        stated = {name: getattr(config, name) for name in CacheConfig.__dataclass_fields__}
-        super().__init__(
-            CacheConfig(**{**stated, "environment": {**_versions(), **dict(config.environment)}})
-        )
-        self.resources = Resources(
-            self.dirs.resources,
-            make=_module("olive.resource_path").create_resource_path,
-            shared=self.resources.shared,
-        )
+        is_olives = hasattr(cache_config, "model_dump")
+        config = settings(cache_config) if is_olives else CacheSettings.of(cache_config)
+        super().__init__(replace(config, environment={**_versions(), **config.environment}))
         self._lazy: dict[str, str] = {}
 
     @classmethod
@@ -61,6 +49,10 @@ class EngineCache(OliveCache):
         else:
             self.olive_cache_class.set_cache_env(self)
 
+    def make_resource(self, path: str) -> Any:
+        """Return a resource of Olive's own type."""
+        return _module("olive.resource_path").create_resource_path(path)
+
     def pass_version(self, pass_name: str) -> str:
         """Return Olive's version; for a pass that is not Olive's own, also the hash of its source."""
         version = f"olive-ai {metadata.version('olive-ai')}"
@@ -72,7 +64,7 @@ class EngineCache(OliveCache):
         config = super().load_model(model_id)
         inner = config.get("config") if config else None
         if isinstance(inner, dict) and inner.pop("shared_cache", None):
-            record = self._content_of(model_id)
+            record = self.lookup.content_of(model_id)
             if record is not None:
                 self._lazy[record.hex()] = model_id
         return config
@@ -100,6 +92,12 @@ class EngineCache(OliveCache):
         elif isinstance(value, (dict, list)):
             for item in value.values() if isinstance(value, dict) else value:
                 self._fetch_lazy(item)
+
+
+def settings(config: Any, **others: Any) -> CacheSettings:
+    """Return Olive's config as casstore's own, with `others` instead of its own settings."""
+    names = [item.name for item in fields(CacheSettings) if hasattr(config, item.name)]
+    return CacheSettings(**{name: getattr(config, name) for name in names} | others)
 
 
 def _versions() -> Mapping[str, str]:

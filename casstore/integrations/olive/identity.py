@@ -6,8 +6,7 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.olive.document import collect
-from casstore.cache.transfer import placed_with_document
+from casstore.cache.olive.collect import collect
 from casstore.digest import digest
 from casstore.machine.state import MachineState, state_path
 from casstore.store.adding.content import content_id
@@ -27,12 +26,12 @@ def input_model_id(config: Any, original: Callable[[Any], str]) -> str:
     if any(callable(value) for value in config.config.values()):
         return original(config)
     collected = collect(config.to_json())
-    if not collected.places:
+    if not collected.files:
         identifier = config.get_model_identifier()
         value = {"identifier": identifier, "model": collected.document.model}
         return digest(json.dumps(value, sort_keys=True, default=str).encode()).hex()
-    with placed_with_document(collected) as places:
-        return content_id(places, _machine()).hex()
+    with collected.with_document() as files:
+        return content_id(files, _machine()).hex()
 
 
 @functools.cache

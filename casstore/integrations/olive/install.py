@@ -7,8 +7,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from casstore.cache.environment import isolated_cache_env
-from casstore.cache.evaluators import evaluating
+from casstore.cache.olive.context import evaluating, isolated_cache_env
 from casstore.cache.shared_cache import SharedCache
 from casstore.errors import ConfigError
 from casstore.integrations.olive.config import make_config_class
@@ -49,7 +48,7 @@ def install() -> None:
     original = model_config.get_model_id
     model_config.get_model_id = functools.wraps(original)(lambda self: input_model_id(self, original))
     engine = _import("olive.engine.engine").Engine
-    engine._evaluate_model = _with_evaluator(engine._evaluate_model)  # noqa: SLF001  # no public place knows it
+    engine._evaluate_model = _with_evaluator(engine._evaluate_model)  # noqa: SLF001  # no public method knows the evaluator
     _done = True
 
 

@@ -22,7 +22,7 @@ from casstore.backend.local.syscalls import SystemCalls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["folder_beside", "make_file", "make_folder", "sweep_files", "sweep_folders", "tells_the_dead"]
+__all__ = ["make_file", "make_folder", "scratch_folder", "sweep_files", "sweep_folders", "tells_the_dead"]
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHOWN = 100
@@ -31,6 +31,7 @@ _SHOWN = 100
 _ATTEMPTS = 4
 """Folders that may be taken by those who clean up, before their maker has locked them."""
 
+_SCRATCH = "scratch"
 _FILE = re.compile(r"\.[0-9a-f]{16}\.casstore")
 _FOLDER_END = re.compile(r"[0-9a-f]{12}\.casstore")
 _calls = SystemCalls()
@@ -42,22 +43,18 @@ def tells_the_dead(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def folder_beside(destination: str) -> Iterator[str]:
-    """Give a new folder beside `destination`, to be renamed to it; if it is still there at the end, it is deleted.
+def scratch_folder(parent: str) -> Iterator[str]:
+    """Give a new folder in `parent` that only this user can read; it is deleted in the end.
 
-    What dead processes left for the same destination goes first.
+    What dead processes left of such folders in `parent` goes first.
     """
-    parent, name = os.path.split(os.path.abspath(destination))
-    os.makedirs(parent, exist_ok=True)
-    sweep_folders(parent, name)
-    path, descriptor = make_folder(parent, name)
+    sweep_folders(parent, _SCRATCH)
+    path, descriptor = make_folder(parent, _SCRATCH, mode=0o700)
     try:
         yield path
-    except BaseException:
-        # Invariant 4: an incomplete folder never gets the final name.
-        shutil.rmtree(path, ignore_errors=True)
-        raise
     finally:
+        # Invariant 4: what is still here is incomplete, or not needed any more.
+        shutil.rmtree(path, ignore_errors=True)
         os.close(descriptor)
 
 

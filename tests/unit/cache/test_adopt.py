@@ -13,8 +13,8 @@ from fakes.model_files import onnx_bytes
 from fakes.olive_cache import OliveCache, onnx_file
 
 from casstore import BackendError, ConfigError, Store, check
+from casstore.cache.document import DOCUMENT_NAME
 from casstore.cache.olive.adopt import execute_adopt, plan_adopt
-from casstore.cache.olive.document import DOCUMENT_NAME
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.format import names
@@ -67,7 +67,7 @@ def config_of(store, ref, dest):
 
 def problems_of(report):
     return {
-        os.path.relpath(problem.place, "/").split("olive/default_workflow/")[-1]: problem.message
+        os.path.relpath(problem.path, "/").split("olive/default_workflow/")[-1]: problem.message
         for problem in report.problems
     }
 
@@ -503,7 +503,7 @@ def test_a_damaged_record_in_the_store_leaves_out_only_its_own_model(store, cach
     report = adopt(store, cache_dir)
     assert [model.name for model in report.models] == ["cccc0001", "bbbb0002", "aaaa0004"]
     [problem] = report.problems
-    assert "dddd0003" in problem.place
+    assert "dddd0003" in problem.path
     assert record in problem.message
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from casstore import OliveCache
-from casstore.cache.passes import room
+from casstore.cache.placements import room
 from casstore.cache.placements.placements import Placements
 
 FILES = ["shard-0", "shard-1"]
@@ -63,8 +63,8 @@ ENDINGS = [RuntimeError("out of memory"), KeyboardInterrupt(), SystemExit(3), Me
 def test_what_an_attempt_left_is_no_part_of_the_next_ones_result(cache, model, error):
     make = failing(error)
     with pytest.raises(type(error)):
-        cache.run_pass("shard", make, model)
-    assert names(cache.run_pass("shard", make, model)) == FILES
+        cache.run_pass("shard", make, model, version="1")
+    assert names(cache.run_pass("shard", make, model, version="1")) == FILES
     [cached] = cache.models.list().values()
     tree = cache.local.manifest(cached.name).tree
     assert [entry.path for entry in tree.files] == ["model.json", "model/shard-0", "model/shard-1"]
@@ -74,8 +74,8 @@ def test_not_even_where_nothing_could_be_cleaned_up(cache, model, monkeypatch):
     monkeypatch.setattr(Placements, "discard_attempt", lambda self, folder: None)
     make = failing(RuntimeError("out of memory"))
     with pytest.raises(RuntimeError):
-        cache.run_pass("shard", make, model)
-    assert names(cache.run_pass("shard", make, model)) == FILES
+        cache.run_pass("shard", make, model, version="1")
+    assert names(cache.run_pass("shard", make, model, version="1")) == FILES
 
 
 def test_a_thread_that_an_attempt_left_behind_writes_to_no_other_attempt(cache, model):
@@ -99,8 +99,8 @@ def test_a_thread_that_an_attempt_left_behind_writes_to_no_other_attempt(cache, 
         shards(output, 2)
 
     with pytest.raises(RuntimeError):
-        cache.run_pass("shard", fail, model)
-    assert names(cache.run_pass("shard", work, model)) == FILES
+        cache.run_pass("shard", fail, model, version="1")
+    assert names(cache.run_pass("shard", work, model, version="1")) == FILES
     threads[0].join()
 
 
@@ -171,7 +171,7 @@ def make(model, output):
         os.kill(os.getpid(), signal.SIGKILL)
     sys.stdin.read()
 
-OliveCache(sys.argv[1]).run_pass("shard", make, sys.argv[2])
+OliveCache(sys.argv[1]).run_pass("shard", make, sys.argv[2], version="1")
 """
 
 
@@ -192,7 +192,7 @@ def test_what_a_killed_process_left_is_no_part_of_a_result_and_goes(tmp_path, mo
     assert killed.returncode == -signal.SIGKILL
     assert left(tmp_path)
     with OliveCache(tmp_path / "cache") as cache:
-        folder = cache.run_pass("shard", lambda _, output: shards(output, 2), model)
+        folder = cache.run_pass("shard", lambda _, output: shards(output, 2), model, version="1")
         assert names(folder) == FILES
     assert not left(tmp_path)
     assert names(folder) == FILES
@@ -203,7 +203,10 @@ def test_what_a_live_process_writes_stays_and_is_no_part_of_anothers_result(tmp_
     with child(tmp_path, model, "wait") as other:
         for _ in range(2):
             with OliveCache({"cache_dir": str(tmp_path / "cache"), "max_checkout_bytes": 0}) as cache:
-                assert names(cache.run_pass("shard", lambda _, output: shards(output, 2), model)) == FILES
+                assert (
+                    names(cache.run_pass("shard", lambda _, output: shards(output, 2), model, version="1"))
+                    == FILES
+                )
             assert left(tmp_path)
         other.kill()
         other.communicate()
@@ -237,7 +240,7 @@ def test_threads_that_want_one_thing_wait_for_the_one_that_makes_it(cache, model
         (output / "o.bin").write_bytes(os.urandom(16))
 
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: cache.run_pass("p", make, model), range(8)))
+        folders = list(pool.map(lambda _: cache.run_pass("p", make, model, version="1"), range(8)))
     assert len({(folder / "o.bin").read_bytes() for folder in folders}) == 1
     assert len(calls) == 1
     assert not cache.problems
@@ -253,7 +256,7 @@ def test_threads_with_caches_of_their_own_do_so_too(tmp_path, model):
 
     def work(_):
         with OliveCache(tmp_path / "cache") as cache:
-            return (cache.run_pass("p", make, model) / "o.bin").read_bytes()
+            return (cache.run_pass("p", make, model, version="1") / "o.bin").read_bytes()
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(work, range(4)))) == 1
@@ -272,7 +275,7 @@ def test_where_the_first_one_fails_the_next_one_tries(cache, model):
 
     def work(_):
         try:
-            return names(cache.run_pass("p", make, model))
+            return names(cache.run_pass("p", make, model, version="1"))
         except RuntimeError:
             return "failed"
 
@@ -291,7 +294,9 @@ def test_different_things_are_made_at_the_same_time(cache, model):
         shards(output, key)
 
     with ThreadPoolExecutor(4) as pool:
-        work = [pool.submit(cache.run_pass, "p", make, model, {"key": key}) for key in range(1, 5)]
+        work = [
+            pool.submit(cache.run_pass, "p", make, model, {"key": key}, version="1") for key in range(1, 5)
+        ]
     assert [len(names(done.result())) for done in work] == [1, 2, 3, 4]
 
 
@@ -304,12 +309,14 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(cache, model):
         shards(output, 2)
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(cache.run_pass, "p", make, model)
+        first = pool.submit(cache.run_pass, "p", make, model, version="1")
         assert making.wait(10)
         child = os.fork()
         if not child:
             signal.alarm(20)
-            os._exit(names(cache.run_pass("p", lambda _, output: shards(output, 2), model)) != FILES)
+            os._exit(
+                names(cache.run_pass("p", lambda _, output: shards(output, 2), model, version="1")) != FILES
+            )
         assert os.waitpid(child, 0)[1] == 0
         go_on.set()
         assert names(first.result()) == FILES
@@ -325,7 +332,7 @@ def make(model, output):
 print("ready", flush=True)
 sys.stdin.readline()
 with OliveCache(sys.argv[1]) as cache:
-    print((cache.run_pass("p", make, sys.argv[2]) / "o.bin").read_bytes().hex())
+    print((cache.run_pass("p", make, sys.argv[2], version="1") / "o.bin").read_bytes().hex())
     assert not cache.problems, cache.problems
 """
 
@@ -374,12 +381,12 @@ def test_a_pass_on_a_full_disk_works_elsewhere(tmp_path, model, full, monkeypatc
     with OliveCache(tmp_path / "cache") as cache:
         if not stored:
             monkeypatch.setattr(cache.local, "add", refuse)
-        folder = cache.run_pass("shard", lambda _, output: shards(output, 2), model)
+        folder = cache.run_pass("shard", lambda _, output: shards(output, 2), model, version="1")
         assert names(folder) == FILES
         assert folder.is_relative_to(full)
         assert any("folder in the cache" in problem for problem in cache.problems)
         assert any("cache the model" in problem for problem in cache.problems) != stored
-        again = cache.run_pass("shard", lambda _, output: pytest.fail("made twice"), model)
+        again = cache.run_pass("shard", lambda _, output: pytest.fail("made twice"), model, version="1")
         assert names(again) == FILES
     assert folder.exists() != stored  # the only copy of a result is never deleted
 
@@ -397,7 +404,7 @@ def test_a_pass_that_fills_the_disk_runs_again_elsewhere(cache, model, tmp_path)
             except OSError as error:
                 raise RuntimeError("The writer failed.") from error
 
-    assert names(cache.run_pass("shard", make, model)) == FILES
+    assert names(cache.run_pass("shard", make, model, version="1")) == FILES
     assert places[0].is_relative_to(tmp_path / "cache")
     assert not places[1].is_relative_to(tmp_path / "cache")
     assert not places[0].exists()
@@ -406,17 +413,17 @@ def test_a_pass_that_fills_the_disk_runs_again_elsewhere(cache, model, tmp_path)
 
 def test_a_pass_that_fails_for_a_full_disk_twice_fails(cache, model):
     with pytest.raises(OSError, match="No space left"):
-        cache.run_pass("shard", refuse, model)
+        cache.run_pass("shard", refuse, model, version="1")
 
 
 def test_a_hit_on_a_full_disk_is_written_elsewhere(tmp_path, model, full, monkeypatch):
     with OliveCache(tmp_path / "cache") as cache:
-        cache.run_pass("shard", lambda _, output: shards(output, 2), model)
+        cache.run_pass("shard", lambda _, output: shards(output, 2), model, version="1")
     shutil.rmtree(tmp_path / "cache" / "runs")
     monkeypatch.setattr(Placements, "scratch", refuse)
     with OliveCache(tmp_path / "cache") as cache:
         for _ in range(2):
-            folder = cache.run_pass("shard", lambda _, output: pytest.fail("made twice"), model)
+            folder = cache.run_pass("shard", lambda _, output: pytest.fail("made twice"), model, version="1")
             assert names(folder) == FILES
             assert folder.is_relative_to(full)
         assert len([problem for problem in cache.problems if "into the cache" in problem]) == 1
@@ -442,12 +449,12 @@ def test_a_real_disk_of_four_megabytes(tmp_path, model):
 
     try:
         with OliveCache(place / "cache") as cache:
-            small = (cache.run_pass("p", make, model, {"size": 1 << 10}) / "o.bin").read_bytes()
-            large = cache.run_pass("p", make, model, {"size": 8 << 20})
+            small = (cache.run_pass("p", make, model, {"size": 1 << 10}, version="1") / "o.bin").read_bytes()
+            large = cache.run_pass("p", make, model, {"size": 8 << 20}, version="1")
             assert (large / "o.bin").stat().st_size == 8 << 20
             assert bool(cache.problems) == mounted
             assert large.is_relative_to(place) != mounted
-            hit = cache.run_pass("p", make, model, {"size": 1 << 10})
+            hit = cache.run_pass("p", make, model, {"size": 1 << 10}, version="1")
             assert (hit / "o.bin").read_bytes() == small
     finally:
         if mounted:

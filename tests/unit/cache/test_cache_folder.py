@@ -32,7 +32,7 @@ here = Path(sys.argv[1])
 (here / "in.bin").write_bytes(b"x")
 for place in (str(here / "cache"), "~/cache"):
     with OliveCache({"cache_dir": [place, (here / "shared").as_uri()]}) as cache:
-        assert (cache.run_pass("p", make, here / "in.bin") / "o.bin").read_bytes() == b"x"
+        assert (cache.run_pass("p", make, here / "in.bin", version="1") / "o.bin").read_bytes() == b"x"
         assert bool(cache.problems) == place.startswith("~"), cache.problems
 os.chdir(here)
 assert not (here / "~").exists()
@@ -84,9 +84,9 @@ def test_a_cache_may_lie_anywhere(tmp_path, folder):
         (output / "o.bin").write_bytes(b"y")
 
     with OliveCache(config) as one:
-        kept = one.run_pass("p", make, tmp_path / "in.bin")
+        kept = one.run_pass("p", make, tmp_path / "in.bin", version="1")
         with OliveCache(config) as two:
-            assert (two.run_pass("p", make, tmp_path / "in.bin") / "o.bin").read_bytes() == b"y"
+            assert (two.run_pass("p", make, tmp_path / "in.bin", version="1") / "o.bin").read_bytes() == b"y"
         assert (kept / "o.bin").exists()
         assert not one.problems
     assert len(calls) == 1

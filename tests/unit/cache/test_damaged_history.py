@@ -50,7 +50,7 @@ def test_a_damaged_run_is_recorded_anew_and_explains_nothing(config, tmp_path, c
     run = {"k": 1}
     with OliveCache(config) as cache:
         for k in (1, 2):
-            cache.run_pass("p", make, tmp_path / "in.bin", {"k": k})
+            cache.run_pass("p", make, tmp_path / "in.bin", {"k": k}, version="1")
         name = cache.get_output_model_id("p", settings, "input")
         cache.cache_run("p", settings, "input", name)
         damage_newest_pack(cache)
@@ -65,4 +65,6 @@ def test_a_damaged_run_is_recorded_anew_and_explains_nothing(config, tmp_path, c
         cache.cache_run("p", settings, "input", name)
         assert not cache.problems
         assert cache.runs.load_run(name).status is RunStatus.DONE
-        assert (cache.run_pass("p", make, tmp_path / "in.bin", run) / "o.bin").read_bytes() == b"1"
+        assert (
+            cache.run_pass("p", make, tmp_path / "in.bin", run, version="1") / "o.bin"
+        ).read_bytes() == b"1"

@@ -55,7 +55,7 @@ def test_what_a_failed_download_left_is_no_part_of_the_next_one(tmp_path, error)
 
 
 def test_what_a_killed_process_left_goes(tmp_path):
-    left = tmp_path / ".casstore-saving-0123" / "new"
+    left = tmp_path / ".scratch.0123456789ab.casstore" / "new"
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"x")
     Resources(tmp_path).local_path(Remote())

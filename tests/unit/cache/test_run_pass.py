@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from casstore import CacheConfig, ConfigError, OliveCache
+from casstore import CacheConfig, ConfigError, OliveCache, RefNotFound
 
 
 class Halving:
@@ -51,24 +51,33 @@ def test_it_runs_once_for_each_content_config_and_version(tmp_path, halve, model
         assert halve.runs == 5
 
 
+@pytest.mark.parametrize("version", [{}, {"version": None}, {"version": ""}])
+def test_a_pass_needs_a_version(tmp_path, halve, model, version):
+    with OliveCache(tmp_path / "cache") as cache, pytest.raises(ConfigError, match="edited pass"):
+        cache.run_pass("halve", halve, model, **version)
+    assert halve.runs == 0
+
+
 def test_a_moved_copy_of_the_model_is_the_same_model(tmp_path, halve, model):
     with OliveCache(tmp_path / "cache") as cache:
-        cache.run_pass("halve", halve, model)
+        cache.run_pass("halve", halve, model, version="1")
         (tmp_path / "elsewhere").mkdir()
         model.rename(tmp_path / "elsewhere" / "model.bin")
-        cache.run_pass("halve", halve, tmp_path / "elsewhere" / "model.bin")
+        cache.run_pass("halve", halve, tmp_path / "elsewhere" / "model.bin", version="1")
     assert halve.runs == 1
 
 
 def test_passes_chain_and_their_lineage_is_exact(tmp_path, halve, model):
     with OliveCache(tmp_path / "cache") as cache:
-        quarter = cache.run_pass("halve", halve, cache.run_pass("halve", halve, model))
+        quarter = cache.run_pass(
+            "halve", halve, cache.run_pass("halve", halve, model, version="1"), version="1"
+        )
         assert read(quarter) == model.read_bytes()[:64_000]
         last, first = cache.runs.list_runs(pass_name="halve")
         assert last.input == first.output
         assert cache.models.record(last.name).base.hex() == first.output
     with OliveCache(tmp_path / "cache") as cache:
-        cache.run_pass("halve", halve, cache.run_pass("halve", halve, model))
+        cache.run_pass("halve", halve, cache.run_pass("halve", halve, model, version="1"), version="1")
     assert halve.runs == 2
 
 
@@ -77,7 +86,11 @@ def test_a_second_machine_gets_what_the_first_made(tmp_path, halve, model):
     folders = []
     for name in ("first", "second"):
         with CacheConfig(cache_dir=[str(tmp_path / name), shared]).create_cache() as cache:
-            folders.append(cache.run_pass("halve", halve, cache.run_pass("halve", halve, model)))
+            folders.append(
+                cache.run_pass(
+                    "halve", halve, cache.run_pass("halve", halve, model, version="1"), version="1"
+                )
+            )
             assert not cache.problems
     assert halve.runs == 2
     assert read(folders[0]) == read(folders[1])
@@ -92,7 +105,7 @@ def test_what_the_pass_raises_is_recorded_and_raised_and_runs_again(tmp_path, mo
     with OliveCache(tmp_path / "cache") as cache:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="out of memory"):
-                cache.run_pass("fail", fail, model)
+                cache.run_pass("fail", fail, model, version="1")
         [run] = cache.runs.list_runs()
         assert run.status == "failed"
         assert "out of memory" in cache.runs.load_run(run.name).error
@@ -100,47 +113,59 @@ def test_what_the_pass_raises_is_recorded_and_raised_and_runs_again(tmp_path, mo
 
 def test_an_output_that_was_changed_by_hand_is_not_the_cached_one(tmp_path, halve, model):
     with OliveCache(tmp_path / "cache") as cache:
-        folder = cache.run_pass("halve", halve, model)
+        folder = cache.run_pass("halve", halve, model, version="1")
         made = read(folder)
         (folder / "model.bin").write_bytes(b"changed")
-        again = cache.run_pass("halve", halve, model)
+        again = cache.run_pass("halve", halve, model, version="1")
         assert read(again) == made
         assert halve.runs == 1
-        assert read(cache.run_pass("halve", halve, folder)) == b"cha"
+        assert read(cache.run_pass("halve", halve, folder, version="1")) == b"cha"
 
 
 def test_a_model_that_is_not_there_is_said_so(tmp_path, halve):
     with OliveCache(tmp_path / "cache") as cache, pytest.raises(ConfigError, match="nothing"):
-        cache.run_pass("halve", halve, tmp_path / "nothing.bin")
+        cache.run_pass("halve", halve, tmp_path / "nothing.bin", version="1")
 
 
 def test_damage_in_the_store_is_mended_by_the_next_run(tmp_path, halve, model, caplog):
     config = {"cache_dir": str(tmp_path / "cache"), "max_checkout_bytes": 0}
     with OliveCache(config) as cache:
-        made = read(cache.run_pass("halve", halve, model))
+        made = read(cache.run_pass("halve", halve, model, version="1"))
     for pack in (tmp_path / "cache" / "store" / "packs").glob("*/*"):
         data = bytearray(pack.read_bytes())
         data[200] ^= 1
         pack.chmod(0o644)
         pack.write_bytes(data)
     with OliveCache(config) as cache, caplog.at_level(logging.ERROR):
-        assert read(cache.run_pass("halve", halve, model)) == made
+        assert read(cache.run_pass("halve", halve, model, version="1")) == made
         assert halve.runs == 2
         assert "damaged" in caplog.text
         assert cache.problems
     with OliveCache(config) as cache:
-        assert read(cache.run_pass("halve", halve, model)) == made
+        assert read(cache.run_pass("halve", halve, model, version="1")) == made
         assert not cache.problems
     assert halve.runs == 2
 
 
 def test_explain_names_what_differs(tmp_path, halve, model):
     with OliveCache(tmp_path / "cache") as cache:
-        cache.run_pass("halve", halve, model, {"keep": 0.5})
+        cache.run_pass("halve", halve, model, {"keep": 0.5}, version="1")
         model_id = cache.local.content_id(str(model))
-        other = cache.get_output_model_id("halve", {"keep": 0.25}, model_id, pass_version="")
+        other = cache.get_output_model_id("halve", {"keep": 0.25}, model_id, pass_version="1")
         [difference] = cache.explain(other).differences
         assert (difference.field, difference.earlier, difference.now) == ("config.keep", 0.5, 0.25)
+
+
+def test_a_run_keeps_what_it_leaves_besides_its_output(tmp_path, halve, model):
+    (tmp_path / "report.txt").write_text("all good")
+    with OliveCache(tmp_path / "cache") as cache:
+        cache.run_pass("halve", halve, model, version="1")
+        [row] = cache.runs.list_runs()
+        run = cache.runs.add_artifact(row.name, "report", tmp_path / "report.txt")
+        assert cache.runs.load_run(row.name) == run
+        assert run.artifacts == {"report": bytes.fromhex(cache.local.content_id(tmp_path / "report.txt"))}
+        with pytest.raises(RefNotFound):
+            cache.runs.add_artifact("never", "report", tmp_path / "report.txt")
 
 
 def two_parts(_, output):
@@ -155,10 +180,10 @@ def names_of(model, output):
 
 def test_a_part_of_an_earlier_result_is_an_input_of_its_own(tmp_path, model):
     with OliveCache(tmp_path / "cache") as cache:
-        made = cache.run_pass("two", two_parts, model)
+        made = cache.run_pass("two", two_parts, model, version="1")
 
         def names(folder):
-            return (cache.run_pass("names", names_of, folder) / "names").read_text()
+            return (cache.run_pass("names", names_of, folder, version="1") / "names").read_text()
 
         assert [names(made), names(made / "b"), names(made / "b" / "..")] == ["a b w w", "w", "a b w w"]
         (made / "added").write_text("by hand")
@@ -173,12 +198,12 @@ def test_a_checkout_is_the_same_input_as_what_it_was_made_from(tmp_path, model):
         names_of(source, output)
 
     with OliveCache(tmp_path / "cache") as cache:
-        made = cache.run_pass("two", two_parts, model)
-        cache.run_pass("count", count, made)
+        made = cache.run_pass("two", two_parts, model, version="1")
+        cache.run_pass("count", count, made, version="1")
         shutil.rmtree(made)
-        again = cache.run_pass("two", two_parts, model)
+        again = cache.run_pass("two", two_parts, model, version="1")
         assert again != made
-        cache.run_pass("count", count, again)
+        cache.run_pass("count", count, again, version="1")
     assert ran == [made]
 
 
@@ -196,7 +221,7 @@ def test_a_pass_that_only_promises_to_work_is_refused(tmp_path, model):
         for make in (generator, coroutine, asynchronous):
             for _ in range(2):
                 with pytest.raises(ConfigError, match="made nothing"):
-                    cache.run_pass("late", make, model)
+                    cache.run_pass("late", make, model, version="1")
 
 
 def test_a_pass_may_change_its_config(tmp_path, model):
@@ -207,7 +232,7 @@ def test_a_pass_may_change_its_config(tmp_path, model):
 
     config = {"steps": [1, 2], "more": {"x": []}}
     with OliveCache(tmp_path / "cache") as cache:
-        cache.run_pass("consume", consume, model, config)
+        cache.run_pass("consume", consume, model, config, version="1")
         assert config == {"steps": [1, 2], "more": {"x": []}}
         [run] = cache.runs.list_runs(pass_name="consume")
         assert cache.runs.load_run(run.name).config == config
@@ -221,8 +246,8 @@ def test_an_input_that_changes_meanwhile_is_not_what_the_result_was_made_of(tmp_
         (output / "model.bin").write_bytes(source.read_bytes())
 
     with OliveCache(tmp_path / "cache") as cache, caplog.at_level(logging.WARNING):
-        assert read(cache.run_pass("slow", slow, model)) == before[::-1]
+        assert read(cache.run_pass("slow", slow, model, version="1")) == before[::-1]
         assert "changed while the pass slow ran" in caplog.text
         model.write_bytes(before)
         assert cache.runs.list_runs() == []
-        assert read(cache.run_pass("slow", slow, model)) == before
+        assert read(cache.run_pass("slow", slow, model, version="1")) == before

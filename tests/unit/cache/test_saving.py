@@ -787,7 +787,7 @@ def test_two_writers_of_one_folder_leave_each_others_work_alone(save, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     source = onnx_file(tmp_path / "g.onnx")
-    with output_module._aside(str(out)) as aside:
+    with output_module.scratch_folder(str(out)) as aside:
         write(out / "probe")
         save(onnx_config(source))
         assert os.path.isdir(aside)

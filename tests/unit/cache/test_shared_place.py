@@ -7,7 +7,7 @@ from fakes.machines import Machines, is_hit, run_pass
 from fakes.pipeline_models import hf_config
 
 from casstore import ConfigError, RefNotFound, SharedCache, Store
-from casstore.cache.mounts import unmounted
+from casstore.cache.shared.mounts import unmounted
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -16,7 +16,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casstore.cache.passes.room import has_room
+from casstore.cache.placements.recent import Recent
+from casstore.cache.placements.room import has_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_TEXT = os.strerror(errno.ENOSPC)
 _CAUSES = 10
-
-_KEPT_QUESTIONS = 10_000
-"""Models that a thread asked for without getting a folder: most of them are hits, and never need one."""
 
 
 class Attempts:
@@ -46,12 +44,9 @@ class Attempts:
         self._outside: set[Path] = set()
 
     def asked(self, model_id: str) -> None:
-        """End this thread's attempt: the thread asks whether the model is there, or has learned that it is not."""
+        """End this thread's attempt: the thread asks whether the model is there, or knows that it is not."""
         self._thread.folders.pop(model_id, None)
-        self._thread.asked.pop(model_id, None)
-        self._thread.asked[model_id] = None
-        if len(self._thread.asked) > _KEPT_QUESTIONS:
-            del self._thread.asked[next(iter(self._thread.asked))]
+        self._thread.asked.put(model_id, None)
 
     def found(self, model_id: str) -> None:
         """Undo `asked`: the model is there, and with it the folder that it was made in."""
@@ -169,7 +164,8 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
-        self.asked: dict[str, None] = {}
+        # Most models that are asked for are hits, and never need a folder.
+        self.asked: Recent[None] = Recent()
 
 
 def _is_in(text: str, folder: Path) -> bool:

@@ -1,30 +1,27 @@
-"""A model config and its files: how they become one tree, and a config whose paths exist on another machine.
+"""Finds the files that a model config of Olive names, and gives each a path in the model's tree.
 
-The only code that knows which settings of a model config name files (design §2). Inside the tree of a cached
-model, `model.json` holds the config with paths relative to the tree, beside the files that it names:
+The only code that knows which settings of a model config name files (design §2). In the tree they lie beside the
+config, whose paths are relative to the tree:
 
     model.json   model/…   adapter/…   additional_files/0/NAME   components/1/model/…
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casstore import tensors
+from casstore.cache.document import LAZY_FLAG, CollectedModel, ModelDocument, set_at, texts
 from casstore.cache.values import plain
-from casstore.errors import ConfigError, FormatError, UnsupportedVersion
-from casstore.format.paths import check_path
+from casstore.errors import ConfigError
 from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-DOCUMENT_NAME = "model.json"
-DOCUMENT_VERSION = 1
+    from casstore.cache.document import Pointer
 
 FILE_SETTINGS = {
     "model_path": "model",
@@ -38,67 +35,7 @@ FILE_SETTINGS = {
 LOCAL_RESOURCES = frozenset({"file", "folder", "local_file", "local_folder"})
 """Types of resources, as newer and older pipelines write them, that are a path on this machine."""
 
-_LAZY_FLAG = "shared_cache"
 _ADDITIONAL = "additional_files"
-
-Pointer = tuple["str | int", ...]
-"""Where in a config a value is: keys and positions, outermost first."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDocument:
-    """A model config whose `paths` point at values that are paths relative to the model's tree."""
-
-    model: dict[str, Any]
-    paths: tuple[Pointer, ...] = ()
-
-    def encode(self) -> bytes:
-        """Return the bytes of `model.json`: the same config gives the same bytes, whatever its keys' order."""
-        value = {
-            "version": DOCUMENT_VERSION,
-            "model": self.model,
-            "paths": [list(pointer) for pointer in self.paths],
-        }
-        return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
-
-    def located(self, locate: Callable[[str], str]) -> dict[str, Any]:
-        """Return the config with every path replaced by its place on this machine, which `locate` gives."""
-        config = copy.deepcopy(self.model)
-        for pointer in self.paths:
-            _set(config, pointer, locate(_get(config, pointer)))
-        return config
-
-
-@dataclass(frozen=True, slots=True)
-class CollectedModel:
-    """A model to be cached: the document, and for each path in the tree where its files are now."""
-
-    document: ModelDocument
-    places: dict[str, str] = field(default_factory=dict)
-
-
-def decode_document(data: bytes) -> ModelDocument:
-    """Read `model.json`; raise FormatError unless every path in it stays inside the tree (design §11)."""
-    try:
-        value = json.loads(data)
-        version, model = int(value["version"]), dict(value["model"])
-        paths = tuple(tuple(pointer) for pointer in value["paths"])
-        for pointer in paths:
-            check_path(_get(model, pointer))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-        ConfigError,
-    ) as error:
-        # Invariant 4: a config from elsewhere is used only if it has the form that this module writes.
-        raise FormatError(f"The {DOCUMENT_NAME} of a cached model cannot be used: {error}.") from error
-    if version > DOCUMENT_VERSION:
-        raise UnsupportedVersion(f"This model was cached by a newer casstore (document version {version}).")
-    return ModelDocument(model, paths)
 
 
 def locate_here(text: str) -> str | None:
@@ -122,7 +59,7 @@ def collect(
     config: dict[str, Any] = plain(model_json, what="The model config")
     strip_flag(config)
     named = list(_named_files(config, locate))
-    places: dict[str, str] = {}
+    files: dict[str, str] = {}
     roots: dict[str, str] = {}
     paths: set[Pointer] = set()
     # Outer folders first, so that nothing inside one of them is taken twice.
@@ -132,13 +69,13 @@ def collect(
             # An additional folder is known by its name, as a file is; any other by what it is for.
             has_name = not os.path.isdir(location) or _ADDITIONAL in role.split("/")
             name = f"{role}/{tree_name(os.path.basename(location))}" if has_name else role
-            roots[location], places[name] = name, location
+            roots[location], files[name] = name, location
             for outer in companions(location):
-                places[f"{role}/{outer}"] = os.path.join(os.path.dirname(location), outer)
+                files[f"{role}/{outer}"] = os.path.join(os.path.dirname(location), outer)
             inside = name
-        _set(config, pointer, inside)
+        set_at(config, pointer, inside)
         paths.add(pointer)
-    for pointer, text in list(texts(config, ())):
+    for pointer, text in list(texts(config)):
         if pointer in paths or not os.path.isabs(text):
             continue
         try:
@@ -147,27 +84,27 @@ def collect(
             found = None  # It is not one of the model's files, so the model does not need it.
         inside = _inside(found, roots) if found is not None else None
         if inside is not None:
-            _set(config, pointer, inside)
+            set_at(config, pointer, inside)
             paths.add(pointer)
         elif found is not None or os.path.lexists(text):
             # Paths of this machine are not stored: elsewhere they would mean nothing, or something else.
-            _set(config, pointer, os.path.basename(os.path.normpath(text)))
-    return CollectedModel(ModelDocument(config, tuple(sorted(paths, key=repr))), places)
+            set_at(config, pointer, os.path.basename(os.path.normpath(text)))
+    return CollectedModel(ModelDocument(config, tuple(sorted(paths, key=repr))), files)
 
 
 def _named_files(
     config: dict[str, Any], locate: Callable[[str], str | None]
 ) -> Iterator[tuple[Pointer, str, str]]:
-    """Yield for each file that a config names its pointer, its path in the tree, and its place."""
-    for pointer, role, value in _file_settings(config, (), ""):
-        place, text = pointer, value
+    """Yield for each file that a config names its pointer, its path in the tree, and its path on this machine."""
+    for setting, role, value in _file_settings(config, (), ""):
+        pointer, text = setting, value
         if isinstance(value, dict) and str(value.get("type", "")).lower() in LOCAL_RESOURCES:
-            place, text = (*pointer, "config", "path"), (value.get("config") or {}).get("path")
+            pointer, text = (*setting, "config", "path"), (value.get("config") or {}).get("path")
         if not isinstance(text, str) or not text:
             continue
         location = locate(text)
         if location is not None:
-            yield place, role, location
+            yield pointer, role, location
 
 
 def _file_settings(node: Any, pointer: Pointer, prefix: str) -> Iterator[tuple[Pointer, str, Any]]:
@@ -240,38 +177,9 @@ def _inside(location: str, roots: dict[str, str]) -> str | None:
 
 
 def strip_flag(node: Any) -> None:
-    """Drop the mark of a config whose files are still elsewhere: it must never be kept."""
+    """Drop the flag of a config whose files are still elsewhere: it must never be stored."""
     config = node.get("config") if isinstance(node, dict) else None
     if isinstance(config, dict):
-        config.pop(_LAZY_FLAG, None)
+        config.pop(LAZY_FLAG, None)
         for component in config.get("model_components") or []:
             strip_flag(component)
-
-
-def mark_lazy(model_json: dict[str, Any]) -> dict[str, Any]:
-    """Mark a config whose files are still elsewhere, as Olive's callers expect."""
-    model_json.setdefault("config", {})[_LAZY_FLAG] = True
-    return model_json
-
-
-def texts(node: Any, pointer: Pointer) -> Iterator[tuple[Pointer, str]]:
-    """Yield every text in a config with its pointer."""
-    if isinstance(node, str):
-        yield pointer, node
-    elif isinstance(node, (dict, list)):
-        for key, item in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from texts(item, (*pointer, key))
-
-
-def _get(node: Any, pointer: Pointer) -> Any:
-    for key in pointer:
-        node = node[key]
-    if not isinstance(node, str):
-        raise TypeError(f"{pointer} is not a path")
-    return node
-
-
-def _set(node: Any, pointer: Pointer, value: str) -> None:
-    for key in pointer[:-1]:
-        node = node[key]
-    node[pointer[-1]] = value

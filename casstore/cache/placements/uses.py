@@ -1,0 +1,107 @@
+"""Which folders live processes use: each process locks a list of its own, and the kernel unlocks a dead one's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import threading
+import uuid
+import weakref
+from typing import TYPE_CHECKING
+
+from casstore.cache.placements.room import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_log = logging.getLogger("casstore.cache")
+
+
+class Uses:
+    """The folders that this process uses, and those of others, by lists in `folder`. Safe in threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._mine: set[str] = set()
+        self._list: int | None = None
+        self._list_path: Path | None = None
+        _all.add(self)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the one short lock under which folders are claimed, moved and deleted."""
+        with self._lock:
+            descriptor = os.open(self._folder / "list.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                unlock(descriptor)
+
+    def claim(self, folder: Path, *, needed: bool = False) -> None:
+        """Put a folder on this process's list; `needed` raises OSError where that cannot be written."""
+        name = str(folder)
+        if name in self._mine:
+            return
+        try:
+            if self._list is None:
+                self._list_path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex}.uses"
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+                self._list = os.open(self._list_path, flags, 0o666)
+                fcntl.flock(self._list, fcntl.LOCK_EX)
+            write_whole(self._list, os.fsencode(name) + b"\0")
+        except OSError as error:
+            if needed:
+                raise
+            # Invariant 13: on a full disk, files are used without telling other processes so.
+            _log.warning("%s is used, but could not be listed as in use: %s", name, error)
+        self._mine.add(name)
+
+    def used(self) -> set[str]:
+        """Return every folder that a live process uses; lists of processes that ended are removed."""
+        used = set(self._mine)
+        for path in self._folder.glob("*.uses"):
+            if path == self._list_path:
+                continue
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                        raise
+                    used.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
+                else:
+                    path.unlink(missing_ok=True)  # Its process is gone, and with it every use (invariant 10).
+        return used
+
+    def close(self) -> None:
+        """Give up every use."""
+        with self._lock:
+            self._mine.clear()
+            held, self._list = self._list, None
+            if held is not None:
+                os.close(held)  # The lock goes with it, so other processes see that nothing is used.
+
+
+_all: weakref.WeakSet[Uses] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Give the child locks of its own: the parent's thread that held one does not exist there."""
+    for uses in list(_all):
+        uses._lock = threading.Lock()  # noqa: SLF001  # of this module
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def unlock(descriptor: int) -> None:
+    """Unlock and close: a child that was forked meanwhile has the descriptor as well, and would keep the lock."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
