@@ -43,14 +43,14 @@ def weights(seed, shape, dtype=np.float32):
     return np.random.default_rng(seed).normal(0, 0.02, shape).astype(dtype)
 
 
-TENSORS = {"w": weights(1, (12, 20)), "b": weights(2, (9,), np.float16)}
+TENSORS = {"w": weights(1, (6, 20)), "b": weights(2, (9,), np.float16)}
 SMALL = {
     "models/first": model_of(
         planes__safetensors=safetensors_bytes(TENSORS),
         text__txt=b"the same words again, " * 40,
-        raw=noise(1, 300),
+        raw=noise(1, 60),
     ),
-    "models/second": model_of(raw=noise(1, 300), other=noise(2, 200)),
+    "models/second": model_of(raw=noise(1, 60), other=noise(2, 40)),
 }
 
 
