@@ -163,11 +163,12 @@ def test_frames_stored_twice_and_damage_are_seen(tmp_path, corpus):
     assert pack.name in concurrent.inspect(str(two))["problems"][0]
 
 
-def test_a_writer_does_not_wait_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(concurrent, "_PATIENCE", 0.01)
+def test_a_writer_does_not_wait_for_ever(tmp_path):
     (tmp_path / "gate").mkdir()
     with pytest.raises(BenchmarkError, match="Not all of 2 writers"):
-        concurrent.write(str(tmp_path / "store"), [], str(tmp_path / "gate"), number=0, writers=2)
+        concurrent.write(
+            str(tmp_path / "store"), [], str(tmp_path / "gate"), number=0, writers=2, patience=0.01
+        )
 
 
 def test_page_cache_is_what_the_scenario_asks_for(harness, tmp_path, monkeypatch):

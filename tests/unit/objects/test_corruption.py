@@ -90,6 +90,15 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def smallest(tmp_path_factory):
+    """A store of one model, in which every kind of file and every encoding is."""
+    top = tmp_path_factory.mktemp("smallest")
+    models = {"models/first": SMALL["models/first"]}
+    assert build(top / "store", models, top, more=False) == {"raw", "zstd", "planes"}
+    return top / "store"
+
+
+@pytest.fixture(scope="module")
 def large(tmp_path_factory):
     top = tmp_path_factory.mktemp("large")
     with pytest.MonkeyPatch.context() as patch:
@@ -170,12 +179,12 @@ SMALL_TENSORS = {("models/first", "planes/safetensors", name): array for name, a
 
 
 @pytest.mark.parametrize("part", ["format", "packs", "index", "refs", "gc"])
-def test_check_reports_every_flipped_byte_of_a_small_store(small, part):
+def test_check_reports_every_flipped_byte_of_a_small_store(smallest, part):
     """Every byte of every file, one at a time."""
-    backend = in_memory(small)
+    backend = in_memory(smallest)
     store = opened(backend)
     tried, missed = 0, []
-    for key in files_of(small, part) if part != "format" else ["format"]:
+    for key in files_of(smallest, part) if part != "format" else ["format"]:
         data = backend.read(key)
         for at, mask in enumerate(masks(len(data), seed=key[-8:])):
             with damaged(backend, key, flipped(data, at, mask)):
