@@ -7,8 +7,10 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import hypothesis
+import platformdirs
 import pytest
 from fakes.counts import EXAMPLES
 
@@ -19,6 +21,7 @@ hypothesis.settings.load_profile("casstore")
 
 
 MAX_WORKERS = 4  # each starts servers of its own
+BYTE_CODE = Path(platformdirs.user_cache_dir("casstore-tests")) / "byte-code"
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -28,20 +31,21 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the longest test: begun at the end, it would leave the other processors without work."""
-    items.sort(key=lambda item: item.name != "test_smoke_run_measures_every_scenario_and_reports")
+    """Start with the longest step: begun at the end, it would leave the other processors without work."""
+    items.sort(key=lambda item: "smoke" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def byte_code(tmp_path_factory):
-    """Let the processes that tests start compile each module once, where Python is told to keep no byte code."""
-    run = tmp_path_factory.getbasetemp()
-    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+def byte_code():
+    """Let the processes that tests start find what earlier ones compiled, where Python is told to keep no byte code.
+
+    Return the folder, which is the user's: the next run of the tests finds it too.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if sys.dont_write_bytecode:
             patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-            patch.setenv("PYTHONPYCACHEPREFIX", str(run / "byte-code"))
-        yield
+            patch.setenv("PYTHONPYCACHEPREFIX", str(BYTE_CODE))
+        yield BYTE_CODE
 
 
 @contextmanager

@@ -37,7 +37,6 @@ STORED = Metric("stored", "MB", "lower")
 TWICE = Metric("stored twice", "MB", "lower")
 
 _MODULE = "benchmarks.scenarios.concurrent"
-_PATIENCE = 60.0
 
 
 def run(harness: Harness) -> list[Measurement]:
@@ -87,13 +86,18 @@ def _trial(harness: Harness, corpus: Corpus, writers: int) -> Sample:
     }
 
 
-def write(store: str, models: list[list[Any]], gate: str, number: int, writers: int) -> dict[str, float]:
-    """Wait until all writers are here, then add models, given as [name, folder, name of the base or None]."""
+def write(
+    store: str, models: list[list[Any]], gate: str, number: int, writers: int, *, patience: float = 60.0
+) -> dict[str, float]:
+    """Wait until all writers are here, then add models, given as [name, folder, name of the base or None].
+
+    Raises BenchmarkError if some are not here after `patience` seconds.
+    """
     (Path(gate) / str(number)).touch()
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while len(list(Path(gate).iterdir())) < writers:
         if time.monotonic() > deadline:
-            raise BenchmarkError(f"Not all of {writers} writers began within {_PATIENCE:g} s.")
+            raise BenchmarkError(f"Not all of {writers} writers began within {patience:g} s.")
         time.sleep(0.001)
     began = time.monotonic()  # One clock for all processes of a machine.
     added: set[str] = set()

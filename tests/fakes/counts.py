@@ -39,13 +39,13 @@ CRASH_SEEDS = count("CASSTORE_CRASH_SEEDS", 2)
 KILLS = count("CASSTORE_KILLS", 6)
 """Processes that add models and are killed."""
 
-SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 8)
+SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 6)
 """Syncs that are killed; a third each are pushes, pulls and copies."""
 
 SERVER_KILLS = count("CASSTORE_SERVER_KILLS", 2)
 """Times that each server goes away in the middle of a push and of a pull."""
 
-PUSHERS = count("CASSTORE_PUSHERS", 4)
+PUSHERS = count("CASSTORE_PUSHERS", 3)
 """Processes that push to one store at the same time."""
 
 FLIPS = count("CASSTORE_FLIPS", 60)

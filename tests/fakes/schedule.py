@@ -23,6 +23,7 @@ class Schedule:
         self._running = []
         self.errors = []
         self.steps = 0
+        self.choices = 0  # steps at which the actor could go on, and another one could take its turn
 
     @classmethod
     def by_chance(cls, random):
@@ -67,6 +68,7 @@ class Schedule:
         last = self._running[0]
         while self._running:
             others = [turn for turn in self._running if turn is not last]
+            self.choices += bool(others) and last in self._running
             if others and (self._change(self.steps) or last not in self._running):
                 last = self._choose(others)
             last.release()

@@ -13,6 +13,7 @@ from fakes.stores import read_model, write_model
 from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy
 from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.format import names
+from casstore.format.marks import FORMAT_KEY
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
 from casstore.store.store import Store
@@ -93,6 +94,17 @@ class Side:
             deadline=tries, clock=lambda: next(ticks), sleep=lambda _: None, jitter=lambda low, high: 0.0
         )
         return self.open(RetryingBackend(backend or self.backend, policy))
+
+    def files(self):
+        """Return the files of the store by their keys: all but the one that names the store."""
+        keys = [entry.key for entry in self.backend.list("") if entry.key != FORMAT_KEY]
+        return {key: bytes(self.backend.read(key)) for key in keys}
+
+    def hold(self, files):
+        """Hold files of another store: what costs little beside adding the same models again."""
+        for key, data in files.items():
+            self.backend.put(key, [data])
+        return self
 
     def add(self, ref, content, **options):
         folder = write_model(content, self.tmp_path / f"model-{next(_folders)}")

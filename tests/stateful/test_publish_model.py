@@ -11,6 +11,7 @@ import functools
 import itertools
 import random
 import uuid
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -81,11 +82,22 @@ class Rules:
         return bases_of(wanted, listed)
 
 
+_footers = {}
+
+
+def read_once(backend, pack):
+    """Return the frames of a pack that is there; its id is the hash of what it holds."""
+    backend.stat(pack_key(pack))
+    if pack not in _footers:
+        _footers[pack] = frames_of(backend, pack)
+    return _footers[pack]
+
+
 def contents(backend):
     held = {}
     for pack in packs_of(backend):
         with suppress(ObjectNotFound):
-            held[pack] = frames_of(backend, pack)
+            held[pack] = read_once(backend, pack)
     return held
 
 
@@ -136,7 +148,7 @@ class World:
         alive = packs_of(self.plain)
         for pack in alive:
             if pack not in self.frames:
-                self.frames[pack] = frames_of(self.plain, pack)
+                self.frames[pack] = read_once(self.plain, pack)
                 self.held[pack] = ids_of(self.frames[pack])
         there = decoded(itertools.chain.from_iterable(self.frames[pack] for pack in alive))
         for name, objects in self.promised.items():
@@ -325,11 +337,12 @@ class Duel:
     forgotten: tuple[str, ...] = tuple(REFS)
 
     def play(self, rules, places, *, swapped):
-        """Run the schedule that changes at `places`."""
+        """Run the schedule that changes at `places`; return at how many steps it could have changed."""
         world = World(rules, Schedule.changing_at(places), forgotten=self.forgotten)
         for actor in (self.second, self.first) if swapped else (self.first, self.second):
             world.schedule.add(actor(world))
         world.run()
+        return world.schedule.choices
 
 
 def adds(*objects, running=False):
@@ -378,18 +391,24 @@ DUELS = {
 }
 
 
-def schedules(changes):
-    """Yield sets of at most so many places to change at."""
-    for count in range(changes + 1):
-        yield from itertools.combinations(range(PLACES), count)
+def play_every_order(duel, rules, restart, *, changes):
+    """Play each order that changes at most so many times, those with few changes first.
+
+    A change before the first step is the other order, and one after an actor's end is none.
+    """
+    orders = deque(((), swapped) for swapped in (False, True))
+    while orders:
+        places, swapped = orders.popleft()
+        restart()
+        choices = duel.play(rules, places, swapped=swapped)
+        if len(places) < changes:
+            later = range(places[-1] + 1 if places else 1, min(choices, PLACES))
+            orders.extend(((*places, place), swapped) for place in later)
 
 
 @pytest.mark.parametrize("duel", DUELS.values(), ids=DUELS.keys())
 def test_every_order_that_changes_a_few_times(duel, restart):
-    for places in schedules(CHANGES):
-        for swapped in (False, True):
-            restart()
-            duel.play(Rules(), places, swapped=swapped)
+    play_every_order(duel, Rules(), restart, changes=CHANGES)
 
 
 # ---- what happens when a rule is dropped
@@ -513,11 +532,5 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rules", "duel"), BROKEN, ids=[type(rules).__name__ for rules, _ in BROKEN])
 def test_the_search_finds_the_loss_when_a_rule_is_dropped(rules, duel, restart):
-    for places in schedules(3):
-        for swapped in (False, True):
-            restart()
-            try:
-                DUELS[duel].play(rules, places, swapped=swapped)
-            except Loss:
-                return
-    pytest.fail("no loss was found")
+    with pytest.raises(Loss):
+        play_every_order(DUELS[duel], rules, restart, changes=3)

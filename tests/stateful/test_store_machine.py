@@ -105,6 +105,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.known_contents = {}
         self.numbers = itertools.count()
         self.index_whole = True
+        self.checked = []
         name = uuid.uuid4().hex
         self.place = f"memory://{name}" if self.kind == "memory" else os.path.join(self.folder, name)
         self.work = os.path.join(self.folder, f"{name}-work")
@@ -119,6 +120,12 @@ class StoreMachine(RuleBasedStateMachine):
         if self.trusting:
             trust_fresh_files(store, min_age=-(1 << 62))
         return store
+
+    def _files(self):
+        """Return key and size of every file of the store; what has a name keeps its bytes."""
+        if not hasattr(self, "stores"):
+            return []
+        return sorted((entry.key, entry.size) for entry in self.stores[0].backend.list(""))
 
     def _new_folder(self):
         return os.path.join(self.work, str(next(self.numbers)))
@@ -383,7 +390,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def is_sound(self):
-        if hasattr(self, "stores"):
+        """Check the store whenever its files are others than at the last check."""
+        files = self._files()
+        if files != self.checked:
+            self.checked = files
             report = assert_clean(self.stores[0], read_data=False)
             assert report.models == len({held.model_id for held in self.held.values()})
 

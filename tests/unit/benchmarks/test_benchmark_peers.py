@@ -82,14 +82,14 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def check_contract(peer, models, work):
+def check_contract(peer, models, work, *, readings=(True, True, False)):
     """Add, restore, add again with and without reading; nothing may be lost or written elsewhere."""
     assert peer.version()
     assert peer.setting
     store = work / "store"
     peer.prepare(store)
     seen = []
-    for number, reread in enumerate((True, True, False)):
+    for number, reread in enumerate(readings):
         receipt = json.loads(json.dumps(peer.add(store, models, reread=reread)))
         seen.append(peer.stored_bytes(store))
         dest = work / f"restored-{number}"
@@ -100,8 +100,11 @@ def check_contract(peer, models, work):
             assert files(dest / model.name) == files(model.folder)
     plain = sum(len(data) for model in models for data in files(model.folder).values())
     assert 0 < seen[0] <= plain + 100_000
-    assert seen[2] < 1.1 * seen[0]
-    assert {path.name for path in work.iterdir()} == {"store", *(f"restored-{number}" for number in range(3))}
+    assert seen[-1] < 1.1 * seen[0]
+    assert {path.name for path in work.iterdir()} == {
+        "store",
+        *(f"restored-{number}" for number in range(len(readings))),
+    }
 
 
 @pytest.mark.parametrize("name", ALWAYS_HERE)
@@ -109,8 +112,10 @@ def test_what_goes_in_comes_out(name, models, tmp_path):
     peers = importlib.import_module("benchmarks.peers").PEERS
     work = tmp_path / "work"
     work.mkdir()
-    # Every step of the command is a process: two models are enough.
-    check_contract(peers[name](), models[:2] if name == "casstore-cli" else models, work)
+    if name == "casstore-cli":  # every step of the command is a process: a few are enough
+        check_contract(peers[name](), models[:2], work, readings=(True, False))
+    else:
+        check_contract(peers[name](), models, work)
 
 
 def test_equal_files_are_kept_once(models, tmp_path):

@@ -11,43 +11,18 @@ import pytest
 
 from benchmarks.datasets import CorpusModel
 from benchmarks.harness import BenchmarkError, Harness, Options
-from benchmarks.scenarios import SCENARIOS, concurrent, growth, one_more, read_tensor, size
+from benchmarks.scenarios import concurrent, growth, one_more, read_tensor, size
 from casstore import Store
 
 CORPUS = "synthetic:4"
 PEERS = ("casstore", "copy")
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory):
-    made = Harness(
-        Options(
-            peers=PEERS,
-            corpora=(CORPUS,),
-            repeats=1,
-            warmups=0,
-            growth_chunks=(2_000,),
-            refs_counts=(50,),
-            writers=2,
-            cache=tmp_path_factory.mktemp("cache"),
-        )
-    )
+@pytest.fixture
+def harness(benchmark_cache):
+    made = Harness(Options(peers=(), cache=benchmark_cache))
     yield made
-    assert [path.name for path in made.work.iterdir()] == ["user-cache"], "a scenario left files behind"
     made.close()
-
-
-@pytest.fixture(scope="module")
-def corpus(harness):
-    return harness.corpus(CORPUS)
-
-
-def _run(harness, scenario):
-    """Return the only sample of each (scenario, case, subject, metric name)."""
-    found = {}
-    for item in SCENARIOS[scenario](harness):
-        (found[item.scenario, item.case, item.subject, item.metric.name],) = item.samples
-    return found
 
 
 def _of(found, *key):
@@ -55,8 +30,8 @@ def _of(found, *key):
     return {name: value for (*place, name), value in found.items() if place == list(key)}
 
 
-def test_size_is_divided_without_remainder(harness, corpus):
-    found = _run(harness, "size")
+def test_size_is_divided_without_remainder(smoke, corpus):
+    found = smoke.samples("size")
     ours, theirs = (_of(found, "size", CORPUS, peer) for peer in PEERS)
     assert theirs == {"stored share": 1, "stored": corpus.size}
     assert ours["stored share"] == ours["stored"] / corpus.size
@@ -79,8 +54,8 @@ def test_sizes_that_do_not_add_up_are_refused(corpus):
             size.measured(corpus, {**split, **wrong}, 530)
 
 
-def test_one_more_costs_a_copy_all_of_it_and_casstore_what_is_new(harness, corpus):
-    found = _run(harness, "one-more")
+def test_one_more_costs_a_copy_all_of_it_and_casstore_what_is_new(smoke, corpus):
+    found = smoke.samples("one-more")
     models = {model.name: model for model in corpus.models}
     for name in ("last-block-retrained", "bf16"):
         ours, theirs = (_of(found, "one-more", f"{CORPUS}, {name}", peer) for peer in PEERS)
@@ -102,8 +77,8 @@ def test_one_more_leaves_out_what_was_made_of_the_variant(corpus):
     assert [model.name for model in one_more.steps(made)] == ["both"]
 
 
-def test_tensors_read_from_the_store_are_those_of_the_file(harness, corpus):
-    found = _run(harness, "read-tensor")
+def test_tensors_read_from_the_store_are_those_of_the_file(smoke, corpus):
+    found = smoke.samples("read-tensor")
     chosen = read_tensor.choices(corpus)
     assert all(small.size < large.size for small, large in pairwise(chosen))
     assert len(chosen) == 3
@@ -129,8 +104,8 @@ def test_tensors_that_differ_are_refused(corpus):
         read_tensor.sample({**answer, "hashes": ["other", "other"]}, choice, seen)
 
 
-def test_refs_are_listed_found_and_added(harness):
-    found = _of(_run(harness, "refs"), "refs", "50", "casstore")
+def test_refs_are_listed_found_and_added(smoke):
+    found = _of(smoke.samples("refs"), "refs", "20", "casstore")
     assert set(found) == {
         "list, first time", "list", "list, filtered", "list, newest 50", "list, as records",
         "memory of list", "find by name", "find by id", "add", "add a run", "read a run", "memory of add",
@@ -138,10 +113,10 @@ def test_refs_are_listed_found_and_added(harness):
     assert all(value > 0 for name, value in found.items() if not name.startswith("memory"))
 
 
-def test_growth_finds_what_is_there_and_nothing_else(harness, tmp_path):
-    found = _of(_run(harness, "growth"), "growth", "2000", "casstore")
+def test_growth_finds_what_is_there_and_nothing_else(smoke, tmp_path):
+    found = _of(smoke.samples("growth"), "growth", "5000", "casstore")
     assert found["segments"] == 1
-    assert 2_000 * 64 < found["index on disk"] * 1e6 < 2_000 * 100
+    assert 5_000 * 64 < found["index on disk"] * 1e6 < 5_000 * 100
     assert found["find, cold"] > 0
 
     present = growth.build(str(tmp_path / "store"), 2_000)
@@ -157,8 +132,8 @@ def test_growth_refuses_an_index_that_lost_something(harness, tmp_path):
         growth.trial(harness, tmp_path / "store", present + "00" * 32)
 
 
-def test_concurrent_writers_lose_nothing(harness, corpus):
-    found = _run(harness, "concurrent")
+def test_concurrent_writers_lose_nothing(smoke, corpus):
+    found = smoke.samples("concurrent")
     together, alone = (
         _of(found, "concurrent", f"{CORPUS}, 2 writers", subject) for subject in ("casstore", "one writer")
     )
@@ -188,11 +163,12 @@ def test_frames_stored_twice_and_damage_are_seen(tmp_path, corpus):
     assert pack.name in concurrent.inspect(str(two))["problems"][0]
 
 
-def test_a_writer_does_not_wait_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(concurrent, "_PATIENCE", 0.01)
+def test_a_writer_does_not_wait_for_ever(tmp_path):
     (tmp_path / "gate").mkdir()
     with pytest.raises(BenchmarkError, match="Not all of 2 writers"):
-        concurrent.write(str(tmp_path / "store"), [], str(tmp_path / "gate"), number=0, writers=2)
+        concurrent.write(
+            str(tmp_path / "store"), [], str(tmp_path / "gate"), number=0, writers=2, patience=0.01
+        )
 
 
 def test_page_cache_is_what_the_scenario_asks_for(harness, tmp_path, monkeypatch):

@@ -172,6 +172,11 @@ def test_a_terminal_that_cannot_show_a_name(place, tmp_path, encoding):
         if command[0] == "show":
             assert shown in output
             assert b"\\x1b[31mred\\nmodels/fake\\t0" in output
+
+
+def test_json_keeps_what_a_terminal_is_not_shown(place, tmp_path):
+    with casstore.Store.open(place) as store:
+        store.add(tmp_path / "big.bin", ref="models/größe", metadata={"note": "\x1b[31mred\nmodels/fake\t0"})
     [fact] = json.loads(run("show", "models/größe", "--json", "--store", place).stdout)["metadata"].values()
     assert fact == "\x1b[31mred\nmodels/fake\t0"
 

@@ -267,14 +267,14 @@ def test_a_segment_that_someone_cuts_short_while_it_is_open_ends_no_process(tmp_
 def test_equal_base_lists_are_written_once_however_they_come_together(memory, monkeypatch, batch):
     monkeypatch.setattr(list_merging, "BATCH", batch)
     chance = random.Random(47)
-    shared = [tuple(ids_of(chance, chance.randint(1, 4))) for _ in range(60)]
+    shared = [tuple(ids_of(chance, chance.randint(1, 4))) for _ in range(20)]
     # Some that differ in one place only, and some of which one is the beginning of another.
-    shared += [(*item[:-1], bytes(32)) for item in shared[:10]] + [(*item, bytes(32)) for item in shared[:10]]
+    shared += [(*item[:-1], bytes(32)) for item in shared[:5]] + [(*item, bytes(32)) for item in shared[:5]]
     expected, index = Expected(memory), Index(memory)
     wanted = {}
     for _ in range(3 * MAX_SEGMENTS):
         headers = []
-        for bases in chance.sample(shared, 40):
+        for bases in chance.sample(shared, 15):
             [item] = ids_of(chance, 1)
             wanted[item] = bases
             headers.append(header(item, rank=1, bases=bases))

@@ -19,15 +19,22 @@ MODELS = {
 BAD = "models/b"
 
 
-@pytest.fixture(params=[("memory", "objects"), ("objects", "local"), ("local", "memory")], ids="-".join)
-def sides(request, tmp_path):
-    here, there = (Side(kind, tmp_path) for kind in request.param)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """What the source holds, by the keys of its files."""
+    side = Side("memory", tmp_path_factory.mktemp("source"))
     for name, content in MODELS.items():
-        here.add(name, content)
-    here.plain.tag("best", "models/c")
-    here.plain.put_manifest("runs/small", b"a run")
-    here.plain.put_manifest("runs/large", noise(9, 20_000))
-    return here, there
+        side.add(name, content)
+    side.plain.tag("best", "models/c")
+    side.plain.put_manifest("runs/small", b"a run")
+    side.plain.put_manifest("runs/large", noise(9, 20_000))
+    return side.files()
+
+
+@pytest.fixture(params=[("memory", "objects"), ("objects", "local"), ("local", "memory")], ids="-".join)
+def sides(request, tmp_path, files):
+    here, there = (Side(kind, tmp_path) for kind in request.param)
+    return here.hold(files), there
 
 
 def overwrite(backend, key, data):

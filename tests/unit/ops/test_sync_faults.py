@@ -36,20 +36,39 @@ def kinds(request):
     return request.param
 
 
-@pytest.fixture
-def here(tmp_path, kinds):
-    side = Side(kinds[0], tmp_path)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """What the source holds, by the keys of its files."""
+    side = Side("memory", tmp_path_factory.mktemp("source"))
     for name, content in MODELS.items():
         side.add(name, content)
     side.plain.tag("best", "models/b")
     side.plain.put_manifest("runs/small", b"a run")
     side.plain.put_manifest("runs/large", noise(9, 20_000))
-    return side
+    return side.files()
+
+
+@pytest.fixture
+def here(tmp_path, kinds, files):
+    return Side(kinds[0], tmp_path).hold(files)
 
 
 @pytest.fixture
 def there(tmp_path, kinds):
     return Side(kinds[1], tmp_path)
+
+
+@pytest.fixture
+def calls(tmp_path, kinds, files):
+    """How many calls an undisturbed sync makes on either side; counted once for each kind."""
+    if kinds not in _calls:
+        here, there = Side(kinds[0], tmp_path).hold(files), Side(kinds[1], tmp_path)
+        sync(here.broken(), there.broken())
+        _calls[kinds] = {"src": len(here.faulty.calls), "dst": len(there.faulty.calls)}
+    return _calls[kinds]
+
+
+_calls = {}
 
 
 @pytest.fixture(autouse=True)
@@ -135,18 +154,12 @@ class TestWhatRetriesMend:
 class TestWhatNothingMends:
     @pytest.mark.parametrize("side", ["src", "dst"])
     @pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 0.95])
-    def test_the_network_goes_in_the_middle(self, here, there, kinds, side, share):
+    def test_the_network_goes_in_the_middle(self, here, there, calls, side, share):
         hit = here if side == "src" else there
-        # Once undisturbed, to know how many calls there are.
-        sync(here.broken(), there.broken())
-        total = len(hit.faulty.calls)
-        here.faulty.calls.clear()
-        target = Side(kinds[1], there.tmp_path)
-        hit = here if side == "src" else target
-        hit.faulty.unplug_at(int(share * total))
+        hit.faulty.unplug_at(int(share * calls[side]))
         with pytest.raises(BackendUnavailable, match="network is gone"):
-            sync(here.broken(), target.broken())
-        assert_recovers(here, target)
+            sync(here.broken(), there.broken())
+        assert_recovers(here, there)
 
     def test_finished_packs_are_kept(self, here, there, monkeypatch):
         """A second run reads from the source only what no finished pack holds."""

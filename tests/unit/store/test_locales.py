@@ -23,6 +23,23 @@ with Store.open("store") as store:
     store.checkout(sys.argv[2], sys.argv[3])
 """
 
+# One process for many commands, each of which gets its words as a process gets them, and ends as one does.
+COMMANDS = """
+import sys
+from casstore.__main__ import main
+given, output = sys.argv[1:], sys.stdout.buffer
+while given:
+    end = given.index(";")
+    sys.argv, given = ["casstore", *given[:end], "--store", "s"], given[end + 1:]
+    try:
+        main()
+    except SystemExit as ending:
+        if ending.code:
+            raise
+    output.write(b"\\0")
+    output.flush()
+"""
+
 
 @pytest.fixture(scope="module")
 def locales(tmp_path_factory):
@@ -38,6 +55,21 @@ def locales(tmp_path_factory):
     return found
 
 
+def run(program, *words, cwd, variables):
+    """Run a program where names have an encoding; return what it printed."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))}
+    environment = {k: v for k, v in environment.items() if not k.startswith("PYTHON") or "CACHE" in k}
+    child = subprocess.run(
+        [sys.executable, "-c", program, *map(os.fsencode, words)],
+        cwd=cwd,
+        env={**environment, **variables, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr.decode(errors="replace")
+    return child.stdout
+
+
 def test_the_same_folder_is_the_same_model(tmp_path, locales):
     folder = tmp_path / "ordner-ü模"
     for name in NAMES:
@@ -49,17 +81,9 @@ def test_the_same_folder_is_the_same_model(tmp_path, locales):
         model_id = store.add(folder).model_id
         places = store.content_id({"x": str(folder)}), store.content_id({"x": str(tmp_path / "unmöglich-模")})
     for encoding, variables in locales.items():
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
         out = os.fsencode(tmp_path) + f"/{encoding}-模".encode()
-        child = subprocess.run(
-            [sys.executable, "-c", CHILD, os.fsencode(folder), model_id, out],
-            cwd=tmp_path,
-            env={**environment, **variables, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            check=False,
-        )
-        assert child.returncode == 0, child.stderr.decode(errors="replace")
-        found, *ids = child.stdout.decode().split()
+        printed = run(CHILD, folder, model_id, out, cwd=tmp_path, variables=variables)
+        found, *ids = printed.decode().split()
         assert found == encoding
         assert ids == [model_id, model_id, *places]
         written = sorted(
@@ -74,36 +98,22 @@ def test_commands_in_a_terminal_that_cannot_show_a_name(tmp_path, locales):
     (tmp_path / "ä").mkdir()
     (tmp_path / "ä" / "模").write_bytes(b"bytes")
     for encoding, variables in locales.items():
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
-
-        def run(*words, environment=environment, variables=variables):
-            child = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "casstore",
-                    *[os.fsencode(word) for word in words],
-                    "--store",
-                    "s",
-                ],
-                cwd=tmp_path,
-                env={**environment, **variables, "PYTHONPATH": os.pathsep.join(sys.path)},
-                capture_output=True,
-                check=False,
-            )
-            assert child.returncode == 0, child.stderr.decode(errors="replace")
-            return child.stdout
-
         shutil.rmtree(tmp_path / "s", ignore_errors=True)
-        run("init")
-        run("add", "ä", "--ref", "models/é", "--metadata", "wörter=模", "--exclude", "*.模")
-        run("add", "ä", "--base", "models/é", "--ref", "models/é2")
-        run("show", "models/é")
-        run("get", "models/é", f"aus-模-{encoding}")
-        run("tag", "é", "é")
-        run("rm", "tags/é")
-        assert run("ls", "models/é2").startswith(b"models/")
-        assert run("cat", "models/é", "模") == b"bytes"
+        commands = (
+            ["init"],
+            ["add", "ä", "--ref", "models/é", "--metadata", "wörter=模", "--exclude", "*.模"],
+            ["add", "ä", "--base", "models/é", "--ref", "models/é2"],
+            ["show", "models/é"],
+            ["get", "models/é", f"aus-模-{encoding}"],
+            ["tag", "é", "é"],
+            ["rm", "tags/é"],
+            ["ls", "models/é2"],
+            ["cat", "models/é", "模"],
+        )
+        words = [word for command in commands for word in (*command, ";")]
+        *_, listed, printed, rest = run(COMMANDS, *words, cwd=tmp_path, variables=variables).split(b"\0")
+        assert listed.startswith(b"models/")
+        assert (printed, rest) == (b"bytes", b"")
         with Store.open(tmp_path / "s") as store:
             assert sorted(store.refs()) == ["models/é", "models/é2"]
             assert store.refs()["models/é"].metadata == {"wörter": "模"}
