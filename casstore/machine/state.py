@@ -33,37 +33,21 @@ _BUSY_SECONDS = 10.0
 _RENEWALS = 4
 """Times that one process rebuilds a damaged file before it goes on without one."""
 
-_VERSION = 2
+_VERSION = 3
 """The version of the tables below: a file of another version is rebuilt."""
 
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE files (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
--- The catalogue (catalogue.py says what these mean). Records' own bytes lie apart, so that a query that
--- looks at every record does not read them.
-CREATE TABLE records (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    state INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    target BLOB,
-    manifest BLOB,
-    base BLOB,
-    time INTEGER NOT NULL,
-    writer TEXT NOT NULL,
-    metadata TEXT,
-    seal INTEGER NOT NULL
-);
-CREATE INDEX records_by_time ON records (state, time, name);
-CREATE INDEX records_by_target ON records (state, target, name);
-CREATE TABLE bodies (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+-- The catalogue; refs/catalogue.py says what these mean.
+CREATE TABLE records (key TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE folders (
     prefix TEXT PRIMARY KEY,
-    mark BLOB NOT NULL,
-    refs INTEGER NOT NULL,
-    damaged TEXT NOT NULL
-) WITHOUT ROWID;
+    head BLOB NOT NULL,
+    packed BLOB NOT NULL,
+    checksum BLOB NOT NULL
+);
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
