@@ -223,8 +223,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if tables and version != _VERSION:
         raise sqlite3.DatabaseError("it has the tables of another version")
     connection.execute("PRAGMA journal_mode = WAL")
-    # Not torn even when the power fails: a table that silently lost rows would hide refs. A crash loses
-    # only the latest changes, and no commit waits for the disk.
+    # Not torn even when the power fails, so that it need not be rebuilt. A crash loses only the latest changes, and no
+    # commit waits for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 4096")
     # Room for the latest pages, in KiB: rows of many folders land all over the indexes.
