@@ -33,37 +33,21 @@ _BUSY_SECONDS = 10.0
 _RENEWALS = 4
 """Times that one process rebuilds a damaged file before it goes on without one."""
 
-_VERSION = 2
+_VERSION = 3
 """The version of the tables below: a file of another version is rebuilt."""
 
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE files (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
--- The catalogue (catalogue.py says what these mean). Records' own bytes lie apart, so that a query that
--- looks at every record does not read them.
-CREATE TABLE records (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    state INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    target BLOB,
-    manifest BLOB,
-    base BLOB,
-    time INTEGER NOT NULL,
-    writer TEXT NOT NULL,
-    metadata TEXT,
-    seal INTEGER NOT NULL
-);
-CREATE INDEX records_by_time ON records (state, time, name);
-CREATE INDEX records_by_target ON records (state, target, name);
-CREATE TABLE bodies (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+-- The catalogue; refs/catalogue.py says what these mean.
+CREATE TABLE records (key TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE folders (
     prefix TEXT PRIMARY KEY,
-    mark BLOB NOT NULL,
-    refs INTEGER NOT NULL,
-    damaged TEXT NOT NULL
-) WITHOUT ROWID;
+    head BLOB NOT NULL,
+    packed BLOB NOT NULL,
+    checksum BLOB NOT NULL
+);
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
@@ -239,8 +223,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if tables and version != _VERSION:
         raise sqlite3.DatabaseError("it has the tables of another version")
     connection.execute("PRAGMA journal_mode = WAL")
-    # Not torn even when the power fails: a table that silently lost rows would hide refs. A crash loses
-    # only the latest changes, and no commit waits for the disk.
+    # Not torn even when the power fails, so that it need not be rebuilt. A crash loses only the latest changes, and no
+    # commit waits for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 4096")
     # Room for the latest pages, in KiB: rows of many folders land all over the indexes.

@@ -48,7 +48,7 @@ def cache_folder() -> str | None:
 def keeps_databases(folder: str) -> bool:
     """Say whether SQLite is safe in `folder`; warn where it is not: on a network file system."""
     # The journal of SQLite is shared memory, which hosts of a network file system do not share; its other journals
-    # need locks that work there. A damaged table would hide refs.
+    # need locks that work there.
     kind = SystemCalls().file_system_type(folder)
     if is_network(kind):
         _warn(

@@ -1,61 +1,45 @@
-"""Reads the newest records from a listing of names, and keeps the catalogue in step with the store (design §9).
+"""Reads the newest records of refs, folder by folder, with the help of this machine's catalogue (design §9).
 
-Every listing of refs lists the names; records are read only where a folder's names
-differ from those that the catalogue's rows were made from.
-
-Files under names that no record can have are ignored. A record that cannot be read keeps the place that its key gives
-it: no older one is used instead (invariant 8), and the caller learns of it.
+Every listing of refs lists their names; records are read only where the names in a folder are not those that the
+catalogue's rows were made from. Files under names that no record can have are ignored. A record that cannot be read
+keeps the place that its key gives it: no older one is used instead (invariant 8), and the caller learns of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from casstore.concurrency.fan_out import ask_all
 from casstore.digest import digest
-from casstore.errors import BackendError, FormatError, ObjectNotFound
+from casstore.errors import BackendError, FormatError, ObjectNotFound, UnsupportedVersion
 from casstore.format import names
 from casstore.format import record as record_format
+from casstore.format.record import Record
 from casstore.objects.damage import is_bad_file, is_refused
-from casstore.refs.catalogue import FolderRows, Kept
-from casstore.refs.keys import (
-    folder_of,
-    has_exclusive,
-    is_unique,
-    newest_keys,
-    newest_of,
-    number_of,
-    records_by_ref,
-    write_id_of,
-)
+from casstore.refs.catalogue import FolderRows
+from casstore.refs.keys import folder_of, is_unique, newest_keys, number_of, records_by_ref, write_id_of
+from casstore.refs.rows import row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casstore.backend.base import Backend
     from casstore.errors import CasstoreError
-    from casstore.format.record import Record
-    from casstore.refs.catalogue import Answer, Catalogue
-    from casstore.refs.rows import RefQuery
-
-_ROUNDS = 8
-"""Times that other processes may change the catalogue during one listing before the listing does without it."""
+    from casstore.refs.catalogue import Catalogue
+    from casstore.refs.rows import RefQuery, RefRow
 
 _BATCH = 4096
-"""Records that are read before they are written to the catalogue together: each write costs pages of its indexes."""
-
-_READ_AHEAD = 2048
-"""Records read ahead that are in memory at once."""
+"""Names that are listed before their records are read, many at once, and written to the catalogue together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
-    """A record that cannot be read: the bytes of its file, and the error."""
+class Unreadable:
+    """A record that cannot be read, and the error, which says what to do about it."""
 
     key: str
-    data: bytes
     error: CasstoreError
 
     @property
@@ -74,163 +58,182 @@ class Heads:
 
     number: int
     records: tuple[Record, ...] = ()
-    damaged: tuple[Unread, ...] = ()
+    damaged: tuple[Unreadable, ...] = ()
     hidden: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The catalogue's answer, and the newest records in question that cannot be read."""
-
-    found: Any
-    damaged: tuple[Unread, ...]
+    @property
+    def value(self) -> Record | None:
+        """The newest record; None if there is none, it is a deletion, or it is hidden."""
+        newest = self.records[-1] if self.records and not self.hidden else None
+        return newest if newest is not None and newest.target is not None else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
-    """One listing of a folder: its keys, the newest of each ref, and the records that were read for it."""
+class RefFolder:
+    """The refs of one folder that have a value: those with a stored row, and those that are read for each listing.
 
+    `read` are the records that were read for this listing, and `damaged` those that could not be.
+    """
+
+    stored: FolderRows
+    reread: Mapping[str, Record]
+    read: Mapping[str, Record]
+    damaged: tuple[Unreadable, ...]
+
+    def rows(
+        self, containing: Iterable[bytes] = (), *, since: int | None = None, until: int | None = None
+    ) -> Iterable[tuple[str, RefRow]]:
+        """Return the row of each ref with its record's key; FolderRows.rows says which ones may be left out."""
+        reread = ((key, row_of(record)) for key, record in self.reread.items())
+        return chain(self.stored.rows(containing, since=since, until=until), reread)
+
+
+@dataclass(slots=True)
+class _Listing:
+    """A listing of one folder, or of one ref's records, and what was read for it.
+
+    `stored` are the folder's rows in the catalogue, `is_stored` says that they were made from the same names. Otherwise
+    `rows` are those that are still true. `groups` has the newest records of each ref that has no such row; refs
+    whose names do not begin with `prefix` are left out.
+    """
+
+    list_keys: Callable[[], Sequence[str]]
     keys: Sequence[str]
-    newest: Sequence[Sequence[str]]
-    read: Mapping[str, Kept]
-    damaged: Mapping[str, Unread]
+    stored: FolderRows | None = None
+    prefix: str = ""
+    digest: bytes = b""
+    is_stored: bool = False
+    rows: dict[str, RefRow] = field(default_factory=dict)
+    groups: Sequence[Sequence[str]] = ()
+    read: dict[str, Record | Unreadable] = field(default_factory=dict)
+    is_repeated: bool = False
 
-    def rows(self, folder: str) -> FolderRows:
-        """Return what the catalogue is to hold of the folder."""
-        heads = frozenset(key for key in chain(*self.newest) if key not in self.damaged)
-        told = {key: self.read[key].data for key in heads if not is_unique(key)}
-        told.update((key, item.data) for key, item in self.damaged.items())
-        winners = (self.winner(group) for group in self.newest)
-        return FolderRows(
-            folder,
-            _mark("\n".join(self.keys), told),
-            heads,
-            frozenset(key for key in winners if key is not None),
-            tuple(self.read.values()),
-            tuple(self.damaged),
-        )
+    def __post_init__(self) -> None:
+        self._compare()
 
-    def winner(self, group: Sequence[str]) -> str | None:
-        """Return the key of the newest record of a ref; None if it cannot be read or determined."""
-        if any(key in self.damaged and not is_unique(key) for key in group):
-            return None  # Its write id is in the record.
-        winner = max(group, key=self._write_id)
-        return None if winner in self.damaged else winner
+    @property
+    def wanted(self) -> list[str]:
+        """The records to read; those that may change under their names are read again."""
+        return [key for key in chain(*self.groups) if not (is_unique(key) and key in self.read)]
 
-    def _write_id(self, key: str) -> str:
-        return write_id_of(key) if is_unique(key) else self.read[key].record.write_id.hex()
+    def repeat(self, gone: set[str]) -> None:
+        """List again, because records that were listed are gone."""
+        # Trimmed since the listing: what replaced them is in the store now (§9). A record that a second listing
+        # names but that cannot be found is gone all the same: listings may lag behind.
+        self.keys = [key for key in self.keys if key not in gone] if self.is_repeated else self.list_keys()
+        self.is_repeated = True
+        self._compare()
+
+    def heads(self) -> Iterator[Heads]:
+        """Yield the newest records of each ref that were read."""
+        for group in self.groups:
+            found = [self.read[key] for key in group]
+            records = [item for item in found if isinstance(item, Record)]
+            records.sort(key=lambda record: record.order)
+            damaged = [item for item in found if isinstance(item, Unreadable)]
+            last = records[-1].write_id.hex() if records else ""
+            # The write id of a record without one in its key is in the record.
+            hidden = any(not is_unique(item.key) or write_id_of(item.key) > last for item in damaged)
+            yield Heads(number_of(group[0]), tuple(records), tuple(damaged), hidden)
+
+    def _compare(self) -> None:
+        self.digest = digest("\n".join(self.keys).encode())
+        self.is_stored = self.stored is not None and self.stored.listing == self.digest
+        if self.stored is not None and self.is_stored:
+            self.groups = newest_keys(self.stored.reread)
+            return
+        known = dict(self.stored.rows()) if self.stored is not None else {}
+        newest = newest_keys(self.keys)
+        self.rows = {group[0]: known[group[0]] for group in newest if len(group) == 1 and group[0] in known}
+        self.groups = [
+            group
+            for group in newest
+            if group[0] not in self.rows
+            and (not self.prefix or names.parse_key(group[0]).name.startswith(self.prefix))
+        ]
 
 
 class RefFolders:
-    """Reads refs by their folders, with the catalogue's help where there is one."""
+    """Reads the refs of one store, with the catalogue's help where there is one."""
 
     def __init__(self, backend: Backend, catalogue: Catalogue) -> None:
         self._backend = backend
-        self._is_far = backend.is_remote
         self._catalogue = catalogue
 
     def heads(self, name: str) -> Heads:
         """Return the records of one ref that have its highest number."""
-        keys = self._keys_of(name)
-        if not keys:
-            return Heads(0)
-        newest = newest_of(keys)
-        kept = {key: record for key in newest if is_unique(key) and (record := self._kept(key)) is not None}
-        found = self._load(keys, lambda: self._keys_of(name), held=kept)
-        self._catalogue.keep([item for key, item in found.read.items() if is_unique(key)])
-        records = [
-            kept[key] if key not in found.read else found.read[key].record
-            for key in chain(*found.newest)
-            if key not in found.damaged
-        ]
-        return Heads(
-            number=max((number_of(key) for key in chain(*found.newest)), default=0),
-            records=tuple(sorted(records, key=lambda record: record.order)),
-            damaged=tuple(found.damaged.values()),
-            hidden=any(found.winner(group) is None for group in found.newest),
-        )
+        listing = _Listing(lambda: self._keys_of(name), self._keys_of(name))
+        self._catalogue.keep(self._load([listing]))
+        return next(listing.heads(), Heads(0))
 
-    def history(self, name: str) -> tuple[list[Record], list[Unread]]:
+    def value(self, name: str) -> Record | None:
+        """Return the value of one ref, None if it has none; raise what says why it cannot be read."""
+        heads = self.heads(name)
+        if heads.hidden:
+            raise heads.damaged[0].error
+        return heads.value
+
+    def history(self, name: str) -> tuple[list[Record], list[Unreadable]]:
         """Return every record of one ref in their order, and those that are damaged.
 
         One that is trimmed meanwhile is left out (§9).
         """
-        keys = self._keys_of(name)
-        kept = {key: record for key in keys if is_unique(key) and (record := self._kept(key)) is not None}
-        records = list(kept.values())
-        damaged: list[Unread] = []
-        for item in ask_all(self._read, [key for key in keys if key not in kept], at_once=self._is_far):
-            if isinstance(item, Kept):
-                records.append(item.record)
-            elif item is not None:
-                damaged.append(item)
+        found, _ = self._read_all(self._keys_of(name))
+        records = [item for item in found.values() if isinstance(item, Record)]
+        damaged = [item for item in found.values() if isinstance(item, Unreadable)]
         return sorted(records, key=lambda record: record.order), damaged
 
-    def answer(
-        self, bases: Sequence[str], ask: Callable[[Mapping[str, bytes]], Answer | None]
-    ) -> Answered | None:
-        """List names below `bases`, update the catalogue to match, and return its answer.
+    def read(self, base: str, *, prefix: str = "") -> Iterator[RefFolder]:
+        """List the names below `base`, bring the catalogue up to date, and yield the folders.
 
-        None where there is no catalogue, or other processes keep changing it.
+        Without a catalogue, refs may be left out whose names do not begin with `prefix`.
         """
-        marks: dict[str, bytes] = {}
-        damaged: dict[str, Iterable[Unread]] = {}
-        ahead: dict[str, Kept | Unread] = {}
-
-        def changed(base: str) -> Iterator[tuple[str, Sequence[str]]]:
-            known = self._catalogue.marks(base)
-            for folder, keys in self._read_ahead(self._list(base), known, ahead):
-                mark, unread = known.get(folder, (b"", ()))
-                now = self._mark_of(keys, unread, ahead)
-                if now is not None and now[0] == mark:
-                    marks[folder], damaged[folder] = now
-                else:
-                    yield folder, keys
-
-        for base in bases:
-            if not self._catalogue.keeps:
-                return None
-            self._bring(changed(base), marks, damaged, ahead)
-        for _ in range(_ROUNDS):
-            answer = ask(marks)
-            if answer is None:
-                return None
-            if not answer.stale:
-                return Answered(answer.found, tuple(chain(*damaged.values())))
-            for folder in answer.stale:
-                marks.pop(folder, None)
-                damaged.pop(folder, None)
-            self._bring(
-                ((folder, list(self._backend.list_keys(folder))) for folder in answer.stale), marks, damaged
+        after = base
+        for last, batch in self._batches(base):
+            known = self._catalogue.folders(after, last)
+            after = last
+            changes: dict[str, FolderRows | None] = dict.fromkeys(known.keys() - batch.keys())
+            listings = {
+                folder: _Listing(
+                    partial(self._keys_in, folder),
+                    keys,
+                    known.get(folder),
+                    "" if self._catalogue.keeps else prefix,
+                )
+                for folder, keys in batch.items()
+            }
+            fresh = self._load(list(listings.values()))
+            found = [_folder(folder, listing) for folder, listing in listings.items()]
+            changed = [folder for folder, listing in listings.items() if not listing.is_stored]
+            changes.update(
+                (item.stored.prefix, item.stored) for item in found if item.stored.prefix in changed
             )
-        return None
+            newest = {
+                key for folder in changed for key in chain(listings[folder].rows, *listings[folder].groups)
+            }
+            self._catalogue.update(changes, fresh, newest)
+            yield from found
 
-    def read_values(self, query: RefQuery, damaged: list[Unread]) -> Iterator[Record]:
-        """Yield the value of every ref whose name begins as a query says, in no order, from the store alone.
+    def records(self, folder: RefFolder, query: RefQuery) -> Iterator[Record]:
+        """Yield the values of those refs in a folder whose names begin as a query says."""
+        found = folder.rows(query.contained)
+        keys = {row.name: key for key, row in found if row.name.startswith(query.prefix)}
+        held = self._catalogue.records_in(folder.stored.prefix) if keys else {}
+        for name, key in keys.items():
+            record = folder.read.get(key) or self._verified(key, held.get(key), name)
+            if record is not None:
+                yield record
 
-        Newest records that cannot be read go to `damaged`.
-        """
-        ahead: dict[str, Kept | Unread] = {}
-        for folder, listed in self._read_ahead(self._list(query.folder), {}, ahead):
+    def record(self, key: str, name: str) -> Record | None:
+        """Return the record of a row."""
+        return self._verified(key, self._catalogue.records([key]).get(key), name)
 
-            def wanted(keys: Iterable[str]) -> list[str]:
-                by_ref = records_by_ref(keys).values()
-                return [
-                    key
-                    for group in by_ref
-                    if names.parse_key(group[0]).name.startswith(query.prefix)
-                    for key in group
-                ]
+    def _verified(self, key: str, data: bytes | None, name: str) -> Record | None:
+        """Return a record from the catalogue's bytes, or from the store if they are damaged or lost."""
+        return _decoded(key, data) or self.value(name)
 
-            def relist(folder: str = folder) -> list[str]:
-                return wanted(self._backend.list_keys(folder))
-
-            found = self._load(wanted(listed), relist, held=(), ahead=ahead)
-            damaged += found.damaged.values()
-            for group in found.newest:
-                winner = found.winner(group)
-                if winner is not None and found.read[winner].record.target is not None:
-                    yield found.read[winner].record
+    def _keys_in(self, folder: str) -> list[str]:
+        return list(self._backend.list_keys(folder))
 
     def _keys_of(self, name: str) -> list[str]:
         """Return the keys of one ref's records."""
@@ -238,6 +241,18 @@ class RefFolders:
         folder = prefix[: prefix.rindex("/") + 1]
         keys = (key for key in self._backend.list_keys(folder) if key.startswith(prefix))
         return records_by_ref(keys).get(prefix[:-1], [])
+
+    def _batches(self, base: str) -> Iterator[tuple[str, dict[str, list[str]]]]:
+        """Yield the names below `base` by folder, and what no folder of the batch lies beyond."""
+        batch: dict[str, list[str]] = {}
+        size = 0
+        for folder, keys in self._list(base):
+            batch[folder] = keys
+            size += len(keys)
+            if size >= _BATCH:
+                yield folder, batch
+                batch, size = {}, 0
+        yield f"{base[:-1]}0", batch
 
     def _list(self, base: str) -> Iterator[tuple[str, list[str]]]:
         """Yield each folder of records below `base` with its keys, and with any foreign file that lies deeper."""
@@ -258,148 +273,99 @@ class RefFolders:
         if keys:
             yield folder, keys
 
-    def _read_ahead(
-        self,
-        listed: Iterator[tuple[str, list[str]]],
-        known: Mapping[str, tuple[bytes, tuple[str, ...]]],
-        ahead: dict[str, Kept | Unread],
-    ) -> Iterator[tuple[str, list[str]]]:
-        """Yield the folders; if the store is far, read the records that their marks and rows will need into `ahead`, many at once."""
-        if not self._is_far:
-            yield from listed
-            return
-        last = False
-        while not last:
-            batch: list[tuple[str, list[str]]] = []
-            wanted: list[str] = []
-            while len(wanted) < _READ_AHEAD and not last:
-                folder, keys = next(listed, ("", []))
-                last = not keys
-                mark, unread = known.get(folder, (b"", ()))
-                joined = "\n".join(keys)
-                exclusive = has_exclusive(joined)
-                if exclusive or unread or mark != _mark(joined, {}):
-                    held = self._catalogue.held(folder)
-                    heads = chain(*newest_keys(keys))
-                    wanted += [key for key in heads if not is_unique(key) or key not in held]
-                if keys:
-                    batch.append((folder, keys))
-            ahead.clear()
-            ahead.update((item.key, item) for item in ask_all(self._read, wanted) if item is not None)
-            yield from batch
+    def _load(self, listings: Sequence[_Listing]) -> dict[str, bytes]:
+        """Read what listings want; return the bytes of the records that the catalogue lacks."""
+        fresh: dict[str, bytes] = {}
+        while listings:
+            wanted = [listing.wanted for listing in listings]
+            found, read = self._read_all(list(chain(*wanted)))
+            fresh.update(read)
+            repeated = []
+            for listing, keys in zip(listings, wanted, strict=True):
+                listing.read.update((key, item) for key in keys if (item := found[key]) is not None)
+                if gone := {key for key in keys if found[key] is None}:
+                    listing.repeat(gone)
+                    repeated.append(listing)
+            listings = repeated
+        return fresh
 
-    def _bring(
-        self,
-        folders: Iterable[tuple[str, Sequence[str]]],
-        marks: dict[str, bytes],
-        damaged: dict[str, Iterable[Unread]],
-        ahead: Mapping[str, Kept | Unread] | None = None,
-    ) -> None:
-        """Make the catalogue's rows of folders match their listings; add their marks to `marks` and their damage to `damaged`.
+    def _read_all(
+        self, keys: Sequence[str]
+    ) -> tuple[dict[str, Record | Unreadable | None], dict[str, bytes]]:
+        """Return records by their keys, None for one that is gone, and the bytes of those that the catalogue lacks."""
+        found: dict[str, Record | Unreadable | None] = {}
+        if not keys:
+            return found, {}
+        for key, data in self._catalogue.records(key for key in keys if is_unique(key)).items():
+            if (record := _decoded(key, data)) is not None:
+                found[key] = record
+        missing = [key for key in keys if key not in found]
+        fresh = {}
+        for key, (item, data) in zip(
+            missing, ask_all(self._read, missing, at_once=self._backend.is_remote), strict=True
+        ):
+            found[key] = item
+            if isinstance(item, Record) and is_unique(key):
+                fresh[key] = data
+        return found, fresh
 
-        `ahead` are records that were read since their folder was listed.
-        Where another process drops rows meanwhile, the catalogue says so when it is asked.
-        """
-        batch: list[FolderRows] = []
-        for folder, listed in folders:
-
-            def relist(folder: str = folder) -> list[str]:
-                return list(self._backend.list_keys(folder))
-
-            found = self._load(listed, relist, held=self._catalogue.held(folder), ahead=ahead)
-            rows = found.rows(folder)
-            if not rows.empty:
-                marks[folder] = rows.mark
-            damaged[folder] = found.damaged.values()
-            batch.append(rows)
-            if sum(len(item.fresh) for item in batch) >= _BATCH:
-                self._catalogue.bring(batch)
-                batch.clear()
-        self._catalogue.bring(batch)
-
-    def _load(
-        self,
-        keys: Sequence[str],
-        relist: Callable[[], Sequence[str]],
-        *,
-        held: Collection[str],
-        ahead: Mapping[str, Kept | Unread] | None = None,
-    ) -> _Folder:
-        """Read the newest records of a listing, except those held; none of those returned is gone."""
-        read: dict[str, Kept | Unread] = {}
-        relisted = False
-        while True:
-            newest = newest_keys(keys)
-            gone = set()
-            for key in chain(*newest):
-                if is_unique(key) and (key in held or key in read):
-                    continue
-                item = (ahead or {}).get(key) or self._read(key)
-                if item is None:
-                    gone.add(key)
-                else:
-                    read[key] = item
-            if not gone:
-                wanted = [key for key in chain(*newest) if key in read]
-                return _Folder(
-                    keys,
-                    newest,
-                    {key: item for key in wanted if isinstance(item := read[key], Kept)},
-                    {key: item for key in wanted if isinstance(item := read[key], Unread)},
-                )
-            # Trimmed since the listing: what replaced it is in the store now (§9). A record that a second listing
-            # names but that cannot be found is gone all the same: listings may lag behind.
-            keys = [key for key in keys if key not in gone] if relisted else relist()
-            relisted = True
-
-    def _read(self, key: str) -> Kept | Unread | None:
-        """Read a listed record; return None if it is gone."""
-        data = b""
+    def _read(self, key: str) -> tuple[Record | Unreadable | None, bytes]:
+        """Read a listed record and its bytes; None if it is gone."""
         try:
             data = self._backend.read(key)
-            return Kept(key, data, record_format.decode(data, key=key))
+            return record_format.decode(data, key=key), data
         except ObjectNotFound:
-            return None  # Trimmed since the listing.
+            return None, b""  # Trimmed since the listing.
         except (FormatError, BackendError) as error:
             # Invariant 8: reported to the caller, not skipped; an outage is an error of the listing.
             if isinstance(error, BackendError) and not self._is_of_one_file(error):
                 raise
-            return Unread(key, data, error)
+            return Unreadable(key, _advised(key, error)), b""
 
     def _is_of_one_file(self, error: BackendError) -> bool:
-        return is_bad_file(self._backend, error) or (not self._is_far and is_refused(error))
-
-    def _kept(self, key: str) -> Record | None:
-        data = self._catalogue.data(key)
-        try:
-            return None if data is None else record_format.decode(data, key=key)
-        except FormatError:
-            return None  # Invariant 4: the store's own record decides.
-
-    def _mark_of(
-        self, keys: Sequence[str], damaged: Sequence[str], ahead: Mapping[str, Kept | Unread]
-    ) -> tuple[bytes, list[Unread]] | None:
-        """Return the mark of a listing as it is now, and its unreadable records; None if it must be listed again.
-
-        `damaged` are the keys of records that could not be read the last time.
-        """
-        told: dict[str, bytes] = {}
-        unread: list[Unread] = []
-        joined = "\n".join(keys)
-        again = set(damaged)
-        if has_exclusive(joined):
-            again.update(key for key in chain(*newest_keys(keys)) if not is_unique(key))
-        for key in sorted(again):
-            item = ahead.get(key) or self._read(key)
-            if item is None:
-                return None
-            told[key] = item.data
-            if isinstance(item, Unread):
-                unread.append(item)
-        return _mark(joined, told), unread
+        return is_bad_file(self._backend, error) or (not self._backend.is_remote and is_refused(error))
 
 
-def _mark(listed: str, told: Mapping[str, bytes]) -> bytes:
-    """Return a digest of a listing and of the bytes of those records that may change under their names."""
-    parts = [listed, *(f"{key} {digest(data).hex()}" for key, data in sorted(told.items()))]
-    return digest("\n\n".join(parts).encode())
+def _folder(prefix: str, listing: _Listing) -> RefFolder:
+    """Return the folder that a listing shows."""
+    reread: dict[str, Record] = {}
+    unsure: list[str] = []
+    rows = listing.rows.copy()
+    damaged: list[Unreadable] = []
+    for group, heads in zip(listing.groups, listing.heads(), strict=True):
+        # A damaged record may be put right, and the number of a tag recurs, with another value.
+        is_sure = not heads.damaged and all(map(is_unique, group))
+        damaged += heads.damaged
+        if not is_sure:
+            unsure += group
+        value = heads.value
+        if value is not None:
+            key = next(key for key in group if listing.read[key] is value)
+            if is_sure and not listing.is_stored:
+                rows[key] = row_of(value)
+            else:
+                reread[key] = value
+    stored = listing.stored
+    if stored is None or not listing.is_stored:
+        stored = FolderRows.of(prefix, listing.digest, unsure, rows)
+    read = {key: item for key, item in listing.read.items() if isinstance(item, Record)}
+    return RefFolder(stored, reread, read, tuple(damaged))
+
+
+def _decoded(key: str, data: bytes | None) -> Record | None:
+    """Return the record in the catalogue's bytes, None if they are damaged or lost."""
+    try:
+        return record_format.decode(data or b"", key=key)
+    except FormatError:
+        return None  # Invariant 4: the store's own record decides.
+
+
+def _advised(key: str, error: CasstoreError) -> CasstoreError:
+    """Return the error for a newest record that cannot be read, which says what to do about it."""
+    if not isinstance(error, FormatError) or isinstance(error, UnsupportedVersion):
+        return error
+    name = names.parse_key(key).name
+    return FormatError(
+        f"The newest record of {name} cannot be read: {error} Alternatively, write the ref again, or delete it: "
+        f"`casstore rm {name}`."
+    )

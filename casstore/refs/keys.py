@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 _SEQ_DIGITS = 16
 _TAIL = re.compile(f"[0-9a-f]{{{_SEQ_DIGITS}}}(?:\\.[0-9a-f]{{{2 * names.WRITE_ID_SIZE}}})?")
-_EXCLUSIVE = re.compile(f"@.{{{_SEQ_DIGITS}}}$", re.MULTILINE)
 _FOLDER = re.compile(f"{names.PREFIX}(?:{'|'.join(names.NAMESPACES)})/[0-9a-f]{{2}}/")
 
 
@@ -26,11 +25,6 @@ def folder_of(key: str) -> str | None:
 def is_unique(key: str) -> bool:
     """Say whether a record's key names one write for good; a tag's key can recur once the record was trimmed or lost."""
     return key[-_SEQ_DIGITS - 1 : -_SEQ_DIGITS] != "@"
-
-
-def has_exclusive(joined: str) -> bool:
-    """Say whether a key among these lines may be that of an exclusive record."""
-    return _EXCLUSIVE.search(joined) is not None
 
 
 def is_record(key: str) -> bool:

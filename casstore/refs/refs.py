@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from casstore.digest import DIGEST_SIZE
 from casstore.errors import (
     BackendError,
     FormatError,
@@ -15,28 +15,30 @@ from casstore.errors import (
     ObjectNotFound,
     RefConflict,
     RefNotFound,
-    UnsupportedVersion,
 )
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
 from casstore.objects.damage import Damage, DamageLog
-from casstore.refs.catalogue import Catalogue, Kept
-from casstore.refs.folders import RefFolders, Unread
+from casstore.refs.catalogue import Catalogue
+from casstore.refs.folders import RefFolders
 from casstore.refs.keys import is_unique
-from casstore.refs.rows import RefQuery, row_of
+from casstore.refs.rows import RefQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from casstore.backend.base import Backend
-    from casstore.errors import CasstoreError
     from casstore.machine.state import MachineState
-    from casstore.refs.folders import Heads
+    from casstore.refs.folders import Heads, Unreadable
     from casstore.refs.rows import RefRow
 
 _EXCLUSIVE_NAMESPACE = "tags"
 _MODEL_FOLDERS = tuple(f"{names.PREFIX}{namespace}/" for namespace in names.MODEL_NAMESPACES)
+
+_ORDER = attrgetter("time", "name")
+_SPARE = 100
+"""Rows beyond those wanted that are collected before the last ones are dropped."""
 
 
 class Refs:
@@ -64,7 +66,7 @@ class Refs:
         newest = max((names.parse_key(item.key).seq for item in damaged), default=0)
         if damaged and not (records and records[-1].seq > newest):
             self.value(name)  # It may be readable all the same, one of several with the same number.
-        self._report(damaged, name, strict=False)
+        self._report(damaged, name)
         return records
 
     def value(self, name: str) -> Record | None:
@@ -72,11 +74,7 @@ class Refs:
 
         Raises IntegrityError, AccessDenied or another error if it is there but cannot be read.
         """
-        heads = self.heads(name)
-        if heads.hidden:
-            raise _unreadable(heads.damaged[0])
-        newest = heads.records[-1] if heads.records else None
-        return newest if newest is not None and newest.target is not None else None
+        return self._folders.value(name)
 
     def values(
         self,
@@ -89,20 +87,14 @@ class Refs:
 
         `on_damage` is called instead of the store's own.
         """
+        found: dict[str, Record] = {}
+        damaged: list[Unreadable] = []
         query = RefQuery(prefix)
-        kept = self._folders.answer((query.folder,), lambda marks: self._catalogue.values(marks, query))
-        if kept is None:
-            damaged: list[Unread] = []
-            read = {record.name: record for record in self._folders.read_values(query, damaged)}
-            self._report(damaged, prefix, strict=strict, tell=on_damage)
-            return dict(sorted(read.items()))
-        self._report(kept.damaged, prefix, strict=strict, tell=on_damage)
-        found = {}
-        for key, data in kept.found:
-            record = self._verified(key, data)
-            if record is not None and record.target is not None:
-                found[record.name] = record
-        return found
+        for folder in self._folders.read(query.folder, prefix=prefix):
+            damaged += folder.damaged
+            found.update((record.name, record) for record in self._folders.records(folder, query))
+        self._report(damaged, prefix, strict=strict, on_damage=on_damage)
+        return dict(sorted(found.items()))
 
     def find(
         self,
@@ -116,64 +108,56 @@ class Refs:
 
         A record that cannot be read may or may not be wanted: each one below the prefix is reported.
         """
-        answer = self._folders.answer(
-            (query.folder,),
-            lambda marks: self._catalogue.find(marks, query, limit=limit, newest_first=newest_first),
-        )
-        if answer is not None:
-            self._report(answer.damaged, query.prefix, strict=strict)
-            rows: list[RefRow] = answer.found
-        else:
-            damaged: list[Unread] = []
-            values = self._folders.read_values(query, damaged)
-            rows = [row for record in values if query.matches(row := row_of(record))]
-            self._report(damaged, query.prefix, strict=strict)
-            rows.sort(key=lambda row: row.order, reverse=newest_first)
-        return rows[:limit]
+        found: list[RefRow] = []
+        damaged: list[Unreadable] = []
+        contained = query.contained
+        since, until = query.since, query.until
+        for folder in self._folders.read(query.folder, prefix=query.prefix):
+            damaged += folder.damaged
+            found += query.choose(row for _, row in folder.rows(contained, since=since, until=until))
+            if limit and len(found) > 2 * limit + _SPARE:
+                # Folders whose rows are all beyond the last of these need not be unpacked.
+                found = _first(found, limit, newest_first=newest_first)
+                since, until = (found[-1].time, until) if newest_first else (since, found[-1].time)
+        self._report(damaged, query.prefix, strict=strict)
+        return _first(found, limit, newest_first=newest_first)
+
+    def naming(self, id_prefix: str) -> tuple[list[bytes], Record | None]:
+        """Return the model ids that refs name and that begin with a prefix; if there is only one, with its newest record."""
+        contained = bytes.fromhex(id_prefix[: len(id_prefix) // 2 * 2])
+        newest: dict[bytes, tuple[RefRow, str]] = {}
+        damaged: list[Unreadable] = []
+        for base in _MODEL_FOLDERS:
+            for folder in self._folders.read(base):
+                damaged += folder.damaged
+                for key, row in folder.rows([contained]):
+                    if row.target.hex().startswith(id_prefix) and (
+                        row.target not in newest or row.order > newest[row.target][0].order
+                    ):
+                        newest[row.target] = row, key
+        self._report(damaged, "")
+        record = None
+        if len(newest) == 1:
+            [(row, key)] = newest.values()
+            record = self._folders.record(key, row.name)
+        if record is not None and record.target not in newest:
+            record = None  # The ref was moved since the listing.
+        return sorted(newest), record
 
     def _report(
         self,
-        damaged: Iterable[Unread],
+        damaged: Iterable[Unreadable],
         prefix: str,
         *,
-        strict: bool,
-        tell: Callable[[Damage], None] | None = None,
+        strict: bool = False,
+        on_damage: Callable[[Damage], None] | None = None,
     ) -> None:
         for item in damaged:
             if not item.name.startswith(prefix):
                 continue
             if strict:
-                raise _unreadable(item)
-            (tell or self.on_damage)(Damage(item.name, item.key, str(_unreadable(item))))
-
-    def naming(self, id_prefix: str) -> tuple[list[bytes], Record | None]:
-        """Return the model ids that refs name and that begin with a prefix; if there is only one, with its newest record."""
-        first = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "0"))
-        last = bytes.fromhex(id_prefix.ljust(2 * DIGEST_SIZE, "f"))
-        answer = self._folders.answer(
-            _MODEL_FOLDERS, lambda marks: self._catalogue.targets(marks, _MODEL_FOLDERS, first, last)
-        )
-        if answer is not None:
-            self._report(answer.damaged, "", strict=False)
-            targets, bodies = answer.found
-            read = [self._verified(*body) for body in bodies]
-            return targets, _newest(record for record in read if record and record.target == targets[0])
-        found: dict[bytes, list[Record]] = {}
-        damaged: list[Unread] = []
-        for namespace in names.MODEL_NAMESPACES:
-            for record in self._folders.read_values(RefQuery(f"{namespace}/"), damaged):
-                if record.target is not None and first <= record.target <= last:
-                    found.setdefault(record.target, []).append(record)
-        self._report(damaged, "", strict=False)
-        return sorted(found), _newest(next(iter(found.values()))) if len(found) == 1 else None
-
-    def _verified(self, key: str, data: bytes | None) -> Record | None:
-        """Return a record from the catalogue, or from the store if the catalogue's copy is damaged or lost."""
-        try:
-            return record_format.decode(data or b"", key=key)
-        except FormatError:
-            # Invariant 4: the copy is a hint, the store's own record decides.
-            return self.value(names.parse_key(key).name)
+                raise item.error
+            (on_damage or self.on_damage)(Damage(item.name, item.key, str(item.error)))
 
     def draft(
         self,
@@ -271,9 +255,7 @@ class Refs:
             if there is None or there.write_id != record.write_id:
                 raise
         if is_unique(record.key):
-            # Decoded from the bytes, since the caller may change its own value later.
-            kept = record_format.decode(data, key=record.key)
-            self._catalogue.keep([Kept(record.key, data, kept)])
+            self._catalogue.keep({record.key: data})
         return record
 
     def _take_draft(self, record: Record) -> bool:
@@ -308,19 +290,8 @@ def _same_value(one: Record, other: Record) -> bool:
     )
 
 
-def _unreadable(item: Unread) -> CasstoreError:
-    """Return the error for a newest record that cannot be read, which says what to do about it."""
-    if not isinstance(item.error, FormatError) or isinstance(item.error, UnsupportedVersion):
-        return item.error
-    return FormatError(
-        f"The newest record of {item.name} cannot be read: {item.error} Alternatively, write the ref again, or delete it: "
-        f"`casstore rm {item.name}`."
-    )
-
-
-def _newest(records: Iterable[Record]) -> Record | None:
-    """Return the record that was written last, by its writer's clock."""
-    return max(records, key=lambda record: (record.time, record.name), default=None)
+def _first(rows: list[RefRow], limit: int | None, *, newest_first: bool) -> list[RefRow]:
+    return sorted(rows, key=_ORDER, reverse=newest_first)[:limit]
 
 
 def not_found(name: str) -> RefNotFound:

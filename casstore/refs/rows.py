@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgpack
+
 from casstore.digest import DIGEST_SIZE, is_hex
 from casstore.errors import ConfigError
-from casstore.format import names
+from casstore.format import canonical, names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from casstore.format.record import Record
 
@@ -28,14 +29,14 @@ class RefRow(NamedTuple):
     base: bytes | None
     time: int
     writer: str
-    facts: str | dict[str, Any]
-    """The metadata, as JSON text where JSON can hold it: most listings decode few rows."""
+    packed_metadata: bytes
+    """The metadata in canonical msgpack: most listings decode few rows."""
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The record's metadata; a fresh value that is the caller's."""
-        facts: dict[str, Any] = json.loads(self.facts) if isinstance(self.facts, str) else dict(self.facts)
-        return facts
+        metadata: dict[str, Any] = msgpack.unpackb(self.packed_metadata)
+        return metadata
 
     @property
     def order(self) -> tuple[int, str]:
@@ -53,20 +54,8 @@ def row_of(record: Record) -> RefRow:
         record.base,
         record.time,
         record.writer,
-        facts_of(record.metadata),
+        canonical.encode(record.metadata),
     )
-
-
-def facts_of(metadata: dict[str, Any]) -> str | dict[str, Any]:
-    """Return metadata as JSON if JSON and SQLite give it back unchanged; else as it is.
-
-    Bytes, NaN and infinities have no JSON, and SQLite ends a text at NUL.
-    """
-    try:
-        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError):
-        return metadata  # Not an error: such rows are decoded from their records (invariant 4).
-    return metadata if "\\u0000" in text else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +100,43 @@ class RefQuery:
         namespace, slash, _ = self.prefix.partition("/")
         return f"{names.PREFIX}{namespace}/" if slash and namespace in names.NAMESPACES else names.PREFIX
 
-    def matches(self, row: RefRow) -> bool:
-        """Say whether a ref is wanted."""
-        return (
-            row.name.startswith(self.prefix)
-            and self.target in (None, row.target)
-            and self.base in (None, row.base)
-            and (self.since is None or row.time >= self.since)
-            and (self.until is None or row.time < self.until)
-            and self.matches_metadata(row)
-        )
+    @property
+    def contained(self) -> list[bytes]:
+        """Bytes that every wanted row contains when it is packed: most folders have no row with a given id or text."""
+        ids = [item for item in (self.target, self.base) if item is not None]
+        return [self.prefix.encode(errors="surrogatepass"), *ids, *self._contained_in_metadata]
 
-    def matches_metadata(self, row: RefRow) -> bool:
-        """Say whether a row's metadata is as wanted."""
-        if not self.where:
-            return True
-        metadata = row.metadata
-        return all(value_at(metadata, field) == value for field, value in self.where)
+    @property
+    def _contained_in_metadata(self) -> list[bytes]:
+        """Bytes that all wanted metadata contains: the names of fields, and texts. Numbers of several types are equal."""
+        texts: list[str] = []
+        for name, value in self.where:
+            if value is not None:  # A field that is not there is None.
+                texts += name.split(".")
+            if type(value) is str:
+                texts.append(value)
+        return [msgpack.packb(text, unicode_errors="surrogatepass") for text in texts]
+
+    def choose(self, rows: Iterable[RefRow]) -> Iterable[RefRow]:
+        """Return the rows of the refs that are wanted."""
+        if names.PREFIX + self.prefix != self.folder:
+            rows = [row for row in rows if row.name.startswith(self.prefix)]
+        if self.target is not None:
+            rows = [row for row in rows if row.target == self.target]
+        if self.base is not None:
+            rows = [row for row in rows if row.base == self.base]
+        if self.since is not None:
+            rows = [row for row in rows if row.time >= self.since]
+        if self.until is not None:
+            rows = [row for row in rows if row.time < self.until]
+        for part in self._contained_in_metadata:
+            rows = [row for row in rows if part in row.packed_metadata]
+        if self.where:
+            rows = [row for row in rows if self._matches(row.metadata)]
+        return rows
+
+    def _matches(self, metadata: dict[str, Any]) -> bool:
+        return all(value_at(metadata, name) == value for name, value in self.where)
 
 
 def value_at(metadata: dict[str, Any], field: str) -> Any:

@@ -110,16 +110,35 @@ DAMAGE = {
     "remove all": remove_all,
     "remove side files": remove_side_files,
     "another file": replace_by_another,
-    "lose a row": by_sql("DELETE FROM records WHERE id = (SELECT min(id) FROM records)"),
-    "lose all rows": by_sql("DELETE FROM records"),
-    "lose bodies": by_sql("DELETE FROM bodies"),
-    "wrong bodies": by_sql("UPDATE bodies SET data = x'00'"),
-    "swapped bodies": by_sql("UPDATE bodies SET data = (SELECT data FROM bodies ORDER BY id LIMIT 1)"),
-    "lose folders": by_sql("DELETE FROM folders"),
-    "wrong rows": by_sql("UPDATE records SET writer = writer || '!'"),
-    "wrong times": by_sql("UPDATE records SET time = time + 1"),
-    "odd rows": by_sql("UPDATE records SET metadata = NULL, state = 3 WHERE state = 2"),
+    "lose a row": by_sql("DELETE FROM folders WHERE prefix = (SELECT min(prefix) FROM folders)"),
+    "lose all rows": by_sql("DELETE FROM folders"),
+    "lose a record": by_sql("DELETE FROM records WHERE key = (SELECT min(key) FROM records)"),
+    "lose records": by_sql("DELETE FROM records"),
+    "lose everything": by_sql("DELETE FROM records", "DELETE FROM folders"),
+    "wrong records": by_sql("UPDATE records SET data = x'00'"),
+    "odd records": by_sql("UPDATE records SET data = 5"),
+    "swapped records": by_sql("UPDATE records SET data = (SELECT data FROM records ORDER BY key LIMIT 1)"),
+    "wrong rows": by_sql("UPDATE folders SET packed = CAST(replace(packed, x'01', x'02') AS BLOB)"),
+    "cut rows": by_sql("UPDATE folders SET packed = substr(packed, 1, length(packed) / 2)"),
+    "swapped rows": by_sql(
+        "UPDATE folders SET packed = (SELECT packed FROM folders ORDER BY prefix LIMIT 1)"
+    ),
+    "swapped folders": by_sql(
+        "UPDATE folders SET (head, packed, checksum) ="
+        " (SELECT head, packed, checksum FROM folders ORDER BY prefix LIMIT 1)"
+    ),
+    "swapped heads": by_sql("UPDATE folders SET head = (SELECT head FROM folders ORDER BY prefix LIMIT 1)"),
 }
+
+
+def matches(query, row):
+    """Say whether a query wants a row."""
+    return (
+        row.name.startswith(query.prefix)
+        and query.target in (None, row.target)
+        and query.base in (None, row.base)
+        and all(row.metadata.get(field) == value for field, value in query.where)
+    )
 
 
 class CatalogueMachine(RuleBasedStateMachine):
@@ -219,7 +238,7 @@ class CatalogueMachine(RuleBasedStateMachine):
 
     @rule(which=CLIENT, query=st.sampled_from(QUERIES), limit=LIMIT, newest=st.booleans())
     def find(self, which, query, limit, newest):
-        wanted = [row for record in self._values().values() if query.matches(row := row_of(record))]
+        wanted = [row for record in self._values().values() if matches(query, row := row_of(record))]
         wanted.sort(key=lambda row: row.order, reverse=newest)
         found = self.clients[which][0].find(query, limit=limit, newest_first=newest)
         assert found == wanted[:limit]

@@ -18,7 +18,6 @@ from casstore.format import record as record_format
 from casstore.format.record import Record
 from casstore.machine import state as machine_module
 from casstore.machine.state import MachineState
-from casstore.refs import catalogue as catalogue_module
 from casstore.refs.refs import Refs
 from casstore.refs.rows import RefQuery
 
@@ -341,35 +340,51 @@ def test_what_is_listed_and_cannot_be_read_is_gone(tmp_path):
     state.close()
 
 
-def test_another_process_drops_a_row_that_was_held(refs, backend, machine, monkeypatch):
-    """Its listing was older; nothing is answered from rows that lack one."""
+class ChangedByOthers(MachineState):
+    """Another process changes the file before every transaction."""
+
+    statements = ()
+
+    def run(self, work, otherwise, *, writes=False):
+        for statement in self.statements:
+            super().run(lambda state, it=statement: state.execute(it), None, writes=True)
+        return super().run(work, otherwise, writes=writes)
+
+
+@pytest.mark.parametrize("lost", [["folders"], ["records"], ["folders", "records"]])
+def test_another_process_drops_what_was_held(backend, tmp_path, lost):
+    """Its listing was older; nothing is left out for that."""
+    machine = ChangedByOthers(str(tmp_path / "state.sqlite"))
+    refs = Refs(backend, machine)
     first = put(refs, "runs/a")
+    put(refs, "models/0")
     found(refs)
+    machine.statements = [f"DELETE FROM {table}" for table in lost]
     other = replace(first, write_id=b"\xff" * 16, target=b"\2" * 32)
     backend.put(other.key, [record_format.encode(other)])
-    bring = catalogue_module._bring
-    turns = []
-
-    def dropped(state, folder):
-        if not turns:
-            turns.append(folder)
-            catalogue_module._delete(state, sorted(catalogue_module._states(state, folder.prefix)))
-        bring(state, folder)
-
-    monkeypatch.setattr(catalogue_module, "_bring", dropped)
-    assert [row.target for row in refs.find(RefQuery())] == [other.target]
-    assert turns
-    assert machine.run(lambda state: state.execute("SELECT count(*) FROM records").fetchone(), None) == (2,)
+    for _ in range(2):
+        assert [row.target for row in refs.find(RefQuery("runs/"))] == [other.target]
+        assert list(refs.values()) == ["models/0", "runs/a"]
+        assert refs.naming("01")[1].name == "models/0"
+        assert refs.value("runs/a") == other
+    machine.statements = []
+    assert [row.target for row in refs.find(RefQuery("runs/"))] == [other.target]
     assert machine._renewals == 0
+    machine.close()
 
 
-def test_a_catalogue_that_never_comes_to_rest(refs, backend, machine, monkeypatch):
-    """Other processes change it under every question: then it is the store that answers."""
-    put(refs, "models/0")
-    monkeypatch.setattr(catalogue_module, "_bring", lambda *_: None)
-    assert found(refs) == ["models/0"]
-    assert list(refs.values()) == ["models/0"]
-    assert refs.naming("01")[1].name == "models/0"
+def test_another_process_keeps_rows_of_another_listing(refs, backend, machine):
+    """As one does that listed the names a moment earlier, and writes last."""
+    put(refs, "runs/a")
+    found(refs)
+    older = machine.run(lambda state: state.execute("SELECT * FROM folders").fetchall(), None)
+    put(refs, "runs/a", target=b"\2" * 32)
+    found(refs)
+    statement = "INSERT OR REPLACE INTO folders VALUES (?, ?, ?, ?)"
+    machine.run(lambda state: state.executemany(statement, older), None, writes=True)
+    for _ in range(2):
+        assert [row.target for row in refs.find(RefQuery())] == [b"\2" * 32]
+    assert machine._renewals == 0
 
 
 # ---- the file
@@ -379,15 +394,22 @@ def sql(machine, statement):
     machine.run(lambda state: state.execute(statement), None, writes=True)
 
 
+SWAPPED = """UPDATE folders SET (head, packed, checksum) =
+    (SELECT head, packed, checksum FROM folders ORDER BY prefix DESC LIMIT 1)"""
+
+
 @pytest.mark.parametrize(
     "statement",
     [
-        "DELETE FROM records WHERE name = 'runs/1'",
-        "UPDATE records SET state = 0 WHERE name = 'runs/1'",
-        "UPDATE records SET time = time + 1",
-        "UPDATE records SET base = target",
-        "UPDATE records SET metadata = '{}'",
-        "UPDATE records SET name = 'runs/9' WHERE name = 'runs/1'",
+        "UPDATE folders SET packed = x''",
+        "UPDATE folders SET packed = CAST(replace(packed, x'01', x'02') AS BLOB)",
+        "UPDATE folders SET packed = (SELECT packed FROM folders ORDER BY prefix DESC LIMIT 1)",
+        "UPDATE folders SET head = x'00'",
+        "UPDATE folders SET head = 'x'",
+        "UPDATE folders SET head = 5",
+        "UPDATE folders SET packed = 5",
+        "UPDATE folders SET checksum = x'00'",
+        SWAPPED,
     ],
 )
 def test_rows_that_cannot_be_true_make_the_file_anew(refs, machine, caplog, statement):
@@ -404,11 +426,22 @@ def test_rows_that_cannot_be_true_make_the_file_anew(refs, machine, caplog, stat
     assert machine._renewals == 1
 
 
+def test_rows_that_are_lost_are_made_again(refs, backend, machine):
+    for number in range(3):
+        put(refs, f"runs/{number}", metadata={"number": number})
+    rows = refs.find(RefQuery())
+    for lost, reads in (("folders", []), ("records", []), ("folders; records", ["read"] * 3)):
+        for table in lost.split("; "):
+            sql(machine, f"DELETE FROM {table}")
+        assert calls(backend, lambda: refs.find(RefQuery())) == (rows, ["list", *reads])
+    assert machine._renewals == 0
+
+
 def test_bytes_that_are_not_the_records_are_read_again(refs, backend, machine):
     put(refs, "models/a")
     put(refs, "models/b", metadata={"odd": float("nan")})
     wanted = repr(refs.values())
-    for statement in ("UPDATE bodies SET data = x'00'", "DELETE FROM bodies"):
+    for statement in ("UPDATE records SET data = x'00'", "DELETE FROM records"):
         sql(machine, statement)
         assert repr(refs.values()) == wanted
         assert refs.value("models/a").target == b"\1" * 32
@@ -430,7 +463,7 @@ def test_a_file_that_breaks_again_and_again_is_left_alone(refs, backend, machine
     for _ in range(2 * machine_module._RENEWALS):
         found(refs)
         if machine.keeps:
-            sql(machine, "DELETE FROM records")
+            sql(machine, "UPDATE folders SET packed = x''")
         assert found(refs) == ["runs/a"]
     assert not machine.keeps
     assert len(caplog.records) == machine_module._RENEWALS + 1
@@ -500,6 +533,39 @@ def test_finding_runs(store, runs):
     assert names_of(since=runs[1].time, until=runs[3].time) == ["runs/c", "runs/d/2"]
     store.delete_ref("runs/c")
     assert "runs/c" not in names_of()
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize("tags", [0, 3])
+def test_the_first_of_many(refs, backend, newest_first, tags):
+    """Most folders have none of them; equal times are ordered by name."""
+    held = [
+        Record(
+            f"{'tags' if number < tags else 'runs'}/{number}",
+            seq=1,
+            write_id=bytes(16),
+            time=number * 7919 % 263,
+            writer="w",
+            target=bytes([number % 3]) * 32,
+            metadata={"even": number % 2 == 0},
+            exclusive=number < tags,
+        )
+        for number in range(600)
+    ]
+    for record in held:
+        backend.put(record.key, [record_format.encode(record)])
+    for where in ((), (("even", True),)):
+        for since, until in ((None, None), (50, 200)):
+            rows = [
+                (record.time, record.name)
+                for record in held
+                if (not where or record.metadata["even"]) and (since is None or since <= record.time < until)
+            ]
+            rows.sort(reverse=newest_first)
+            for limit in (1, 10, 150, 700):
+                query = RefQuery(where=where, since=since, until=until)
+                found = refs.find(query, limit=limit, newest_first=newest_first)
+                assert [(row.time, row.name) for row in found] == rows[:limit]
 
 
 def test_a_row_says_what_the_record_says(store, runs):
