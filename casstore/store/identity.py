@@ -41,7 +41,9 @@ def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
     """
     identity = _read_format(backend) or (create_format(backend) if create else None)
     if identity is None:
-        raise StoreNotFound(f"{backend.url} is not a casstore store. `casstore init` makes one.")
+        raise StoreNotFound(
+            f"{backend.url} is not a casstore store. `casstore init {backend.url}` makes one."
+        )
     return identity
 
 

@@ -175,7 +175,7 @@ class FsspecBackend(Backend):
             )
         if self._protocol in filesystems.HTTP:
             return "the web server has no file 'format' there. Check the URL."
-        return "its directory is not there. Check the URL, or make a store with create=True (casstore init)."
+        return f"its directory is not there. Check the URL, or make a store with create=True (casstore init {self.url})."
 
     # ---- reading
 

@@ -87,7 +87,7 @@ class StoreDirectory:
             self._require_no_dead_link()
             raise StoreNotFound(
                 f"There is no directory {self.root}. Check the path, or make a store there with create=True "
-                "(casstore init)."
+                f"(casstore init {self.root})."
             ) from None
         except OSError as error:
             raise from_os_error(error, f"open the store {self.root}") from error
