@@ -1,7 +1,5 @@
 """`casstore add`: bring a model into the store."""
 
-from dataclasses import asdict
-
 import click
 
 from casstore.cli.support.command import Command
@@ -69,7 +67,7 @@ def run(
     if out.quiet and not out.as_json:
         out.print_line(result.model_id)
     out.report(
-        asdict(result),
+        result,
         f"{result.ref}: model {short_id(result.model_id)}, {counted(result.files, 'file')}.",
         f"{human_bytes(result.bytes_total)}, of which {human_bytes(result.bytes_new)} new"
         f" ({result.chunks_new} of {result.chunks} chunks), stored in {human_bytes(result.bytes_stored)}"

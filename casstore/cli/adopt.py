@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -75,7 +74,7 @@ def _show_plan(out: Session, plan: AdoptPlan) -> None:
                     {"name": item.name, "workflow": item.workflow, "model": item.of or None}
                     for item in plan.evaluations
                 ],
-                "problems": [asdict(problem) for problem in plan.problems],
+                "problems": plan.problems,
                 "bytes_total": plan.bytes_total,
             }
         )
@@ -106,10 +105,10 @@ def _show_report(out: Session, report: AdoptReport) -> None:
         out.print_json(
             {
                 "dry_run": False,
-                "models": [asdict(model) for model in report.models],
+                "models": report.models,
                 "runs": report.runs,
                 "evaluations": report.evaluations,
-                "problems": [asdict(problem) for problem in report.problems],
+                "problems": report.problems,
                 "bytes_total": report.bytes_total,
                 "bytes_stored": report.bytes_stored,
                 "bytes_saved": report.bytes_saved,

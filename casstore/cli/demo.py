@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -38,7 +37,7 @@ def run(out: Session, *, path: str | None) -> None:
     with out.status() as announce:
         report = run_demo(path, store=store, announce=announce)
     if out.as_json:
-        out.print_json(asdict(report))
+        out.print_json(report)
     else:
         _print(out, report)
 

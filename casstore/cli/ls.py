@@ -20,8 +20,8 @@ def run(out: Session, *, prefix: str) -> None:
         (
             {
                 "ref": row.name,
-                "model_id": row.target.hex(),
-                "base": row.base.hex() if row.base else None,
+                "model_id": row.target,
+                "base": row.base or None,
                 "time": utc_time(row.time),
                 "time_ns": row.time,
                 "writer": row.writer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,12 +64,12 @@ def _as_json(model: ModelDescription, about: Lineage) -> dict[str, Any]:
         "time": utc_time(record.time),
         "time_ns": record.time,
         "writer": record.writer,
-        "base": record.base.hex() if record.base else None,
+        "base": record.base or None,
         "metadata": plain(record.metadata),
         "bytes_total": model.size,
         "bytes_stored": model.bytes_stored,
         "chunks": model.chunks,
-        "encodings": [asdict(share) for share in model.encodings],
+        "encodings": model.encodings,
         "files": [
             {
                 "path": file.path,
@@ -79,15 +78,15 @@ def _as_json(model: ModelDescription, about: Lineage) -> dict[str, Any]:
                 "bytes_total": file.size,
                 "bytes_stored": file.bytes_stored,
                 "chunks": file.chunks,
-                "encodings": [asdict(share) for share in file.encodings],
+                "encodings": file.encodings,
                 "tensors": [
-                    {"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "begin": s.begin, "end": s.end}
+                    {"name": s.name, "dtype": s.dtype, "shape": s.shape, "begin": s.begin, "end": s.end}
                     for s in file.tensors
                 ],
             }
             for file in model.files
         ],
-        "empty_directories": list(model.empty_directories),
+        "empty_directories": model.empty_directories,
         **lineage_as_json(about),
     }
 

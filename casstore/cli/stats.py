@@ -20,7 +20,7 @@ def run(out: Session) -> None:
         stats = out.answer_for(store).stats()
         left = casstore.find_leftovers(store)
     if out.as_json:
-        out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored, "leftovers": asdict(left)})
+        out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored, "leftovers": left})
         return
     out.table(
         ("store", stats.url),

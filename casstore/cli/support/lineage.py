@@ -53,10 +53,10 @@ def node_as_json(node: ModelNode) -> dict[str, Any]:
     """Return a model under stable keys."""
     return {
         "model_id": node.model_id,
-        "refs": list(node.refs),
+        "refs": node.refs,
         "time": utc_time(node.time),
         "time_ns": node.time,
-        "made_by": list(node.made_by),
+        "made_by": node.made_by,
     }
 
 

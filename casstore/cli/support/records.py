@@ -75,18 +75,18 @@ def _run_as_json(run: RunManifest) -> dict[str, Any]:
         "pass": run.key.pass_name,
         "status": run.status.value,
         "error": run.error or None,
-        "input": run.input.hex() if run.input else None,
+        "input": run.input,
         "input_name": run.input_name or None,
-        "output": run.output.hex() if run.output else None,
+        "output": run.output,
         "started": utc_time(run.started),
         "started_ns": run.started,
         "duration_seconds": run.duration / 1e9,
-        "key_id": run.key.digest().hex(),
+        "key_id": run.key.digest(),
         "key": plain(run.key.document()),
         "config": plain(run.config),
         "recorded": plain(run.recorded),
         "metrics": plain(run.metrics),
-        "artifacts": plain(run.artifacts),
+        "artifacts": run.artifacts,
     }
 
 
@@ -94,7 +94,7 @@ def _evaluation_as_json(ref: str, record: Record, found: EvaluationManifest) -> 
     return {
         "ref": ref,
         "name": found.name,
-        "model_id": found.model.hex() if found.model else None,
+        "model_id": found.model,
         "evaluator": found.evaluator or None,
         "time": utc_time(record.time),
         "time_ns": record.time,

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -136,8 +136,8 @@ class Session:
             self.table(columns, rows)
 
     def print_json(self, value: Any) -> None:
-        """Print one JSON value."""
-        print(json.dumps(value, indent=2))  # noqa: T201
+        """Print one JSON value; dataclasses in it become objects, and bytes hex."""
+        print(json.dumps(value, indent=2, default=_as_json))  # noqa: T201
 
     def print_line(self, *cells: str) -> None:
         """Print one line of tab-separated cells."""
@@ -211,6 +211,10 @@ def _tell(damaged: list[Damage]) -> None:
         sys.stdout.flush()
     for damage in dict.fromkeys(damaged):
         say(str(damage))
+
+
+def _as_json(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else asdict(value)
 
 
 class _Printable(logging.Formatter):

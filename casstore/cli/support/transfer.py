@@ -147,7 +147,7 @@ def _plan_json(plan: SyncPlan) -> dict[str, Any]:
         "refs": [
             {
                 "ref": ref.name,
-                "target": (ref.record.target or b"").hex(),
+                "target": ref.record.target or b"",
                 "standing": ref.standing.value,
                 "bytes_stored": ref.bytes_stored,
             }
@@ -155,8 +155,8 @@ def _plan_json(plan: SyncPlan) -> dict[str, Any]:
         ],
         "equal": plan.equal,
         "ahead": plan.ahead,
-        "conflicts": [asdict(found) for found in plan.conflicts],
-        "damaged": [asdict(item) for item in plan.damaged],
+        "conflicts": plan.conflicts,
+        "damaged": plan.damaged,
         "objects": plan.objects,
         "chunks": plan.chunks,
         "bytes_stored": plan.bytes_stored,
