@@ -62,10 +62,10 @@ def test_push_and_pull(places, tmp_path):
 
 
 def test_push_makes_a_store_only_if_told_to(places, tmp_path):
-    a, there = places[0], tmp_path / "there"
-    assert f"casstore init {there}" in run("push", there, "--store", a, code=1)[1]
+    a, there = places[0], tmp_path / "over there"
+    assert f"casstore init '{there}'" in run("push", there, "--store", a, code=1)[1]
     there.mkdir()
-    assert f"casstore init file://{there}" in run("push", there, "--store", a, code=1)[1]
+    assert f"casstore init 'file://{there}'" in run("push", there, "--store", a, code=1)[1]
     assert "--init" in run("push", there, "--init", "--dry-run", "--store", a, code=2)[1]
     assert list(there.iterdir()) == []
     out, error = run("push", there, "--init", "--store", a)
