@@ -1,114 +1,91 @@
 """The command line: one file per command; prints, and maps errors to exit codes, nothing else.
 
-Three rules keep `casstore --help` fast and the files alike:
-
-- What a command needs is loaded when it runs: names come from `casstore`, which loads them on first use,
-  and the few imports inside functions are of modules that only one command, or only a terminal, needs.
-- typer reads annotations at run time, so the files that declare commands do not postpone their evaluation.
-- Help is plain text: rich's markup in it costs as much as the rest of the start.
+The command NAME is `run` in NAME.py, which is imported when the command runs or its own help is asked for. `--help`
+imports none: it prints the table below.
 """
 
+from __future__ import annotations
+
 import contextlib
+import importlib
 import io
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
 from casstore._build import kernels_name
 from casstore._version import __version__
-from casstore.cli import (
-    add,
-    adopt,
-    cat,
-    check,
-    demo,
-    explain,
-    get,
-    init,
-    log,
-    ls,
-    pull,
-    push,
-    quarantine,
-    remote,
-    rm,
-    runs,
-    show,
-    stats,
-    sync,
-    tag,
-)
+from casstore.cli.support.command import SHARED_OPTIONS
 from casstore.cli.support.exits import ERROR, SIGNALLED, discard_output, say
-from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.support.signals import SIGNALS
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
-app = typer.Typer(
-    name="casstore",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
+COMMANDS = {
+    "init": "Make a store; one that is already there is left as it is.",
+    "add": "Add a model; only what the store lacks is written.",
+    "get": "Write the files of a model, every byte verified.",
+    "ls": "List refs: name, model id, base, time.",
+    "show": "Show a model, a run or an evaluation.",
+    "log": "List models with the runs that made them, newest first.",
+    "runs": "List runs, newest first.",
+    "explain": "Compare a run with the nearest earlier run of its pass.",
+    "adopt": "Import an existing Olive cache (read-only).",
+    "cat": "Write one file of a model to the standard output.",
+    "tag": "Make a tag name a model; an existing tag is moved.",
+    "rm": "Delete a ref.",
+    "push": "Send refs to another store: only what it lacks.",
+    "pull": "Fetch refs from another store: only what is missing here.",
+    "sync": "Copy refs between any two stores.",
+    "stats": "Measure what a store holds and what it takes.",
+    "check": "Verify a store; changes nothing.",
+    "quarantine": "Stop relying on the damaged packs of a model.",
+    "demo": "Add a model and variants of it, and show what is saved.",
+    "remote": "Name stores elsewhere.",
+}
+
+
+class _Lazy(click.Command):
+    """Stands for the command of a module until its arguments are to be parsed."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        command: click.Command = importlib.import_module(f"casstore.cli.{self.name}").run
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
+    if wanted:
+        click.echo(f"casstore {__version__} ({kernels_name} kernels)")
+        context.exit()
+
+
+class _Commands(click.Group):
+    """Lists the commands in the order of the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+app = _Commands(
+    help="Keep ML models in a content-addressed store: deduplicated, compressed, verified.",
+    commands=[_Lazy(name, short_help=line) for name, line in COMMANDS.items()],
+    params=[
+        *SHARED_OPTIONS,
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Print the version.",
+        ),
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature that typer calls
-    if wanted:
-        typer.echo(f"casstore {__version__} ({kernels_name} kernels)")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    context: typer.Context,
-    *,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-    version: Annotated[  # noqa: ARG001 - its callback does the work
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Keep ML models in a content-addressed store: deduplicated, compressed, verified."""
-    given = {"store": store, "as_json": as_json, "quiet": quiet, "debug": debug}
-    defaults = {name: value for name, value in given.items() if value}
-    # An option before the command is the default of the same option after it.
-    context.default_map = {
-        **dict.fromkeys(_COMMANDS, defaults),
-        "remote": dict.fromkeys(remote.COMMANDS, defaults),
-    }
-
-
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "init": init.run,
-    "add": add.run,
-    "get": get.run,
-    "ls": ls.run,
-    "show": show.run,
-    "log": log.run,
-    "runs": runs.run,
-    "explain": explain.run,
-    "adopt": adopt.run,
-    "cat": cat.run,
-    "tag": tag.run,
-    "rm": rm.run,
-    "push": push.run,
-    "pull": pull.run,
-    "sync": sync.run,
-    "stats": stats.run,
-    "check": check.run,
-    "quarantine": quarantine.run,
-    "demo": demo.run,
-}
-for _name, _function in _COMMANDS.items():
-    app.command(_name)(_function)
-app.add_typer(remote.app)
 
 
 def main() -> None:
@@ -126,7 +103,7 @@ def main() -> None:
             os._exit(ending.code)
         raise
     except OSError as error:
-        # No invariant is at stake: help and the version, which no command prints, found no room.
+        # Only help and the version, which no command prints, get here: there was no room for them.
         discard_output()
         say(f"{error.strerror or error}.")
         sys.exit(ERROR)

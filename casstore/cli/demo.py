@@ -1,52 +1,48 @@
 """`casstore demo`: the main job on a real model, measured."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from __future__ import annotations
 
-import typer
+from typing import TYPE_CHECKING
 
-from casstore.cli.support.options import DebugOption, JsonOption, QuietOption
-from casstore.cli.support.session import session
+import click
+
+from casstore.cli.support.command import Command
 from casstore.cli.support.text import human_bytes, human_duration, human_percent, human_rate, megabytes
 from casstore.machine.user_folders import expand_home
+from casstore.ops.demo import run_demo
 
 if TYPE_CHECKING:
     from casstore.cli.support.session import Session
     from casstore.ops.demo import DemoReport
 
 
-def run(
-    *,
-    path: Annotated[
-        str | None,
-        typer.Argument(metavar="[PATH]", help="A model file or folder; without it the package wordllama's."),
-    ] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            "--store",
-            metavar="PATH_OR_URL",
-            help="Keep the demo's store there; without it one in a temporary folder.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Add a model and variants of it, get one back, compare every byte, and show what was saved."""
-    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        from casstore.ops.demo import run_demo  # noqa: PLC0415 - see cli/__init__.py
+@click.command(cls=Command)
+@click.argument(
+    "path",
+    required=False,
+    metavar="[PATH]",
+    help="A model file or folder; without it the package wordllama's.",
+)
+@click.option(
+    "--store",
+    metavar="PATH_OR_URL",
+    help="Keep the demo's store there; without it one in a temporary folder.",
+)
+def run(out: Session, *, path: str | None) -> None:
+    """Add a model and variants of it, and show what is saved.
 
-        with out.status() as announce:
-            report = run_demo(path, store=store and expand_home(store), announce=announce)
-        if out.as_json:
-            out.print_json(asdict(report))
-        else:
-            _print(out, report)
+    One is got back and compared byte for byte.
+    """
+    store = expand_home(out.store_option) if out.store_option else None
+    with out.status() as announce:
+        report = run_demo(path, store=store, announce=announce)
+    if out.as_json:
+        out.print_json(report)
+    else:
+        _print(out, report)
 
 
-def _print(out: "Session", report: "DemoReport") -> None:
+def _print(out: Session, report: DemoReport) -> None:
     out.summary(f"Model: {report.source}")
     used = sorted({encoding for step in report.steps for encoding in step.saved} - {"raw"})
     rows = [

@@ -1,65 +1,67 @@
 """`casstore log`: which models came about when, by which run."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from __future__ import annotations
 
-import typer
+from typing import TYPE_CHECKING, Any
 
-from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.support.session import session
+import click
+
+from casstore.cli.support.command import LIMIT, Command
+from casstore.cli.support.graph import draw
+from casstore.cli.support.lineage import link_as_json, link_cells, node_as_json
 from casstore.cli.support.text import local_time, short_id, utc_time
 from casstore.machine.local_names import tree_name
+from casstore.ops.lineage import lineage, read_graph
 
 if TYPE_CHECKING:
     from casstore.cli.support.session import Session
     from casstore.ops.lineage import LineageGraph, Link, LogEntry
 
 
-def run(
-    *,
-    ref_or_id: Annotated[
-        str | None,
-        typer.Argument(
-            parser=tree_name,
-            metavar="[REF_OR_ID]",
-            help="Only this model and what it was made from.",
-            show_default=False,
-        ),
-    ] = None,
-    graph: Annotated[
-        bool, typer.Option("--graph", help="Draw which model was made from which.", show_default=False)
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Only the newest N.", show_default=False)
-    ] = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Show the history of models with the runs that made them, newest first."""
+@click.command(cls=Command)
+@click.argument(
+    "ref_or_id",
+    required=False,
+    type=tree_name,
+    metavar="[REF_OR_ID]",
+    help="Only this model and what it was made from.",
+)
+@click.option("--graph", is_flag=True, help="Draw which model was made from which.")
+@LIMIT
+def run(out: Session, *, ref_or_id: str | None, graph: bool, limit: int | None) -> None:
+    """List models with the runs that made them, newest first."""
     if graph and limit is not None:
-        raise typer.BadParameter("--graph draws everything; leave out --limit.", param_hint="--limit")
-    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        from casstore.ops.lineage import lineage, read_graph  # noqa: PLC0415 - see cli/__init__.py
+        raise click.BadParameter("--graph draws everything; leave out --limit.", param_hint="--limit")
+    with out.open(readonly=True) as store:
+        found = read_graph(out.answer_for(store))
+        models, links, ref = set(found.model_ids()), found.links, ""
+        if ref_or_id is not None:
+            about = lineage(store, ref_or_id, graph=found)
+            ref = store.resolve(ref_or_id).ref
+            models = {node.model_id for node in (about.model, *about.ancestors)}
+            links = [link for link in about.links if link.output in models or f"models/{link.run}" == ref]
+    if graph:
+        _graph(out, found, links, [model_id for model_id in found.model_ids() if model_id in models])
+    else:
+        entries = found.log(models if ref else None, ref=ref)[:limit]
+        out.listing(
+            (_as_json(found, entry) for entry in entries),
+            names=map(_name, entries),
+            columns=("time", "name", "model", "pass", "input", "status", ">took", ">evaluations"),
+            rows=(
+                (
+                    local_time(entry.time),
+                    _name(entry),
+                    short_id(entry.model_id) or "-",
+                    *link_cells(entry.links[-1] if entry.links else None),
+                    str(_evaluations(found, entry)),
+                )
+                for entry in entries
+            ),
+        )
 
-        with out.open(readonly=True) as opened:
-            found = read_graph(out.answer_for(opened))
-            models, links, ref = set(found.model_ids()), found.links, ""
-            if ref_or_id is not None:
-                about = lineage(opened, ref_or_id, graph=found)
-                ref = opened.resolve(ref_or_id).ref
-                models = {node.model_id for node in (about.model, *about.ancestors)}
-                links = [link for link in about.links if link.output in models or f"models/{link.run}" == ref]
-        if graph:
-            _graph(out, found, links, [model_id for model_id in found.model_ids() if model_id in models])
-        else:
-            _list(out, found, found.log(models if ref else None, ref=ref)[:limit])
 
-
-def _graph(out: "Session", found: "LineageGraph", links: "list[Link]", models: list[str]) -> None:
-    from casstore.cli.support.graph import draw  # noqa: PLC0415 - see cli/__init__.py
-    from casstore.cli.support.lineage import link_as_json, node_as_json  # noqa: PLC0415 - as above
-
+def _graph(out: Session, found: LineageGraph, links: list[Link], models: list[str]) -> None:
     if out.as_json:
         nodes = [node_as_json(found.node(model_id)) for model_id in models]
         out.print_json({"models": nodes, "links": [link_as_json(link) for link in links]})
@@ -68,42 +70,20 @@ def _graph(out: "Session", found: "LineageGraph", links: "list[Link]", models: l
         out.print_line(line)
 
 
-def _list(out: "Session", found: "LineageGraph", entries: "list[LogEntry]") -> None:
-    from casstore.cli.support.lineage import link_cells  # noqa: PLC0415 - see cli/__init__.py
-
-    if out.as_json:
-        out.print_json([_as_json(found, entry) for entry in entries])
-    elif out.quiet:
-        for entry in entries:
-            out.print_line(_name(entry))
-    else:
-        out.table(
-            ("time", "name", "model", "pass", "input", "status", ">took", ">evaluations"),
-            (
-                (
-                    local_time(entry.time),
-                    _name(entry),
-                    short_id(entry.model_id) or "-",
-                    *link_cells(entry.links[-1] if entry.links else None),
-                    str(len(found.evaluations.get(entry.model_id, ())) if entry.model_id else 0),
-                )
-                for entry in entries
-            ),
-        )
-
-
-def _name(entry: "LogEntry") -> str:
+def _name(entry: LogEntry) -> str:
     return entry.ref or f"runs/{entry.links[0].run}"
 
 
-def _as_json(found: "LineageGraph", entry: "LogEntry") -> dict[str, Any]:
-    from casstore.cli.support.lineage import link_as_json  # noqa: PLC0415 - see cli/__init__.py
+def _evaluations(found: LineageGraph, entry: LogEntry) -> int:
+    return len(found.evaluations.get(entry.model_id, ())) if entry.model_id else 0
 
+
+def _as_json(found: LineageGraph, entry: LogEntry) -> dict[str, Any]:
     return {
         "time": utc_time(entry.time),
         "time_ns": entry.time,
         "ref": entry.ref or None,
         "model_id": entry.model_id or None,
         "links": [link_as_json(link) for link in entry.links],
-        "evaluations": len(found.evaluations.get(entry.model_id, ())) if entry.model_id else 0,
+        "evaluations": _evaluations(found, entry),
     }

@@ -1,41 +1,24 @@
 """`casstore pull`: copy refs from another store."""
 
-from casstore.cli.support.options import (
-    DebugOption,
-    DryRunOption,
-    JsonOption,
-    LimitOption,
-    OverwriteOption,
-    QuietOption,
-    RefsArgument,
-    RemoteArgument,
-    StoreOption,
-)
-from casstore.cli.support.session import session
-from casstore.cli.support.transfer import bytes_per_second, transfer
+from typing import Any
+
+import click
+
+from casstore.cli.support.command import Command
+from casstore.cli.support.session import Session
+from casstore.cli.support.transfer import REMOTE, transfer, transfer_options
 
 
-def run(
-    *,
-    remote: RemoteArgument,
-    refs: RefsArgument = None,
-    dry_run: DryRunOption = False,
-    overwrite: OverwriteOption = False,
-    limit: LimitOption = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Copy refs, all or those named, from a remote store: only what is missing here is fetched."""
-    rate = bytes_per_second(limit)
-    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        opened, created = (
-            out.open_or_create() if out.uses_default and not dry_run else (out.open(readonly=dry_run), False)
-        )
-        if created:
-            out.note(f"made your own store at {out.place}.")
-        with opened, out.open_remote(remote, opened, readonly=True) as other:
-            transfer(
-                out, other, opened, refs, label="Pulling", dry_run=dry_run, overwrite=overwrite, limit=rate
-            )
+@click.command(cls=Command)
+@REMOTE
+@transfer_options
+def run(out: Session, *, remote: str, **options: Any) -> None:
+    """Fetch refs from another store: only what is missing here.
+
+    All refs, or those named.
+    """
+    with (
+        out.open(readonly=True) if options["dry_run"] else out.open_to_fill() as store,
+        out.open_remote(remote, store, readonly=True) as other,
+    ):
+        transfer(out, other, store, label="Pulling", **options)

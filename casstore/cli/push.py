@@ -1,37 +1,28 @@
 """`casstore push`: copy refs to another store."""
 
-from casstore.cli.support.options import (
-    DebugOption,
-    DryRunOption,
-    JsonOption,
-    LimitOption,
-    OverwriteOption,
-    QuietOption,
-    RefsArgument,
-    RemoteArgument,
-    StoreOption,
-)
-from casstore.cli.support.session import session
-from casstore.cli.support.transfer import bytes_per_second, transfer
+from typing import Any
+
+import click
+
+from casstore.cli.support.command import Command
+from casstore.cli.support.session import Session
+from casstore.cli.support.transfer import REMOTE, transfer, transfer_options
 
 
-def run(
-    *,
-    remote: RemoteArgument,
-    refs: RefsArgument = None,
-    dry_run: DryRunOption = False,
-    overwrite: OverwriteOption = False,
-    limit: LimitOption = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Copy refs, all or those named, to a remote store: only what it lacks is sent."""
-    rate = bytes_per_second(limit)
+@click.command(cls=Command)
+@REMOTE
+@transfer_options
+@click.option("--init", is_flag=True, help="Make a store there if there is none.")
+def run(out: Session, *, remote: str, init: bool, **options: Any) -> None:
+    """Send refs to another store: only what it lacks.
+
+    All refs, or those named.
+    """
+    dry_run = options["dry_run"]
+    if init and dry_run:
+        raise click.UsageError("--init makes a store, and --dry-run changes nothing: leave out one of them.")
     with (
-        session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out,
-        out.open(readonly=dry_run) as opened,
-        out.open_remote(remote, opened, readonly=dry_run) as other,
+        out.open(readonly=dry_run) as store,
+        out.open_remote(remote, store, readonly=dry_run, create=init) as other,
     ):
-        transfer(out, opened, other, refs, label="Pushing", dry_run=dry_run, overwrite=overwrite, limit=rate)
+        transfer(out, store, other, label="Pushing", **options)

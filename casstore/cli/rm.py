@@ -1,75 +1,62 @@
 """`casstore rm`: delete a ref."""
 
-from typing import TYPE_CHECKING, Annotated
+from __future__ import annotations
 
-import typer
+from typing import TYPE_CHECKING
 
-import casstore
-from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
-from casstore.cli.support.session import session
+import click
+
+from casstore.cli.support.command import DRY_RUN, Command
 from casstore.cli.support.text import local_time, short_id
+from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
     from casstore import Store
+    from casstore.cli.support.session import Session
     from casstore.format.record import Record
 
 
-def run(
-    *,
-    ref: Annotated[
-        str,
-        typer.Argument(
-            parser=tree_name,
-            metavar="REF",
-            help="The whole name of a ref, as `casstore ls` prints it.",
-            show_default=False,
-        ),
-    ],
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", "-n", help="Say what would be done; change nothing.", show_default=False),
-    ] = False,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Delete a ref. The model's bytes stay until they are collected, and as long as another ref needs them."""
-    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        with out.open(readonly=dry_run) as opened:
-            record, readable = _look(opened, ref)
-            if record is None and readable:
-                raise casstore.RefNotFound(_missing(ref, sorted(row.name for row in opened.find())))
-            model_id = record.target.hex() if record is not None and record.target is not None else None
-            others = (
-                sorted(other.name for other in opened.find(target=model_id) if other.name != ref)
-                if model_id
-                else []
-            )
-            if not dry_run:
-                opened.delete_ref(ref)
-        did = "Would delete" if dry_run else "Deleted"
-        if out.as_json:
-            out.print_json({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others})
-        elif record is None or model_id is None:
-            out.summary(f"{did} {ref}, of which the newest record could not be read.")
-        else:
-            out.summary(f"{did} {ref} (model {short_id(model_id)}, written {local_time(record.time)}).")
-            if others:
-                some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-                out.summary(f"The model keeps {len(others)} other name(s): {some}.")
-            else:
-                out.summary("No other ref names this model.")
+@click.command(cls=Command)
+@click.argument(
+    "ref", type=tree_name, metavar="REF", help="The whole name of a ref, as `casstore ls` prints it."
+)
+@DRY_RUN
+def run(out: Session, *, ref: str, dry_run: bool) -> None:
+    """Delete a ref.
+
+    The model's bytes stay until they are collected, and as long as another ref needs them.
+    """
+    with out.open(readonly=dry_run) as store:
+        record, readable = _look(store, ref)
+        if record is None and readable:
+            raise RefNotFound(_missing(ref, sorted(row.name for row in store.find())))
+        model_id = record.target.hex() if record is not None and record.target is not None else None
+        named = store.find(target=model_id) if model_id else []
+        others = sorted(other.name for other in named if other.name != ref)
+        if not dry_run:
+            store.delete_ref(ref)
+    did = "Would delete" if dry_run else "Deleted"
+    if record is None or model_id is None:
+        told = [f"{did} {ref}, of which the newest record could not be read."]
+    else:
+        told = [f"{did} {ref} (model {short_id(model_id)}, written {local_time(record.time)})."]
+        some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        told.append(
+            f"Other refs of this model: {len(others)} ({some})."
+            if others
+            else "No other ref names this model."
+        )
+    out.report({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others}, *told)
 
 
-def _look(store: "Store", ref: str) -> "tuple[Record | None, bool]":
+def _look(store: Store, ref: str) -> tuple[Record | None, bool]:
     """Return the record of a ref, if there is one, and whether it could be read."""
     try:
         return store.record(ref), True
-    except casstore.ConfigError:
+    except ConfigError:
         return None, True  # Not a valid name, so no ref has it.
-    except casstore.IntegrityError:
+    except IntegrityError:
         return None, False  # What deletes it needs no more than its number.
 
 

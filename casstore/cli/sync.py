@@ -1,43 +1,26 @@
 """`casstore sync`: copy refs between any two stores."""
 
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
-from casstore.cli.support.options import (
-    DebugOption,
-    DryRunOption,
-    JsonOption,
-    LimitOption,
-    OverwriteOption,
-    QuietOption,
-    RefsArgument,
-    StoreOption,
-)
-from casstore.cli.support.session import session
-from casstore.cli.support.transfer import bytes_per_second, transfer
+from casstore.cli.support.command import Command
+from casstore.cli.support.session import Session
+from casstore.cli.support.transfer import transfer, transfer_options
 
 
-def run(
-    *,
-    src: Annotated[
-        str, typer.Argument(metavar="SRC", help="The store to read: a path or URL.", show_default=False)
-    ],
-    dst: Annotated[
-        str, typer.Argument(metavar="DST", help="The store to write: a path or URL.", show_default=False)
-    ],
-    refs: RefsArgument = None,
-    dry_run: DryRunOption = False,
-    overwrite: OverwriteOption = False,
-    limit: LimitOption = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Copy refs, all or those named, from one store to another. A remote's name works, too, if --store has it."""
-    rate = bytes_per_second(limit)
-    with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        places = out.places((src, dst))
-        with out.open_at(places[0], readonly=True) as one, out.open_at(places[1], readonly=dry_run) as other:
-            transfer(out, one, other, refs, label="Copying", dry_run=dry_run, overwrite=overwrite, limit=rate)
+@click.command(cls=Command)
+@click.argument("src", metavar="SRC", help="The store to read: a path or URL.")
+@click.argument("dst", metavar="DST", help="The store to write: a path or URL.")
+@transfer_options
+def run(out: Session, *, src: str, dst: str, **options: Any) -> None:
+    """Copy refs between any two stores.
+
+    All refs, or those named. SRC and DST may also be remotes of the store that --store names.
+    """
+    one, other = out.places((src, dst))
+    with (
+        out.open_at(one, readonly=True) as source,
+        out.open_at(other, readonly=options["dry_run"]) as destination,
+    ):
+        transfer(out, source, destination, label="Copying", **options)

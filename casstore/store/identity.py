@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from casstore.backend import open_backend
@@ -41,7 +42,9 @@ def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
     """
     identity = _read_format(backend) or (create_format(backend) if create else None)
     if identity is None:
-        raise StoreNotFound(f"{backend.url} is not a casstore store. `casstore init` makes one.")
+        raise StoreNotFound(
+            f"{backend.url} is not a casstore store. `casstore init {shlex.quote(backend.url)}` makes one."
+        )
     return identity
 
 

@@ -607,7 +607,7 @@ class TestEndings:
 
     @pytest.mark.parametrize("number", SIGNALS)
     def test_while_the_command_is_loaded(self, number, tmp_path):
-        (tmp_path / "typer.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+        (tmp_path / "click.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
         done = subprocess.run(
             [*COMMAND, "ls"],
             env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from casstore.cli import app
 
@@ -90,7 +90,7 @@ def _modules_that_commands_use(commands):
         CliRunner().invoke(app, ["add", model, "--ref", "models/x"])
         for command in commands:
             place = [shared] if command in ("push", "pull") else ["models/x"] if command == "rm" else []
-            CliRunner().invoke(app, [command, *place])
+            CliRunner().invoke(app, [command, *place, "-q"])
             CliRunner().invoke(app, [command, *(["/nowhere"] if place else ["--store", "/nowhere"])])
     return sorted(sys.modules)
 

@@ -8,10 +8,10 @@ import os
 from functools import partial
 
 import pytest
+from click.testing import CliRunner
 from fakes.stores import assert_clean, noise
 from servers.proxy import proxied
 from servers.s3 import KEY, SECRET
-from typer.testing import CliRunner
 
 from casstore import Store
 from casstore.backend import RetryingBackend, RetryPolicy

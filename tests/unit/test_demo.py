@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from fakes.model_files import safetensors_bytes
-from typer.testing import CliRunner
 
 from casstore import tensors
 from casstore.cli import app

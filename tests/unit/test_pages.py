@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from fakes.model_files import safetensors_bytes
 from fakes.olive_cache import OliveCache, onnx_file
-from typer.testing import CliRunner
 
 from casstore.cli import app
 

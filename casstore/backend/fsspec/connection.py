@@ -41,7 +41,7 @@ class Connection:
                 self._look_at_anchor()
             except ObjectNotFound:
                 if not create or kind.is_bucket:
-                    advice = kind.advice.format(bucket=self._anchor)
+                    advice = kind.advice.format(bucket=self._anchor, url=self.url)
                     raise StoreNotFound(f"There is no store {self.url}: {advice}") from None
                 driver.fs.makedirs(self.root or "/", exist_ok=True)
             driver.check(self.root)

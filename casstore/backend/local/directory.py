@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Literal
 
@@ -76,7 +77,7 @@ class StoreDirectory:
             self._require_no_dead_link()
             raise StoreNotFound(
                 f"There is no directory {self.root}. Check the path, or make a store there with create=True "
-                "(casstore init)."
+                f"(casstore init {shlex.quote(self.root)})."
             ) from None
         except OSError as error:
             raise from_os_error(error, f"open the store {self.root}") from error

@@ -9,7 +9,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from casstore.cli.support.signals import Ended, ending_by_signals
 from casstore.cli.support.text import printable
@@ -17,8 +17,6 @@ from casstore.errors import CasstoreError, notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["BROKEN_PIPE", "ERROR", "SIGNALLED", "discard_output", "exit_codes", "say"]
 
 ERROR = 1
 BROKEN_PIPE = 141
@@ -59,25 +57,25 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
             yield
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except (typer.Exit, typer.Abort):
-        raise
+    except (click.exceptions.Exit, click.ClickException):
+        raise  # click ends the process, or says what is wrong with the command line.
     except BrokenPipeError:
         # The reader of the output has stopped reading, as `head` does.
         discard_output()
-        raise typer.Exit(BROKEN_PIPE) from None
+        raise click.exceptions.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt as ended:
         # Invariant 3: without its record nothing is committed, so stopping anywhere is safe.
         discard_output()  # Nobody may be reading what is still buffered.
         number = ended.number if isinstance(ended, Ended) else signal.SIGINT
         say(" ".join([_ENDINGS[number], *notes(ended)]))
-        raise typer.Exit(SIGNALLED + number) from None
+        raise click.exceptions.Exit(SIGNALLED + number) from None
     except Exception as error:  # noqa: BLE001 - the process ends here, and people need a line to read
         # Invariant 11: an error ends the command, none passes for a success.
         if debug:
             for line in traceback.format_exc().splitlines():
                 print(printable(line), file=sys.stderr)  # noqa: T201
         say(" ".join([_sentence(error, debug=debug), *notes(error)]))
-        raise typer.Exit(ERROR) from None
+        raise click.exceptions.Exit(ERROR) from None
 
 
 def _sentence(error: Exception, *, debug: bool) -> str:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from casstore.ops.lineage import LineageGraph, Link
 
-__all__ = ["draw", "link_text"]
-
 _SHOWN_REFS = 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casstore.ops.lineage import Lineage, Link, ModelEvaluation, ModelNode
-
-__all__ = [
-    "evaluation_as_json",
-    "lineage_as_json",
-    "link_as_json",
-    "link_cells",
-    "metrics_text",
-    "node_as_json",
-    "node_cells",
-    "plain",
-]
 
 _SHOWN_METRICS = 8
 
@@ -35,6 +25,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value.hex() if isinstance(value, bytes) else value
+
+
+def value_text(value: Any) -> str:
+    """Return a value as one cell of a table."""
+    return value if isinstance(value, str) else json.dumps(plain(value))
 
 
 def link_as_json(link: Link) -> dict[str, Any]:
@@ -58,10 +53,10 @@ def node_as_json(node: ModelNode) -> dict[str, Any]:
     """Return a model under stable keys."""
     return {
         "model_id": node.model_id,
-        "refs": list(node.refs),
+        "refs": node.refs,
         "time": utc_time(node.time),
         "time_ns": node.time,
-        "made_by": list(node.made_by),
+        "made_by": node.made_by,
     }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from casstore.cli.support.text import printable
 
@@ -13,40 +12,25 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-__all__ = ["ProgressCallback", "progress_bar", "shows_progress", "status_line"]
 
-
-class ProgressCallback(Protocol):
-    """The part of fsspec's `Callback` that the store calls."""
-
-    def set_size(self, size: int) -> None:
-        """Say how many bytes there are."""
-
-    def relative_update(self, inc: int = 1) -> None:
-        """Say that `inc` more bytes are done."""
-
-
-class _Bar:
-    """A callback that moves one rich task."""
+class ProgressBar:
+    """The part of fsspec's `Callback` that the store calls: it moves one task of rich."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def set_size(self, size: int) -> None:
+        """Say how many bytes there are."""
         self._progress.update(self._task, total=size)
 
     def relative_update(self, inc: int = 1) -> None:
+        """Say that `inc` more bytes are done."""
         self._progress.advance(self._task, inc)
 
 
-def shows_progress() -> bool:
-    """Say whether a person watches stderr."""
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
 @contextmanager
-def progress_bar(label: str) -> Iterator[ProgressCallback]:
+def progress_bar(label: str) -> Iterator[ProgressBar]:
     """Show a bar on stderr, which disappears when it is done."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import (  # noqa: PLC0415
@@ -66,7 +50,7 @@ def progress_bar(label: str) -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bar(progress, progress.add_task(label, total=None))
+        yield ProgressBar(progress, progress.add_task(label, total=None))
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.run_cache import RunCacheManager
-from casstore.cli.support.lineage import metrics_text, plain
+from casstore.cli.support.lineage import metrics_text, plain, value_text
 from casstore.cli.support.text import human_duration, local_time, utc_time
 from casstore.errors import RefNotFound
 from casstore.format.run import decode_evaluation
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from casstore.cli.support.session import Session
     from casstore.format.record import Record
     from casstore.format.run import EvaluationManifest, RunManifest
-
-__all__ = ["show_evaluation", "show_run"]
 
 
 def show_run(out: Session, store: Store, ref: str) -> None:
@@ -39,10 +36,13 @@ def show_run(out: Session, store: Store, ref: str) -> None:
             ("started", local_time(run.started)),
             ("took", human_duration(run.duration / 1e9)),
             ("key", run.key.digest().hex()),
-            *((f"config {name}", _text(value)) for name, value in sorted(run.config.items())),
-            *((f"environment {name}", _text(value)) for name, value in sorted(run.key.environment.items())),
-            *((f"recorded {name}", _text(value)) for name, value in sorted(run.recorded.items())),
-            *((f"metric {name}", _text(value)) for name, value in sorted(run.metrics.items())),
+            *((f"config {name}", value_text(value)) for name, value in sorted(run.config.items())),
+            *(
+                (f"environment {name}", value_text(value))
+                for name, value in sorted(run.key.environment.items())
+            ),
+            *((f"recorded {name}", value_text(value)) for name, value in sorted(run.recorded.items())),
+            *((f"metric {name}", value_text(value)) for name, value in sorted(run.metrics.items())),
             *((f"artifact {name}", value.hex()) for name, value in sorted(run.artifacts.items())),
         ],
     )
@@ -64,7 +64,7 @@ def show_evaluation(out: Session, store: Store, ref: str) -> None:
             ("evaluator", found.evaluator or "-"),
             ("written", f"{local_time(record.time)} on {record.writer}"),
             ("metrics", metrics_text(found.result) or "-"),
-            ("result", _text(found.result)),
+            ("result", value_text(found.result)),
         ],
     )
 
@@ -75,18 +75,18 @@ def _run_as_json(run: RunManifest) -> dict[str, Any]:
         "pass": run.key.pass_name,
         "status": run.status.value,
         "error": run.error or None,
-        "input": run.input.hex() if run.input else None,
+        "input": run.input,
         "input_name": run.input_name or None,
-        "output": run.output.hex() if run.output else None,
+        "output": run.output,
         "started": utc_time(run.started),
         "started_ns": run.started,
         "duration_seconds": run.duration / 1e9,
-        "key_id": run.key.digest().hex(),
+        "key_id": run.key.digest(),
         "key": plain(run.key.document()),
         "config": plain(run.config),
         "recorded": plain(run.recorded),
         "metrics": plain(run.metrics),
-        "artifacts": plain(run.artifacts),
+        "artifacts": run.artifacts,
     }
 
 
@@ -94,7 +94,7 @@ def _evaluation_as_json(ref: str, record: Record, found: EvaluationManifest) -> 
     return {
         "ref": ref,
         "name": found.name,
-        "model_id": found.model.hex() if found.model else None,
+        "model_id": found.model,
         "evaluator": found.evaluator or None,
         "time": utc_time(record.time),
         "time_ns": record.time,
@@ -102,7 +102,3 @@ def _evaluation_as_json(ref: str, record: Record, found: EvaluationManifest) -> 
         "result": plain(found.result),
         "recorded": plain(found.recorded),
     }
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(plain(value))

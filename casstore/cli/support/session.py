@@ -7,16 +7,17 @@ import logging
 import os
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
+import click
 
 import casstore
 from casstore.cli.support.exits import ERROR, exit_codes, say
-from casstore.cli.support.progress import progress_bar, shows_progress, status_line
+from casstore.cli.support.progress import progress_bar, status_line
 from casstore.cli.support.text import printable
 from casstore.errors import ConfigError, StoreNotFound
+from casstore.format.marks import FORMAT_KEY
 from casstore.machine.remotes import Remotes, is_place
 from casstore.machine.user_folders import NO_HOME, data_folder, expand_home
 
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from casstore import Store
-    from casstore.cli.support.progress import ProgressCallback
+    from casstore.cli.support.progress import ProgressBar
     from casstore.objects.damage import Damage
-
-__all__ = ["STORE_VARIABLE", "Session", "session", "store_in"]
 
 STORE_VARIABLE = "CASSTORE_STORE"
 
@@ -53,22 +52,27 @@ class Session:
         """The path or URL of the store: the option, else the environment, else the user's own store."""
         return expand_home(self.store_option or os.environ.get(STORE_VARIABLE) or "") or default_place()
 
-    @property
-    def uses_default(self) -> bool:
-        """Whether nobody said which store to use."""
-        return not (self.store_option or os.environ.get(STORE_VARIABLE))
-
     def open(self, *, readonly: bool = False) -> Store:
         """Open the store; the caller closes it."""
         return self.open_at(self.place, readonly=readonly)
 
-    def open_or_create(self, *, shared: Literal["group"] | None = None) -> tuple[Store, bool]:
-        """Open the store, making it if there is none, for its folder's group or private; say whether it was made."""
+    def open_or_create(self, place: str, *, shared: Literal["group"] | None = None) -> tuple[Store, bool]:
+        """Open the store at a place, making it if there is none, for its folder's group or private; say whether it was made."""
+        place = expand_home(place)
         try:
-            return casstore.Store.open(store_in(self.place), shared=shared), False
+            return casstore.Store.open(store_in(place), shared=shared), False
         except StoreNotFound:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
-            return casstore.Store.open(self.place, create=True, shared=shared), True
+            return casstore.Store.open(place, create=True, shared=shared), True
+
+    def open_to_fill(self) -> Store:
+        """Open the store; the user's own is made on first use, and a note says so. The caller closes it."""
+        if self.store_option or os.environ.get(STORE_VARIABLE):
+            return self.open()
+        opened, created = self.open_or_create(self.place)
+        if created:
+            self.note(f"made your own store at {self.place}.")
+        return opened
 
     def open_at(self, place: str, *, readonly: bool = False) -> Store:
         """Open the store at a path or URL, or of the pipeline's cache in that folder; the caller closes it.
@@ -77,9 +81,17 @@ class Session:
         """
         return casstore.Store.open(store_in(expand_home(place)), readonly=readonly)
 
-    def open_remote(self, remote: str, store: Store, *, readonly: bool = False) -> Store:
-        """Open the store that `remote`, a name of this store's or a place, means; the caller closes it."""
-        return self.open_at(Remotes(store.store_id).resolve(remote), readonly=readonly)
+    def open_remote(
+        self, remote: str, store: Store, *, readonly: bool = False, create: bool = False
+    ) -> Store:
+        """Open, or make, the store that `remote`, a name of this store's or a place, means; the caller closes it."""
+        place = Remotes(store.store_id).resolve(remote)
+        if not create:
+            return self.open_at(place, readonly=readonly)
+        opened, created = self.open_or_create(place)
+        if created:
+            self.note(f"made a store at {opened.backend.url}.")
+        return opened
 
     def places(self, remotes: Sequence[str]) -> list[str]:
         """Return the paths or URLs that these mean; the store is opened only if one may be a name."""
@@ -98,9 +110,34 @@ class Session:
         if not self.quiet:
             say(text)
 
+    def report(self, value: Any, *sentences: str) -> None:
+        """Print what was done: one JSON value, or sentences."""
+        if self.as_json:
+            self.print_json(value)
+        else:
+            for sentence in sentences:
+                self.summary(sentence)
+
+    def listing(
+        self,
+        values: Iterable[Any],
+        *,
+        names: Iterable[str],
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+    ) -> None:
+        """Print a list: JSON values, or only names where quiet, or a table."""
+        if self.as_json:
+            self.print_json(list(values))
+        elif self.quiet:
+            for name in names:
+                self.print_line(name)
+        else:
+            self.table(columns, rows)
+
     def print_json(self, value: Any) -> None:
-        """Print one JSON value."""
-        print(json.dumps(value, indent=2))  # noqa: T201
+        """Print one JSON value; dataclasses in it become objects, and bytes hex."""
+        print(json.dumps(value, indent=2, default=_as_json))  # noqa: T201
 
     def print_line(self, *cells: str) -> None:
         """Print one line of tab-separated cells."""
@@ -133,17 +170,16 @@ class Session:
             shown.add_row(*(Text(printable(cell)) for cell in row))
         Console(highlight=False).print(shown, "")
 
-    def progress(self, label: str) -> AbstractContextManager[ProgressCallback | None]:
+    def progress(self, label: str) -> AbstractContextManager[ProgressBar | None]:
         """Show a progress bar where a person watches, and give the callback that moves it."""
-        if self.quiet or self.as_json or not shows_progress():
-            return nullcontext()
-        return progress_bar(label)
+        return progress_bar(label) if self._is_watched() else nullcontext()
 
     def status(self) -> AbstractContextManager[Callable[[str], None]]:
         """Show what is being done where a person watches, and give the function that says it."""
-        if self.quiet or self.as_json or not shows_progress():
-            return nullcontext(lambda _: None)
-        return status_line()
+        return status_line() if self._is_watched() else nullcontext(lambda _: None)
+
+    def _is_watched(self) -> bool:
+        return not (self.quiet or self.as_json) and sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextmanager
@@ -158,13 +194,13 @@ def session(*, store: str | None, as_json: bool, quiet: bool, debug: bool) -> It
         current = Session(store, as_json, quiet)
         try:
             yield current
-        except typer.Exit:
+        except click.exceptions.Exit:
             _tell(current.damaged)
             raise
         else:
             if current.damaged:
                 _tell(current.damaged)
-                raise typer.Exit(ERROR)
+                raise click.exceptions.Exit(ERROR)
         finally:
             log.removeHandler(handler)
 
@@ -177,6 +213,10 @@ def _tell(damaged: list[Damage]) -> None:
         say(str(damage))
 
 
+def _as_json(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else asdict(value)
+
+
 class _Printable(logging.Formatter):
     """Formats messages so that names in them cannot steer a terminal."""
 
@@ -186,8 +226,6 @@ class _Printable(logging.Formatter):
 
 def store_in(place: str) -> str:
     """Return where the store is: in `store`, if `place` is the folder of a pipeline's cache and no store itself."""
-    from casstore.format.marks import FORMAT_KEY  # noqa: PLC0415 - see cli/__init__.py
-
     inside = os.path.join(place, "store")
     is_cache = os.path.isfile(os.path.join(inside, FORMAT_KEY))
     return inside if is_cache and not os.path.exists(os.path.join(place, FORMAT_KEY)) else place

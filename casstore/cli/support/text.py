@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "human_bytes",
-    "human_duration",
-    "human_percent",
-    "human_rate",
-    "local_time",
-    "megabytes",
-    "printable",
-    "short_id",
-    "utc_time",
-]
+if TYPE_CHECKING:
+    from casstore.ops.leftovers import Leftovers
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SHORT = 12
@@ -40,6 +32,11 @@ def human_bytes(count: int) -> str:
     return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 file" or "2 files"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def megabytes(count: int, seconds: float) -> str:
     """Return a throughput as a number of MB/s (10^6 bytes)."""
     return f"{count / 1e6 / seconds:,.0f}" if seconds > 0 else "-"
@@ -58,6 +55,18 @@ def human_duration(seconds: float) -> str:
 def human_percent(part: int, whole: int) -> str:
     """Return `part` as a share of `whole`."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def leftovers_text(left: Leftovers) -> str:
+    """Return what there is, with bytes; packs are not known where something is damaged."""
+    found = []
+    if left.temporaries:
+        found.append(f"{counted(left.temporaries, 'temporary file')} ({human_bytes(left.bytes_temporaries)})")
+    if left.packs:
+        found.append(f"{counted(left.packs, 'pack')} that no ref needs ({human_bytes(left.bytes_packs)})")
+    if not left.complete:
+        found.append("an unknown number of packs, because something is damaged: run casstore check")
+    return " and ".join(found) or "nothing"
 
 
 def local_time(nanoseconds: int) -> str:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
+import click
 
 import casstore
+from casstore.cli.support.command import DRY_RUN
 from casstore.cli.support.exits import ERROR, say
-from casstore.cli.support.text import human_bytes, human_duration, human_rate, short_id
+from casstore.cli.support.text import counted, human_bytes, human_duration, human_rate, short_id
+from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casstore import Store, SyncPlan, SyncReport
     from casstore.cli.support.session import Session
 
-__all__ = ["bytes_per_second", "transfer"]
+_Command = TypeVar("_Command", bound="Callable[..., object]")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _ROUND_TRIP = 0.05
 _BANDWIDTH = 100_000_000 / 8
 
 
-def bytes_per_second(text: str | None) -> float | None:
+def bytes_per_second(text: str) -> float:
     """Read a rate such as 5M or 500KiB: bytes per second. Raises BadParameter for anything else."""
-    if text is None:
-        return None
     body = text.lower().removesuffix("/s").removesuffix("b").strip()
     digits = body.rstrip("kmgi")
     try:
@@ -33,19 +35,45 @@ def bytes_per_second(text: str | None) -> float | None:
     except (ValueError, KeyError):
         rate = 0.0  # The error below says what is wrong.
     if not 1 <= rate < 1e18:
-        raise typer.BadParameter(
-            f"{text!r} is not a rate: write 5M or 500KiB, in bytes per second.", param_hint="--limit"
-        )
+        raise click.BadParameter(f"{text!r} is not a rate: write 5M or 500KiB, in bytes per second.")
     return rate
+
+
+REMOTE = click.argument(
+    "remote", metavar="REMOTE", help="A name that `casstore remote add` made, a path or a URL."
+)
+_OPTIONS = (
+    click.argument(
+        "refs",
+        nargs=-1,
+        type=tree_name,
+        metavar="[REF]...",
+        help="Refs, prefixes that end with '/', or model ids.",
+    ),
+    DRY_RUN,
+    click.option(
+        "--overwrite", is_flag=True, help="Write refs even where the other side has a value of its own."
+    ),
+    click.option(
+        "--limit", type=bytes_per_second, metavar="RATE", help="Bytes per second at most, such as 5M."
+    ),
+)
+
+
+def transfer_options(command: _Command) -> _Command:
+    """Add the options of push, pull and sync to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 def transfer(
     out: Session,
     src: Store,
     dst: Store,
-    refs: list[str] | None,
     *,
     label: str,
+    refs: tuple[str, ...],
     dry_run: bool,
     overwrite: bool,
     limit: float | None,
@@ -70,7 +98,7 @@ def transfer(
     for item in damaged:
         say(f"{item.name} was left out: {item.reason}")
     if conflicts or damaged:
-        raise typer.Exit(ERROR)
+        raise click.exceptions.Exit(ERROR)
 
 
 def _show_plan(out: Session, plan: SyncPlan, *, limit: float | None) -> None:
@@ -78,13 +106,11 @@ def _show_plan(out: Session, plan: SyncPlan, *, limit: float | None) -> None:
     if out.as_json:
         out.print_json({**_plan_json(plan), "dry_run": True, "seconds_estimated": seconds})
         return
-    if out.quiet:
-        for ref in plan.refs:
-            out.print_line(ref.name)
-        return
-    out.table(
-        ("ref", "target", "there", ">new bytes"),
-        (
+    out.listing(
+        (),
+        names=(ref.name for ref in plan.refs),
+        columns=("ref", "target", "there", ">new bytes"),
+        rows=(
             (
                 ref.name,
                 short_id((ref.record.target or b"").hex()),
@@ -96,24 +122,21 @@ def _show_plan(out: Session, plan: SyncPlan, *, limit: float | None) -> None:
     )
     link = f"{human_rate(int(limit or _BANDWIDTH), 1)} and {_ROUND_TRIP * 1000:.0f} ms"
     out.summary(
-        f"Would write {_refs(len(plan.refs))} to {plan.dst.backend.url}: {plan.objects} objects,"
+        f"Would write {counted(len(plan.refs), 'ref')} to {plan.dst.backend.url}: {plan.objects} objects,"
         f" {human_bytes(plan.bytes_stored)} ({human_bytes(plan.bytes_plain)} as files), {plan.requests} requests;"
         f" about {human_duration(seconds)} at {link}{_others(plan)}."
     )
 
 
 def _show_report(out: Session, plan: SyncPlan, report: SyncReport) -> None:
-    if out.as_json:
-        out.print_json({"src": plan.src.backend.url, "dst": plan.dst.backend.url, **asdict(report)})
-        return
-    if out.quiet:
-        for name in report.refs:
-            out.print_line(name)
-        return
-    out.summary(
-        f"Wrote {_refs(len(report.refs))} to {plan.dst.backend.url}: {report.objects} objects,"
+    if out.quiet and not out.as_json:
+        for ref in report.refs:
+            out.print_line(ref)
+    out.report(
+        {"src": plan.src.backend.url, "dst": plan.dst.backend.url, **asdict(report)},
+        f"Wrote {counted(len(report.refs), 'ref')} to {plan.dst.backend.url}: {report.objects} objects,"
         f" {human_bytes(report.bytes_moved)} in {report.requests} requests; {human_duration(report.seconds)},"
-        f" {human_rate(report.bytes_moved, report.seconds)}{_others(report)}."
+        f" {human_rate(report.bytes_moved, report.seconds)}{_others(report)}.",
     )
 
 
@@ -124,7 +147,7 @@ def _plan_json(plan: SyncPlan) -> dict[str, Any]:
         "refs": [
             {
                 "ref": ref.name,
-                "target": (ref.record.target or b"").hex(),
+                "target": ref.record.target or b"",
                 "standing": ref.standing.value,
                 "bytes_stored": ref.bytes_stored,
             }
@@ -132,8 +155,8 @@ def _plan_json(plan: SyncPlan) -> dict[str, Any]:
         ],
         "equal": plan.equal,
         "ahead": plan.ahead,
-        "conflicts": [asdict(found) for found in plan.conflicts],
-        "damaged": [asdict(item) for item in plan.damaged],
+        "conflicts": plan.conflicts,
+        "damaged": plan.damaged,
         "objects": plan.objects,
         "chunks": plan.chunks,
         "bytes_stored": plan.bytes_stored,
@@ -141,10 +164,6 @@ def _plan_json(plan: SyncPlan) -> dict[str, Any]:
         "reads": plan.reads,
         "puts": plan.puts,
     }
-
-
-def _refs(count: int) -> str:
-    return "1 ref" if count == 1 else f"{count} refs"
 
 
 def _others(found: SyncPlan | SyncReport) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import contract.backends  # noqa: F401  # registers renames://
 import fsspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from casstore import Store
 from casstore.backend import (

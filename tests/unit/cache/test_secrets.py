@@ -8,8 +8,8 @@ import os
 import traceback
 
 import pytest
+from click.testing import CliRunner
 from fakes.machines import Machines
-from typer.testing import CliRunner
 
 from casstore import CacheConfig, SharedCache, Store
 from casstore.backend import RetryPolicy

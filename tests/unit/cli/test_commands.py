@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from fakes.model_files import safetensors_bytes
-from typer.testing import CliRunner
 
 import casstore
 from casstore.cli import app
@@ -69,6 +69,15 @@ class TestInit:
         assert first["created"] is True
         assert again == {**first, "created": False}
         assert "already" in run("init", "--store", tmp_path / "new")[0]
+
+    def test_takes_the_place_as_an_argument_too(self, tmp_path):
+        made = run_json("init", tmp_path / "new")
+        assert made["created"] is True
+        assert run_json("init", "--store", tmp_path / "new") == {**made, "created": False}
+        _, error = run("init", tmp_path / "new", "--store", tmp_path / "other", code=2)
+        assert "not both" in error
+        run("--store", tmp_path / "other", "init", tmp_path / "new", code=2)
+        assert not (tmp_path / "other").exists()
 
     def test_quiet_prints_nothing(self, tmp_path):
         assert run("init", "--store", tmp_path / "new", "--quiet") == ("", "")

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from casstore import Store
 from casstore.cache.run_cache import RunCacheManager

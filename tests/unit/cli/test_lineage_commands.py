@@ -8,8 +8,8 @@ import math
 import shutil
 
 import pytest
+from click.testing import CliRunner
 from fakes.olive_cache import OliveCache
-from typer.testing import CliRunner
 
 from casstore import Store
 from casstore.cache.run_cache import RunCacheManager
@@ -236,7 +236,7 @@ class TestRuns:
 
     def test_an_unknown_status_is_a_usage_error(self, place):
         _, error = run("runs", "--status", "lost", "--store", place, code=2)
-        assert "running, done, failed, pruned" in error
+        assert "'running', 'done', 'failed', 'pruned'" in error
 
 
 class TestShow:

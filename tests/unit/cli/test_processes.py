@@ -47,7 +47,7 @@ def test_help_loads_neither_the_store_nor_rich():
         "import sys\n"
         "from casstore.cli import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'rich', 'fsspec', 'zstandard', 'numpy', 'casstore.store.store'} & sys.modules.keys()))\n"
+        "print(sorted({'rich', 'fsspec', 'zstandard', 'numpy', 'casstore.store.store', 'typer', 'pydantic'} & sys.modules.keys()))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
     assert done.stdout.decode().splitlines()[-1] == "[]"

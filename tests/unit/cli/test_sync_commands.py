@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 import casstore
 from casstore.cli import app
@@ -59,6 +59,26 @@ def test_push_and_pull(places, tmp_path):
     assert run("pull", b, "--store", a, "-q")[0] == "models/three\n"
     assert names(a) == names(b)
     assert run("check", "--read-data", "--store", b)
+
+
+def test_push_makes_a_store_only_if_told_to(places, tmp_path):
+    a, there = places[0], tmp_path / "over there"
+    assert f"casstore init '{there}'" in run("push", there, "--store", a, code=1)[1]
+    there.mkdir()
+    assert f"casstore init 'file://{there}'" in run("push", there, "--store", a, code=1)[1]
+    assert "--init" in run("push", there, "--init", "--dry-run", "--store", a, code=2)[1]
+    assert list(there.iterdir()) == []
+    out, error = run("push", there, "--init", "--store", a)
+    assert "Wrote 2 refs" in out
+    assert error == f"casstore: made a store at file://{there}.\n"
+    assert names(there) == names(a)
+    out, error = run("push", there, "--init", "--store", a)
+    assert "2 equal already" in out
+    assert error == ""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("of somebody")
+    run("push", tmp_path / "full", "--init", "--store", a, code=1)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
 def test_sync_needs_no_store_of_its_own(places):

@@ -8,8 +8,8 @@ import os
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 from fakes.stores import noise
-from typer.testing import CliRunner
 
 import casstore
 from casstore import Store

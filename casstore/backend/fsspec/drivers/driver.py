@@ -75,9 +75,9 @@ class Driver:
     """Whether a broken connection stays broken, so that the next attempt needs a new one."""
 
     advice: ClassVar[str] = (
-        "its directory is not there. Check the URL, or make a store with create=True (casstore init)."
+        "its directory is not there. Check the URL, or make a store with create=True (casstore init {url})."
     )
-    """What to do when there is no store; it may name the {bucket}."""
+    """What to do when there is no store; it may name the {bucket} and the {url}."""
 
     def __init__(self, fs: Any) -> None:
         self.fs = fs
