@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument(
-    "place",
+    "folder",
     metavar="OLIVE_CACHE_DIR",
     help="What a workflow's cache_dir names, or one workflow's folder in it.",
 )
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     help="Also take files of models that lie in this folder, outside of the cache; may be given several times.",
 )
 @DRY_RUN
-def run(out: Session, *, place: str, allow: tuple[str, ...], dry_run: bool) -> None:
+def run(out: Session, *, folder: str, allow: tuple[str, ...], dry_run: bool) -> None:
     """Import an existing Olive cache (read-only).
 
     Models, runs and evaluations; the exit code is 1 if any was left out.
     """
     with out.status() as status:
         status("Reading the cache")
-        plan = plan_adopt(place, allow=[expand_home(folder) for folder in allow])
+        plan = plan_adopt(folder, allow=[expand_home(path) for path in allow])
         problems = plan.problems
         if dry_run:
             _show_plan(out, plan)
@@ -61,7 +61,7 @@ def _show_plan(out: Session, plan: AdoptPlan) -> None:
                     {
                         "id": model.name,
                         "workflow": model.workflow,
-                        "place": model.path,
+                        "path": model.path,
                         "input": model.base or None,
                         "pass": model.pass_name or None,
                         "run": model.run is not None,

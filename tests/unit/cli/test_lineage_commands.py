@@ -352,7 +352,7 @@ class TestAdopt:
         assert "1 left out" in out
         assert error.startswith(f"casstore: left out {path}: ")
         found = run_json("adopt", tmp_path / "olive", "--store", place, *options, code=1)
-        assert [problem["place"] for problem in found["problems"]] == [str(path)]
+        assert [problem["path"] for problem in found["problems"]] == [str(path)]
         assert len(found["models"]) == 1
 
     def test_allow(self, place, olive, tmp_path):
