@@ -25,8 +25,7 @@ from casstore.digest import Hasher, digest
 from casstore.format import frame
 from casstore.format.frame import HEADER_SIZE, FrameHeader
 from casstore.format.rows import Kind
-from casstore.objects.pack_writer import PACK_TARGET
-from casstore.objects.reader import MAX_FETCH, MAX_GAP
+from casstore.objects import MAX_FETCH, MAX_GAP, PACK_TARGET
 from casstore.store.adding.sources import find_sources, open_source, read_full
 from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
 

@@ -18,7 +18,7 @@ from casstore.digest import digest
 from casstore.errors import BackendError, FormatError, ObjectNotFound
 from casstore.format import names
 from casstore.format import record as record_format
-from casstore.objects.damage import is_bad_file, is_refused
+from casstore.objects import is_bad_file, is_refused
 from casstore.refs.catalogue import FolderRows, Kept
 from casstore.refs.keys import (
     folder_of,

@@ -20,7 +20,7 @@ from casstore.errors import (
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
-from casstore.objects.damage import Damage, DamageLog
+from casstore.objects import Damage, DamageLog
 from casstore.refs.catalogue import Catalogue, Kept
 from casstore.refs.folders import RefFolders, Unread
 from casstore.refs.keys import is_unique

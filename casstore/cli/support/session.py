@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from casstore import Store
     from casstore.cli.support.progress import ProgressCallback
-    from casstore.objects.damage import Damage
+    from casstore.objects import Damage
 
 __all__ = ["STORE_VARIABLE", "Session", "session", "store_in"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casstore.backend.oserrors import from_os_error
-from casstore.digest import DIGEST_SIZE, Hasher, digest
+from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 from casstore.format import index as index_format
 from casstore.format.index import BLOCK
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 BATCH_BITS = 18
 """Rows that are handled at once when all are: 2^18 of them, 16 MiB."""
 
+HELD = 1 << 20
+"""Segments of at most this many bytes are held in memory."""
+
 _LISTS = 1 << 16
 _READ = 8 << 20
-_HELD = 1 << 20  # segments of at most this many bytes are held in memory
-_KEYS_HELD = 1 << 20  # columns of keys of at most this many bytes are held in memory
+_KEYSHELD = 1 << 20  # columns of keys of at most this many bytes are held in memory
 _KEYS_APART = 1024
 _FEW_IDS = 128
 _SHORT_QUESTIONS = 4  # look-ups in a small segment after which a table pays for itself
@@ -91,18 +93,6 @@ class Segment:
 
     def __len__(self) -> int:
         return self.head.shape.rows
-
-    def digest(self) -> bytes:
-        """Return the BLAKE3 of the whole file; reads all of it."""
-        if self._descriptor is None:
-            return digest(self._data)
-        hasher = Hasher()
-        buffer = memoryview(bytearray(_READ))
-        for at in range(0, self.head.shape.size, _READ):
-            piece = buffer[: min(_READ, self.head.shape.size - at)]
-            self._read(piece, at)
-            hasher.update(piece)
-        return hasher.digest()
 
     def lists(self, numbers: NDArray[np.int64]) -> BaseLists:
         """Return the base lists with these numbers, which start at 0, in this order; only what holds them is read."""
@@ -282,7 +272,7 @@ class Segment:
     def _keys_of(self, buckets: NDArray[np.int64]) -> _Keys:
         """Return the keys of these buckets, at least."""
         shape = self.head.shape
-        if self._held_keys is None and index_format.KEY_SIZE * shape.rows <= _KEYS_HELD:
+        if self._held_keys is None and index_format.KEY_SIZE * shape.rows <= _KEYSHELD:
             column = np.empty(shape.rows, "<u4")
             self._read(memoryview(column.view(np.uint8)), shape.head_size)
             self._held_keys = column
@@ -443,8 +433,8 @@ def load_file(key: str, path: str, *, place: str = "") -> Segment:
         raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
     try:
         size = os.fstat(descriptor).st_size
-        data = os.pread(descriptor, size if size <= _HELD else index_format.HEADER_SIZE, 0)
-        if size > _HELD:
+        data = os.pread(descriptor, size if size <= HELD else index_format.HEADER_SIZE, 0)
+        if size > HELD:
             shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
             data = os.pread(descriptor, min(shape.head_size, size), 0)
     except OSError as error:
@@ -453,7 +443,7 @@ def load_file(key: str, path: str, *, place: str = "") -> Segment:
     except FormatError:
         os.close(descriptor)
         raise
-    if size <= _HELD:
+    if size <= HELD:
         os.close(descriptor)
         return Segment(key, memoryview(data), None)
     return Segment(key, memoryview(data), descriptor, size=size)

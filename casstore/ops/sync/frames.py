@@ -13,23 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.concurrency.buffers import BLOCK_BUFFER, new_buffer, take_block
+from casstore.concurrency.buffers import BLOCK, BLOCK_BUFFER, new_buffer, take_block
 from casstore.concurrency.workers import TaskGroup, worker_count
 from casstore.errors import (
-    FormatError,
     IntegrityError,
-    MissingObject,
     ObjectNotFound,
     UnsupportedVersion,
 )
 from casstore.format.rows import Kind
-from casstore.objects.damage import bad_file_is_damage
-from casstore.objects.keys import pack_key
-from casstore.objects.pack_writer import EncodedFrames, encode_objects
-from casstore.objects.reader import frame_size, verify_frames
-from casstore.objects.salvage import read_whole
+from casstore.objects import EncodedFrames, batches, encode_objects, frame_sizes, plan_ranges
 from casstore.ops.sync.needs import split
-from casstore.ops.sync.ranges import plan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,13 +32,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.errors import CasstoreError
-    from casstore.objects.index.index import Located
+    from casstore.objects import Located, Range
     from casstore.ops.sync.bandwidth import TokenBucket
-    from casstore.ops.sync.ranges import Range
     from casstore.store.store import Store
 
 _AHEAD = 4
 """Ranges that may wait beside those under way: each takes a block of memory."""
+
+_WASTE = 0.01
+"""Share of the wanted bytes that may be read along in gaps, all together, to save requests."""
 
 _ALONE_BYTES = 8 << 20
 """Plain bytes of deltas that are read and encoded again at once."""
@@ -107,7 +102,7 @@ class FrameSource:
             whole = np.setdiff1d(np.arange(len(located.rows)), alone, assume_unique=True)
             lost: list[int] = []
             doubtful: list[int] = []
-            yield from self._copied(located, plan_ranges(located, whole), lost, doubtful)
+            yield from self._copied(located, ranges_of(located, whole), lost, doubtful)
             yield from self._encoded_alone(located, alone)
             # One by one: only an object that no pack has whole is damaged.
             for at in doubtful:
@@ -119,7 +114,7 @@ class FrameSource:
         if not self._keep_going or not ids:
             return ids
         listed = split(ids)
-        self.damaged.update(absent(self._store, listed))
+        self.damaged.update(self._store.objects.absent(listed))
         return b"".join(object_id for object_id in listed if object_id not in self.damaged)
 
     def _copied(
@@ -147,7 +142,7 @@ class FrameSource:
                             data = fetched.result()
                         except ObjectNotFound:
                             # Invariant 5: an entry whose pack is gone does not exist.
-                            self._store.index.forget_pack(wanted.pack)
+                            self._store.objects.note_gone(wanted)
                             lost += wanted.frames
                             continue
                         except IntegrityError as error:
@@ -186,7 +181,7 @@ class FrameSource:
         """Decide what to do about frames that could not be read or verified; raise if nothing helps."""
         # Invariant 4: none of its bytes were passed on; another pack may hold the same object whole.
         elsewhere = not isinstance(error, UnsupportedVersion)
-        if elsewhere and self._store.index.avoid_pack(wanted.pack):
+        if elsewhere and self._store.objects.avoid(self._store.objects.pack_of(wanted)):
             damaged.add(wanted.pack)
             lost += wanted.frames
         elif elsewhere and wanted.pack in damaged:
@@ -202,23 +197,15 @@ class FrameSource:
         size = wanted.end - wanted.begin
         block = take_block() if size <= BLOCK_BUFFER else None
         data = new_buffer(size) if block is None else block[:size]
-        key = pack_key(self._store.index.pack_id(wanted.pack))
         self._bucket.take(size)
-        done = 0
-        while done < size:
-            with bad_file_is_damage(self._store.backend):
-                count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
-            if count == 0:
-                raise FormatError(f"{key} in {self._store.backend.url} is truncated.")
-            done += count  # A server may stop early without an error: ask for the rest again.
+        self._store.objects.fetch(wanted, data)
         return _Fetched(data, block)
 
     def _verify(self, located: Located, wanted: Range, fetched: _Fetched) -> EncodedFrames:
         """Verify the frames of a range (invariant 9), and close the gaps between them; for a worker."""
-        key = pack_key(self._store.index.pack_id(wanted.pack))
         data = fetched.data
         try:
-            headers = verify_frames(located, wanted.frames, data, begin=wanted.begin, key=key)
+            headers = self._store.objects.verify_frames(located, wanted, data)
         except UnsupportedVersion:
             raise
         except IntegrityError as error:
@@ -233,9 +220,9 @@ class FrameSource:
         if wanted.dense:
             return EncodedFrames(headers, data, fetched.block)
         at = 0
-        for position in wanted.frames:
-            begin = int(located.rows["offset"][position]) - wanted.begin
-            size = frame_size(located, position)
+        positions = np.array(wanted.frames)
+        begins = (located.rows["offset"][positions] - wanted.begin).tolist()
+        for begin, size in zip(begins, frame_sizes(located, positions).tolist(), strict=True):
             if begin != at:
                 data[at : at + size] = data[begin : begin + size]
             at += size
@@ -243,35 +230,32 @@ class FrameSource:
 
     def _encoded_alone(self, located: Located, alone: NDArray[np.int64]) -> Iterator[EncodedFrames]:
         """Yield objects that are deltas here as frames that need no base (design §10)."""
-        start = 0
-        while start < len(alone):
-            stop = start + 1
-            kind, size = located.rows["kind"][alone[start]], int(located.rows["raw"][alone[start]])
-            while stop < len(alone) and located.rows["kind"][alone[stop]] == kind:
-                size += int(located.rows["raw"][alone[stop]])
-                if size > _ALONE_BYTES:
-                    break
-                stop += 1
-            ids = [located.rows["id"][at].tobytes() for at in alone[start:stop]]
-            self._bucket.take(int(located.rows["stored"][alone[start:stop]].sum()))
-            if self._keep_going:
-                plain, failed = read_whole(self._store.objects.read_many, ids)
-                # The error from verifying the bytes says more than another look-up.
-                self.damaged.update((item, self._reasons.get(item, failed[item])) for item in failed)
-            else:
-                plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
-            frames = encode_objects(Kind(int(kind)), plain) if plain else None
-            self.done.reencoded += len(plain)
-            self.done.objects += len(plain)
-            size = sum(frame_size(located, at) for at in alone[start:stop].tolist())
-            self.done.requests += 1
-            self.done.bytes_read += size
-            self.done.bytes_wanted += size
-            if self._callback is not None:
-                self._callback.relative_update(size)
-            if frames is not None:
-                yield frames
-            start = stop
+        for kind in Kind:
+            chosen = alone[located.rows["kind"][alone] == kind]
+            for batch in batches(located.rows["raw"][chosen].tolist(), _ALONE_BYTES):
+                yield from self._encoded(located, kind, chosen[batch.start : batch.stop])
+
+    def _encoded(self, located: Located, kind: Kind, positions: NDArray[np.int64]) -> Iterator[EncodedFrames]:
+        """Read some objects of one kind, and yield their frames."""
+        ids = located.ids(positions.tolist())
+        self._bucket.take(int(located.rows["stored"][positions].sum()))
+        if self._keep_going:
+            plain, failed = self._store.objects.read_present(ids)
+            # The error from verifying the bytes says more than another look-up.
+            self.damaged.update((item, self._reasons.get(item, failed[item])) for item in failed)
+        else:
+            plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
+        frames = encode_objects(kind, plain) if plain else None
+        self.done.reencoded += len(plain)
+        self.done.objects += len(plain)
+        size = int(frame_sizes(located, positions).sum())
+        self.done.requests += 1
+        self.done.bytes_read += size
+        self.done.bytes_wanted += size
+        if self._callback is not None:
+            self._callback.relative_update(size)
+        if frames is not None:
+            yield frames
 
     def _count(self, wanted: Range, frames: EncodedFrames) -> None:
         self.done.requests += 1
@@ -282,22 +266,6 @@ class FrameSource:
             self._callback.relative_update(len(frames.data))
 
 
-def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
-    """Return the objects that no pack of a store holds, each with the reason."""
-    if not ids:
-        return {}
-    try:
-        store.objects.locate(ids)
-    except IntegrityError:
-        # Invariant 11: keep the reason for each of these; a damaged pack may have held them.
-        found = store.index.locate(ids).found.tolist()
-    else:
-        return {}
-    return {
-        object_id: MissingObject(
-            f"No pack of {store.backend.url} holds the object {object_id.hex()}. Add the model again, or copy it "
-            "from a store that has it."
-        )
-        for object_id, there in zip(ids, found, strict=True)
-        if not there
-    }
+def ranges_of(located: Located, wanted: NDArray[np.int64]) -> list[Range]:
+    """Return the reads that copying these frames takes: of a block at most, since each is verified by one worker."""
+    return plan_ranges(located, wanted, max_stored=BLOCK, waste=_WASTE)

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from casstore.concurrency.buffers import BLOCK
 from casstore.format.frame import HEADER_SIZE
 from casstore.format.rows import ROW, BaseLists
-from casstore.objects.index.index import Located
-from casstore.ops.sync.ranges import MAX_GAP, WASTE, plan_ranges
+from casstore.objects.index.located import Located
+from casstore.objects.ranges import MAX_GAP
+from casstore.ops.sync.frames import _WASTE as WASTE
+from casstore.ops.sync.frames import ranges_of
 
 
 def located(frames):
@@ -22,7 +24,7 @@ def located(frames):
 
 
 def plan(frames):
-    return plan_ranges(located(frames), np.arange(len(frames)))
+    return ranges_of(located(frames), np.arange(len(frames)))
 
 
 def test_adjoining_frames_are_one_read():
@@ -70,7 +72,7 @@ def test_bases_count_as_part_of_the_frame():
     source = located([(0, 0, 100), (0, HEADER_SIZE + 2 * 32 + 100, 100)])
     source.rows["bases"][0], source.rows["rank"][0] = 1, 1
     source = Located(source.rows, source.sources, (BaseLists.of([(b"a" * 32, b"b" * 32)]),))
-    (found,) = plan_ranges(source, np.arange(2))
+    (found,) = ranges_of(source, np.arange(2))
     assert found.dense
     assert found.end == 2 * HEADER_SIZE + 64 + 200
 
