@@ -183,7 +183,7 @@ class Adding:
         plain = sum(length for _, length in cuts)
         chosen = self.stages[CHOOSE].seconds
         with self._choices_timed(), self.stages.timed(ENCODE) as stage:
-            encoded = codecs.encode_batch(self._block, cuts, hints, out=self._encoded, lead=HEADER_SIZE)
+            encoded = list(codecs.encode_each(self._block, cuts, hints, out=self._encoded, lead=HEADER_SIZE))
             stage.count(plain)
         stage.seconds -= self.stages[CHOOSE].seconds - chosen
         self.stages[CHOOSE].count(plain)

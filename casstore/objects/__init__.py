@@ -8,7 +8,7 @@ from __future__ import annotations
 from casstore.format.pack import Footer
 from casstore.objects.bases import decodable
 from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
-from casstore.objects.damage import Damage, DamageLog, bad_file_is_damage, is_bad_file, is_refused
+from casstore.objects.damage import Damage, DamageLog, is_bad_file, is_refused
 from casstore.objects.dependencies import MAX_HINTS
 from casstore.objects.index.located import Located
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
@@ -42,7 +42,6 @@ __all__ = [
     "Piece",
     "Publication",
     "Range",
-    "bad_file_is_damage",
     "batches",
     "check_object",
     "decodable",

@@ -298,18 +298,22 @@ class ObjectStore:
 
     # ---- packs
 
-    def footer(self, pack: bytes, *, size: int | None = None) -> Footer:
-        """Read and check the footer of a pack, whose size a listing has just said or is asked for.
+    def footer(self, pack: bytes) -> Footer:
+        """Read and check the footer of a pack. Raises ObjectNotFound if it is gone, FormatError if it is damaged."""
+        return read_footer(self._backend, pack)
 
-        Raises ObjectNotFound if the pack is gone, FormatError if it is damaged.
+    def check_pack(self, pack: bytes, *, size: int | None = None, read_data: bool = False) -> Footer:
+        """Check a pack apart from its frames, with `read_data` also its hash; return its footer.
+
+        `size` is what a listing has just said; without it, it is asked for, and must be the index's. Raises
+        ObjectNotFound if the pack is gone, FormatError if it is damaged.
         """
-        return read_footer(self._backend, pack, size=size)
-
-    def check_pack(self, pack: bytes, *, size: int, read_data: bool = False) -> Footer:
-        """Check a pack of `size` bytes apart from its frames, with `read_data` also its hash; return its footer.
-
-        Errors are those of `footer`.
-        """
+        if size is None:
+            with bad_file_is_damage(self._backend):
+                size = self._backend.stat(pack_key(pack)).size
+            expected = self._index.pack_size(self._index.number_of(pack))
+            if size != expected:
+                raise FormatError(f"{pack_key(pack)} has {size} bytes, and its index says {expected}.")
         return check_pack(self._backend, pack, size=size, read_data=read_data)
 
     def check_segment(self, key: str, footers: Mapping[bytes, Footer]) -> None:
@@ -323,10 +327,6 @@ class ObjectStore:
     def located_in(self, pack: bytes, footer: Footer) -> Located:
         """Return where a pack's own footer says that its objects lie."""
         return Located.of_footer(footer, self._index.number_of(pack))
-
-    def pack_size(self, pack: bytes) -> int | None:
-        """Return the size in bytes that a pack must have, None where nothing says it."""
-        return self._index.pack_size(self._index.number_of(pack))
 
     def all_rows(self) -> Iterator[Rows]:
         """Yield the rows of all frames in the store, those of each pack once."""

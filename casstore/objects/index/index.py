@@ -211,7 +211,7 @@ def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:
     some = np.flatnonzero(found["bases"])
     if not some.size:
         return found, BaseLists.empty()
-    lists = segment.lists(found["bases"][some].astype(np.int64) - 1)
+    lists = segment.lists.take(found["bases"][some].astype(np.int64) - 1)
     found = found.copy()
     found["bases"][some] = np.arange(1, len(some) + 1)
     return found, lists

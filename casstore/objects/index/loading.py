@@ -20,8 +20,9 @@ from casstore.concurrency.forks import ForkAware, watch_forks
 from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
 from casstore.objects.footers import FOOTER_GUESS, join_footers, read_footer
 from casstore.objects.index.pack_table import PackTable
-from casstore.objects.index.segment import HELD, Segment, load, load_file
+from casstore.objects.index.segment import Segment
 from casstore.objects.index.segment_cache import SegmentCache
+from casstore.objects.index.segment_file import HELD, SegmentFile, open_segment
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, is_foreign, pack_id_of
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class LoadedSegments(ForkAware):
 
     def _try_open(self, key: str) -> Segment | IntegrityError | BackendError:
         try:
-            return load(key, self.backend)
+            return Segment(open_segment(key, self.backend))
         except (IntegrityError, BackendError) as error:
             return error  # Invariant 13: whether that matters is decided where it is returned.
 
@@ -166,19 +167,18 @@ class LoadedSegments(ForkAware):
 
     def keep_own(self, key: str, data: bytes) -> None:
         """Use a segment with these bytes, which this process has just written to the store."""
-        segment = Segment(key, memoryview(data), None)
-        if len(data) > HELD:
-            # Invariant 13: another process may have merged it away already; the bytes are here.
-            with contextlib.suppress(IntegrityError, BackendError):
-                path = self.backend.local_path(key)
-                segment = segment if path is None else load_file(key, path)
-        self.keep(segment)
+        file = SegmentFile(key, memoryview(data))
+        # Invariant 13: another process may have merged it away already; the bytes are here.
+        with contextlib.suppress(IntegrityError, BackendError):
+            if len(data) > HELD and self.backend.local_path(key) is not None:
+                file = open_segment(key, self.backend)
+        self.keep(Segment(file))
 
     def _keep_footers(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
         """Join the footers of packs that no segment covers into one segment in memory, since look-ups ask every segment."""
         if packs:
             data = join_footers(packs)
-            self.keep(Segment(f"{_FOOTERS}{next(self._joined)}", memoryview(data), None))
+            self.keep(Segment(SegmentFile(f"{_FOOTERS}{next(self._joined)}", memoryview(data))))
 
     def _note_packs(self, keys: Iterable[str]) -> NDArray[np.uint32]:
         """List which packs are there; return their numbers."""

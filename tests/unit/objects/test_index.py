@@ -20,7 +20,7 @@ from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.frame import FrameHeader, encode_header
 from casstore.format.rows import ROW, BaseLists, Kind, row_ids
-from casstore.objects.index import list_merging, merging, segment
+from casstore.objects.index import list_merging, merging, segment, segment_file
 from casstore.objects.index.index import Index
 from casstore.objects.index.merging import MAX_SEGMENTS, choose_parts
 from casstore.objects.keys import INDEX_PREFIX, index_key, is_foreign, pack_key
@@ -888,7 +888,7 @@ def test_a_segment_that_cannot_be_read_stops_nobody(tmp_path, monkeypatch, caplo
                 raise OSError(number, os.strerror(number))
             return opening(name, *rest, **options)
 
-        monkeypatch.setattr(segment.os, "open", refuse)
+        monkeypatch.setattr(segment_file.os, "open", refuse)
     else:
         path.unlink()
         path.mkdir() if fault == "a directory" else os.mkfifo(path)
