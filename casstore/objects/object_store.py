@@ -113,16 +113,14 @@ class ObjectStore:
         bases = {*row_ids(resolved.needed), *resolved.stranded}
         return [*ids, *sorted(bases.difference(ids))]
 
-    def missing(
-        self, ids: Iterable[bytes], *, look: bool = False, condemned: frozenset[bytes] = frozenset()
-    ) -> set[bytes]:
+    def missing(self, ids: Iterable[bytes], *, condemned: frozenset[bytes] | None = None) -> set[bytes]:
         """Return the objects that are in no pack that the index knows, or are deltas without their bases.
 
-        With `look`, packs are asked for: those that are gone, truncated or `condemned` do not count.
+        With `condemned`, packs are asked for: those do not count, nor do missing or truncated ones.
         """
         asked = list(ids)
         locate: Locate = self._index.locate
-        if look:
+        if condemned is not None:
             present = PresentPacks(
                 self._backend, self._index, condemned=lambda n: self._index.pack_id(n) in condemned
             )
@@ -131,6 +129,8 @@ class ObjectStore:
 
     def absent(self, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
         """Return the objects that no pack holds, however hard one looks, each with the reason."""
+        if not ids:
+            return {}  # An empty question must not fetch the index.
         try:
             self.locate(ids)
         except IntegrityError:

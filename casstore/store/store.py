@@ -451,7 +451,7 @@ class Store:
         try:
             for ids in self._needed(record):
                 self.objects.locate(ids)
-                lacking = self.objects.missing(ids, look=True)
+                lacking = self.objects.missing(ids, condemned=frozenset())
                 if lacking:
                     return len(lacking)
         except (MissingObject, ObjectNotFound):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from casstore.objects import Located, Range
     from casstore.ops.sync.bandwidth import TokenBucket
     from casstore.store.store import Store
+
+T = TypeVar("T")
 
 _AHEAD = 4
 """Ranges that may wait beside those under way: each takes a block of memory."""
@@ -62,6 +64,19 @@ class _Fetched(NamedTuple):
 
     data: memoryview
     block: memoryview | None
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One look-up, and the positions in it of frames that could not be copied.
+
+    `lost` are to be looked up again, `doubtful` to be read one by one; `damaged` are packs, by number.
+    """
+
+    located: Located
+    lost: list[int] = field(default_factory=list)
+    doubtful: list[int] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)
 
 
 class FrameSource:
@@ -100,15 +115,14 @@ class FrameSource:
             deltas = np.flatnonzero(located.rows["rank"])
             alone = deltas[~may_keep(located, deltas)] if deltas.size else deltas
             whole = np.setdiff1d(np.arange(len(located.rows)), alone, assume_unique=True)
-            lost: list[int] = []
-            doubtful: list[int] = []
-            yield from self._copied(located, ranges_of(located, whole), lost, doubtful)
+            run = _Pass(located)
+            yield from self._copied(run, ranges_of(located, whole))
             yield from self._encoded_alone(located, alone)
             # One by one: only an object that no pack has whole is damaged.
-            for at in doubtful:
+            for at in run.doubtful:
                 yield from self._encoded_alone(located, np.array([at]))
             # Invariant 5: for packs that went since the look-up, or are damaged, the objects are looked up once more.
-            ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
+            ids = b"".join(located.ids(run.lost))
 
     def _without_absent(self, ids: bytes) -> bytes:
         if not self._keep_going or not ids:
@@ -117,16 +131,13 @@ class FrameSource:
         self.damaged.update(self._store.objects.absent(listed))
         return b"".join(object_id for object_id in listed if object_id not in self.damaged)
 
-    def _copied(
-        self, located: Located, ranges: Sequence[Range], lost: list[int], doubtful: list[int]
-    ) -> Iterator[EncodedFrames]:
-        """Yield the frames of ranges; `lost` collects those to look up again, `doubtful` those to read one by one."""
+    def _copied(self, run: _Pass, ranges: Sequence[Range]) -> Iterator[EncodedFrames]:
+        """Yield the frames of ranges, and note in `run` those that cannot be copied."""
         # Ranges arrive in any order and are yielded in order: while the first is late, the threads read on.
         most = self._concurrency + _AHEAD
         fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
         verifying: deque[tuple[Range, Future[EncodedFrames]]] = deque()
         left = iter(ranges)
-        damaged: set[int] = set()
         # Leave the threads first, then the workers, so that nobody uses the buffers any more.
         with (
             TaskGroup() as tasks,
@@ -138,57 +149,45 @@ class FrameSource:
                         fetching.append((wanted, threads.submit(self._fetch, wanted)))
                     if fetching and len(verifying) <= worker_count():
                         wanted, fetched = fetching.popleft()
-                        try:
-                            data = fetched.result()
-                        except ObjectNotFound:
-                            # Invariant 5: an entry whose pack is gone does not exist.
-                            self._store.objects.note_gone(wanted)
-                            lost += wanted.frames
-                            continue
-                        except IntegrityError as error:
-                            self._set_aside(
-                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
-                            )
-                            continue
-                        verifying.append((wanted, tasks.submit(self._verify, located, wanted, data)))
+                        data = self._arrived(run, wanted, fetched)
+                        if data is not None:
+                            verifying.append((wanted, tasks.submit(self._verify, run.located, wanted, data)))
                     elif verifying:
                         wanted, verified = verifying.popleft()
-                        try:
-                            frames = verified.result()
-                        except IntegrityError as error:
-                            self._set_aside(
-                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
-                            )
-                            continue
-                        self._count(wanted, frames)
-                        yield frames
+                        frames = self._arrived(run, wanted, verified)
+                        if frames is not None:
+                            self._count(wanted, frames)
+                            yield frames
                     else:
                         return
             finally:
                 for _, pending in fetching:
                     pending.cancel()
 
-    def _set_aside(
-        self,
-        located: Located,
-        wanted: Range,
-        error: IntegrityError,
-        *,
-        damaged: set[int],
-        lost: list[int],
-        doubtful: list[int],
-    ) -> None:
+    def _arrived(self, run: _Pass, wanted: Range, work: Future[T]) -> T | None:
+        """Return what was made of a range; None if its frames were noted in `run` instead."""
+        try:
+            return work.result()
+        except ObjectNotFound:
+            # Invariant 5: an entry whose pack is gone does not exist.
+            self._store.objects.note_gone(wanted)
+            run.lost += wanted.frames
+        except IntegrityError as error:
+            self._set_aside(run, wanted, error)
+        return None
+
+    def _set_aside(self, run: _Pass, wanted: Range, error: IntegrityError) -> None:
         """Decide what to do about frames that could not be read or verified; raise if nothing helps."""
         # Invariant 4: none of its bytes were passed on; another pack may hold the same object whole.
         elsewhere = not isinstance(error, UnsupportedVersion)
         if elsewhere and self._store.objects.avoid(self._store.objects.pack_of(wanted)):
-            damaged.add(wanted.pack)
-            lost += wanted.frames
-        elif elsewhere and wanted.pack in damaged:
-            lost += wanted.frames
+            run.damaged.add(wanted.pack)
+            run.lost += wanted.frames
+        elif elsewhere and wanted.pack in run.damaged:
+            run.lost += wanted.frames
         elif self._keep_going:
-            doubtful += wanted.frames
-            self._reasons.update((located.rows["id"][at].tobytes(), error) for at in wanted.frames)
+            run.doubtful += wanted.frames
+            self._reasons.update((object_id, error) for object_id in run.located.ids(wanted.frames))
         else:
             raise error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from casstore.backend.round_trips import ask_all, ask_each, is_far
 from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
-from casstore.format.rows import Kind, id_words
+from casstore.format.rows import Kind
 from casstore.objects import PACK_TARGET, frame_sizes
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import ranges_of
@@ -19,7 +18,7 @@ from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.standing import Standing, compare, same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
@@ -189,8 +188,8 @@ def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culpr
 def _lost(
     src: Store, dst: Store, ids: set[bytes], condemned: frozenset[bytes] | None
 ) -> dict[bytes, CasstoreError]:
-    """Return objects that `dst` lacks (see `_lacking`) and no pack of `src` holds."""
-    return src.objects.absent(sorted(_lacking(dst, ids, condemned)))
+    """Return objects that `dst` lacks (`ObjectStore.missing`) and no pack of `src` holds."""
+    return src.objects.absent(sorted(dst.objects.missing(ids, condemned=condemned)))
 
 
 def pack_target(dst: Store) -> int:
@@ -289,21 +288,11 @@ class _Standings:
         joined |= {
             name: split(there.of(theirs[name])) for name in differ if there.error(theirs[name]) is None
         }
-        lacking = _lacking(dst, dict.fromkeys(chain.from_iterable(joined.values())), condemned)
+        lacking = dst.objects.missing(set().union(*joined.values()), condemned=condemned)
         good = {name for name, ids in joined.items() if lacking.isdisjoint(ids)}
         for name in {*whole, *differ} - good:
             self.to_write[name] = (Standing.EQUAL, theirs[name].seq)
         self.equal = [name for name in self.equal if name in good]
-
-
-def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
-    """Return the objects that a store has in no pack, or as deltas without their bases.
-
-    With `condemned`, packs are checked: those do not count, nor do missing or truncated ones.
-    """
-    if condemned is None:
-        return store.objects.missing(ids)
-    return store.objects.missing(ids, look=True, condemned=condemned)
 
 
 def conflict_of(record: Record, other: Record) -> RefConflictFound:
@@ -367,21 +356,19 @@ class _Moves(NamedTuple):
 
 
 def _moves(src: Store, dst: Store, needs: Sequence[bytes], condemned: frozenset[bytes] | None) -> _Moves:
-    """Measure what `dst` lacks (see `_lacking`) of what each ref needs, joined ids."""
+    """Measure what `dst` lacks (`ObjectStore.missing`) of what each ref needs, joined ids."""
     owner: dict[bytes, int] = {}
     for number, joined in enumerate(needs):
         for object_id in split(joined):
             owner.setdefault(object_id, number)
-    lacking = _lacking(dst, owner, condemned)
-    missing = np.flatnonzero([object_id in lacking for object_id in owner])
-    if not missing.size:
+    lacking = dst.objects.missing(owner, condemned=condemned)
+    missing = {object_id: number for object_id, number in owner.items() if object_id in lacking}
+    if not missing:
         return _Moves([0] * len(needs), 0, 0, 0, 0, 0)
-    words = id_words(b"".join(owner))[missing]
-    located = src.objects.locate(words.astype(">u8").tobytes())
+    located = src.objects.locate(b"".join(missing))
     wanted = np.arange(len(missing))
     sizes = frame_sizes(located, wanted)
-    owners = np.fromiter(owner.values(), np.int64, len(owner))[missing]
-    shares = np.bincount(owners, weights=sizes, minlength=len(needs)).astype(np.int64)
+    shares = np.bincount(list(missing.values()), weights=sizes, minlength=len(needs)).astype(np.int64)
     return _Moves(
         shares=shares.tolist(),
         objects=len(missing),

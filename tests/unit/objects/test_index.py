@@ -530,7 +530,7 @@ def test_large_segments_merge_in_batches_to_what_they_were(backend, monkeypatch,
     assert len(index.segments) <= 3
     assert sum(1 for _ in largest.batches()) >= 8
     rows = np.concatenate(list(largest.batches()), dtype=ROW)
-    lists = largest.lists(np.arange(largest.head.shape.lists))
+    lists = largest.lists.take(np.arange(largest.head.shape.lists))
     assert index_format.encode(
         rows, lists, dict(zip(largest.head.packs, largest.head.sizes, strict=True))
     ) == backend.read(largest.key)
