@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from casstore.errors import ConfigError
-
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["DIGEST_SIZE", "HEX_SIZE", "Hasher", "digest", "from_hex", "is_hex", "to_hex"]
+__all__ = ["DIGEST_SIZE", "HEX_SIZE", "Hasher", "digest", "is_hex"]
 
 DIGEST_SIZE = 32
 HEX_SIZE = 2 * DIGEST_SIZE
@@ -31,18 +29,6 @@ def digest(data: Buffer) -> bytes:
     return Hasher(data).digest()
 
 
-def to_hex(object_id: bytes) -> str:
-    """Return the text form of a 32-byte id."""
-    return object_id.hex()
-
-
 def is_hex(text: str) -> bool:
     """Say whether `text` is the whole text form of an id."""
     return _HEX.fullmatch(text) is not None
-
-
-def from_hex(text: str) -> bytes:
-    """Return the 32 bytes of an id's text form; raise ConfigError for anything else."""
-    if not is_hex(text):
-        raise ConfigError(f"{text!r} is not an object id: give 64 lower-case hex digits.")
-    return bytes.fromhex(text)

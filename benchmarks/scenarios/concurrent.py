@@ -23,8 +23,7 @@ from benchmarks.peers.base import tree_bytes
 from casstore import Store
 from casstore.format import frame
 from casstore.format.rows import row_ids
-from casstore.objects.footers import read_footer
-from casstore.objects.keys import PACK_PREFIX, pack_id_of
+from casstore.objects import PACK_PREFIX, pack_id_of
 from casstore.ops.check import check
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def inspect(store: str) -> dict[str, Any]:
         smallest: dict[bytes, int] = {}
         total = 0
         for entry in opened.backend.list(PACK_PREFIX):
-            rows = read_footer(opened.backend, pack_id_of(entry.key)).rows
+            rows = opened.objects.footer(pack_id_of(entry.key)).rows
             sizes = (rows["stored"].astype(np.int64) + frame.HEADER_SIZE).tolist()
             total += sum(sizes)
             for object_id, size in zip(row_ids(rows), sizes, strict=True):

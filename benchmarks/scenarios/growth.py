@@ -31,7 +31,7 @@ from casstore.codecs import Encoding
 from casstore.format import frame, pack
 from casstore.format.pack import Footer
 from casstore.format.rows import ROW, BaseLists, Kind
-from casstore.objects.pack_writer import PACK_TARGET
+from casstore.objects import PACK_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +114,7 @@ def build(store: str, chunks: int) -> str:
             joined = np.concatenate([footer.rows["id"] for _, footer in packs], dtype=">u8")
             here = wanted[np.searchsorted(wanted, begin) : np.searchsorted(wanted, end)]
             present.append(joined[here - begin].tobytes())
-            opened.index.publish(packs)
+            opened.objects.cover(packs)
     return b"".join(present).hex()
 
 
@@ -132,11 +132,11 @@ def look_up(store: str, ids: str) -> dict[str, float]:
 
     with timed():
         opened = Store.open(store)
-        opened.index.refresh()
+        opened.objects.refresh()
     with timed():
-        found = opened.index.locate(asked).found
+        found = opened.objects.find(asked).found
     with timed():
-        opened.index.locate(asked)
+        opened.objects.find(asked)
     return {
         **dict(zip(("open", "first", "second"), times, strict=True)),
         "found": int(found.sum()),

@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from benchmarks.harness import BenchmarkError, Metric
 from casstore import Store
-from casstore.objects.keys import PACK_PREFIX
+from casstore.objects import PACK_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,8 +25,7 @@ from casstore import Store
 from casstore.codecs import Encoding
 from casstore.format import frame, pack
 from casstore.format.rows import Kind
-from casstore.objects.footers import read_footer
-from casstore.objects.keys import PACK_PREFIX, pack_id_of
+from casstore.objects import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:
     from benchmarks.datasets import Corpus
@@ -101,7 +100,7 @@ def split(store: str) -> dict[str, Any]:
     with Store.open(store) as opened:
         stats = opened.stats()
         for entry in opened.backend.list(PACK_PREFIX):
-            footer = read_footer(opened.backend, pack_id_of(entry.key))
+            footer = opened.objects.footer(pack_id_of(entry.key))
             rows = footer.rows
             bases = np.diff(footer.bases.offsets.astype(np.int64), prepend=0)[rows["bases"]]
             headers += int(

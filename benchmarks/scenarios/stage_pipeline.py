@@ -25,8 +25,7 @@ from casstore.digest import Hasher, digest
 from casstore.format import frame
 from casstore.format.frame import HEADER_SIZE, FrameHeader
 from casstore.format.rows import Kind
-from casstore.objects.pack_writer import PACK_TARGET
-from casstore.objects.reader import MAX_FETCH, MAX_GAP
+from casstore.objects import MAX_FETCH, MAX_GAP, PACK_TARGET
 from casstore.store.adding.sources import find_sources, open_source, read_full
 from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
 
@@ -184,7 +183,7 @@ class Adding:
         plain = sum(length for _, length in cuts)
         chosen = self.stages[CHOOSE].seconds
         with self._choices_timed(), self.stages.timed(ENCODE) as stage:
-            encoded = codecs.encode_batch(self._block, cuts, hints, out=self._encoded, lead=HEADER_SIZE)
+            encoded = list(codecs.encode_each(self._block, cuts, hints, out=self._encoded, lead=HEADER_SIZE))
             stage.count(plain)
         stage.seconds -= self.stages[CHOOSE].seconds - chosen
         self.stages[CHOOSE].count(plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casstore.codecs.batch import decode, decode_batch, decode_into, encode_batch, encode_each
+from casstore.codecs.batch import decode_batch, encode_each
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 from casstore.codecs.kernels import equal
 
@@ -11,10 +11,7 @@ __all__ = [
     "ElementHint",
     "Encoded",
     "Encoding",
-    "decode",
     "decode_batch",
-    "decode_into",
-    "encode_batch",
     "encode_each",
     "equal",
 ]

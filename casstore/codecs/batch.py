@@ -10,7 +10,7 @@ import numpy as np
 from casstore.codecs.encoding import ElementHint, Encoded, Encoding
 from casstore.codecs.planes import Plan, compressed_runs, decode_planes, encode_planes, read_table
 from casstore.codecs.select import Choice, choose
-from casstore.codecs.zstd import compress_all, decompress, decompress_all
+from casstore.codecs.zstd import compress_all, decompress_all
 from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["decode", "decode_batch", "decode_into", "encode_batch", "encode_each"]
+__all__ = ["decode_batch", "encode_each"]
 
 # Bytes whose elements are taken apart, or put together, at once: fewer native calls, fewer waits for the GIL.
 _GROUP = 4 << 20
@@ -32,26 +32,6 @@ _REGROUPED = 2 << 20
 _STRETCH = 4 << 20
 
 
-def encode_batch(
-    block: Buffer,
-    cuts: Sequence[tuple[int, int]],
-    hints: Sequence[ElementHint | None],
-    *,
-    out: memoryview | None = None,
-    lead: int = 0,
-) -> list[Encoded]:
-    """Encode the chunks that `cuts`, pairs of (offset, length) in bytes, name in `block`.
-
-    One hint per cut, or None where nothing is known. A payload is never longer than its chunk. The same batch
-    gives the same result, each time and in each process; adjacent chunks with like hints share one choice.
-    Payloads are slices of `out`, writable bytes of the caller's, or of fresh memory: one after the other in
-    the order of the cuts, `lead` bytes left alone before each. `block` is only read and may be reused as soon
-    as this returns. Any number of threads may call it at once; hand over 4 MiB and more. Raises ValueError
-    for a cut outside `block`, or an `out` that could be too short (lead and length of all cuts).
-    """
-    return list(encode_each(block, cuts, hints, out=out, lead=lead))
-
-
 def encode_each(
     block: Buffer,
     cuts: Sequence[tuple[int, int]],
@@ -60,9 +40,17 @@ def encode_each(
     out: memoryview | None = None,
     lead: int = 0,
 ) -> Iterator[Encoded]:
-    """Yield what `encode_batch` returns, each as soon as it is ready, while chunk and payload are in the core's cache.
+    """Encode the chunks that `cuts`, pairs of (offset, length) in bytes, name in `block`, and yield them in order.
 
-    The caller may decode them on this thread before it asks for the next, but encode nothing else.
+    Each is yielded as soon as it is ready, while chunk and payload are in the core's cache: the caller may decode them
+    on this thread before it asks for the next, but encode nothing else.
+
+    One hint per cut, or None where nothing is known. A payload is never longer than its chunk. The same batch
+    gives the same result, each time and in each process; adjacent chunks with like hints share one choice.
+    Payloads are slices of `out`, writable bytes of the caller's, or of fresh memory: one after the other in
+    the order of the cuts, `lead` bytes left alone before each. `block` is only read and may be reused at the
+    end. Any number of threads may call it at once; hand over 4 MiB and more. Raises ValueError
+    for a cut outside `block`, or an `out` that could be too short (lead and length of all cuts).
     """
     data: U8 = np.frombuffer(block, np.uint8)
     for offset, length in cuts:
@@ -167,9 +155,11 @@ def _whole_elements(edges: Sequence[int], phase: int, stride: int) -> Iterator[t
 def decode_batch(payloads: Sequence[tuple[int, Buffer]], lengths: Sequence[int], out: Buffer) -> None:
     """Write the plain bytes of (encoding, payload) pairs over `out`, one after the other.
 
-    `lengths` are the chunks' and add up to len(out). Everything else is as with `decode_into`, but that memory
-    beyond `out` is a few times 4 MiB, most of which stays with the thread; many chunks at once take a fraction
-    of the native calls.
+    `lengths` are the chunks' and add up to len(out). Payloads and `out` stay the caller's; they must not overlap. Nothing
+    outside them is read or written. Memory beyond `out` is at most its size again and a few times 4 MiB, most of which stays
+    with the thread; many chunks at once take a fraction of the native calls. Raises FormatError when a payload
+    does not make exactly as many bytes as its chunk has, UnsupportedVersion for an encoding this release does not know;
+    `out` is in any state after an error. The bytes must not be used before their hash was checked (invariant 4).
     """
     target: U8 = np.frombuffer(out, np.uint8)
     edges = [0, *accumulate(lengths)]
@@ -219,26 +209,3 @@ def _decode_group(payloads: Sequence[tuple[int, Buffer]], edges: Sequence[int], 
             decode_planes(source, table, plains, out)
         else:
             out[:] = next(plains) if encoding == Encoding.ZSTD else np.frombuffer(source, np.uint8)
-
-
-def decode_into(encoding: int, payload: Buffer, out: Buffer) -> None:
-    """Write the plain bytes of `payload` over the whole of `out`, whose length is the chunk's.
-
-    Both stay the caller's; they must not overlap. Nothing outside them is read or written, and memory beyond
-    `out` is at most its size again. Raises FormatError when the payload does not make exactly len(out) bytes,
-    UnsupportedVersion for an encoding this release does not know; `out` is in any state after an error.
-    The bytes must not be used before their hash was checked (invariant 4).
-    """
-    target = memoryview(out).cast("B")
-    decode_batch([(encoding, payload)], [len(target)], target)
-
-
-def decode(encoding: int, payload: Buffer, raw_length: int) -> bytes:
-    """Return the `raw_length` plain bytes of `payload`; errors and limits as `decode_into`."""
-    if encoding == Encoding.ZSTD:
-        return decompress(np.frombuffer(payload, np.uint8), raw_length).tobytes()
-    if encoding == Encoding.RAW and memoryview(payload).nbytes != raw_length:
-        raise FormatError(f"A raw payload has {memoryview(payload).nbytes} bytes instead of {raw_length}.")
-    out = bytearray(raw_length)
-    decode_into(encoding, payload, out)
-    return bytes(out)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["Method", "compress", "compress_all", "decompress", "decompress_all"]
+__all__ = ["Method", "compress", "compress_all", "decompress_all"]
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 # Missing in zstandard's cffi backend.
@@ -98,17 +98,12 @@ def _thread_compressor(method: Method) -> zstandard.ZstdCompressor:
     return compressors[method]
 
 
-def decompress(frame: Buffer, size: int) -> U8:
-    """Return the content of `frame`, which must be exactly one zstd frame of `size` plain bytes.
+def decompress_all(frames: Sequence[tuple[memoryview, int]]) -> list[U8]:
+    """Return the content of each of (frame, size), exactly one zstd frame of `size` plain bytes, in one native call.
 
     Raises FormatError for anything else, before memory is allocated: another or no stated size, a dictionary,
     a window over 8 MiB that the size does not ask for, bytes after the frame, a skippable frame, no content.
     """
-    return decompress_all([(memoryview(frame), size)])[0]
-
-
-def decompress_all(frames: Sequence[tuple[memoryview, int]]) -> list[U8]:
-    """Return the content of each of (frame, size), as `decompress` does, in one native call."""
     for frame, size in frames:
         _check(frame, size)
     decompressor = _contexts.decompressor

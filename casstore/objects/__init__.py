@@ -1,1 +1,57 @@
-"""Objects of a store: where they lie, how they are read, verified and published. Knows nothing of models or refs."""
+"""Objects of a store: where they lie, how they are read, verified and published. Knows nothing of models or refs.
+
+ObjectStore is the door; other packages import from here, never from the modules below (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+from casstore.format.pack import Footer
+from casstore.objects.bases import decodable
+from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
+from casstore.objects.damage import Damage, DamageLog, is_bad_file, is_refused
+from casstore.objects.dependencies import MAX_HINTS
+from casstore.objects.index.located import Located
+from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
+from casstore.objects.object_store import ObjectStore
+from casstore.objects.pack_writer import (
+    PACK_TARGET,
+    EncodedFrames,
+    check_object,
+    encode_frames,
+    encode_object,
+    encode_objects,
+)
+from casstore.objects.publication import Publication
+from casstore.objects.ranges import MAX_FETCH, MAX_GAP, Range, batches, frame_sizes, plan_ranges
+
+__all__ = [
+    "CHUNK_CACHE",
+    "INDEX_PREFIX",
+    "MAX_FETCH",
+    "MAX_GAP",
+    "MAX_HINTS",
+    "PACK_PREFIX",
+    "PACK_TARGET",
+    "ChunkCache",
+    "Damage",
+    "DamageLog",
+    "EncodedFrames",
+    "Footer",
+    "Located",
+    "ObjectStore",
+    "Piece",
+    "Publication",
+    "Range",
+    "batches",
+    "check_object",
+    "decodable",
+    "encode_frames",
+    "encode_object",
+    "encode_objects",
+    "frame_sizes",
+    "is_bad_file",
+    "is_refused",
+    "pack_id_of",
+    "pack_key",
+    "plan_ranges",
+]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.format.rows import Rows
-    from casstore.objects.index.index import Located
+    from casstore.objects.index.located import Located
 
     Locate = Callable[[Sequence[bytes] | bytes], Located]
 

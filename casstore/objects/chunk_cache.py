@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from casstore.concurrency.buffers import new_buffer
 from casstore.concurrency.forks import ForkAware, watch_forks
 from casstore.errors import BackendError, ConfigError, IntegrityError
-from casstore.objects.reader import fetch_groups
+from casstore.objects.ranges import plan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from casstore.objects.index.index import Located
-    from casstore.objects.reader import ObjectReader
+    from casstore.objects.index.located import Located
+    from casstore.objects.object_store import ObjectStore
 
 CHUNK_CACHE = 64 << 20
 """Default limit on the plain bytes that stay in memory for each open store."""
@@ -64,12 +64,12 @@ class ChunkCache(ForkAware):
     `limit` is in plain bytes. Requests under way hold about 50 MiB besides, whatever is read.
     """
 
-    def __init__(self, reader: ObjectReader, *, limit: int = CHUNK_CACHE) -> None:
+    def __init__(self, objects: ObjectStore, *, limit: int = CHUNK_CACHE) -> None:
         if limit < _MIN_LIMIT:
             raise ConfigError(
                 f"A chunk cache of {limit} bytes is too small to read with: use {_MIN_LIMIT} or more."
             )
-        self._reader = reader
+        self._objects = objects
         self._limit = limit
         self.after_fork_in_child()
         watch_forks(self)
@@ -116,12 +116,12 @@ class ChunkCache(ForkAware):
                     self._blocks.move_to_end(piece.block)
         lacking = [object_id for object_id, piece in found.items() if piece is None]
         if lacking:
-            located = self._reader.locate(b"".join(lacking))
+            located = self._objects.locate(b"".join(lacking))
             with self._lock:
                 # Another thread may have asked meanwhile.
                 wanted = [at for at, object_id in enumerate(lacking) if object_id not in self._places]
-                for group in fetch_groups(located, wanted, max_stored=FETCH, max_plain=_PLAIN):
-                    self._begin(located, lacking, group, ahead=ahead)
+                for part in plan_ranges(located, wanted, max_stored=FETCH, max_plain=_PLAIN):
+                    self._begin(located, lacking, list(part.frames), ahead=ahead)
                 found.update((object_id, self._places[object_id]) for object_id in lacking)
                 self._evict()
         return [piece for object_id in ids if (piece := found[object_id]) is not None]
@@ -157,7 +157,7 @@ class ChunkCache(ForkAware):
             executor.shutdown(wait=True, cancel_futures=True)
 
     def _alone(self, object_id: bytes) -> Piece:
-        located = self._reader.locate(object_id)
+        located = self._objects.locate(object_id)
         with self._lock:
             self._begin(located, [object_id], [0], ahead=False)
             return self._places[object_id]
@@ -181,7 +181,7 @@ class ChunkCache(ForkAware):
     ) -> memoryview:
         buffer = _new_block(block.size)
         try:
-            self._reader.fill(located, group, buffer, edges)
+            self._objects.fill(located, group, buffer, edges)
         except BaseException:
             # Invariant 4: a failed block is not kept, so the next reader asks the store again.
             with self._lock:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout, Span
     from casstore.format.manifest import TreeEntry
     from casstore.format.record import Record
-    from casstore.objects.index.index import Located
+    from casstore.objects import Located
     from casstore.store.store import Store
 
 __all__ = ["EncodingShare", "FileDescription", "ModelDescription", "describe"]

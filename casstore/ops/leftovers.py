@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casstore.errors import FormatError, IntegrityError
-from casstore.objects.keys import PACK_PREFIX, pack_id_of
+from casstore.objects import PACK_PREFIX, pack_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,6 +71,6 @@ def _take_used(store: Store, records: Iterable[Record], unused: dict[bytes, int]
             return
         if record.manifest is not None and record.manifest not in done:
             done.add(record.manifest)
-            located = store.index.locate(store.objects_of(record))  # with the bases of deltas (invariant 7)
-            for number in set(located.rows["pack"][located.found].tolist()):
-                unused.pop(store.index.pack_id(number), None)
+            located = store.objects.find(store.objects_of(record))  # with the bases of deltas (invariant 7)
+            for pack in store.objects.packs_of(located):
+                unused.pop(pack, None)

@@ -18,7 +18,7 @@ from casstore.digest import is_hex
 from casstore.errors import IntegrityError
 from casstore.format.names import names_model
 from casstore.format.run import RunStatus, decode_evaluation
-from casstore.objects.damage import Damage
+from casstore.objects import Damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -5,33 +5,24 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.concurrency.buffers import new_buffer
 from casstore.errors import FormatError, IntegrityError, ObjectExists, ObjectNotFound, UnsupportedVersion
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import marks, names
-from casstore.format import pack as pack_format
 from casstore.format.rows import row_ids
-from casstore.objects.bases import resolve
-from casstore.objects.damage import bad_file_is_damage
-from casstore.objects.footers import read_footer
-from casstore.objects.index.index import Located
-from casstore.objects.keys import pack_key
-from casstore.objects.publication import read_quarantine
+from casstore.objects import pack_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from casstore.format.layout import Layout
     from casstore.format.record import Record
+    from casstore.objects import Located
     from casstore.store.store import Store
-
-_BATCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +54,7 @@ def find_damage(store: Store, record: Record) -> Damage:
     Where the description of a model is damaged itself, the packs that its record names are read whole.
     Packs that are gone or quarantined count only where the record lacks something.
     """
-    search = _Search(store, read_quarantine(store.backend))
+    search = _Search(store, store.objects.quarantined())
     complete = _search_all(search, record)
     if not complete:
         for pack in record.packs:
@@ -83,7 +74,7 @@ def set_apart(store: Store, packs: dict[bytes, str]) -> None:
     for pack, reason in packs.items():
         # Notes are UTF-8, and not every error message is.
         note = marks.Quarantine(pack, reason.encode(errors="replace").decode(), time.time_ns())
-        store.index.avoid_pack(store.index.number_of(pack))
+        store.objects.avoid(pack)
         key = marks.quarantine_key(pack)
         try:
             store.backend.put(key, [marks.encode_quarantine(note)])
@@ -127,7 +118,7 @@ class _Search:
     gone: dict[bytes, str] = field(default_factory=dict)
     lost: set[bytes] = field(default_factory=set)
     _seen: set[bytes] = field(default_factory=set)
-    _whole: set[int] = field(default_factory=set)
+    _whole: set[bytes] = field(default_factory=set)
     _looked: bool = False
 
     def read(self, ids: Iterable[bytes]) -> None:
@@ -135,13 +126,13 @@ class _Search:
         left = [object_id for object_id in dict.fromkeys(ids) if object_id not in self._seen]
         self._seen.update(left)
         while left:
-            resolved = resolve(self._locate, left)
+            resolved = self.store.objects.resolve(left, usable=self._may_be_whole)
             if not resolved.found.all() and self._looks_harder():
-                resolved = resolve(self._locate, left)
+                resolved = self.store.objects.resolve(left, usable=self._may_be_whole)
             located = resolved.located
             again: list[bytes] = []
-            for number, positions in _by_pack(located):
-                if not self._read(located, number, positions):
+            for pack, positions in self.store.objects.packs_of(located).items():
+                if not self._read(located, pack, positions):
                     again += [left[at] for at in positions]
             self.lost.update(left[at] for at in np.flatnonzero(~located.found).tolist())
             bases = {*row_ids(resolved.needed), *resolved.stranded} - self._seen
@@ -153,7 +144,7 @@ class _Search:
         if pack in self.found or pack in self.gone or pack in self.apart:
             return
         try:
-            footer = read_footer(self.store.backend, pack)
+            footer = self.store.objects.footer(pack)
         except UnsupportedVersion:
             return  # Written by a newer casstore, not damaged (design §3).
         except FormatError as error:
@@ -162,17 +153,11 @@ class _Search:
             return
         except ObjectNotFound:
             return  # Invariant 5: the hint names a pack that is gone; looking up the objects shows what is missing.
-        rows = footer.rows.copy()
-        number = self.store.index.number_of(pack)
-        rows["pack"] = number
-        located = Located(rows, np.zeros(len(rows), np.int32), (footer.bases,))
-        self._read(located, number, list(range(len(rows))))
+        self._read(self.store.objects.located_in(pack, footer), pack, range(len(footer.rows)))
 
     def noted_before(self) -> dict[bytes, str]:
         """Return the packs with a note that alone hold lost objects, with the reasons."""
-        lost = sorted(self.lost)
-        located = self.store.index.locate(lost)
-        packs = {self.store.index.pack_id(number) for number, _ in _by_pack(located)} & self.apart
+        packs = self.store.objects.packs_of(self.store.objects.find(sorted(self.lost))).keys() & self.apart
         reasons = {}
         for pack in sorted(packs):
             key = marks.quarantine_key(pack)
@@ -188,24 +173,18 @@ class _Search:
         if self._looked:
             return False
         self._looked = True
-        self.store.index.refresh()
         # Invariant 8: `check` names damaged ones; an object that only they hold is reported lost.
         with contextlib.suppress(FormatError):
-            self.store.index.read_uncovered()
+            self.store.objects.look_for_packs()
         return True
 
-    def _locate(self, ids: Sequence[bytes] | bytes) -> Located:
-        return self.store.index.locate(ids, usable=self._may_be_whole)
-
-    def _may_be_whole(self, number: int) -> bool:
-        pack = self.store.index.pack_id(number)
+    def _may_be_whole(self, pack: bytes) -> bool:
         return pack not in self.found and pack not in self.gone and pack not in self.apart
 
-    def _read(self, located: Located, number: int, positions: Sequence[int]) -> bool:
+    def _read(self, located: Located, pack: bytes, positions: Sequence[int]) -> bool:
         """Verify objects in one pack; say whether all of them are whole."""
-        pack = self.store.index.pack_id(number)
         try:
-            reason = self._wrong_form(number) or self._wrong_frame(located, positions)
+            reason = self._wrong_form(pack) or self._wrong_frame(located, positions)
         except ObjectNotFound:
             self.gone[pack] = f"{pack_key(pack)} is gone."  # Invariant 5: its objects may be elsewhere.
             return False
@@ -214,60 +193,24 @@ class _Search:
             self.found[pack] = reason
         return reason is None
 
-    def _wrong_form(self, number: int) -> str | None:
+    def _wrong_form(self, pack: bytes) -> str | None:
         """Say what is wrong with a pack beside its frames: `check` looks at the same."""
-        if number in self._whole:
+        if pack in self._whole:
             return None
-        pack = self.store.index.pack_id(number)
-        key = pack_key(pack)
-        expected = self.store.index.pack_size(number)
         try:
-            with bad_file_is_damage(self.store.backend):
-                size = self.store.backend.stat(key).size
-                if size != expected:
-                    return f"{key} has {size} bytes, and its index says {expected}."
-                head = self.store.backend.read(key, start=0, length=pack_format.HEADER_SIZE)
-            pack_format.check_header(head, key=key)
-            read_footer(self.store.backend, pack, size=size)
+            self.store.objects.check_pack(pack)
         except UnsupportedVersion:
             pass  # Written by a newer casstore: no damage (design §3).
         except FormatError as error:
             return str(error)  # Invariant 5: without its footer, only hints tell what is in it.
-        self._whole.add(number)
+        self._whole.add(pack)
         return None
 
     def _wrong_frame(self, located: Located, positions: Sequence[int]) -> str | None:
-        for group in _batches(located, positions):
-            edges = [0, *accumulate(int(located.rows["raw"][at]) for at in group)]
-            try:
-                self.store.objects.fill(located, group, new_buffer(edges[-1]), edges, elsewhere=False)
-            except UnsupportedVersion:
-                return None  # Written by a newer casstore, not damaged (design §3).
-            except IntegrityError as error:
-                return str(error)  # Invariant 4: damage is reported.
+        try:
+            self.store.objects.verify(located, positions)
+        except UnsupportedVersion:
+            return None  # Written by a newer casstore, not damaged (design §3).
+        except IntegrityError as error:
+            return str(error)  # Invariant 4: damage is reported.
         return None
-
-
-def _by_pack(located: Located) -> Iterator[tuple[int, list[int]]]:
-    present = np.flatnonzero(located.found)
-    packs = located.rows["pack"][present]
-    order = np.argsort(packs, kind="stable")
-    present, packs = present[order], packs[order]
-    edges = [0, *(np.flatnonzero(np.diff(packs)) + 1).tolist(), len(packs)]
-    for begin, end in pairwise(edges):
-        if begin < end:
-            yield int(packs[begin]), present[begin:end].tolist()
-
-
-def _batches(located: Located, positions: Sequence[int]) -> Iterator[list[int]]:
-    group: list[int] = []
-    size = 0
-    for at in positions:
-        raw = int(located.rows["raw"][at])
-        if group and size + raw > _BATCH_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(at)
-        size += raw
-    if group:
-        yield group

@@ -18,7 +18,7 @@ from casstore.errors import BackendError, FormatError, ObjectNotFound, Unsupport
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
-from casstore.objects.damage import is_bad_file, is_refused
+from casstore.objects import is_bad_file, is_refused
 from casstore.refs.catalogue import FolderRows
 from casstore.refs.keys import folder_of, is_unique, newest_keys, number_of, records_by_ref, write_id_of
 from casstore.refs.rows import row_of

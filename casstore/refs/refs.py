@@ -19,7 +19,7 @@ from casstore.errors import (
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
-from casstore.objects.damage import Damage, DamageLog
+from casstore.objects import Damage, DamageLog
 from casstore.refs.catalogue import Catalogue
 from casstore.refs.folders import RefFolders
 from casstore.refs.keys import is_unique

@@ -14,6 +14,7 @@ from casstore.concurrency.workers import TaskGroup
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import CasstoreError, ConfigError, FormatError
 from casstore.format.spans import pack_spans
+from casstore.objects import batches
 from casstore.tensors.dtypes import as_array
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from casstore.format.layout import Layout, Span
-    from casstore.objects.chunk_cache import ChunkCache, Piece
-    from casstore.objects.reader import ObjectReader
+    from casstore.objects import ChunkCache, ObjectStore, Piece
 
 _READ_AHEAD = 4 << 20
 _KEPT_CHUNKS = 16
@@ -122,9 +122,9 @@ class ModelFile(io.BufferedReader):
 class NearChunks:
     """The chunks of a file in a store on this machine: reads ahead while it is read in order, keeps a few."""
 
-    def __init__(self, layout: Layout, reader: ObjectReader) -> None:
+    def __init__(self, layout: Layout, objects: ObjectStore) -> None:
         self._layout = layout
-        self._reader = reader
+        self._objects = objects
         self._edges = layout.offsets()
         self._next_chunk = 0
         self._kept: OrderedDict[int, memoryview] = OrderedDict()
@@ -151,7 +151,7 @@ class NearChunks:
             if number == self._next_chunk:
                 limit = int(self._edges[number]) + _READ_AHEAD
                 stop = max(stop, int(np.searchsorted(self._edges, limit, side="right")) - 1)
-            data = read_chunks(self._layout, self._reader, number, stop)
+            data = read_chunks(self._layout, self._objects, number, stop)
             begin = int(self._edges[number])
             for at in range(number, stop):
                 self._kept[at] = data[int(self._edges[at]) - begin : int(self._edges[at + 1]) - begin]
@@ -248,25 +248,24 @@ class FarChunks:
                 self._ahead = int(self._edges[stop])
 
 
-def open_chunks(layout: Layout, reader: ObjectReader, cache: ChunkCache | None) -> Chunks:
-    """Return the chunks of a file; `cache` is None unless the store is a network away."""
-    return NearChunks(layout, reader) if cache is None else FarChunks(layout, cache)
+def open_chunks(layout: Layout, objects: ObjectStore) -> Chunks:
+    """Return the chunks of a file, wherever its store is."""
+    return NearChunks(layout, objects) if objects.chunks is None else FarChunks(layout, objects.chunks)
 
 
-def read_chunks(layout: Layout, reader: ObjectReader, start: int, stop: int) -> memoryview:
+def read_chunks(layout: Layout, objects: ObjectStore, start: int, stop: int) -> memoryview:
     """Return the verified plain bytes of chunks [`start`, `stop`) in one fresh buffer."""
     edges = layout.offsets()[start : stop + 1]
     marks = (edges - edges[0]).tolist()
     buffer = new_buffer(marks[-1])
-    located = reader.locate(layout.ids[start * DIGEST_SIZE : stop * DIGEST_SIZE])
-    batches = _batches(marks)
-    if len(batches) == 1:
-        reader.fill(located, range(len(marks) - 1), buffer, marks)
+    located = objects.locate(layout.ids[start * DIGEST_SIZE : stop * DIGEST_SIZE])
+    runs = list(batches(np.diff(marks).tolist(), BLOCK))
+    if len(runs) == 1:
+        objects.fill(located, runs[0], buffer, marks)
         return buffer
     with TaskGroup() as tasks:
         filled = [
-            tasks.submit(reader.fill, located, range(begin, end), buffer, marks[begin : end + 1])
-            for begin, end in batches
+            tasks.submit(objects.fill, located, run, buffer, marks[run.start : run.stop + 1]) for run in runs
         ]
         for task in filled:
             task.result()
@@ -282,24 +281,23 @@ def read_range(chunks: Chunks, begin: int, end: int) -> memoryview:
     return out
 
 
-def read_tensor(
-    layout: Layout, reader: ObjectReader, cache: ChunkCache | None, *, tensor: str, path: str
-) -> NDArray[Any]:
+def read_tensor(layout: Layout, objects: ObjectStore, *, tensor: str, path: str) -> NDArray[Any]:
     """Return one tensor of a file as an array of its shape, which the caller owns.
 
-    `cache` is None unless the store is a network away. bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes. Raises
+    bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes. Raises
     ConfigError if the file has no such tensor.
     """
     span = _find_span(layout, tensor, path)
     if span.end == span.begin:
         return as_array(bytearray(), span.dtype, span.shape)
-    if cache is not None:
-        return as_array(read_range(FarChunks(layout, cache), span.begin, span.end), span.dtype, span.shape)
+    if objects.chunks is not None:
+        chunks = FarChunks(layout, objects.chunks)
+        return as_array(read_range(chunks, span.begin, span.end), span.dtype, span.shape)
     edges = layout.offsets()
     start = int(np.searchsorted(edges, span.begin, side="right")) - 1
     stop = int(np.searchsorted(edges, span.end, side="left"))
     begin = span.begin - int(edges[start])
-    data = read_chunks(layout, reader, start, stop)[begin : begin + span.end - span.begin]
+    data = read_chunks(layout, objects, start, stop)[begin : begin + span.end - span.begin]
     if begin % _ALIGNMENT:
         data = memoryview(bytearray(data))  # an array that is not aligned to its elements is slow everywhere
     return as_array(data, span.dtype, span.shape)
@@ -314,14 +312,3 @@ def _find_span(layout: Layout, tensor: str, path: str) -> Span:
         raise ConfigError(f"{path} has no tensors that casstore recognises. Read it with open_file.")
     some = ", ".join(span.name for span in spans[:5])
     raise ConfigError(f"{path} has no tensor {tensor!r}; it has {len(spans)}: {some}, …")
-
-
-def _batches(marks: list[int]) -> list[tuple[int, int]]:
-    """Split chunks that end at `marks` into runs of about BLOCK bytes."""
-    batches = []
-    begin = 0
-    for at in range(1, len(marks)):
-        if marks[at] - marks[begin] >= BLOCK or at == len(marks) - 1:
-            batches.append((begin, at))
-            begin = at
-    return batches

@@ -18,7 +18,7 @@ from casstore.errors import (
     UnsupportedVersion,
 )
 from casstore.format import marks, names
-from casstore.objects.keys import PACK_PREFIX
+from casstore.objects import PACK_PREFIX
 
 if TYPE_CHECKING:
     from casstore.backend.base import Backend

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.manifest import Tree, TreeEntry
     from casstore.format.record import Record
-    from casstore.objects.reader import ObjectReader
+    from casstore.objects import ObjectStore
 
 _READ_ALONG = 256
 """Number of layouts that are read along with the tree to save a round trip."""
@@ -28,11 +28,11 @@ class ModelLayouts:
     """How each file of one model is cut, read from its store as needed. Safe in threads."""
 
     def __init__(
-        self, files: tuple[TreeEntry, ...], ids: tuple[bytes, ...], reader: ObjectReader, name: str
+        self, files: tuple[TreeEntry, ...], ids: tuple[bytes, ...], objects: ObjectStore, name: str
     ) -> None:
         self._files = files
         self._ids = ids
-        self._reader = reader
+        self._objects = objects
         self._name = name
         self._positions: dict[str, int] | None = None
         self._plain: dict[int, bytes] = {}
@@ -63,7 +63,7 @@ class ModelLayouts:
     def _read(self, wanted: list[int]) -> None:
         held = {at: self._plain.pop(at, None) for at in wanted if at not in self._known}
         unread = [at for at, plain in held.items() if plain is None]
-        found = self._reader.read_many([self._ids[at] for at in unread]) if unread else []
+        found = self._objects.read_many([self._ids[at] for at in unread]) if unread else []
         for at, plain in (held | dict(zip(unread, found, strict=True))).items():
             layout = layout_format.decode(plain or b"")
             if (layout.file_id, layout.size) != (self._files[at].file_id, self._files[at].size):
@@ -102,16 +102,16 @@ class Model:
         return layout
 
 
-def read_model(record: Record, manifest_id: bytes, *, reader: ObjectReader, backend: Backend) -> Model:
+def read_model(record: Record, manifest_id: bytes, *, objects: ObjectStore, backend: Backend) -> Model:
     """Read the model that `record` names; raises an IntegrityError for one that is damaged or incomplete."""
-    manifest = manifest_format.decode_model(reader.read(manifest_id))
+    manifest = manifest_format.decode_model(objects.read(manifest_id))
     along = manifest.layouts if backend.is_remote and len(manifest.layouts) <= _READ_ALONG else ()
-    tree_data, *plain = reader.read_many([manifest.model_id, *along])
+    tree_data, *plain = objects.read_many([manifest.model_id, *along])
     tree = manifest_format.decode_tree(tree_data)
     files = tree.files
     if manifest.model_id != record.target or len(files) != len(manifest.layouts):
         raise _unfit(record.name)
-    layouts = ModelLayouts(files, manifest.layouts, reader, record.name)
+    layouts = ModelLayouts(files, manifest.layouts, objects, record.name)
     if along:
         layouts.hold(plain)
     executable = frozenset(files[at].path for at in manifest.executable)

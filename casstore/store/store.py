@@ -9,8 +9,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from casstore.backend import open_backend
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.backend.location import parse_location
@@ -28,15 +26,9 @@ from casstore.format import manifest as manifest_format
 from casstore.format import record as record_format
 from casstore.format.manifest import ModelManifest, TreeEntry
 from casstore.format.record import Record
-from casstore.format.rows import Kind, row_ids
+from casstore.format.rows import Kind
 from casstore.machine.state import MachineState, machine_folder, state_path
-from casstore.objects.bases import resolve
-from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache
-from casstore.objects.index.index import Index
-from casstore.objects.pack_writer import check_object, encode_object
-from casstore.objects.presence import PresentPacks
-from casstore.objects.publication import MAX_HINTS, Publication
-from casstore.objects.reader import ObjectReader
+from casstore.objects import CHUNK_CACHE, MAX_HINTS, ObjectStore, check_object, encode_object
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
 from casstore.store import files
@@ -61,8 +53,7 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
-    from casstore.objects.damage import Damage
-    from casstore.objects.pack_writer import EncodedFrames
+    from casstore.objects import Damage, EncodedFrames, Publication
     from casstore.refs.rows import RefRow
     from casstore.store.adding.sources import SourceFile
 
@@ -116,13 +107,10 @@ class Store:
         """
         self.backend = backend
         self.store_id = store_id.hex()
-        self.index = Index(backend, copies=index_copies)
-        self.objects = ObjectReader(backend, self.index)
-        self.chunks = ChunkCache(self.objects, limit=chunk_cache) if backend.is_remote else None
+        self.objects = ObjectStore(backend, index_copies=index_copies, chunk_cache=chunk_cache)
         self.machine = machine
         self._file_system_type = file_system_type or SystemCalls().file_system_type
         self._refs = Refs(backend, machine)
-        self._settled: set[bytes] = set()
         self._models: OrderedDict[bytes, Model] = OrderedDict()
 
     @classmethod
@@ -176,8 +164,7 @@ class Store:
 
     def close(self) -> None:
         """Release files and connections; the store must not be used afterwards."""
-        if self.chunks is not None:
-            self.chunks.close()
+        self.objects.close()
         self.machine.close()
         self.backend.close()
 
@@ -229,7 +216,7 @@ class Store:
             self.publication() as publication,
             Ingest(
                 publication=publication,
-                reader=self.objects,
+                objects=self.objects,
                 machine=self.machine,
                 stat_cache=stat_cache,
                 callback=callback,
@@ -324,7 +311,7 @@ class Store:
 
     def open_layout(self, layout: Layout, *, name: str) -> BinaryIO:
         """Open the file that a layout describes for reading; `name` is its name."""
-        chunks = files.open_chunks(layout, self.objects, self.chunks)
+        chunks = files.open_chunks(layout, self.objects)
         return files.ModelFile(files.StoredFile(layout, chunks, name=name))
 
     def read_tensor(self, ref_or_id: str, path: str, tensor: str) -> NDArray[Any]:
@@ -333,7 +320,7 @@ class Store:
         bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes.
         """
         return files.read_tensor(
-            self.manifest(ref_or_id).layout(path), self.objects, self.chunks, tensor=tensor, path=path
+            self.manifest(ref_or_id).layout(path), self.objects, tensor=tensor, path=path
         )
 
     def manifest(self, ref_or_id: str) -> Model:
@@ -347,8 +334,8 @@ class Store:
         kept = self._models.get(record.manifest)
         if kept is not None and kept.record.target == record.target:
             return replace(kept, record=record)
-        self.index.learn(record.packs)
-        model = read_model(record, record.manifest, reader=self.objects, backend=self.backend)
+        self.objects.expect(record.packs)
+        model = read_model(record, record.manifest, objects=self.objects, backend=self.backend)
         self._models[record.manifest] = model
         if len(self._models) > _KEPT_MODELS:
             self._models.popitem(last=False)
@@ -453,9 +440,7 @@ class Store:
             direct = [record.manifest]
         else:
             direct = _described(self.model_of(record))
-        resolved = resolve(self.index.locate, direct)
-        bases = {*row_ids(resolved.needed), *resolved.stranded}
-        return [*direct, *sorted(bases.difference(direct))]
+        return self.objects.with_bases(direct)
 
     def lacks(self, record: Record) -> int:
         """Return how many objects that a record depends on are in no pack of the store that can be seen.
@@ -463,13 +448,12 @@ class Store:
         A delta that lacks a base counts, and so do objects in a truncated pack. If objects that describe
         a model are missing, the number is a lower bound.
         """
-        present = PresentPacks(self.backend, self.index)
         try:
             for ids in self._needed(record):
                 self.objects.locate(ids)
-                lacking = np.count_nonzero(~resolve(present.locate, ids).found)
+                lacking = self.objects.missing(ids, condemned=frozenset())
                 if lacking:
-                    return int(lacking)
+                    return len(lacking)
         except (MissingObject, ObjectNotFound):
             return 1  # Invariant 5: an object that no pack holds does not exist.
         return 0
@@ -565,7 +549,6 @@ class Store:
         return measure(
             backend=self.backend,
             store_id=self.store_id,
-            index=self.index,
             objects=self.objects,
             refs=self.find(),
             on_damage=self.on_damage,
@@ -590,15 +573,7 @@ class Store:
 
     def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:
         """Return a publish of this store, to be used as a context manager (see publish.py)."""
-        return Publication(
-            backend=self.backend,
-            index=self.index,
-            reader=self.objects,
-            put_record=self._refs.put,
-            settled=self._settled,
-            pack_target=pack_target,
-            uploads=uploads,
-        )
+        return self.objects.publication(self._refs.put, pack_target=pack_target, uploads=uploads)
 
     def _executable(self, model_id: bytes, files: Sequence[SourceFile]) -> tuple[int, ...]:
         """Return the positions of the files that are executable.

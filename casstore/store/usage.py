@@ -14,16 +14,13 @@ from casstore.format import manifest as manifest_format
 from casstore.format.names import PREFIX as REF_PREFIX
 from casstore.format.names import names_model
 from casstore.format.rows import Kind
-from casstore.objects.damage import Damage
-from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
-from casstore.objects.salvage import read_whole
+from casstore.objects import INDEX_PREFIX, PACK_PREFIX, Damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from casstore.backend.base import Backend
-    from casstore.objects.index.index import Index
-    from casstore.objects.reader import ObjectReader
+    from casstore.objects import ObjectStore
     from casstore.refs.rows import RefRow
 
 _BATCH = 1024
@@ -65,8 +62,7 @@ def measure(
     *,
     backend: Backend,
     store_id: str,
-    index: Index,
-    objects: ObjectReader,
+    objects: ObjectStore,
     refs: Iterable[RefRow],
     on_damage: Callable[[Damage], None],
 ) -> StoreStats:
@@ -80,7 +76,7 @@ def measure(
     models: dict[bytes, int] = {}
     for start in range(0, len(manifests), _BATCH):
         batch = manifests[start : start + _BATCH]
-        plain, damaged = read_whole(objects.read_many, batch)
+        plain, damaged = objects.read_present(batch)
         trees: dict[bytes, bytes] = {}
         for manifest_id, data in plain.items():
             try:
@@ -88,7 +84,7 @@ def measure(
             except FormatError as error:  # noqa: PERF203  # in Python 3.10 as in later ones, a try costs nothing
                 damaged[manifest_id] = error  # Reported below (invariant 11).
         wanted = sorted(trees.keys() - models.keys())
-        described, lost = read_whole(objects.read_many, wanted)
+        described, lost = objects.read_present(wanted)
         for model_id, data in described.items():
             try:
                 models[model_id] = manifest_format.decode_tree(data).size
@@ -108,15 +104,15 @@ def measure(
         bytes_packs=sum(packs),
         bytes_index=sum(entry.size for entry in backend.list(INDEX_PREFIX)),
         bytes_refs=sum(entry.size for entry in backend.list(REF_PREFIX)),
-        frames=_frame_stats(index),
+        frames=_frame_stats(objects),
     )
 
 
-def _frame_stats(index: Index) -> tuple[FrameStats, ...]:
+def _frame_stats(objects: ObjectStore) -> tuple[FrameStats, ...]:
     counts: Counter[tuple[int, int]] = Counter()
     plain: Counter[tuple[int, int]] = Counter()
     stored: Counter[tuple[int, int]] = Counter()
-    for rows in index.all_rows():
+    for rows in objects.all_rows():
         keys, inverse = np.unique(rows["kind"].astype(np.uint16) << 8 | rows["encoding"], return_inverse=True)
         for at, key in enumerate(keys.tolist()):
             chosen = rows[inverse == at]

@@ -161,7 +161,7 @@ def test_a_crash_at_every_call_of_an_add(before, folders, committer, monkeypatch
         store.add(folders["new"], ref="models/new", base="models/old", metadata={"step": 1})
 
     def add_knowing_all_packs(store):
-        store.index.read_uncovered()  # finds packs whose names are not durable yet
+        store.objects._index.read_uncovered()  # finds packs whose names are not durable yet
         add(store)
 
     allowed = {"models/old": (OLD, OLD), "tags/stable": (OLD, OLD), "models/new": (None, NEW)}

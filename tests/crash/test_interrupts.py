@@ -217,10 +217,10 @@ class TestRetries:
         assert kept > 8 * PIECE
         with Store.open(place) as store:
             assert store.add(model, ref="models/m").bytes_new < len(MODEL) - kept * 0.9
-            assert not store.index.read_uncovered()
+            assert not store.objects._index.read_uncovered()
         with Store.open(place) as store:
-            store.index.refresh()
-            assert not store.index.read_uncovered()
+            store.objects._index.refresh()
+            assert not store.objects._index.read_uncovered()
             assert_clean(store)
 
     def test_a_damaged_pack_of_a_killed_one_stops_nothing(self, place, model, tmp_path):
@@ -297,7 +297,7 @@ class TestLeftovers:
         """Records name a few packs only; what else they need is in their layouts."""
         small_packs(monkeypatch, 2 * PIECE)
         monkeypatch.setattr(ingest, "BLOCK", PIECE)
-        monkeypatch.setattr(publish, "MAX_HINTS", 1)
+        monkeypatch.setattr("casstore.objects.dependencies.MAX_HINTS", 1)
         with Store.open(place) as store:
             store.add(model, ref="models/m")
             [record] = store.refs().values()
@@ -308,7 +308,7 @@ class TestLeftovers:
     def test_nothing_is_called_unused_while_something_cannot_be_read(
         self, place, model, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr(publish, "MAX_HINTS", 0)
+        monkeypatch.setattr("casstore.objects.dependencies.MAX_HINTS", 0)
         with Store.open(place) as store:
             store.add(model, ref="models/m")
             store.add(write_model(model_of(a=noise(1, 1000)), tmp_path / "small"), ref="models/small")

@@ -13,10 +13,9 @@ from casstore.format import manifest as manifest_format
 from casstore.format.frame import FrameHeader
 from casstore.format.rows import Kind, row_ids
 from casstore.objects.footers import read_footer
-from casstore.objects.index.index import Index
 from casstore.objects.keys import PACK_PREFIX, pack_id_of, pack_key
+from casstore.objects.object_store import ObjectStore
 from casstore.objects.pack_writer import EncodedFrames
-from casstore.objects.reader import ObjectReader
 
 
 def packs_of(backend):
@@ -104,7 +103,7 @@ def current_records(backend):
 
 def reachable(backend, item):
     """Return every object that a model's record needs."""
-    reader = ObjectReader(backend, Index(backend))
+    reader = ObjectStore(backend)
     manifest = manifest_format.decode_model(reader.read(item.manifest))
     needed = {item.manifest, manifest.model_id, *manifest.layouts}
     for layout_id in manifest.layouts:

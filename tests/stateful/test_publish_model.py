@@ -41,9 +41,9 @@ from casstore.machine.state import MachineState
 from casstore.objects.bases import Resolved
 from casstore.objects.index.index import Index
 from casstore.objects.keys import PACK_PREFIX, pack_key
+from casstore.objects.object_store import ObjectStore
 from casstore.objects.pack_writer import encode_object
 from casstore.objects.publication import Publication
-from casstore.objects.reader import ObjectReader
 from casstore.refs.refs import Refs
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Client:
         return self.world.rules.publication(
             backend=self.backend,
             index=self.index,
-            reader=ObjectReader(self.backend, self.index),
+            read_present=ObjectStore(self.backend, index=self.index).read_present,
             put_record=self.refs.put,
         )
 
@@ -432,11 +432,13 @@ class LooksAtPacksFirst(Publication):
     """Stats packs, then reads tombstones."""
 
     def _secure(self, supply):
-        seen = {pack: self._has_pack(pack) for pack in self._depends}
-        self._has_pack = lambda pack: seen[pack] if pack in seen else Publication._has_pack(self, pack)
-        self._have_packs = lambda packs: [self._has_pack(pack) for pack in packs]
+        have = self._present._have
+        seen = {pack: have([pack])[0] for pack in self._depends}
+        self._present._have = lambda packs: [
+            seen[pack] if pack in seen else have([pack])[0] for pack in packs
+        ]
         super()._secure(supply)
-        del self._has_pack, self._have_packs
+        del self._present._have
 
 
 class TrustsItsOwnPacks(Publication):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from casstore import Store
     from casstore.cli.support.progress import ProgressBar
-    from casstore.objects.damage import Damage
+    from casstore.objects import Damage
 
 STORE_VARIABLE = "CASSTORE_STORE"
 

@@ -22,7 +22,7 @@ from casstore.errors import ConfigError, DigestMismatch
 from casstore.integrations.fsspec.model_paths import ModelPaths
 from casstore.machine.atomic_write import atomic_write
 from casstore.machine.user_folders import expand_home
-from casstore.objects.chunk_cache import CHUNK_CACHE
+from casstore.objects import CHUNK_CACHE
 from casstore.store import files
 from casstore.store.nesting import refuse_inside_store
 from casstore.store.store import Store
@@ -210,7 +210,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
             for begin, stop, at in part:
                 results[at] = bytes(data[begin - origin : stop - origin])
 
-        if self._store.chunks is None:
+        if self._store.objects.chunks is None:
             for job in jobs:
                 read(job)
         else:
@@ -255,7 +255,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
             )
 
     def _read(self, layout: Layout, begin: int, end: int) -> memoryview:
-        chunks = files.open_chunks(layout, self._store.objects, self._store.chunks)
+        chunks = files.open_chunks(layout, self._store.objects)
         try:
             return files.read_range(chunks, begin, end)
         finally:

@@ -30,7 +30,7 @@ class MergedLists:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
         self._edges = _batch_edges(segments)
-        self.renumbered = [np.zeros(segment.head.shape.lists + 1, np.uint32) for segment in segments]
+        self.renumbered = [np.zeros(len(segment.lists) + 1, np.uint32) for segment in segments]
         counts: list[NDArray[np.uint32]] = [np.zeros(1, np.uint32)]
         self._chosen: list[NDArray[np.uint32]] = []
         done = 0
@@ -68,7 +68,7 @@ class MergedLists:
     def _read(self, at: int) -> BaseLists:
         """Return the lists of one batch, those of one segment after those of the other."""
         parts = [
-            segment.list_range(int(edges[at]), int(edges[at + 1]))
+            segment.lists.range(int(edges[at]), int(edges[at + 1]))
             for segment, edges in zip(self._segments, self._edges, strict=True)
             if edges[at] < edges[at + 1]
         ]
@@ -79,12 +79,12 @@ class MergedLists:
 
 def _batch_edges(segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
     """Return for each segment where its batches start and end, so that equal lists are in the same batch of each."""
-    total = sum(segment.head.shape.lists for segment in segments)
+    total = sum(len(segment.lists) for segment in segments)
     bits = max(0, (total // BATCH).bit_length())
     leads = [lead << (64 - bits) if bits else 0 for lead in range(1, 1 << bits)]
     edges = []
     for segment in segments:
-        lists = segment.head.shape.lists
+        lists = len(segment.lists)
         inner = [_first_from(segment, lead) for lead in leads]
         # Where a segment is not sorted, equal lists may be missed, but none is left out.
         edges.append(np.array(list(itertools.accumulate([0, *inner, lists], max)), np.int64))
@@ -93,10 +93,10 @@ def _batch_edges(segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
 
 def _first_from(segment: Segment, lead: int) -> int:
     """Return the first list of a segment whose first id begins with `lead` or more."""
-    low, high = 0, segment.head.shape.lists
+    low, high = 0, len(segment.lists)
     while low < high:
         middle = (low + high) // 2
-        if int.from_bytes(segment.list_range(middle, middle + 1).ids[:8], "big") < lead:
+        if int.from_bytes(segment.lists.range(middle, middle + 1).ids[:8], "big") < lead:
             low = middle + 1
         else:
             high = middle

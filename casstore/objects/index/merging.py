@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend
     from casstore.format.rows import Rows
     from casstore.objects.index.segment import Segment
-    from casstore.objects.index.segment_cache import Copy
 
 MAX_SEGMENTS = 12
 """Segments up to this number are not merged: fewer merges mean that each add writes less."""
@@ -66,12 +65,10 @@ def superfluous(segments: Sequence[Segment]) -> set[str]:
     return spare
 
 
-def write_merged(
-    backend: Backend, parts: Sequence[Segment], copy: Copy | None = None
-) -> tuple[str, int, bool]:
-    """Write one durable segment with the rows of all parts; return its key, its size and whether it is new.
+def write_merged(backend: Backend, parts: Sequence[Segment]) -> tuple[str, bool]:
+    """Write one durable segment with the rows of all parts; return its key and whether it is new.
 
-    The bytes go to `copy` as well. Raises FormatError if a part is damaged.
+    Raises FormatError if a part is damaged.
     """
     sources, packs = _sources(parts)
     lists = MergedLists(parts)
@@ -87,24 +84,19 @@ def write_merged(
             yield rows[sort_order(rows)]
 
     hasher = Hasher()
-    size = 0
     with backend.open_writer() as writer:
         for data in index_format.encode_parts(batches, count, lists, packs):
             hasher.update(data)
             writer.write([data])
-            size += len(data)
-            if copy is not None:
-                copy.write(data)
         key = index_key_of(hasher.digest())
         try:
             writer.commit(key)
-            new = True
         except ObjectExists:
-            # Invariant 5: its name is its hash, so another writer's file has the same bytes.
-            new = False
-    if copy is not None:
-        copy.publish(key)
-    return key, size, new
+            return (
+                key,
+                False,
+            )  # Invariant 5: its name is its hash, so another writer's file has the same bytes.
+    return key, True
 
 
 class _Source:

@@ -2,51 +2,42 @@
 
 A small segment is held in memory. Of a large one, only the head is, and the keys where they are few: other keys, rows
 and base lists are read as they are needed, so the time and memory of a look-up depend on the number of ids, not on the
-size of the segment. Nothing is mapped: if someone truncated the file meanwhile, touching it would kill the process.
+size of the segment.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore.backend.oserrors import from_os_error
-from casstore.digest import DIGEST_SIZE, Hasher, digest
+from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 from casstore.format import index as index_format
-from casstore.format.index import BLOCK
-from casstore.format.rows import MAX_BASES, ROW, BaseLists, check_rows, expand, row_ids
+from casstore.format.rows import ROW, check_rows, row_ids
+from casstore.objects.index.segment_file import DAMAGED
+from casstore.objects.index.stored_lists import StoredLists, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from casstore.backend.base import Backend
-    from casstore.errors import BackendError
     from casstore.format.rows import Rows
+    from casstore.objects.index.segment_file import SegmentFile
 
     Positions = NDArray[np.int64]
 
 BATCH_BITS = 18
 """Rows that are handled at once when all are: 2^18 of them, 16 MiB."""
 
-_LISTS = 1 << 16
-_READ = 8 << 20
-_HELD = 1 << 20  # segments of at most this many bytes are held in memory
 _KEYS_HELD = 1 << 20  # columns of keys of at most this many bytes are held in memory
 _KEYS_APART = 1024
 _FEW_IDS = 128
 _SHORT_QUESTIONS = 4  # look-ups in a small segment after which a table pays for itself
 _SMALL = 8192
-_MANY = 64
-_ASKED = 16
-_DAMAGED = "Remove that file; it is rebuilt from the packs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +57,16 @@ class _Keys:
 class Segment:
     """A segment's head in memory, the rest there, too, or within reach; safe in threads and after a fork."""
 
-    def __init__(
-        self, key: str, data: memoryview, descriptor: int | None, *, size: int | None = None
-    ) -> None:
-        """`data` is the whole file, or its head; then `descriptor`, which becomes this object's, is a file of `size` bytes."""
-        if descriptor is not None:
-            weakref.finalize(self, os.close, descriptor)
-        self.key = key
-        shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
-        if shape.size != (len(data) if size is None else size):
-            raise FormatError(f"{key} has the wrong length. {_DAMAGED}")
-        self.head = index_format.decode_head(data[: shape.head_size], shape, key=key)
-        self._data = data
-        self._descriptor = descriptor
+    def __init__(self, file: SegmentFile) -> None:
+        self.key = file.key
+        self._file = file
+        shape = index_format.decode_shape(file.data[: index_format.HEADER_SIZE], key=self.key)
+        if shape.size != file.size:
+            raise FormatError(f"{self.key} has the wrong length. {DAMAGED}")
+        self.head = index_format.decode_head(file.data[: shape.head_size], shape, key=self.key)
+        self.lists = StoredLists(file, self.head)
         self.checked = np.zeros(shape.buckets, np.bool_)
-        self._checked_blocks = np.zeros(shape.blocks, np.bool_)
         self._held_keys: NDArray[np.uint32] | None = None
-        if descriptor is None:
-            self._held_keys = np.frombuffer(data[shape.head_size : shape.rows_begin], "<u4")
         self.numbers: NDArray[np.uint32] = np.zeros(0, np.uint32)
         """The index-wide numbers of the segment's packs: the index sets them."""
         self._table: dict[bytes, list[int]] | None = None
@@ -91,81 +74,6 @@ class Segment:
 
     def __len__(self) -> int:
         return self.head.shape.rows
-
-    def digest(self) -> bytes:
-        """Return the BLAKE3 of the whole file; reads all of it."""
-        if self._descriptor is None:
-            return digest(self._data)
-        hasher = Hasher()
-        buffer = memoryview(bytearray(_READ))
-        for at in range(0, self.head.shape.size, _READ):
-            piece = buffer[: min(_READ, self.head.shape.size - at)]
-            self._read(piece, at)
-            hasher.update(piece)
-        return hasher.digest()
-
-    def lists(self, numbers: NDArray[np.int64]) -> BaseLists:
-        """Return the base lists with these numbers, which start at 0, in this order; only what holds them is read."""
-        shape = self.head.shape
-        origin = DIGEST_SIZE * shape.list_ids
-        begins = self._list_items("<u4", origin, numbers)
-        ends = self._list_items("<u4", origin, numbers + 1)
-        if np.any(begins > ends) or np.any(ends > shape.list_ids) or np.any(ends - begins > MAX_BASES):
-            raise FormatError(f"{self.key} has a base list that cannot exist. {_DAMAGED}")
-        positions, stops = expand(begins, ends)
-        ids = self._list_items(f"V{DIGEST_SIZE}", 0, positions)
-        return BaseLists(np.concatenate([[0], stops]).astype("<u4"), ids.tobytes())
-
-    def list_range(self, begin: int, end: int) -> BaseLists:
-        """Return the base lists from number `begin` to before `end`, as `lists` does but many at once."""
-        shape = self.head.shape
-        origin = DIGEST_SIZE * shape.list_ids
-        offsets = self._list_slice("<u4", origin + 4 * begin, origin + 4 * (end + 1))
-        if (
-            np.any(offsets[:-1] > offsets[1:])
-            or offsets[-1] > shape.list_ids
-            or np.any(np.diff(offsets) > MAX_BASES)
-        ):
-            raise FormatError(f"{self.key} has a base list that cannot exist. {_DAMAGED}")
-        ids = self._list_slice("u1", DIGEST_SIZE * int(offsets[0]), DIGEST_SIZE * int(offsets[-1]))
-        return BaseLists(offsets - offsets[0], ids.tobytes())
-
-    def _list_slice(self, dtype: str, begin: int, end: int) -> NDArray[Any]:
-        first = begin // BLOCK
-        fetched = self._read_blocks(np.arange(first, -(-end // BLOCK)))
-        return fetched[begin - first * BLOCK : end - first * BLOCK].view(dtype)
-
-    def _list_items(self, dtype: str, origin: int, positions: Positions) -> NDArray[Any]:
-        """Return items of the base lists, read and verified by blocks; `origin` is the byte where item 0 starts."""
-        width = np.dtype(dtype).itemsize
-        places = origin + positions.astype(np.int64) * width
-        blocks, which = _distinct(places // BLOCK)
-        fetched = self._read_blocks(blocks).view(dtype)
-        items: NDArray[Any] = fetched[which * (BLOCK // width) + places % BLOCK // width]
-        return items
-
-    def _read_blocks(self, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read and verify distinct, ascending blocks of the base lists; the last one of all is filled up with zeros."""
-        fetched = np.zeros((len(blocks), BLOCK), np.uint8)
-        if not len(blocks):
-            return fetched.reshape(-1)
-        shape = self.head.shape
-        memory = memoryview(fetched.reshape(-1))
-        runs = [0, *(np.flatnonzero(np.diff(blocks) != 1) + 1).tolist(), len(blocks)]
-        places = []
-        for first, last in itertools.pairwise(runs):
-            begin = int(blocks[first]) * BLOCK
-            size = min((last - first) * BLOCK, shape.bases_size - begin)
-            places.append((shape.bases_begin + begin, first * BLOCK, first * BLOCK + size))
-        self._read_places(memory, places)
-        fresh = np.flatnonzero(~self._checked_blocks[blocks])
-        sizes = np.minimum(BLOCK, shape.bases_size - blocks[fresh] * BLOCK).tolist()
-        parts = [
-            memory[at * BLOCK : at * BLOCK + size] for at, size in zip(fresh.tolist(), sizes, strict=True)
-        ]
-        self.head.check_blocks(blocks[fresh], parts, key=self.key)
-        self._checked_blocks[blocks] = True
-        return fetched.reshape(-1)
 
     def matches(self, words: NDArray[np.uint64]) -> tuple[Positions, Rows]:
         """Return the rows about the ids that are asked for, each with the position of its id in `words`.
@@ -197,15 +105,13 @@ class Segment:
         """Verify these buckets; raise FormatError if one is damaged."""
         unchecked = buckets[~self.checked[buckets]]
         if unchecked.size:
-            self._judge(self._read_buckets(_distinct(unchecked)[0])[0])
+            self._judge(self._read_buckets(distinct(unchecked)[0])[0])
 
     def verify(self) -> None:
         """Read and verify everything; raise FormatError if something is damaged."""
         for _ in self.batches():
             pass
-        lists = self.head.shape.lists
-        for begin in range(0, lists, _LISTS):
-            self.list_range(begin, min(begin + _LISTS, lists))
+        self.lists.verify()
 
     def batches(self, bits: int | None = None) -> Iterator[Rows]:
         """Yield all rows, verified, in their order: one batch for each value of the first `bits` bits of an id."""
@@ -282,13 +188,13 @@ class Segment:
     def _keys_of(self, buckets: NDArray[np.int64]) -> _Keys:
         """Return the keys of these buckets, at least."""
         shape = self.head.shape
-        if self._held_keys is None and index_format.KEY_SIZE * shape.rows <= _KEYS_HELD:
-            column = np.empty(shape.rows, "<u4")
-            self._read(memoryview(column.view(np.uint8)), shape.head_size)
-            self._held_keys = column
+        if self._held_keys is None and (
+            self._file.is_held or index_format.KEY_SIZE * shape.rows <= _KEYS_HELD
+        ):
+            self._held_keys = np.frombuffer(self._file.view(shape.head_size, shape.rows_begin), "<u4")
         if self._held_keys is not None:
             return _Keys(self._held_keys, self.head.fanout)
-        return self._read_keys(_distinct(buckets)[0])
+        return self._read_keys(distinct(buckets)[0])
 
     def _read_keys(self, wanted: NDArray[np.int64]) -> _Keys:
         """Read the keys of distinct, ascending buckets."""
@@ -310,7 +216,7 @@ class Segment:
                 strict=True,
             )
         )
-        self._read_places(memory, places)
+        self._file.read_places(memory, places)
         runs = np.repeat(np.arange(len(heads)), tails - heads + 1)
         return _Keys(column, edges[runs] + begins - begins[heads][runs], wanted)
 
@@ -318,7 +224,7 @@ class Segment:
         """Return rows of the file, whose buckets are given; those are read and verified, the rows judged."""
         if not rows.size:
             return np.zeros(0, ROW)
-        wanted, which = _distinct(buckets)
+        wanted, which = distinct(buckets)
         fetched, starts = self._read_buckets(wanted, keys)
         found: Rows = fetched[starts[which] + rows - self.head.fanout[wanted][which]]
         self._judge(found)
@@ -334,60 +240,14 @@ class Segment:
         edges = (starts * ROW.itemsize).tolist()
         offsets = (begins * ROW.itemsize + self.head.shape.rows_begin).tolist()
         places = list(zip(offsets, edges, edges[1:], strict=False))
-        self._read_places(memory, places)
+        self._file.read_places(memory, places)
         self._verify(wanted, starts, fetched, keys)
         return fetched, starts
 
-    def _fetch_ahead(self, places: list[tuple[int, int, int]]) -> None:
-        """Let a cold disk work on all places (offset, begin, end) at once; a few of them show whether it is cold."""
-        if self._descriptor is None or not hasattr(os, "RWF_NOWAIT"):
-            return
-        try:
-            for offset, _, _ in places[:: len(places) // _ASKED]:
-                os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
-        except (
-            OSError
-        ):  # Not in memory, or unknown. This is only read-ahead: the reads that follow verify (invariant 4).
-            for offset, begin, end in places:
-                os.posix_fadvise(self._descriptor, offset, end - begin, os.POSIX_FADV_WILLNEED)
-
     def _rows(self, begin: int, end: int) -> Rows:
         origin = self.head.shape.rows_begin
-        if self._descriptor is None:
-            return np.frombuffer(self._data[origin + ROW.itemsize * begin : origin + ROW.itemsize * end], ROW)
-        rows = np.empty(end - begin, ROW)
-        self._read(memoryview(rows.view(np.uint8)), origin + ROW.itemsize * begin)
-        return rows
-
-    def _read_places(self, memory: memoryview, places: list[tuple[int, int, int]]) -> None:
-        """Read for each place (offset, begin, end) what lies at `offset` into the bytes from `begin` to `end`."""
-        if len(places) > _MANY:
-            self._fetch_ahead(places)
-        descriptor = self._descriptor
-        try:
-            for offset, begin, end in places:
-                # There may be thousands, so `_read` is called only where one call of the system is not enough.
-                if descriptor is None or os.preadv(descriptor, [memory[begin:end]], offset) != end - begin:
-                    self._read(memory[begin:end], offset)
-        except OSError as error:
-            raise self._unreadable(error) from error  # design §12
-
-    def _read(self, out: memoryview, offset: int) -> None:
-        if self._descriptor is None:
-            out[:] = self._data[offset : offset + len(out)]
-            return
-        try:
-            done = 0
-            while done < len(out):
-                count = os.preadv(self._descriptor, [out[done:]], offset + done)
-                if count == 0:
-                    raise FormatError(f"{self.key} became shorter while it was read. {_DAMAGED}")
-                done += count
-        except OSError as error:
-            raise self._unreadable(error) from error  # design §12
-
-    def _unreadable(self, error: OSError) -> BackendError:
-        return from_os_error(error, f"read {self.key}", retryable=False)
+        view = self._file.view(origin + ROW.itemsize * begin, origin + ROW.itemsize * end)
+        return np.frombuffer(view, ROW)
 
     def _verify(
         self, buckets: NDArray[np.int64], starts: Positions, rows: Rows, keys: _Keys | None = None
@@ -411,49 +271,3 @@ class Segment:
     def _judge(self, rows: Rows) -> None:
         """Raise FormatError for a row that is impossible, whoever wrote it; for rows that leave this object."""
         check_rows(rows, lists=self.head.shape.lists, packs=len(self.head.packs), key=self.key)
-
-
-def _distinct(values: Positions) -> tuple[Positions, Positions]:
-    """Return the distinct values, ascending, and which of them each value is.
-
-    As np.unique does, whose first call spends 30 ms on importing masked arrays.
-    """
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    new = np.diff(ordered, prepend=-1) != 0
-    which = np.empty(len(values), np.int64)
-    which[order] = np.cumsum(new) - 1
-    return ordered[new], which
-
-
-def load(key: str, backend: Backend) -> Segment:
-    """Load a segment from its store; raises ObjectNotFound if it is gone, FormatError if it is damaged."""
-    path = backend.local_path(key)
-    if path is None:
-        return Segment(key, memoryview(backend.read(key)), None)
-    return load_file(key, path, place=backend.url)
-
-
-def load_file(key: str, path: str, *, place: str = "") -> Segment:
-    """Load a segment from the file that holds it; errors as with `load`. `place` is where people look for it."""
-    try:
-        # Without O_NONBLOCK, opening a pipe that someone put there would block for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
-    try:
-        size = os.fstat(descriptor).st_size
-        data = os.pread(descriptor, size if size <= _HELD else index_format.HEADER_SIZE, 0)
-        if size > _HELD:
-            shape = index_format.decode_shape(data[: index_format.HEADER_SIZE], key=key)
-            data = os.pread(descriptor, min(shape.head_size, size), 0)
-    except OSError as error:
-        os.close(descriptor)
-        raise from_os_error(error, f"read {key} in {place or path}", retryable=False) from error  # design §12
-    except FormatError:
-        os.close(descriptor)
-        raise
-    if size <= _HELD:
-        os.close(descriptor)
-        return Segment(key, memoryview(data), None)
-    return Segment(key, memoryview(data), descriptor, size=size)

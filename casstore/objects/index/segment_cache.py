@@ -1,7 +1,7 @@
 """Copies of a remote store's index segments in the user's cache directory.
 
 Segments never change (invariant 1), so each is fetched once by a machine, however many processes ask. A copy
-is hashed whenever it is opened; any fault of a copy or of the directory only costs time, and
+is hashed before it is used; any fault of a copy or of the directory only costs time, and
 all of it may be deleted at any moment.
 """
 
@@ -13,21 +13,20 @@ import os
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from casstore.backend.base import WRITE_PIECE
-from casstore.digest import Hasher, digest
-from casstore.errors import BackendError, FormatError, IntegrityError
-from casstore.objects.index.segment import Segment, load, load_file
-from casstore.objects.keys import INDEX_PREFIX, index_key, index_key_of
+from casstore.backend import BackendWrapper
+from casstore.backend.base import WRITE_PIECE, BlobWriter
+from casstore.digest import Hasher
+from casstore.errors import FormatError, ObjectExists
+from casstore.objects.keys import INDEX_PREFIX, index_key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer, Self
 
-    from casstore.backend.base import Backend
+    from casstore.backend.base import Backend, Entry
 
 _log = logging.getLogger("casstore")
 
@@ -35,78 +34,68 @@ MAX_KEPT = 2 << 30
 """Bytes of copies that are kept; segments beyond that are fetched by each process that needs them."""
 
 _FETCH = 8 << 20
-_FETCHERS = 8
 _IDLE_SECONDS = 3600.0
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class SegmentCache:
-    """Opens segments of one store: those of a local store in place, those of a remote one through a copy.
+class SegmentCache(BackendWrapper):
+    """Gives the segments of a remote store a local path: that of a copy, fetched if there is none.
 
-    With no `directory`, segments of a remote store are held in memory. Safe in threads and beside other
-    processes.
+    What is written through it is copied on the way: it is for the index alone. Without a `directory`, and for
+    a local store, it changes nothing. Safe in threads and beside other processes.
     """
 
-    def __init__(self, backend: Backend, directory: str | None) -> None:
-        self._backend = backend
-        self._directory = directory
+    def __init__(self, inner: Backend, directory: str | None) -> None:
+        super().__init__(inner)
+        self._directory = directory if inner.local_path(INDEX_PREFIX[:-1]) is None else None
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def renew_lock(self) -> None:
         """Replace the lock in a forked child, where another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
-    def open_all(
-        self, sizes: Mapping[str, int]
-    ) -> tuple[list[Segment], dict[str, IntegrityError | BackendError]]:
-        """Open the segments with these keys and sizes in bytes; return them, and by key why others cannot be opened.
+    def is_here(self, key: str) -> bool:
+        """Say whether there is a copy of a segment, whole or not."""
+        return self._directory is not None and os.path.exists(_path(self._directory, key))
 
-        ObjectNotFound says that one is gone, FormatError that it is damaged in the store.
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield what the store has."""
+        for entry in self.inner.list(prefix):
+            if prefix == INDEX_PREFIX:
+                self._sizes[entry.key] = entry.size
+            yield entry
+
+    def local_path(self, key: str) -> str | None:
+        """Return the path of a segment's copy, made now if there was none; None where no copies are kept.
+
+        Raises ObjectNotFound for a segment that is gone, FormatError for one that is damaged in the store.
         """
-        keys = list(sizes)
-        if len(keys) < 2 or self._directory is None or self._backend.local_path(keys[0]) is not None:
-            answers = [self._try(key, sizes[key]) for key in keys]
-        else:
-            with ThreadPoolExecutor(
-                min(_FETCHERS, len(keys)), thread_name_prefix="casstore-index"
-            ) as threads:
-                answers = list(threads.map(self._try, keys, sizes.values()))
-        opened = [answer for answer in answers if isinstance(answer, Segment)]
-        failed = {
-            key: answer for key, answer in zip(keys, answers, strict=True) if not isinstance(answer, Segment)
-        }
-        return opened, failed
+        directory = self._directory  # another thread may set it to None
+        if directory is None or not key.startswith(INDEX_PREFIX):
+            return self.inner.local_path(key)
+        path = _path(directory, key)
+        return path if _is_whole(path, key) or self._fetch(key) else None
 
-    def _try(self, key: str, size: int) -> Segment | IntegrityError | BackendError:
-        try:
-            return self._open(key, size)
-        except (IntegrityError, BackendError) as error:
-            return error  # Invariant 13: the index decides whether that matters.
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write a segment, and keep a copy."""
+        copy = self.new_copy()
+        if copy is not None:
+            with copy:
+                for part in parts:
+                    copy.write(part)
+                copy.publish(key)
+        self.inner.put(key, parts)
 
-    def cost_of(self, sizes: Mapping[str, int], *, request: int) -> int:
-        """Return the bytes that opening segments would fetch, each request counted as bytes, too."""
-        here: set[str] = set()
-        if self._directory is not None:
-            # Invariant 5: these are copies of hints. If they cannot be read, they count as absent.
-            with contextlib.suppress(OSError):
-                here.update(f"{INDEX_PREFIX}{name}" for name in os.listdir(self._directory))
-        return sum(size + request for key, size in sizes.items() if key not in here)
-
-    def opened(self, data: bytes) -> Segment:
-        """Return the segment with these bytes, which this process has just written to the store."""
-        key = index_key(data)
-        if self._backend.local_path(key) is None:
-            self._keep(key, [data])
-        else:
-            # Invariant 13: another process may have merged it away already; the bytes are here.
-            with contextlib.suppress(IntegrityError, BackendError):
-                return load(key, self._backend)
-        return Segment(key, memoryview(data), None)
+    def open_writer(self) -> BlobWriter:
+        """Return a writer for a segment, of which a copy is kept."""
+        writer, copy = self.inner.open_writer(), self.new_copy()
+        return writer if copy is None else _CopyingWriter(writer, copy)
 
     def new_copy(self) -> Copy | None:
-        """Return a file to write a segment to while it goes to the store; None if no copy is wanted."""
+        """Return a file to write a segment to; None if no copy is wanted."""
         directory = self._directory
-        if directory is None or self._backend.local_path(INDEX_PREFIX[:-1]) is not None:
+        if directory is None:
             return None
         try:
             return Copy(directory, failed=self._give_up)
@@ -136,54 +125,27 @@ class SegmentCache:
         except OSError as error:
             self._give_up(error)
 
-    def _open(self, key: str, size: int) -> Segment:
-        directory = self._directory  # another thread may set it to None
-        if directory is None or self._backend.local_path(key) is not None:
-            return load(key, self._backend)
-        path = os.path.join(directory, key.removeprefix(INDEX_PREFIX))
-        segment = self._open_copy(key, path)
-        if segment is not None:
-            return segment
-        if size <= _FETCH:
-            data = self._backend.read(key)
-            _check(digest(data), key)
-            self._keep(key, [data])
-            return Segment(key, memoryview(data), None)
+    def _fetch(self, key: str) -> bool:
+        """Copy a segment from the store; say whether there is a copy now."""
         copy = self.new_copy()
         if copy is None:
-            return load(key, self._backend)
+            return False
+        size = self._sizes[key] if key in self._sizes else self.stat(key).size
+        hasher = Hasher()
         with copy:
-            hasher = Hasher()
-            for start in range(0, size, _FETCH):
-                data = self._backend.read(key, start=start, length=min(_FETCH, size - start))
+            if size <= _FETCH:
+                parts = iter([self.inner.read(key)])
+            else:
+                starts = range(0, size, _FETCH)
+                parts = (self.inner.read(key, start=at, length=min(_FETCH, size - at)) for at in starts)
+            for data in parts:
                 hasher.update(data)
                 copy.write(data)
-            _check(hasher.digest(), key)
-            copy.publish(key)
-        return self._open_copy(key, path) or load(key, self._backend)
-
-    def _open_copy(self, key: str, path: str) -> Segment | None:
-        """Open a copy that is whole; remove one that is not."""
-        try:
-            if not os.path.exists(path):
-                return None
-            segment = load_file(key, path)
-            if index_key_of(segment.digest()) == key:
-                return segment
-        except Exception as error:  # noqa: BLE001  # a copy is worth nothing but the time to fetch it
-            # Invariant 5: this is a damaged copy of a hint; the store's own is read next.
-            _log.debug("The copy %s of %s is not used: %s", path, key, error)
-        with contextlib.suppress(OSError):
-            os.unlink(path)  # Invariant 5: the store has the original.
-        return None
-
-    def _keep(self, key: str, parts: Sequence[Buffer]) -> None:
-        copy = self.new_copy()
-        if copy is not None:
-            with copy:
-                for part in parts:
-                    copy.write(part)
-                copy.publish(key)
+            if index_key_of(hasher.digest()) != key:
+                raise FormatError(
+                    f"{key} does not have the hash that names it. Remove that file; it is rebuilt from the packs."
+                )
+            return copy.publish(key)
 
     def _give_up(self, error: OSError) -> None:
         with self._lock:
@@ -206,27 +168,30 @@ class Copy:
 
     def write(self, data: Buffer) -> None:
         """Append bytes."""
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         with self._giving_up():
             while view and self._descriptor is not None:
                 view = view[os.write(self._descriptor, view[:WRITE_PIECE]) :]
 
-    def publish(self, key: str) -> None:
-        """Give the file the name by which this segment's copy is found."""
+    def publish(self, key: str) -> bool:
+        """Give the file the name by which this segment's copy is found; say whether it has it."""
+        published = False
         if self._descriptor is None:
-            return
+            return published
         with self._giving_up():
-            # Invariant 4: the copy is whole, and is hashed whenever it is opened, so no fsync is needed.
-            os.rename(self._path, os.path.join(self._directory, key.removeprefix(INDEX_PREFIX)))
+            # Invariant 4: the copy is whole, and is hashed before it is used, so no fsync is needed.
+            os.rename(self._path, _path(self._directory, key))
             descriptor, self._descriptor = self._descriptor, None
             # The descriptor is free even if close fails, and may already be another thread's file.
+            published = True
             os.close(descriptor)
+        return published
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._drop()
+        self.drop()
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
@@ -234,10 +199,11 @@ class Copy:
             yield
         except OSError as error:
             # Invariant 13: a full disk here only costs another fetch.
-            self._drop()
+            self.drop()
             self._failed(error)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Remove the file, unless it was published."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with contextlib.suppress(OSError):
@@ -246,8 +212,57 @@ class Copy:
                 os.unlink(self._path)  # Invariant 4: it is incomplete.
 
 
-def _check(actual: bytes, key: str) -> None:
-    if index_key_of(actual) != key:
-        raise FormatError(
-            f"{key} does not have the hash that names it. Remove that file; it is rebuilt from the packs."
-        )
+class _CopyingWriter(BlobWriter):
+    """Writes a segment to the store and to a copy."""
+
+    def __init__(self, inner: BlobWriter, copy: Copy) -> None:
+        self._inner = inner
+        self._copy = copy
+        self.offset = inner.offset
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        self._inner.write(parts)
+        self.offset = self._inner.offset
+        for part in parts:
+            self._copy.write(part)
+
+    def commit(self, key: str) -> None:
+        try:
+            self._inner.commit(key)
+        except ObjectExists:
+            # Invariant 5: a segment's name is its hash, so the store has the same bytes.
+            self._copy.publish(key)
+            raise
+        self._copy.publish(key)
+
+    def discard(self) -> None:
+        self._inner.discard()
+        self._copy.drop()
+
+
+def _path(directory: str, key: str) -> str:
+    return os.path.join(directory, key.removeprefix(INDEX_PREFIX))
+
+
+def _is_whole(path: str, key: str) -> bool:
+    """Say whether a copy is there with the bytes that its name promises; remove one that is not whole."""
+    hasher = Hasher()
+    try:
+        with open(path, "rb", buffering=0, opener=_open_file) as file:
+            while data := file.read(_FETCH):
+                hasher.update(data)
+        if index_key_of(hasher.digest()) == key:
+            return True
+    except FileNotFoundError:
+        return False  # Invariant 5: the store has the original.
+    except OSError as error:
+        # Invariant 5: this is a damaged copy of a hint; the store's own is read next.
+        _log.debug("The copy %s of %s is not used: %s", path, key, error)
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # Invariant 5: as above.
+    return False
+
+
+def _open_file(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe that someone put there would block for ever.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)

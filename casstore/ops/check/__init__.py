@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casstore.ops.check.others import check_foreign, check_marks
-from casstore.ops.check.packs import check_packs, check_segment
+from casstore.ops.check.packs import check_packs
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.records import check_models, check_records
 from casstore.ops.check.report import CheckReport, Problem, Progress
@@ -37,7 +37,7 @@ def check(store: Store, *, read_data: bool = False, callback: Callback | None = 
     for place, entry in entries:
         if place is Place.SEGMENT:
             progress.segments += 1
-            progress.attempt(entry.key, lambda key=entry.key: check_segment(backend, key, footers))  # type: ignore[misc]
+            progress.attempt(entry.key, lambda key=entry.key: store.objects.check_segment(key, footers))  # type: ignore[misc]
     check_models(store, records, footers, progress)
     check_marks(backend, [(place, entry.key) for place, entry in entries], progress)
     check_foreign(backend, [(place, entry.key) for place, entry in entries], progress)

@@ -8,7 +8,7 @@ from casstore.digest import is_hex
 from casstore.errors import BackendError, FormatError
 from casstore.format import marks, names
 from casstore.format import record as record_format
-from casstore.objects.keys import PACK_PREFIX, pack_key
+from casstore.objects import PACK_PREFIX, pack_key
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.report import Problem
 

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from casstore.digest import is_hex
 from casstore.errors import FormatError
 from casstore.format import marks, names
-from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of
+from casstore.objects import INDEX_PREFIX, PACK_PREFIX, pack_id_of
 from casstore.refs.keys import is_record
 
 _GC_FILES = ("gc/lockless", "gc/probe-")

@@ -13,7 +13,7 @@ from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.record import Record
 from casstore.format.rows import row_ids
-from casstore.objects.bases import decodable
+from casstore.objects import decodable
 from casstore.refs.keys import is_record
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.errors import CasstoreError
-    from casstore.format.pack import Footer
+    from casstore.objects import Footer
     from casstore.ops.check.report import Progress
     from casstore.store.store import Store
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from casstore.errors import IntegrityError
-from casstore.objects.damage import Damage
+from casstore.objects import Damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

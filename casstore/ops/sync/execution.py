@@ -11,7 +11,7 @@ import numpy as np
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
-from casstore.objects.publication import MAX_HINTS
+from casstore.objects import MAX_HINTS
 from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import FrameSource
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.format.record import Record
-    from casstore.objects.damage import Damage
-    from casstore.objects.index.index import Located
-    from casstore.objects.pack_writer import EncodedFrames
-    from casstore.objects.publication import Publication
+    from casstore.objects import Damage, EncodedFrames, Located, Publication
     from casstore.store.store import Store
 
 GROUP_BYTES = 4 << 30
@@ -239,9 +236,7 @@ def _hints(dst: Store, ids: bytes) -> tuple[bytes, ...]:
     """Return packs of the destination that hold a ref's objects."""
     if not ids:
         return ()
-    located = dst.index.locate(ids)
-    numbers = set(located.rows["pack"][located.found].tolist())
-    return tuple(sorted(dst.index.pack_id(number) for number in numbers)[:MAX_HINTS])
+    return tuple(sorted(dst.objects.packs_of(dst.objects.find(ids)))[:MAX_HINTS])
 
 
 class _Keep:

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from casstore.concurrency.buffers import BLOCK_BUFFER, new_buffer, take_block
+from casstore.concurrency.buffers import BLOCK, BLOCK_BUFFER, new_buffer, take_block
 from casstore.concurrency.workers import TaskGroup, worker_count
 from casstore.errors import (
-    FormatError,
     IntegrityError,
-    MissingObject,
     ObjectNotFound,
     UnsupportedVersion,
 )
 from casstore.format.rows import Kind
-from casstore.objects.damage import bad_file_is_damage
-from casstore.objects.keys import pack_key
-from casstore.objects.pack_writer import EncodedFrames, encode_objects
-from casstore.objects.reader import frame_size, verify_frames
-from casstore.objects.salvage import read_whole
+from casstore.objects import EncodedFrames, batches, encode_objects, frame_sizes, plan_ranges
 from casstore.ops.sync.needs import split
-from casstore.ops.sync.ranges import plan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,13 +32,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.errors import CasstoreError
-    from casstore.objects.index.index import Located
+    from casstore.objects import Located, Range
     from casstore.ops.sync.bandwidth import TokenBucket
-    from casstore.ops.sync.ranges import Range
     from casstore.store.store import Store
+
+T = TypeVar("T")
 
 _AHEAD = 4
 """Ranges that may wait beside those under way: each takes a block of memory."""
+
+_WASTE = 0.01
+"""Share of the wanted bytes that may be read along in gaps, all together, to save requests."""
 
 _ALONE_BYTES = 8 << 20
 """Plain bytes of deltas that are read and encoded again at once."""
@@ -67,6 +64,19 @@ class _Fetched(NamedTuple):
 
     data: memoryview
     block: memoryview | None
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One look-up, and the positions in it of frames that could not be copied.
+
+    `lost` are to be looked up again, `doubtful` to be read one by one; `damaged` are packs, by number.
+    """
+
+    located: Located
+    lost: list[int] = field(default_factory=list)
+    doubtful: list[int] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)
 
 
 class FrameSource:
@@ -105,33 +115,29 @@ class FrameSource:
             deltas = np.flatnonzero(located.rows["rank"])
             alone = deltas[~may_keep(located, deltas)] if deltas.size else deltas
             whole = np.setdiff1d(np.arange(len(located.rows)), alone, assume_unique=True)
-            lost: list[int] = []
-            doubtful: list[int] = []
-            yield from self._copied(located, plan_ranges(located, whole), lost, doubtful)
+            run = _Pass(located)
+            yield from self._copied(run, ranges_of(located, whole))
             yield from self._encoded_alone(located, alone)
             # One by one: only an object that no pack has whole is damaged.
-            for at in doubtful:
+            for at in run.doubtful:
                 yield from self._encoded_alone(located, np.array([at]))
             # Invariant 5: for packs that went since the look-up, or are damaged, the objects are looked up once more.
-            ids = b"".join(located.rows["id"][at].tobytes() for at in lost)
+            ids = b"".join(located.ids(run.lost))
 
     def _without_absent(self, ids: bytes) -> bytes:
         if not self._keep_going or not ids:
             return ids
         listed = split(ids)
-        self.damaged.update(absent(self._store, listed))
+        self.damaged.update(self._store.objects.absent(listed))
         return b"".join(object_id for object_id in listed if object_id not in self.damaged)
 
-    def _copied(
-        self, located: Located, ranges: Sequence[Range], lost: list[int], doubtful: list[int]
-    ) -> Iterator[EncodedFrames]:
-        """Yield the frames of ranges; `lost` collects those to look up again, `doubtful` those to read one by one."""
+    def _copied(self, run: _Pass, ranges: Sequence[Range]) -> Iterator[EncodedFrames]:
+        """Yield the frames of ranges, and note in `run` those that cannot be copied."""
         # Ranges arrive in any order and are yielded in order: while the first is late, the threads read on.
         most = self._concurrency + _AHEAD
         fetching: deque[tuple[Range, Future[_Fetched]]] = deque()
         verifying: deque[tuple[Range, Future[EncodedFrames]]] = deque()
         left = iter(ranges)
-        damaged: set[int] = set()
         # Leave the threads first, then the workers, so that nobody uses the buffers any more.
         with (
             TaskGroup() as tasks,
@@ -143,57 +149,45 @@ class FrameSource:
                         fetching.append((wanted, threads.submit(self._fetch, wanted)))
                     if fetching and len(verifying) <= worker_count():
                         wanted, fetched = fetching.popleft()
-                        try:
-                            data = fetched.result()
-                        except ObjectNotFound:
-                            # Invariant 5: an entry whose pack is gone does not exist.
-                            self._store.index.forget_pack(wanted.pack)
-                            lost += wanted.frames
-                            continue
-                        except IntegrityError as error:
-                            self._set_aside(
-                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
-                            )
-                            continue
-                        verifying.append((wanted, tasks.submit(self._verify, located, wanted, data)))
+                        data = self._arrived(run, wanted, fetched)
+                        if data is not None:
+                            verifying.append((wanted, tasks.submit(self._verify, run.located, wanted, data)))
                     elif verifying:
                         wanted, verified = verifying.popleft()
-                        try:
-                            frames = verified.result()
-                        except IntegrityError as error:
-                            self._set_aside(
-                                located, wanted, error, damaged=damaged, lost=lost, doubtful=doubtful
-                            )
-                            continue
-                        self._count(wanted, frames)
-                        yield frames
+                        frames = self._arrived(run, wanted, verified)
+                        if frames is not None:
+                            self._count(wanted, frames)
+                            yield frames
                     else:
                         return
             finally:
                 for _, pending in fetching:
                     pending.cancel()
 
-    def _set_aside(
-        self,
-        located: Located,
-        wanted: Range,
-        error: IntegrityError,
-        *,
-        damaged: set[int],
-        lost: list[int],
-        doubtful: list[int],
-    ) -> None:
+    def _arrived(self, run: _Pass, wanted: Range, work: Future[T]) -> T | None:
+        """Return what was made of a range; None if its frames were noted in `run` instead."""
+        try:
+            return work.result()
+        except ObjectNotFound:
+            # Invariant 5: an entry whose pack is gone does not exist.
+            self._store.objects.note_gone(wanted)
+            run.lost += wanted.frames
+        except IntegrityError as error:
+            self._set_aside(run, wanted, error)
+        return None
+
+    def _set_aside(self, run: _Pass, wanted: Range, error: IntegrityError) -> None:
         """Decide what to do about frames that could not be read or verified; raise if nothing helps."""
         # Invariant 4: none of its bytes were passed on; another pack may hold the same object whole.
         elsewhere = not isinstance(error, UnsupportedVersion)
-        if elsewhere and self._store.index.avoid_pack(wanted.pack):
-            damaged.add(wanted.pack)
-            lost += wanted.frames
-        elif elsewhere and wanted.pack in damaged:
-            lost += wanted.frames
+        if elsewhere and self._store.objects.avoid(self._store.objects.pack_of(wanted)):
+            run.damaged.add(wanted.pack)
+            run.lost += wanted.frames
+        elif elsewhere and wanted.pack in run.damaged:
+            run.lost += wanted.frames
         elif self._keep_going:
-            doubtful += wanted.frames
-            self._reasons.update((located.rows["id"][at].tobytes(), error) for at in wanted.frames)
+            run.doubtful += wanted.frames
+            self._reasons.update((object_id, error) for object_id in run.located.ids(wanted.frames))
         else:
             raise error
 
@@ -202,23 +196,15 @@ class FrameSource:
         size = wanted.end - wanted.begin
         block = take_block() if size <= BLOCK_BUFFER else None
         data = new_buffer(size) if block is None else block[:size]
-        key = pack_key(self._store.index.pack_id(wanted.pack))
         self._bucket.take(size)
-        done = 0
-        while done < size:
-            with bad_file_is_damage(self._store.backend):
-                count = self._store.backend.read_into(key, data[done:], start=wanted.begin + done)
-            if count == 0:
-                raise FormatError(f"{key} in {self._store.backend.url} is truncated.")
-            done += count  # A server may stop early without an error: ask for the rest again.
+        self._store.objects.fetch(wanted, data)
         return _Fetched(data, block)
 
     def _verify(self, located: Located, wanted: Range, fetched: _Fetched) -> EncodedFrames:
         """Verify the frames of a range (invariant 9), and close the gaps between them; for a worker."""
-        key = pack_key(self._store.index.pack_id(wanted.pack))
         data = fetched.data
         try:
-            headers = verify_frames(located, wanted.frames, data, begin=wanted.begin, key=key)
+            headers = self._store.objects.verify_frames(located, wanted, data)
         except UnsupportedVersion:
             raise
         except IntegrityError as error:
@@ -233,9 +219,9 @@ class FrameSource:
         if wanted.dense:
             return EncodedFrames(headers, data, fetched.block)
         at = 0
-        for position in wanted.frames:
-            begin = int(located.rows["offset"][position]) - wanted.begin
-            size = frame_size(located, position)
+        positions = np.array(wanted.frames)
+        begins = (located.rows["offset"][positions] - wanted.begin).tolist()
+        for begin, size in zip(begins, frame_sizes(located, positions).tolist(), strict=True):
             if begin != at:
                 data[at : at + size] = data[begin : begin + size]
             at += size
@@ -243,35 +229,32 @@ class FrameSource:
 
     def _encoded_alone(self, located: Located, alone: NDArray[np.int64]) -> Iterator[EncodedFrames]:
         """Yield objects that are deltas here as frames that need no base (design §10)."""
-        start = 0
-        while start < len(alone):
-            stop = start + 1
-            kind, size = located.rows["kind"][alone[start]], int(located.rows["raw"][alone[start]])
-            while stop < len(alone) and located.rows["kind"][alone[stop]] == kind:
-                size += int(located.rows["raw"][alone[stop]])
-                if size > _ALONE_BYTES:
-                    break
-                stop += 1
-            ids = [located.rows["id"][at].tobytes() for at in alone[start:stop]]
-            self._bucket.take(int(located.rows["stored"][alone[start:stop]].sum()))
-            if self._keep_going:
-                plain, failed = read_whole(self._store.objects.read_many, ids)
-                # The error from verifying the bytes says more than another look-up.
-                self.damaged.update((item, self._reasons.get(item, failed[item])) for item in failed)
-            else:
-                plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
-            frames = encode_objects(Kind(int(kind)), plain) if plain else None
-            self.done.reencoded += len(plain)
-            self.done.objects += len(plain)
-            size = sum(frame_size(located, at) for at in alone[start:stop].tolist())
-            self.done.requests += 1
-            self.done.bytes_read += size
-            self.done.bytes_wanted += size
-            if self._callback is not None:
-                self._callback.relative_update(size)
-            if frames is not None:
-                yield frames
-            start = stop
+        for kind in Kind:
+            chosen = alone[located.rows["kind"][alone] == kind]
+            for batch in batches(located.rows["raw"][chosen].tolist(), _ALONE_BYTES):
+                yield from self._encoded(located, kind, chosen[batch.start : batch.stop])
+
+    def _encoded(self, located: Located, kind: Kind, positions: NDArray[np.int64]) -> Iterator[EncodedFrames]:
+        """Read some objects of one kind, and yield their frames."""
+        ids = located.ids(positions.tolist())
+        self._bucket.take(int(located.rows["stored"][positions].sum()))
+        if self._keep_going:
+            plain, failed = self._store.objects.read_present(ids)
+            # The error from verifying the bytes says more than another look-up.
+            self.damaged.update((item, self._reasons.get(item, failed[item])) for item in failed)
+        else:
+            plain = dict(zip(ids, self._store.objects.read_many(ids), strict=True))
+        frames = encode_objects(kind, plain) if plain else None
+        self.done.reencoded += len(plain)
+        self.done.objects += len(plain)
+        size = int(frame_sizes(located, positions).sum())
+        self.done.requests += 1
+        self.done.bytes_read += size
+        self.done.bytes_wanted += size
+        if self._callback is not None:
+            self._callback.relative_update(size)
+        if frames is not None:
+            yield frames
 
     def _count(self, wanted: Range, frames: EncodedFrames) -> None:
         self.done.requests += 1
@@ -282,22 +265,6 @@ class FrameSource:
             self._callback.relative_update(len(frames.data))
 
 
-def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
-    """Return the objects that no pack of a store holds, each with the reason."""
-    if not ids:
-        return {}
-    try:
-        store.objects.locate(ids)
-    except IntegrityError:
-        # Invariant 11: keep the reason for each of these; a damaged pack may have held them.
-        found = store.index.locate(ids).found.tolist()
-    else:
-        return {}
-    return {
-        object_id: MissingObject(
-            f"No pack of {store.backend.url} holds the object {object_id.hex()}. Add the model again, or copy it "
-            "from a store that has it."
-        )
-        for object_id, there in zip(ids, found, strict=True)
-        if not there
-    }
+def ranges_of(located: Located, wanted: NDArray[np.int64]) -> list[Range]:
+    """Return the reads that copying these frames takes: of a block at most, since each is verified by one worker."""
+    return plan_ranges(located, wanted, max_stored=BLOCK, waste=_WASTE)

@@ -11,7 +11,7 @@ from casstore.errors import FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
-from casstore.objects.salvage import read_whole
+from casstore.objects import batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -123,19 +123,16 @@ def _join(
 
 def _batches(src: Store, dst: Store, manifests: dict[bytes, ModelManifest]) -> Iterator[list[bytes]]:
     """Divide the models into lists whose trees and layouts are small together."""
-    batch: list[bytes] = []
-    size = 0
-    for manifest_id, manifest in manifests.items():
+
+    def size(manifest: ModelManifest) -> int:
         ids = [manifest.model_id, *manifest.layouts]
-        here, there = src.index.glance(ids), dst.index.locate(ids)
-        more = max(int(here.rows["raw"].sum()), int(there.rows["raw"].sum()))
-        if batch and size + more > _BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(manifest_id)
-        size += more
-    if batch:
-        yield batch
+        # The segments of `src` may be far, and need not be fetched for this.
+        found = src.objects.find(ids, load=False), dst.objects.find(ids)
+        return max(int(located.rows["raw"].sum()) for located in found)
+
+    ids = list(manifests)
+    for batch in batches(map(size, manifests.values()), _BATCH):
+        yield ids[batch.start : batch.stop]
 
 
 def _read(
@@ -143,12 +140,12 @@ def _read(
 ) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
     """Return the plain bytes of objects by their ids, and why others cannot be read in `src`."""
     if dst.backend.is_remote or not src.backend.is_remote:
-        return read_whole(src.objects.read_many, ids)
-    there = dst.index.locate(ids).found.tolist()
+        return src.objects.read_present(ids)
+    there = dst.objects.find(ids).found.tolist()
     near = [object_id for object_id, found in zip(ids, there, strict=True) if found]
     # Invariant 4: `src` has what is gone from `dst` meanwhile, or damaged there.
-    plain, _ = read_whole(dst.objects.read_many, near)
-    far, failed = read_whole(src.objects.read_many, [item for item in ids if item not in plain])
+    plain, _ = dst.objects.read_present(near)
+    far, failed = src.objects.read_present([item for item in ids if item not in plain])
     return {**plain, **far}, failed
 
 

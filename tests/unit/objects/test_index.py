@@ -20,11 +20,11 @@ from casstore.format import index as index_format
 from casstore.format import pack as pack_format
 from casstore.format.frame import FrameHeader, encode_header
 from casstore.format.rows import ROW, BaseLists, Kind, row_ids
-from casstore.objects.index import list_merging, merging, segment
+from casstore.objects.index import list_merging, merging, segment, segment_file
 from casstore.objects.index.index import Index
 from casstore.objects.index.merging import MAX_SEGMENTS, choose_parts
 from casstore.objects.keys import INDEX_PREFIX, index_key, is_foreign, pack_key
-from casstore.objects.reader import ObjectReader
+from casstore.objects.object_store import ObjectStore
 
 
 def header(object_id, *, stored=7, raw=9, rank=0, bases=()):
@@ -160,7 +160,7 @@ def test_a_large_segment_has_many_buckets(memory):
     chance = random.Random(3)
     ids = ids_of(chance, 20_000)
     index.publish([expected.write([header(item) for item in ids])])
-    [segment] = index._segments.values()
+    [segment] = index.segments.values()
     assert segment.head.shape.buckets >= 256
     expected.check(index, [*chance.sample(ids, 500), *ids_of(chance, 500)])
     assert 0 < segment.checked.sum() < len(segment.checked), "only what was asked for was checked"
@@ -282,7 +282,7 @@ def test_equal_base_lists_are_written_once_however_they_come_together(memory, mo
     for opened in (index, Index(memory)):
         located = opened.locate(list(wanted))
         assert [located.bases(at) for at in range(len(wanted))] == list(wanted.values())
-    largest = max(index._segments.values(), key=len)
+    largest = max(index.segments.values(), key=len)
     assert len(largest) > 10 * len(shared)
     assert largest.head.shape.lists == len(set(shared))
 
@@ -353,7 +353,7 @@ def test_merging_keeps_segments_few_and_forgets_nothing(backend):
         index.publish([expected.write([header(item) for item in ids])])
         most = max(most, len(segments(backend)))
     assert most <= MAX_SEGMENTS + 1
-    assert set(segments(backend)) == set(index._segments)
+    assert set(segments(backend)) == set(index.segments)
     expected.check(index, known)
     expected.check(Index(backend), known)
 
@@ -370,7 +370,7 @@ def test_a_second_process_follows_merges(backend):
             stale.refresh()
             expected.check(stale, known)
     stale.refresh()
-    assert set(stale._segments) == set(index._segments)
+    assert set(stale.segments) == set(index.segments)
 
 
 def test_two_processes_merge_the_same(backend):
@@ -438,16 +438,16 @@ def test_losing_the_race_to_merge_is_no_failure(backend, monkeypatch, late):
         index.publish([expected.write([header(item)])])
     writing = merging.write_merged
 
-    def slower(target, parts, copy=None):
-        key, _, _ = writing(target, parts, copy)
+    def slower(target, parts):
+        key, _ = writing(target, parts)
         if late:
             data = target.read(key)
             target.delete(key)
             target.put(key, [data[:-1]])
-            monkeypatch.setattr("casstore.objects.index.index.write_merged", writing)
-        return writing(target, parts, copy)
+            monkeypatch.setattr("casstore.objects.index.upkeep.write_merged", writing)
+        return writing(target, parts)
 
-    monkeypatch.setattr("casstore.objects.index.index.write_merged", slower)
+    monkeypatch.setattr("casstore.objects.index.upkeep.write_merged", slower)
     index.publish([expected.write([header(ids[-1])])])
     assert len(segments(backend)) == 1
     expected.check(index, ids)
@@ -503,7 +503,7 @@ def test_overlapping_segments_merge_without_repeating_rows(memory):
     ]
     for at in range(MAX_SEGMENTS + 1):
         index.publish([packs[at], packs[at + 1]])
-    [merged] = index._segments.values()
+    [merged] = index.segments.values()
     assert len(merged) == 2 * len(packs)
     assert len(set(merged.head.packs)) == len(packs)
     expected.check(Index(memory), list(expected.places))
@@ -526,11 +526,11 @@ def test_large_segments_merge_in_batches_to_what_they_were(backend, monkeypatch,
         headers = [header(item) if n % 3 else header(item, rank=1, bases=base) for n, item in enumerate(ids)]
         packs.append(expected.write(headers))
         index.publish(packs[-2:] if overlap and at else packs[-1:])
-    largest = max(index._segments.values(), key=len)
-    assert len(index._segments) <= 3
+    largest = max(index.segments.values(), key=len)
+    assert len(index.segments) <= 3
     assert sum(1 for _ in largest.batches()) >= 8
     rows = np.concatenate(list(largest.batches()), dtype=ROW)
-    lists = largest.lists(np.arange(largest.head.shape.lists))
+    lists = largest.lists.take(np.arange(largest.head.shape.lists))
     assert index_format.encode(
         rows, lists, dict(zip(largest.head.packs, largest.head.sizes, strict=True))
     ) == backend.read(largest.key)
@@ -559,7 +559,7 @@ def test_a_large_segment_that_hides_an_object_is_set_aside_before_it_counts_as_m
     index = Index(backend)
     assert not index.locate([ids[150]]).found.any()
     assert not index.recheck([bytes(32)])
-    located = ObjectReader(backend, index).locate([ids[150]])
+    located = ObjectStore(backend, index=index).locate([ids[150]])
     assert index.pack_id(int(located.rows["pack"][0])) in {pack for pack, _ in expected.places[ids[150]]}
     assert_one_warning(caplog, key)
 
@@ -648,7 +648,7 @@ def test_reading_what_only_gone_packs_held_ends(memory):
     index.publish([pack])
     memory.delete(pack_key(pack[0]))
     with pytest.raises(MissingObject, match=lost.hex()):
-        ObjectReader(memory, index).read(lost)
+        ObjectStore(memory, index=index).read(lost)
 
 
 def test_reading_falls_back_to_another_pack(memory):
@@ -665,7 +665,7 @@ def test_reading_falls_back_to_another_pack(memory):
         packs.append((digest(data), footer))
     index.publish(packs[:2])
     index.publish(packs[2:])
-    reader = ObjectReader(memory, index)
+    reader = ObjectStore(memory, index=index)
     for left in (3, 2, 1):
         assert reader.read(item.object_id) == plain
         used = index.pack_id(int(index.locate([item.object_id]).rows["pack"][0]))
@@ -693,7 +693,7 @@ def test_a_pack_that_comes_back_from_a_backup_is_seen_by_open_processes(backend)
     pack = real_pack(backend, [plain])
     index = Index(backend)
     index.publish([pack])
-    reader = ObjectReader(backend, index)
+    reader = ObjectStore(backend, index=index)
     data = backend.read(pack_key(pack[0]))
     for _ in range(2):
         backend.delete(pack_key(pack[0]))
@@ -731,7 +731,7 @@ def test_many_stale_packs_cost_one_more_look(memory, fault):
     looks = []
     locating = index.locate
     index.locate = lambda ids, **more: looks.append(len(ids)) or locating(ids, **more)
-    assert ObjectReader(memory, index).read_many([digest(plain) for plain in plains]) == plains
+    assert ObjectStore(memory, index=index).read_many([digest(plain) for plain in plains]) == plains
     assert len(calls) <= 2
     assert sum(looks) <= 5 * len(plains)
 
@@ -777,7 +777,7 @@ def test_packs_that_no_segment_covers(backend):
     writer.publish(packs[3:])
     index.refresh()
     expected.check(index, ids)
-    assert set(index._segments) == set(segments(backend)), "footers read by hand gave way to segments"
+    assert set(index.segments) == set(segments(backend)), "footers read by hand gave way to segments"
 
 
 def test_a_pack_that_goes_while_footers_are_read(memory):
@@ -888,7 +888,7 @@ def test_a_segment_that_cannot_be_read_stops_nobody(tmp_path, monkeypatch, caplo
                 raise OSError(number, os.strerror(number))
             return opening(name, *rest, **options)
 
-        monkeypatch.setattr(segment.os, "open", refuse)
+        monkeypatch.setattr(segment_file.os, "open", refuse)
     else:
         path.unlink()
         path.mkdir() if fault == "a directory" else os.mkfifo(path)
@@ -1009,7 +1009,7 @@ def test_merged_segments_know_the_sizes_of_their_packs(memory):
         index.publish([pack])
     fresh = Index(memory)
     fresh.refresh()
-    assert len(fresh._segments) <= MAX_SEGMENTS
+    assert len(fresh.segments) <= MAX_SEGMENTS
     sizes = [fresh.pack_size(fresh.number_of(pack_id)) for pack_id, _ in packs]
     assert sizes == [memory.stat(pack_key(pack_id)).size for pack_id, _ in packs]
 

@@ -47,7 +47,7 @@ def near(made, tmp_path):
 def far(near):
     store, backend = far_store(near)
     yield store, backend
-    store.chunks.close()
+    store.objects.chunks.close()
 
 
 def index_size(near):
@@ -156,7 +156,7 @@ def test_an_outage_is_no_missing_pack(far):
 
 def test_copies_on_this_machine_come_first(near, tmp_path):
     first, backend = far_store(near, index_copies=str(tmp_path / "copies"))
-    first.index.refresh()
+    first.objects._index.refresh()
     backend.take()
     second, backend = far_store(near, index_copies=str(tmp_path / "copies"))
     second.manifest("models/17")
@@ -165,4 +165,4 @@ def test_copies_on_this_machine_come_first(near, tmp_path):
     # Objects only: no footer, for nothing of the index had to be fetched.
     assert not any(request.verb == "stat" for request in requests)
     for store in (first, second):
-        store.chunks.close()
+        store.objects.chunks.close()

@@ -68,15 +68,15 @@ def test_only_what_is_whole_counts(store, ids, scheme, asked_at_once, monkeypatc
     monkeypatch.setattr(presence, "_FOLDERS", 0)
     monkeypatch.setattr(presence, "ASKERS", 1 if asked_at_once else 1_000)
     backend = Far(store.backend, scheme)
-    assert all(have_packs(backend, store.index, ids))
+    assert all(have_packs(backend, store.objects._index, ids))
     replace(store, ids[0], lambda data: data[:-1])
     replace(store, ids[1], lambda data: data + b"\0")
     replace(store, ids[2], lambda _: b"")
     store.backend.delete(pack_key(ids[3]))
     expected = [False] * 4 + [True] * (len(ids) - 4)
-    assert have_packs(backend, store.index, ids) == expected
-    assert [has_pack(backend, store.index, pack) for pack in ids] == expected
-    assert not has_pack(backend, store.index, digest(b"a pack that nobody knows"))
+    assert have_packs(backend, store.objects._index, ids) == expected
+    assert [has_pack(backend, store.objects._index, pack) for pack in ids] == expected
+    assert not has_pack(backend, store.objects._index, digest(b"a pack that nobody knows"))
     assert bool(backend.lists) == (asked_at_once and scheme != "file")
 
 
@@ -87,7 +87,7 @@ def test_one_listing_is_cheaper_than_many_questions(store, ids):
     assert not presence._is_listing_cheaper(1_000, 5_000, flat=False)
     assert presence._is_listing_cheaper(10_000, 10_000, flat=False)
     backend = Far(store.backend, "s3")
-    have_packs(backend, store.index, ids * 10)
+    have_packs(backend, store.objects._index, ids * 10)
     assert (backend.lists, backend.stats) == (1, 0)
 
 
@@ -95,14 +95,18 @@ def test_a_listing_that_fails_is_no_absence(store, ids):
     backend = Far(store.backend, "s3")
     backend.fails = True
     with pytest.raises(BackendUnavailable):
-        have_packs(backend, store.index, ids * 10)
+        have_packs(backend, store.objects._index, ids * 10)
 
 
 @pytest.mark.parametrize("scheme", ["file", "s3"])
 def test_each_pack_is_asked_for_once(store, ids, scheme):
     backend = Far(store.backend, scheme)
     objects = [digest(b"%d" % number * 50) for number in range(40)]
-    present = PresentPacks(backend, store.index, condemned=frozenset(ids[:5]))
+    present = PresentPacks(
+        backend,
+        store.objects._index,
+        condemned=lambda number: store.objects._index.pack_id(number) in ids[:5],
+    )
     for _ in range(3):
         assert present.locate(objects).found.sum() == 35
     assert backend.stats + backend.lists <= 40

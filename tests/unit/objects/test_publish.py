@@ -526,8 +526,8 @@ def test_a_writer_whose_index_is_old_notices_what_went(scene):
     for entry in list(scene.plain.list(INDEX_PREFIX)):
         index = Index(scene.plain)
         index.refresh()
-        if entry.key in index._segments and not set(packs_of(scene.plain)) & {
-            index.pack_id(number) for number in index._segments[entry.key].numbers.tolist()
+        if entry.key in index.segments and not set(packs_of(scene.plain)) & {
+            index.pack_id(number) for number in index.segments[entry.key].numbers.tolist()
         }:
             scene.plain.delete(entry.key)
     stale.add(scene.folders["new"], ref="models/new")

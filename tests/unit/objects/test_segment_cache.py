@@ -60,7 +60,7 @@ def test_each_segment_is_fetched_once_by_a_machine(remote):
     for _ in range(3):
         remote.add(remote.side.plain)
     first, faulty = remote.process()
-    first.index.refresh()
+    first.objects._index.refresh()
     assert len(fetched(faulty)) == 3
     assert remote.kept() == remote.listed()
     second, faulty = remote.process()
@@ -85,14 +85,14 @@ def test_large_segments_are_fetched_in_parts(remote, monkeypatch):
     assert read_model(store, "models/1").files["a"][0] == noise(1, 3 << 20)
     assert len(fetched(faulty)) > 2
     store, faulty = remote.process()
-    store.index.refresh()
+    store.objects._index.refresh()
     assert fetched(faulty) == []
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "empty", "longer"])
 def test_a_damaged_copy_is_fetched_again(remote, change):
     remote.add(remote.side.plain)
-    remote.process()[0].index.refresh()
+    remote.process()[0].objects._index.refresh()
     [name] = remote.kept()
     path = remote.copies / name
     data = bytearray(path.read_bytes())
@@ -112,31 +112,31 @@ def test_damage_in_the_store_is_not_kept(remote, caplog):
     [name] = remote.listed()
     faulty.corrupt(f"{INDEX_PREFIX}{name}", 100)
     for _ in range(2):
-        store.index.refresh()
+        store.objects._index.refresh()
     assert read_model(store, "models/1").files["a"][0] == noise(1, 2000)
     [warning] = caplog.records
     assert name in warning.getMessage()
     assert len(fetched(faulty)) == 1
     assert not remote.copies.exists() or remote.kept() == []
     faulty.heal()
-    remote.process()[0].index.refresh()
+    remote.process()[0].objects._index.refresh()
     assert remote.kept() == [name]
 
 
 def test_copies_of_what_was_merged_away_go(remote, monkeypatch):
     for _ in range(3):
         remote.add(remote.side.plain)
-    remote.process()[0].index.refresh()
+    remote.process()[0].objects._index.refresh()
     old = remote.kept()
     monkeypatch.setattr(merging, "MAX_SEGMENTS", 2)
     remote.add(remote.side.plain)
-    remote.process()[0].index.refresh()
+    remote.process()[0].objects._index.refresh()
     assert set(old) <= set(remote.kept())  # another process may be about to open them
     hour_ago = time.time() - 2 * segment_cache._IDLE_SECONDS
     for name in old:
         os.utime(remote.copies / name, (hour_ago, hour_ago))
     remote.add(remote.side.plain)
-    remote.process()[0].index.refresh()
+    remote.process()[0].objects._index.refresh()
     assert set(remote.kept()) & set(old) <= set(remote.listed())
     assert set(remote.listed()) <= set(remote.kept())
 
@@ -147,7 +147,7 @@ def test_copies_are_bounded(remote, monkeypatch):
     sizes = [entry.size for entry in remote.side.backend.list(INDEX_PREFIX)]
     monkeypatch.setattr(segment_cache, "MAX_KEPT", sum(sizes) - 1)
     store, _ = remote.process()
-    store.index.refresh()
+    store.objects._index.refresh()
     assert 0 < len(remote.kept()) < 4
     for number in range(1, 5):
         assert read_model(store, f"models/{number}").files["a"][0] == noise(number, 2000)
@@ -176,7 +176,7 @@ def test_without_a_place_for_copies_everything_works(remote, monkeypatch, fault,
     for _ in range(4):
         remote.add(remote.side.plain)
     store, _ = remote.process()
-    store.index.refresh()
+    store.objects._index.refresh()
     if fault == "gone":
         shutil.rmtree(remote.copies)
     remote.add(store)
@@ -190,9 +190,9 @@ def test_without_a_place_for_copies_everything_works(remote, monkeypatch, fault,
 def test_they_may_be_deleted_while_they_are_in_use(remote):
     remote.add(remote.side.plain)
     store, _ = remote.process()
-    store.index.refresh()
+    store.objects._index.refresh()
     again, _ = remote.process()
-    again.index.refresh()
+    again.objects._index.refresh()
     for name in remote.kept():
         (remote.copies / name).unlink()
     for opened in (store, again):
@@ -213,6 +213,6 @@ def test_an_opened_store_keeps_them_in_the_users_cache(tmp_path, own_home):
     with Store.open(tmp_path / "store", create=True) as store:
         store.add(write_model(model_of(a=noise(1, 2000)), tmp_path / "m"), ref="models/1")
     with Store.open(f"dirfs://{tmp_path}/store") as store:
-        store.index.refresh()
+        store.objects._index.refresh()
     [copy] = (own_home / "cache" / "casstore" / "stores").glob("*/index/*")
     assert copy.stat().st_mode & 0o077 == 0

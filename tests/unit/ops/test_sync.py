@@ -102,7 +102,7 @@ class TestCopies:
         def stored(store):
             return {
                 (row["id"].tobytes(), int(row["encoding"]), int(row["stored"]))
-                for rows in store.index.all_rows()
+                for rows in store.objects._index.all_rows()
                 for row in rows
             }
 
@@ -446,7 +446,7 @@ class TestOrder:
     def test_a_slow_link_holds_back_what_is_spooled_for_it(self, here, tmp_path, monkeypatch):
         monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
         monkeypatch.setattr(execution, "UPLOADS", 2)
-        monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
+        monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
         there = Side("objects", tmp_path)
         here.add("models/m", model_of(big=noise(4, 4 << 20)))
         inner, spooled, most = there.faulty.call, [0], [0]
@@ -468,7 +468,7 @@ class TestOrder:
     def test_a_slow_link_does_not_wait_for_a_full_pack(self, here, tmp_path, monkeypatch):
         monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 1 << 20)
         monkeypatch.setattr("casstore.objects.pack_writer._FIRST_UPLOAD", 64 << 10)
-        monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
+        monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
         there = Side("objects", tmp_path)
         here.add("models/m", model_of(big=noise(4, 3 << 20)))
         sync(here.plain, there.plain)
@@ -583,7 +583,7 @@ class TestDeltas:
             publication.commit_all([], lambda _: iter(()))
 
     def rank_in(self, side, plain):
-        located = side.open(side.backend).index.locate([digest(plain)])
+        located = side.open(side.backend).objects._index.locate([digest(plain)])
         return int(located.rows["rank"][0]) if located.found[0] else None
 
     def test_alone_where_its_base_is_not_wanted(self, here, there):
@@ -599,7 +599,7 @@ class TestDeltas:
         report = sync(here.plain, there.plain)
         assert report.reencoded == 0
         assert self.rank_in(there, self.DERIVED) == 1
-        located = there.plain.index.locate([digest(self.DERIVED)])
+        located = there.plain.objects._index.locate([digest(self.DERIVED)])
         assert located.bases(0) == (digest(self.GROUND),)
         assert_same(here.plain, there.plain)
 

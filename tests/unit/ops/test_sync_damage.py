@@ -47,8 +47,8 @@ def own_pack(side, ref):
     """Return the key of the pack with what only this model needs."""
     store = side.open(side.backend)
     record = store.record(ref)
-    located = store.index.locate([record.manifest])
-    return pack_key(store.index.pack_id(int(located.rows["pack"][0])))
+    located = store.objects._index.locate([record.manifest])
+    return pack_key(store.objects._index.pack_id(int(located.rows["pack"][0])))
 
 
 def flip_chunk(side):
@@ -122,7 +122,9 @@ def test_what_another_pack_holds_whole_is_copied_from_there(sides):
     store = here.open(here.backend)
     report = execute(plan_sync(store, there.plain, keep_going=True))
     lacking = [
-        item for item in store.objects_of(store.record(BAD)) if not there.plain.index.locate([item]).found[0]
+        item
+        for item in store.objects_of(store.record(BAD))
+        if not there.plain.objects._index.locate([item]).found[0]
     ]
     assert 1 <= len(lacking) <= 2, (
         "of the damaged model everything else may come: the next push needs only the rest"

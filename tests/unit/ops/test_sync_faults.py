@@ -76,7 +76,7 @@ def several_packs(monkeypatch):
     """So that a sync has a middle."""
     monkeypatch.setattr(planning, "PACK_TARGET", 256 << 10)
     monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 256 << 10)
-    monkeypatch.setattr("casstore.ops.sync.ranges.BLOCK", 128 << 10)
+    monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
 
 
 def sync(src, dst, refs=None):
@@ -265,10 +265,10 @@ class TestStaleListings:
 class TestWrongBytes:
     def damaged(self, side):
         """Return the key of the pack with the source's largest model, and where some frames lie in it."""
-        located = side.plain.index.locate(list(side.plain.objects_of(side.plain.record("models/a"))))
+        located = side.plain.objects._index.locate(list(side.plain.objects_of(side.plain.record("models/a"))))
         chunks = [at for at in range(len(located.rows)) if located.rows["raw"][at] > 50_000]
         at = chunks[len(chunks) // 2]
-        return pack_key(side.plain.index.pack_id(int(located.rows["pack"][at]))), int(
+        return pack_key(side.plain.objects._index.pack_id(int(located.rows["pack"][at]))), int(
             located.rows["offset"][at]
         )
 
@@ -322,8 +322,8 @@ class TestWrongBytes:
         assert set(report.refs) == {"runs/small", "runs/large"}
 
     def test_of_a_manifest(self, here, there):
-        row = here.plain.index.locate([here.plain.record("models/a").manifest]).rows[0]
-        key = pack_key(here.plain.index.pack_id(int(row["pack"])))
+        row = here.plain.objects._index.locate([here.plain.record("models/a").manifest]).rows[0]
+        key = pack_key(here.plain.objects._index.pack_id(int(row["pack"])))
         here.faulty.corrupt(key, int(row["offset"]) + 60)
         with pytest.raises(IntegrityError, match=key):
             plan_sync(here.broken(), there.plain)
@@ -376,9 +376,9 @@ class TestWrongBytes:
 
 def test_the_group_that_fails_does_not_take_back_those_before_it(here, there, monkeypatch):
     monkeypatch.setattr(execution, "GROUP_REFS", 1)
-    located = here.plain.index.locate(list(here.plain.objects_of(here.plain.record("models/b"))))
+    located = here.plain.objects._index.locate(list(here.plain.objects_of(here.plain.record("models/b"))))
     own = int(located.rows["raw"].argmax())
-    key = pack_key(here.plain.index.pack_id(int(located.rows["pack"][own])))
+    key = pack_key(here.plain.objects._index.pack_id(int(located.rows["pack"][own])))
     here.faulty.corrupt(key, int(located.rows["offset"][own]) + 60)
     with pytest.raises(IntegrityError, match=key):
         sync(here.broken(), there.plain)

@@ -24,9 +24,10 @@ from casstore.errors import (
 from casstore.format import frame, marks
 from casstore.format.rows import Kind
 from casstore.machine.user_folders import cache_folder
+from casstore.objects import object_store
 from casstore.objects.keys import PACK_PREFIX, pack_key
-from casstore.objects.publication import read_quarantine
-from casstore.ops.check import check, packs
+from casstore.objects.presence import read_quarantine
+from casstore.ops.check import check
 from casstore.ops.leftovers import find_leftovers
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
@@ -187,12 +188,12 @@ def test_quarantine_finds_every_pack(tmp_path, monkeypatch, kind):
     small_packs(monkeypatch, 100_000)
     place = Place(tmp_path)
     with opened(place.root) as store:
-        located = store.index.locate(store.objects_of(store.record(REF)))
+        located = store.objects._index.locate(store.objects_of(store.record(REF)))
         chunk = located.rows[located.rows["kind"] == Kind.CHUNK][0]
         rows = [located.rows[located.rows["kind"] == kind][0], chunk]
-        wanted = {store.index.pack_id(int(row["pack"])).hex() for row in rows}
+        wanted = {store.objects._index.pack_id(int(row["pack"])).hex() for row in rows}
         for row in rows:
-            path = os.path.join(place.root, pack_key(store.index.pack_id(int(row["pack"]))))
+            path = os.path.join(place.root, pack_key(store.objects._index.pack_id(int(row["pack"]))))
             os.chmod(path, 0o600)
             flip(path, int(row["offset"]) + frame.HEADER_SIZE + 5)
     with opened(place.root) as store:
@@ -454,7 +455,7 @@ def test_a_check_beside_a_collector_finds_nothing_wrong(place, monkeypatch):
             backend.delete(key)
         return read_quarantine(backend)
 
-    monkeypatch.setattr(packs, "read_quarantine", collected_meanwhile)
+    monkeypatch.setattr(object_store, "read_quarantine", collected_meanwhile)
     with opened(place.root) as store:
         store.delete_ref("models/other")
         assert_clean(store)

@@ -303,10 +303,14 @@ def test_a_file_that_is_a_layout_is_only_a_file(forge, tmp_path):
     with forge.opened() as store:
         store.add(write_model(model_of(f=noise(1, 3000)), tmp_path / "one"), ref="models/one")
         [layout_id] = {
-            bytes(row["id"].tobytes()) for rows in store.index.all_rows() for row in rows[rows["kind"] == 2]
+            bytes(row["id"].tobytes())
+            for rows in store.objects._index.all_rows()
+            for row in rows[rows["kind"] == 2]
         }
         [tree_id] = {
-            bytes(row["id"].tobytes()) for rows in store.index.all_rows() for row in rows[rows["kind"] == 4]
+            bytes(row["id"].tobytes())
+            for rows in store.objects._index.all_rows()
+            for row in rows[rows["kind"] == 4]
         }
         both = model_of(layout=store.objects.read(layout_id), tree=store.objects.read(tree_id))
         assert store.add(write_model(both, tmp_path / "two"), ref="models/two").chunks_new == 0

@@ -10,8 +10,8 @@ from casstore.format import layout as layout_format
 from casstore.integrations.fsspec.model_paths import ModelPaths
 from casstore.machine.stat_identity import StatIdentity
 from casstore.machine.state import MachineState
+from casstore.objects.object_store import ObjectStore
 from casstore.objects.publication import Publication
-from casstore.objects.reader import ObjectReader
 
 COUNT = 400
 
@@ -46,7 +46,7 @@ def calls(monkeypatch):
 
     count(StatIdentity, "packed")
     count(Publication, "known")
-    count(ObjectReader, "locate")
+    count(ObjectStore, "locate")
     count(MachineState, "run")
     count(layout_format, "decode")
     return counted
@@ -90,7 +90,7 @@ def test_what_the_stat_cache_knows_of_many_may_be_gone_in_part(store, folder, mo
     """One damaged layout costs reading its file, not the rest."""
     first = store.add(folder, ref="models/m")
     damaged = store.manifest("models/m").layout_ids[COUNT // 2]
-    real = ObjectReader.read_many
+    real = ObjectStore.read_many
     reads = []
 
     def read_many(self, ids):
@@ -99,6 +99,6 @@ def test_what_the_stat_cache_knows_of_many_may_be_gone_in_part(store, folder, mo
             raise layout_format.FormatError("damaged")
         return real(self, ids)
 
-    monkeypatch.setattr(ObjectReader, "read_many", read_many)
+    monkeypatch.setattr(ObjectStore, "read_many", read_many)
     assert store.add(folder, ref="models/again").model_id == first.model_id
     assert len(reads) < 40

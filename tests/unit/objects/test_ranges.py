@@ -1,4 +1,4 @@
-"""Which ranges of which packs are read for the frames that are wanted."""
+"""Which ranges of which packs are read for the frames that are wanted, and batches of bounded size."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from casstore.concurrency.buffers import BLOCK
 from casstore.format.frame import HEADER_SIZE
 from casstore.format.rows import ROW, BaseLists
-from casstore.objects.index.index import Located
-from casstore.ops.sync.ranges import MAX_GAP, WASTE, plan_ranges
+from casstore.objects.index.located import Located
+from casstore.objects.ranges import MAX_FETCH, MAX_GAP, batches, plan_ranges
+from casstore.ops.sync.frames import _WASTE as WASTE
+from casstore.ops.sync.frames import ranges_of
 
 
 def located(frames):
@@ -22,7 +24,7 @@ def located(frames):
 
 
 def plan(frames):
-    return plan_ranges(located(frames), np.arange(len(frames)))
+    return ranges_of(located(frames), np.arange(len(frames)))
 
 
 def test_adjoining_frames_are_one_read():
@@ -70,9 +72,46 @@ def test_bases_count_as_part_of_the_frame():
     source = located([(0, 0, 100), (0, HEADER_SIZE + 2 * 32 + 100, 100)])
     source.rows["bases"][0], source.rows["rank"][0] = 1, 1
     source = Located(source.rows, source.sources, (BaseLists.of([(b"a" * 32, b"b" * 32)]),))
-    (found,) = plan_ranges(source, np.arange(2))
+    (found,) = ranges_of(source, np.arange(2))
     assert found.dense
     assert found.end == 2 * HEADER_SIZE + 64 + 200
+
+
+def test_a_frame_that_is_wanted_twice_is_read_once():
+    size = 1000 + HEADER_SIZE
+    source = located([(0, 32, 1000), (0, 32 + size, 1000), (0, 32, 1000)])
+    (found,) = plan_ranges(source, range(3))
+    assert (sorted(found.frames), found.end - found.begin) == ([0, 1, 2], 2 * size)
+
+
+def test_other_frames_that_overlap_are_read_apart():
+    assert len(plan_ranges(located([(0, 32, 1000), (0, 532, 1000)]), range(2))) == 2
+
+
+def test_a_range_has_bounded_bytes_in_the_pack_and_decoded():
+    size = 1000 + HEADER_SIZE
+    source = located([(0, 32 + at * size, 1000) for at in range(6)])
+    source.rows["raw"] = 5000
+    assert len(plan_ranges(source, range(6))) == 1
+    assert [len(item.frames) for item in plan_ranges(source, range(6), max_stored=2 * size)] == [2, 2, 2]
+    assert [len(item.frames) for item in plan_ranges(source, range(6), max_plain=15_000)] == [3, 3]
+    assert [len(item.frames) for item in plan_ranges(source, range(6), max_plain=1)] == [1] * 6
+    assert plan_ranges(source, []) == []
+
+
+def test_gaps_are_free_without_a_budget():
+    source = located([(0, at * MAX_GAP, 100) for at in range(MAX_FETCH // MAX_GAP)])
+    assert len(plan_ranges(source, range(len(source.rows)))) == 1
+
+
+@given(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 60))
+def test_batches_hold_every_item_in_order_within_the_limit(sizes, limit):
+    runs = list(batches(sizes, limit))
+    assert [at for run in runs for at in run] == list(range(len(sizes)))
+    for run, following in zip(runs, [*runs, None][1:], strict=True):
+        total = sum(sizes[at] for at in run)
+        assert total <= limit or len(run) == 1
+        assert following is None or total + sizes[following.start] > limit
 
 
 @given(

@@ -1,0 +1,141 @@
+"""Checks and decodes frames that were fetched: nothing is passed on unless it is the object that it must be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from casstore import codecs
+from casstore.concurrency.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
+from casstore.digest import digest
+from casstore.errors import DigestMismatch, FormatError
+from casstore.format import frame
+from casstore.format.frame import FrameHeader
+from casstore.format.rows import ROW_FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from casstore.objects.index.located import Located
+    from casstore.objects.ranges import Range
+
+ADVICE = (
+    "Restore that file from another copy; or run `casstore quarantine REF`, then add the model again, or push it here "
+    "with --overwrite from a store that has it. `casstore check --read-data` shows all that is damaged."
+)
+
+
+class _Frame(NamedTuple):
+    """A fetched frame, and where its plain bytes belong."""
+
+    object_id: bytes
+    encoding: int
+    payload: memoryview
+    begin: int
+    end: int
+
+
+def decode_frames(
+    located: Located,
+    read: Range,
+    fetched: memoryview,
+    *,
+    out: memoryview,
+    places: Mapping[int, tuple[int, int]],
+    key: str,
+    verify: bool,
+) -> None:
+    """Decode the frames of a range of the pack `key` to where `places` say in `out`, by position.
+
+    `fetched` are the bytes of the range. Raises an IntegrityError that names the pack. Unless `verify` is set, objects
+    are not hashed.
+    """
+    frames = []
+    for at in read.frames:
+        begin, end = places[at]
+        header, payload = _split(located, at, read, fetched, end - begin, key=key)
+        frames.append(_Frame(header.object_id, header.encoding, payload, begin, end))
+    for run in _adjacent(frames):
+        _decode(run, out, key=key)
+    if verify:
+        _check_ids(frames, out, key=key)
+
+
+def verify_frames(located: Located, read: Range, fetched: memoryview, *, key: str) -> list[FrameHeader]:
+    """Prove that each frame of a range decodes to its object (invariant 9); return their headers.
+
+    `fetched` are the range's bytes of the pack `key`; the caller keeps them. Raises an IntegrityError
+    that names the pack.
+    """
+    headers: list[FrameHeader] = []
+    run: list[_Frame] = []
+    size = 0
+    for at in read.frames:
+        raw = int(located.rows["raw"][at])
+        header, payload = _split(located, at, read, fetched, raw, key=key)
+        headers.append(header)
+        if run and size + raw > BLOCK:
+            _verify_run(run, size, key=key)
+            run, size = [], 0
+        run.append(_Frame(header.object_id, header.encoding, payload, size, size + raw))
+        size += raw
+    if run:
+        _verify_run(run, size, key=key)
+    return headers
+
+
+def _split(
+    located: Located, at: int, read: Range, fetched: memoryview, raw: int, *, key: str
+) -> tuple[FrameHeader, memoryview]:
+    """Return the header that the index describes, after checking that the frame has it, and the frame's payload."""
+    object_id, offset, stored, _, _, _, kind, encoding, rank = ROW_FIELDS.unpack(located.rows[at].tobytes())
+    header = FrameHeader(object_id, kind, encoding, raw, stored, rank, located.bases(at))
+    framed = fetched[offset - read.begin :]
+    if framed[: header.size] != frame.encode_header(header, key=key):
+        try:
+            frame.decode_header(framed, key=key)
+        except FormatError as error:
+            # Invariant 4: damage is reported, with the way back.
+            raise FormatError(f"{error} {ADVICE}") from error
+        raise FormatError(f"{key} does not hold the frame that its index lists there. {ADVICE}")
+    return header, framed[header.size : header.size + stored]
+
+
+def _verify_run(run: list[_Frame], size: int, *, key: str) -> None:
+    # A thread keeps its scratch memory; anything larger than a block is rare and is freed.
+    plain = scratch(size) if size <= BLOCK_BUFFER else new_buffer(size)
+    _decode(run, plain, key=key)
+    _check_ids(run, plain, key=key)
+
+
+def _check_ids(frames: list[_Frame], plain: memoryview, *, key: str) -> None:
+    for item in frames:
+        actual = digest(plain[item.begin : item.end])
+        if actual != item.object_id:
+            raise DigestMismatch(item.object_id.hex(), actual.hex(), key, ADVICE)
+
+
+def _adjacent(frames: list[_Frame]) -> Iterator[list[_Frame]]:
+    """Divide frames into runs whose plain bytes adjoin, which are decoded together."""
+    run: list[_Frame] = []
+    for item in frames:
+        if run and run[-1].end != item.begin:
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+def _decode(run: list[_Frame], buffer: memoryview, *, key: str) -> None:
+    try:
+        codecs.decode_batch(
+            [(item.encoding, item.payload) for item in run],
+            [item.end - item.begin for item in run],
+            buffer[run[0].begin : run[-1].end],
+        )
+    except FormatError as error:
+        if len(run) > 1:
+            for item in run:
+                _decode([item], buffer, key=key)
+        # Invariant 4: the error names the file and the object, so that a person can mend it.
+        raise type(error)(f"{key}, object {run[0].object_id.hex()}: {error} {ADVICE}") from error

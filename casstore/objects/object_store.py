@@ -1,0 +1,374 @@
+"""The door to the objects of a store: where they lie, how they are read, verified and published."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.concurrency.buffers import new_buffer, scratch
+from casstore.concurrency.fan_out import ask_all
+from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNotFound, UnsupportedVersion
+from casstore.format.rows import row_ids
+from casstore.objects.bases import resolve
+from casstore.objects.checking import check_pack, check_segment
+from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache
+from casstore.objects.damage import bad_file_is_damage
+from casstore.objects.footers import read_footer
+from casstore.objects.frames import ADVICE, decode_frames, verify_frames
+from casstore.objects.index.index import Index
+from casstore.objects.index.located import Located
+from casstore.objects.keys import pack_key
+from casstore.objects.presence import PresentPacks, read_quarantine
+from casstore.objects.publication import Publication
+from casstore.objects.ranges import batches, plan_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from casstore.backend.base import Backend
+    from casstore.errors import CasstoreError
+    from casstore.format.frame import FrameHeader
+    from casstore.format.pack import Footer
+    from casstore.format.record import Record
+    from casstore.format.rows import Rows
+    from casstore.objects.bases import Locate, Resolved
+    from casstore.objects.ranges import Range
+
+_MAX_MISSES = 3
+"""Times that a pack may be listed and yet be absent when it is read: it may be on its way back from a backup."""
+
+_BATCH = 8 << 20
+"""Plain bytes that are verified at once when a whole pack is."""
+
+
+class ObjectStore:
+    """Finds, reads, verifies and publishes the objects of one store; safe in threads and after a fork.
+
+    No byte is returned before its object was hashed and compared with the id (invariant 4). `chunks` is the cache
+    through which chunks of a store that is a network away are read, None for one on this machine.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        index_copies: str | None = None,
+        chunk_cache: int = CHUNK_CACHE,
+        index: Index | None = None,
+    ) -> None:
+        """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere.
+
+        `chunk_cache` is the limit of `chunks` in plain bytes. `index` is one that is in use already.
+        """
+        self._backend = backend
+        self._is_far = backend.is_remote
+        self._index = Index(backend, copies=index_copies) if index is None else index
+        self._settled: set[bytes] = set()
+        self.chunks = ChunkCache(self, limit=chunk_cache) if self._is_far else None
+
+    def close(self) -> None:
+        """Drop what is cached, and wait for requests that are under way."""
+        if self.chunks is not None:
+            self.chunks.close()
+
+    # ---- where objects lie
+
+    def expect(self, packs: Sequence[bytes]) -> None:
+        """Take a record's hint that these packs hold what is read next (`Index.learn`)."""
+        self._index.learn(packs)
+
+    def refresh(self) -> None:
+        """See what others have published since."""
+        self._index.refresh()
+
+    def locate(self, ids: Sequence[bytes] | bytes) -> Located:
+        """Find every object, looking harder as needed; raise MissingObject for one that no pack holds."""
+        return self._index.locate_all(ids)
+
+    def find(
+        self,
+        ids: Sequence[bytes] | bytes,
+        *,
+        usable: Callable[[bytes], bool] | None = None,
+        load: bool = True,
+    ) -> Located:
+        """Find objects as far as the index knows them, in packs that are `usable`; reads no pack.
+
+        Without `load`, segments that were not fetched yet stay unfetched where hints name packs (see `expect`).
+        """
+        if usable is None:
+            return self._index.locate(ids) if load else self._index.glance(ids)
+        return self._index.locate(ids, usable=lambda number: usable(self._index.pack_id(number)))
+
+    def resolve(self, ids: Sequence[bytes], *, usable: Callable[[bytes], bool] | None = None) -> Resolved:
+        """Find objects as `find` does, and say which of them decode with the bases that are found likewise."""
+        return resolve(lambda wanted: self.find(wanted, usable=usable), ids)
+
+    def with_bases(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Return these objects, and all bases of those that are deltas (invariant 7)."""
+        resolved = self.resolve(ids)
+        bases = {*row_ids(resolved.needed), *resolved.stranded}
+        return [*ids, *sorted(bases.difference(ids))]
+
+    def missing(self, ids: Iterable[bytes], *, condemned: frozenset[bytes] | None = None) -> set[bytes]:
+        """Return the objects that are in no pack that the index knows, or are deltas without their bases.
+
+        With `condemned`, packs are asked for: those do not count, nor do missing or truncated ones.
+        """
+        asked = list(ids)
+        locate: Locate = self._index.locate
+        if condemned is not None:
+            present = PresentPacks(
+                self._backend, self._index, condemned=lambda n: self._index.pack_id(n) in condemned
+            )
+            locate = present.locate
+        return {asked[at] for at in np.flatnonzero(~resolve(locate, asked).found).tolist()}
+
+    def absent(self, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
+        """Return the objects that no pack holds, however hard one looks, each with the reason."""
+        if not ids:
+            return {}  # An empty question must not fetch the index.
+        try:
+            self.locate(ids)
+        except IntegrityError:
+            # Invariant 11: keep the reason for each of these; a damaged pack may have held them.
+            found = self._index.locate(ids).found.tolist()
+        else:
+            return {}
+        return {
+            object_id: MissingObject(
+                f"No pack of {self._backend.url} holds the object {object_id.hex()}. Add the model again, or copy it "
+                "from a store that has it."
+            )
+            for object_id, there in zip(ids, found, strict=True)
+            if not there
+        }
+
+    def packs_of(self, located: Located) -> dict[bytes, list[int]]:
+        """Return by pack id the positions of the objects that lie in it."""
+        return {self._index.pack_id(number): at.tolist() for number, at in located.by_pack()}
+
+    # ---- reading
+
+    def read(self, object_id: bytes) -> bytes:
+        """Return the verified plain bytes of one object; raises MissingObject or another IntegrityError."""
+        return self.read_many([object_id])[0]
+
+    def read_many(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Return the verified plain bytes of several objects, in order."""
+        located = self.locate(ids)
+        if not self._is_far:
+            return self._read_group(located, list(range(len(ids))))
+        groups = [list(item.frames) for item in plan_ranges(located, range(len(ids)))]
+        parts = ask_all(lambda group: self._read_group(located, group), groups)
+        plain = dict(zip(chain.from_iterable(groups), chain.from_iterable(parts), strict=True))
+        return [plain[at] for at in range(len(ids))]
+
+    def read_present(self, ids: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
+        """Return the plain bytes of those objects that can be read, by id, and why the others cannot.
+
+        All are read at once if they are whole; else by halves, so that a few bad ones among many cost little.
+        Raises BackendError for a store that fails (invariant 8).
+        """
+        if not ids:
+            return {}, {}
+        try:
+            return dict(zip(ids, self.read_many(ids), strict=True)), {}
+        except (IntegrityError, ObjectNotFound) as error:
+            # Invariant 11: no error is lost: once a single object is left, the error is returned for it.
+            if len(ids) == 1:
+                return {}, {ids[0]: error}
+        middle = len(ids) // 2
+        found, damaged = self.read_present(ids[:middle])
+        more, others = self.read_present(ids[middle:])
+        return {**found, **more}, {**damaged, **others}
+
+    def fill(
+        self,
+        located: Located,
+        wanted: Sequence[int],
+        buffer: memoryview,
+        edges: Sequence[int],
+        *,
+        elsewhere: bool = True,
+        verify: bool = True,
+    ) -> None:
+        """Decode the objects at positions `wanted` of `located` into `buffer`, verified, in that order.
+
+        `edges`, one more than there are objects, say where each begins and ends; that must be exactly its raw
+        length. The buffer is the caller's, and holds unspecified bytes if this raises. What is damaged is
+        read from another pack that holds it, if there is one and `elsewhere` is set. With `verify` off, only
+        what does not decode counts as damaged: the caller must prove the bytes by another hash that covers
+        them before anyone sees them (invariant 4).
+        """
+        pending = dict(zip(wanted, pairwise(edges), strict=True))
+        misses: Counter[int] = Counter()
+        while True:
+            gone: frozenset[int] = frozenset()
+            for part in plan_ranges(located, list(pending)):
+                if part.pack in gone:
+                    continue
+                try:
+                    self._fill_range(located, part, pending, buffer, verify=verify)
+                except ObjectNotFound:
+                    # Invariant 5: an entry whose pack is gone does not exist.
+                    misses[part.pack] += 1
+                    if misses[part.pack] > _MAX_MISSES:
+                        raise
+                    gone = self._index.forget_pack(part.pack)
+                except IntegrityError as error:
+                    # Invariant 4: damage is raised, unless another pack has the same object whole.
+                    if not elsewhere or not self._is_elsewhere(located, part, error):
+                        raise
+                else:
+                    for at in part.frames:
+                        del pending[at]
+            if not pending:
+                return
+            left = list(pending)
+            located = located.replaced(left, self.locate(located.ids(left)))
+
+    def verify(self, located: Located, wanted: Sequence[int]) -> None:
+        """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError."""
+        lengths = [int(located.rows["raw"][at]) for at in wanted]
+        for batch in batches(lengths, _BATCH):
+            edges = [0, *accumulate(lengths[batch.start : batch.stop])]
+            self.fill(
+                located,
+                wanted[batch.start : batch.stop],
+                new_buffer(edges[-1]),
+                edges,
+                elsewhere=False,
+            )
+
+    def _read_group(self, located: Located, group: Sequence[int]) -> list[bytes]:
+        edges = [0, *accumulate(located.rows["raw"][group].tolist())]
+        buffer = new_buffer(edges[-1])
+        self.fill(located, group, buffer, edges)
+        return [bytes(buffer[begin:end]) for begin, end in pairwise(edges)]
+
+    def _fill_range(
+        self,
+        located: Located,
+        part: Range,
+        places: dict[int, tuple[int, int]],
+        buffer: memoryview,
+        *,
+        verify: bool,
+    ) -> None:
+        """Fetch the frames of a range, and put their objects where `places` say."""
+        key = pack_key(self._index.pack_id(part.pack))
+        fetched = scratch(part.end - part.begin)
+        with bad_file_is_damage(self._backend, ADVICE):
+            count = self._backend.read_into(key, fetched, start=part.begin)
+        if count != len(fetched):
+            raise FormatError(f"{key} is truncated. {ADVICE}")
+        decode_frames(located, part, fetched, out=buffer, places=places, key=key, verify=verify)
+
+    def _is_elsewhere(self, located: Located, part: Range, error: IntegrityError) -> bool:
+        """Avoid a damaged pack from now on; say whether other packs hold everything that is read from it."""
+        if isinstance(error, UnsupportedVersion):
+            return False
+        self._index.avoid_pack(part.pack)
+        again = self._index.locate(located.ids(part.frames))
+        return bool((again.found & (again.rows["pack"] != part.pack)).all())
+
+    # ---- frames as they are stored
+
+    def fetch(self, part: Range, out: memoryview) -> None:
+        """Read a range of a pack into the caller's buffer, which has its size, as it is stored.
+
+        Raises ObjectNotFound if the pack is gone, FormatError if it ends before the range does.
+        """
+        key = pack_key(self._index.pack_id(part.pack))
+        done = 0
+        while done < len(out):
+            with bad_file_is_damage(self._backend):
+                count = self._backend.read_into(key, out[done:], start=part.begin + done)
+            if count == 0:
+                raise FormatError(f"{key} in {self._backend.url} is truncated.")
+            done += count  # A server may stop early without an error: ask for the rest again.
+
+    def verify_frames(self, located: Located, part: Range, fetched: memoryview) -> list[FrameHeader]:
+        """Prove that each frame of a fetched range decodes to its object (invariant 9); return their headers."""
+        return verify_frames(located, part, fetched, key=pack_key(self._index.pack_id(part.pack)))
+
+    # ---- packs
+
+    def footer(self, pack: bytes) -> Footer:
+        """Read and check the footer of a pack. Raises ObjectNotFound if it is gone, FormatError if it is damaged."""
+        return read_footer(self._backend, pack)
+
+    def check_pack(self, pack: bytes, *, size: int | None = None, read_data: bool = False) -> Footer:
+        """Check a pack apart from its frames, with `read_data` also its hash; return its footer.
+
+        `size` is what a listing has just said; without it, it is asked for, and must be the index's. Raises
+        ObjectNotFound if the pack is gone, FormatError if it is damaged.
+        """
+        if size is None:
+            with bad_file_is_damage(self._backend):
+                size = self._backend.stat(pack_key(pack)).size
+            expected = self._index.pack_size(self._index.number_of(pack))
+            if size != expected:
+                raise FormatError(f"{pack_key(pack)} has {size} bytes, and its index says {expected}.")
+        return check_pack(self._backend, pack, size=size, read_data=read_data)
+
+    def check_segment(self, key: str, footers: Mapping[bytes, Footer]) -> None:
+        """Check an index segment, and that it agrees with the footers of packs; raise FormatError if it does not."""
+        check_segment(self._backend, key, footers)
+
+    def cover(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
+        """Write an index segment over packs, and use it from now on."""
+        self._index.publish(packs)
+
+    def located_in(self, pack: bytes, footer: Footer) -> Located:
+        """Return where a pack's own footer says that its objects lie."""
+        return Located.of_footer(footer, self._index.number_of(pack))
+
+    def all_rows(self) -> Iterator[Rows]:
+        """Yield the rows of all frames in the store, those of each pack once."""
+        return self._index.all_rows()
+
+    def look_for_packs(self) -> None:
+        """Load new segments, and the footers of packs that none covers. Raises FormatError for a damaged pack."""
+        self._index.refresh()
+        self._index.read_uncovered()
+
+    def quarantined(self) -> frozenset[bytes]:
+        """Return the packs that were found damaged: nothing new may depend on them (invariant 9)."""
+        return read_quarantine(self._backend)
+
+    def note_gone(self, part: Range) -> None:
+        """Treat a pack that was not there as gone."""
+        self._index.forget_pack(part.pack)
+
+    def avoid(self, pack: bytes) -> bool:
+        """Prefer any other copy of what a damaged pack holds; say whether that is new."""
+        return self._index.avoid_pack(self._index.number_of(pack))
+
+    def pack_of(self, part: Range) -> bytes:
+        """Return the id of the pack of a range."""
+        return self._index.pack_id(part.pack)
+
+    # ---- publishing
+
+    def publication(
+        self,
+        put_record: Callable[[Record], Record],
+        *,
+        pack_target: int | None = None,
+        uploads: int | None = None,
+    ) -> Publication:
+        """Return a publish, to be used as a context manager; `put_record` writes a record that is drafted."""
+        return Publication(
+            backend=self._backend,
+            index=self._index,
+            read_present=self.read_present,
+            put_record=put_record,
+            settled=self._settled,
+            pack_target=pack_target,
+            uploads=uploads,
+        )
