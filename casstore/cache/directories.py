@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casstore.api.store import Store
 from casstore.errors import CasstoreError, ConfigError, RefNotFound
 from casstore.format.names import check_name
 from casstore.machine.user_folders import expand_home
-from casstore.store.store import Store
 
 if TYPE_CHECKING:
     from casstore.cache.failures import Failures
@@ -100,13 +100,13 @@ def open_cache(settings: CacheSettings, failures: Failures) -> tuple[CacheDirect
         elif settings.clean_evaluation_cache:
             shutil.rmtree(directories.evaluations, ignore_errors=True)
         directories.make()
-        store = Store.open(directories.store, create=True)
+        store = Store(directories.store, create=True)
     except (CasstoreError, OSError) as error:
         # Invariant 11: without its folder the pipeline goes on in a temporary one, and nothing is kept.
         failures.note(f"use {settings.get_local_cache_dir()}, so nothing is kept", error)
         directories = CacheDirectories.temporary()
         directories.make()
-        return directories, Store.open(directories.store, create=True, durability="none")
+        return directories, Store(directories.store, create=True, durability="none")
     if settings.clean_cache:
         _forget(store, ("models/", "runs/", "evaluations/"), directories, failures)
     elif settings.clean_evaluation_cache:
@@ -123,7 +123,7 @@ def _forget(
             for row in store.find(prefix, where={"workflow": directories.cache_dir.name}):
                 # A damaged ref does not stop the rest; another process may be cleaning as well.
                 with failures.tolerated(f"forget {row.name}"), contextlib.suppress(RefNotFound):
-                    store.delete_ref(row.name)
+                    store.rm(row.name)
 
 
 def checked_id(model_id: str) -> str:

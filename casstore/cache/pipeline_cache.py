@@ -279,7 +279,7 @@ class PipelineCache:
             return None
         return self.shared_class(
             url,
-            readonly=not self.config.update_shared_cache,
+            read_only=not self.config.update_shared_cache,
             shared=self.config.shared,
             known=self.dirs.locks / f"shared-{digest(url.encode()).hex()[:16]}",
             **self.config.storage_options,

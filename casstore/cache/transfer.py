@@ -15,9 +15,10 @@ from casstore.format.key_order import in_key_order, key_order
 if TYPE_CHECKING:
     from fsspec import Callback
 
+    from casstore.api.store import Store
     from casstore.cache.document import CollectedModel
     from casstore.format.record import Record
-    from casstore.store.store import AddResult, Store
+    from casstore.store.adding.add import AddResult
 
 
 _KEY_ORDER = "key_order"

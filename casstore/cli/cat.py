@@ -20,7 +20,7 @@ _PIECE = 4 << 20
 )
 def run(out: Session, *, ref_or_id: str, path: str) -> None:
     """Write one file of a model to the standard output."""
-    with out.open(readonly=True) as store, store.open_file(ref_or_id, path) as file:
+    with out.open(read_only=True) as store, store.open_file(ref_or_id, path) as file:
         if sys.stdout is None:
             raise ConfigError("There is nowhere to write to: the standard output is closed.")
         shutil.copyfileobj(file, sys.stdout.buffer, _PIECE)

@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 import click
 
-import casstore
 from casstore.cli.support.command import Command
 from casstore.cli.support.exits import ERROR
 from casstore.cli.support.session import Session
@@ -18,8 +17,8 @@ def run(out: Session, *, read_data: bool) -> None:
 
     The exit code is 1 if anything is wrong.
     """
-    with out.open(readonly=True) as store, out.progress("Checking") as callback:
-        report = casstore.check(store, read_data=read_data, callback=callback)
+    with out.open(read_only=True) as store, out.progress("Checking") as callback:
+        report = store.check(read_data=read_data, callback=callback)
     if out.as_json:
         out.print_json({"ok": report.ok, **asdict(report)})
     else:

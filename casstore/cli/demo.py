@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from casstore.api.demo import run_demo
 from casstore.cli.support.command import Command
 from casstore.cli.support.text import human_bytes, human_duration, human_percent, human_rate, megabytes
 from casstore.machine.user_folders import expand_home
-from casstore.ops.demo import run_demo
 
 if TYPE_CHECKING:
+    from casstore.api.demo import DemoReport
     from casstore.cli.support.session import Session
-    from casstore.ops.demo import DemoReport
 
 
 @click.command(cls=Command)

@@ -22,7 +22,7 @@ def run(out: Session, *, run_name: str) -> None:
 
     Names what differs: this is why the earlier result was not used.
     """
-    with out.open(readonly=True) as store:
+    with out.open(read_only=True) as store:
         found = explain_run(RunCacheManager(store), run_name.removeprefix("runs/"))
     if out.as_json:
         out.print_json(

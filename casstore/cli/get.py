@@ -19,9 +19,9 @@ from casstore.cli.support.text import counted, human_bytes, human_duration, huma
 )
 def run(out: Session, *, ref_or_id: str, dest: str, force: bool) -> None:
     """Write the files of a model, every byte verified."""
-    with out.open(readonly=True) as store, out.progress("Getting") as callback:
+    with out.open(read_only=True) as store, out.progress("Getting") as callback:
         started = time.perf_counter()
-        model = store.checkout(ref_or_id, dest, force=force, callback=callback)
+        model = store.get(ref_or_id, dest, force=force, callback=callback)
         seconds = time.perf_counter() - started
     ref, size, count = model.record.name, model.tree.size, len(model.tree.files)
     out.report(

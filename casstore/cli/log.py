@@ -32,7 +32,7 @@ def run(out: Session, *, ref_or_id: str | None, graph: bool, limit: int | None) 
     """List models with the runs that made them, newest first."""
     if graph and limit is not None:
         raise click.BadParameter("--graph draws everything; leave out --limit.", param_hint="--limit")
-    with out.open(readonly=True) as store:
+    with out.open(read_only=True) as store:
         found = read_graph(out.answer_for(store))
         models, links, ref = set(found.model_ids()), found.links, ""
         if ref_or_id is not None:
@@ -50,7 +50,7 @@ def run(out: Session, *, ref_or_id: str | None, graph: bool, limit: int | None) 
             columns=("time", "name", "model", "pass", "input", "status", ">took", ">evaluations"),
             rows=(
                 (
-                    local_time(entry.time),
+                    local_time(entry.time_ns),
                     _name(entry),
                     short_id(entry.model_id) or "-",
                     *link_cells(entry.links[-1] if entry.links else None),
@@ -80,8 +80,8 @@ def _evaluations(found: LineageGraph, entry: LogEntry) -> int:
 
 def _as_json(found: LineageGraph, entry: LogEntry) -> dict[str, Any]:
     return {
-        "time": utc_time(entry.time),
-        "time_ns": entry.time,
+        "time": utc_time(entry.time_ns),
+        "time_ns": entry.time_ns,
         "ref": entry.ref or None,
         "model_id": entry.model_id or None,
         "links": [link_as_json(link) for link in entry.links],

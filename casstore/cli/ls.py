@@ -14,7 +14,7 @@ from casstore.machine.local_names import tree_name
 )
 def run(out: Session, *, prefix: str) -> None:
     """List refs: name, model id, base, time."""
-    with out.open(readonly=True) as store:
+    with out.open(read_only=True) as store:
         rows = sorted(out.answer_for(store).find(prefix), key=lambda row: row.name)
     out.listing(
         (

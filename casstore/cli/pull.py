@@ -18,7 +18,7 @@ def run(out: Session, *, remote: str, **options: Any) -> None:
     All refs, or those named.
     """
     with (
-        out.open(readonly=True) if options["dry_run"] else out.open_to_fill() as store,
-        out.open_remote(remote, store, readonly=True) as other,
+        out.open(read_only=True) if options["dry_run"] else out.open_to_fill() as store,
+        out.open_remote(remote, store, read_only=True) as other,
     ):
         transfer(out, other, store, label="Pulling", **options)

@@ -22,7 +22,7 @@ def run(out: Session, *, remote: str, init: bool, **options: Any) -> None:
     if init and dry_run:
         raise click.UsageError("--init makes a store, and --dry-run changes nothing: leave out one of them.")
     with (
-        out.open(readonly=dry_run) as store,
-        out.open_remote(remote, store, readonly=dry_run, create=init) as other,
+        out.open(read_only=dry_run) as store,
+        out.open_remote(remote, store, read_only=dry_run, create=init) as other,
     ):
         transfer(out, store, other, label="Pushing", **options)

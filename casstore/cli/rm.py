@@ -27,7 +27,7 @@ def run(out: Session, *, ref: str, dry_run: bool) -> None:
 
     The model's bytes stay until they are collected, and as long as another ref needs them.
     """
-    with out.open(readonly=dry_run) as store:
+    with out.open(read_only=dry_run) as store:
         record, readable = _look(store, ref)
         if record is None and readable:
             raise RefNotFound(_missing(ref, sorted(row.name for row in store.find())))
@@ -35,7 +35,7 @@ def run(out: Session, *, ref: str, dry_run: bool) -> None:
         named = store.find(target=model_id) if model_id else []
         others = sorted(other.name for other in named if other.name != ref)
         if not dry_run:
-            store.delete_ref(ref)
+            store.rm(ref)
     did = "Would delete" if dry_run else "Deleted"
     if record is None or model_id is None:
         told = [f"{did} {ref}, of which the newest record could not be read."]

@@ -49,7 +49,7 @@ def run(
 
     `casstore show runs/NAME` shows one.
     """
-    with out.open(readonly=True) as store:
+    with out.open(read_only=True) as store:
         source, unknown_source = _model(store, input_model)
         made, unknown_made = _model(store, output_model)
         rows: list[RunSummary] = []

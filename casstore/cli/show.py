@@ -40,7 +40,7 @@ def run(out: Session, *, ref_or_id: str, tensors: bool) -> None:
 
     Of a model: its files, tensors, chunks, encodings and lineage.
     """
-    with out.open(readonly=True) as store:
+    with out.open(read_only=True) as store:
         if ref_or_id.startswith("runs/"):
             show_run(out, store, ref_or_id)
             return

@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 import click
 
-import casstore
 from casstore.cli.support.command import Command
 from casstore.cli.support.session import Session
 from casstore.cli.support.text import human_bytes, human_percent, leftovers_text
@@ -16,9 +15,9 @@ def run(out: Session) -> None:
 
     Models, bytes as files, bytes as stored, what is left over, and frames by encoding.
     """
-    with out.open(readonly=True) as store:
+    with out.open(read_only=True) as store:
         stats = out.answer_for(store).stats()
-        left = casstore.find_leftovers(store)
+        left = store.leftovers()
     if out.as_json:
         out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored, "leftovers": left})
         return

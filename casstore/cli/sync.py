@@ -20,7 +20,7 @@ def run(out: Session, *, src: str, dst: str, **options: Any) -> None:
     """
     one, other = out.places((src, dst))
     with (
-        out.open_at(one, readonly=True) as source,
-        out.open_at(other, readonly=options["dry_run"]) as destination,
+        out.open_at(one, read_only=True) as source,
+        out.open_at(other, read_only=options["dry_run"]) as destination,
     ):
         transfer(out, source, destination, label="Copying", **options)

@@ -87,7 +87,7 @@ class Resolved:
     record: Record
 
 
-class Store:
+class ModelStore:
     """A content-addressed store of models. Safe in threads, and in a child process after a fork."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Store:
         url_or_path: str | os.PathLike[str],
         *,
         create: bool = False,
-        readonly: bool = False,
+        read_only: bool = False,
         durability: Literal["full", "none"] = "full",
         shared: Literal["group"] | None = None,
         chunk_cache: int = CHUNK_CACHE,
@@ -139,7 +139,7 @@ class Store:
         backend = open_backend(
             os.fspath(url_or_path),
             create=create,
-            readonly=readonly,
+            read_only=read_only,
             durability=durability,
             shared=shared,
             **storage_options,
@@ -307,7 +307,7 @@ class Store:
 
     def open_file(self, ref_or_id: str, path: str) -> BinaryIO:
         """Open one file of a model for reading; only the chunks that are read are fetched and decoded."""
-        return self.open_layout(self.manifest(ref_or_id).layout(path), name=path)
+        return self.open_layout(self.model(ref_or_id).layout(path), name=path)
 
     def open_layout(self, layout: Layout, *, name: str) -> BinaryIO:
         """Open the file that a layout describes for reading; `name` is its name."""
@@ -319,9 +319,7 @@ class Store:
 
         bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes.
         """
-        return files.read_tensor(
-            self.manifest(ref_or_id).layout(path), self.objects, tensor=tensor, path=path
-        )
+        return files.read_tensor(self.model(ref_or_id).layout(path), self.objects, tensor=tensor, path=path)
 
     def manifest(self, ref_or_id: str) -> Model:
         """Return what a model consists of: its tree, its layouts and the record that names it."""
@@ -409,7 +407,7 @@ class Store:
         """
         name = name if name.startswith("tags/") else f"tags/{name}"
         names.check_name(name)
-        model = self.manifest(ref_or_id)
+        model = self.model(ref_or_id)
         manifest_id = model.record.manifest
         assert manifest_id is not None
         model_id = bytes.fromhex(model.model_id)

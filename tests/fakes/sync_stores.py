@@ -6,6 +6,7 @@ import itertools
 import uuid
 
 import fsspec
+from casstore.store.model_store import ModelStore
 from contract.backends import ObjectDriver, ObjectFileSystem
 from fakes.faulty_backend import FaultyBackend
 from fakes.stores import read_model, write_model
@@ -16,7 +17,6 @@ from casstore.format import names
 from casstore.format.marks import FORMAT_KEY
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
-from casstore.store.store import Store
 
 _folders = itertools.count()
 
@@ -80,7 +80,7 @@ class Side:
         self.faulty = FaultyBackend(self.backend)
 
     def open(self, backend):
-        return Store(backend, store_id=self.store_id, machine=MachineState(None))
+        return ModelStore(backend, store_id=self.store_id, machine=MachineState(None))
 
     def broken(self, *, tries=None):
         """Return the store behind the faults; with `tries`, requests are repeated without pauses."""

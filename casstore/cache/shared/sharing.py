@@ -11,9 +11,9 @@ from casstore.errors import CasstoreError, ConflictError, IntegrityError, RefNot
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from casstore.api.store import Store
     from casstore.cache.shared.store import SharedStore
     from casstore.format.record import Record
-    from casstore.store.store import Store
 
 _log = logging.getLogger("casstore.cache")
 _T = TypeVar("_T")

@@ -8,12 +8,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from casstore.api.store import Store
 from casstore.backend.location import parse_location
 from casstore.cache.shared.mounts import unmounted
 from casstore.cache.views import write_file
 from casstore.errors import ConfigError, RefNotFound, StoreNotFound
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ class SharedStore:
     store, in a folder or bucket. `known` is a file in which this machine notes which store
     it found: if there is none now, a disk is probably not mounted, and no other store is made.
 
-    `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. With `readonly` nothing
+    `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. With `read_only` nothing
     is written to it. `shared="group"` gives the folder's group access where this makes a store in a folder; an existing store
     stays as it is. `storage_options` go to its file system. Raises ConfigError for a URL that no store can
     have, such as one with a user or a secret in it.
@@ -42,7 +42,7 @@ class SharedStore:
         account_or_url: str,
         container: str | None = None,
         *,
-        readonly: bool = False,
+        read_only: bool = False,
         shared: Literal["group"] | None = None,
         known: str | os.PathLike[str] | None = None,
         **storage_options: Any,
@@ -54,7 +54,7 @@ class SharedStore:
         )
         self._location = parse_location(url)  # Before anything displays or logs it.
         self.url = url
-        self.readonly = readonly
+        self.read_only = read_only
         self._shared = shared
         self._known = Path(known) if known is not None else None
         self._storage_options = storage_options
@@ -70,7 +70,7 @@ class SharedStore:
 
         Raises BackendError, or ConfigError where there is none and none is made.
         """
-        remote = self._opened(create=not self.readonly)
+        remote = self._opened(create=not self.read_only)
         assert remote is not None
         return remote
 
@@ -131,7 +131,7 @@ class SharedStore:
 
     def delete(self, ref: str) -> None:
         """Delete one ref. Raises RefNotFound if there is none."""
-        self._existing_with(ref).delete_ref(ref)
+        self._existing_with(ref).rm(ref)
 
     def list(self, prefix: str = "") -> dict[str, Record]:
         """Return the current record of every ref whose name starts with `prefix`."""
@@ -161,8 +161,8 @@ class SharedStore:
             return self._remote
 
     def _open(self, *, create: bool) -> Store:
-        return Store.open(
-            self.url, create=create, readonly=self.readonly, shared=self._shared, **self._storage_options
+        return Store(
+            self.url, create=create, read_only=self.read_only, shared=self._shared, **self._storage_options
         )
 
     def _check_mounted(self, error: StoreNotFound) -> None:

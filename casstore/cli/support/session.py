@@ -52,18 +52,18 @@ class Session:
         """The path or URL of the store: the option, else the environment, else the user's own store."""
         return expand_home(self.store_option or os.environ.get(STORE_VARIABLE) or "") or default_place()
 
-    def open(self, *, readonly: bool = False) -> Store:
+    def open(self, *, read_only: bool = False) -> Store:
         """Open the store; the caller closes it."""
-        return self.open_at(self.place, readonly=readonly)
+        return self.open_at(self.place, read_only=read_only)
 
     def open_or_create(self, place: str, *, shared: Literal["group"] | None = None) -> tuple[Store, bool]:
         """Open the store at a place, making it if there is none, for its folder's group or private; say whether it was made."""
         place = expand_home(place)
         try:
-            return casstore.Store.open(store_in(place), shared=shared), False
+            return casstore.Store(store_in(place), shared=shared), False
         except StoreNotFound:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
-            return casstore.Store.open(place, create=True, shared=shared), True
+            return casstore.Store(place, create=True, shared=shared), True
 
     def open_to_fill(self) -> Store:
         """Open the store; the user's own is made on first use, and a note says so. The caller closes it."""
@@ -74,20 +74,20 @@ class Session:
             self.note(f"made your own store at {self.place}.")
         return opened
 
-    def open_at(self, place: str, *, readonly: bool = False) -> Store:
+    def open_at(self, place: str, *, read_only: bool = False) -> Store:
         """Open the store at a path or URL, or of the pipeline's cache in that folder; the caller closes it.
 
         `~` is the home directory: shells leave it alone in `--store=~/x`, and files and variables have no shell.
         """
-        return casstore.Store.open(store_in(expand_home(place)), readonly=readonly)
+        return casstore.Store(store_in(expand_home(place)), read_only=read_only)
 
     def open_remote(
-        self, remote: str, store: Store, *, readonly: bool = False, create: bool = False
+        self, remote: str, store: Store, *, read_only: bool = False, create: bool = False
     ) -> Store:
         """Open, or make, the store that `remote`, a name of this store's or a place, means; the caller closes it."""
         place = Remotes(store.store_id).resolve(remote)
         if not create:
-            return self.open_at(place, readonly=readonly)
+            return self.open_at(place, read_only=read_only)
         opened, created = self.open_or_create(place)
         if created:
             self.note(f"made a store at {opened.backend.url}.")
@@ -102,7 +102,7 @@ class Session:
 
     def store_id(self) -> str:
         """Return the id of the store, under which its settings are kept."""
-        with self.open(readonly=True) as opened:
+        with self.open(read_only=True) as opened:
             return opened.store_id
 
     def note(self, text: str) -> None:

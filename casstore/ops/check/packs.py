@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from casstore.backend.base import Entry
     from casstore.objects import Footer
     from casstore.ops.check.report import Progress
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _DAMAGED = (
     "Restore it from another copy; or run `casstore quarantine REF` for each model that is in it, then add the model "
@@ -28,7 +28,7 @@ _APART = "It is set apart, and nothing new relies on it. Once this check names n
 
 
 def check_packs(
-    store: Store, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
+    store: ModelStore, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
 ) -> dict[bytes, Footer]:
     """Check every pack; return the footers of those that are whole."""
     footers: dict[bytes, Footer] = {}

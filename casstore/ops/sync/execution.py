@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from casstore.format.record import Record
     from casstore.objects import Damage, EncodedFrames, Located, Publication
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 GROUP_BYTES = 4 << 30
 GROUP_REFS = 256
@@ -232,7 +232,7 @@ def _missing(publication: Publication, ids: list[bytes]) -> list[bytes]:
     return [ids[at] for at in np.flatnonzero(~publication.known(ids)).tolist()]
 
 
-def _hints(dst: Store, ids: bytes) -> tuple[bytes, ...]:
+def _hints(dst: ModelStore, ids: bytes) -> tuple[bytes, ...]:
     """Return packs of the destination that hold a ref's objects."""
     if not ids:
         return ()

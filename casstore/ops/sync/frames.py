@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from casstore.errors import CasstoreError
     from casstore.objects import Located, Range
     from casstore.ops.sync.bandwidth import TokenBucket
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class FrameSource:
 
     def __init__(
         self,
-        store: Store,
+        store: ModelStore,
         *,
         max_concurrency: int,
         bucket: TokenBucket,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from casstore.errors import CasstoreError
     from casstore.format.manifest import ModelManifest
     from casstore.format.record import Record
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _MANIFESTS = 1024
 _BATCH = 32 << 20
@@ -54,7 +54,7 @@ class Needs:
         self.failed.update(lacking(self.found, lost))
 
 
-def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> Needs:
+def needs_of(src: ModelStore, dst: ModelStore, records: Iterable[Record]) -> Needs:
     """Return what records of `src` need.
 
     Objects in both stores are read from `dst` if that is near and `src` is not.
@@ -121,7 +121,9 @@ def _join(
     return b"".join(dict.fromkeys((manifest_id, manifest.model_id, *manifest.layouts, *chunks)))
 
 
-def _batches(src: Store, dst: Store, manifests: dict[bytes, ModelManifest]) -> Iterator[list[bytes]]:
+def _batches(
+    src: ModelStore, dst: ModelStore, manifests: dict[bytes, ModelManifest]
+) -> Iterator[list[bytes]]:
     """Divide the models into lists whose trees and layouts are small together."""
 
     def size(manifest: ModelManifest) -> int:
@@ -136,7 +138,7 @@ def _batches(src: Store, dst: Store, manifests: dict[bytes, ModelManifest]) -> I
 
 
 def _read(
-    src: Store, dst: Store, ids: Sequence[bytes]
+    src: ModelStore, dst: ModelStore, ids: Sequence[bytes]
 ) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
     """Return the plain bytes of objects by their ids, and why others cannot be read in `src`."""
     if dst.backend.is_remote or not src.backend.is_remote:

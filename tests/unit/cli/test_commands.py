@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 import pytest
+from casstore.api.store import Store
 from click.testing import CliRunner
 from fakes.model_files import safetensors_bytes
 
 import casstore
 from casstore.cli import app
 from casstore.cli.support.exits import BROKEN_PIPE, SIGNALLED
-from casstore.store.store import Store
 
 HEX = 64
 
@@ -232,7 +232,7 @@ class TestReading:
         def refuse(*_):
             raise AssertionError("ls must read records only")
 
-        monkeypatch.setattr(Store, "manifest", refuse)
+        monkeypatch.setattr(Store, "model", refuse)
         run("ls", "--store", place)
 
     def test_show(self, place, added, model):

@@ -17,7 +17,7 @@ from casstore.store.adding.sources import find_sources
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as store:
+    with Store(tmp_path / "store", create=True, durability="none") as store:
         yield store
 
 
@@ -51,7 +51,7 @@ def test_under_another_name_it_is_read_but_neither_parsed_nor_stored(store, tmp_
         first.bytes_total,
         first.chunks,
     )
-    store.checkout(again.ref, tmp_path / "out")
+    store.get(again.ref, tmp_path / "out")
     assert (tmp_path / "out" / "other.safetensors").read_bytes() == (
         tmp_path / "a" / "model.safetensors"
     ).read_bytes()
@@ -72,7 +72,7 @@ def test_a_byte_that_no_sample_covers_makes_another_file(store, tmp_path, parsed
     added = store.add(other, callback=counts)
     assert parsed == ["model.safetensors"] * 2
     assert counts.value == counts.size == len(data)
-    store.checkout(added.ref, tmp_path / "out")
+    store.get(added.ref, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == data
 
 
@@ -104,11 +104,11 @@ def test_what_the_store_lost_is_stored_again(store, tmp_path, parsed):
         if pack.is_file():
             pack.unlink()
     os.rename(path.parent, tmp_path / "b")
-    with Store.open(tmp_path / "store") as opened:
+    with Store(tmp_path / "store") as opened:
         added = opened.add(tmp_path / "b")
         assert added.chunks_new == added.chunks
         assert parsed == ["model.safetensors"] * 2
-        opened.checkout(added.ref, tmp_path / "out")
+        opened.get(added.ref, tmp_path / "out")
 
 
 def test_a_change_while_it_is_read_is_a_conflict(store, tmp_path):
