@@ -5,6 +5,7 @@ Imports go down only:
     cli            one file for each command
     integrations   cas:// for fsspec, microsoft/Olive
     cache          OliveCache and its parts: models, runs, sharing
+    api            Store, the public interface
     ops            check, sync, and other work on whole stores
     store          models: add, check out, read
     refs           names and their records
@@ -28,6 +29,9 @@ from typing import TYPE_CHECKING, Any
 from casstore._version import __version__
 
 if TYPE_CHECKING:
+    from casstore.api.store import Store
+    from casstore.api.store import Store as open  # noqa: A004 - casstore.open, as in builtins and zarr
+    from casstore.api.values import FileInfo, RefInfo, TensorInfo
     from casstore.cache.config import CacheConfig
     from casstore.cache.model_cache import ModelCacheManager
     from casstore.cache.olive_cache import OliveCache
@@ -35,88 +39,136 @@ if TYPE_CHECKING:
     from casstore.cache.shared_cache import SharedCache
     from casstore.cache.transfer import ModelFileTransfer
     from casstore.errors import (
+        AccessDenied,
         BackendError,
+        BackendUnavailable,
         CasstoreError,
         ConfigError,
         ConflictError,
+        DigestMismatch,
+        FormatError,
         IntegrityError,
+        MissingObject,
+        NameTaken,
+        ObjectExists,
+        ObjectNotFound,
+        PathNotFound,
+        RefConflict,
         RefNotFound,
+        StoreNotFound,
+        TensorNotFound,
+        UnsupportedVersion,
     )
-    from casstore.ops.check import CheckReport, check
-    from casstore.ops.leftovers import Leftovers, find_leftovers
+    from casstore.ops.check import CheckReport
+    from casstore.ops.describe import ModelDescription
+    from casstore.ops.leftovers import Leftovers
+    from casstore.ops.lineage import Lineage
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
-    from casstore.refs.rows import RefRow
+    from casstore.store.adding.add import AddResult
     from casstore.store.model import Model
-    from casstore.store.store import AddResult, Store
     from casstore.store.usage import StoreStats
 
 __all__ = [
+    "AccessDenied",
     "AddResult",
     "BackendError",
+    "BackendUnavailable",
     "CacheConfig",
     "CasstoreError",
     "CheckReport",
     "ConfigError",
     "ConflictError",
+    "DigestMismatch",
+    "FileInfo",
+    "FormatError",
     "IntegrityError",
     "Leftovers",
+    "Lineage",
+    "MissingObject",
     "Model",
     "ModelCacheManager",
+    "ModelDescription",
     "ModelFileTransfer",
+    "NameTaken",
+    "ObjectExists",
+    "ObjectNotFound",
     "OliveCache",
+    "PathNotFound",
+    "RefConflict",
+    "RefInfo",
     "RefNotFound",
-    "RefRow",
     "RunCacheManager",
     "SharedCache",
     "Store",
+    "StoreNotFound",
     "StoreStats",
     "SyncPlan",
     "SyncReport",
+    "TensorInfo",
+    "TensorNotFound",
+    "UnsupportedVersion",
     "__version__",
-    "check",
     "execute_sync",
-    "find_leftovers",
+    "open",
     "plan_sync",
 ]
 
 _HOMES = {
-    "AddResult": "casstore.store.store",
+    "AccessDenied": "casstore.errors",
+    "AddResult": "casstore.store.adding.add",
     "BackendError": "casstore.errors",
+    "BackendUnavailable": "casstore.errors",
     "CacheConfig": "casstore.cache.config",
     "CasstoreError": "casstore.errors",
     "CheckReport": "casstore.ops.check",
     "ConfigError": "casstore.errors",
     "ConflictError": "casstore.errors",
+    "DigestMismatch": "casstore.errors",
+    "FileInfo": "casstore.api.values",
+    "FormatError": "casstore.errors",
     "IntegrityError": "casstore.errors",
     "Leftovers": "casstore.ops.leftovers",
+    "Lineage": "casstore.ops.lineage",
+    "MissingObject": "casstore.errors",
     "Model": "casstore.store.model",
     "ModelCacheManager": "casstore.cache.model_cache",
+    "ModelDescription": "casstore.ops.describe",
     "ModelFileTransfer": "casstore.cache.transfer",
+    "NameTaken": "casstore.errors",
+    "ObjectExists": "casstore.errors",
+    "ObjectNotFound": "casstore.errors",
     "OliveCache": "casstore.cache.olive_cache",
+    "PathNotFound": "casstore.errors",
+    "RefConflict": "casstore.errors",
+    "RefInfo": "casstore.api.values",
     "RefNotFound": "casstore.errors",
-    "RefRow": "casstore.refs.rows",
     "RunCacheManager": "casstore.cache.run_cache",
     "SharedCache": "casstore.cache.shared_cache",
-    "Store": "casstore.store.store",
+    "Store": "casstore.api.store",
+    "StoreNotFound": "casstore.errors",
     "StoreStats": "casstore.store.usage",
     "SyncPlan": "casstore.ops.sync",
     "SyncReport": "casstore.ops.sync",
-    "check": "casstore.ops.check",
+    "TensorInfo": "casstore.api.values",
+    "TensorNotFound": "casstore.errors",
+    "UnsupportedVersion": "casstore.errors",
     "execute_sync": "casstore.ops.sync:execute",
-    "find_leftovers": "casstore.ops.leftovers",
+    "open": "casstore.api.store:Store",
     "plan_sync": "casstore.ops.sync",
 }
 """The module of each public name; after a colon, the name that it has there."""
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, own = home.partition(":")
-    value = globals()[name] = getattr(importlib.import_module(module), own or name)
-    return value
+if not TYPE_CHECKING:  # A type checker would take every name for one that is here.
+
+    def __getattr__(name: str) -> Any:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, own = home.partition(":")
+        value = globals()[name] = getattr(importlib.import_module(module), own or name)
+        return value
 
 
 def __dir__() -> list[str]:
