@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from casstore.ops.variants import from_float32
+from casstore.api.variants import from_float32
 
 if TYPE_CHECKING:
     from pathlib import Path

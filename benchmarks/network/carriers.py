@@ -85,15 +85,15 @@ class Casstore(Carrier):
 
     def fill(self, site: Site, model: Model) -> None:
         """`Store.add`."""
-        with Store.open(site.home / "store", create=True) as store:
+        with Store(site.home / "store", create=True) as store:
             store.add(model.folder, ref=f"models/{model.name}")
 
     def push(self, site: Site, models: Sequence[Model]) -> Told:
         """What `casstore push` does, opening of both stores included."""
         refs = [f"models/{model.name}" for model in models]
         with (
-            Store.open(site.home / "store") as store,
-            Store.open(site.remote.url, create=True, **site.remote.options) as far,
+            Store(site.home / "store") as store,
+            Store(site.remote.url, create=True, **site.remote.options) as far,
         ):
             report = execute_sync(plan_sync(store, far, refs))
         return {"missing": report.bytes_missing, "moving_seconds": report.seconds}
@@ -101,13 +101,13 @@ class Casstore(Carrier):
     def pull(self, site: Site, names: Sequence[str], dest: Path) -> Told:
         """What `casstore pull` and `casstore get` do."""
         started = time.perf_counter()
-        with Store.open(site.home / "store", create=True) as store:
-            with Store.open(site.remote.url, readonly=True, **site.remote.options) as far:
+        with Store(site.home / "store", create=True) as store:
+            with Store(site.remote.url, read_only=True, **site.remote.options) as far:
                 report = execute_sync(plan_sync(far, store, [f"models/{name}" for name in names]))
             seconds = time.perf_counter() - started
             for name in names:
                 if not (dest / name).exists():
-                    store.checkout(f"models/{name}", dest / name)
+                    store.get(f"models/{name}", dest / name)
         return {"missing": report.bytes_missing, "pull_seconds": seconds, "moving_seconds": report.seconds}
 
 

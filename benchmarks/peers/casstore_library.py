@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CasstoreLibrary:
-    """One `Store.add` per model and one `Store.checkout` per model, on one open store."""
+    """One `Store.add` per model and one `Store.get` per model, on one open store."""
 
     name = "casstore"
     setting = "durability full"
@@ -31,7 +31,7 @@ class CasstoreLibrary:
         return str(self._casstore.__version__)
 
     def prepare(self, store: Path) -> None:
-        """`Store.open(create=True)`."""
+        """`Store(create=True)`."""
         self._store.open(store, create=True).close()
 
     def add(self, store: Path, models: Sequence[Model], *, reread: bool) -> Receipt:
@@ -43,10 +43,10 @@ class CasstoreLibrary:
         return {"models": [model.name for model in models]}
 
     def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:
-        """One `Store.checkout` each, on one open store."""
+        """One `Store.get` each, on one open store."""
         with self._store.open(store) as opened:
             for name in receipt["models"]:
-                opened.checkout(f"models/{name}", dest / name)
+                opened.get(f"models/{name}", dest / name)
 
     def stored_bytes(self, store: Path) -> int:
         """Everything in the store: packs, index, refs."""

@@ -97,7 +97,7 @@ def write(store: str, models: list[list[Any]], gate: str, number: int, writers: 
         time.sleep(0.001)
     began = time.monotonic()  # One clock for all processes of a machine.
     added: set[str] = set()
-    with Store.open(store, durability="full") as opened:
+    with Store(store, durability="full") as opened:
         for name, folder, base in models:
             known = f"models/{base}" if base in added else None
             opened.add(folder, ref=f"models/{name}", base=known, stat_cache=False)
@@ -107,7 +107,7 @@ def write(store: str, models: list[list[Any]], gate: str, number: int, writers: 
 
 def inspect(store: str) -> dict[str, Any]:
     """Check every byte of a store; return problems, the number of refs, and the bytes of superfluous frames."""
-    with Store.open(store) as opened:
+    with Store(store) as opened:
         report = check(opened, read_data=True)
         smallest: dict[bytes, int] = {}
         total = 0

@@ -104,7 +104,7 @@ def build(store: str, chunks: int) -> str:
     rng = np.random.default_rng(25)
     wanted = np.sort(rng.choice(chunks, min(chunks, LOOKED_UP), replace=False))
     present: list[bytes] = []
-    with Store.open(store, create=True, durability="none") as opened:
+    with Store(store, create=True, durability="none") as opened:
         for begin in range(0, chunks, ADDED):
             end = min(begin + ADDED, chunks)
             packs = [
@@ -131,7 +131,7 @@ def look_up(store: str, ids: str) -> dict[str, float]:
         times.append(time.perf_counter() - started)
 
     with timed():
-        opened = Store.open(store)
+        opened = Store(store)
         opened.index.refresh()
     with timed():
         found = opened.index.locate(asked).found

@@ -112,13 +112,13 @@ def sample(answer: dict[str, Any], choice: Choice, seen: set[str]) -> Sample:
 def read_stored(store: str, ref: str, path: str, tensor: str) -> dict[str, object]:
     """Open a store and read a tensor twice."""
     marks = [time.perf_counter()]
-    opened = Store.open(store)
+    opened = Store(store)
     marks.append(time.perf_counter())
     counts = _count_pack_reads(opened.backend)
-    first = opened.read_tensor(ref, path, tensor)
+    first = opened.read_tensor(ref, tensor, file=path)
     marks.append(time.perf_counter())
     read = sum(counts)
-    second = opened.read_tensor(ref, path, tensor)
+    second = opened.read_tensor(ref, tensor, file=path)
     marks.append(time.perf_counter())
     return {"times": np.diff(marks).tolist(), "read": read, "hashes": [_hash(first), _hash(second)]}
 

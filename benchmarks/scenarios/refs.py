@@ -121,7 +121,7 @@ def build(store: str, count: int) -> None:
     source = Path(f"{store}-source")
     source.mkdir()
     (source / "weights.bin").write_bytes(os.urandom(_MODEL_BYTES))
-    with Store.open(store, create=True, durability="none") as opened:
+    with Store(store, create=True, durability="none") as opened:
         opened.add(source, ref=_name(0))
         record = opened.resolve(_name(0)).record
         for number in range(1, count):
@@ -137,7 +137,7 @@ def build(store: str, count: int) -> None:
 
 def forget(store: str) -> None:
     """Throw away what this machine knows of the store."""
-    with Store.open(store) as opened:
+    with Store(store) as opened:
         state = state_path(bytes.fromhex(opened.store_id), opened.backend.url)
     shutil.rmtree(os.path.dirname(state), ignore_errors=True)
 
@@ -160,7 +160,7 @@ def list_records(store: str) -> dict[str, Any]:
 def add_runs(store: str) -> dict[str, Any]:
     """Add runs, look each up again, and delete it; the median time of each in seconds."""
     times: dict[str, list[float]] = {"add": [], "read": []}
-    with Store.open(store) as opened:
+    with Store(store) as opened:
         for _ in range(_RUNS):
             name = f"runs/{os.urandom(8).hex()}"
             started = time.perf_counter()
@@ -170,7 +170,7 @@ def add_runs(store: str) -> dict[str, Any]:
             record = opened.record(name)
             times["read"].append(time.perf_counter() - started)
             assert record is not None
-            opened.delete_ref(name)
+            opened.rm(name)
     return {label: statistics.median(found) for label, found in times.items()}
 
 
@@ -187,7 +187,7 @@ def add(store: str, folder: str) -> dict[str, Any]:
 def _measured(store: str, run: Callable[[Store], dict[str, Any]]) -> dict[str, Any]:
     before = peak_rss()
     started = time.perf_counter()
-    with Store.open(store) as opened:
+    with Store(store) as opened:
         answer = run(opened)
         seconds = time.perf_counter() - started
         return {**answer, "seconds": seconds, "memory": peak_rss() - before}

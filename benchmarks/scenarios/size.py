@@ -98,7 +98,7 @@ def split(store: str) -> dict[str, Any]:
     """
     plain = left = headers = described = footers = 0
     saved: Counter[str] = Counter()
-    with Store.open(store) as opened:
+    with Store(store) as opened:
         stats = opened.stats()
         for entry in opened.backend.list(PACK_PREFIX):
             footer = read_footer(opened.backend, pack_id_of(entry.key))

@@ -163,7 +163,7 @@ def _many(harness: Harness, lines: Network | None, kind: str) -> dict[str, Sampl
 def _fill(store: Path, models: Sequence[str]) -> None:
     """Make a store of small models that differ."""
     generator = np.random.default_rng(7)
-    with Store.open(store, create=True, durability="none") as opened:
+    with Store(store, create=True, durability="none") as opened:
         file = store.parent / "weights.bin"
         for model in models:
             file.write_bytes(generator.bytes(4_000))

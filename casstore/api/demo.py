@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from casstore.api.store import Store
+from casstore.api.variants import read_tensors, write_variants
 from casstore.errors import ConfigError, IntegrityError
 from casstore.machine.state import machine_folder
-from casstore.ops.variants import read_tensors, write_variants
 from casstore.store.checkout import staging
-from casstore.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +86,7 @@ def run_demo(
         folder, kept_folder = os.path.join(scratch, "variant"), source
         os.mkdir(folder)
         announce("making variants")
-        for name, title in write_variants(read_tensors(opened.manifest(original), source), folder):
+        for name, title in write_variants(read_tensors(opened.model(original), source), folder):
             ref = add(name, title, folder, original)
             if name == "retrained":
                 kept, kept_folder = ref, os.path.join(scratch, name)
@@ -97,7 +97,7 @@ def run_demo(
         announce(f"getting back: {kept}")
         back = os.path.join(scratch, "checkout")
         started = time.perf_counter()
-        model = opened.checkout(kept, back)
+        model = opened.get(kept, back)
         seconds = time.perf_counter() - started
         announce("comparing every byte")
         _compare(kept_folder, back)
@@ -179,7 +179,7 @@ def _scratch() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _opened(place: str | None, scratch: str) -> Iterator[Store]:
-    with Store.open(place or os.path.join(scratch, "store"), create=True) as store:
+    with Store(place or os.path.join(scratch, "store"), create=True) as store:
         try:
             yield store
         finally:

@@ -40,7 +40,7 @@ def open_backend(
     url_or_path: str | os.PathLike[str],
     *,
     create: bool = False,
-    readonly: bool = False,
+    read_only: bool = False,
     durability: Durability = "full",
     shared: Literal["group"] | None = None,
     **storage_options: Any,
@@ -50,15 +50,17 @@ def open_backend(
     A path or file:// is a local directory; memory://NAME is this process's store of that name; any other URL
     goes to fsspec with `storage_options`, wrapped so that throttling and outages are retried. The https:// URL
     of a container of Azure Blob Storage means that container; any other web server is readonly. `create` makes
-    what is missing; `readonly` refuses every write and makes nothing. `durability` and `shared` matter to
+    what is missing; `read_only` refuses every write and makes nothing. `durability` and `shared` matter to
     local directories only. Raises ConfigError for what cannot be opened as given.
     """
     if durability not in ("full", "none"):
         raise ConfigError(f"durability is {durability!r}: use 'full', or 'none' for a throw-away store.")
     if shared not in (None, "group"):
         raise ConfigError(f"shared is {shared!r}: use None or 'group'.")
-    if readonly and create:
-        raise ConfigError("A store cannot be made with readonly=True: make it first, then open it readonly.")
+    if read_only and create:
+        raise ConfigError(
+            "A store cannot be made with read_only=True: make it first, then open it read-only."
+        )
     location = parse_location(url_or_path)
     if storage_options and location.kind != "fsspec":
         names = ", ".join(sorted(storage_options))
@@ -73,11 +75,11 @@ def open_backend(
         # stores on this machine do not need them.
         from casstore.backend.fsspec.backend import FsspecBackend  # noqa: PLC0415
 
-        if location.target.startswith(("http://", "https://")) and not readonly:
-            raise ConfigError(f"{location.target} can only be read from: open it with readonly=True.")
+        if location.target.startswith(("http://", "https://")) and not read_only:
+            raise ConfigError(f"{location.target} can only be read from: open it with read_only=True.")
         options = {**location.options, **storage_options}
         backend = RetryingBackend(
             retry(lambda _: FsspecBackend(location.target, create=create, storage_options=options), _OPENING),
             opening=_OPENING,
         )
-    return ReadonlyBackend(backend) if readonly else backend
+    return ReadonlyBackend(backend) if read_only else backend

@@ -62,7 +62,7 @@ def from_os_error(
     if number == errno.EROFS:
         return AccessDenied(
             f"Cannot {doing}: the file system is read-only. Mount it writable, or open the store with "
-            "readonly=True."
+            "read_only=True."
         )
     if number in _REFUSED:
         return AccessDenied(

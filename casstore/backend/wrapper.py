@@ -130,6 +130,6 @@ class ReadonlyBackend(BackendWrapper):
 
     def _refuse(self, doing: str) -> NoReturn:
         raise AccessDenied(
-            f"Cannot {doing} in {self.url}: the store was opened with readonly=True. Open it without that "
+            f"Cannot {doing} in {self.url}: the store was opened with read_only=True. Open it without that "
             "to write."
         )

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from fsspec import Callback
 
+    from casstore.api.store import Store
     from casstore.cache.olive.document import ModelDocument
     from casstore.cache.placements.placements import Placements
     from casstore.format.record import Record
     from casstore.machine.stat_identity import StatIdentity
-    from casstore.store.store import Store
 
 _PREFIX = "models/"
 
@@ -245,7 +245,7 @@ class ModelCacheManager:
         """Forget a cached model; a later gc frees what only it held. Raises RefNotFound if there is none."""
         if self.record(name) is None:
             raise RefNotFound(f"No cached model named {name!r}.")
-        self._store.delete_ref(model_ref(name))
+        self._store.rm(model_ref(name))
 
 
 def model_ref(name: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casstore.api.store import Store
 from casstore.cache import environment, evaluators
 from casstore.cache.config import CacheConfig
 from casstore.cache.directories import CacheDirectories, checked_id
@@ -39,7 +40,6 @@ from casstore.digest import digest, is_hex
 from casstore.errors import CasstoreError, ConfigError, IntegrityError, RefNotFound
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.ops.quarantine import quarantine_damaged
-from casstore.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -98,7 +98,7 @@ class OliveCache:
         if url is not None:
             self.shared_cache = SharedCache(
                 url,
-                readonly=not self.update_shared_cache,
+                read_only=not self.update_shared_cache,
                 shared=self.config.shared,
                 known=self.dirs.locks / f"shared-{digest(url.encode()).hex()[:16]}",
                 **self.config.storage_options,
@@ -496,14 +496,14 @@ class OliveCache:
                         folder, ignore_errors=True
                     )  # The user asked for it; another process may do the same.
             directories.make()
-            return directories, Store.open(directories.store, create=True)
+            return directories, Store(directories.store, create=True)
         except (CasstoreError, OSError) as error:
             # Invariant 11: without its folder the pipeline goes on in a temporary one, and nothing is kept.
             self._note(f"use {self.config.get_local_cache_dir()}, so nothing is kept", error)
         directories = CacheDirectories.temporary()
         self._temporary = directories.cache_dir
         directories.make()
-        return directories, Store.open(directories.store, create=True, durability="none")
+        return directories, Store(directories.store, create=True, durability="none")
 
     def _clean(self) -> None:
         """Forget what this workflow cached, if the config says so."""
@@ -519,7 +519,7 @@ class OliveCache:
                 for row in self.local.find(prefix, where={"workflow": self.dirs.cache_dir.name}):
                     # A damaged ref does not stop the rest; another process may be cleaning as well.
                     with self._attempt(f"forget {row.name}"), contextlib.suppress(RefNotFound):
-                        self.local.delete_ref(row.name)
+                        self.local.rm(row.name)
 
     @contextlib.contextmanager
     def _attempt(self, doing: str) -> Iterator[None]:

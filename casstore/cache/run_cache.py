@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from casstore.api.store import Store
     from casstore.format.record import Record
     from casstore.refs.rows import RefRow
-    from casstore.store.store import Store
 
 _log = logging.getLogger("casstore.cache")
 
@@ -153,7 +153,7 @@ class RunCacheManager:
         """Forget a run; the model that it made stays. Raises RefNotFound if there is none."""
         if self._store.record(run_ref(name)) is None:
             raise RefNotFound(f"No run named {name!r}.")
-        self._store.delete_ref(run_ref(name))
+        self._store.rm(run_ref(name))
 
     def add_artifact(self, name: str, label: str, path: str | os.PathLike[str]) -> RunManifest:
         """Keep a file or folder that a run left (a log, a report) and link it to the run."""

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from casstore.api.store import Store
 from casstore.backend.location import parse_location
 from casstore.cache.model_cache import model_ref
 from casstore.cache.mounts import unmounted
@@ -19,7 +20,6 @@ from casstore.cache.transfer import ModelFileTransfer
 from casstore.errors import ConfigError, RefNotFound, StoreNotFound
 from casstore.machine.local_names import local_path
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ class SharedCache:
     store, in a folder or bucket. `known` is a file in which this machine notes which store
     it found: if there is none now, a disk is probably not mounted, and no other store is made.
 
-    `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. `readonly` takes
+    `account_or_url` is a URL or path, or with `container` an account of Azure Blob Storage. `read_only` takes
     from it only. `shared="group"` gives the folder's group access where this makes a store in a folder; an existing store
     stays as it is. `storage_options` go to its file system. Raises ConfigError for a URL that no store can
     have, such as one with a user or a secret in it.
@@ -48,7 +48,7 @@ class SharedCache:
         account_or_url: str,
         container: str | None = None,
         *,
-        readonly: bool = False,
+        read_only: bool = False,
         shared: Literal["group"] | None = None,
         known: str | os.PathLike[str] | None = None,
         **storage_options: Any,
@@ -60,7 +60,7 @@ class SharedCache:
         )
         parse_location(url)  # Before anything displays or logs it.
         self.url = url
-        self.readonly = readonly
+        self.read_only = read_only
         self._shared = shared
         self._known = Path(known) if known is not None else None
         self._storage_options = storage_options
@@ -81,7 +81,7 @@ class SharedCache:
                 try:
                     self._remote = self._open(create=False)
                 except StoreNotFound as error:
-                    if self.readonly:
+                    if self.read_only:
                         raise
                     self._check_place(error)
                     self._remote = self._open(create=True)
@@ -113,8 +113,8 @@ class SharedCache:
             )
 
     def _open(self, *, create: bool) -> Store:
-        return Store.open(
-            self.url, create=create, readonly=self.readonly, shared=self._shared, **self._storage_options
+        return Store(
+            self.url, create=create, read_only=self.read_only, shared=self._shared, **self._storage_options
         )
 
     def _check_place(self, error: StoreNotFound) -> None:
@@ -191,7 +191,7 @@ class SharedCache:
         store = self.existing()
         if store is None:
             raise RefNotFound(f"{self.url} has no {ref}: nothing was shared there yet.")
-        store.delete_ref(ref)
+        store.rm(ref)
 
     def list(self, prefix: str = "") -> dict[str, Record]:
         """Return the current record of every ref whose name starts with `prefix`."""

@@ -9,8 +9,8 @@ from casstore.errors import CasstoreError
 from casstore.format.paths import check_path
 
 if TYPE_CHECKING:
+    from casstore.api.store import Store
     from casstore.cache.sharing import Sharing
-    from casstore.store.store import Store
 
 _log = logging.getLogger("casstore.cache")
 

@@ -13,11 +13,11 @@ from casstore.errors import CasstoreError, ConflictError, IntegrityError, RefNot
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from casstore.api.store import Store
     from casstore.cache.model_cache import ModelCacheManager
     from casstore.cache.shared_cache import SharedCache
     from casstore.format.record import Record
     from casstore.format.run import RunManifest
-    from casstore.store.store import Store
 
 _log = logging.getLogger("casstore.cache")
 _T = TypeVar("_T")

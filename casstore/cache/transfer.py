@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from fsspec import Callback
 
+    from casstore.api.store import Store
     from casstore.cache.olive.document import CollectedModel
     from casstore.format.record import Record
+    from casstore.store.adding.add import AddResult
     from casstore.store.model import Model
-    from casstore.store.store import AddResult, Store
 
 
 _KEY_ORDER = "key_order"

@@ -32,7 +32,7 @@ def run(
     """Write one file of a model to the standard output, as it is."""
     with (
         session(store=store, as_json=False, quiet=False, debug=debug) as out,
-        out.open(readonly=True) as opened,
+        out.open(read_only=True) as opened,
         opened.open_file(ref_or_id, path) as file,
     ):
         if sys.stdout is None:

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-import casstore
 from casstore.cli.support.exits import ERROR
 from casstore.cli.support.leftovers import leftovers_text
 from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
@@ -28,8 +27,8 @@ def run(
 ) -> None:
     """Verify a store; exit code 1 if anything is wrong. Changes nothing."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        with out.open(readonly=True) as opened, out.progress("Checking") as callback:
-            report = casstore.check(opened, read_data=read_data, callback=callback)
+        with out.open(read_only=True) as opened, out.progress("Checking") as callback:
+            report = opened.check(read_data=read_data, callback=callback)
         if out.as_json:
             out.print_json({"ok": report.ok, **asdict(report)})
         else:

@@ -11,8 +11,8 @@ from casstore.cli.support.text import human_bytes, human_duration, human_percent
 from casstore.machine.user_folders import expand_home
 
 if TYPE_CHECKING:
+    from casstore.api.demo import DemoReport
     from casstore.cli.support.session import Session
-    from casstore.ops.demo import DemoReport
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
 ) -> None:
     """Add a model and variants of it, get one back, compare every byte, and show what was saved."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        from casstore.ops.demo import run_demo  # noqa: PLC0415 - see cli/__init__.py
+        from casstore.api.demo import run_demo  # noqa: PLC0415 - see cli/__init__.py
 
         with out.status() as announce:
             report = run_demo(path, store=store and expand_home(store), announce=announce)

@@ -31,7 +31,7 @@ def run(
         from casstore.cache.run_cache import RunCacheManager  # noqa: PLC0415 - as above
         from casstore.cli.support.lineage import plain  # noqa: PLC0415 - as above
 
-        with out.open(readonly=True) as opened:
+        with out.open(read_only=True) as opened:
             found = explain_run(RunCacheManager(opened), name.removeprefix("runs/"))
         if out.as_json:
             out.print_json(

@@ -32,9 +32,9 @@ def run(
 ) -> None:
     """Write the files of a model, every byte verified."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        with out.open(readonly=True) as opened, out.progress("Getting") as callback:
+        with out.open(read_only=True) as opened, out.progress("Getting") as callback:
             started = time.perf_counter()
-            model = opened.checkout(ref_or_id, dest, force=force, callback=callback)
+            model = opened.get(ref_or_id, dest, force=force, callback=callback)
             seconds = time.perf_counter() - started
         size, count = model.tree.size, len(model.tree.files)
         if out.as_json:

@@ -42,7 +42,7 @@ def run(
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         from casstore.ops.lineage import lineage, read_graph  # noqa: PLC0415 - see cli/__init__.py
 
-        with out.open(readonly=True) as opened:
+        with out.open(read_only=True) as opened:
             found = read_graph(out.answer_for(opened))
             models, links, ref = set(found.model_ids()), found.links, ""
             if ref_or_id is not None:

@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """List refs: name, model id, base, time."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        with out.open(readonly=True) as opened:
+        with out.open(read_only=True) as opened:
             rows = sorted(out.answer_for(opened).find(prefix), key=lambda row: row.name)
         if out.as_json:
             out.print_json(

@@ -31,11 +31,11 @@ def run(
     rate = bytes_per_second(limit)
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         opened, created = (
-            out.open_or_create() if out.uses_default and not dry_run else (out.open(readonly=dry_run), False)
+            out.open_or_create() if out.uses_default and not dry_run else (out.open(read_only=dry_run), False)
         )
         if created:
             out.note(f"made your own store at {out.place}.")
-        with opened, out.open_remote(remote, opened, readonly=True) as other:
+        with opened, out.open_remote(remote, opened, read_only=True) as other:
             transfer(
                 out, other, opened, refs, label="Pulling", dry_run=dry_run, overwrite=overwrite, limit=rate
             )

@@ -31,7 +31,7 @@ def run(
     rate = bytes_per_second(limit)
     with (
         session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out,
-        out.open(readonly=dry_run) as opened,
-        out.open_remote(remote, opened, readonly=dry_run) as other,
+        out.open(read_only=dry_run) as opened,
+        out.open_remote(remote, opened, read_only=dry_run) as other,
     ):
         transfer(out, opened, other, refs, label="Pushing", dry_run=dry_run, overwrite=overwrite, limit=rate)

@@ -37,7 +37,7 @@ def run(
 ) -> None:
     """Delete a ref. The model's bytes stay until they are collected, and as long as another ref needs them."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        with out.open(readonly=dry_run) as opened:
+        with out.open(read_only=dry_run) as opened:
             record, readable = _look(opened, ref)
             if record is None and readable:
                 raise casstore.RefNotFound(_missing(ref, sorted(row.name for row in opened.find())))
@@ -48,7 +48,7 @@ def run(
                 else []
             )
             if not dry_run:
-                opened.delete_ref(ref)
+                opened.rm(ref)
         did = "Would delete" if dry_run else "Deleted"
         if out.as_json:
             out.print_json({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others})

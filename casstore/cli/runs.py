@@ -52,7 +52,7 @@ def run(
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         from casstore.cache.run_cache import RunCacheManager  # noqa: PLC0415 - as above
 
-        with out.open(readonly=True) as opened:
+        with out.open(read_only=True) as opened:
             source, name = _model(opened, input_model)
             made, unknown = _model(opened, output_model)
             rows = (

@@ -40,7 +40,7 @@ def run(
         from casstore.ops.describe import describe  # noqa: PLC0415 - see cli/__init__.py
         from casstore.ops.lineage import lineage  # noqa: PLC0415 - as above
 
-        with out.open(readonly=True) as opened:
+        with out.open(read_only=True) as opened:
             if ref_or_id.startswith(("runs/", "evaluations/")):
                 from casstore.cli.support.records import show_evaluation, show_run  # noqa: PLC0415 - as above
 

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-import casstore
 from casstore.cli.support.leftovers import leftovers_text
 from casstore.cli.support.options import DebugOption, JsonOption, QuietOption, StoreOption
 from casstore.cli.support.session import session
@@ -18,9 +17,9 @@ def run(
 ) -> None:
     """Measure the store: models, bytes as files, bytes as stored, what is left over, frames by encoding."""
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
-        with out.open(readonly=True) as opened:
+        with out.open(read_only=True) as opened:
             stats = out.answer_for(opened).stats()
-            left = casstore.find_leftovers(opened)
+            left = opened.leftovers()
         if out.as_json:
             out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored, "leftovers": asdict(left)})
             return

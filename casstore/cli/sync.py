@@ -39,5 +39,8 @@ def run(
     rate = bytes_per_second(limit)
     with session(store=store, as_json=as_json, quiet=quiet, debug=debug) as out:
         places = out.places((src, dst))
-        with out.open_at(places[0], readonly=True) as one, out.open_at(places[1], readonly=dry_run) as other:
+        with (
+            out.open_at(places[0], read_only=True) as one,
+            out.open_at(places[1], read_only=dry_run) as other,
+        ):
             transfer(out, one, other, refs, label="Copying", dry_run=dry_run, overwrite=overwrite, limit=rate)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from casstore.format.manifest import TreeEntry
     from casstore.format.record import Record
     from casstore.objects.index.index import Located
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 __all__ = ["EncodingShare", "FileDescription", "ModelDescription", "describe"]
 
@@ -81,9 +81,9 @@ class ModelDescription:
         return dict(Counter(span.dtype for file in self.files for span in file.tensors).most_common())
 
 
-def describe(store: Store, ref_or_id: str) -> ModelDescription:
+def describe(store: ModelStore, ref_or_id: str) -> ModelDescription:
     """Describe a model. Raises RefNotFound, or MissingObject if a chunk of it is gone."""
-    model = store.manifest(ref_or_id)
+    model = store.model(ref_or_id)
     located = store.objects.locate(b"".join(layout.ids for layout in model.layouts))
     files: list[FileDescription] = []
     in_model: dict[bytes, int] = {}

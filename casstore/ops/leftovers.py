@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casstore.format.record import Record
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _log = logging.getLogger("casstore")
 
@@ -36,7 +36,7 @@ class Leftovers:
         return bool(self.temporaries or self.packs)
 
 
-def find_leftovers(store: Store) -> Leftovers:
+def find_leftovers(store: ModelStore) -> Leftovers:
     """Find leftovers. Quick if there are none; else it reads the layouts of all models.
 
     Raises BackendError if the store cannot be listed.
@@ -59,7 +59,7 @@ def find_leftovers(store: Store) -> Leftovers:
     return Leftovers(len(temporaries), sum(temporaries), len(unused), sum(unused.values()), complete)
 
 
-def _take_used(store: Store, records: Iterable[Record], unused: dict[bytes, int]) -> None:
+def _take_used(store: ModelStore, records: Iterable[Record], unused: dict[bytes, int]) -> None:
     """Remove from `unused` every pack that a record needs, by its own hints or by its objects."""
     listed = list(records)
     for record in listed:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from casstore.refs.rows import RefRow
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 __all__ = [
     "Lineage",
@@ -195,17 +195,17 @@ class LineageGraph:
         return found
 
 
-def ancestors(store: Store, ref_or_id: str) -> list[ModelNode]:
+def ancestors(store: ModelStore, ref_or_id: str) -> list[ModelNode]:
     """Return every model that one was made from, nearest first. Raises RefNotFound for no such model."""
     return list(lineage(store, ref_or_id).ancestors)
 
 
-def descendants(store: Store, ref_or_id: str) -> list[ModelNode]:
+def descendants(store: ModelStore, ref_or_id: str) -> list[ModelNode]:
     """Return every model that was made from one, nearest first. Raises RefNotFound for no such model."""
     return list(lineage(store, ref_or_id).descendants)
 
 
-def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) -> Lineage:
+def lineage(store: ModelStore, ref_or_id: str, *, graph: LineageGraph | None = None) -> Lineage:
     """Return where a model comes from, what was made from it, and the evaluations of all of these.
 
     `graph` is used instead of reading the records again. A damaged evaluation is left out, and the
@@ -242,7 +242,7 @@ def lineage(store: Store, ref_or_id: str, *, graph: LineageGraph | None = None) 
     )
 
 
-def read_graph(store: Store) -> LineageGraph:
+def read_graph(store: ModelStore) -> LineageGraph:
     """Read the lineage of everything in a store: one listing, no manifest and no object."""
     rows = store.find(newest_first=False)
     links = [_link_of(row) for row in rows if row.name.startswith(_RUNS)]
@@ -304,7 +304,7 @@ def _evaluated(row: RefRow, by_name: dict[str, str]) -> str:
     return by_name.get(f"{_MODELS}{name}") or by_name.get(f"{_MODELS}{name.partition('-')[0]}", "")
 
 
-def _evaluations(store: Store, rows: Iterable[RefRow]) -> Iterator[ModelEvaluation]:
+def _evaluations(store: ModelStore, rows: Iterable[RefRow]) -> Iterator[ModelEvaluation]:
     for row in sorted(rows, key=lambda row: row.order):
         try:
             record = store.record(row.name)

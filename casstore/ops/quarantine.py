@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from casstore.format.layout import Layout
     from casstore.format.record import Record
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _BATCH_BYTES = 8 << 20
 
@@ -47,7 +47,7 @@ class Damage:
     complete: bool
 
 
-def quarantine_damaged(store: Store, record: Record) -> dict[str, str]:
+def quarantine_damaged(store: ModelStore, record: Record) -> dict[str, str]:
     """Quarantine the damaged packs that a record depends on; return the reasons by pack id in hex.
 
     Raises BackendError if the store cannot be read or written.
@@ -57,7 +57,7 @@ def quarantine_damaged(store: Store, record: Record) -> dict[str, str]:
     return {pack.hex(): reason for pack, reason in damage.packs.items()}
 
 
-def find_damage(store: Store, record: Record) -> Damage:
+def find_damage(store: ModelStore, record: Record) -> Damage:
     """Read all that a record depends on, from each pack until one has it whole; change nothing.
 
     Where the description of a model is damaged itself, the packs that its record names are read whole.
@@ -74,7 +74,7 @@ def find_damage(store: Store, record: Record) -> Damage:
     return Damage(found, len(search.lost), complete)
 
 
-def set_apart(store: Store, packs: dict[bytes, str]) -> None:
+def set_apart(store: ModelStore, packs: dict[bytes, str]) -> None:
     """Write a note on each pack, with the reason, so that nothing new relies on it; the pack stays where it is.
 
     Adding its objects again writes them to a fresh pack, and the undamaged ones are still read. A pack that has
@@ -121,7 +121,7 @@ def _search_all(search: _Search, record: Record) -> bool:
 class _Search:
     """What was found so far. `apart` are packs with a note, which are not read again."""
 
-    store: Store
+    store: ModelStore
     apart: frozenset[bytes]
     found: dict[bytes, str] = field(default_factory=dict)
     gone: dict[bytes, str] = field(default_factory=dict)

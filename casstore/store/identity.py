@@ -52,7 +52,7 @@ def store_exists(url_or_path: str | os.PathLike[str], **storage_options: Any) ->
     hence no store: make one there only if the caller asked for it.
     """
     try:
-        backend = open_backend(url_or_path, readonly=True, **storage_options)
+        backend = open_backend(url_or_path, read_only=True, **storage_options)
     except StoreNotFound:
         return False  # Invariant 8: the file is certainly absent; an outage raises another error.
     with backend:

@@ -18,7 +18,8 @@ import platformdirs
 import pytest
 
 from benchmarks.datasets import minilm
-from casstore import Store, check
+from casstore import Store
+from casstore.ops.check import check
 
 SCRIPT = """
 import sys
@@ -129,5 +130,5 @@ def test_cold_warm_and_on_a_second_machine(tmp_path, capsys):
     with capsys.disabled():
         print(f"\nOlive's cache {olive:,} bytes; the store {ours:,}; the second machine fetched {fetched:,}")  # noqa: T201
     assert ours < 0.35 * olive
-    with Store.open(tmp_path / "first-cache" / "store") as store:
+    with Store(tmp_path / "first-cache" / "store") as store:
         assert check(store, read_data=True).ok

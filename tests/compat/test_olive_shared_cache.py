@@ -143,7 +143,7 @@ def test_files_are_uploaded(shared, tmp_path, folder):
     path = write(tmp_path / "model" / "sub" / "file.txt", "content")
     shared.upload_model_files(str(path.parent.parent if folder else path), "some-model")
     assert shared.exist_in_shared_cache("some-model")
-    shared.remote.checkout("models/some-model", tmp_path / "got")
+    shared.remote.get("models/some-model", tmp_path / "got")
     assert tree(tmp_path / "got") == ({"sub/file.txt": b"content"} if folder else {"file.txt": b"content"})
 
 

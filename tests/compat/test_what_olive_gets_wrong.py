@@ -23,11 +23,12 @@ from fakes.faulty_backend import FaultyBackend
 from fakes.machines import INPUT, PASS, is_hit, run_pass
 from fakes.pipeline_models import composite_config, hf_config, hf_folder, onnx_config, onnx_file, tree, write
 
+from casstore.api.store import Store
 from casstore.cache.config import CacheConfig
 from casstore.cache.evaluators import evaluating
 from casstore.cache.shared_cache import SharedCache
 from casstore.errors import BackendError, CasstoreError, ConfigError, IntegrityError, RefNotFound
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def test_the_second_uploader_of_an_id_waits_for_nothing_and_deletes_nothing(
     config = late.download_shared_cache_model(late.load_model("same"), "same")
     newest = (tmp_path / "1" / "g.onnx").read_bytes()
     assert Path(config["config"]["model_path"]).read_bytes() == newest
-    with Store.open(shared) as store:
+    with Store(shared) as store:
         assert len({record.target for record in store.history("models/same")}) == 2  # both are kept
 
 
@@ -251,7 +252,9 @@ def faulty(cache):
     """Put a backend that fails on demand under a cache's shared store; return it."""
     plain = cache.shared_cache.remote
     backend = FaultyBackend(plain.backend)
-    cache.shared_cache._remote = Store(backend, store_id=bytes.fromhex(plain.store_id), machine=plain.machine)
+    cache.shared_cache._remote = ModelStore(
+        backend, store_id=bytes.fromhex(plain.store_id), machine=plain.machine
+    )
     return backend
 
 
@@ -356,7 +359,7 @@ def test_paths_from_the_shared_cache_are_checked(machines, shared, tmp_path, pat
         "paths": [["config", "model_path"]],
     }
     file = write(tmp_path / "model.json", json.dumps(document))
-    with Store.open(shared, create=True) as store:
+    with Store(shared, create=True) as store:
         store.add(
             {"model.json": str(file), "model/g.onnx": str(onnx_file(tmp_path / "g.onnx"))}, ref="models/m"
         )
@@ -390,8 +393,8 @@ def test_nothing_in_the_shared_cache_tells_where_the_uploader_kept_its_files(mac
     model_id = run_pass(here, model_attributes=attributes)
     names = [str(path.relative_to(shared)) for path in shared.rglob("*")]
     assert not any("alice" in name or "machines" in name for name in names)
-    with Store.open(shared) as store:
-        store.checkout(f"models/{model_id}", tmp_path / "got")
+    with Store(shared) as store:
+        store.get(f"models/{model_id}", tmp_path / "got")
         records = [repr(record) for record in store.refs().values()]
     text = "".join(data.decode(errors="replace") for data in tree(tmp_path / "got").values()) + "".join(
         records

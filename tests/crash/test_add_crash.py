@@ -205,11 +205,11 @@ def test_a_crash_at_every_call_of_a_deletion(before, monkeypatch):
     commit_inline(monkeypatch)
 
     def delete(store):
-        store.delete_ref("models/old")
+        store.rm("models/old")
 
     def delete_again(store):
         if value(store, "models/old") is not None:
-            store.delete_ref("models/old")
+            store.rm("models/old")
 
     allowed = {"models/old": (OLD, None), "tags/stable": (OLD, OLD)}
     # After a mere kill the deletion may be visible and not durable yet. Who then asks for it again is told

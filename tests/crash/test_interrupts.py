@@ -49,7 +49,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def place(tmp_path):
-    Store.open(tmp_path / "store", create=True, durability="none").close()
+    Store(tmp_path / "store", create=True, durability="none").close()
     return tmp_path / "store"
 
 
@@ -108,7 +108,7 @@ class TestTemporaries:
         [left] = temporaries(place)
         with killed(start(place, *WRITING)):
             [alive] = set(temporaries(place)) - {left}
-            with Store.open(place) as store:
+            with Store(place) as store:
                 found = find_leftovers(store)
                 assert (found.temporaries, found.bytes_temporaries) == (2, 2000)
                 store.add(model, ref="models/m")
@@ -119,12 +119,12 @@ class TestTemporaries:
         other = place / TEMPORARY / "0123456789abcdef"
         other.parent.mkdir(exist_ok=True)
         other.write_bytes(b"x")
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(model, ref="models/m")
         assert temporaries(place) == [other.name]
 
     def test_stay_where_locks_tell_nothing(self, place, model, monkeypatch):
-        with Store.open(place) as store:
+        with Store(place) as store:
             monkeypatch.setattr(type(store.backend._directory), "sees_every_lock", False)
             left = place / TEMPORARY / f"0123456789abcdef{HELD}"
             left.parent.mkdir(exist_ok=True)
@@ -136,7 +136,7 @@ class TestTemporaries:
 
     def test_a_cleaner_that_is_faster_than_the_lock(self, place):
         """Between making a file and locking it, its writer looks dead: it takes another file."""
-        with Store.open(place) as store:
+        with Store(place) as store:
             backend = store.backend
             calls, flock = backend._calls, backend._calls.flock
 
@@ -175,7 +175,7 @@ def interrupt(monkeypatch, error, *, after):
 class TestRetries:
     @pytest.mark.parametrize("error", [Stop(), casstore.ConflictError("It changed."), OSError("odd")])
     def test_use_what_the_attempt_before_wrote(self, place, model, error, monkeypatch):
-        with Store.open(place) as store, monkeypatch.context() as patch:
+        with Store(place) as store, monkeypatch.context() as patch:
             interrupt(patch, error, after=14)
             with pytest.raises(type(error)) as failure:
                 store.add(model, ref="models/m")
@@ -184,7 +184,7 @@ class TestRetries:
         kept = pack_bytes(place)
         assert kept > 8 * PIECE
         assert temporaries(place) == []
-        with Store.open(place) as store:
+        with Store(place) as store:
             assert store.refs() == {}
             found = find_leftovers(store)
             assert (found.bytes_packs, found.temporaries, found.complete) == (kept, 0, True)
@@ -197,7 +197,7 @@ class TestRetries:
 
     def test_four_of_them(self, place, model, monkeypatch):
         for _ in range(4):
-            with Store.open(place) as store, monkeypatch.context() as patch:
+            with Store(place) as store, monkeypatch.context() as patch:
                 interrupt(patch, Stop(), after=5)
                 with pytest.raises(Stop):
                     store.add(model, ref="models/m", stat_cache=False)
@@ -205,7 +205,7 @@ class TestRetries:
 
     def test_use_packs_of_a_killed_one_and_read_their_footers_once(self, place, model, monkeypatch):
         """Without its segment, a pack is found by a listing, and has one from then on."""
-        with Store.open(place) as store, monkeypatch.context() as patch:
+        with Store(place) as store, monkeypatch.context() as patch:
             interrupt(patch, Stop(), after=14)
             patch.setattr(publish.Publication, "_cover", lambda *_: None)
             with pytest.raises(Stop):
@@ -213,10 +213,10 @@ class TestRetries:
             assert list(store.backend.list("index/")) == []
         kept = pack_bytes(place)
         assert kept > 8 * PIECE
-        with Store.open(place) as store:
+        with Store(place) as store:
             assert store.add(model, ref="models/m").bytes_new < len(MODEL) - kept * 0.9
             assert not store.index.read_uncovered()
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.index.refresh()
             assert not store.index.read_uncovered()
             assert_clean(store)
@@ -226,7 +226,7 @@ class TestRetries:
         foreign.parent.mkdir(parents=True)
         foreign.write_bytes(b"half a pack")
         (place / "packs" / "desktop.ini").write_bytes(b"x")
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(model, ref="models/m")
             assert read_model(store, "models/m") == WHOLE
 
@@ -234,7 +234,7 @@ class TestRetries:
         monkeypatch.setattr(
             "casstore.objects.index.index.Index.read_uncovered", lambda _: pytest.fail("listed")
         )
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(write_model(model_of(a=noise(1, 1000)), tmp_path / "small"), ref="models/small")
 
     def test_an_interrupt_between_two_steps_of_the_writer_keeps_no_pack_that_lies(
@@ -251,17 +251,17 @@ class TestRetries:
 
         monkeypatch.setattr(packs.PackWriter, "_emit", stopping)
         monkeypatch.setattr(ingest, "BLOCK", PIECE)
-        with Store.open(place) as store, pytest.raises(Stop):
+        with Store(place) as store, pytest.raises(Stop):
             store.add(model, ref="models/m")
         assert temporaries(place) == []
-        with Store.open(place) as store:
-            assert casstore.check(store, read_data=True).ok
+        with Store(place) as store:
+            assert store.check(read_data=True).ok
             assert 0 < pack_bytes(place) < 8 * PIECE
 
     def test_in_a_thread_of_a_program_that_goes_on(self, place, model, monkeypatch):
         """A library's caller gets its own error, no thread hangs, and the store is of use at once."""
         before = threading.active_count()
-        with Store.open(place) as store:
+        with Store(place) as store:
             for after in (1, 3, 9):
                 with monkeypatch.context() as patch:
                     interrupt(patch, KeyboardInterrupt(), after=after)
@@ -279,24 +279,24 @@ class TestRetries:
 
 class TestLeftovers:
     def test_packs_of_deleted_refs(self, place, model):
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(model, ref="models/m")
             store.tag("keep", "models/m")
-            store.delete_ref("models/m")
+            store.rm("models/m")
             assert not find_leftovers(store)
-            store.delete_ref("tags/keep")
+            store.rm("tags/keep")
             found = find_leftovers(store)
             assert found.packs == 1
             assert found.bytes_packs == pack_bytes(place)
-            assert casstore.check(store).ok
-            assert casstore.check(store).leftovers == found
+            assert store.check().ok
+            assert store.check().leftovers == found
 
     def test_packs_that_a_record_needs_and_does_not_name(self, place, model, monkeypatch):
         """Records name a few packs only; what else they need is in their layouts."""
         small_packs(monkeypatch, 2 * PIECE)
         monkeypatch.setattr(ingest, "BLOCK", PIECE)
         monkeypatch.setattr(publish, "MAX_HINTS", 1)
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(model, ref="models/m")
             [record] = store.refs().values()
             assert len(record.packs) == 1
@@ -307,11 +307,11 @@ class TestLeftovers:
         self, place, model, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(publish, "MAX_HINTS", 0)
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(model, ref="models/m")
             store.add(write_model(model_of(a=noise(1, 1000)), tmp_path / "small"), ref="models/small")
-            store.delete_ref("models/small")
-        with Store.open(place) as store:
+            store.rm("models/small")
+        with Store(place) as store:
             largest = max(store.backend.list("packs/"), key=lambda entry: entry.size)
             path = place / largest.key
             path.chmod(0o600)
@@ -323,23 +323,23 @@ class TestLeftovers:
 
     def test_nothing_is_called_unused_while_a_record_cannot_be_read(self, place, model, monkeypatch):
         """A listing of refs leaves it out, and what it needs is there all the same."""
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(model, ref="models/m")
             record = store.record("models/m")
             path = place / record.key
             path.chmod(0o600)
             path.write_bytes(path.read_bytes()[:-1] + b"x")
         monkeypatch.setenv("XDG_CACHE_HOME", str(place.parent / "another machine's"))
-        with Store.open(place) as store:
+        with Store(place) as store:
             found = find_leftovers(store)
             assert (found.complete, found.packs) == (False, 0)
-            report = casstore.check(store)
+            report = store.check()
             assert (report.ok, report.leftovers) == (False, found)
 
     def test_commands_tell(self, place, model, monkeypatch):
-        with Store.open(place) as store:
+        with Store(place) as store:
             store.add(model, ref="models/m")
-            store.delete_ref("models/m")
+            store.rm("models/m")
         left = place / TEMPORARY / "0123456789abcdef"
         left.write_bytes(bytes(2048))
         for command in ("stats", "check"):
@@ -354,7 +354,7 @@ class TestLeftovers:
 
 @pytest.fixture
 def added(place, model):
-    with Store.open(place) as store:
+    with Store(place) as store:
         store.add(model, ref="models/m")
     return place
 
@@ -367,7 +367,7 @@ GETTING = (
     "    print('writing', flush=True)",
     "    time.sleep(60)",
     "checkout._decode = slow",
-    "Store.open(sys.argv[1]).checkout('models/m', 'out', force=True)",
+    "Store(sys.argv[1]).get('models/m', 'out', force=True)",
 )
 
 
@@ -397,8 +397,8 @@ class TestCheckouts:
             assert alive != dead_ones
             if exists:
                 (tmp_path / "other").write_bytes(b"x")
-            with Store.open(added) as store:
-                store.checkout("models/m", "out", force=True)
+            with Store(added) as store:
+                store.get("models/m", "out", force=True)
             assert left() == alive
         assert (tmp_path / "out" / "weights").read_bytes() == MODEL
 
@@ -411,8 +411,8 @@ class TestCheckouts:
         for name in names:
             (tmp_path / name).mkdir()
         (tmp_path / ".out.000000000000.casstore").symlink_to(tmp_path / names[0])
-        with Store.open(added) as store:
-            store.checkout("models/m", tmp_path / "out")
+        with Store(added) as store:
+            store.get("models/m", tmp_path / "out")
         assert all((tmp_path / name).is_dir() for name in names)
         assert (tmp_path / ".out.000000000000.casstore").is_symlink()
 
@@ -420,8 +420,8 @@ class TestCheckouts:
         monkeypatch.setattr(staging, "tells_the_dead", lambda _: False)
         left = tmp_path / ".out.0123456789ab.casstore"
         left.mkdir()
-        with Store.open(added) as store:
-            store.checkout("models/m", tmp_path / "out")
+        with Store(added) as store:
+            store.get("models/m", tmp_path / "out")
         assert left.is_dir()
 
     def test_a_sweep_that_is_faster_than_the_lock(self, tmp_path, monkeypatch):
@@ -465,8 +465,8 @@ class TestCheckouts:
         left = staging.make_folder(str(tmp_path), name)
         os.close(left[1])
         assert os.fsencode(left[0]).decode()  # Some file systems take no part of a character.
-        with Store.open(added) as store:
-            store.checkout("models/m", tmp_path / name)
+        with Store(added) as store:
+            store.get("models/m", tmp_path / name)
         assert not os.path.exists(left[0])
 
 
@@ -560,7 +560,7 @@ class TestSignals:
         again(tmp_path, arguments)
         assert temporaries(place) == []
         assert pack_bytes(place) < len(MODEL) * 1.02
-        with Store.open(place) as store:
+        with Store(place) as store:
             assert not find_leftovers(store)
             assert_clean(store)
 
@@ -578,7 +578,7 @@ class TestSignals:
     def test_push(self, added, tmp_path, ending):
         number, code, twice = ending
         there = tmp_path / "there"
-        Store.open(there, create=True).close()
+        Store(there, create=True).close()
         arguments = ("push", there, "models/m", "--store", added)
         found, said = interrupted(tmp_path, arguments, number, twice=twice)
         assert found == code, said
@@ -586,7 +586,7 @@ class TestSignals:
         again(tmp_path, arguments)
         assert temporaries(there) == []
         assert pack_bytes(there) < len(MODEL) * 1.05
-        with Store.open(there) as store:
+        with Store(there) as store:
             assert_clean(store)
 
 

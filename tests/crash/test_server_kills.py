@@ -16,9 +16,9 @@ from servers.cable import cable
 from servers.processes import free_port, running
 from servers.sftp import SftpServer, prepare
 
+from casstore.api.store import Store
 from casstore.errors import BackendError
 from casstore.ops.sync import execute, execution, plan_sync, planning
-from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -113,17 +113,17 @@ def sync_beside(server, delay, src, dst):
 @pytest.mark.parametrize("way", ["push", "pull"])
 def test_a_server_that_dies_and_comes_back(server, way, tmp_path):
     chance = random.Random(KILLS)
-    Store.open(server.url, create=True, **server.options).close()
+    Store(server.url, create=True, **server.options).close()
     outcomes, undisturbed = [], None
-    with Store.open(tmp_path / "here", create=True, durability="none") as here:
+    with Store(tmp_path / "here", create=True, durability="none") as here:
         for number in range(KILLS + 1):
-            with Store.open(server.url, **server.options) as there:
+            with Store(server.url, **server.options) as there:
                 if way == "push":
                     src, dst = here, there
                     fill(here, tmp_path / "work", number)
                 else:
                     src, dst = there, here
-                    with Store.open(tmp_path / "origin", create=True, durability="none") as origin:
+                    with Store(tmp_path / "origin", create=True, durability="none") as origin:
                         fill(origin, tmp_path / "work", number)
                         execute(plan_sync(origin, there))
                 if undisturbed is None:
@@ -134,12 +134,12 @@ def test_a_server_that_dies_and_comes_back(server, way, tmp_path):
                 outcome, seconds = sync_beside(server, chance.uniform(0, undisturbed), src, dst)
                 outcomes.append((outcome, round(seconds, 2)))
             # Who comes next finds both whole, and needs one more run at most.
-            with Store.open(server.url, **server.options) as there:
+            with Store(server.url, **server.options) as there:
                 src, dst = (here, there) if way == "push" else (there, here)
                 assert_clean(dst, read_data=KILLS > 2)
                 execute(plan_sync(src, dst))
                 assert plan_sync(src, dst).empty
-        with Store.open(server.url, **server.options) as there:
+        with Store(server.url, **server.options) as there:
             assert shown(there) == shown(here)
             assert_clean(there)
             assert_clean(here)

@@ -13,8 +13,8 @@ from fakes import adder
 from fakes.counts import KILLS
 from fakes.stores import assert_clean, read_model
 
+from casstore.api.store import Store
 from casstore.errors import RefNotFound
-from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def test_processes_that_are_killed_at_any_moment(tmp_path):
     chance = random.Random(KILLS)
     place, work = tmp_path / "store", tmp_path / "work"
     work.mkdir()
-    Store.open(place, create=True).close()
+    Store(place, create=True).close()
     held = {}
     acknowledged = interrupted = leftovers = 0
     for number in range(-(-KILLS // WRITERS)):
@@ -91,7 +91,7 @@ def test_processes_that_are_killed_at_any_moment(tmp_path):
                 process.wait()
                 process.stdout.close()
                 process.stderr.close()
-        with Store.open(place) as store:
+        with Store(place) as store:
             assert_clean(store)
             for lines in outputs:
                 acknowledged += sum(not line.startswith("?") for line in lines)
@@ -102,7 +102,7 @@ def test_processes_that_are_killed_at_any_moment(tmp_path):
                     assert whole, f"{ref} after {lines[-3:]}"
                     held[ref] = whole[0]
             leftovers += len(list(store.backend.list_temporaries()))
-    with Store.open(place) as store:
+    with Store(place) as store:
         assert_clean(store)
         for ref, seed in held.items():
             same = value(store, ref) == content(seed)

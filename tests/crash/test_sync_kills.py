@@ -15,8 +15,8 @@ from fakes.counts import SYNC_KILLS as KILLS
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ def test_killed_at_any_moment(tmp_path):
         places = [tmp_path / f"{kind}-src", tmp_path / f"{kind}-dst"]
         urls = [f"{scheme}{place}" for scheme, place in zip(schemes, places, strict=True)]
         for place in places:
-            Store.open(place, create=True, durability="none").close()
+            Store(place, create=True, durability="none").close()
         for number in range(-(-KILLS // len(SCHEMES))):
-            with Store.open(places[0], durability="none") as src, Store.open(places[1]) as dst:
+            with Store(places[0], durability="none") as src, Store(places[1]) as dst:
                 fill(src, tmp_path / f"{kind}-work", number)
                 before = plan_sync(src, dst).bytes_stored
             process = start(*urls, tmp_path / f"{kind}-home")
@@ -80,7 +80,7 @@ def test_killed_at_any_moment(tmp_path):
                 process.stdout.close()
                 process.stderr.close()
             interrupted += was_killed
-            with Store.open(places[0]) as src, Store.open(places[1]) as dst:
+            with Store(places[0]) as src, Store(places[1]) as dst:
                 assert_clean(src)
                 assert_clean(dst)
                 for name, record in dst.refs().items():
@@ -89,7 +89,7 @@ def test_killed_at_any_moment(tmp_path):
                 if was_killed:
                     kept.append(1 - plan_sync(src, dst).bytes_stored / before)
                 leftovers += len(list(dst.backend.list_temporaries()))
-        with Store.open(places[0]) as src, Store.open(places[1]) as dst:
+        with Store(places[0]) as src, Store(places[1]) as dst:
             execute(plan_sync(src, dst))
             assert shown(dst) == shown(src)
             assert_clean(dst)

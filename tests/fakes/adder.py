@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from fakes.stores import model_of, noise, write_model
 
-from casstore.store.store import Store
+from casstore.api.store import Store
 
 
 def model(seed):
@@ -34,7 +34,7 @@ def model(seed):
 
 def main(place, work, name):
     chance = random.Random(name)
-    store = Store.open(place)
+    store = Store(place)
     mine = []
     for number in itertools.count():
         seed = chance.randrange(10_000)
@@ -52,7 +52,7 @@ def main(place, work, name):
         if number % 5 == 4:
             gone = chance.choice(sorted(set(mine)))
             say("?delete", gone, "-")
-            store.delete_ref(gone)
+            store.rm(gone)
             say("delete", gone, "-")
             mine = [other for other in mine if other != gone]
 

@@ -9,7 +9,7 @@ from casstore.backend.wrapper import BackendWrapper
 from casstore.errors import BackendUnavailable
 from casstore.machine.state import MachineState
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class FarBackend(BackendWrapper):
 def far_store(near, **options):
     """Return a store that reads what `near` holds from far away, and the backend that counts."""
     backend = FarBackend(near.backend)
-    opened = Store(backend, store_id=bytes.fromhex(near.store_id), machine=MachineState(None), **options)
+    opened = ModelStore(backend, store_id=bytes.fromhex(near.store_id), machine=MachineState(None), **options)
     return opened, backend
 
 

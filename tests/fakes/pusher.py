@@ -13,12 +13,12 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.store import Store
 
 
 def main(src, dst, options):
-    with Store.open(src) as one, Store.open(dst, **json.loads(options)) as other:
+    with Store(src) as one, Store(dst, **json.loads(options)) as other:
         plan = plan_sync(one, other)
         os.write(1, b"ready\n")
         sys.stdin.readline()

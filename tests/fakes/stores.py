@@ -18,7 +18,7 @@ from casstore.objects import pack_writer as packs
 from casstore.ops.check import check
 from casstore.refs import refs
 from casstore.store.identity import identify
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 ROOT = "/srv/store"
 _times = itertools.count(1_000_000_000)
@@ -59,7 +59,7 @@ def write_model(content, folder):
 
 def read_model(store, ref):
     """Return a model as its content, read through open_file."""
-    model = store.manifest(ref)
+    model = store.model(ref)
     files = {}
     for entry in model.tree.files:
         with store.open_file(ref, entry.path) as file:
@@ -182,10 +182,10 @@ for _name in (
 
 
 def open_on(disk, *, create=False):
-    """Open the store on a disk of the model, as Store.open does."""
+    """Open the store on a disk of the model, as Store does."""
     backend = LocalBackend(ROOT, create=create, calls=disk)
     identity = identify(backend, create=create)
-    return Store(backend, store_id=identity.store_id, machine=MachineState(None))
+    return ModelStore(backend, store_id=identity.store_id, machine=MachineState(None))
 
 
 def noise(seed, size):

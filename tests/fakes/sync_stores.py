@@ -15,7 +15,7 @@ from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.format import names
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 _folders = itertools.count()
 
@@ -79,7 +79,7 @@ class Side:
         self.faulty = FaultyBackend(self.backend)
 
     def open(self, backend):
-        return Store(backend, store_id=self.store_id, machine=MachineState(None))
+        return ModelStore(backend, store_id=self.store_id, machine=MachineState(None))
 
     def broken(self, *, tries=None):
         """Return the store behind the faults; with `tries`, requests are repeated without pauses."""

@@ -16,8 +16,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, execution, plan_sync, planning
-from casstore.store.store import Store
 
 
 class DirectoryFileSystem(LocalFileSystem):
@@ -42,7 +42,7 @@ def small_steps():
 
 def main(src, dst):
     small_steps()
-    with Store.open(src) as one, Store.open(dst) as other:
+    with Store(src) as one, Store(dst) as other:
         plan = plan_sync(one, other)
         os.write(1, b"go\n")
         for name in execute(plan).refs:

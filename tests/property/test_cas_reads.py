@@ -12,7 +12,7 @@ from fakes.stores import noise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casstore.store.store import Store
+from casstore.api.store import Store
 
 SIZE = 4_500_000
 REPEATED = noise(1, 700_000)
@@ -44,7 +44,7 @@ bounds = st.one_of(st.none(), st.integers(-SIZE - 10, SIZE + 10))
 def fs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cas-reads")
     (folder / "plain").write_bytes(PLAIN)
-    with Store.open(folder / "store", create=True, durability="none") as store:
+    with Store(folder / "store", create=True, durability="none") as store:
         store.add(folder / "plain", ref="models/m")
     url = str(folder / "store") if request.param == "near" else f"dirfs://{folder / 'store'}"
     options = {"chunk_cache": 8 << 20} if request.param == "small cache" else {}

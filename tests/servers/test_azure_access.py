@@ -19,7 +19,7 @@ OBJECT = "packs/ab/cd"
 def opened(azure_server):
     container = azure_server.make_container()
 
-    def opened(permissions, *, readonly=False, lifetime=1.0, **options):
+    def opened(permissions, *, read_only=False, lifetime=1.0, **options):
         token = generate_container_sas(
             ACCOUNT,
             container,
@@ -30,7 +30,7 @@ def opened(azure_server):
         endpoint = f"BlobEndpoint=http://127.0.0.1:{azure_server.port}/{ACCOUNT};"
         connection = f"{endpoint}SharedAccessSignature={token}"
         return open_backend(
-            f"az://{container}/store", readonly=readonly, connection_string=connection, **options
+            f"az://{container}/store", read_only=read_only, connection_string=connection, **options
         )
 
     return opened
@@ -50,7 +50,7 @@ def test_a_token_for_one_container_is_enough(opened):
 def test_a_token_for_reading_reads(opened):
     with opened("rwdl") as backend:
         backend.put(OBJECT, [b"x"])
-    with opened("rl", readonly=True) as backend:
+    with opened("rl", read_only=True) as backend:
         assert backend.read(OBJECT) == b"x"
         assert list(backend.list("refs/")) == []
     with opened("rl") as backend, pytest.raises(AccessDenied) as caught:
@@ -66,7 +66,7 @@ def test_a_token_that_ran_out_is_refused(opened):
 def test_a_wrong_key_is_refused_and_not_shown(azure_server):
     wrong = azure_server.options["connection_string"].replace("AccountKey=Eby8", "AccountKey=Aaaa")
     with pytest.raises(AccessDenied) as caught:
-        Store.open(f"az://{azure_server.make_container()}/store", connection_string=wrong)
+        Store(f"az://{azure_server.make_container()}/store", connection_string=wrong)
     assert "Aaaa" not in str(caught.value)
 
 

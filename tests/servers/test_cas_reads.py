@@ -9,8 +9,8 @@ from fakes.stores import model_of, noise, write_model
 from safetensors.numpy import save
 from servers.proxy import proxied
 
+from casstore.api.store import Store
 from casstore.errors import IntegrityError
-from casstore.store.store import Store
 
 MB = 1 << 20
 random = np.random.default_rng(11)
@@ -27,7 +27,7 @@ def place(s3_server, tmp_path, monkeypatch):
     folder = write_model(model_of(config_json=b"{}", x=noise(1, 1000)), tmp_path / "model")
     with open(f"{folder}/model.safetensors", "wb") as file:
         file.write(WEIGHTS)
-    with Store.open(url, create=True, **s3_server.options) as store:
+    with Store(url, create=True, **s3_server.options) as store:
         store.add(folder, ref="models/m")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     with proxied(s3_server.port) as between:

@@ -19,7 +19,7 @@ def wired(request, tmp_path):
     if request.param == "web":
         (tmp_path / "format").write_bytes(b"x")
         with web_server(tmp_path) as (url, _), cable(int(url.rpartition(":")[2])) as line:
-            yield line, lambda: open_backend(f"http://127.0.0.1:{line.port}", readonly=True)
+            yield line, lambda: open_backend(f"http://127.0.0.1:{line.port}", read_only=True)
         return
     server = request.getfixturevalue(f"{request.param}_server")
     with cable(server.port) as line:

@@ -14,8 +14,8 @@ from fakes import pusher
 from fakes.counts import PUSHERS
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -58,16 +58,16 @@ def push_together(folders, url, options):
 
 def test_every_ref_ends_up_whole(place, tmp_path):
     url, options = place
-    Store.open(url, create=True, **options).close()
+    Store(url, create=True, **options).close()
     folders = []
     for number in range(PUSHERS):
         folders.append(tmp_path / f"machine-{number}")
-        with Store.open(folders[-1], create=True, durability="none") as store:
+        with Store(folders[-1], create=True, durability="none") as store:
             store.add(write_model(content(number), tmp_path / f"m{number}"), ref=f"models/{number}")
             store.add(write_model(content(0), tmp_path / f"s{number}"), ref="models/same")
             store.tag("best", f"models/{number}")
     reports = push_together(folders, url, options)
-    with Store.open(url, **options) as shared:
+    with Store(url, **options) as shared:
         assert_clean(shared)
         for number in range(PUSHERS):
             assert read_model(shared, f"models/{number}") == content(number)
@@ -82,10 +82,10 @@ def test_every_ref_ends_up_whole(place, tmp_path):
             assert ("tags/best" in report["conflicts"]) == (number not in winners)
         # Nobody has to push again, and who did would send nothing.
         for folder in folders:
-            with Store.open(folder) as store:
+            with Store(folder) as store:
                 assert plan_sync(store, shared).objects == 0
         sent = sum(report["missing"] for report in reports)
-        with Store.open(tmp_path / "one-copy", create=True, durability="none") as alone:
+        with Store(tmp_path / "one-copy", create=True, durability="none") as alone:
             needed = execute(plan_sync(shared, alone)).bytes_missing
     wasted = sent / needed - 1
     _log.info("%s: %d pushers, %d bytes needed, %.2f of them wasted", url, PUSHERS, needed, wasted)

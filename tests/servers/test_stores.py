@@ -37,7 +37,7 @@ class Place:
     def machine(self, name, **options):
         """Open the store as a machine of this name: with its own home."""
         self.monkeypatch.setenv("XDG_CACHE_HOME", str(self.tmp_path / name / "cache"))
-        return self.open_stores.enter_context(Store.open(self.url, **self.options, **options))
+        return self.open_stores.enter_context(Store(self.url, **self.options, **options))
 
 
 @pytest.fixture(params=["s3", "azure", "sftp"])
@@ -60,9 +60,9 @@ def test_what_one_machine_adds_another_checks_out(place, tmp_path):
 
     there = place.machine("there")
     assert set(there.refs()) == {"models/one", "models/two"}
-    assert there.manifest("models/one").model_id == added.model_id
+    assert there.model("models/one").model_id == added.model_id
     for ref, content in (("models/one", ONE), ("models/two", TWO)):
-        there.checkout(ref, tmp_path / "out" / ref)
+        there.get(ref, tmp_path / "out" / ref)
         assert read_folder(tmp_path / "out" / ref) == content
         assert read_model(there, ref) == content
     assert_clean(there)
@@ -70,12 +70,12 @@ def test_what_one_machine_adds_another_checks_out(place, tmp_path):
     again = there.add(tmp_path / "two", ref="models/again")
     assert again.model_id == derived.model_id
     there.tag("production", "models/two")
-    assert here.manifest("production").model_id == derived.model_id
+    assert here.model("production").model_id == derived.model_id
     assert_clean(here)
 
-    here.delete_ref("models/two")
+    here.rm("models/two")
     with pytest.raises(RefNotFound):
-        there.manifest("models/two")
+        there.model("models/two")
     assert set(there.refs()) == {"models/again", "models/one", "tags/production"}
     assert list(here.backend.list_temporaries()) == []
 
@@ -93,8 +93,8 @@ def test_of_two_that_move_a_tag_one_wins(place, tmp_path):
             outcomes = list(pool.map(move_tag, stores, ["models/one", "models/two"]))
         assert sorted(map(bool, outcomes)) == [False, True]
         place.monkeypatch.undo()
-        won = stores[0].manifest(next(filter(None, outcomes))).model_id
-        assert [store.manifest("tags/production").model_id for store in stores] == [won, won]
+        won = stores[0].model(next(filter(None, outcomes))).model_id
+        assert [store.model("tags/production").model_id for store in stores] == [won, won]
         stores[1].tag("production", "models/three")  # or the one that has it already would write nothing
     assert_clean(stores[0])
 
@@ -119,13 +119,13 @@ def move_tag(store, ref):
 
 def test_models_are_pushed_and_pulled(place, tmp_path):
     shared = place.machine("shared", create=True)
-    local = place.open_stores.enter_context(Store.open(tmp_path / "local", create=True))
+    local = place.open_stores.enter_context(Store(tmp_path / "local", create=True))
     local.add(write_model(ONE, tmp_path / "one"), ref="models/one")
     local.add(write_model(TWO, tmp_path / "two"), ref="models/two", base="models/one")
     execute_sync(plan_sync(local, shared))
     assert_clean(shared)
     assert plan_sync(local, shared).empty
-    other = place.open_stores.enter_context(Store.open(tmp_path / "other", create=True))
+    other = place.open_stores.enter_context(Store(tmp_path / "other", create=True))
     execute_sync(plan_sync(place.machine("there"), other, refs=["models/two"]))
     assert read_model(other, "models/two") == TWO
     assert_clean(other)
@@ -158,21 +158,21 @@ def test_a_place_that_is_no_store(place):
 
 def test_a_store_that_a_web_server_shows_is_pulled_from(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
-    with Store.open(tmp_path / "site/store", create=True) as origin:
+    with Store(tmp_path / "site/store", create=True) as origin:
         origin.add(write_model(ONE, tmp_path / "one"), ref="models/one")
         origin.add(write_model(TWO, tmp_path / "two"), ref="models/two", base="models/one")
         origin.tag("production", "models/two")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
     with (
         web_server(tmp_path / "site") as (url, seen),
-        Store.open(f"{url}/store", readonly=True) as shown,
-        Store.open(tmp_path / "mine", create=True) as mine,
+        Store(f"{url}/store", read_only=True) as shown,
+        Store(tmp_path / "mine", create=True) as mine,
     ):
         assert set(shown.refs()) == {"models/one", "models/two", "tags/production"}
         assert read_model(shown, "models/one") == ONE
         execute_sync(plan_sync(shown, mine))
         assert read_model(mine, "tags/production") == TWO
         assert_clean(mine)
-        shown.checkout("models/two", tmp_path / "out")
+        shown.get("models/two", tmp_path / "out")
         assert read_folder(tmp_path / "out") == TWO
         assert {method for method, _, _ in seen} <= {"GET", "HEAD"}

@@ -6,8 +6,8 @@ import pytest
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, plan_sync, planning
-from casstore.store.store import Store
 
 SHARED = noise(1, 400_000)
 
@@ -26,14 +26,14 @@ def place(request, tmp_path):
 def machine(tmp_path, monkeypatch, name):
     """Become another machine: its own cache, its own store."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name / "cache"))
-    return Store.open(tmp_path / name / "store", create=True, durability="none")
+    return Store(tmp_path / name / "store", create=True, durability="none")
 
 
 def test_push_then_pull(place, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 256 << 10)
     url, options = place
-    Store.open(url, create=True, **options).close()
-    with machine(tmp_path, monkeypatch, "one") as one, Store.open(url, **options) as remote:
+    Store(url, create=True, **options).close()
+    with machine(tmp_path, monkeypatch, "one") as one, Store(url, **options) as remote:
         for number in range(3):
             folder = write_model(
                 model_of(shared=SHARED, own=noise(number + 2, 200_000)), tmp_path / f"m{number}"
@@ -48,7 +48,7 @@ def test_push_then_pull(place, tmp_path, monkeypatch):
         assert plan_sync(one, remote).empty
         told = shown(one)
         assert_clean(remote)
-    with machine(tmp_path, monkeypatch, "two") as two, Store.open(url, **options) as remote:
+    with machine(tmp_path, monkeypatch, "two") as two, Store(url, **options) as remote:
         report = execute(plan_sync(remote, two))
         assert report.bytes_moved <= 1.02 * report.bytes_missing
         assert shown(two) == told
@@ -61,7 +61,7 @@ def test_push_then_pull(place, tmp_path, monkeypatch):
         assert report.refs == ("models/0", "tags/best")
         assert report.bytes_missing < 60_000
         told = shown(two)
-    with machine(tmp_path, monkeypatch, "one") as one, Store.open(url, **options) as remote:
+    with machine(tmp_path, monkeypatch, "one") as one, Store(url, **options) as remote:
         plan = plan_sync(remote, one)
         assert [ref.standing.value for ref in plan.refs] == ["behind", "behind"]
         execute(plan)

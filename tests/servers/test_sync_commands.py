@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up(remote, here, there, monkeypatch):
     left[0] = 10**9
     assert refs(there) == []
     run("pull", remote, "--store", there)
-    with Store.open(there) as store:
+    with Store(there) as store:
         assert_clean(store)
         assert not list(store.backend.list_temporaries())
 
@@ -226,8 +226,8 @@ def test_two_writers_of_one_ref(remote, here, tmp_path):
     run("push", remote, "--store", here)
     _, error = run("push", remote, "--store", other, code=1)
     assert "models/0 was left alone" in error
-    with Store.open(here) as ours, Store.open(remote) as shared:
-        assert shared.manifest("models/0").model_id == ours.manifest("models/0").model_id
+    with Store(here) as ours, Store(remote) as shared:
+        assert shared.model("models/0").model_id == ours.model("models/0").model_id
     run("push", remote, "--overwrite", "--store", other)
-    with Store.open(remote) as shared:
+    with Store(remote) as shared:
         assert len(shared.history("models/0")) == 2

@@ -35,7 +35,7 @@ def site(served):
 
 @pytest.fixture
 def backend(site):
-    with open_backend(site[0], readonly=True) as backend:
+    with open_backend(site[0], read_only=True) as backend:
         yield backend
 
 
@@ -73,9 +73,9 @@ def test_absent_objects(backend, key):
 
 
 def test_it_is_only_read_from(site):
-    with pytest.raises(ConfigError, match="readonly=True"):
+    with pytest.raises(ConfigError, match="read_only=True"):
         open_backend(site[0])
-    with open_backend(site[0], readonly=True) as backend, pytest.raises(AccessDenied, match="readonly"):
+    with open_backend(site[0], read_only=True) as backend, pytest.raises(AccessDenied, match="read_only"):
         backend.put("x", [b"x"])
 
 
@@ -85,11 +85,11 @@ def test_a_server_that_shows_no_directories_is_refused(served):
             web_server(served, without=("index",), refusal=refusal) as (url, _),
             pytest.raises(AccessDenied, match="does not list its directories"),
         ):
-            open_backend(f"{url}/store", readonly=True)
+            open_backend(f"{url}/store", read_only=True)
 
 
 def test_a_server_that_stops_to_show_directories_is_not_empty(served):
-    with web_server(served) as (url, _), open_backend(f"{url}/store", readonly=True) as backend:
+    with web_server(served) as (url, _), open_backend(f"{url}/store", read_only=True) as backend:
         assert list(backend.list_keys(""))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("servers.web.Handler.list_directory", lambda self, path: self.send_error(404))
@@ -102,7 +102,7 @@ def test_a_server_that_stops_to_show_directories_is_not_empty(served):
 def test_a_server_without_ranges_is_told(served):
     with (
         web_server(served, without=("ranges",)) as (url, _),
-        open_backend(f"{url}/store", readonly=True) as backend,
+        open_backend(f"{url}/store", read_only=True) as backend,
     ):
         assert backend.read("format") == b"0123456789format"
         assert backend.read("format", length=100) == b"0123456789format"
@@ -114,11 +114,11 @@ def test_a_server_without_ranges_is_told(served):
 
 def test_no_store_there(site):
     with pytest.raises(ConfigError, match="format"):
-        open_backend(f"{site[0]}/packs", readonly=True)
+        open_backend(f"{site[0]}/packs", read_only=True)
 
 
 def test_an_outage_is_not_an_absence(served, monkeypatch):
-    with web_server(served) as (url, _), open_backend(f"{url}/store", readonly=True) as backend:
+    with web_server(served) as (url, _), open_backend(f"{url}/store", read_only=True) as backend:
         backend.inner._policy = type(backend.inner._policy)(deadline=0)
         monkeypatch.setattr("servers.web.Handler.send_head", lambda self: self.send_error(503))
         for question in (

@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from casstore.api.store import Store
 from casstore.backend import memory
 from casstore.digest import digest
 from casstore.errors import ConfigError, RefNotFound
 from casstore.objects.index.merging import MAX_SEGMENTS
 from casstore.objects.keys import INDEX_PREFIX
-from casstore.store.store import Store
 
 NAMES = ("models/a", "models/b", "models/B", "models/deep/name", "models/ünï=code", "models/r", "tags/e")
 TAGS = ("tags/stable", "tags/v1")
@@ -115,7 +115,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.stores = [self._open(create=True), self._open()]
 
     def _open(self, *, create=False):
-        store = Store.open(self.place, create=create, durability="none")
+        store = Store(self.place, create=create, durability="none")
         if self.trusting:
             trust_fresh_files(store, min_age=-(1 << 62))
         return store
@@ -256,16 +256,16 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(which=WHICH, data=st.data())
     def delete_ref(self, which, data):
         name = self._some_ref(data)
-        self.stores[which].delete_ref(name)
+        self.stores[which].rm(name)
         del self.held[name]
         with pytest.raises(RefNotFound):
-            self.stores[which].manifest(name)
+            self.stores[which].model(name)
 
     @rule(which=WHICH, name=st.sampled_from(NAMES + TAGS))
     def delete_what_is_not_there(self, which, name):
         if name not in self.held:
             with pytest.raises(RefNotFound):
-                self.stores[which].delete_ref(name)
+                self.stores[which].rm(name)
 
     @rule(which=WHICH, prefix=st.sampled_from(["", "models/", "models/m", "tags/", "runs/", "nothing", "t"]))
     def list_refs(self, which, prefix):
@@ -292,7 +292,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _check_out(self, store, name):
         folder = self._new_folder()
-        store.checkout(name, folder)
+        store.get(name, folder)
         assert_same(read_folder(folder), self.held[name].content)
         return folder
 
@@ -303,8 +303,8 @@ class StoreMachine(RuleBasedStateMachine):
         folder = self._check_out(self.stores[which], name)
         if os.listdir(folder):
             with pytest.raises(ConfigError, match="not empty"):
-                self.stores[which].checkout(name, folder)
-            self.stores[which].checkout(name, folder, force=True)
+                self.stores[which].get(name, folder)
+            self.stores[which].get(name, folder, force=True)
             assert_same(read_folder(folder), self.held[name].content)
 
     @precondition(lambda self: any(held.content.files for held in self.held.values()))
@@ -340,9 +340,9 @@ class StoreMachine(RuleBasedStateMachine):
         names = [name for name, held in sorted(self.held.items()) if WEIGHTS in held.content.files]
         name = data.draw(st.sampled_from(names), label="ref")
         whole = self.held[name].content.files[WEIGHTS][0]
-        layout = self.stores[which].manifest(name).layout(WEIGHTS)
+        layout = self.stores[which].model(name).layout(WEIGHTS)
         for span in layout.spans:
-            array = self.stores[which].read_tensor(name, WEIGHTS, span.name)
+            array = self.stores[which].read_tensor(name, span.name, file=WEIGHTS)
             same = array.tobytes() == whole[span.begin : span.end]
             assert same
             assert array.shape == span.shape

@@ -72,7 +72,7 @@ class SyncMachine(RuleBasedStateMachine):
     @rule(side=SIDES, name=st.one_of(MODELS, TAGS, OTHERS))
     def delete(self, side, name):
         try:
-            self.sides[side].plain.delete_ref(name)
+            self.sides[side].plain.rm(name)
         except RefNotFound:
             assert name not in self.told[side]
         self.told[side].pop(name, None)

@@ -12,13 +12,13 @@ from fakes.model_files import safetensors_bytes
 from typer.testing import CliRunner
 
 from casstore import tensors
+from casstore.api import demo as demo_module
+from casstore.api.demo import run_demo
+from casstore.api.store import Store
+from casstore.api.variants import FLOATS, from_float32, read_tensors, to_float32, write_variants
 from casstore.cli import app
 from casstore.errors import ConfigError, IntegrityError
-from casstore.ops import demo as demo_module
 from casstore.ops.check import check
-from casstore.ops.demo import run_demo
-from casstore.ops.variants import FLOATS, from_float32, read_tensors, to_float32, write_variants
-from casstore.store.store import Store
 
 
 def tensors_in(path):
@@ -60,9 +60,9 @@ def two_tensors(tmp_path):
 
 def make_variants(folder, tmp_path):
     """Return the tensors of each variant's files, by variant and file."""
-    with Store.open(f"memory://{tmp_path.name}", create=True) as store:
+    with Store(f"memory://{tmp_path.name}", create=True) as store:
         store.add(folder, ref="models/m")
-        found = read_tensors(store.manifest("models/m"), str(folder))
+        found = read_tensors(store.model("models/m"), str(folder))
     made = tmp_path / "made"
     made.mkdir()
     variants = {}
@@ -112,7 +112,7 @@ def test_a_store_that_stays(two_tensors, tmp_path):
     place = tmp_path / "store"
     first = run_demo(str(two_tensors), store=str(place))
     assert first.temporary is False
-    with Store.open(place) as store:
+    with Store(place) as store:
         assert set(store.refs()) == {step.ref for step in first.steps}
         record = store.refs()["models/demo/model/retrained"]
         assert record.base.hex() == first.steps[0].model_id
@@ -194,7 +194,7 @@ def test_a_missing_package_and_a_missing_path(monkeypatch, tmp_path):
 
 
 def test_a_difference_is_an_error(two_tensors, monkeypatch):
-    original = Store.checkout
+    original = Store.get
 
     def damage(self, ref, dest, **options):
         model = original(self, ref, dest, **options)
@@ -204,7 +204,7 @@ def test_a_difference_is_an_error(two_tensors, monkeypatch):
             file.write("other")
         return model
 
-    monkeypatch.setattr(Store, "checkout", damage)
+    monkeypatch.setattr(Store, "get", damage)
     with pytest.raises(IntegrityError, match="differs"):
         run_demo(str(two_tensors))
 

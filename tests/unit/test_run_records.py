@@ -4,14 +4,15 @@ import os
 
 import pytest
 
-from casstore import ConfigError, RefNotFound, Store, check
+from casstore import ConfigError, RefNotFound, Store
 from casstore.errors import FormatError
 from casstore.format import record as record_format
+from casstore.ops.check import check
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True) as store:
+    with Store(tmp_path / "store", create=True) as store:
         yield store
 
 
@@ -20,7 +21,7 @@ def test_a_manifest_comes_back_from_another_process(store, tmp_path, size):
     manifest = os.urandom(size)
     record = store.put_manifest("runs/one", manifest, metadata={"status": "done"})
     assert (record.inline is None) == (size > record_format.MAX_INLINE)
-    with Store.open(tmp_path / "store") as other:
+    with Store(tmp_path / "store") as other:
         found = other.record("runs/one")
         assert other.manifest_of(found) == manifest
         assert found.metadata == {"status": "done"}
@@ -76,7 +77,7 @@ def test_a_manifest_whose_pack_is_gone_is_found(store):
 
 def test_a_deleted_run_is_gone(store):
     store.put_manifest("runs/one", b"value")
-    store.delete_ref("runs/one")
+    store.rm("runs/one")
     assert store.record("runs/one") is None
     assert check(store).ok
 

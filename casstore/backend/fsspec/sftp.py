@@ -215,7 +215,7 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
                 raise ConfigError(
                     "This SFTP server can neither make hard links nor rename in one step "
                     "(hardlink@openssh.com, posix-rename@openssh.com), so half-written files could show in a "
-                    "store there. It can be read with readonly=True; to write, use a server such as OpenSSH's."
+                    "store there. It can be read with read_only=True; to write, use a server such as OpenSSH's."
                 ) from error
 
     mv = sync_wrapper(_mv)

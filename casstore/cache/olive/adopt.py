@@ -29,9 +29,9 @@ from casstore.store.adding.sources import place_sources
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from casstore.api.store import Store
     from casstore.cache.olive.adopt_plan import PlannedEvaluation, PlannedModel
     from casstore.cache.olive.document import CollectedModel
-    from casstore.store.store import Store
 
 __all__ = ["AdoptPlan", "AdoptReport", "AdoptedModel", "Problem", "execute_adopt", "plan_adopt"]
 

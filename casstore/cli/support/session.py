@@ -58,28 +58,28 @@ class Session:
         """Whether nobody said which store to use."""
         return not (self.store_option or os.environ.get(STORE_VARIABLE))
 
-    def open(self, *, readonly: bool = False) -> Store:
+    def open(self, *, read_only: bool = False) -> Store:
         """Open the store; the caller closes it."""
-        return self.open_at(self.place, readonly=readonly)
+        return self.open_at(self.place, read_only=read_only)
 
     def open_or_create(self, *, shared: Literal["group"] | None = None) -> tuple[Store, bool]:
         """Open the store, making it if there is none, for its folder's group or private; say whether it was made."""
         try:
-            return casstore.Store.open(store_in(self.place), shared=shared), False
+            return casstore.Store(store_in(self.place), shared=shared), False
         except StoreNotFound:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
-            return casstore.Store.open(self.place, create=True, shared=shared), True
+            return casstore.Store(self.place, create=True, shared=shared), True
 
-    def open_at(self, place: str, *, readonly: bool = False) -> Store:
+    def open_at(self, place: str, *, read_only: bool = False) -> Store:
         """Open the store at a path or URL, or of the pipeline's cache in that folder; the caller closes it.
 
         `~` is the home directory: shells leave it alone in `--store=~/x`, and files and variables have no shell.
         """
-        return casstore.Store.open(store_in(expand_home(place)), readonly=readonly)
+        return casstore.Store(store_in(expand_home(place)), read_only=read_only)
 
-    def open_remote(self, remote: str, store: Store, *, readonly: bool = False) -> Store:
+    def open_remote(self, remote: str, store: Store, *, read_only: bool = False) -> Store:
         """Open the store that `remote`, a name of this store's or a place, means; the caller closes it."""
-        return self.open_at(Remotes(store.store_id).resolve(remote), readonly=readonly)
+        return self.open_at(Remotes(store.store_id).resolve(remote), read_only=read_only)
 
     def places(self, remotes: Sequence[str]) -> list[str]:
         """Return the paths or URLs that these mean; the store is opened only if one may be a name."""
@@ -90,7 +90,7 @@ class Session:
 
     def store_id(self) -> str:
         """Return the id of the store, under which its settings are kept."""
-        with self.open(readonly=True) as opened:
+        with self.open(read_only=True) as opened:
             return opened.store_id
 
     def note(self, text: str) -> None:

@@ -17,6 +17,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike
 
+from casstore.api.store import Store
 from casstore.backend.round_trips import ask_all
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, DigestMismatch
@@ -25,7 +26,6 @@ from casstore.machine.user_folders import expand_home
 from casstore.objects.chunk_cache import CHUNK_CACHE
 from casstore.store import files
 from casstore.store.nesting import refuse_inside_store
-from casstore.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         store = store or expand_home(os.environ.get(STORE_VARIABLE) or "")
         if not store:
             raise ConfigError(f"cas:// needs a store: give store=PATH_OR_URL or set {STORE_VARIABLE}.")
-        self._store = Store.open(store, readonly=True, chunk_cache=chunk_cache, **(store_options or {}))
+        self._store = Store(store, read_only=True, chunk_cache=chunk_cache, **(store_options or {}))
         self._paths = ModelPaths(self._store, ref_seconds=ref_seconds)
 
     def __repr__(self) -> str:

@@ -14,11 +14,11 @@ from casstore.format import names
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from casstore.api.store import Store
     from casstore.format.layout import Layout
     from casstore.format.manifest import TreeEntry
     from casstore.format.record import Record
     from casstore.store.model import Model
-    from casstore.store.store import Store
 
 _KEPT_FOLDERS = 8
 _KEPT_REFS = 4096

@@ -14,12 +14,12 @@ from casstore.ops.leftovers import Leftovers, find_leftovers
 if TYPE_CHECKING:
     from fsspec import Callback
 
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 __all__ = ["CheckReport", "Problem", "check"]
 
 
-def check(store: Store, *, read_data: bool = False, callback: Callback | None = None) -> CheckReport:
+def check(store: ModelStore, *, read_data: bool = False, callback: Callback | None = None) -> CheckReport:
     """Verify a store: every record, segment and footer, and that each model's objects are there.
 
     With `read_data`, every byte of every pack is read, hashed and decoded as well. Nothing is changed.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend, Entry
     from casstore.format.pack import Footer
     from casstore.ops.check.report import Progress
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _READ = 8 << 20
 
@@ -41,7 +41,7 @@ _APART = "It is set apart, and nothing new relies on it. Once this check names n
 
 
 def check_packs(
-    store: Store, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
+    store: ModelStore, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
 ) -> dict[bytes, Footer]:
     """Check every pack; return the footers of those that are whole."""
     footers: dict[bytes, Footer] = {}
@@ -100,7 +100,7 @@ def _check_whole(backend: Backend, entry: Entry, pack_id: bytes) -> None:
         raise FormatError(f"{entry.key} does not have the hash that names it: some byte in it changed.")
 
 
-def _check_frames(store: Store, pack_id: bytes, footer: Footer) -> None:
+def _check_frames(store: ModelStore, pack_id: bytes, footer: Footer) -> None:
     """Decode every frame where the footer says that it is, and verify it."""
     rows = footer.rows.copy()
     rows["pack"] = store.index.number_of(pack_id)

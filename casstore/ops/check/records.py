@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casstore.errors import CasstoreError
     from casstore.format.pack import Footer
     from casstore.ops.check.report import Progress
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _BATCH = 1024
 
@@ -75,7 +75,7 @@ def _take(heads: dict[str, _Heads], record: Record) -> None:
 
 
 def check_models(
-    store: Store, records: dict[str, list[Record]], footers: dict[bytes, Footer], progress: Progress
+    store: ModelStore, records: dict[str, list[Record]], footers: dict[bytes, Footer], progress: Progress
 ) -> None:
     """Check that every object that a model needs has a frame in a pack that can be read."""
     present = _present(footers.values())
@@ -117,7 +117,7 @@ def _present(footers: Collection[Footer]) -> dict[bytes, int]:
     return present
 
 
-def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> None:
+def _check_manifest(store: ModelStore, record: Record, present: dict[bytes, int]) -> None:
     """Check what the record of a run or an evaluation names; the models that it names may be gone (§8)."""
     if record.manifest is not None and record.manifest not in present:
         raise IntegrityError(
@@ -126,7 +126,7 @@ def _check_manifest(store: Store, record: Record, present: dict[bytes, int]) -> 
     store.manifest_of(record)
 
 
-def _check_model(store: Store, record: Record, present: dict[bytes, int]) -> None:
+def _check_model(store: ModelStore, record: Record, present: dict[bytes, int]) -> None:
     name, model = record.name, store.model_of(record)
     assert record.manifest is not None
     # A store caches models in memory, so check that their objects are still there, too.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from casstore.objects.index.index import Located
     from casstore.objects.pack_writer import EncodedFrames
     from casstore.objects.publication import Publication
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 GROUP_BYTES = 4 << 30
 GROUP_REFS = 256
@@ -236,7 +236,7 @@ def _missing(publication: Publication, ids: list[bytes]) -> list[bytes]:
     return [ids[at] for at in np.flatnonzero(~publication.known(ids)).tolist()]
 
 
-def _hints(dst: Store, ids: bytes) -> tuple[bytes, ...]:
+def _hints(dst: ModelStore, ids: bytes) -> tuple[bytes, ...]:
     """Return packs of the destination that hold a ref's objects."""
     if not ids:
         return ()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from casstore.objects.index.index import Located
     from casstore.ops.sync.bandwidth import TokenBucket
     from casstore.ops.sync.ranges import Range
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _AHEAD = 4
 """Ranges that may wait beside those under way: each takes a block of memory."""
@@ -74,7 +74,7 @@ class FrameSource:
 
     def __init__(
         self,
-        store: Store,
+        store: ModelStore,
         *,
         max_concurrency: int,
         bucket: TokenBucket,
@@ -282,7 +282,7 @@ class FrameSource:
             self._callback.relative_update(len(frames.data))
 
 
-def absent(store: Store, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
+def absent(store: ModelStore, ids: Sequence[bytes]) -> dict[bytes, CasstoreError]:
     """Return the objects that no pack of a store holds, each with the reason."""
     if not ids:
         return {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from casstore.errors import CasstoreError
     from casstore.format.manifest import ModelManifest
     from casstore.format.record import Record
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 _MANIFESTS = 1024
 _BATCH = 32 << 20
@@ -55,7 +55,7 @@ class Needs:
         self.failed.update(lacking(self.found, lost))
 
 
-def needs_of(src: Store, dst: Store, records: Iterable[Record]) -> Needs:
+def needs_of(src: ModelStore, dst: ModelStore, records: Iterable[Record]) -> Needs:
     """Return what records of `src` need.
 
     Objects in both stores are read from `dst` if that is near and `src` is not.
@@ -122,7 +122,9 @@ def _join(
     return b"".join(dict.fromkeys((manifest_id, manifest.model_id, *manifest.layouts, *chunks)))
 
 
-def _batches(src: Store, dst: Store, manifests: dict[bytes, ModelManifest]) -> Iterator[list[bytes]]:
+def _batches(
+    src: ModelStore, dst: ModelStore, manifests: dict[bytes, ModelManifest]
+) -> Iterator[list[bytes]]:
     """Divide the models into lists whose trees and layouts are small together."""
     batch: list[bytes] = []
     size = 0
@@ -140,7 +142,7 @@ def _batches(src: Store, dst: Store, manifests: dict[bytes, ModelManifest]) -> I
 
 
 def _read(
-    src: Store, dst: Store, ids: Sequence[bytes]
+    src: ModelStore, dst: ModelStore, ids: Sequence[bytes]
 ) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
     """Return the plain bytes of objects by their ids, and why others cannot be read in `src`."""
     if is_far(dst.backend) or not is_far(src.backend):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
     from casstore.objects.damage import Damage
-    from casstore.store.store import Store
+    from casstore.store.model_store import ModelStore
 
 REMOTE_PACK_TARGET = 32 << 20
 """Bytes at which a pack for a remote store is closed: several are sent at once, each from a spool."""
@@ -75,8 +75,8 @@ class SyncPlan:
     cannot be read is in `damaged` and left out.
     """
 
-    src: Store = field(repr=False)
-    dst: Store = field(repr=False)
+    src: ModelStore = field(repr=False)
+    dst: ModelStore = field(repr=False)
     refs: tuple[RefToWrite, ...]
     equal: tuple[str, ...]
     ahead: tuple[str, ...]
@@ -113,8 +113,8 @@ class SyncPlan:
 
 
 def plan_sync(
-    src: Store,
-    dst: Store,
+    src: ModelStore,
+    dst: ModelStore,
     refs: Sequence[str] | None = None,
     *,
     overwrite: bool = False,
@@ -191,18 +191,18 @@ def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culpr
 
 
 def _lost(
-    src: Store, dst: Store, ids: set[bytes], condemned: frozenset[bytes] | None
+    src: ModelStore, dst: ModelStore, ids: set[bytes], condemned: frozenset[bytes] | None
 ) -> dict[bytes, CasstoreError]:
     """Return objects that `dst` lacks (see `_lacking`) and no pack of `src` holds."""
     return absent(src, sorted(_lacking(dst, ids, condemned)))
 
 
-def pack_target(dst: Store) -> int:
+def pack_target(dst: ModelStore) -> int:
     """Return the size at which packs for this store are closed."""
     return REMOTE_PACK_TARGET if is_far(dst.backend) else PACK_TARGET
 
 
-def _choose(src: Store, refs: Sequence[str] | None, culprits: Culprits) -> dict[str, Record]:
+def _choose(src: ModelStore, refs: Sequence[str] | None, culprits: Culprits) -> dict[str, Record]:
     """Return the source's records that are meant, by name."""
     if refs is None:
         return _refs_of(src, "", culprits)
@@ -210,11 +210,11 @@ def _choose(src: Store, refs: Sequence[str] | None, culprits: Culprits) -> dict[
     return {name: record for part in found for name, record in part.items()}
 
 
-def _refs_of(src: Store, prefix: str, culprits: Culprits) -> dict[str, Record]:
+def _refs_of(src: ModelStore, prefix: str, culprits: Culprits) -> dict[str, Record]:
     return src.refs(prefix, strict=not culprits.keep_going, on_damage=culprits.found.append)
 
 
-def _meant(src: Store, item: str, culprits: Culprits) -> dict[str, Record]:
+def _meant(src: ModelStore, item: str, culprits: Culprits) -> dict[str, Record]:
     """Return the records that one name, prefix or model id means."""
     if item.endswith("/"):
         before = len(culprits.found)
@@ -231,7 +231,7 @@ def _meant(src: Store, item: str, culprits: Culprits) -> dict[str, Record]:
     return found
 
 
-def _best_named(src: Store, item: str) -> Record:
+def _best_named(src: ModelStore, item: str) -> Record:
     """Return the record for an id or short name: an id names a model, not one of its refs."""
     resolved = src.resolve(item)
     if resolved.ref.partition("/")[2] == item:
@@ -246,7 +246,13 @@ class _Standings:
     """How each chosen ref stands in `dst`."""
 
     def __init__(
-        self, src: Store, dst: Store, chosen: dict[str, Record], *, overwrite: bool, culprits: Culprits
+        self,
+        src: ModelStore,
+        dst: ModelStore,
+        chosen: dict[str, Record],
+        *,
+        overwrite: bool,
+        culprits: Culprits,
     ) -> None:
         self._culprits = culprits
         self.equal: list[str] = []
@@ -279,7 +285,9 @@ class _Standings:
                 self.to_write[name] = (standing, others[-1].seq if others else 0)
         self._theirs = theirs
 
-    def mend(self, src: Store, dst: Store, chosen: dict[str, Record], condemned: frozenset[bytes]) -> None:
+    def mend(
+        self, src: ModelStore, dst: ModelStore, chosen: dict[str, Record], condemned: frozenset[bytes]
+    ) -> None:
         """Write equal refs, too, of which `dst` has an object in no pack that is whole and not `condemned`."""
         dst.index.refresh()
         theirs = self._theirs
@@ -300,7 +308,7 @@ class _Standings:
         self.equal = [name for name in self.equal if name in good]
 
 
-def _lacking(store: Store, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
+def _lacking(store: ModelStore, ids: Iterable[bytes], condemned: frozenset[bytes] | None) -> set[bytes]:
     """Return the objects that a store has in no pack, or as deltas without their bases.
 
     With `condemned`, packs are checked: those do not count, nor do missing or truncated ones.
@@ -319,7 +327,7 @@ def conflict_of(record: Record, other: Record) -> RefConflictFound:
 
 
 def _records_of(
-    store: Store, chosen: dict[str, Record]
+    store: ModelStore, chosen: dict[str, Record]
 ) -> tuple[dict[str, Record], dict[str, CasstoreError]]:
     """Return the store's records of these refs, and why others cannot be read."""
     unread: dict[str, CasstoreError] = {}
@@ -347,7 +355,7 @@ def _records_of(
 
 
 def _histories(
-    src: Store, dst: Store, wanted: Sequence[str], culprits: Culprits
+    src: ModelStore, dst: ModelStore, wanted: Sequence[str], culprits: Culprits
 ) -> list[tuple[list[Record], list[Record]] | None]:
     def read(name: str) -> tuple[list[Record], list[Record]] | None:
         found = []
@@ -373,7 +381,9 @@ class _Moves(NamedTuple):
         return cls([], 0, 0, 0, 0, 0)
 
 
-def _moves(src: Store, dst: Store, needs: Sequence[bytes], condemned: frozenset[bytes] | None) -> _Moves:
+def _moves(
+    src: ModelStore, dst: ModelStore, needs: Sequence[bytes], condemned: frozenset[bytes] | None
+) -> _Moves:
     """Measure what `dst` lacks (see `_lacking`) of what each ref needs, joined ids."""
     owner: dict[bytes, int] = {}
     for number, joined in enumerate(needs):

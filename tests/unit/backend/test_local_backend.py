@@ -686,7 +686,7 @@ def test_readonly_touches_nothing(root):
     LocalBackend(root, create=True).put(KEY, [b"x"])
     before = sorted(str(path) for path in root.rglob("*"))
     root.joinpath(".tmp").rmdir()
-    backend = open_backend(root, readonly=True)
+    backend = open_backend(root, read_only=True)
     assert backend.read(KEY) == b"x"
     assert backend.stat(KEY).size == 1
     assert [entry.key for entry in backend.list("")] == [KEY]
@@ -703,16 +703,16 @@ def test_readonly_touches_nothing(root):
         backend.publish_lock,
         backend.now,
     ):
-        with pytest.raises(AccessDenied, match="readonly=True"):
+        with pytest.raises(AccessDenied, match="read_only=True"):
             write()
     assert sorted(str(path) for path in root.rglob("*")) == [path for path in before if ".tmp" not in path]
 
 
 def test_readonly_makes_no_root(root):
     with pytest.raises(ConfigError):
-        open_backend(root, readonly=True)
-    with pytest.raises(ConfigError, match="readonly"):
-        open_backend(root, readonly=True, create=True)
+        open_backend(root, read_only=True)
+    with pytest.raises(ConfigError, match="read_only"):
+        open_backend(root, read_only=True, create=True)
     assert not root.exists()
 
 

@@ -129,7 +129,7 @@ def test_the_url_of_an_azure_container_opens_through_adlfs(monkeypatch):
 
 @pytest.mark.parametrize("url", ["http://host/store", "https://host/store"])
 def test_the_web_is_only_read_from(url):
-    with pytest.raises(ConfigError, match="readonly=True"):
+    with pytest.raises(ConfigError, match="read_only=True"):
         open_backend(url)
 
 
@@ -207,7 +207,7 @@ def test_other_urls_go_to_fsspec_and_are_retried():
     backend = open_backend("renames://test_location/x", create=True)
     assert type(backend) is RetryingBackend
     assert type(backend.inner) is FsspecBackend
-    readonly = open_backend("renames://test_location/x", readonly=True)
+    readonly = open_backend("renames://test_location/x", read_only=True)
     assert type(readonly) is ReadonlyBackend
     backend.put("format", [b"x"])
     assert readonly.read("format") == b"x"
@@ -234,7 +234,7 @@ def test_what_to_install(url, advice, monkeypatch):
         monkeypatch.delitem(sys.modules, f"casstore.backend.{module}", raising=False)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.split(":")[0], raising=False)
     with pytest.raises(ConfigError, match=advice):
-        open_backend(url, readonly=True)
+        open_backend(url, read_only=True)
 
 
 def test_options():
@@ -286,7 +286,7 @@ def test_fsspec_is_imported_only_when_needed(tmp_path):
     ],
 )  # fmt: skip
 def test_what_only_shows_another_place_is_no_place_for_a_store(place):
-    for open_it in (parse_location, open_backend, Store.open, store_exists):
+    for open_it in (parse_location, open_backend, Store, store_exists):
         with pytest.raises(ConfigError, match=r"cannot hold a store|cannot: name the storage"):
             open_it(place)
 
@@ -319,7 +319,7 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_store_opens_by_its_own_url(tmp_path, name):
-    with Store.open(f"{tmp_path}/{name}", create=True) as store:
+    with Store(f"{tmp_path}/{name}", create=True) as store:
         url = store.backend.url
         assert url.isprintable()
         url.encode("utf-8")
@@ -328,7 +328,7 @@ def test_a_store_opens_by_its_own_url(tmp_path, name):
         assert store.refs() == {}
     assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name)]
     assert store_exists(url)
-    with Store.open(url) as store:
+    with Store(url) as store:
         assert (store.store_id, store.backend.url) == (store_id, url)
     assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name)]
 
@@ -361,7 +361,7 @@ def test_store_exists_makes_nothing(tmp_path):
     assert not store_exists(tmp_path / "nowhere")
     assert not store_exists(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    Store.open(tmp_path / "s", create=True).close()
+    Store(tmp_path / "s", create=True).close()
     before = sorted(os.walk(tmp_path))
     assert store_exists(tmp_path / "s")
     assert sorted(os.walk(tmp_path)) == before
@@ -370,9 +370,9 @@ def test_store_exists_makes_nothing(tmp_path):
 
 def test_opening_without_create_makes_nothing(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
-        for options in ({}, {"readonly": True}):
+        for options in ({}, {"read_only": True}):
             with pytest.raises(StoreNotFound):
-                Store.open(place, **options)
+                Store(place, **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -404,7 +404,7 @@ def test_what_systems_leave_on_a_volume(tmp_path, name):
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True, parents=True)
     file.write_bytes(b"x")
-    with Store.open(tmp_path, create=True) as store:
+    with Store(tmp_path, create=True) as store:
         assert store.refs() == {}
         assert [key for key in store.backend.list_keys("") if key.startswith("lost")] == []
     assert file.read_bytes() == b"x"
@@ -432,4 +432,4 @@ def test_other_things_are_an_obstacle(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ConfigError, match="is not empty"):
-        Store.open(tmp_path, create=True)
+        Store(tmp_path, create=True)

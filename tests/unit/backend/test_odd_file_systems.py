@@ -10,7 +10,6 @@ from contextlib import suppress
 
 import pytest
 
-from casstore import Store
 from casstore.backend import LocalBackend
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.cache.olive.output import _rename_new
@@ -18,6 +17,7 @@ from casstore.cache.views import write_view
 from casstore.errors import BackendError, ConfigError, ObjectExists
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
+from casstore.store.model_store import ModelStore
 
 KEY = "packs/ab/" + "ab" * 32
 
@@ -55,7 +55,7 @@ def use(calls, root, **options):
     """Make a store, add to it, and find that nothing is overwritten; return the backend."""
     backend = LocalBackend(root, create=True, calls=calls, **options)
     identity = identify(backend, create=True)
-    store = Store(backend, store_id=identity.store_id, machine=MachineState(None))
+    store = ModelStore(backend, store_id=identity.store_id, machine=MachineState(None))
     model = root.parent / "model"
     model.write_bytes(b"x" * 1000)
     for _ in range(2):

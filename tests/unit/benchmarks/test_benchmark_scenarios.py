@@ -170,10 +170,10 @@ def test_concurrent_writers_lose_nothing(harness, corpus):
 
 def test_frames_stored_twice_and_damage_are_seen(tmp_path, corpus):
     one, two = tmp_path / "one", tmp_path / "two"
-    Store.open(one, create=True).close()
+    Store(one, create=True).close()
     shutil.copytree(one, two)
     for path in (one, two):
-        with Store.open(path) as store:
+        with Store(path) as store:
             store.add(corpus.path(corpus.models[0]), ref="models/base")
     assert concurrent.inspect(str(one)) == {"problems": [], "models": 1, "twice": 0}
     shutil.copytree(two / "packs", one / "packs", dirs_exist_ok=True)

@@ -12,19 +12,20 @@ import pytest
 from fakes.model_files import onnx_bytes
 from fakes.olive_cache import OliveCache, onnx_file
 
-from casstore import BackendError, ConfigError, Store, check
+from casstore import BackendError, ConfigError, Store
 from casstore.cache.olive.adopt import execute_adopt, plan_adopt
 from casstore.cache.olive.document import DOCUMENT_NAME
 from casstore.cache.run_cache import RunCacheManager
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.format import names
 from casstore.format.run import RunStatus
+from casstore.ops.check import check
 from casstore.ops.lineage import lineage
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as store:
+    with Store(tmp_path / "store", create=True, durability="none") as store:
         yield store
 
 
@@ -576,7 +577,7 @@ def test_working_folders_of_casstore_in_the_same_directory_are_no_part_of_it(sto
     own = cache.place / "runs" / ("ab" * 32)
     own.mkdir()
     (own / "model.json").write_text('{"type": "x", "config": {"model_path": "/gone"}}')
-    with Store.open(cache_dir / "store", create=True, durability="none") as inside:
+    with Store(cache_dir / "store", create=True, durability="none") as inside:
         report = execute_adopt(inside, plan_adopt(cache_dir))
     assert (len(report.models), report.problems) == (4, ())
 

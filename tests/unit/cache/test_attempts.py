@@ -66,7 +66,7 @@ def test_what_an_attempt_left_is_no_part_of_the_next_ones_result(cache, model, e
         cache.run_pass("shard", make, model)
     assert names(cache.run_pass("shard", make, model)) == FILES
     [cached] = cache.models.list().values()
-    tree = cache.local.manifest(cached.name).tree
+    tree = cache.local.model(cached.name).tree
     assert [entry.path for entry in tree.files] == ["model.json", "model/shard-0", "model/shard-1"]
 
 

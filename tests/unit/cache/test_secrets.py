@@ -26,8 +26,8 @@ URLS = [
     f"https://user:{SECRET}@acct.blob.core.windows.net/box",
 ]
 TAKEN_BY = {
-    "Store.open": Store.open,
-    "a readonly store": lambda url: Store.open(url, readonly=True),
+    "Store": Store,
+    "a readonly store": lambda url: Store(url, read_only=True),
     "SharedCache": SharedCache,
     "CacheConfig": lambda url: CacheConfig(cache_dir=url),
     "CacheConfig's list": lambda url: CacheConfig(cache_dir=["/tmp/x", url]),
@@ -59,7 +59,7 @@ def test_what_takes_a_url_refuses_it(taker, url, caplog):
 @pytest.mark.parametrize("url", URLS)
 def test_commands_refuse_it_too(url, tmp_path, own_home, caplog, monkeypatch):
     store = str(tmp_path / "store")
-    Store.open(store, create=True, durability="none").close()
+    Store(store, create=True, durability="none").close()
     monkeypatch.setenv("CASSTORE_STORE", store)
     for command in COMMANDS:
         result = CliRunner().invoke(app, [part.format(url=url, store=store) for part in command])
@@ -122,7 +122,7 @@ def assert_not_written(*folders):
 def test_a_store_elsewhere_says_only_where_it_is(s3_server):
     url = f"s3://{s3_server.make_bucket()}/team"
     options = s3_server.options
-    with Store.open(url, create=True, **options) as store:
+    with Store(url, create=True, **options) as store:
         said = [
             repr(store),
             repr(store.backend),
@@ -131,6 +131,6 @@ def test_a_store_elsewhere_says_only_where_it_is(s3_server):
             json.dumps(store.backend.url),
         ]
         with pytest.raises(CasstoreError) as caught:
-            store.manifest("models/none")
+            store.model("models/none")
     for text in (*said, "".join(traceback.format_exception(caught.value))):
         assert options["secret"] not in text

@@ -26,7 +26,7 @@ def test_questions_make_nothing(tmp_path, there):
         shared.delete("models/m")
     with pytest.raises(RefNotFound):
         shared.download_model({"config": {}}, "m", tmp_path / "dest")
-    with Store.open(tmp_path / "here", create=True) as store, pytest.raises(RefNotFound):
+    with Store(tmp_path / "here", create=True) as store, pytest.raises(RefNotFound):
         shared.retrieve(store, ["models/m"])
     assert place.exists() == there
     assert not there or not list(place.iterdir())
@@ -78,7 +78,7 @@ def test_a_store_that_someone_made_in_its_place_is_used(tmp_path):
     run_pass(machines.open(), seed=1)
     machines.close()
     shared.rename(tmp_path / "away")
-    Store.open(shared, create=True).close()
+    Store(shared, create=True).close()
     model_id = run_pass(machines.open(), config={"bits": 4})
     assert is_hit(machines.open("other"), model_id)
     machines.close()

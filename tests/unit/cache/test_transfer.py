@@ -16,7 +16,7 @@ SCRIPT = Content({"run.sh": (b"#!/bin/sh\n", True), "sub/w.bin": (b"w", False)})
 @pytest.mark.parametrize("name", ["out", "\u00fc" * 127, "x" * 255])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_model_is_downloaded_read_only(tmp_path, name, there):
-    with Store.open(tmp_path / "store", create=True) as store:
+    with Store(tmp_path / "store", create=True) as store:
         store.add(write_model(SCRIPT, tmp_path / "m"), ref="models/m")
         if there:
             (tmp_path / name).mkdir()

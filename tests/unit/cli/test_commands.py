@@ -13,9 +13,9 @@ from fakes.model_files import safetensors_bytes
 from typer.testing import CliRunner
 
 import casstore
+from casstore.api.store import Store
 from casstore.cli import app
 from casstore.cli.support.exits import BROKEN_PIPE, SIGNALLED
-from casstore.store.store import Store
 
 HEX = 64
 
@@ -223,7 +223,7 @@ class TestReading:
         def refuse(*_):
             raise AssertionError("ls must read records only")
 
-        monkeypatch.setattr(Store, "manifest", refuse)
+        monkeypatch.setattr(Store, "model", refuse)
         run("ls", "--store", place)
 
     def test_show(self, place, added, model):

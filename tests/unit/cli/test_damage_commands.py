@@ -28,7 +28,7 @@ def place(tmp_path, monkeypatch):
     """A store with a few models, of which the newest record of one is torn, and a catalogue that never saw it."""
     place = tmp_path / "store"
     model = tmp_path / "model.bin"
-    with Store.open(place, create=True, durability="none") as store:
+    with Store(place, create=True, durability="none") as store:
         for name in ("one", "two", "bad"):
             model.write_bytes(name.encode() * 30_000)
             store.add(model, ref=f"models/{name}")
@@ -65,7 +65,7 @@ def test_what_it_does_not_concern_succeeds(place, tmp_path):
     run("add", tmp_path / "model.bin", "--ref", "models/three", "-q")
     run("tag", "best", "models/two")
     run("runs")
-    with Store.open(place) as store:
+    with Store(place) as store:
         short = store.record("models/one").target.hex()[:12]
     run("get", short, tmp_path / "out2", "-q")
     run("rm", "models/two", "-q")
@@ -117,7 +117,7 @@ def test_push_and_pull_do_the_rest(place, tmp_path):
 def test_stats_of_a_model_whose_description_is_gone(tmp_path):
     place = tmp_path / "store"
     (tmp_path / "model.bin").write_bytes(b"x" * 30_000)
-    with Store.open(place, create=True, durability="none") as store:
+    with Store(place, create=True, durability="none") as store:
         store.add(tmp_path / "model.bin", ref="models/one")
         packs = set((place / "packs").rglob("*/*"))
         (tmp_path / "model.bin").write_bytes(b"y" * 30_000)
@@ -133,7 +133,7 @@ def test_stats_of_a_model_whose_description_is_gone(tmp_path):
 def test_a_damaged_evaluation_hides_no_lineage(tmp_path):
     place = tmp_path / "store"
     (tmp_path / "model.bin").write_bytes(b"x" * 30_000)
-    with Store.open(place, create=True, durability="none") as store:
+    with Store(place, create=True, durability="none") as store:
         added = store.add(tmp_path / "model.bin", ref="models/one")
         runs = RunCacheManager(store)
         for name in ("a", "b"):

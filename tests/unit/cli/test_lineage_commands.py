@@ -51,7 +51,7 @@ def put_run(
 def place(tmp_path):
     """A model, converted and quantised in two ways, once without success."""
     place = tmp_path / "store"
-    with Store.open(place, create=True, durability="none") as store:
+    with Store(place, create=True, durability="none") as store:
         ids = {}
         for at, name in enumerate(("input", "converted", "int8", "int4")):
             (tmp_path / name).write_text(name)
@@ -104,7 +104,7 @@ class TestLog:
 
     def test_of_a_model_whose_pass_failed(self, place, tmp_path):
         """Every pass that failed keeps the same model; only the one that is asked for is told of."""
-        with Store.open(place) as store:
+        with Store(place) as store:
             (tmp_path / "failure").write_text("{}")
             source = store.record("models/int4").target
             for name in ("one-failed", "two-failed"):
@@ -156,7 +156,7 @@ class TestLog:
         }  # fmt: skip
 
     def test_a_graph_marks_what_it_drew_before_and_ends_in_cycles(self, place):
-        with Store.open(place) as store:
+        with Store(place) as store:
             ids = {row.name: row.target for row in store.find("models/")}
             put_run(store, "back", "undo", ids["models/int8"], ids["models/converted"])
             put_run(store, "merge", "merge", ids["models/int4"], ids["models/int8"])
@@ -171,7 +171,7 @@ class TestLog:
     def test_a_long_chain_stays_narrow(self):
         """And is deeper than Python calls."""
         ids = [digest(b"%d" % at) for at in range(3000)]
-        with Store.open("memory://long-chain", create=True) as store:
+        with Store("memory://long-chain", create=True) as store:
             for at, (one, other) in enumerate(itertools.pairwise(ids)):
                 facts = {"input": one.hex(), "output": other.hex(), "status": "done"}
                 store._refs.put(store._refs.draft(f"runs/c{at}", target=one, inline=b"", metadata=facts))
@@ -181,7 +181,7 @@ class TestLog:
         assert max(map(len, lines)) < 80
 
     def test_the_branch_with_most_below_it_goes_straight_on(self):
-        with Store.open("memory://comb", create=True) as store:
+        with Store("memory://comb", create=True) as store:
             for at in range(60):
                 for tail in ("a-leaf", str(at + 1), "z-leaf"):
                     output = digest(b"%d" % (at + 1) if tail.isdigit() else f"{at}{tail}".encode())
@@ -220,7 +220,7 @@ class TestRuns:
         assert self.names(place, "--output", "unknown") == []
 
     def test_an_input_that_only_the_pipeline_knows(self, place):
-        with Store.open(place) as store:
+        with Store(place) as store:
             put_run(store, "first", "import", None, None, input_name="0a1b2c3d")
             put_run(store, "second", "import", None, None, input_name="0a1b2c3d", config={"x": 1})
         assert set(self.names(place, "--input", "0a1b2c3d")) == {"first", "second"}
@@ -264,7 +264,7 @@ class TestShow:
         assert found["config"] == {"bits": "8", "mode": "qdq"}
         assert found["key"]["config"] == found["config"]
         assert len(found["key_id"]) == 64
-        with Store.open(place) as store:
+        with Store(place) as store:
             put_run(store, "aliased", "x", None, None, started=255)
         assert run_json("show", "runs/000000ff", "--store", place)["ref"] == "runs/aliased"
 

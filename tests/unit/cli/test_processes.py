@@ -29,7 +29,7 @@ def run(*arguments, **options):
 def place(tmp_path):
     """A store with one model of 8 MB that does not compress."""
     (tmp_path / "big.bin").write_bytes(os.urandom(8 << 20))
-    with casstore.Store.open(tmp_path / "store", create=True) as store:
+    with casstore.Store(tmp_path / "store", create=True) as store:
         store.add(tmp_path / "big.bin", ref="models/big")
     return tmp_path / "store"
 
@@ -47,7 +47,7 @@ def test_help_loads_neither_the_store_nor_rich():
         "import sys\n"
         "from casstore.cli import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'rich', 'fsspec', 'zstandard', 'numpy', 'casstore.store.store'} & sys.modules.keys()))\n"
+        "print(sorted({'rich', 'fsspec', 'zstandard', 'numpy', 'casstore.store.model_store'} & sys.modules.keys()))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
     assert done.stdout.decode().splitlines()[-1] == "[]"
@@ -128,7 +128,7 @@ def test_interrupt(place, tmp_path):
 
 def test_a_name_that_the_encoding_lacks(place, tmp_path):
     (tmp_path / "größe.bin").write_bytes(b"x")
-    with casstore.Store.open(place) as store:
+    with casstore.Store(place) as store:
         store.add(tmp_path / "größe.bin", ref="models/größe")
     done = run("ls", "--store", place, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
@@ -158,10 +158,10 @@ def on_a_terminal(*arguments, **environment):
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict", "utf-8"])
 def test_a_terminal_that_cannot_show_a_name(place, tmp_path, encoding):
     (tmp_path / "模型.bin").write_bytes(b"x")
-    with casstore.Store.open(place) as store:
+    with casstore.Store(place) as store:
         store.add(tmp_path / "模型.bin", ref="models/größe", metadata={"note": "\x1b[31mred\nmodels/fake\t0"})
     there = tmp_path / "there"
-    casstore.Store.open(there, create=True).close()
+    casstore.Store(there, create=True).close()
     shown = "模型".encode() if encoding == "utf-8" else b"\\u6a21\\u578b"
     for command in (["show", "models/größe"], ["push", there, "models/größe"]):
         code, output = on_a_terminal(*command, "--store", place, PYTHONIOENCODING=encoding)
@@ -281,7 +281,7 @@ def test_a_checkout_where_few_descriptors_are_allowed(place, tmp_path):
     for number in range(200):
         (tmp_path / "many" / str(number)).mkdir(parents=True)
         (tmp_path / "many" / str(number) / "file").write_bytes(b"%d" % number)
-    with casstore.Store.open(place) as store:
+    with casstore.Store(place) as store:
         store.add(tmp_path / "many", ref="models/many")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     done = run(

@@ -142,13 +142,13 @@ def test_a_private_store_stays_private(people, team_folder):
 
 
 def test_what_the_refusal_advises_opens_a_private_store(tmp_path, umask):
-    with Store.open(tmp_path / "store", create=True) as store:
+    with Store(tmp_path / "store", create=True) as store:
         store.add(write_model(model_of(a=noise(1, 100_000)), tmp_path / "one"), ref="models/one")
     with pytest.raises(ConfigError, match="private") as caught:
-        Store.open(tmp_path / "store", shared="group")
+        Store(tmp_path / "store", shared="group")
     advice = str(caught.value).partition("Its owner can: ")[2]
     assert os.system(advice) == 0
-    with Store.open(tmp_path / "store") as store:
+    with Store(tmp_path / "store") as store:
         store.add(write_model(model_of(a=noise(2, 100_000)), tmp_path / "two"), ref="models/two")
         assert_clean(store)
     assert modes(tmp_path / "store") == FOR_THE_GROUP
@@ -156,7 +156,7 @@ def test_what_the_refusal_advises_opens_a_private_store(tmp_path, umask):
 
 def test_a_folder_that_was_made_for_it(tmp_path, umask):
     (tmp_path / "store").mkdir(mode=0o755)
-    Store.open(tmp_path / "store", create=True, shared="group").close()
+    Store(tmp_path / "store", create=True, shared="group").close()
     assert modes(tmp_path / "store") == FOR_THE_GROUP
 
 
@@ -168,11 +168,11 @@ def test_a_folder_of_somebody_else_is_not_opened_up(tmp_path, monkeypatch):
 
     monkeypatch.setattr("casstore.backend.local.syscalls.SystemCalls.chmod", chmod)
     with pytest.raises(ConfigError, match="Its owner"):
-        Store.open(tmp_path / "store", create=True, shared="group")
+        Store(tmp_path / "store", create=True, shared="group")
 
 
 def test_a_shared_cache_in_a_folder(tmp_path, umask):
-    with Store.open(tmp_path / "mine", create=True) as mine:
+    with Store(tmp_path / "mine", create=True) as mine:
         mine.add(write_model(model_of(a=noise(1, 100_000)), tmp_path / "one"), ref="models/one")
         mine.add(write_model(model_of(a=noise(2, 100_000)), tmp_path / "two"), ref="models/two")
         folder = tmp_path / "team/shared"

@@ -21,7 +21,7 @@ import casstore
 faulthandler.dump_traceback_later(50, exit=True)
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 folder = sys.argv[1]
-store = casstore.Store.open(folder + "/store", create=True, durability="none")
+store = casstore.Store(folder + "/store", create=True, durability="none")
 os.mkdir(folder + "/model")
 with open(folder + "/model/w", "wb") as file:
     file.write(os.urandom(100_000))
@@ -65,7 +65,7 @@ def process():
 
 def new_store():
     # Opened and let go of while others fork.
-    with casstore.Store.open(folder + "/store") as other:
+    with casstore.Store(folder + "/store") as other:
         assert "models/m" in other.refs()
 
 
@@ -88,7 +88,7 @@ for thread in users:
     thread.join()
 assert not failed, failed
 assert len(store.refs()) == 1 + 3 * 6 + 6
-assert casstore.check(store).ok
+assert store.check().ok
 store.close()
 """
 

@@ -22,10 +22,11 @@ from fakes.fresh_files import trust_fresh_files
 from fakes.model_files import safetensors_bytes
 from fakes.stores import assert_clean, model_of, noise, read_folder, read_model, write_model
 
-from casstore import CasstoreError, ConfigError, ConflictError, Store, check
+from casstore import CasstoreError, ConfigError, ConflictError, Store
 from casstore.backend import BackendWrapper
 from casstore.errors import AccessDenied
 from casstore.machine import state as machine_module
+from casstore.ops.check import check
 
 # A fork beside running threads is what these tests are about; newer Pythons warn of it.
 pytestmark = [
@@ -45,7 +46,7 @@ def model_number(number):
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
@@ -70,12 +71,12 @@ def test_threads_add_read_and_check_out_at_once(store, models, tmp_path):
         for turn in range(3):
             store.add(models[number], ref=ref, metadata={"turn": turn}, stat_cache=turn == 1)
             assert read_model(store, ref) == model_number(number)
-            assert np.array_equal(store.read_tensor(ref, "shared", "w"), TENSOR)
-            store.checkout(ref, tmp_path / f"out-{number}-{turn}")
+            assert np.array_equal(store.read_tensor(ref, "w", file="shared"), TENSOR)
+            store.get(ref, tmp_path / f"out-{number}-{turn}")
             assert read_folder(tmp_path / f"out-{number}-{turn}") == model_number(number)
             assert ref in store.refs()
             store.tag(f"t{number}", ref)
-            store.delete_ref(f"tags/t{number}")
+            store.rm(f"tags/t{number}")
             assert store.stats().models >= 1
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -83,7 +84,7 @@ def test_threads_add_read_and_check_out_at_once(store, models, tmp_path):
             task.result()
     assert sorted(store.refs()) == [f"models/m{number}" for number in range(THREADS)]
     assert_clean(store)
-    with Store.open(store.backend.url) as again:
+    with Store(store.backend.url) as again:
         assert_clean(again)
         for number in range(THREADS):
             assert read_model(again, f"models/m{number}") == model_number(number)
@@ -181,7 +182,7 @@ def start_together(path, processes):
     path.touch()
 
 
-MAKE = WAIT + "print(casstore.Store.open(sys.argv[2], create=True).store_id)"
+MAKE = WAIT + "print(casstore.Store(sys.argv[2], create=True).store_id)"
 
 
 def test_processes_that_make_one_store_at_once(tmp_path):
@@ -193,7 +194,7 @@ def test_processes_that_make_one_store_at_once(tmp_path):
 ADD = (
     WAIT
     + """
-store = casstore.Store.open(sys.argv[2])
+store = casstore.Store(sys.argv[2])
 for path in sys.argv[4:]:
     name = os.path.basename(path)
     print(store.add(path, ref=f"models/{sys.argv[3]}-{name}").model_id)
@@ -210,7 +211,7 @@ def test_processes_that_add_overlapping_models_at_once(store, models):
     start_together(folder / "start", writers)
     read = 0
     while any(writer.poll() is None for writer in writers):
-        with Store.open(store.backend.url) as reader:
+        with Store(store.backend.url) as reader:
             for name in reader.refs("models/a-"):
                 assert read_model(reader, name) == model_number(int(name[-1]))
                 read += 1
@@ -297,17 +298,17 @@ def test_children_read_while_threads_of_their_parent_work(store, models, tmp_pat
     open_before.read(1000)
 
     def child():
-        assert np.array_equal(store.read_tensor("models/m", "shared", "w"), TENSOR)
+        assert np.array_equal(store.read_tensor("models/m", "w", file="shared"), TENSOR)
         assert read_model(store, "models/m") == model_number(0)
         assert open_before.read(5000) == SHARED[1000:6000]
         assert check(store, read_data=True).ok
-        store.checkout("models/m", tmp_path / f"child-{os.getpid()}")
+        store.get("models/m", tmp_path / f"child-{os.getpid()}")
 
     def add(turn):
         store.add(models[1 + turn % 7], ref=f"models/busy{turn % 3}", stat_cache=False)
 
     def read(_):
-        assert np.array_equal(store.read_tensor("models/m", "shared", "w"), TENSOR)
+        assert np.array_equal(store.read_tensor("models/m", "w", file="shared"), TENSOR)
 
     with busy_threads(add, read, read):
         for _ in range(6):
@@ -369,7 +370,7 @@ _pool_store = None
 
 
 def _read_in_pool(name):
-    return float(_pool_store.read_tensor(name, "shared", "w").sum()), os.getpid()
+    return float(_pool_store.read_tensor(name, "w", file="shared").sum()), os.getpid()
 
 
 def test_a_fork_pool_like_that_of_a_data_loader(store, models, monkeypatch):
@@ -398,18 +399,18 @@ def test_a_readonly_store_refuses_writes_and_makes_nothing(store, models, tmp_pa
     for name in ("gc", ".tmp"):  # nothing that a writer would find made already
         shutil.rmtree(tmp_path / "store" / name)
     before = files_below(tmp_path / "store")
-    with Store.open(tmp_path / "store", readonly=True) as reader:
+    with Store(tmp_path / "store", read_only=True) as reader:
         writes = [
             lambda: reader.add(models[1]),
             lambda: reader.add(models[0], ref="models/m"),
             lambda: reader.tag("t", "models/m"),
-            lambda: reader.delete_ref("models/m"),
+            lambda: reader.rm("models/m"),
         ]
         for write in writes:
-            with pytest.raises(AccessDenied, match="readonly"):
+            with pytest.raises(AccessDenied, match="read_only"):
                 write()
         assert read_model(reader, "models/m") == model_number(0)
-        reader.checkout("models/m", tmp_path / "out")
+        reader.get("models/m", tmp_path / "out")
         assert reader.stats().models == 1
         assert_clean(reader)
     assert files_below(tmp_path / "store") == before
@@ -417,10 +418,10 @@ def test_a_readonly_store_refuses_writes_and_makes_nothing(store, models, tmp_pa
 
 def test_opening_readonly_makes_no_store(tmp_path):
     with pytest.raises(ConfigError):
-        Store.open(tmp_path / "nothing", readonly=True)
+        Store(tmp_path / "nothing", read_only=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="not a casstore store"):
-        Store.open(tmp_path / "empty", readonly=True)
+        Store(tmp_path / "empty", read_only=True)
     assert files_below(tmp_path) == ["empty"]
 
 
@@ -477,7 +478,7 @@ def test_a_broken_machine_state_costs_time_only(store, models, damage, caplog):
     for name in (f"{path.name}-wal", f"{path.name}-shm"):
         path.with_name(name).unlink(missing_ok=True)
     damage(path)
-    with caplog.at_level(logging.WARNING, "casstore"), Store.open(store.backend.url) as again:
+    with caplog.at_level(logging.WARNING, "casstore"), Store(store.backend.url) as again:
         for number in range(3):
             assert read_model(again, f"models/m{number}") == model_number(number)
         again.add(models[3], ref="models/m3")
@@ -496,14 +497,14 @@ def test_a_machine_state_that_lies_is_not_believed(store, models, monkeypatch):
     path = state_file(store)
     store.close()
     _lies(path)
-    with Store.open(store.backend.url) as again:
+    with Store(store.backend.url) as again:
         trust_fresh_files(again)
         for number in range(3):
             with suppress(CasstoreError):  # an error is as good as the truth
                 assert read_model(again, f"models/m{number}") == model_number(number)
             assert again.add(models[number], ref=f"models/again{number}").model_id == ids[number]
     path.unlink()
-    with Store.open(store.backend.url) as again:
+    with Store(store.backend.url) as again:
         for number in range(3):
             assert read_model(again, f"models/m{number}") == model_number(number)
 
@@ -511,7 +512,7 @@ def test_a_machine_state_that_lies_is_not_believed(store, models, monkeypatch):
 def test_a_machine_state_that_cannot_be_made(tmp_path, models, monkeypatch, caplog):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with caplog.at_level(logging.WARNING, "casstore"), Store.open(tmp_path / "s", create=True) as store:
+    with caplog.at_level(logging.WARNING, "casstore"), Store(tmp_path / "s", create=True) as store:
         store.add(models[0], ref="models/m")
         assert read_model(store, "models/m") == model_number(0)
         assert store.add(models[0], ref="models/m").chunks_new == 0
@@ -524,7 +525,7 @@ def test_a_machine_state_that_someone_else_locks(store, models, monkeypatch, cap
     blocker = sqlite3.connect(state_file(store), isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
     try:
-        with caplog.at_level(logging.WARNING, "casstore"), Store.open(store.backend.url) as other:
+        with caplog.at_level(logging.WARNING, "casstore"), Store(store.backend.url) as other:
             assert read_model(other, "models/m") == model_number(0)
             other.add(models[1], ref="models/n")
             assert read_model(other, "models/n") == model_number(1)
@@ -552,7 +553,7 @@ def test_nothing_stays_open(store, models):
 
 
 def test_a_store_that_nobody_closed(tmp_path, models):
-    forgotten = Store.open(tmp_path / "forgotten", create=True)
+    forgotten = Store(tmp_path / "forgotten", create=True)
     forgotten.add(models[0])
     path = str(state_file(forgotten))
     assert open_files(path)
@@ -596,13 +597,13 @@ def test_check_beside_a_writer_finds_nothing_wrong(store, models, prefix):
         store.add(models[number], ref=f"models/zero{number}")  # one more segment, and all are merged
 
     def publish():
-        with Store.open(store.backend.url) as writer:
+        with Store(store.backend.url) as writer:
             for number in range(8):
                 path = write_model(model_number(100 + number), f"{models[0]}-new{number}")
                 writer.add(path, ref=f"models/a{number}")
                 writer.add(path, ref=f"models/zero{number}")
 
-    with Store.open(store.backend.url) as checker:
+    with Store(store.backend.url) as checker:
         checker.backend = Interrupted(checker.backend, prefix, publish)
         report = check(checker, read_data=True)
         assert report.ok, report.problems

@@ -17,10 +17,10 @@ from fakes import syncer  # noqa: F401  # registers dirfs://, a directory that c
 from fakes.stores import Content, noise, write_model
 from safetensors.numpy import load, save
 
+from casstore.api.store import Store
 from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
 from casstore.integrations.fsspec.filesystem import CasFileSystem
-from casstore.store.store import Store
 
 ARRAY = np.arange(600_000, dtype=np.float32)
 WEIGHTS = save({"a": ARRAY, "b": ARRAY[::-1].copy()})
@@ -37,7 +37,7 @@ CONTENT = Content(FILES, frozenset({"hollow/inside"}))
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cas")
-    with Store.open(folder / "store", create=True, durability="none") as store:
+    with Store(folder / "store", create=True, durability="none") as store:
         store.add(write_model(CONTENT, folder / "one"), ref="models/team/one")
         store.add(folder / "one" / "config.json", ref="models/plain")
         store.tag("production", "models/team/one")
@@ -182,7 +182,7 @@ def test_a_copy_that_fails_leaves_nothing(fs, tmp_path, monkeypatch):
 
 def test_readers_that_take_a_file_object(fs, place, tmp_path):
     np.save(tmp_path / "array.npy", ARRAY)
-    with Store.open(place, durability="none") as store:
+    with Store(place, durability="none") as store:
         store.add(tmp_path / "array.npy", ref="models/array")
     with fs.open("models/array/array.npy") as file:
         assert np.array_equal(np.load(file), ARRAY)
@@ -226,7 +226,7 @@ def test_writing_is_refused(fs, tmp_path):
 
 def test_a_ref_inside_a_refs_name(place, tmp_path, fs):
     """models/team/one/more begins with another ref: found all the same, unless the shorter one's model has it."""
-    with Store.open(place, durability="none") as store:
+    with Store(place, durability="none") as store:
         (tmp_path / "x").write_bytes(b"longer")
         store.add(tmp_path / "x", ref=f"{MODEL}/more")
         store.add(tmp_path / "x", ref=f"{MODEL}/onnx")
@@ -237,7 +237,7 @@ def test_a_ref_inside_a_refs_name(place, tmp_path, fs):
 
 
 def test_a_ref_that_moves_is_seen_at_once_when_asked(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as store:
+    with Store(tmp_path / "store", create=True, durability="none") as store:
         for at in (1, 2):
             (tmp_path / "f").write_bytes(b"%d" % at)
             os.utime(tmp_path / "f", (at, at))
@@ -315,7 +315,7 @@ def test_a_forked_child_reads_on(fs):
 
 
 def test_damage_is_an_error_and_never_an_absence(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as store:
+    with Store(tmp_path / "store", create=True, durability="none") as store:
         store.add(write_model(CONTENT, tmp_path / "one"), ref="models/one")
     for pack in (tmp_path / "store" / "packs").glob("*/*"):
         pack.chmod(0o600)

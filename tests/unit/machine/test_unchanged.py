@@ -24,7 +24,7 @@ NOW = time.time_ns()
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
@@ -209,4 +209,4 @@ def test_a_graph_that_may_have_changed_proves_nothing_of_its_tensors(store, tmp_
             mapped[:] = graph
             ref = store.add(model.parent).ref
             for name, value in values.items():
-                assert (store.read_tensor(ref, "w.bin", name) == value).all()
+                assert (store.read_tensor(ref, name, file="w.bin") == value).all()

@@ -48,12 +48,12 @@ def model(tmp_path):
 
 
 def test_stores_work_without_a_home(homeless, tmp_path, model, caplog):
-    with Store.open(tmp_path / "store", create=True) as store:
+    with Store(tmp_path / "store", create=True) as store:
         store.add(model, ref="models/m")
         assert not store.machine.keeps
-    with Store.open(tmp_path / "store") as store:
-        store.checkout("models/m", tmp_path / "out")
-        assert casstore.check(store).ok
+    with Store(tmp_path / "store") as store:
+        store.get("models/m", tmp_path / "out")
+        assert store.check().ok
     assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
     assert "HOME" in caplog.text
 
@@ -112,10 +112,10 @@ def spoil(kind, place):
 def test_a_cache_folder_that_is_none_costs_time_only(tmp_path, model, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(spoil(kind, tmp_path / "cache")))
-    with Store.open(tmp_path / "store", create=True) as store:
+    with Store(tmp_path / "store", create=True) as store:
         store.add(model, ref="models/m")
         assert list(store.refs()) == ["models/m"]
-        store.checkout("models/m", tmp_path / "out")
+        store.get("models/m", tmp_path / "out")
     assert not (tmp_path / "some").exists()
     assert not (tmp_path / "~").exists()
 
@@ -225,7 +225,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, how):
 def test_a_tilde_in_the_variable_of_the_file_system(tmp_path, monkeypatch, model):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CASSTORE_STORE", "~/x")
-    with Store.open(tmp_path / "x", create=True) as store:
+    with Store(tmp_path / "x", create=True) as store:
         store.add(model, ref="models/m")
     fs = fsspec.filesystem("cas", skip_instance_cache=True)
     assert fs.cat_file("models/m/model.bin") == model.read_bytes()
@@ -241,5 +241,5 @@ def test_a_tilde_of_nobody(monkeypatch):
 def test_a_path_given_to_the_library_is_literal(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    with Store.open("~", create=True) as store:
+    with Store("~", create=True) as store:
         assert store.backend.url == f"file://{tmp_path}/~"

@@ -25,7 +25,7 @@ from casstore.objects.pack_writer import EncodedFrames, encode_object, encode_ob
 from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.identity import create_format
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 BASE = noise(1, 3_000)
 DELTA = noise(2, 3_000)
@@ -34,12 +34,12 @@ ABOVE = noise(3, 3_000)
 
 def new_store():
     backend = MemoryBackend(uuid.uuid4().hex)
-    return Store(backend, store_id=create_format(backend).store_id, machine=MachineState(None))
+    return ModelStore(backend, store_id=create_format(backend).store_id, machine=MachineState(None))
 
 
 def again(store):
     """Return the store as another process sees it."""
-    return Store(store.backend, store_id=bytes.fromhex(store.store_id), machine=MachineState(None))
+    return ModelStore(store.backend, store_id=bytes.fromhex(store.store_id), machine=MachineState(None))
 
 
 def put(store, *frames):

@@ -27,7 +27,7 @@ from fakes.stores import (
     write_model,
 )
 
-from casstore import ConfigError, IntegrityError, Store, check
+from casstore import ConfigError, IntegrityError, Store
 from casstore.backend import LocalBackend, MemoryBackend
 from casstore.errors import DigestMismatch, FormatError, MissingObject, UnsupportedVersion
 from casstore.format import canonical, envelope, index, marks, names, pack
@@ -35,6 +35,8 @@ from casstore.format import record as record_format
 from casstore.machine.state import MachineState
 from casstore.objects.footers import read_footer
 from casstore.objects.keys import pack_id_of
+from casstore.ops.check import check
+from casstore.store.model_store import ModelStore
 
 FOLDERS = ("packs", "index", "refs", "gc")
 
@@ -69,13 +71,13 @@ def large_models():
 
 
 def build(root, models, folder, *, more=True):
-    with Store.open(root, create=True, durability="none") as store:
+    with Store(root, create=True, durability="none") as store:
         for number, (ref, model) in enumerate(models.items()):
             path = write_model(model, folder / f"m{number}")
             store.add(path, ref=ref, metadata={"number": number})
         if more:
             store.tag("kept", next(iter(models)))
-            store.delete_ref(store.add(folder / "m0", ref="models/deleted").ref)
+            store.rm(store.add(folder / "m0", ref="models/deleted").ref)
         doomed = marks.Tombstone((bytes(32),), 1)
         store.backend.put(f"{marks.TOMBSTONE_PREFIX}{uuid.UUID(int=1)}", [marks.encode_tombstone(doomed)])
         assert_clean(store)
@@ -121,7 +123,7 @@ def in_memory(root):
 def opened(backend):
     """A store that remembers nothing."""
     identity = marks.decode_format(backend.read(marks.FORMAT_KEY))
-    return Store(backend, store_id=identity.store_id, machine=MachineState(None))
+    return ModelStore(backend, store_id=identity.store_id, machine=MachineState(None))
 
 
 @contextmanager
@@ -158,7 +160,7 @@ def read_tensors(store, expected):
     right = 0
     for (ref, path, name), array in expected.items():
         with suppress(IntegrityError):
-            assert store.read_tensor(ref, path, name).tobytes() == array.tobytes(), (ref, path, name)
+            assert store.read_tensor(ref, name, file=path).tobytes() == array.tobytes(), (ref, path, name)
             right += 1
     return right
 
@@ -246,7 +248,7 @@ def test_flips_in_a_larger_store(large, tmp_path, monkeypatch):
             shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     assert not missed
     assert harmful > FLIPS // 10
-    with Store.open(large) as store:
+    with Store(large) as store:
         assert_clean(store)
 
 
@@ -255,7 +257,7 @@ def test_a_checkout_tells_which_pack_is_damaged_or_reads_another(tmp_path):
     model = model_of(first=noise(6, 3_000_000), second=noise(5, 700_000))
     folder = write_model(model, tmp_path / "model")
     for name in ("store", "twin"):
-        with Store.open(tmp_path / name, create=True, durability="none") as store:
+        with Store(tmp_path / name, create=True, durability="none") as store:
             store.add(folder, ref="models/noise")
     root = tmp_path / "store"
     ours, theirs = (
@@ -264,8 +266,8 @@ def test_a_checkout_tells_which_pack_is_damaged_or_reads_another(tmp_path):
     )
     intact = (root / ours).read_bytes()
     replace(root / ours, flipped(intact, len(intact) // 2, 16))
-    with Store.open(root) as store, pytest.raises(DigestMismatch, match=ours):
-        store.checkout("models/noise", tmp_path / "out")
+    with Store(root) as store, pytest.raises(DigestMismatch, match=ours):
+        store.get("models/noise", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
     for key in files_of(tmp_path / "twin", "packs", "index"):
@@ -275,8 +277,8 @@ def test_a_checkout_tells_which_pack_is_damaged_or_reads_another(tmp_path):
         replace(root / ours, intact)
         data = (root / key).read_bytes()
         replace(root / key, flipped(data, len(data) // 2, 16))
-        with Store.open(root) as store:
-            store.checkout("models/noise", tmp_path / "out")
+        with Store(root) as store:
+            store.get("models/noise", tmp_path / "out")
         assert read_folder(tmp_path / "out") == model
         shutil.rmtree(tmp_path / "out")
 
@@ -289,16 +291,16 @@ def replace(path, data):
 def finds_damage(root, key):
     if key == "format":
         with pytest.raises(IntegrityError, match="format"):
-            Store.open(root)
+            Store(root)
         return True
-    with Store.open(root) as store:
+    with Store(root) as store:
         return key in {problem.key for problem in check(store, read_data=True).problems}
 
 
 def reads_right_or_fails(root, models, out):
     """Check out every model; say whether all came. A wrong byte fails the test."""
     try:
-        store = Store.open(root)
+        store = Store(root)
     except IntegrityError:
         return False
     with store:
@@ -308,7 +310,7 @@ def reads_right_or_fails(root, models, out):
 
 def checks_out(store, ref, model, out):
     try:
-        store.checkout(ref, out)
+        store.get(ref, out)
     except IntegrityError as caught:
         error = caught
     else:
@@ -364,7 +366,7 @@ def test_a_segment_cut_short_on_the_disk_stops_nobody(copied, caplog):
         for size in (0, 10, 63, 64, len(before) - 1):
             path.write_bytes(before[:size])
             caplog.clear()
-            with Store.open(copied) as store:
+            with Store(copied) as store:
                 assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
                 assert key in {problem.key for problem in check(store).problems}
             [warning] = caplog.records
@@ -384,22 +386,22 @@ def copied(small, tmp_path, monkeypatch):
 
 
 def problems_of(root):
-    with Store.open(root) as store:
+    with Store(root) as store:
         return {problem.key: problem.message for problem in check(store, read_data=True).problems}
 
 
 def foreign_in(root):
-    with Store.open(root) as store:
+    with Store(root) as store:
         return {found.key: found.message for found in check(store).foreign}
 
 
 def test_without_segments_the_packs_are_read(copied):
     shutil.rmtree(copied / "index")
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
         assert read_tensors(store, SMALL_TENSORS) == len(SMALL_TENSORS)
         assert_clean(store)
-    with Store.open(copied, readonly=True) as store:
+    with Store(copied, read_only=True) as store:
         assert store.stats().models == 2
 
 
@@ -407,7 +409,7 @@ def test_without_one_segment_the_rest_is_found_too(copied):
     for key in files_of(copied, "index"):
         data = (copied / key).read_bytes()
         (copied / key).unlink()
-        with Store.open(copied) as store:
+        with Store(copied) as store:
             assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
             assert_clean(store)
         (copied / key).write_bytes(data)
@@ -420,7 +422,7 @@ def test_without_segments_a_damaged_pack_is_no_one_elses_trouble(copied):
         path = copied / key
         data = path.read_bytes()
         replace(path, data[:-5])
-        with Store.open(copied) as store:
+        with Store(copied) as store:
             right = {ref: read_all(store, {ref: model}) == len(model.files) for ref, model in SMALL.items()}
             assert sum(right.values()) <= 1
             for ref in [ref for ref, whole in right.items() if not whole]:
@@ -441,7 +443,7 @@ def test_a_pack_that_is_gone_is_missed_and_adding_again_mends_it(copied, tmp_pat
     for number, key in enumerate(files_of(copied, "packs")):
         data = (copied / key).read_bytes()
         (copied / key).unlink()
-        with Store.open(copied) as store:
+        with Store(copied) as store:
             files = sum(len(model.files) for model in SMALL.values())
             assert read_all(store, SMALL) < files
             problems = check(store, read_data=True).problems
@@ -449,7 +451,7 @@ def test_a_pack_that_is_gone_is_missed_and_adding_again_mends_it(copied, tmp_pat
             assert any("Add the model again" in problem.message for problem in problems)
             broken = [ref for ref, model in SMALL.items() if read_all(store, {ref: model}) < len(model.files)]
             with pytest.raises(MissingObject, match="Add the model again"):
-                store.checkout(broken[0], tmp_path / "out")
+                store.get(broken[0], tmp_path / "out")
             for at, ref in enumerate(broken):
                 store.add(write_model(SMALL[ref], tmp_path / f"again-{number}-{at}"), ref=ref)
             assert read_all(store, SMALL) == files
@@ -465,7 +467,7 @@ def test_a_damaged_pack_can_be_moved_away_and_its_models_added_again(copied, tmp
     message = problems_of(copied)[key]
     assert "Restore it from another copy" in message
     (copied / key).rename(tmp_path / "moved-away")
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         for number, (ref, model) in enumerate(SMALL.items()):
             store.add(write_model(model, tmp_path / f"again-{number}"), ref=ref)
         assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
@@ -473,13 +475,13 @@ def test_a_damaged_pack_can_be_moved_away_and_its_models_added_again(copied, tmp
 
 
 def test_a_store_without_its_format_file(copied):
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         (copied / "format").unlink()
         assert {"format"} <= {problem.key for problem in check(store).problems}
     with pytest.raises(ConfigError, match="not a casstore store"):
-        Store.open(copied)
+        Store(copied)
     with pytest.raises(ConfigError, match="holds what looks like a store without its `format` file"):
-        Store.open(copied, create=True)
+        Store(copied, create=True)
     assert not (copied / "format").exists()
 
 
@@ -508,7 +510,7 @@ def test_foreign_files_are_reported_and_harm_no_reader(copied, key, data):
     told = {**problems_of(copied), **foreign_in(copied)}
     assert key in told
     assert all(key in message for message in told.values())
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         right = read_all(store, SMALL)
     assert right == sum(len(model.files) for model in SMALL.values())
 
@@ -523,7 +525,7 @@ def test_names_that_no_store_writes_are_ignored(copied):
 def test_many_foreign_files_are_counted_and_the_first_ones_shown(copied):
     for number in range(250):
         (copied / f"stray-{number:03}").write_bytes(b"x")
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         report = check(store)
     assert report.ok
     assert report.foreign_files == 250
@@ -547,7 +549,7 @@ def test_a_copy_of_a_record_is_foreign_and_a_moved_one_is_damage(copied):
 @pytest.mark.parametrize("damaged", [0, 1])
 def test_every_head_of_a_forked_ref_is_checked(copied, damaged):
     """Whichever of them counts: all of them are roots (design §9)."""
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         record = store.record("models/first")
         number = record.seq + 1
         for at in range(2):
@@ -565,13 +567,13 @@ def test_two_packs_that_swapped_names(copied):
     (copied / second).rename(copied / first)
     (copied / "aside").rename(copied / second)
     for part in (False, True):
-        with Store.open(copied) as store:
+        with Store(copied) as store:
             report = check(store, read_data=part)
             assert not report.ok
             assert not part or {first, second} <= {problem.key for problem in report.problems}
             read_all(store, SMALL)
     shutil.rmtree(copied / "index")
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         read_all(store, SMALL)
         assert {first, second} <= {problem.key for problem in check(store, read_data=True).problems}
 
@@ -580,7 +582,7 @@ def test_a_pack_that_took_anothers_place(copied):
     first, second = files_of(copied, "packs")[:2]
     replace(copied / first, (copied / second).read_bytes())
     assert first in problems_of(copied)
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         assert read_all(store, SMALL) < sum(len(model.files) for model in SMALL.values())
 
 
@@ -588,7 +590,7 @@ def test_a_segment_under_another_name(copied):
     first, second = files_of(copied, "index")[:2]
     replace(copied / first, (copied / second).read_bytes())
     assert first in problems_of(copied)
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         read_all(store, SMALL)
 
 
@@ -612,9 +614,9 @@ def test_a_record_under_the_key_of_another_ref(copied):
         (copied / key).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(copied / source, copied / key)
         assert "record of another ref" in problems_of(copied)[key]
-        with Store.open(copied) as store:
+        with Store(copied) as store:
             with pytest.raises(FormatError, match="record of another ref"):
-                store.manifest(ref)
+                store.model(ref)
             told = []
             store.on_damage = told.append
             assert ref not in store.refs()
@@ -636,9 +638,9 @@ def test_a_record_from_the_future_is_not_damage(copied, change):
     key = record_of(copied, "models/first")
     body = body_of(copied / key)
     replace(copied / key, envelope.seal(b"cass-ref", canonical.encode({**body, **change})))
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         with pytest.raises(UnsupportedVersion, match="upgrade casstore") as caught:
-            store.manifest("models/first")
+            store.model("models/first")
         assert key in str(caught.value)
         assert set(store.refs()) == {"models/second"}
         with pytest.raises(UnsupportedVersion, match="upgrade casstore"):
@@ -651,7 +653,7 @@ def test_a_record_with_keys_from_the_future_is_read_and_kept(copied):
     key = record_of(copied, "models/first")
     body = body_of(copied / key)
     replace(copied / key, envelope.seal(b"cass-ref", canonical.encode({**body, "mood": "good"})))
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         assert store.refs()["models/first"].extra == {"mood": "good"}
         assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
     assert problems_of(copied) == {}
@@ -682,9 +684,9 @@ def test_a_record_that_says_impossible_things(copied, change):
     key = record_of(copied, "models/first")
     body = body_of(copied / key)
     replace(copied / key, envelope.seal(b"cass-ref", canonical.encode({**body, **change})))
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         with pytest.raises(FormatError) as caught:
-            store.manifest("models/first")
+            store.model("models/first")
         assert not isinstance(caught.value, UnsupportedVersion)
         assert key in str(caught.value)
         assert read_all(store, {"models/second": SMALL["models/second"]}) == 2
@@ -694,12 +696,12 @@ def test_a_record_that_says_impossible_things(copied, change):
 def test_a_damaged_record_is_found_beside_a_machine_that_remembers_it(small, tmp_path):
     """`check` looks at the store, never at this machine's copies."""
     shutil.copytree(small, tmp_path / "copy")
-    with Store.open(tmp_path / "copy") as store:
+    with Store(tmp_path / "copy") as store:
         assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
     key = record_of(tmp_path / "copy", "models/first")
     data = (tmp_path / "copy" / key).read_bytes()
     replace(tmp_path / "copy" / key, flipped(data, 60, 1))
-    with Store.open(tmp_path / "copy") as store:
+    with Store(tmp_path / "copy") as store:
         assert read_all(store, {"models/first": SMALL["models/first"]}) == 3
         assert {problem.key for problem in check(store).problems} == {key}
 
@@ -713,7 +715,7 @@ def test_a_segment_from_the_future_is_left_alone(copied, tmp_path, caplog):
     data[8:10] = (2).to_bytes(2, "little")
     replace(copied / key, data)
     assert data[:8] == index.MAGIC
-    with Store.open(copied) as store:
+    with Store(copied) as store:
         assert read_all(store, SMALL) == sum(len(model.files) for model in SMALL.values())
         store.add(tmp_path / "copy" / "format", ref="models/more")
     assert (copied / key).read_bytes() == data, "somebody else can read it"

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from casstore.store.store import Store
+from casstore.api.store import Store
 
 SIZE = 224 << 20
 CACHE = 64 << 20
@@ -19,7 +19,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from fakes import syncer
-from casstore.store.store import Store
+from casstore.api.store import Store
 
 def peak():
     # Not getrusage: its maximum comes along from the process that started this one.
@@ -27,7 +27,7 @@ def peak():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 size = int(sys.argv[3])
-with Store.open(sys.argv[2]) as store:
+with Store(sys.argv[2]) as store:
     with store.open_file("models/large", "large.bin") as file:
         file.read(100)
         before = peak()
@@ -52,7 +52,7 @@ with Store.open(sys.argv[2]) as store:
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     np.random.default_rng(5).integers(0, 256, SIZE, np.uint8).tofile(folder / "large.bin")
-    with Store.open(folder / "store", create=True, durability="none") as store:
+    with Store(folder / "store", create=True, durability="none") as store:
         store.add(folder / "large.bin", ref="models/large")
     (folder / "large.bin").unlink()
     return folder / "store"

@@ -15,11 +15,11 @@ from fakes.far_stores import far_store, of_packs, total
 from fakes.stores import model_of, noise, write_model
 from safetensors.numpy import save
 
+from casstore.api.store import Store
 from casstore.errors import BackendUnavailable, ConfigError, FormatError, IntegrityError
 from casstore.objects import chunk_cache
 from casstore.objects.chunk_cache import ChunkCache
 from casstore.store import files
-from casstore.store.store import Store
 
 MB = 1 << 20
 random = np.random.default_rng(7)
@@ -32,7 +32,7 @@ REF, FILE = "models/m", "model.safetensors"
 @pytest.fixture(scope="module")
 def near(tmp_path_factory):
     folder = tmp_path_factory.mktemp("far")
-    with Store.open(folder / "store", create=True, durability="none") as store:
+    with Store(folder / "store", create=True, durability="none") as store:
         store.add(write_model(model_of(noise=NOISE), folder / "noise"), ref="models/noise")
         folder = folder / "weights"
         os.makedirs(folder)
@@ -48,8 +48,8 @@ def opened(near):
     def open_far(**options):
         store, backend = far_store(near, **options)
         stores.append(store)
-        store.manifest(REF)
-        store.manifest("models/noise")
+        store.model(REF)
+        store.model("models/noise")
         backend.take()
         return store, backend
 
@@ -68,16 +68,16 @@ def settle(store):
 
 def test_a_tensor_costs_its_own_frames_and_few_requests(opened):
     store, backend = opened()
-    tensor = store.read_tensor(REF, FILE, "layer3")
+    tensor = store.read_tensor(REF, "layer3", file=FILE)
     assert np.array_equal(tensor, TENSORS["layer3"])
     assert tensor.flags.writeable
     assert tensor.flags.aligned
     fetched = of_packs(backend.take())
     assert tensor.nbytes <= total(fetched) <= tensor.nbytes * 1.01
     assert len(fetched) <= tensor.nbytes / chunk_cache.FETCH + 2
-    assert np.array_equal(store.read_tensor(REF, FILE, "layer3"), tensor)
+    assert np.array_equal(store.read_tensor(REF, "layer3", file=FILE), tensor)
     with store.open_file(REF, FILE) as file:
-        span = next(s for s in store.manifest(REF).layout(FILE).spans if s.name == "layer3")
+        span = next(s for s in store.model(REF).layout(FILE).spans if s.name == "layer3")
         file.seek(span.begin)
         assert file.read(span.end - span.begin) == tensor.tobytes()
     assert of_packs(backend.take()) == []
@@ -85,7 +85,7 @@ def test_a_tensor_costs_its_own_frames_and_few_requests(opened):
 
 def test_a_tensor_read_through_a_file_costs_no_more(opened):
     store, backend = opened()
-    span = next(s for s in store.manifest(REF).layout(FILE).spans if s.name == "layer4")
+    span = next(s for s in store.model(REF).layout(FILE).spans if s.name == "layer4")
     with store.open_file(REF, FILE) as file:
         header = int.from_bytes(file.read(8), "little")
         file.read(header)
@@ -149,7 +149,7 @@ def test_who_stops_has_fetched_little_more_than_he_read(opened):
 
 def test_random_reads_fetch_only_their_chunks(opened):
     store, backend = opened()
-    longest = int(store.manifest("models/noise").layout("noise").lengths.max())
+    longest = int(store.model("models/noise").layout("noise").lengths.max())
     with store.open_file("models/noise", "noise") as file:
         for at in (20 * MB, 3 * MB, 11 * MB):
             file.seek(at)
@@ -186,15 +186,15 @@ def test_what_is_kept_is_bounded(opened):
     assert most <= 8 * MB
     settle(store)
     for name in TENSORS:
-        store.read_tensor(REF, FILE, name)
+        store.read_tensor(REF, name, file=FILE)
     settle(store)
     cache._evict()
     assert cache.size == sum(block.size for block in cache._blocks) <= 8 * MB
     assert sum(len(block.ids) for block in cache._blocks) == len(cache._places)
     backend.take()
-    store.read_tensor(REF, FILE, "layer5")
+    store.read_tensor(REF, "layer5", file=FILE)
     assert of_packs(backend.take()) == []  # the newest stays
-    store.read_tensor(REF, FILE, "layer0")
+    store.read_tensor(REF, "layer0", file=FILE)
     assert total(of_packs(backend.take())) >= 4 * MB  # the oldest went
 
 
@@ -218,7 +218,7 @@ def test_many_readers_in_order_share_what_is_fetched_ahead(opened):
 
 def frame_of(store, path, at, ref="models/noise"):
     """Return the pack and the payload's offset of the chunk that holds byte `at`."""
-    layout = store.manifest(ref).layout(path)
+    layout = store.model(ref).layout(path)
     number = int(np.searchsorted(layout.offsets(), at, side="right")) - 1
     located = store.index.locate([layout.chunk_ids()[number]])
     pack = store.index.pack_id(int(located.rows["pack"][0])).hex()
@@ -258,7 +258,7 @@ def test_damage_is_told_to_who_reads_what_is_damaged(opened):
         assert file.read(3 * MB) == NOISE[begin - 100 :][: 3 * MB]
     backend.flip(*frame_of(store, FILE, 13 * MB, REF)[:2])
     with pytest.raises(IntegrityError):
-        store.read_tensor(REF, FILE, "layer3")
+        store.read_tensor(REF, "layer3", file=FILE)
 
 
 def test_the_network_goes_and_comes_back(opened):
@@ -284,7 +284,7 @@ def test_what_failed_ahead_is_asked_for_again(opened):
     store, backend = opened()
     with store.open_file("models/noise", "noise") as file:
         got = file.read(MB)
-        layout = store.manifest("models/noise").layout("noise")
+        layout = store.model("models/noise").layout("noise")
         backend.unplugged = True
         pieces = store.chunks.request(layout.chunk_ids()[:40], ahead=True)
         settle(store)
@@ -298,7 +298,7 @@ def test_what_failed_ahead_is_asked_for_again(opened):
 
 def test_a_layout_that_lies_about_a_length_is_refused(opened):
     store, _ = opened()
-    layout = store.manifest("models/noise").layout("noise")
+    layout = store.model("models/noise").layout("noise")
     lengths = layout.lengths.copy()
     lengths[0] += 100
     lengths[1] -= 100
@@ -309,15 +309,15 @@ def test_a_layout_that_lies_about_a_length_is_refused(opened):
 
 def test_a_pack_that_was_rewritten_meanwhile_is_found_elsewhere(tmp_path):
     content = model_of(a=noise(9, 3 * MB))
-    with Store.open(tmp_path / "store", create=True, durability="none") as near:
+    with Store(tmp_path / "store", create=True, durability="none") as near:
         near.add(write_model(content, tmp_path / "m"), ref="models/m")
         store, _ = far_store(near)
-        store.manifest("models/m")
+        store.model("models/m")
         first = {entry.key for entry in near.backend.list("packs/")}
         near.backend.delete(next(iter(near.backend.list("index/"))).key)
         for key in first:
             near.backend.delete(key)
-        with Store.open(tmp_path / "store", durability="none") as again:
+        with Store(tmp_path / "store", durability="none") as again:
             again.add(tmp_path / "m", ref="models/again", stat_cache=False)
         with store.open_file("models/m", "a") as file:
             assert file.read() == content.files["a"][0]

@@ -10,10 +10,10 @@ import pytest
 from fakes.far_stores import far_store, of_index, total
 from fakes.stores import assert_clean, noise, read_model
 
+from casstore.api.store import Store
 from casstore.errors import BackendUnavailable, IntegrityError, MissingObject
 from casstore.objects.keys import pack_key
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.store import Store
 
 MODELS = 24
 WEIGHTS = noise(1, 3 << 20)
@@ -23,7 +23,7 @@ WEIGHTS = noise(1, 3 << 20)
 def made(tmp_path_factory):
     """Return the folder of a store with so many objects that its index is larger than a few footers."""
     folder = tmp_path_factory.mktemp("hints")
-    with Store.open(folder / "store", create=True, durability="none") as store:
+    with Store(folder / "store", create=True, durability="none") as store:
         for number in range(MODELS):
             files = folder / "model"
             os.makedirs(files)
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def near(made, tmp_path):
     shutil.copytree(made, tmp_path / "store")
-    with Store.open(tmp_path / "store", durability="none") as store:
+    with Store(tmp_path / "store", durability="none") as store:
         yield store
 
 
@@ -66,7 +66,7 @@ def test_one_model_is_read_without_the_index(near, far):
         assert file.read(1000) == WEIGHTS[1 << 20 :][:1000]
     requests = backend.take()
     assert of_index(requests) == []
-    chunk = int(store.manifest("models/17").layout("weights").lengths.max())
+    chunk = int(store.model("models/17").layout("weights").lengths.max())
     assert total(requests) < chunk + index_size(near) / 3
     assert len(requests) <= 9
     backend.take()
@@ -77,7 +77,7 @@ def test_one_model_is_read_without_the_index(near, far):
 def test_many_models_are_worth_the_index(near, far):
     store, backend = far
     for number in range(MODELS):
-        assert len(store.manifest(f"models/{number}").tree.files) >= 150
+        assert len(store.model(f"models/{number}").tree.files) >= 150
     requests = backend.take()
     assert total(of_index(requests)) == index_size(near)
     footers = [request for request in requests if request.verb == "stat"]
@@ -86,7 +86,7 @@ def test_many_models_are_worth_the_index(near, far):
 
 def test_a_pull_of_one_model_needs_no_index(near, far, tmp_path):
     store, backend = far
-    with Store.open(tmp_path / "mine", create=True, durability="none") as mine:
+    with Store(tmp_path / "mine", create=True, durability="none") as mine:
         execute(plan_sync(store, mine, ["models/17"]))
         assert of_index(backend.take()) == []
         assert read_model(mine, "models/17") == read_model(near, "models/17")
@@ -100,7 +100,7 @@ def test_a_pull_of_one_model_needs_no_index(near, far, tmp_path):
 def test_publishing_never_relies_on_hints(near, far, tmp_path):
     """Whoever writes must know everything, or would store again what is there."""
     store, backend = far
-    store.manifest("models/17")
+    store.model("models/17")
     (tmp_path / "again").write_bytes(noise(3000 + 5, 40))  # in another model
     backend.take()
     added = store.add(tmp_path / "again", ref="models/again")
@@ -129,7 +129,7 @@ def test_hints_that_do_not_help(near, far, how):
 
 def test_a_hinted_pack_that_goes_later(near, far):
     store, backend = far
-    model = store.manifest("models/17")
+    model = store.model("models/17")
     assert of_index(backend.take()) == []
     near.backend.delete(pack_of(near, model.record))
     with pytest.raises(MissingObject):
@@ -138,7 +138,7 @@ def test_a_hinted_pack_that_goes_later(near, far):
 
 def test_a_frame_that_is_damaged_is_looked_for_elsewhere(near, far):
     store, backend = far
-    model = store.manifest("models/17")
+    model = store.model("models/17")
     located = store.objects.locate(model.layout("weights").ids)
     backend.flip(pack_of(near, model.record), int(located.rows["offset"][0]) + 200)
     with pytest.raises(IntegrityError), store.open_layout(model.layout("weights"), name="weights") as file:
@@ -159,7 +159,7 @@ def test_copies_on_this_machine_come_first(near, tmp_path):
     first.index.refresh()
     backend.take()
     second, backend = far_store(near, index_copies=str(tmp_path / "copies"))
-    second.manifest("models/17")
+    second.model("models/17")
     requests = backend.take()
     assert of_index(requests) == []
     # Objects only: no footer, for nothing of the index had to be fetched.

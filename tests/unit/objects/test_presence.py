@@ -15,7 +15,7 @@ from casstore.objects import presence
 from casstore.objects.keys import PACK_PREFIX, pack_id_of, pack_key
 from casstore.objects.presence import PresentPacks, has_pack, have_packs
 from casstore.store.identity import create_format
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 
 class Far(BackendWrapper):
@@ -41,7 +41,7 @@ class Far(BackendWrapper):
 @pytest.fixture
 def store():
     backend = MemoryBackend(uuid.uuid4().hex)
-    opened = Store(backend, store_id=create_format(backend).store_id, machine=MachineState(None))
+    opened = ModelStore(backend, store_id=create_format(backend).store_id, machine=MachineState(None))
     for number in range(40):
         with opened.publication() as publication:
             plain = b"%d" % number * 50

@@ -34,7 +34,7 @@ from casstore.objects import publication as publish
 from casstore.objects.index.index import Index
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.store.identity import create_format
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 OLD = model_of(a=noise(1, 600), b=noise(2, 700))
 NEW = model_of(a=noise(1, 600), b=noise(2, 700), c=noise(3, 500))
@@ -135,7 +135,7 @@ class Scene:
         self.writer = self.store(self.hooked)
 
     def store(self, backend):
-        return Store(backend, store_id=self.identity.store_id, machine=MachineState(None))
+        return ModelStore(backend, store_id=self.identity.store_id, machine=MachineState(None))
 
     def own_packs(self):
         return sorted(set(packs_of(self.plain)) - set(self.old_packs))
@@ -365,7 +365,7 @@ def test_every_listing_may_fail(scene):
     listings = [call for call in scene.hooked.calls if call[0] == "list"]
     assert {prefix for _, prefix in listings} >= {marks.TOMBSTONE_PREFIX, INDEX_PREFIX}
     for nth in range(len(listings)):
-        scene.writer.delete_ref("models/new")
+        scene.writer.rm("models/new")
         countdown = itertools.count()
 
         def fail(operation, key, nth=nth, countdown=countdown):

@@ -11,11 +11,12 @@ from fakes.faulty_backend import FaultyBackend
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 from fakes.sync_stores import Side
 
+from casstore.api.store import Store
 from casstore.machine.state import MachineState
 from casstore.objects.index import merging, segment_cache
 from casstore.objects.index.index import Index
 from casstore.objects.keys import INDEX_PREFIX
-from casstore.store.store import Store
+from casstore.store.model_store import ModelStore
 
 
 class Remote:
@@ -30,7 +31,7 @@ class Remote:
     def process(self):
         """Return the store as another process opens it, and the backend that counts its calls."""
         faulty = FaultyBackend(self.side.backend)
-        store = Store(
+        store = ModelStore(
             faulty, store_id=self.side.store_id, machine=MachineState(None), index_copies=str(self.copies)
         )
         return store, faulty
@@ -210,9 +211,9 @@ def test_a_local_store_is_mapped_where_it_lies(tmp_path):
 def test_an_opened_store_keeps_them_in_the_users_cache(tmp_path, own_home):
     from fakes import syncer  # noqa: F401, PLC0415  # registers dirfs://
 
-    with Store.open(tmp_path / "store", create=True) as store:
+    with Store(tmp_path / "store", create=True) as store:
         store.add(write_model(model_of(a=noise(1, 2000)), tmp_path / "m"), ref="models/1")
-    with Store.open(f"dirfs://{tmp_path}/store") as store:
+    with Store(f"dirfs://{tmp_path}/store") as store:
         store.index.refresh()
     [copy] = (own_home / "cache" / "casstore" / "stores").glob("*/index/*")
     assert copy.stat().st_mode & 0o077 == 0

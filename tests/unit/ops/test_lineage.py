@@ -23,7 +23,7 @@ def model_id(name: str) -> bytes:
 
 
 def new_store() -> Store:
-    return Store.open(f"memory://lineage-{next(_places)}", create=True)
+    return Store(f"memory://lineage-{next(_places)}", create=True)
 
 
 def put_model(store: Store, name: str, target: bytes, *, base: bytes | None = None) -> None:

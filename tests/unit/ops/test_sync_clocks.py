@@ -99,7 +99,7 @@ def test_a_deletion_stands_however_old_it_looks(sides, clock, ahead):
         one.add("models/x", FIRST)
         sync(one, shared)
     with clock(-ahead):
-        shared.plain.delete_ref("models/x")
+        shared.plain.rm("models/x")
     assert "models/x" not in shared.plain.refs()
     with clock(ahead):
         one.add("models/x", THIRD)

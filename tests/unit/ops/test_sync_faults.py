@@ -243,7 +243,7 @@ class TestStaleListings:
 
     def test_of_the_destinations_index(self, here, there):
         sync(here.plain, there.plain)
-        there.plain.delete_ref("models/a")
+        there.plain.rm("models/a")
         there.faulty.hide({entry.key for entry in there.backend.list(INDEX_PREFIX)})
         sync(here.plain, there.broken())
         assert_recovers(here, there)

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 from fakes.faulty_backend import FaultyBackend
 
-from casstore import ConfigError, RefNotFound, RefRow, Store
+from casstore import ConfigError, RefNotFound, Store
 from casstore.backend import MemoryBackend
 from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import names
@@ -20,7 +20,7 @@ from casstore.machine import state as machine_module
 from casstore.machine.state import MachineState
 from casstore.refs import catalogue as catalogue_module
 from casstore.refs.refs import Refs
-from casstore.refs.rows import RefQuery
+from casstore.refs.rows import RefQuery, RefRow
 
 
 @pytest.fixture
@@ -452,7 +452,7 @@ def test_the_tables_of_another_version_are_made_anew(backend, machine):
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
@@ -498,7 +498,7 @@ def test_finding_runs(store, runs):
     assert names_of(target=runs[2].target) == names_of(target=runs[2].target.hex()) == ["runs/c"]
     assert names_of(base=runs[2].target) == []
     assert names_of(since=runs[1].time, until=runs[3].time) == ["runs/c", "runs/d/2"]
-    store.delete_ref("runs/c")
+    store.rm("runs/c")
     assert "runs/c" not in names_of()
 
 
@@ -527,7 +527,7 @@ def test_an_id_among_many_refs(store, tmp_path):
     store.tag("best", "models/a")
     for newest in ("tags/best", "models/a", "models/b"):
         assert store.resolve(model_id).ref == store.resolve(model_id[:6]).ref == newest
-        store.delete_ref(newest)
+        store.rm(newest)
     with pytest.raises(RefNotFound):
         store.resolve(model_id[:6])
     with pytest.raises(ObjectNotFound):

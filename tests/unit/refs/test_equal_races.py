@@ -77,8 +77,8 @@ def in_processes(work, *arguments):
 @pytest.fixture
 def places(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    Store.open(there, create=True, durability="none").close()
-    with Store.open(here, create=True, durability="none") as store:
+    Store(there, create=True, durability="none").close()
+    with Store(here, create=True, durability="none") as store:
         for number in range(3):
             folder = write_model(model_of(w=noise(number, 50_000)), tmp_path / f"m{number}")
             store.add(folder, ref=f"models/{number}")
@@ -88,8 +88,8 @@ def places(tmp_path):
 
 def tag_and_push(number, barrier, here, there):
     with (
-        Store.open(here, durability="none") as store,
-        Store.open(there, durability="none") as other,
+        Store(here, durability="none") as store,
+        Store(there, durability="none") as other,
     ):
         barrier.wait()
         store.tag("best", "models/1")
@@ -103,14 +103,14 @@ def tag_and_push(number, barrier, here, there):
 def test_processes_that_want_the_same(places):
     assert in_processes(tag_and_push, *places) == [[]] * PROCESSES
     for place in places:
-        with Store.open(place) as store:
+        with Store(place) as store:
             assert store.record("tags/best").target == store.record("models/1").target
             assert store.record("tags/new").target == store.record("models/2").target
             assert_clean(store)
 
 
 def tag_own(number, barrier, here):
-    with Store.open(here, durability="none") as store:
+    with Store(here, durability="none") as store:
         barrier.wait()
         try:
             store.tag("new", f"models/{number % 3}")

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from fakes.stores import model_of, read_model, write_model
 
+from casstore.api.store import Store
 from casstore.errors import RefNotFound
-from casstore.store.store import Store
 
 A, B = model_of(x=b"a"), model_of(x=b"b")
 
@@ -19,7 +19,7 @@ def machine(tmp_path, monkeypatch):
 
     def open_from(name):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-        return Store.open(tmp_path / "store", create=True, durability="none")
+        return Store(tmp_path / "store", create=True, durability="none")
 
     return open_from
 
@@ -44,7 +44,7 @@ def test_a_tag_that_was_trimmed_and_set_anew_elsewhere(machine, folders):
     one.tag("moving", "models/a")
     assert read_model(one, "tags/moving") == A
     assert one.refs("tags/")["tags/moving"].target is not None
-    one.delete_ref("tags/moving")
+    one.rm("tags/moving")
     trim(one, "moving")
     two = machine("two")
     two.tag("moving", "models/b")
@@ -70,7 +70,7 @@ def test_a_store_that_was_put_back_from_an_older_copy(machine, folders, tmp_path
     one = machine("one")
     assert (read_model(one, "tags/moving"), read_model(one, "models/b")) == (A, B)
     one.tag("moving", "models/a")
-    one.delete_ref("models/b")
+    one.rm("models/b")
     for store in (one, machine("two")):
         assert list(store.refs()) == ["models/a", "tags/moving"]
         with pytest.raises(RefNotFound):

@@ -22,7 +22,7 @@ from fakes.stores import assert_clean
 from fsspec import Callback
 
 import casstore
-from casstore import ConfigError, ConflictError, IntegrityError, RefNotFound, Store, check
+from casstore import ConfigError, ConflictError, IntegrityError, RefNotFound, Store
 from casstore.backend import LocalBackend
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.digest import digest
@@ -30,7 +30,9 @@ from casstore.errors import AccessDenied, BackendError, BackendUnavailable, Cass
 from casstore.format import canonical, envelope
 from casstore.format.manifest import TreeEntry, encode_tree, make_tree
 from casstore.machine.state import MachineState
+from casstore.ops.check import check
 from casstore.store.checkout import checkout
+from casstore.store.model_store import ModelStore
 
 MIB = 1 << 20
 NOBODY = 65534
@@ -39,7 +41,7 @@ LONG_AGO = 1_500_000_000
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
@@ -72,7 +74,7 @@ def tree_of(folder):
 def assert_nothing_added(store):
     assert store.refs() == {}
     assert list(store.backend.list_temporaries()) == []
-    with Store.open(store.backend.url) as again:
+    with Store(store.backend.url) as again:
         report = check(again, read_data=True)
         assert report.ok, report.problems
         assert report.records == 0
@@ -138,7 +140,7 @@ def test_a_path_with_a_nul(store, model):
 def test_an_unreadable_file(open_folder):
     write_tree(open_folder / "model", {"a.bin": b"a", "secret.bin": b"s"})
     (open_folder / "model/secret.bin").chmod(0)
-    store = Store.open("memory://unreadable-file", create=True)
+    store = Store("memory://unreadable-file", create=True)
     with ordinary_user(), pytest.raises(AccessDenied, match=r"secret\.bin cannot be read.*permissions"):
         store.add(open_folder / "model")
     assert store.refs() == {}
@@ -147,7 +149,7 @@ def test_an_unreadable_file(open_folder):
 def test_an_unreadable_onnx_beside_a_file_that_it_describes(open_folder):
     write_tree(open_folder / "model", {"m.onnx": b"o", "weights.data": b"s"})
     (open_folder / "model/m.onnx").chmod(0)
-    store = Store.open("memory://unreadable-onnx", create=True)
+    store = Store("memory://unreadable-onnx", create=True)
     with ordinary_user(), pytest.raises(AccessDenied, match=r"m\.onnx"):
         store.add(open_folder / "model")
 
@@ -155,7 +157,7 @@ def test_an_unreadable_onnx_beside_a_file_that_it_describes(open_folder):
 def test_an_unreadable_folder(open_folder):
     write_tree(open_folder / "model", {"a.bin": b"a", "secret/b.bin": b"s"})
     (open_folder / "model/secret").chmod(0)
-    store = Store.open("memory://unreadable-folder", create=True)
+    store = Store("memory://unreadable-folder", create=True)
     try:
         with ordinary_user(), pytest.raises(AccessDenied, match=r"secret cannot be read.*permissions"):
             store.add(open_folder / "model")
@@ -298,7 +300,7 @@ def test_an_interrupted_add_leaves_nothing(store, tmp_path):
 
 def test_a_store_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"no directory.*create=True"):
-        Store.open(tmp_path / "nothing")
+        Store(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
@@ -306,9 +308,9 @@ def test_a_folder_that_is_no_store(tmp_path):
     write_tree(tmp_path / "folder", {"notes.txt": b"mine"})
     before = tree_of(tmp_path / "folder")
     with pytest.raises(ConfigError, match=r"folder is not a casstore store"):
-        Store.open(tmp_path / "folder")
+        Store(tmp_path / "folder")
     with pytest.raises(ConfigError, match=r"folder is not empty"):
-        Store.open(tmp_path / "folder", create=True)
+        Store(tmp_path / "folder", create=True)
     assert tree_of(tmp_path / "folder") == before
 
 
@@ -316,12 +318,12 @@ def test_a_folder_that_is_no_store(tmp_path):
 def test_a_file_is_no_store(tmp_path, create):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises((ConfigError, BackendError), match="file"):
-        Store.open(tmp_path / "file", create=create)
+        Store(tmp_path / "file", create=create)
 
 
 def test_creating_a_store_again_opens_it(tmp_path):
-    first = Store.open(tmp_path / "s", create=True).store_id
-    assert Store.open(tmp_path / "s", create=True).store_id == first
+    first = Store(tmp_path / "s", create=True).store_id
+    assert Store(tmp_path / "s", create=True).store_id == first
 
 
 def _format(**changes):
@@ -348,18 +350,18 @@ def test_a_format_file_that_is_wrong(tmp_path, data, error, message):
     write_tree(tmp_path / "s", {"format": data})
     for create in (False, True):
         with pytest.raises(error, match=message) as caught:
-            Store.open(tmp_path / "s", create=create)
+            Store(tmp_path / "s", create=create)
         assert isinstance(caught.value, UnsupportedVersion) == (error is UnsupportedVersion)
     assert (tmp_path / "s/format").read_bytes() == data
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"durability": "some"}, {"shared": "world"}, {"readonly": True, "create": True}, {"key": "x"}],
+    [{"durability": "some"}, {"shared": "world"}, {"read_only": True, "create": True}, {"key": "x"}],
 )
 def test_settings_that_make_no_sense(tmp_path, arguments):
     with pytest.raises(ConfigError):
-        Store.open(tmp_path / "s", **arguments)
+        Store(tmp_path / "s", **arguments)
     assert not (tmp_path / "s").exists()
 
 
@@ -395,8 +397,8 @@ def test_an_invalid_ref_name_is_refused_before_anything_is_read(store, model, na
         store.add(model, ref=name, callback=DuringAdd(1, lambda: reached.append(1)))
     assert not reached
     with pytest.raises(ConfigError):
-        store.delete_ref(name)
-    for use in (store.manifest, store.resolve):
+        store.rm(name)
+    for use in (store.model, store.resolve):
         with pytest.raises(RefNotFound):
             use(name)
     assert_nothing_added(store)
@@ -425,12 +427,12 @@ def test_ref_names_that_are_safe_once_they_are_escaped(store, model, tmp_path, n
     ref = f"models/{name}"
     added = store.add(model, ref=ref)
     assert store.tag(name, ref) == f"tags/{name}"
-    with Store.open(store.backend.url) as again:
+    with Store(store.backend.url) as again:
         assert set(again.refs()) == {ref, f"tags/{name}"}
         assert again.resolve(name).ref == ref
         assert [row.name for row in again.find(target=added.model_id)] == [f"tags/{name}", ref]
-        again.checkout(ref, tmp_path / "out")
-        again.delete_ref(ref)
+        again.get(ref, tmp_path / "out")
+        again.rm(ref)
     assert list(store.refs()) == [f"tags/{name}"]
     assert_clean(store)
 
@@ -448,10 +450,10 @@ def test_a_ref_that_is_not_there(store, model, tmp_path, name):
     result = store.add(model, ref="models/m")
     assert not result.model_id.startswith("abcd")
     uses = [
-        lambda: store.manifest(name),
-        lambda: store.checkout(name, tmp_path / "out"),
+        lambda: store.model(name),
+        lambda: store.get(name, tmp_path / "out"),
         lambda: store.open_file(name, "config.json"),
-        lambda: store.read_tensor(name, "config.json", "w"),
+        lambda: store.read_tensor(name, "w", file="config.json"),
         lambda: store.tag("t", name),
         lambda: store.add(model, base=name),
     ]
@@ -464,10 +466,10 @@ def test_a_ref_that_is_not_there(store, model, tmp_path, name):
 
 def test_deleting_a_ref_that_is_not_there(store, model):
     with pytest.raises(RefNotFound, match="models/no"):
-        store.delete_ref("models/no")
+        store.rm("models/no")
     store.add(model, ref="models/m")
-    store.delete_ref("models/m")
-    for use in (store.delete_ref, store.manifest):
+    store.rm("models/m")
+    for use in (store.rm, store.model):
         with pytest.raises(RefNotFound, match="models/m"):
             use("models/m")
 
@@ -479,9 +481,9 @@ def test_a_file_or_tensor_that_a_model_lacks(store, tmp_path):
     with pytest.raises(RefNotFound, match=r"no\.bin.*m\.safetensors"):
         store.open_file("models/m", "no.bin")
     with pytest.raises(ConfigError, match=r"no tensor 'v'.*w"):
-        store.read_tensor("models/m", "m.safetensors", "v")
+        store.read_tensor("models/m", "v", file="m.safetensors")
     with pytest.raises(ConfigError, match=r"notes\.txt has no tensors"):
-        store.read_tensor("models/m", "notes.txt", "w")
+        store.read_tensor("models/m", "w", file="notes.txt")
 
 
 def _model_id(path, data):
@@ -586,7 +588,7 @@ def test_a_hugging_face_snapshot_is_kept_as_its_files(store, tmp_path):
         link.symlink_to(blob)
     result = store.add(cache / "snapshots/123", ref="models/hf")
     assert (result.files, result.bytes_total) == (2, 200_002)
-    store.checkout("models/hf", tmp_path / "out")
+    store.get("models/hf", tmp_path / "out")
     assert tree_of(tmp_path / "out") == {"config.json": b"{}", "onnx": None, "onnx/model.bin": weights}
     assert not (tmp_path / "out/config.json").is_symlink()
     plain = tmp_path / "plain"
@@ -597,7 +599,7 @@ def test_a_hugging_face_snapshot_is_kept_as_its_files(store, tmp_path):
 def test_links_are_refused_where_they_are_not_followed(store, tmp_path):
     write_tree(tmp_path / "m", {"real.bin": b"x", "folder/y.bin": b"y"})
     store.add(tmp_path / "m", follow_links=False, ref="models/no-links")
-    store.delete_ref("models/no-links")
+    store.rm("models/no-links")
     (tmp_path / "top").symlink_to("m")
     (tmp_path / "file").symlink_to("m/real.bin")
     for name in ("top", "file"):
@@ -655,7 +657,7 @@ def test_two_links_to_one_folder_are_no_cycle(store, tmp_path):
     for name in ("one", "two"):
         (tmp_path / "m" / name).symlink_to("shared")
     store.add(tmp_path / "m", ref="models/m")
-    paths = [entry.path for entry in store.manifest("models/m").tree.entries]
+    paths = [entry.path for entry in store.model("models/m").tree.entries]
     assert paths == ["one/x.bin", "shared/x.bin", "two/x.bin"]
 
 
@@ -733,7 +735,7 @@ def test_names_that_some_systems_do_not_take_are_kept(store, model, tmp_path, na
     if place == "folder":
         (model / name / "inside").write_bytes(b"x")
     store.add(model, ref="models/odd")
-    store.checkout("models/odd", tmp_path / "out")
+    store.get("models/odd", tmp_path / "out")
     assert tree_of(tmp_path / "out") == tree_of(model)
     assert_clean(store)
 
@@ -751,7 +753,7 @@ def test_names_that_some_systems_do_not_take_are_kept(store, model, tmp_path, na
 def test_names_that_meet_on_other_systems_are_kept(store, model, tmp_path, one, other):
     write_tree(model, {one: b"1", other: b"2"})
     store.add(model, ref="models/alike")
-    store.checkout("models/alike", tmp_path / "out")
+    store.get("models/alike", tmp_path / "out")
     assert tree_of(tmp_path / "out") == tree_of(model)
     assert_clean(store)
 
@@ -772,13 +774,13 @@ def test_a_very_deep_folder(store, tmp_path, monkeypatch, name, depth):
     try:
         result = store.add(top)
         deepest = f"{name}/" * depth
-        assert [file.path for file in store.manifest(result.ref).tree.files] == [
+        assert [file.path for file in store.model(result.ref).tree.files] == [
             f"{deepest}f",
             f"{deepest}link",
         ]
-        assert store.manifest(result.ref).tree.empty == (f"{deepest}hollow",)
+        assert store.model(result.ref).tree.empty == (f"{deepest}hollow",)
         assert store.content_id(str(top)) == result.model_id
-        store.checkout(result.ref, tmp_path / "out")
+        store.get(result.ref, tmp_path / "out")
         assert store.content_id(str(tmp_path / "out")) == result.model_id
         os.chdir(top)
         for _ in range(depth):
@@ -807,9 +809,9 @@ def test_broken_model_files_are_kept_as_plain_bytes(store, tmp_path):
     }
     write_tree(tmp_path / "m", contents)
     store.add(tmp_path / "m", ref="models/m")
-    store.checkout("models/m", tmp_path / "out")
+    store.get("models/m", tmp_path / "out")
     assert tree_of(tmp_path / "out") == contents
-    assert all(not layout.spans for layout in store.manifest("models/m").layouts)
+    assert all(not layout.spans for layout in store.model("models/m").layouts)
 
 
 # ---- empty things, and the executable bit
@@ -825,7 +827,7 @@ def test_empty_files_and_folders_and_the_executable_bit_are_kept(store, tmp_path
         (tmp_path / "m" / name).chmod(0o755)
     result = store.add(tmp_path / "m", ref="models/m")
     assert (result.files, result.bytes_total) == (4, 10)
-    store.checkout("models/m", tmp_path / "out")
+    store.get("models/m", tmp_path / "out")
     assert tree_of(tmp_path / "out") == tree_of(tmp_path / "m")
     for name, executable in {
         "empty.bin": False,
@@ -848,7 +850,7 @@ def test_an_empty_model(store, tmp_path, force):
     (tmp_path / "m").mkdir()
     result = store.add(tmp_path / "m", ref="models/m")
     assert (result.files, result.bytes_total, result.chunks) == (0, 0, 0)
-    store.checkout("models/m", tmp_path / "out", force=force)
+    store.get("models/m", tmp_path / "out", force=force)
     assert tree_of(tmp_path / "out") == {}
     assert (tmp_path / "out").is_dir()
 
@@ -858,8 +860,8 @@ def test_one_file_is_a_model(store, tmp_path):
     (tmp_path / "link.bin").symlink_to("one.bin")
     store.add(tmp_path / "one.bin", ref="models/one")
     store.add(tmp_path / "link.bin", ref="models/link")
-    store.checkout("models/one", tmp_path / "out1")
-    store.checkout("models/link", tmp_path / "out2")
+    store.get("models/one", tmp_path / "out1")
+    store.get("models/link", tmp_path / "out2")
     assert tree_of(tmp_path / "out1") == {"one.bin": b"alone"}
     assert tree_of(tmp_path / "out2") == {"link.bin": b"alone"}
 
@@ -881,7 +883,7 @@ def test_a_folder_that_holds_the_store_is_refused(store, tmp_path):
 def test_a_store_opened_through_a_link_knows_itself(store, tmp_path):
     (tmp_path / "alias").symlink_to(Path(store.backend.local_path("format")).parent)
     write_tree(tmp_path, {"model.bin": b"x"})
-    with Store.open(tmp_path / "alias") as alias, pytest.raises(ConfigError, match="is the store itself"):
+    with Store(tmp_path / "alias") as alias, pytest.raises(ConfigError, match="is the store itself"):
         alias.add(tmp_path)
 
 
@@ -898,7 +900,7 @@ def test_a_destination_that_is_a_file(store, kept, tmp_path, force):
     (tmp_path / "out").write_bytes(b"mine")
     for place in ("out", "out/below", "out/below/more"):
         with pytest.raises((ConfigError, BackendError), match="out"):
-            store.checkout("models/m", tmp_path / place, force=force)
+            store.get("models/m", tmp_path / place, force=force)
     assert (tmp_path / "out").read_bytes() == b"mine"
 
 
@@ -906,7 +908,7 @@ def test_a_destination_that_is_a_file(store, kept, tmp_path, force):
 def test_a_destination_that_is_a_broken_link(store, kept, tmp_path, force):
     (tmp_path / "out").symlink_to("nothing")
     with pytest.raises(ConfigError, match="out is a broken link"):
-        store.checkout("models/m", tmp_path / "out", force=force)
+        store.get("models/m", tmp_path / "out", force=force)
     assert os.readlink(tmp_path / "out") == "nothing"
     assert not (tmp_path / "nothing").exists()
 
@@ -916,7 +918,7 @@ def test_a_destination_that_is_a_broken_link(store, kept, tmp_path, force):
 def test_new_destinations_however_they_are_spelled(store, model, tmp_path, monkeypatch, spelling):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    store.checkout("models/m", spelling)
+    store.get("models/m", spelling)
     assert tree_of(tmp_path / "work" / spelling) == tree_of(model)
     assert len(list((tmp_path / "work").iterdir())) == 1
 
@@ -930,7 +932,7 @@ def test_many_small_files_need_few_descriptors(store, tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        store.checkout("models/m", tmp_path / "out")
+        store.get("models/m", tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert {name: data for name, data in tree_of(tmp_path / "out").items() if data is not None} == contents
@@ -941,7 +943,7 @@ def test_an_empty_destination_and_a_link_to_one(store, kept, model, tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to("behind")
     for name in ("empty", "link"):
-        store.checkout("models/m", tmp_path / name)
+        store.get("models/m", tmp_path / name)
         assert tree_of(tmp_path / name) == tree_of(model)
     assert (tmp_path / "link").is_symlink()
 
@@ -950,9 +952,9 @@ def test_a_destination_that_is_not_empty(store, kept, model, tmp_path):
     write_tree(tmp_path / "out", {"mine.txt": b"mine", "config.json": b"old", "sub/mine.txt": b"too"})
     before = tree_of(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"out is not empty.*--force"):
-        store.checkout("models/m", tmp_path / "out")
+        store.get("models/m", tmp_path / "out")
     assert tree_of(tmp_path / "out") == before
-    store.checkout("models/m", tmp_path / "out", force=True)
+    store.get("models/m", tmp_path / "out", force=True)
     mine = {"mine.txt": b"mine", "sub/mine.txt": b"too"}
     assert tree_of(tmp_path / "out") == {**tree_of(model), **mine}
 
@@ -963,7 +965,7 @@ def test_force_replaces_a_name_and_not_the_file_behind_it(store, kept, model, tm
     (tmp_path / "out").mkdir()
     os.link(tmp_path / "precious", tmp_path / "out/config.json")
     (tmp_path / "precious").chmod(0o400)
-    store.checkout("models/m", tmp_path / "out", force=True)
+    store.get("models/m", tmp_path / "out", force=True)
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert tree_of(tmp_path / "out") == tree_of(model)
 
@@ -1020,7 +1022,7 @@ def test_force_never_replaces_or_follows_what_is_no_file(store, kept, tmp_path, 
 
     before = state()
     with pytest.raises(ConfigError, match=rf"{name} is in the way in .*out.*Move it"):
-        store.checkout("models/m", tmp_path / "out", force=True)
+        store.get("models/m", tmp_path / "out", force=True)
     after = state()
     assert {path: after.get(path) for path in before} == before
     assert set(after) - set(before) <= {str(tmp_path / "out/sub")}
@@ -1052,14 +1054,14 @@ def damaged(store, tmp_path):
 def test_a_failing_checkout_into_a_new_folder_leaves_nothing(store, damaged, tmp_path):
     (tmp_path / "work").mkdir()
     with pytest.raises(IntegrityError, match="packs/"):
-        store.checkout("models/damaged", tmp_path / "work/out")
+        store.get("models/damaged", tmp_path / "work/out")
     assert tree_of(tmp_path / "work") == {}
 
 
 def test_a_failing_checkout_into_an_empty_folder_leaves_it_empty(store, damaged, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(IntegrityError, match="packs/"):
-        store.checkout("models/damaged", tmp_path / "out")
+        store.get("models/damaged", tmp_path / "out")
     assert tree_of(tmp_path / "out") == {}
     assert (tmp_path / "out").is_dir()
 
@@ -1068,7 +1070,7 @@ def test_a_failing_checkout_with_force_removes_only_what_it_made(store, damaged,
     mine = {"mine.txt": b"mine", "a.bin": b"old", "deep/mine.txt": b"mine", "z.bin": b"old z"}
     write_tree(tmp_path / "out", mine)
     with pytest.raises(IntegrityError, match="packs/"):
-        store.checkout("models/damaged", tmp_path / "out", force=True)
+        store.get("models/damaged", tmp_path / "out", force=True)
     left = tree_of(tmp_path / "out")
     # A file that was replaced holds verified bytes; a name that was there is there.
     assert left.pop("a.bin") in (b"old", damaged["a.bin"])
@@ -1082,7 +1084,7 @@ def test_a_failing_checkout_keeps_what_others_put_into_its_folders(store, damage
     (tmp_path / "out").mkdir()
     callback = DuringAdd(9 * MIB, intrude)
     with pytest.raises(IntegrityError):
-        store.checkout("models/damaged", tmp_path / "out", callback=callback)
+        store.get("models/damaged", tmp_path / "out", callback=callback)
     assert callback.done
     assert tree_of(tmp_path / "out") == {"new": None, "new/theirs.txt": b"theirs"}
 
@@ -1100,7 +1102,7 @@ def test_a_failing_checkout_removes_nothing_through_a_link(store, damaged, tmp_p
     (tmp_path / "out").mkdir()
     callback = DuringAdd(9 * MIB, swap)
     with pytest.raises((IntegrityError, ConfigError)):
-        store.checkout("models/damaged", tmp_path / "out", callback=callback)
+        store.get("models/damaged", tmp_path / "out", callback=callback)
     assert callback.done
     assert tree_of(tmp_path / "precious") == before
 
@@ -1110,12 +1112,12 @@ def test_a_destination_that_someone_else_fills_meanwhile(store, damaged, tmp_pat
     store.add(tmp_path / "m", ref="models/m")
     callback = DuringAdd(1, lambda: write_tree(tmp_path / "work/out", {"theirs": b"theirs"}))
     with pytest.raises(ConflictError, match="out was made by someone else meanwhile"):
-        store.checkout("models/m", tmp_path / "work/out", callback=callback)
+        store.get("models/m", tmp_path / "work/out", callback=callback)
     assert tree_of(tmp_path / "work") == {"out": None, "out/theirs": b"theirs"}
 
 
 def test_a_destination_that_may_not_be_written(open_folder):
-    store = Store.open("memory://no-destination", create=True)
+    store = Store("memory://no-destination", create=True)
     write_tree(open_folder / "m", {"f": b"x"})
     store.add(open_folder / "m", ref="models/m")
     (open_folder / "empty").mkdir(mode=0o555)
@@ -1123,7 +1125,7 @@ def test_a_destination_that_may_not_be_written(open_folder):
     try:
         for place in ("new", "empty", "new/er"):
             with ordinary_user(), pytest.raises(AccessDenied, match="Permission denied"):
-                store.checkout("models/m", open_folder / place)
+                store.get("models/m", open_folder / place)
     finally:
         open_folder.chmod(0o755)
     assert tree_of(open_folder) == {"m": None, "m/f": b"x", "empty": None}
@@ -1135,7 +1137,7 @@ def test_a_destination_that_is_no_path(store, kept, tmp_path, monkeypatch, desti
     monkeypatch.chdir(tmp_path / "work")
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(ConfigError, match="not a path"):
-        store.checkout("models/m", destination)
+        store.get("models/m", destination)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -1145,9 +1147,9 @@ def test_a_destination_that_is_no_path(store, kept, tmp_path, monkeypatch, desti
 LIMITED = """
 import resource, sys, traceback
 import casstore
-store = casstore.Store.open(sys.argv[1])
+store = casstore.Store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
-for work in (lambda: store.add(sys.argv[2], ref="models/big"), lambda: store.checkout("models/m", sys.argv[3])):
+for work in (lambda: store.add(sys.argv[2], ref="models/big"), lambda: store.get("models/m", sys.argv[3])):
     try:
         work()
     except casstore.BackendError as error:
@@ -1225,7 +1227,7 @@ class Broken(SystemCalls):
 
 def on_broken_disk(store, calls):
     backend = LocalBackend(Path(store.backend.local_path("format")).parent, calls=calls)
-    return Store(backend, store_id=bytes.fromhex(store.store_id), machine=MachineState(None))
+    return ModelStore(backend, store_id=bytes.fromhex(store.store_id), machine=MachineState(None))
 
 
 def fails_for_space(work, *arguments, **options):
@@ -1256,7 +1258,7 @@ def test_a_full_disk_at_every_step_of_an_add(store, tmp_path):
         report = check(fresh, read_data=True)
         assert report.ok, (step, report.problems)
         if "models/m" in fresh.refs():
-            fresh.delete_ref("models/m")
+            fresh.rm("models/m")
     assert failures >= 12
 
 
@@ -1268,12 +1270,12 @@ def test_a_read_only_disk(store, kept, model, tmp_path, number):
     writes = [
         lambda: stuck.add(model, ref="models/again"),
         lambda: stuck.tag("t", "models/m"),
-        lambda: stuck.delete_ref("models/m"),
+        lambda: stuck.rm("models/m"),
     ]
     for write in writes:
         with pytest.raises(AccessDenied, match=r"read-only|owner, group and mode"):
             write()
-    assert stuck.checkout("models/m", tmp_path / "out").model_id == kept.model_id
+    assert stuck.get("models/m", tmp_path / "out").model_id == kept.model_id
     assert tree_of(tmp_path / "out") == tree_of(model)
     assert stuck.stats().models == 1
     assert check(stuck, read_data=True).ok
@@ -1284,18 +1286,18 @@ def test_a_store_that_someone_else_owns(open_folder):
     """Real permissions: reading works, writing is refused, and nothing appears."""
     root = open_folder / "store"
     write_tree(open_folder / "m", {"w.bin": noise(100_000)})
-    with Store.open(root, create=True) as store:
+    with Store(root, create=True) as store:
         store.add(open_folder / "m", ref="models/m")
     for path in [root, *root.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = tree_of(root)
     with ordinary_user():
         for readonly in (False, True):
-            with Store.open(root, readonly=readonly) as store:
+            with Store(root, read_only=readonly) as store:
                 with store.open_file("models/m", "w.bin") as file:
                     assert file.read() == noise(100_000)
                 assert check(store, read_data=True).ok
-                for write in (lambda: store.add(open_folder / "m"), lambda: store.delete_ref("models/m")):
+                for write in (lambda: store.add(open_folder / "m"), lambda: store.rm("models/m")):
                     with pytest.raises(AccessDenied):
                         write()
     assert tree_of(root) == before

@@ -58,7 +58,7 @@ def windows(name):
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
@@ -72,7 +72,7 @@ def add(store, tmp_path, *paths, empty=()):
 
 
 def check_out(store, destination, calls, *, force=False):
-    model = store.manifest("models/m")
+    model = store.model("models/m")
     work = Checkout(str(destination), force=force, callback=None, calls=calls)
     work.run(model.tree, model.layouts, store.objects)
 
@@ -189,7 +189,7 @@ def test_names_are_tried_where_they_will_be(store, tmp_path):
             raise ConfigError("in the way")
         return os.open(tmp_path / "out" / path, os.O_RDONLY | os.O_DIRECTORY)
 
-    paths = [entry.path for entry in store.manifest("models/m").tree.entries]
+    paths = [entry.path for entry in store.model("models/m").tree.entries]
     check_destination(paths, shown="out", open_folder=open_folder, calls=disk(asked=asked))
     assert [name for name, _ in asked] == ["a:b"] * 2
     assert set(opened) == {"", "link", "not-there", "there", "there/deep"}
@@ -218,7 +218,7 @@ def test_destinations_with_long_names(store, tmp_path, name, there):
     store.add(tmp_path / "m", ref="models/m")
     if there:
         (tmp_path / name).mkdir()
-    store.checkout("models/m", tmp_path / name)
+    store.get("models/m", tmp_path / name)
     assert (tmp_path / name / "f").read_bytes() == b"x"
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -226,5 +226,5 @@ def test_destinations_with_long_names(store, tmp_path, name, there):
 def test_files_with_long_names(store, tmp_path):
     names = ["x" * 255, "\u00fc" * 127, "d" * 255 + "/" + "\u65e5" * 85]
     add(store, tmp_path, *names)
-    store.checkout("models/m", tmp_path / "out")
+    store.get("models/m", tmp_path / "out")
     assert all(Path(tmp_path / "out" / name).read_bytes() == name.encode() for name in names)

@@ -21,7 +21,7 @@ FILES = [
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def paths(store, result):
-    return {entry.path for entry in store.manifest(result.ref).tree.entries}
+    return {entry.path for entry in store.model(result.ref).tree.entries}
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from fakes.stores import Content, assert_clean, model_of, read_folder, write_model
 
-from casstore import Store, check
+from casstore import Store
 from casstore.errors import IntegrityError, ObjectExists
 from casstore.format import manifest as manifest_format
 from casstore.format import marks
 from casstore.machine.state import MachineState
+from casstore.ops.check import check
 from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.adding.executable import own_bits
 from casstore.store.adding.sources import find_sources
+from casstore.store.model_store import ModelStore
 
 SCRIPT = Content({"run.sh": (b"#!/bin/sh\n", True), "sub/w.bin": (b"w" * 1000, False)})
 PLAIN = Content({path: (data, False) for path, (data, _) in SCRIPT.files.items()})
@@ -28,13 +30,13 @@ ALL = Content({path: (data, True) for path, (data, _) in SCRIPT.files.items()})
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
 def on(store, kind):
     """Return the same store, opened where every file system is of this type."""
-    return Store(
+    return ModelStore(
         store.backend,
         store_id=bytes.fromhex(store.store_id),
         machine=MachineState(None),
@@ -43,7 +45,7 @@ def on(store, kind):
 
 
 def executable(store, ref_or_id):
-    return set(store.manifest(ref_or_id).executable)
+    return set(store.model(ref_or_id).executable)
 
 
 def test_the_bit_is_no_part_of_the_model_id(store, tmp_path):
@@ -52,7 +54,7 @@ def test_the_bit_is_no_part_of_the_model_id(store, tmp_path):
         folder = write_model(content, tmp_path / str(number))
         ids[number] = store.add(folder, ref=f"models/{number}").model_id
         assert store.content_id(folder) == ids[number]
-        store.checkout(f"models/{number}", tmp_path / f"out{number}")
+        store.get(f"models/{number}", tmp_path / f"out{number}")
         assert read_folder(tmp_path / f"out{number}") == content
     assert len(set(ids.values())) == 1
     assert_clean(store)
@@ -106,7 +108,7 @@ def test_damage_to_what_was_known_does_not_stop_an_add(store, tmp_path):
     manifest = store.record("models/m").manifest
     for entry in store.backend.list("packs/"):
         os.unlink(store.backend.local_path(entry.key))
-    usb = Store.open(store.backend.url)
+    usb = Store(store.backend.url)
     with pytest.raises(IntegrityError):
         usb.objects.read(manifest)
     on(usb, "exfat").add(write_model(ALL, tmp_path / "usb"), ref="models/usb")
@@ -123,14 +125,14 @@ def test_a_bare_id_takes_the_manifest_of_the_newest_record(store, tmp_path):
     for number, name in enumerate(names):
         content = SCRIPT if number % 2 == 0 else ALL
         store.add(write_model(content, tmp_path / str(number)), ref=name)
-        for known in (store, Store.open(store.backend.url), on(store, None)):
+        for known in (store, Store(store.backend.url), on(store, None)):
             for item in (model_id, model_id[:12]):
                 assert known.resolve(item).ref == name
                 assert executable(known, item) == {path for path, (_, bit) in content.files.items() if bit}
-    store.checkout(model_id, tmp_path / "out")
+    store.get(model_id, tmp_path / "out")
     assert read_folder(tmp_path / "out") == ALL
     for name in reversed(names):
-        store.delete_ref(name)
+        store.rm(name)
     assert executable(store, model_id) == set()
 
 
@@ -149,11 +151,11 @@ def test_an_id_is_pushed_under_its_own_name(store, tmp_path):
     """Which record is the newest says nothing about which ref someone means to push: no tag moves by surprise."""
     model_id = store.add(write_model(PLAIN, tmp_path / "m")).model_id
     store.tag("production", model_id)
-    with Store.open(tmp_path / "other", create=True) as other:
+    with Store(tmp_path / "other", create=True) as other:
         execute(plan_sync(store, other, [model_id]))
         assert list(other.refs()) == [f"models/{model_id}"]
-    store.delete_ref(f"models/{model_id}")
-    with Store.open(tmp_path / "third", create=True) as third:
+    store.rm(f"models/{model_id}")
+    with Store(tmp_path / "third", create=True) as third:
         execute(plan_sync(store, third, [model_id[:10], "production"]))
         assert list(third.refs()) == ["tags/production"]
 
@@ -206,23 +208,23 @@ def test_a_damaged_manifest_does_not_stand_for_what_is_added(store, tmp_path, se
         data[at] ^= 1
         path.write_bytes(data)
     if set_apart:
-        with Store.open(store.backend.url) as opened:
+        with Store(store.backend.url) as opened:
             assert quarantine_damaged(opened, opened.record("models/m"))
-    with Store.open(store.backend.url) as opened:
+    with Store(store.backend.url) as opened:
         if not set_apart:
             for entry in list(opened.backend.list("packs/")):
                 opened.backend.delete(entry.key)
         opened.add(write_model(PLAIN, tmp_path / "plain"), ref="models/m", stat_cache=False)
         assert opened.record("models/m").manifest != damaged
-    with Store.open(store.backend.url) as again:
-        again.checkout("models/m", tmp_path / "out")
+    with Store(store.backend.url) as again:
+        again.get("models/m", tmp_path / "out")
     assert read_folder(tmp_path / "out") == PLAIN
 
 
 def two_stores(tmp_path, one, other):
     stores = []
     for name, content in (("one", one), ("other", other)):
-        made = Store.open(tmp_path / name / "store", create=True, durability="none")
+        made = Store(tmp_path / name / "store", create=True, durability="none")
         made.add(write_model(content, tmp_path / name / "m"), ref="models/m")
         made.tag("t", "models/m")
         stores.append(made)
@@ -250,7 +252,7 @@ def test_sync_takes_equal_models_for_equal(tmp_path):
 
 def test_sync_takes_a_value_that_was_written_meanwhile_for_equal(tmp_path):
     one, other = two_stores(tmp_path, SCRIPT, PLAIN)
-    other.delete_ref("models/m")
+    other.rm("models/m")
     plan = plan_sync(one, other, ["models/m"])
     other.add(tmp_path / "other/m", ref="models/m")
     count = len(other.history("models/m"))
@@ -267,13 +269,13 @@ def test_overwriting_mends_a_damaged_model_whose_manifest_differs(tmp_path):
         data = bytearray(path.read_bytes())
         data[data.find(b"executable")] ^= 1
         path.write_bytes(data)
-    with Store.open(other.backend.url) as opened:
+    with Store(other.backend.url) as opened:
         assert quarantine_damaged(opened, opened.record("models/m"))
-    with Store.open(other.backend.url) as opened:
+    with Store(other.backend.url) as opened:
         execute(plan_sync(one, opened, overwrite=True))
-    with Store.open(other.backend.url) as opened:
+    with Store(other.backend.url) as opened:
         for ref in ("models/m", "tags/t"):
-            opened.checkout(ref, tmp_path / ref)
+            opened.get(ref, tmp_path / ref)
             assert read_folder(tmp_path / ref) == SCRIPT
 
 
@@ -284,7 +286,7 @@ def test_what_a_manifest_says_is_executable_is_written_so(store, tmp_path):
     store.add(write_model(SCRIPT, tmp_path / "m"), ref="models/m")
     manifest = manifest_format.decode_model(store.objects.read(store.record("models/m").manifest))
     assert manifest.executable == (0,)
-    store.checkout("models/m", tmp_path / "out")
+    store.get("models/m", tmp_path / "out")
     assert (tmp_path / "out/run.sh").stat().st_mode & stat.S_IXUSR
     assert check(store, read_data=True).ok
 
@@ -294,5 +296,5 @@ def test_a_model_of_many_executable_files(store, tmp_path):
     content = Content({path: (data, True) for path, (data, _) in content.files.items()})
     store.add(write_model(content, tmp_path / "m"), ref="models/m")
     started = time.perf_counter()
-    assert len(on(store, None).manifest("models/m").executable) == 3000
+    assert len(on(store, None).model("models/m").executable) == 3000
     assert time.perf_counter() - started < 1

@@ -23,7 +23,7 @@ from fakes.model_files import safetensors_bytes
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fsspec import Callback
 
-from casstore import ConfigError, IntegrityError, Store, check
+from casstore import ConfigError, IntegrityError, Store
 from casstore.codecs import Encoding
 from casstore.digest import digest
 from casstore.errors import CasstoreError, DigestMismatch, FormatError, MissingObject, UnsupportedVersion
@@ -33,6 +33,7 @@ from casstore.format.record import Record
 from casstore.format.record import encode as encode_record
 from casstore.format.rows import ROW, BaseLists, Kind, sort_order
 from casstore.objects.keys import index_key, pack_key
+from casstore.ops.check import check
 
 MIB = 1 << 20
 
@@ -52,7 +53,7 @@ class Forge:
 
     def __init__(self, root):
         self.root = root
-        self.store = Store.open(root, create=True, durability="none")
+        self.store = Store(root, create=True, durability="none")
         self._frames = []
         self._models = 0
 
@@ -141,7 +142,7 @@ class Forge:
         self.store.backend.put(made.key, [encode_record(made)])
 
     def opened(self):
-        return Store.open(self.root)
+        return Store(self.root)
 
 
 @pytest.fixture
@@ -167,12 +168,12 @@ def assert_refused(forge, ref, destination, *, error=IntegrityError, path="f.bin
     """No way of reading gives anything, and `check` says why."""
     with forge.opened() as store:
         with pytest.raises(error):
-            store.checkout(ref, destination)
+            store.get(ref, destination)
         assert not destination.exists()
         with pytest.raises(CasstoreError):
             store.open_file(ref, path).read()
         with pytest.raises(CasstoreError):
-            store.read_tensor(ref, path, "w")
+            store.read_tensor(ref, "w", file=path)
         assert check(store, read_data=True).ok != reported
 
 
@@ -180,7 +181,7 @@ def test_an_honest_forgery_is_read(forge, tmp_path):
     """Otherwise the tests below would show nothing."""
     ref = forge.file(b"harmless")
     with forge.opened() as store:
-        store.checkout(ref, tmp_path / "out")
+        store.get(ref, tmp_path / "out")
         assert_clean(store)
     assert (tmp_path / "out/f.bin").read_bytes() == b"harmless"
 
@@ -310,10 +311,10 @@ def test_a_file_that_is_a_layout_is_only_a_file(forge, tmp_path):
         }
         both = model_of(layout=store.objects.read(layout_id), tree=store.objects.read(tree_id))
         assert store.add(write_model(both, tmp_path / "two"), ref="models/two").chunks_new == 0
-        store.checkout("models/two", tmp_path / "out")
+        store.get("models/two", tmp_path / "out")
         assert_clean(store)
     assert (tmp_path / "out/layout").read_bytes() == both.files["layout"][0]
-    with Store.open("memory://kinds", create=True) as store:
+    with Store("memory://kinds", create=True) as store:
         store.add(tmp_path / "two", ref="models/two")
         store.add(tmp_path / "one", ref="models/one")
         assert_clean(store)
@@ -357,7 +358,7 @@ def test_a_layout_that_swaps_chunks_never_becomes_a_file(forge, outside):
     ref = forge.file(b"onetwo", pieces=[b"two", b"one"])
     (outside / "out").mkdir()
     with forge.opened() as store, pytest.raises(DigestMismatch, match=r"f\.bin"):
-        store.checkout(ref, outside / "out")
+        store.get(ref, outside / "out")
     assert list((outside / "out").iterdir()) == []
 
 
@@ -386,7 +387,7 @@ def test_tensors_of_impossible_shapes(forge, shape, dtype):
         ref = forge.file(plain, spans=(layout.Span("w", dtype, shape, begin, end),))
         with forge.opened() as store, suppress(IntegrityError):
             # What is empty anyway may have any shape that an array can have.
-            assert store.read_tensor(ref, "f.bin", "w").size == end - begin == 0
+            assert store.read_tensor(ref, "w", file="f.bin").size == end - begin == 0
 
 
 def u64(*numbers):
@@ -444,7 +445,7 @@ def test_a_tensor_of_a_type_that_nobody_knows_is_its_bytes(forge):
     plain = noise(1, 16)
     ref = forge.file(plain, spans=(layout.Span("w", "X" * 1000, (1 << 63,), 0, 16),))
     with forge.opened() as store:
-        assert store.read_tensor(ref, "f.bin", "w").tobytes() == plain
+        assert store.read_tensor(ref, "w", file="f.bin").tobytes() == plain
 
 
 # ---- frames and packs
@@ -715,7 +716,7 @@ def test_deep_paths_take_memory_in_proportion(forge, outside):
     with forge.opened() as store:
         tracemalloc.start()
         try:
-            store.manifest(ref)
+            store.model(ref)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -728,7 +729,7 @@ def test_a_tree_of_many_files(forge):
     cut = forge.layout_of(b"x")
     ref = forge.model(rows, [cut] * len(rows))
     with forge.opened() as store:
-        assert len(store.manifest(ref).tree.files) == 20_000
+        assert len(store.model(ref).tree.files) == 20_000
 
 
 BLOWN_UP = [
@@ -763,7 +764,7 @@ def test_values_of_too_many_items(forge, monkeypatch, kind, item, size):
         tracemalloc.start()
         try:
             with pytest.raises(FormatError, match=r"canonical|items"):
-                _ = store.manifest("models/bomb").layouts
+                _ = store.model("models/bomb").layouts
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -822,8 +823,8 @@ def test_a_ref_whose_numbers_are_used_up(forge, tmp_path):
         with pytest.raises(CasstoreError, match=ref):
             store.add(path, ref=ref)
         with pytest.raises(CasstoreError, match=ref):
-            store.delete_ref(ref)
-        assert store.manifest(ref).model_id == record.target.hex()
+            store.rm(ref)
+        assert store.model(ref).model_id == record.target.hex()
         store.add(path, ref="models/other")
 
 
@@ -896,7 +897,7 @@ def test_links_planted_in_the_destination(forge, outside, name, target):
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
     with forge.opened() as store, pytest.raises(ConfigError, match=f"{name} is in the way"):
-        store.checkout(ref, outside / "out", force=True)
+        store.get(ref, outside / "out", force=True)
     assert os.readlink(link) == target
     assert [path for path in (outside / "out").rglob("*.bin") if path != link] == []
 
@@ -923,7 +924,7 @@ def test_a_folder_that_becomes_a_link_while_it_is_written_to(forge, outside):
 
     (outside / "out").mkdir()
     with forge.opened() as store, pytest.raises(ConfigError, match="sub is in the way"):
-        store.checkout(ref, outside / "out", callback=WhileWriting(swap))
+        store.get(ref, outside / "out", callback=WhileWriting(swap))
     assert list((outside / "folder").iterdir()) == []
 
 
@@ -935,7 +936,7 @@ def test_what_a_checkout_makes_belongs_to_its_user(forge, tmp_path):
     before = os.umask(0o027)
     try:
         with forge.opened() as store:
-            store.checkout(ref, tmp_path / "out")
+            store.get(ref, tmp_path / "out")
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o7777 for path in Path(tmp_path / "out").rglob("*")}
@@ -951,4 +952,4 @@ def test_real_model_files_may_lie_too(forge, tmp_path):
     with forge.opened() as store:
         store.add(path, ref="models/m")
         with pytest.raises(ConfigError, match="no tensors"):
-            store.read_tensor("models/m", "m", "w")
+            store.read_tensor("models/m", "w", file="m")

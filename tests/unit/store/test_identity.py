@@ -17,12 +17,12 @@ def test_a_store_that_another_made_and_filled_meanwhile(tmp_path, monkeypatch):
         monkeypatch.setattr(identity, "_read_format", read)
         assert read(backend) is None
         (tmp_path / "m").write_bytes(b"weights")
-        with Store.open(tmp_path / "store", create=True) as other:
+        with Store(tmp_path / "store", create=True) as other:
             other.add(tmp_path / "m", ref="models/m")
 
     (tmp_path / "store").mkdir()
     monkeypatch.setattr(identity, "_read_format", late)
-    with Store.open(tmp_path / "store", create=True) as store, Store.open(tmp_path / "store") as opened:
+    with Store(tmp_path / "store", create=True) as store, Store(tmp_path / "store") as opened:
         assert store.store_id == opened.store_id
         assert list(store.refs()) == ["models/m"]
 
@@ -30,5 +30,5 @@ def test_a_store_that_another_made_and_filled_meanwhile(tmp_path, monkeypatch):
 def test_a_place_that_others_use_stays_theirs(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
-        Store.open(tmp_path, create=True)
+        Store(tmp_path, create=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]

@@ -9,6 +9,7 @@ import pytest
 from fakes.model_files import safetensors_bytes
 from fakes.stores import assert_clean, model_of, read_model, write_model
 
+from casstore.api.store import Store
 from casstore.digest import digest
 from casstore.errors import ConfigError
 from casstore.format import canonical, layout, manifest, record, rows
@@ -16,14 +17,13 @@ from casstore.format.manifest import EMPTY_FILE_ID
 from casstore.format.rows import Kind
 from casstore.objects import pack_writer as packs
 from casstore.objects.pack_writer import encode_objects
-from casstore.store.store import Store
 
 SMALL = model_of(a=b"a file")
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True) as opened:
+    with Store(tmp_path / "store", create=True) as opened:
         yield opened
 
 
@@ -71,7 +71,7 @@ def test_a_layout_over_the_limit_loses_its_tensors_and_no_file(store, tmp_path, 
     monkeypatch.setattr(layout, "MAX_OBJECT", 5000)
     store.add(folder, ref="models/m")
     monkeypatch.undo()
-    [cut] = store.manifest("models/m").layouts
+    [cut] = store.model("models/m").layouts
     assert cut.spans == ()
     with store.open_file("models/m", "m.safetensors") as file:
         assert file.read() == data

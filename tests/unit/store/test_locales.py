@@ -15,12 +15,12 @@ CHILD = """
 import os, sys
 from casstore import Store
 print(sys.getfilesystemencoding())
-with Store.open("store") as store:
+with Store("store") as store:
     folder = sys.argv[1]
     print(store.content_id(folder))
     print(store.add(folder).model_id)
     print(store.content_id({"x": folder}), store.content_id({"x": "unm\\xf6glich-\\u6a21"}))
-    store.checkout(sys.argv[2], sys.argv[3])
+    store.get(sys.argv[2], sys.argv[3])
 """
 
 
@@ -45,7 +45,7 @@ def test_the_same_folder_is_the_same_model(tmp_path, locales):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     (tmp_path / "unmöglich-模").write_bytes(b"written in a program")
-    with Store.open(tmp_path / "store", create=True) as store:
+    with Store(tmp_path / "store", create=True) as store:
         model_id = store.add(folder).model_id
         places = store.content_id({"x": str(folder)}), store.content_id({"x": str(tmp_path / "unmöglich-模")})
     for encoding, variables in locales.items():
@@ -104,7 +104,7 @@ def test_commands_in_a_terminal_that_cannot_show_a_name(tmp_path, locales):
         run("rm", "tags/é")
         assert run("ls", "models/é2").startswith(b"models/")
         assert run("cat", "models/é", "模") == b"bytes"
-        with Store.open(tmp_path / "s") as store:
+        with Store(tmp_path / "s") as store:
             assert sorted(store.refs()) == ["models/é", "models/é2"]
             assert store.refs()["models/é"].metadata == {"wörter": "模"}
         assert os.listdir(os.fsencode(tmp_path) + f"/aus-模-{encoding}".encode()) == ["模".encode()]

@@ -18,6 +18,7 @@ from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import BackendUnavailable
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
+from casstore.store.model_store import ModelStore
 
 WAIT = 0.4
 
@@ -31,12 +32,12 @@ def open_lockless(root, *, wait=WAIT, create=False):
     """Open a store as a client of a network mount does."""
     backend = LocalBackend(root, create=create, calls=Nfs(), marker_wait=wait)
     identity = identify(backend, create=create)
-    return Store(backend, store_id=identity.store_id, machine=MachineState(None))
+    return ModelStore(backend, store_id=identity.store_id, machine=MachineState(None))
 
 
 def open_through_fsspec(root):
     backend = FsspecBackend(f"file://{root}")
-    return Store(backend, store_id=identify(backend, create=False).store_id, machine=MachineState(None))
+    return ModelStore(backend, store_id=identify(backend, create=False).store_id, machine=MachineState(None))
 
 
 @pytest.fixture
@@ -54,9 +55,9 @@ def model(tmp_path):
 @pytest.fixture
 def near(root, model):
     """Return a store whose only model is deleted: its pack is free for the taking."""
-    with Store.open(root, create=True, durability="none") as store:
+    with Store(root, create=True, durability="none") as store:
         store.add(model, ref="models/old")
-        store.delete_ref("models/old")
+        store.rm("models/old")
         yield store
 
 
@@ -154,7 +155,7 @@ def test_a_mount_without_caches_is_not_waited_for(root, near, model):
             return "exfat"
 
     backend = LocalBackend(root, calls=Unknown(), marker_wait=60)
-    Store(backend, store_id=bytes.fromhex(near.store_id), machine=MachineState(None)).add(
+    ModelStore(backend, store_id=bytes.fromhex(near.store_id), machine=MachineState(None)).add(
         model, ref="models/a"
     )
     assert (root / LOCKLESS).exists()
@@ -163,7 +164,7 @@ def test_a_mount_without_caches_is_not_waited_for(root, near, model):
 def test_making_a_store_may_be_begun_again(root):
     far = LocalBackend(root, create=True, calls=Nfs())
     far.mark_lockless()
-    with Store.open(root, create=True) as store:
+    with Store(root, create=True) as store:
         assert store.refs() == {}
 
 

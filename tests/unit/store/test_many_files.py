@@ -18,7 +18,7 @@ COUNT = 400
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         trust_fresh_files(opened)
         yield opened
 
@@ -71,16 +71,16 @@ def test_adding_and_adding_again(store, folder, calls):
 
 def test_one_file_of_many(store, folder, calls):
     store.add(folder, ref="models/m")
-    with Store.open(store.backend.url) as again:
+    with Store(store.backend.url) as again:
         calls.clear()
         with again.open_file("models/m", "0007.txt") as file:
             assert file.read() == b"file 7"
         assert calls["decode"] == 1
-        assert again.manifest("models/m").layout("0008.txt").size == len("file 8")
+        assert again.model("models/m").layout("0008.txt").size == len("file 8")
         assert calls["decode"] == 2
         assert ModelPaths(again, ref_seconds=60).info("models/m/0009.txt")["size"] == len("file 9")
         assert calls["decode"] == 2
-        model = again.manifest("models/m")
+        model = again.model("models/m")
         assert [layout.size for layout in model.layouts] == [entry.size for entry in model.tree.files]
         assert calls["decode"] == COUNT
         assert calls["locate"] < 20
@@ -89,7 +89,7 @@ def test_one_file_of_many(store, folder, calls):
 def test_what_the_stat_cache_knows_of_many_may_be_gone_in_part(store, folder, monkeypatch):
     """One damaged layout costs reading its file, not the rest."""
     first = store.add(folder, ref="models/m")
-    damaged = store.manifest("models/m").layout_ids[COUNT // 2]
+    damaged = store.model("models/m").layout_ids[COUNT // 2]
     real = ObjectReader.read_many
     reads = []
 

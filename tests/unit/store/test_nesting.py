@@ -14,7 +14,7 @@ from casstore.store.nesting import store_around
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         opened.add(write_model(model_of(f=b"x"), tmp_path / "m"), ref="models/m")
         yield opened
 
@@ -39,11 +39,11 @@ INSIDE = [
 def test_no_checkout_is_made_in_a_store(store, tmp_path, place, force):
     (tmp_path / "link").symlink_to("store")
     before = tree_of(tmp_path)
-    with Store.open("memory://elsewhere", create=True) as other:
+    with Store("memory://elsewhere", create=True) as other:
         other.add(tmp_path / "m", ref="models/m")
         for opened in (store, other):
             with pytest.raises(ConfigError, match=r"lies in the store .*store\. Give a folder outside of it"):
-                opened.checkout("models/m", os.path.join(tmp_path, place), force=force)
+                opened.get("models/m", os.path.join(tmp_path, place), force=force)
     assert tree_of(tmp_path) == before
     assert_clean(store)
 
@@ -56,10 +56,10 @@ def test_no_store_is_made_in_a_store(store, tmp_path, place):
     before = tree_of(tmp_path)
     url = place.format(tmp_path) if "{}" in place else os.path.join(tmp_path, place)
     with pytest.raises(ConfigError, match=r"lies in the store .*store\. Make a new store outside of it"):
-        Store.open(url, create=True)
+        Store(url, create=True)
     assert tree_of(tmp_path) == before
-    Store.open(tmp_path / "store", create=True).close()
-    Store.open(tmp_path / "link", create=True).close()
+    Store(tmp_path / "store", create=True).close()
+    Store(tmp_path / "link", create=True).close()
 
 
 def test_a_file_or_folder_called_format_makes_no_store(store, tmp_path):
@@ -70,7 +70,7 @@ def test_a_file_or_folder_called_format_makes_no_store(store, tmp_path):
     os.mkfifo(tmp_path / "pipe/format")
     for name in ("text", "folder", "pipe"):
         assert store_around(tmp_path / name / "below") is None
-        store.checkout("models/m", tmp_path / name / "out")
+        store.get("models/m", tmp_path / name / "out")
     assert store_around(tmp_path / "store/packs/nothing/here") == os.path.realpath(tmp_path / "store")
 
 

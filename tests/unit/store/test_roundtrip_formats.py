@@ -148,7 +148,7 @@ FORMATS["all of them"] = (
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
@@ -164,15 +164,15 @@ def test_a_file_comes_back_byte_for_byte_and_tensor_by_tensor(store, tmp_path, n
     content = content_of(files)
     result = store.add(write_model(content, tmp_path / "in"), ref="models/m")
     assert (result.files, result.bytes_total) == (len(files), content.size)
-    store.checkout("models/m", tmp_path / "out")
+    store.get("models/m", tmp_path / "out")
     assert read_folder(tmp_path / "out") == content
     for path, expected in tensors.items():
-        assert {span.name for span in store.manifest("models/m").layout(path).spans} >= set(expected)
+        assert {span.name for span in store.model("models/m").layout(path).spans} >= set(expected)
         for tensor, value in expected.items():
-            assert_same(store.read_tensor("models/m", path, tensor), value)
+            assert_same(store.read_tensor("models/m", tensor, file=path), value)
     for path, data in files.items():
         assert_reads(store, path, data)
-    with Store.open(store.backend.url) as again:
+    with Store(store.backend.url) as again:
         assert_clean(again)
     assert store.add(tmp_path / "out", stat_cache=False).chunks_new == 0
 
@@ -223,9 +223,9 @@ def test_reading_a_tensor_touches_only_its_chunks(store, tmp_path):
         asked.append(len(ids) // 32 if isinstance(ids, bytes) else len(ids))
         return locate(ids, **options)
 
-    store.manifest("models/m")
+    store.model("models/m")
     store.objects._index.locate = spy
-    assert np.array_equal(store.read_tensor("models/m", "m", "second"), tensors["second"])
+    assert np.array_equal(store.read_tensor("models/m", "second", file="m"), tensors["second"])
     assert sum(asked) <= 2 + -(-tensors["second"].nbytes // (512 * KIB)) + 2
 
 
@@ -240,7 +240,7 @@ def test_a_checkout_writes_no_long_pieces(store, tmp_path, monkeypatch):
         return pwrite(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", measured)
-    store.checkout("models/a", tmp_path / "out")
+    store.get("models/a", tmp_path / "out")
     assert sum(asked) == 5 * KIB * KIB + 3
     assert max(asked) == KIB * KIB
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "a")
@@ -294,9 +294,9 @@ def test_the_real_weights_of_wordllama(store, tmp_path):
     data = path.read_bytes()
     result = store.add(path, ref="models/wordllama")
     assert result.bytes_stored < 0.93 * len(data)
-    store.checkout("models/wordllama", tmp_path / "out")
+    store.get("models/wordllama", tmp_path / "out")
     assert (tmp_path / "out" / path.name).read_bytes() == data
-    array = store.read_tensor("models/wordllama", path.name, "embedding.weight")
+    array = store.read_tensor("models/wordllama", "embedding.weight", file=path.name)
     assert (array.dtype, array.shape) == (np.float16, (32000, 256))
     assert array.tobytes() == data[-array.nbytes :]
     copy = {"embedding.weight": array}
@@ -368,7 +368,7 @@ def test_adding_again_reads_nothing(store, folder, monkeypatch):
         first.chunks,
     )
     assert (second.chunks_new, second.bytes_new, second.bytes_stored) == (0, 0, 0)
-    with Store.open(store.backend.url) as other:
+    with Store(store.backend.url) as other:
         trust_fresh_files(other)
         other.add(folder, ref="models/other")
     assert reads.take() == ([], 0)
@@ -454,13 +454,13 @@ def test_external_data_is_read_again_when_the_onnx_beside_it_changes(store, tmp_
     opened, count = reads.take()
     assert opened == ["data", "m.onnx"]
     assert count == sum(path.stat().st_size for path in folder.iterdir())
-    assert np.array_equal(store.read_tensor("models/joined", "data", "both"), joined)
-    assert np.array_equal(store.read_tensor("models/m", "data", "v"), tensors["v"])
+    assert np.array_equal(store.read_tensor("models/joined", "both", file="data"), joined)
+    assert np.array_equal(store.read_tensor("models/m", "v", file="data"), tensors["v"])
     assert second.model_id != first.model_id
     (folder / "m.onnx").unlink()
     store.add(folder, ref="models/alone")
     assert reads.take() == (["data"], len(files["data"]))
-    assert store.manifest("models/alone").layout("data").spans == ()
+    assert store.model("models/alone").layout("data").spans == ()
 
 
 @pytest.mark.usefixtures("settled")
@@ -471,7 +471,7 @@ def test_a_file_whose_chunks_are_gone_is_read_again(store, folder, monkeypatch):
     shutil.rmtree(root / "packs")
     (root / "packs").mkdir()
     reads = Reads(monkeypatch, folder)
-    with Store.open(root) as again:
+    with Store(root) as again:
         trust_fresh_files(again)
         result = again.add(folder, ref="models/m")
         assert reads.take() == (sorted(FILES), TOTAL)
@@ -483,12 +483,12 @@ def test_a_file_whose_chunks_are_gone_is_read_again(store, folder, monkeypatch):
 def test_two_stores_know_nothing_of_one_another(store, folder, tmp_path, monkeypatch):
     store.add(folder, ref="models/m")
     reads = Reads(monkeypatch, folder)
-    with Store.open(tmp_path / "other", create=True) as other:
+    with Store(tmp_path / "other", create=True) as other:
         trust_fresh_files(other)
         assert other.add(folder).bytes_new == TOTAL
     assert reads.take() == (sorted(FILES), TOTAL)
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
-    with Store.open(tmp_path / "copy") as copy:
+    with Store(tmp_path / "copy") as copy:
         trust_fresh_files(copy)
         copy.add(folder)
     assert reads.take() == (sorted(FILES), TOTAL)

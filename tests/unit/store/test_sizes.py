@@ -14,12 +14,12 @@ from casstore.machine.stat_identity import StatIdentity
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "store", create=True, durability="none") as opened:
+    with Store(tmp_path / "store", create=True, durability="none") as opened:
         yield opened
 
 
 def assert_reads_back(store, ref, name, data, tmp_path):
-    model = store.checkout(ref, tmp_path / "out")
+    model = store.get(ref, tmp_path / "out")
     (entry,) = [entry for entry in model.tree.files if entry.path == name]
     assert entry.size == len(data)
     assert (tmp_path / "out" / name).read_bytes() == data
@@ -74,7 +74,7 @@ def test_tensors_beyond_the_end_are_none(store, tmp_path, monkeypatch):
         lambda status: StatIdentity(*real(status).fields()[:2], len(data), *real(status).fields()[3:]),
     )
     store.add(path, ref="models/m")
-    assert store.manifest("models/m").layout("f.safetensors").spans == ()
+    assert store.model("models/m").layout("f.safetensors").spans == ()
     assert_reads_back(store, "models/m", "f.safetensors", data[:-100_000], tmp_path)
 
 

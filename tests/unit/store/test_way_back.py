@@ -12,6 +12,7 @@ import pytest
 from fakes.fresh_files import trust_fresh_files
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
 
+from casstore.api.store import Store
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import (
     BackendError,
@@ -30,7 +31,6 @@ from casstore.ops.check import check, packs
 from casstore.ops.leftovers import find_leftovers
 from casstore.ops.quarantine import find_damage, quarantine_damaged
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.store import Store
 
 MODEL = model_of(weights=noise(1, 900_000), small=noise(2, 700))
 OTHER = model_of(weights=noise(3, 300_000))
@@ -73,7 +73,7 @@ def cannot_read(monkeypatch, path):
 
 def opened(path, **options):
     """Open a store that knows files by their stat identity at once: that leads to what was damaged meanwhile."""
-    store = Store.open(path, **options)
+    store = Store(path, **options)
     trust_fresh_files(store)
     return store
 
@@ -375,9 +375,9 @@ def test_a_lost_format_file_can_be_replaced(place, how):
     os.chmod(path, 0o600)
     DAMAGE[how](path)
     with pytest.raises((FormatError, ConfigError), match="copy the `format` file of a new, empty store"):
-        Store.open(place.root, create=True)
+        Store(place.root, create=True)
     other = os.path.join(os.path.dirname(place.root), "new")
-    Store.open(other, create=True).close()
+    Store(other, create=True).close()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     shutil.copy(os.path.join(other, "format"), path)
@@ -432,7 +432,7 @@ def test_one_record_that_the_disk_cannot_read_stops_no_listing(place, monkeypatc
         assert list(store.refs()) == ["models/other"]
         with pytest.raises(CasstoreError, match="Input/output error"):
             store.record(REF)
-        store.delete_ref(REF)
+        store.rm(REF)
     place.add()
     place.assert_whole()
 
@@ -456,7 +456,7 @@ def test_a_check_beside_a_collector_finds_nothing_wrong(place, monkeypatch):
 
     monkeypatch.setattr(packs, "read_quarantine", collected_meanwhile)
     with opened(place.root) as store:
-        store.delete_ref("models/other")
+        store.rm("models/other")
         assert_clean(store)
 
 
