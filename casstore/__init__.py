@@ -30,7 +30,7 @@ from casstore._version import __version__
 
 if TYPE_CHECKING:
     from casstore.api.store import Store
-    from casstore.api.store import Store as open  # noqa: A004 - casstore.open, as in builtins and zarr
+    from casstore.api.store import Store as open  # noqa: A004, N813 - casstore.open, as zarr.open
     from casstore.api.values import FileInfo, RefInfo, TensorInfo
     from casstore.cache.config import CacheConfig
     from casstore.cache.model_cache import ModelCacheManager

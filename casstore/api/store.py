@@ -1,4 +1,7 @@
-"""Store: everything that a directory or bucket holds, and a method for each verb of the command line."""
+"""Store: everything that a directory or bucket holds, and a method for each verb of the command line.
+
+Methods that work on whole stores import it when they are called: most programs add and read, and start faster without.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,6 @@ from casstore.format import names
 from casstore.machine.remotes import Remotes
 from casstore.machine.state import MachineState, machine_folder, state_path
 from casstore.objects.chunk_cache import CHUNK_CACHE
-from casstore.ops.check import CheckReport, check
-from casstore.ops.describe import ModelDescription, describe
-from casstore.ops.leftovers import Leftovers, find_leftovers
-from casstore.ops.lineage import Lineage, lineage
-from casstore.ops.sync import SyncReport, execute, plan_sync
 from casstore.refs.refs import not_found
 from casstore.store.checkout.single_file import write_file
 from casstore.store.identity import identify
@@ -31,6 +29,11 @@ if TYPE_CHECKING:
     from fsspec import Callback
 
     from casstore.backend import Durability
+    from casstore.ops.check import CheckReport
+    from casstore.ops.describe import ModelDescription
+    from casstore.ops.leftovers import Leftovers
+    from casstore.ops.lineage import Lineage
+    from casstore.ops.sync import SyncReport
 
 
 class Store(ModelStore):
@@ -121,6 +124,8 @@ class Store(ModelStore):
 
     def show(self, ref_or_id: str) -> ModelDescription:
         """Return what a model consists of, and what storing it costs. Raises RefNotFound."""
+        from casstore.ops.describe import describe  # noqa: PLC0415 - see the top of this file
+
         return describe(self, ref_or_id)
 
     def lineage(self, ref_or_id: str) -> Lineage:
@@ -128,6 +133,8 @@ class Store(ModelStore):
 
         Raises RefNotFound.
         """
+        from casstore.ops.lineage import lineage  # noqa: PLC0415 - see the top of this file
+
         return lineage(self, ref_or_id)
 
     def log(self, ref: str) -> list[RefInfo]:
@@ -185,10 +192,14 @@ class Store(ModelStore):
         With `read_data`, every byte of every pack is read, hashed and decoded as well; `callback` counts those
         bytes. Problems are in the report: look at its `ok`. Raises BackendError only if the store cannot be listed.
         """
+        from casstore.ops.check import check  # noqa: PLC0415 - see the top of this file
+
         return check(self, read_data=read_data, callback=callback)
 
     def leftovers(self) -> Leftovers:
         """Return how much interrupted and deleted work takes: quick if there is none, else it reads all layouts."""
+        from casstore.ops.leftovers import find_leftovers  # noqa: PLC0415 - see the top of this file
+
         return find_leftovers(self)
 
     def push(
@@ -259,6 +270,8 @@ class Store(ModelStore):
         `callback` counts stored bytes. Raises RefNotFound, IntegrityError for a damaged model, BackendError when a store
         fails; what was copied so far stays, and the next attempt copies the rest.
         """
+        from casstore.ops.sync import execute, plan_sync  # noqa: PLC0415 - see the top of this file
+
         wanted = [refs] if isinstance(refs, str) else refs
         plan = plan_sync(self, other, wanted, overwrite=overwrite, keep_going=keep_going)
         return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from casstore.refs.rows import RefRow
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
+_LATEST = datetime.max.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,9 @@ def utc(nanoseconds: int) -> datetime:
     try:
         return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
     except OverflowError:
-        limit = datetime.max if nanoseconds > 0 else datetime.min
-        return limit.replace(tzinfo=timezone.utc)
+        return (
+            _LATEST if nanoseconds > 0 else _EARLIEST
+        )  # Shown instead: it is the writer's clock that is wrong.
 
 
 def nanoseconds(time: datetime) -> int:

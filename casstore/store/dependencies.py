@@ -33,10 +33,7 @@ def objects_of(store: ModelStore, record: Record) -> list[bytes]:
     """Return the ids of all objects that a record depends on, the bases of deltas included."""
     if record.manifest is None:
         return []
-    if not names.names_model(record.name):
-        direct = [record.manifest]
-    else:
-        direct = described(store.model_of(record))
+    direct = described(store.model_of(record)) if names.names_model(record.name) else [record.manifest]
     resolved = resolve(store.index.locate, direct)
     bases = {*row_ids(resolved.needed), *resolved.stranded}
     return [*direct, *sorted(bases.difference(direct))]

@@ -120,13 +120,15 @@ class ModelStore:
     ) -> AddResult:
         """Add a file or directory and make `ref` name it; return what it took.
 
-        `ref="minilm"` means `models/minilm`. By default the name is that of the file or folder, `models/minilm` for
-        `./minilm`, and `models/<model id>` for a map. A map adds several files and directories at once, each under the path in the model that is its key.
-        `base` is the model that it was made from; it and `metadata` are kept in the ref's record.
-        `stat_cache=False` reads files even if their times say that nothing changed. `exclude` are patterns, as
-        in .gitignore, of what is left out of every folder that is added; one that is added by its own path also
-        leaves out what its `.casstoreignore` says, unless `ignore_file` is off. Raises ConfigError for paths that cannot be kept, ConflictError for a file that changes meanwhile, and its subclass NameTaken if the
-        default name is another model's; then nothing is added.
+        `ref="minilm"` means `models/minilm`. By default the file or folder gives the name, `./minilm` is added as
+        `models/minilm`, and a map as `models/<model id>`. A map adds several files and directories at once, each
+        under the path in the model that is its key. `base` is the model that it was made from; it and `metadata` are
+        kept in the ref's record. `stat_cache=False` reads files even if their times say that nothing changed.
+        `exclude` are patterns, as in .gitignore, of what is left out of every folder that is added; one that is added
+        by its own path also leaves out what its `.casstoreignore` says, unless `ignore_file` is off. Raises
+        PathNotFound (a FileNotFoundError) if there is nothing to add, ConfigError for paths that cannot be kept,
+        ConflictError for a file that changes meanwhile, and its subclass NameTaken if a name given by default is
+        another model's; then nothing is added.
         """
         return add_model(
             self,
