@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from casstore.api.values import FileInfo, RefInfo, TensorInfo, nanoseconds
+from casstore.api.values import FileInfo, RefInfo, TensorInfo
 from casstore.backend import open_backend
 from casstore.digest import is_hex
 from casstore.format import names
@@ -21,6 +21,7 @@ from casstore.store.checkout.single_file import write_file
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
 from casstore.store.nesting import refuse_nested_store
+from casstore.store.times import nanoseconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -81,7 +81,7 @@ def _list(out: "Session", found: "LineageGraph", entries: "list[LogEntry]") -> N
             ("time", "name", "model", "pass", "input", "status", ">took", ">evaluations"),
             (
                 (
-                    local_time(entry.time),
+                    local_time(entry.time_ns),
                     _name(entry),
                     short_id(entry.model_id) or "-",
                     *link_cells(entry.links[-1] if entry.links else None),
@@ -100,8 +100,8 @@ def _as_json(found: "LineageGraph", entry: "LogEntry") -> dict[str, Any]:
     from casstore.cli.support.lineage import link_as_json  # noqa: PLC0415 - see cli/__init__.py
 
     return {
-        "time": utc_time(entry.time),
-        "time_ns": entry.time,
+        "time": utc_time(entry.time_ns),
+        "time_ns": entry.time_ns,
         "ref": entry.ref or None,
         "model_id": entry.model_id or None,
         "links": [link_as_json(link) for link in entry.links],

@@ -9,9 +9,11 @@ from casstore.backend.round_trips import is_far
 from casstore.errors import FormatError, PathNotFound
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
+from casstore.store.times import utc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
@@ -94,6 +96,11 @@ class Model:
     def base(self) -> str | None:
         """The id of the model that it was made from, None if nobody said so."""
         return self.record.base.hex() if self.record.base is not None else None
+
+    @property
+    def time(self) -> datetime:
+        """When the ref got this value, by the clock of the machine that wrote it."""
+        return utc(self.record.time)
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def link_as_json(link: Link) -> dict[str, Any]:
         "status": link.status or None,
         "workflow": link.workflow or None,
         "alias": link.alias or None,
-        "time": utc_time(link.time),
-        "time_ns": link.time,
+        "time": utc_time(link.time_ns),
+        "time_ns": link.time_ns,
         "duration_seconds": link.duration / 1e9 if link.run else None,
     }
 
@@ -59,8 +59,8 @@ def node_as_json(node: ModelNode) -> dict[str, Any]:
     return {
         "model_id": node.model_id,
         "refs": list(node.refs),
-        "time": utc_time(node.time),
-        "time_ns": node.time,
+        "time": utc_time(node.time_ns),
+        "time_ns": node.time_ns,
         "made_by": list(node.made_by),
     }
 
@@ -71,8 +71,8 @@ def evaluation_as_json(evaluation: ModelEvaluation) -> dict[str, Any]:
         "evaluation": evaluation.name,
         "model_id": evaluation.model or None,
         "evaluator": evaluation.evaluator or None,
-        "time": utc_time(evaluation.time),
-        "time_ns": evaluation.time,
+        "time": utc_time(evaluation.time_ns),
+        "time_ns": evaluation.time_ns,
         "result": plain(evaluation.result),
     }
 
@@ -98,7 +98,7 @@ def link_cells(link: Link | None) -> tuple[str, str, str, str]:
 
 def node_cells(node: ModelNode) -> tuple[str, str, str]:
     """Return refs, short id and time of a model."""
-    return (", ".join(node.refs) or "(not in the store)", short_id(node.model_id), local_time(node.time))
+    return (", ".join(node.refs) or "(not in the store)", short_id(node.model_id), local_time(node.time_ns))
 
 
 def metrics_text(result: dict[str, Any]) -> str:
