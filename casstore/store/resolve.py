@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from casstore.digest import is_hex
 from casstore.errors import ConfigError, NameTaken, RefNotFound
 from casstore.format import names
+from casstore.machine.local_names import system_path
 from casstore.refs.refs import not_found
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from casstore.refs.refs import Refs
 
 _PREFIX = re.compile(r"[0-9a-f]{4,63}")
-_NOT_IN_A_NAME = re.compile(r"[@\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_NOT_IN_A_NAME = re.compile(r"[@\x00-\x1f\x7f-\x9f\ufffd]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,11 @@ def full_name(ref: str) -> str:
 def name_of_path(path: str | os.PathLike[str]) -> str | None:
     """Return the ref that an add of this file or folder makes by default; None if its name gives none.
 
-    A name that looks like a model id would mislead, and the root of a file system has no name.
+    A name that looks like a model id would mislead, and the root of a file system has no name. The name is the same
+    whatever the locale.
     """
-    name = f"models/{_NOT_IN_A_NAME.sub('-', os.path.basename(os.path.abspath(path)))}"
+    own = os.path.basename(os.path.abspath(system_path(os.fspath(path)))).decode(errors="replace")
+    name = f"models/{_NOT_IN_A_NAME.sub('-', own)}"
     return name if _is_name(name) and not is_hex(name.removeprefix("models/")) else None
 
 

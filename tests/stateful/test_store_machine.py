@@ -140,7 +140,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _add(self, which, folder, content, ref, *, base=None, metadata=None, stat_cache=True):
         added = self.stores[which].add(folder, ref=ref, base=base, metadata=metadata, stat_cache=stat_cache)
-        name = ref or f"models/{added.model_id}"
+        name = ref or f"models/{os.path.basename(folder)}"
         assert added.ref == name
         assert (added.files, added.bytes_total) == (len(content.files), content.size)
         plain = sorted((path, data) for path, (data, _) in content.files.items())

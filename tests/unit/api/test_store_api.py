@@ -1,5 +1,6 @@
 """The public interface: what a newcomer guesses works, and errors are those that Python people catch."""
 
+import os
 import pickle
 import sys
 from datetime import datetime, timedelta, timezone
@@ -68,6 +69,12 @@ class TestNames:
 
     def test_a_name_is_made_safe(self, store, tmp_path):
         assert store.add(write(tmp_path / "a@b\tc", "x")).ref == "models/a-b-c"
+
+    def test_a_name_that_is_not_text_is_one_for_files_in_a_folder(self, store, tmp_path):
+        folder = os.fsencode(tmp_path) + b"/x\xff"
+        os.mkdir(folder)
+        (tmp_path / os.fsdecode(folder) / "f").write_bytes(b"x")
+        assert store.add(os.fsdecode(folder)).ref == "models/x-"
 
     @pytest.mark.parametrize("name", ["é" * 100, "0" * 64])
     def test_a_name_that_cannot_be_one_gives_way_to_the_id(self, store, tmp_path, name):

@@ -400,7 +400,7 @@ def test_only_files_that_changed_are_read_again(store, folder, monkeypatch):
     with store.open_file("models/sly", "b.bin") as file:
         assert file.read() == noise(4, 200_000)
     (folder / "d.bin").write_bytes(b"new")
-    store.add(folder)
+    store.add(folder, ref="models/more")
     assert reads.take() == (["d.bin"], 3)
 
 
