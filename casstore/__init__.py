@@ -18,7 +18,7 @@ Imports go down only:
 
 README.md beside this file explains them.
 
-Names are loaded on first use: `casstore --help` needs none of them, and numpy alone costs a tenth of a second.
+All but the errors are loaded on first use: `casstore --help` needs none of them, and numpy alone costs a tenth of a second.
 """
 
 from __future__ import annotations
@@ -27,6 +27,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from casstore._version import __version__
+from casstore.errors import (
+    AccessDenied,
+    BackendError,
+    BackendUnavailable,
+    CasstoreError,
+    ConfigError,
+    ConflictError,
+    DigestMismatch,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+    NameTaken,
+    ObjectExists,
+    ObjectNotFound,
+    PathNotFound,
+    RefConflict,
+    RefNotFound,
+    StoreNotFound,
+    TensorNotFound,
+    UnsupportedVersion,
+)
 
 if TYPE_CHECKING:
     from casstore.api.store import Store
@@ -38,27 +59,6 @@ if TYPE_CHECKING:
     from casstore.cache.run_cache import RunCacheManager
     from casstore.cache.shared_cache import SharedCache
     from casstore.cache.transfer import ModelFileTransfer
-    from casstore.errors import (
-        AccessDenied,
-        BackendError,
-        BackendUnavailable,
-        CasstoreError,
-        ConfigError,
-        ConflictError,
-        DigestMismatch,
-        FormatError,
-        IntegrityError,
-        MissingObject,
-        NameTaken,
-        ObjectExists,
-        ObjectNotFound,
-        PathNotFound,
-        RefConflict,
-        RefNotFound,
-        StoreNotFound,
-        TensorNotFound,
-        UnsupportedVersion,
-    )
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
     from casstore.ops.leftovers import Leftovers
@@ -115,44 +115,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AccessDenied": "casstore.errors",
     "AddResult": "casstore.store.adding.add",
-    "BackendError": "casstore.errors",
-    "BackendUnavailable": "casstore.errors",
     "CacheConfig": "casstore.cache.config",
-    "CasstoreError": "casstore.errors",
     "CheckReport": "casstore.ops.check",
-    "ConfigError": "casstore.errors",
-    "ConflictError": "casstore.errors",
-    "DigestMismatch": "casstore.errors",
     "FileInfo": "casstore.api.values",
-    "FormatError": "casstore.errors",
-    "IntegrityError": "casstore.errors",
     "Leftovers": "casstore.ops.leftovers",
     "Lineage": "casstore.ops.lineage",
-    "MissingObject": "casstore.errors",
     "Model": "casstore.store.model",
     "ModelCacheManager": "casstore.cache.model_cache",
     "ModelDescription": "casstore.ops.describe",
     "ModelFileTransfer": "casstore.cache.transfer",
-    "NameTaken": "casstore.errors",
-    "ObjectExists": "casstore.errors",
-    "ObjectNotFound": "casstore.errors",
     "OliveCache": "casstore.cache.olive_cache",
-    "PathNotFound": "casstore.errors",
-    "RefConflict": "casstore.errors",
     "RefInfo": "casstore.api.values",
-    "RefNotFound": "casstore.errors",
     "RunCacheManager": "casstore.cache.run_cache",
     "SharedCache": "casstore.cache.shared_cache",
     "Store": "casstore.api.store",
-    "StoreNotFound": "casstore.errors",
     "StoreStats": "casstore.store.usage",
     "SyncPlan": "casstore.ops.sync",
     "SyncReport": "casstore.ops.sync",
     "TensorInfo": "casstore.api.values",
-    "TensorNotFound": "casstore.errors",
-    "UnsupportedVersion": "casstore.errors",
     "execute_sync": "casstore.ops.sync:execute",
     "open": "casstore.api.store:Store",
     "plan_sync": "casstore.ops.sync",
