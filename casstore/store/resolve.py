@@ -69,9 +69,9 @@ def find_model_id(refs: Refs, ref_or_id: str) -> bytes:
 def full_name(ref: str) -> str:
     """Return the ref that a name given to an add means: `minilm` is `models/minilm`.
 
-    Raises ConfigError for one that cannot name a model.
+    Raises ConfigError for one that cannot name a model, also for `tag/x`, which may be a slip for `tags/x`.
     """
-    name = ref if ref.partition("/")[0] in names.NAMESPACES else f"models/{ref}"
+    name = ref if "/" in ref or ref in names.NAMESPACES else f"models/{ref}"
     names.check_name(name)
     if not names.names_model(name):
         raise ConfigError(f"{name} cannot name a model: use models/… or tags/….")

@@ -86,11 +86,16 @@ class TestNames:
         assert added.ref == f"models/{added.model_id}"
 
     def test_a_short_name_is_a_models(self, store, minilm):
-        assert store.add(minilm, ref="team/small").ref == "models/team/small"
+        assert store.add(minilm, ref="small").ref == "models/small"
+        assert store.add(minilm, ref="models/team/small").ref == "models/team/small"
         assert store.add(minilm, ref="tags/best").ref == "tags/best"
         assert store.model("team/small").ref == "models/team/small"
         with pytest.raises(casstore.ConfigError, match="cannot name a model"):
             store.add(minilm, ref="runs/x")
+        with pytest.raises(casstore.ConfigError, match="not a ref name"):
+            store.add(minilm, ref="tag/x")
+        with pytest.raises(casstore.ConfigError, match="not a ref name"):
+            store.rm("small")
 
     def test_a_name_by_default_never_takes_another_models(self, store, tmp_path):
         first = store.add(write(tmp_path / "a" / "m", "one"))
