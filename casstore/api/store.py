@@ -41,7 +41,8 @@ class Store(ModelStore):
     """A content-addressed store of models. A context manager, safe in threads, and in a child process after a fork.
 
     Wherever a method takes a `ref_or_id`, that is a ref (`models/minilm`, `tags/best`), its name alone (`minilm`), a
-    model id, or the first 4 or more digits of one.
+    model id, or the first 4 or more digits of one. Methods that README.md beside this file does not list are casstore's
+    own: they take and return stored values.
     """
 
     def __init__(

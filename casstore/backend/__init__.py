@@ -49,7 +49,7 @@ def open_backend(
 
     A path or file:// is a local directory; memory://NAME is this process's store of that name; any other URL
     goes to fsspec with `storage_options`, wrapped so that throttling and outages are retried. The https:// URL
-    of a container of Azure Blob Storage means that container; any other web server is readonly. `create` makes
+    of a container of Azure Blob Storage means that container; any other web server is read-only. `create` makes
     what is missing; `read_only` refuses every write and makes nothing. `durability` and `shared` matter to
     local directories only. Raises ConfigError for what cannot be opened as given.
     """
