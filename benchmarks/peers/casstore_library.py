@@ -32,11 +32,11 @@ class CasstoreLibrary:
 
     def prepare(self, store: Path) -> None:
         """`Store(create=True)`."""
-        self._store.open(store, create=True).close()
+        self._store(store, create=True).close()
 
     def add(self, store: Path, models: Sequence[Model], *, reread: bool) -> Receipt:
         """One `Store.add` each, with its base, on one open store."""
-        with self._store.open(store, durability="full") as opened:
+        with self._store(store, durability="full") as opened:
             for model in models:
                 base = None if model.base is None else f"models/{model.base}"
                 opened.add(model.folder, ref=f"models/{model.name}", base=base, stat_cache=not reread)
@@ -44,7 +44,7 @@ class CasstoreLibrary:
 
     def restore(self, store: Path, receipt: Receipt, dest: Path) -> None:
         """One `Store.get` each, on one open store."""
-        with self._store.open(store) as opened:
+        with self._store(store) as opened:
             for name in receipt["models"]:
                 opened.get(f"models/{name}", dest / name)
 

@@ -129,7 +129,7 @@ def test_casstore_is_told_what_a_model_was_made_from(name, models, tmp_path):
     peer, store = peers[name](), tmp_path / "store"
     peer.prepare(store)
     peer.add(store, models[:2], reread=True)
-    with store_class.open(store) as opened:
+    with store_class(store) as opened:
         base, tuned = opened.resolve("models/base"), opened.resolve("models/tuned")
     assert base.record.base is None
     assert tuned.record.base.hex() == base.model_id
