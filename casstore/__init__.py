@@ -5,6 +5,7 @@ Imports go down only:
     cli            one file for each command
     integrations   cas:// for fsspec, microsoft/Olive
     cache          OliveCache and its parts: models, runs, sharing
+    api            Store, the public interface
     ops            check, sync, and other work on whole stores
     store          models: add, check out, read
     refs           names and their records
@@ -17,7 +18,7 @@ Imports go down only:
 
 README.md beside this file explains them.
 
-Names are loaded on first use: `casstore --help` needs none of them, and numpy alone costs a tenth of a second.
+All but the errors are loaded on first use: `casstore --help` needs none of them, and numpy alone costs a tenth of a second.
 """
 
 from __future__ import annotations
@@ -26,97 +27,129 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from casstore._version import __version__
+from casstore.errors import (
+    AccessDenied,
+    BackendError,
+    BackendUnavailable,
+    CasstoreError,
+    ConfigError,
+    ConflictError,
+    DigestMismatch,
+    FormatError,
+    IntegrityError,
+    MissingObject,
+    NameTaken,
+    ObjectExists,
+    ObjectNotFound,
+    PathNotFound,
+    RefConflict,
+    RefNotFound,
+    StoreNotFound,
+    TensorNotFound,
+    UnsupportedVersion,
+)
 
 if TYPE_CHECKING:
+    from casstore.api.store import Store
+    from casstore.api.store import Store as open  # noqa: A004, N813 - casstore.open, as zarr.open
+    from casstore.api.values import FileInfo, RefInfo, TensorInfo
     from casstore.cache.config import CacheConfig
     from casstore.cache.model_cache import ModelCacheManager
     from casstore.cache.olive_cache import OliveCache
     from casstore.cache.run_cache import RunCacheManager
     from casstore.cache.shared_cache import SharedCache
     from casstore.cache.transfer import ModelFileTransfer
-    from casstore.errors import (
-        BackendError,
-        CasstoreError,
-        ConfigError,
-        ConflictError,
-        IntegrityError,
-        RefNotFound,
-    )
-    from casstore.ops.check import CheckReport, check
-    from casstore.ops.leftovers import Leftovers, find_leftovers
+    from casstore.ops.check import CheckReport
+    from casstore.ops.describe import ModelDescription
+    from casstore.ops.leftovers import Leftovers
+    from casstore.ops.lineage import Lineage
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
-    from casstore.refs.rows import RefRow
+    from casstore.store.adding.add import AddResult
     from casstore.store.model import Model
-    from casstore.store.store import AddResult, Store
     from casstore.store.usage import StoreStats
 
 __all__ = [
+    "AccessDenied",
     "AddResult",
     "BackendError",
+    "BackendUnavailable",
     "CacheConfig",
     "CasstoreError",
     "CheckReport",
     "ConfigError",
     "ConflictError",
+    "DigestMismatch",
+    "FileInfo",
+    "FormatError",
     "IntegrityError",
     "Leftovers",
+    "Lineage",
+    "MissingObject",
     "Model",
     "ModelCacheManager",
+    "ModelDescription",
     "ModelFileTransfer",
+    "NameTaken",
+    "ObjectExists",
+    "ObjectNotFound",
     "OliveCache",
+    "PathNotFound",
+    "RefConflict",
+    "RefInfo",
     "RefNotFound",
-    "RefRow",
     "RunCacheManager",
     "SharedCache",
     "Store",
+    "StoreNotFound",
     "StoreStats",
     "SyncPlan",
     "SyncReport",
+    "TensorInfo",
+    "TensorNotFound",
+    "UnsupportedVersion",
     "__version__",
-    "check",
     "execute_sync",
-    "find_leftovers",
+    "open",
     "plan_sync",
 ]
 
 _HOMES = {
-    "AddResult": "casstore.store.store",
-    "BackendError": "casstore.errors",
+    "AddResult": "casstore.store.adding.add",
     "CacheConfig": "casstore.cache.config",
-    "CasstoreError": "casstore.errors",
     "CheckReport": "casstore.ops.check",
-    "ConfigError": "casstore.errors",
-    "ConflictError": "casstore.errors",
-    "IntegrityError": "casstore.errors",
+    "FileInfo": "casstore.api.values",
     "Leftovers": "casstore.ops.leftovers",
+    "Lineage": "casstore.ops.lineage",
     "Model": "casstore.store.model",
     "ModelCacheManager": "casstore.cache.model_cache",
+    "ModelDescription": "casstore.ops.describe",
     "ModelFileTransfer": "casstore.cache.transfer",
     "OliveCache": "casstore.cache.olive_cache",
-    "RefNotFound": "casstore.errors",
-    "RefRow": "casstore.refs.rows",
+    "RefInfo": "casstore.api.values",
     "RunCacheManager": "casstore.cache.run_cache",
     "SharedCache": "casstore.cache.shared_cache",
-    "Store": "casstore.store.store",
+    "Store": "casstore.api.store",
     "StoreStats": "casstore.store.usage",
     "SyncPlan": "casstore.ops.sync",
     "SyncReport": "casstore.ops.sync",
-    "check": "casstore.ops.check",
+    "TensorInfo": "casstore.api.values",
     "execute_sync": "casstore.ops.sync:execute",
-    "find_leftovers": "casstore.ops.leftovers",
+    "open": "casstore.api.store:Store",
     "plan_sync": "casstore.ops.sync",
 }
 """The module of each public name; after a colon, the name that it has there."""
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, own = home.partition(":")
-    value = globals()[name] = getattr(importlib.import_module(module), own or name)
-    return value
+if not TYPE_CHECKING:  # A type checker would take every name for one that is here.
+
+    def __getattr__(name: str) -> Any:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, own = home.partition(":")
+        value = globals()[name] = getattr(importlib.import_module(module), own or name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,8 @@
 """Every error that casstore raises on purpose.
 
 The tree is part of the public interface: callers catch by class, people read the message. A message
-says what failed, on what, and what to do about it.
+says what failed, on what, and what to do about it. Errors that Python has a class for are of that class, too:
+`except FileNotFoundError` catches a store or a file that is not there, `except KeyError` a ref or a tensor.
 """
 
 from __future__ import annotations
@@ -68,8 +69,10 @@ class MissingObject(IntegrityError):
     """A manifest or layout points at an object that no pack holds."""
 
 
-class RefNotFound(CasstoreError):
+class RefNotFound(CasstoreError, KeyError):
     """No ref or model has this name, or several models have ids with this prefix."""
+
+    __str__ = CasstoreError.__str__  # KeyError would show the message in quotes
 
 
 class ConflictError(CasstoreError):
@@ -80,12 +83,26 @@ class RefConflict(ConflictError):
     """A tag was moved by someone else at the same time, or is forked."""
 
 
+class NameTaken(ConflictError):
+    """The name that an add would give a model by default is another model's: choose one with `ref=`."""
+
+
 class ConfigError(CasstoreError):
     """An argument, a setting, a path or a name cannot be used as given."""
 
 
-class StoreNotFound(ConfigError):
+class StoreNotFound(ConfigError, FileNotFoundError):
     """There is certainly no store at this place; an unreachable one is a BackendError."""
+
+
+class PathNotFound(ConfigError, FileNotFoundError):
+    """A model has no such file, or there is nothing at a path that is to be added."""
+
+
+class TensorNotFound(ConfigError, KeyError):
+    """A model has no such tensor, or several files have one of this name."""
+
+    __str__ = CasstoreError.__str__  # KeyError would show the message in quotes
 
 
 def add_note(error: BaseException, text: str) -> None:

@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
 from casstore.api.variants import from_float32
 
 if TYPE_CHECKING:

@@ -19,9 +19,11 @@ from casstore.errors import IntegrityError
 from casstore.format.names import names_model
 from casstore.format.run import RunStatus, decode_evaluation
 from casstore.objects import Damage
+from casstore.store.times import utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from datetime import datetime
 
     from casstore.refs.rows import RefRow
     from casstore.store.model_store import ModelStore
@@ -41,20 +43,25 @@ __all__ = [
 
 _RUNS, _MODELS = "runs/", "models/"
 _FAILED = RunStatus.FAILED.value
-_ORDER = attrgetter("time", "run", "input", "output")
+_ORDER = attrgetter("time_ns", "run", "input", "output")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelNode:
-    """A model: `refs` name it, none if only runs still mention it; `time` is when the first of these was written.
+    """A model: `refs` name it, none if only runs still mention it; `time_ns` is when the first of these was written.
 
     `made_by` are the names of the runs that made it, oldest first. Times are nanoseconds since 1970.
     """
 
     model_id: str
     refs: tuple[str, ...]
-    time: int
+    time_ns: int
     made_by: tuple[str, ...]
+
+    @property
+    def time(self) -> datetime:
+        """`time_ns` as a time in UTC."""
+        return utc(self.time_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +80,13 @@ class Link:
     input_name: str = ""
     workflow: str = ""
     alias: str = ""
-    time: int = 0
+    time_ns: int = 0
     duration: int = 0
+
+    @property
+    def time(self) -> datetime:
+        """`time_ns` as a time in UTC."""
+        return utc(self.time_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +96,13 @@ class ModelEvaluation:
     name: str
     model: str
     evaluator: str
-    time: int
+    time_ns: int
     result: dict[str, Any]
+
+    @property
+    def time(self) -> datetime:
+        """`time_ns` as a time in UTC."""
+        return utc(self.time_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +120,15 @@ class Lineage:
 class LogEntry:
     """A model that was kept under `ref`, with the links that made it; or a run of which no model is kept, `ref` is ""."""
 
-    time: int
+    time_ns: int
     ref: str
     model_id: str
     links: tuple[Link, ...]
+
+    @property
+    def time(self) -> datetime:
+        """`time_ns` as a time in UTC."""
+        return utc(self.time_ns)
 
 
 @dataclass(slots=True)
@@ -134,7 +156,7 @@ class LineageGraph:
     def node(self, model_id: str) -> ModelNode:
         """Return what is known of a model. Raises KeyError for one that nothing mentions."""
         rows, made = self.named.get(model_id, []), self.made_by.get(model_id, [])
-        times = [row.time for row in rows] or [link.time for link in made or self.used_by[model_id]]
+        times = [row.time for row in rows] or [link.time_ns for link in made or self.used_by[model_id]]
         runs = tuple(link.run for link in made if link.run)
         return ModelNode(model_id, tuple(sorted(row.name for row in rows)), min(times), runs)
 
@@ -175,9 +197,9 @@ class LineageGraph:
             entries.append(LogEntry(row.time, row.name, row.target.hex(), links))
         for name, link in self.runs.items():
             if name not in listed and (wanted is None or link.output in wanted):
-                entries.append(LogEntry(link.time, "", link.output, (link,)))
+                entries.append(LogEntry(link.time_ns, "", link.output, (link,)))
         # Each ref occurs once, so names decide between equal times, and the order is always the same.
-        return sorted(entries, key=lambda entry: (entry.time, entry.ref), reverse=True)
+        return sorted(entries, key=lambda entry: (entry.time_ns, entry.ref), reverse=True)
 
     def _reach(
         self, start: str, first: Iterable[str], step: Callable[[str], Iterable[str]]
@@ -257,7 +279,7 @@ def read_graph(store: ModelStore) -> LineageGraph:
         pair = (row.base.hex() if row.base else "", output)
         if pair[0] and pair not in known:
             known.add(pair)
-            links.append(Link(*pair, time=row.time))
+            links.append(Link(*pair, time_ns=row.time))
     links.sort(key=_ORDER)
     for link in links:
         if link.run:
@@ -288,7 +310,7 @@ def _link_of(row: RefRow) -> Link:
         input_name=texts.get("input_name", ""),
         workflow=texts.get("workflow", ""),
         alias=texts.get("alias", ""),
-        time=started if type(started) is int and started > 0 else row.time,
+        time_ns=started if type(started) is int and started > 0 else row.time,
         duration=duration if type(duration) is int and duration > 0 else 0,
     )
 
@@ -318,6 +340,6 @@ def _evaluations(store: ModelStore, rows: Iterable[RefRow]) -> Iterator[ModelEva
             name=row.name.removeprefix("evaluations/"),
             model=found.model.hex() if found.model else "",
             evaluator=found.evaluator,
-            time=record.time,
+            time_ns=record.time,
             result=found.result,
         )

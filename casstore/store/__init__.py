@@ -1,4 +1,4 @@
-"""The store itself: open, add, read, refs, publish.
+"""The models of a store: add, check out, read.
 
-Everything outside this package goes through `store.py`; each other module here does one step of its work.
+Everything outside this package goes through `model_store.py`; each other module here does one step of its work.
 """

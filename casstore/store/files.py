@@ -12,10 +12,10 @@ import numpy as np
 from casstore.concurrency.buffers import BLOCK, new_buffer
 from casstore.concurrency.workers import TaskGroup
 from casstore.digest import DIGEST_SIZE
-from casstore.errors import CasstoreError, ConfigError, FormatError
+from casstore.errors import CasstoreError, ConfigError, FormatError, TensorNotFound
 from casstore.format.spans import pack_spans
 from casstore.objects import batches
-from casstore.tensors.dtypes import as_array
+from casstore.tensors.dtypes import as_array, labelled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from casstore.format.layout import Layout, Span
     from casstore.objects import ChunkCache, ObjectStore, Piece
+    from casstore.store.model import Model
 
 _READ_AHEAD = 4 << 20
 _KEPT_CHUNKS = 16
@@ -284,15 +285,40 @@ def read_range(chunks: Chunks, begin: int, end: int) -> memoryview:
 def read_tensor(layout: Layout, objects: ObjectStore, *, tensor: str, path: str) -> NDArray[Any]:
     """Return one tensor of a file as an array of its shape, which the caller owns.
 
-    bf16 and fp8 come as unsigned integers of their width, block-quantised types as raw bytes. Raises
-    ConfigError if the file has no such tensor.
+    bf16 and fp8 come as the types of ml_dtypes if that is installed, else as unsigned integers of their width;
+    block-quantised types as raw bytes. Raises TensorNotFound if the file has no such tensor.
     """
     span = _find_span(layout, tensor, path)
+    return labelled(as_array(_read_span(layout, objects, span), span.dtype, span.shape), span.dtype)
+
+
+def find_tensor(model: Model, tensor: str) -> str:
+    """Return the path of the file that holds a tensor.
+
+    Raises TensorNotFound if none does, ConfigError if several do.
+    """
+    holders = [
+        entry.path
+        for entry, layout in zip(model.tree.files, model.layouts, strict=True)
+        if (spans := pack_spans(layout.spans)) and spans.find(tensor) is not None
+    ]
+    if len(holders) > 1:
+        some = ", ".join(holders[:5])
+        raise ConfigError(
+            f"{len(holders)} files of {model.ref} have a tensor {tensor!r}: {some}. Say which one with `file=`."
+        )
+    if not holders:
+        raise TensorNotFound(
+            f"{model.ref} has no tensor {tensor!r}. `Store.tensors` lists those that it has."
+        )
+    return holders[0]
+
+
+def _read_span(layout: Layout, objects: ObjectStore, span: Span) -> Buffer:
     if span.end == span.begin:
-        return as_array(bytearray(), span.dtype, span.shape)
+        return bytearray()
     if objects.chunks is not None:
-        chunks = FarChunks(layout, objects.chunks)
-        return as_array(read_range(chunks, span.begin, span.end), span.dtype, span.shape)
+        return read_range(FarChunks(layout, objects.chunks), span.begin, span.end)
     edges = layout.offsets()
     start = int(np.searchsorted(edges, span.begin, side="right")) - 1
     stop = int(np.searchsorted(edges, span.end, side="left"))
@@ -300,7 +326,7 @@ def read_tensor(layout: Layout, objects: ObjectStore, *, tensor: str, path: str)
     data = read_chunks(layout, objects, start, stop)[begin : begin + span.end - span.begin]
     if begin % _ALIGNMENT:
         data = memoryview(bytearray(data))  # an array that is not aligned to its elements is slow everywhere
-    return as_array(data, span.dtype, span.shape)
+    return data
 
 
 def _find_span(layout: Layout, tensor: str, path: str) -> Span:
@@ -309,6 +335,6 @@ def _find_span(layout: Layout, tensor: str, path: str) -> Span:
     if found is not None:
         return found
     if not spans:
-        raise ConfigError(f"{path} has no tensors that casstore recognises. Read it with open_file.")
+        raise TensorNotFound(f"{path} has no tensors that casstore recognises. Read it with open_file.")
     some = ", ".join(span.name for span in spans[:5])
-    raise ConfigError(f"{path} has no tensor {tensor!r}; it has {len(spans)}: {some}, …")
+    raise TensorNotFound(f"{path} has no tensor {tensor!r}; it has {len(spans)}: {some}, …")

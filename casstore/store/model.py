@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from casstore.errors import FormatError, RefNotFound
+from casstore.errors import FormatError, PathNotFound
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
+from casstore.store.times import utc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
@@ -47,18 +49,14 @@ class ModelLayouts:
         if self._positions is None:
             self._positions = {entry.path: at for at, entry in enumerate(self._files)}
         at = self._positions.get(path)
-        if at is None:
-            return None
-        self._read([at])
-        return self._known[at]
+        return self.at([at])[0] if at is not None else None
 
-    def all(self) -> tuple[Layout, ...]:
-        """Return every layout, in the order of the tree's files."""
-        count = len(self._files)
-        missing = [at for at in range(count) if at not in self._known]
+    def at(self, positions: Sequence[int]) -> tuple[Layout, ...]:
+        """Return the layouts of the files at some positions of the tree's."""
+        missing = [at for at in positions if at not in self._known]
         for begin in range(0, len(missing), _READ_AT_ONCE):
             self._read(missing[begin : begin + _READ_AT_ONCE])
-        return tuple(self._known[at] for at in range(count))
+        return tuple(self._known[at] for at in positions)
 
     def _read(self, wanted: list[int]) -> None:
         held = {at: self._plain.pop(at, None) for at in wanted if at not in self._known}
@@ -75,7 +73,8 @@ class ModelLayouts:
 class Model:
     """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order.
 
-    `executable` are the paths of the files that a checkout makes executable.
+    `ref` names it, `base` is the id of the model that it was made from. `executable` are the paths of the files that
+    a checkout makes executable.
     Layouts that were not asked for before are read from the store, which must still be open, and may then raise
     MissingObject or another IntegrityError.
     """
@@ -88,17 +87,41 @@ class Model:
     _layouts: ModelLayouts = field(repr=False, compare=False)
 
     @property
+    def ref(self) -> str:
+        """The ref by which the model was found."""
+        return self.record.name
+
+    @property
+    def base(self) -> str | None:
+        """The id of the model that it was made from, None if nobody said so."""
+        return self.record.base.hex() if self.record.base is not None else None
+
+    @property
+    def time(self) -> datetime:
+        """When the ref got this value, by the clock of the machine that wrote it."""
+        return utc(self.record.time)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was said about it when it was added."""
+        return self.record.metadata
+
+    @property
     def layouts(self) -> tuple[Layout, ...]:
         """The layouts of `tree.files`."""
-        return self._layouts.all()
+        return self._layouts.at(range(len(self.layout_ids)))
+
+    def layouts_at(self, positions: Sequence[int]) -> tuple[Layout, ...]:
+        """Return the layouts of some of `tree.files`, by their positions."""
+        return self._layouts.at(positions)
 
     def layout(self, path: str) -> Layout:
-        """Return the layout of one file; raise RefNotFound if there is no such file."""
+        """Return the layout of one file; raise PathNotFound if there is no such file."""
         layout = self._layouts.of(path)
         if layout is None:
             files = self.tree.files
             some = ", ".join(entry.path for entry in files[:5])
-            raise RefNotFound(f"{self.record.name} has no file {path!r}; it has {len(files)}: {some}, …")
+            raise PathNotFound(f"{self.record.name} has no file {path!r}; it has {len(files)}: {some}, …")
         return layout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from casstore.backend.location import parse_location
 from casstore.errors import ConfigError
 from casstore.format import marks
 
@@ -27,6 +28,15 @@ def refuse_inside_store(path: str | os.PathLike[str]) -> None:
     store = store_around(path)
     if store is not None:
         raise ConfigError(f"{os.fspath(path)} lies in the store {store}. Give a folder outside of it.")
+
+
+def refuse_nested_store(path_or_url: str | os.PathLike[str]) -> None:
+    """Raise ConfigError if a store that is to be made would lie in another one's directory."""
+    location = parse_location(path_or_url)
+    if location.kind == "local":
+        store = store_around(os.path.dirname(os.path.realpath(location.target)))
+        if store is not None:
+            raise ConfigError(f"{location.target} lies in the store {store}. Make a new store outside of it.")
 
 
 def _is_store(folder: str) -> bool:

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-__all__ = ["DTYPES", "DType", "as_array", "element_width"]
+__all__ = ["DTYPES", "DType", "as_array", "element_width", "labelled"]
+
+_ML_DTYPES = {
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""The types of the package ml_dtypes for what numpy has no type of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +157,16 @@ def as_array(data: Buffer, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
     except ValueError as error:
         # An empty tensor may still claim dimensions that no array can have.
         raise FormatError(f"No array can have the shape {tuple(shape)}: {error}.") from error
+
+
+def labelled(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return an array of raw bf16 or fp8 bits with the dtype of ml_dtypes, if that is installed and has it."""
+    name = _ML_DTYPES.get(dtype)
+    if name is None:
+        return array
+    try:
+        import ml_dtypes  # noqa: PLC0415 - an optional package
+    except ImportError:
+        return array  # The caller gets the raw bits, as documented.
+    kind = getattr(ml_dtypes, name, None)  # F8_E8M0 came with 0.5
+    return array if kind is None else array.view(kind)

@@ -19,16 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from casstore.api.store import Store
-from casstore.store.model_store import ModelStore
 from fakes.faulty_backend import FaultyBackend
 from fakes.machines import INPUT, PASS, is_hit, run_pass
 from fakes.pipeline_models import composite_config, hf_config, hf_folder, onnx_config, onnx_file, tree, write
 
+from casstore.api.store import Store
 from casstore.cache.config import CacheConfig
 from casstore.cache.olive.context import evaluating
 from casstore.cache.shared_cache import SharedCache
 from casstore.errors import BackendError, CasstoreError, ConfigError, IntegrityError, RefNotFound
+from casstore.store.model_store import ModelStore
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from casstore.api.store import Store
 from fakes.counts import SERVER_KILLS as KILLS
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
@@ -17,6 +16,7 @@ from servers.cable import cable
 from servers.processes import free_port, running
 from servers.sftp import SftpServer, prepare
 
+from casstore.api.store import Store
 from casstore.errors import BackendError
 from casstore.ops.sync import execute, execution, plan_sync, planning
 

@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
-from casstore.api.store import Store
 from fakes import adder
 from fakes.counts import KILLS
 from fakes.stores import assert_clean, read_model
 
+from casstore.api.store import Store
 from casstore.errors import RefNotFound
 
 _log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ import sys
 import time
 
 import pytest
-from casstore.api.store import Store
 from fakes import syncer
 from fakes.counts import SYNC_KILLS as KILLS
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, plan_sync
 
 _log = logging.getLogger(__name__)

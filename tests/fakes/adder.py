@@ -16,8 +16,9 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from casstore.api.store import Store
 from fakes.stores import model_of, noise, write_model
+
+from casstore.api.store import Store
 
 
 def model(seed):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from casstore.store.model_store import ModelStore
-
 from casstore.backend.wrapper import BackendWrapper
 from casstore.errors import BackendUnavailable
 from casstore.machine.state import MachineState
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
+from casstore.store.model_store import ModelStore
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from casstore.api.store import Store
-
 from casstore.ops.sync import execute, plan_sync
 
 

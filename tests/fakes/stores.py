@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-from casstore.store.model_store import ModelStore
 from fakes.posix_model import PosixModel
 
 from casstore.backend import LocalBackend
@@ -19,6 +18,7 @@ from casstore.objects import pack_writer as packs
 from casstore.ops.check import check
 from casstore.refs import refs
 from casstore.store.identity import identify
+from casstore.store.model_store import ModelStore
 
 ROOT = "/srv/store"
 _times = itertools.count(1_000_000_000)

@@ -6,7 +6,6 @@ import itertools
 import uuid
 
 import fsspec
-from casstore.store.model_store import ModelStore
 from contract.backends import ObjectDriver, ObjectFileSystem
 from fakes.faulty_backend import FaultyBackend
 from fakes.stores import read_model, write_model
@@ -17,6 +16,7 @@ from casstore.format import names
 from casstore.format.marks import FORMAT_KEY
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
+from casstore.store.model_store import ModelStore
 
 _folders = itertools.count()
 

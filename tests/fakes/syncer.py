@@ -14,9 +14,9 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import fsspec
-from casstore.api.store import Store
 from fsspec.implementations.local import LocalFileSystem
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, execution, plan_sync, planning
 
 

@@ -7,11 +7,12 @@ import io
 import fsspec
 import numpy as np
 import pytest
-from casstore.api.store import Store
 from fakes import syncer  # noqa: F401  # registers dirfs://, a directory that casstore takes for a remote
 from fakes.stores import noise
 from hypothesis import given
 from hypothesis import strategies as st
+
+from casstore.api.store import Store
 
 SIZE = 4_500_000
 REPEATED = noise(1, 700_000)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fsspec
 import numpy as np
 import pytest
-from casstore.api.store import Store
 from fakes.stores import model_of, noise, write_model
 from safetensors.numpy import save
 from servers.proxy import proxied
 
+from casstore.api.store import Store
 from casstore.errors import IntegrityError
 
 MB = 1 << 20

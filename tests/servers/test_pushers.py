@@ -10,11 +10,11 @@ import sys
 from contextlib import ExitStack
 
 import pytest
-from casstore.api.store import Store
 from fakes import pusher
 from fakes.counts import PUSHERS
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, plan_sync
 
 _log = logging.getLogger(__name__)

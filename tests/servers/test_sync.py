@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from casstore.api.store import Store
 from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 
+from casstore.api.store import Store
 from casstore.ops.sync import execute, plan_sync, planning
 
 SHARED = noise(1, 400_000)

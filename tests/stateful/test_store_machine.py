@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from casstore.api.store import Store
 from fakes.counts import STATEFUL
 from fakes.fresh_files import trust_fresh_files
 from fakes.model_files import safetensors_bytes
@@ -26,6 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from casstore.api.store import Store
 from casstore.backend import memory
 from casstore.digest import digest
 from casstore.errors import ConfigError, RefNotFound
@@ -147,7 +147,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _add(self, which, folder, content, ref, *, base=None, metadata=None, stat_cache=True):
         added = self.stores[which].add(folder, ref=ref, base=base, metadata=metadata, stat_cache=stat_cache)
-        name = ref or f"models/{added.model_id}"
+        name = ref or f"models/{os.path.basename(folder)}"
         assert added.ref == name
         assert (added.files, added.bytes_total) == (len(content.files), content.size)
         plain = sorted((path, data) for path, (data, _) in content.files.items())

@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from casstore.api import demo as demo_module
-from casstore.api.demo import run_demo
-from casstore.api.store import Store
-from casstore.api.variants import FLOATS, from_float32, read_tensors, to_float32, write_variants
 from click.testing import CliRunner
 from fakes.model_files import safetensors_bytes
 
 from casstore import tensors
+from casstore.api import demo as demo_module
+from casstore.api.demo import run_demo
+from casstore.api.store import Store
+from casstore.api.variants import FLOATS, from_float32, read_tensors, to_float32, write_variants
 from casstore.cli import app
 from casstore.errors import ConfigError, IntegrityError
 from casstore.ops.check import check

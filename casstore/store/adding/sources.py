@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from casstore.chunking import LAYOUT_VERSION
 from casstore.digest import digest
-from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, ConflictError
+from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, ConflictError, PathNotFound
 from casstore.format.paths import check_paths
 from casstore.machine.local_names import system_path
 from casstore.machine.long_paths import list_folder, open_path, read_link, stat_path
@@ -255,7 +255,7 @@ def _unreadable(place: bytes, error: OSError) -> ConfigError | AccessDenied:
     if isinstance(error, PermissionError):
         return AccessDenied(f"{path} cannot be read: {error.strerror}. Check its permissions.")
     if isinstance(error, FileNotFoundError):
-        return ConfigError(f"{path} does not exist.")
+        return PathNotFound(f"{path} does not exist.")
     return ConfigError(f"{path} cannot be read: {error.strerror or error}.")
 
 

@@ -9,7 +9,6 @@ import stat
 from contextlib import suppress
 
 import pytest
-from casstore.store.model_store import ModelStore
 
 from casstore.backend import LocalBackend
 from casstore.backend.local.syscalls import SystemCalls
@@ -18,6 +17,7 @@ from casstore.cache.views import write_view
 from casstore.errors import BackendError, ConfigError, ObjectExists
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
+from casstore.store.model_store import ModelStore
 
 KEY = "packs/ab/" + "ab" * 32
 

@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from casstore.api.store import Store
 from click.testing import CliRunner
 from fakes.model_files import safetensors_bytes
 
 import casstore
+from casstore.api.store import Store
 from casstore.cli import app
 from casstore.cli.support.exits import BROKEN_PIPE, SIGNALLED
 
@@ -101,7 +101,7 @@ class TestAdd:
         assert found["bytes_total"] == sum(map(len, files_below(model).values()))
         assert found["bytes_new"] == found["bytes_total"]
         again = run_json("add", model, "--store", place)
-        assert again["ref"] == f"models/{found['model_id']}"
+        assert again["ref"] == f"models/{model.name}"
         assert (again["bytes_new"], again["chunks_new"]) == (0, 0)
 
     def test_for_people_and_quiet(self, place, model):

@@ -13,11 +13,11 @@ import sys
 import fsspec
 import numpy as np
 import pytest
-from casstore.api.store import Store
 from fakes import syncer  # noqa: F401  # registers dirfs://, a directory that casstore takes for a remote
 from fakes.stores import Content, noise, write_model
 from safetensors.numpy import load, save
 
+from casstore.api.store import Store
 from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
 from casstore.integrations.fsspec.filesystem import CasFileSystem

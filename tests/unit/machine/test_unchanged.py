@@ -37,7 +37,7 @@ def known(path, **options):
 
 
 def stored(store, path):
-    with store.open_file(store.add(path).ref, path.name) as file:
+    with store.open_file(store.add(path, ref="models/f").ref, path.name) as file:
         return file.read()
 
 
@@ -159,7 +159,7 @@ def test_a_change_through_a_map_is_seen(store, tmp_path, operation):
             if operation == "add":
                 assert stored(store, path) == value * len(mapped)
             else:
-                expected = store.add(path, stat_cache=False).model_id
+                expected = store.add(path, ref="models/f", stat_cache=False).model_id
                 assert store.content_id(str(path)) == expected
 
 
@@ -172,7 +172,7 @@ def test_by_default_a_fresh_file_is_read(store, tmp_path):
         mapped[:1] = b"2"
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert stored(store, path)[:1] == b"2"
-    assert store.content_id(str(path)) == store.add(path).model_id
+    assert store.content_id(str(path)) == store.add(path, ref="models/f").model_id
 
 
 def test_what_cannot_be_written_back_is_not_remembered(store, tmp_path, monkeypatch):
@@ -207,6 +207,6 @@ def test_a_graph_that_may_have_changed_proves_nothing_of_its_tensors(store, tmp_
     with open(model, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         for graph, values in zip(graphs, ({"a": one, "b": two}, {"b": one, "a": two}), strict=True):
             mapped[:] = graph
-            ref = store.add(model.parent).ref
+            ref = store.add(model.parent, ref="models/m").ref
             for name, value in values.items():
                 assert (store.read_tensor(ref, name, file="w.bin") == value).all()

@@ -8,7 +8,6 @@ import uuid
 
 import numpy as np
 import pytest
-from casstore.store.model_store import ModelStore
 from fakes.collector import condemn, decoded, delete_packs, delta_frame, frames_of, packs_of
 from fakes.stores import model_of, noise, read_model, write_model
 from hypothesis import given
@@ -26,6 +25,7 @@ from casstore.objects.pack_writer import EncodedFrames, encode_object, encode_ob
 from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.identity import create_format
+from casstore.store.model_store import ModelStore
 
 BASE = noise(1, 3_000)
 DELTA = noise(2, 3_000)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from casstore.store.model_store import ModelStore
 from fakes.counts import FLIPS
 from fakes.model_files import gguf_bytes, safetensors_bytes
 from fakes.stores import (
@@ -37,6 +36,7 @@ from casstore.machine.state import MachineState
 from casstore.objects.footers import read_footer
 from casstore.objects.keys import pack_id_of
 from casstore.ops.check import check
+from casstore.store.model_store import ModelStore
 
 FOLDERS = ("packs", "index", "refs", "gc")
 

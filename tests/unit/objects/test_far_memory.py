@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from casstore.api.store import Store
 
 SIZE = 224 << 20

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from casstore.api.store import Store
 from fakes.far_stores import far_store, of_packs, total
 from fakes.stores import model_of, noise, write_model
 from safetensors.numpy import save
 
+from casstore.api.store import Store
 from casstore.errors import BackendUnavailable, ConfigError, FormatError, IntegrityError
 from casstore.objects import chunk_cache
 from casstore.objects.chunk_cache import ChunkCache

@@ -7,10 +7,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from casstore.api.store import Store
 from fakes.far_stores import far_store, of_index, total
 from fakes.stores import assert_clean, noise, read_model
 
+from casstore.api.store import Store
 from casstore.errors import BackendUnavailable, IntegrityError, MissingObject
 from casstore.objects.keys import pack_key
 from casstore.ops.sync import execute, plan_sync

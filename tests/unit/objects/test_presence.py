@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from casstore.store.model_store import ModelStore
 
 from casstore.backend import BackendWrapper, MemoryBackend
 from casstore.digest import digest
@@ -16,6 +15,7 @@ from casstore.objects import presence
 from casstore.objects.keys import PACK_PREFIX, pack_id_of, pack_key
 from casstore.objects.presence import PresentPacks, has_pack, have_packs
 from casstore.store.identity import create_format
+from casstore.store.model_store import ModelStore
 
 
 class Far(BackendWrapper):

@@ -6,7 +6,6 @@ import itertools
 import uuid
 
 import pytest
-from casstore.store.model_store import ModelStore
 from fakes.collector import (
     condemn,
     condemned_in,
@@ -35,6 +34,7 @@ from casstore.objects import publication as publish
 from casstore.objects.index.index import Index
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.store.identity import create_format
+from casstore.store.model_store import ModelStore
 
 OLD = model_of(a=noise(1, 600), b=noise(2, 700))
 NEW = model_of(a=noise(1, 600), b=noise(2, 700), c=noise(3, 500))

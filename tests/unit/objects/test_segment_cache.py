@@ -7,16 +7,16 @@ import shutil
 import time
 
 import pytest
-from casstore.api.store import Store
-from casstore.store.model_store import ModelStore
 from fakes.faulty_backend import FaultyBackend
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 from fakes.sync_stores import Side
 
+from casstore.api.store import Store
 from casstore.machine.state import MachineState
 from casstore.objects.index import merging, segment_cache
 from casstore.objects.index.index import Index
 from casstore.objects.keys import INDEX_PREFIX
+from casstore.store.model_store import ModelStore
 
 
 class Remote:

@@ -9,10 +9,10 @@ import shutil
 import uuid
 
 import pytest
-from casstore.api.store import Store
 from fakes.fresh_files import trust_fresh_files
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
 
+from casstore.api.store import Store
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import (
     BackendError,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from casstore.api.store import Store
 from fakes.stores import model_of, read_model, write_model
 
+from casstore.api.store import Store
 from casstore.errors import RefNotFound
 
 A, B = model_of(x=b"a"), model_of(x=b"b")

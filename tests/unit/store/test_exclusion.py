@@ -65,8 +65,8 @@ def test_patterns(store, folder, patterns, left_out, how):
 
 def test_an_option_comes_behind_the_file(store, folder):
     (folder / ".casstoreignore").write_text("*.log\n*.txt\n", encoding="utf-8")
-    assert paths(store, store.add(folder, exclude=["!keep.log"])) == {"a.bin", "deep/keep.log"}
-    assert paths(store, store.add(folder, ignore_file=False)) == {*FILES, ".casstoreignore"}
+    assert paths(store, store.add(folder, ref="one", exclude=["!keep.log"])) == {"a.bin", "deep/keep.log"}
+    assert paths(store, store.add(folder, ref="all", ignore_file=False)) == {*FILES, ".casstoreignore"}
 
 
 def test_the_file_counts_at_the_top_of_what_is_added_only(store, folder):
@@ -97,7 +97,9 @@ def test_what_is_left_out_is_not_looked_at(store, folder):
 def test_a_folder_of_which_all_is_left_out_is_not_kept(store, folder):
     (folder / "empty").mkdir()
     assert "empty" in paths(store, store.add(folder))
-    assert paths(store, store.add(folder, exclude=["x.txt", "/empty/"])) == set(FILES) - {"logs/x.txt"}
+    assert paths(store, store.add(folder, ref="less", exclude=["x.txt", "/empty/"])) == set(FILES) - {
+        "logs/x.txt"
+    }
 
 
 def test_a_backslash_and_spaces_are_characters_of_names(tmp_path):

@@ -6,10 +6,10 @@ import os
 
 import numpy as np
 import pytest
-from casstore.api.store import Store
 from fakes.model_files import safetensors_bytes
 from fakes.stores import assert_clean, model_of, read_model, write_model
 
+from casstore.api.store import Store
 from casstore.digest import digest
 from casstore.errors import ConfigError
 from casstore.format import canonical, layout, manifest, record, rows

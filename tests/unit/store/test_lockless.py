@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from casstore.store.model_store import ModelStore
 from fakes.collector import collect_alone, packs_of, unsafe_objects
 from fakes.stores import noise
 
@@ -19,6 +18,7 @@ from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import BackendUnavailable
 from casstore.machine.state import MachineState
 from casstore.store.identity import identify
+from casstore.store.model_store import ModelStore
 
 WAIT = 0.4
 

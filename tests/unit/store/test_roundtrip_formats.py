@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from fakes.fresh_files import trust_fresh_files
@@ -183,7 +184,9 @@ def assert_same(array, expected):
         assert array.shape == expected.shape
     else:
         dtype, shape, _ = expected
-        assert array.dtype == {"BF16": np.uint16}.get(dtype, np.uint8)
+        assert array.dtype == {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn}.get(
+            dtype, np.uint8
+        )
         assert array.shape == (shape if dtype in ("BF16", "F8_E4M3") else (len(expected[2]),))
     expected_bytes = expected.tobytes() if isinstance(expected, np.ndarray) else parts(expected).data
     assert array.tobytes() == expected_bytes
@@ -397,7 +400,7 @@ def test_only_files_that_changed_are_read_again(store, folder, monkeypatch):
     with store.open_file("models/sly", "b.bin") as file:
         assert file.read() == noise(4, 200_000)
     (folder / "d.bin").write_bytes(b"new")
-    store.add(folder)
+    store.add(folder, ref="models/more")
     assert reads.take() == (["d.bin"], 3)
 
 

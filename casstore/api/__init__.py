@@ -1,0 +1,1 @@
+"""The public interface: `Store` with a method for each verb, and the values that it returns."""

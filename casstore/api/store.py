@@ -1,0 +1,297 @@
+"""Store: everything that a directory or bucket holds, and a method for each verb of the command line.
+
+Methods that work on whole stores import it when they are called: most programs add and read, and start faster without.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from casstore.api.values import FileInfo, RefInfo, TensorInfo
+from casstore.backend import open_backend
+from casstore.digest import is_hex
+from casstore.format import names
+from casstore.machine.remotes import Remotes
+from casstore.machine.state import MachineState, machine_folder, state_path
+from casstore.objects import CHUNK_CACHE
+from casstore.refs.refs import not_found
+from casstore.store.checkout.single_file import write_file
+from casstore.store.identity import identify
+from casstore.store.model_store import ModelStore
+from casstore.store.nesting import refuse_nested_store
+from casstore.store.times import nanoseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from fsspec import Callback
+
+    from casstore.backend import Durability
+    from casstore.ops.check import CheckReport
+    from casstore.ops.describe import ModelDescription
+    from casstore.ops.leftovers import Leftovers
+    from casstore.ops.lineage import Lineage
+    from casstore.ops.sync import SyncReport
+
+
+class Store(ModelStore):
+    """A content-addressed store of models. A context manager, safe in threads, and in a child process after a fork.
+
+    Wherever a method takes a `ref_or_id`, that is a ref (`models/minilm`, `tags/best`), its name alone (`minilm`), a
+    model id, or the first 4 or more digits of one. Methods that README.md beside this file does not list are casstore's
+    own: they take and return stored values.
+    """
+
+    def __init__(
+        self,
+        path_or_url: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        durability: Durability = "full",
+        shared: Literal["group"] | None = None,
+        chunk_cache: int = CHUNK_CACHE,
+        **storage_options: Any,
+    ) -> None:
+        """Open the store at a path or URL; with `create`, make it if there is none yet.
+
+        A path is used as `open` uses it: `~` is not expanded. Without `create` nothing is made.
+        `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes a store that the
+        directory's group may read and write: later openers know it by the directory's mode. `chunk_cache` is how many
+        bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
+        `storage_options` go to fsspec. Raises StoreNotFound (a FileNotFoundError) where there is no store, ConfigError
+        for a place that cannot become one, that lies in another store, or that is private although `shared` is given,
+        UnsupportedVersion for a store that a newer casstore made.
+        """
+        if create:
+            refuse_nested_store(path_or_url)
+        backend = open_backend(
+            os.fspath(path_or_url),
+            create=create,
+            read_only=read_only,
+            durability=durability,
+            shared=shared,
+            **storage_options,
+        )
+        try:
+            identity = identify(backend, create=create)
+        except BaseException:
+            # Invariant 11: the error goes on to the caller; only the backend is closed.
+            backend.close()
+            raise
+        keeps_state = not backend.url.startswith("memory:")
+        path = state_path(identity.store_id, backend.url) if keeps_state else None
+        folder = machine_folder(identity.store_id, backend.url) if keeps_state else None
+        copies = os.path.join(folder, "index") if folder is not None else None
+        super().__init__(
+            backend,
+            store_id=identity.store_id,
+            machine=MachineState(path),
+            index_copies=copies,
+            chunk_cache=chunk_cache,
+        )
+
+    def ls(
+        self,
+        prefix: str = "",
+        *,
+        where: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        base: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[RefInfo]:
+        """Return the refs whose names start with `prefix` and for which all conditions hold, by name.
+
+        `where` gives fields of the metadata and the values that they must equal; "a.b" is the field `b` of the map
+        `a`, and None also matches a field that is absent. `model` is what they name and `base` what that was made
+        from, each a ref or id. `since` is inclusive, `until` exclusive. `limit` keeps the newest only. A ref that
+        cannot be read is left out, and `on_damage` called. Raises ConfigError for conditions that make no sense,
+        RefNotFound for a `model` or `base` that is none.
+        """
+        rows = self.find(
+            prefix,
+            where=where,
+            target=self._id_of(model),
+            base=self._id_of(base),
+            since=nanoseconds(since) if since is not None else None,
+            until=nanoseconds(until) if until is not None else None,
+            limit=limit,
+        )
+        return [RefInfo.of(row) for row in sorted(rows, key=lambda row: row.name)]
+
+    def show(self, ref_or_id: str) -> ModelDescription:
+        """Return what a model consists of, and what storing it costs. Raises RefNotFound."""
+        from casstore.ops.describe import describe  # noqa: PLC0415 - see the top of this file
+
+        return describe(self, ref_or_id)
+
+    def lineage(self, ref_or_id: str) -> Lineage:
+        """Return what a model was made from, what was made from it, and the evaluations of all of these.
+
+        Raises RefNotFound.
+        """
+        from casstore.ops.lineage import lineage  # noqa: PLC0415 - see the top of this file
+
+        return lineage(self, ref_or_id)
+
+    def log(self, ref: str) -> list[RefInfo]:
+        """Return every value that a ref has had and the store still knows, the newest first.
+
+        A deletion is a value without a `model_id`. Raises RefNotFound if there never was such a ref.
+        """
+        name = ref if ref.partition("/")[0] in names.NAMESPACES else self.resolve(ref).ref
+        records = self.history(name)
+        if not records:
+            raise not_found(name)
+        return [RefInfo.of(record) for record in reversed(records)]
+
+    def files(self, ref_or_id: str) -> list[FileInfo]:
+        """Return the files of a model, ordered by path. Raises RefNotFound."""
+        model = self.model(ref_or_id)
+        return [
+            FileInfo(entry.path, entry.size, (entry.file_id or b"").hex(), entry.path in model.executable)
+            for entry in model.tree.files
+        ]
+
+    def tensors(self, ref_or_id: str) -> list[TensorInfo]:
+        """Return the tensors in all files of a model that are of a known format, file by file. Raises RefNotFound."""
+        model = self.model(ref_or_id)
+        return [
+            TensorInfo(span.name, span.dtype, span.shape, entry.path)
+            for entry, layout in zip(model.tree.files, model.layouts, strict=True)
+            for span in layout.spans
+        ]
+
+    def get_file(
+        self,
+        ref_or_id: str,
+        path: str,
+        dest: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        callback: Callback | None = None,
+    ) -> str:
+        """Write one file of a model to `dest`, or into it if that is a folder or ends with "/"; return where it is.
+
+        Folders above are made. A file that is there is an error, and is replaced with `force`. Raises RefNotFound,
+        PathNotFound for no such file in the model, ConfigError as `get` does.
+        """
+        return write_file(self.model(ref_or_id), path, dest, self.objects, force=force, callback=callback)
+
+    def cat(self, ref_or_id: str, path: str) -> bytes:
+        """Return the bytes of one file of a model; `open_file` reads a large one in parts. Raises as `open_file` does."""
+        with self.open_file(ref_or_id, path) as file:
+            return file.read()
+
+    def check(self, *, read_data: bool = False, callback: Callback | None = None) -> CheckReport:
+        """Verify every record, index segment and footer, and that each model's objects are there. Changes nothing.
+
+        With `read_data`, every byte of every pack is read, hashed and decoded as well; `callback` counts those
+        bytes. Problems are in the report: look at its `ok`. Raises BackendError only if the store cannot be listed.
+        """
+        from casstore.ops.check import check  # noqa: PLC0415 - see the top of this file
+
+        return check(self, read_data=read_data, callback=callback)
+
+    def leftovers(self) -> Leftovers:
+        """Return how much interrupted and deleted work takes: quick if there is none, else it reads all layouts."""
+        from casstore.ops.leftovers import find_leftovers  # noqa: PLC0415 - see the top of this file
+
+        return find_leftovers(self)
+
+    def push(
+        self,
+        remote: str | os.PathLike[str] | Store,
+        refs: str | Sequence[str] | None = None,
+        *,
+        create: bool = False,
+        overwrite: bool = False,
+        keep_going: bool = False,
+        bandwidth_limit: float | None = None,
+        callback: Callback | None = None,
+    ) -> SyncReport:
+        """Copy refs, all or those named, to another store, which gets only what it lacks.
+
+        `remote` is a path, a URL, a name that `casstore remote add` gave to one, or an open store. With `create`, a
+        store is made there if there is none. The rest is as for `sync`.
+        """
+        with self._opened(remote, create=create) as other:
+            return self.sync(
+                other,
+                refs,
+                overwrite=overwrite,
+                keep_going=keep_going,
+                bandwidth_limit=bandwidth_limit,
+                callback=callback,
+            )
+
+    def pull(
+        self,
+        remote: str | os.PathLike[str] | Store,
+        refs: str | Sequence[str] | None = None,
+        *,
+        overwrite: bool = False,
+        keep_going: bool = False,
+        bandwidth_limit: float | None = None,
+        callback: Callback | None = None,
+    ) -> SyncReport:
+        """Copy refs, all or those named, from another store: only what is missing here is fetched.
+
+        `remote` is as for `push`, the rest as for `sync`.
+        """
+        with self._opened(remote, read_only=True) as other:
+            return other.sync(
+                self,
+                refs,
+                overwrite=overwrite,
+                keep_going=keep_going,
+                bandwidth_limit=bandwidth_limit,
+                callback=callback,
+            )
+
+    def sync(
+        self,
+        other: Store,
+        refs: str | Sequence[str] | None = None,
+        *,
+        overwrite: bool = False,
+        keep_going: bool = False,
+        bandwidth_limit: float | None = None,
+        callback: Callback | None = None,
+    ) -> SyncReport:
+        """Copy refs of this store, all or those named, to another open one; `plan_sync` says beforehand what would move.
+
+        `refs` are names, prefixes that end with "/", or model ids. One that has a value in `other` which this store
+        has not seen is left alone and is in the report's `conflicts`, unless `overwrite` is set. With `keep_going`,
+        damaged models are in its `damaged`, and the others are copied. `bandwidth_limit` is in bytes per second,
+        `callback` counts stored bytes. Raises RefNotFound, IntegrityError for a damaged model, BackendError when a store
+        fails; what was copied so far stays, and the next attempt copies the rest.
+        """
+        from casstore.ops.sync import execute, plan_sync  # noqa: PLC0415 - see the top of this file
+
+        wanted = [refs] if isinstance(refs, str) else refs
+        plan = plan_sync(self, other, wanted, overwrite=overwrite, keep_going=keep_going)
+        return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)
+
+    @contextmanager
+    def _opened(
+        self, remote: str | os.PathLike[str] | Store, *, create: bool = False, read_only: bool = False
+    ) -> Iterator[Store]:
+        """Give the store that `remote` means, and close it afterwards unless it was open already."""
+        if isinstance(remote, Store):
+            yield remote
+            return
+        place = Remotes(self.store_id).resolve(remote) if isinstance(remote, str) else remote
+        with Store(place, create=create, read_only=read_only) as other:
+            yield other
+
+    def _id_of(self, ref_or_id: str | None) -> str | None:
+        """Return a model id; a whole one need not be in the store any more."""
+        if ref_or_id is None or is_hex(ref_or_id):
+            return ref_or_id
+        return self.resolve(ref_or_id).model_id

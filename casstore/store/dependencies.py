@@ -1,0 +1,64 @@
+"""Which objects the record of a ref depends on, and whether a store holds all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casstore.errors import IntegrityError, MissingObject, ObjectNotFound
+from casstore.format import manifest as manifest_format
+from casstore.format import names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casstore.format.record import Record
+    from casstore.objects import Publication
+    from casstore.store.model import Model
+    from casstore.store.model_store import ModelStore
+
+
+def described(model: Model) -> list[bytes]:
+    """Return the ids of a model's manifest, tree, layouts and chunks."""
+    assert model.record.manifest is not None
+    chunks = [chunk_id for layout in model.layouts for chunk_id in layout.chunk_ids()]
+    return [model.record.manifest, bytes.fromhex(model.model_id), *model.layout_ids, *chunks]
+
+
+def objects_of(store: ModelStore, record: Record) -> list[bytes]:
+    """Return the ids of all objects that a record depends on, the bases of deltas included."""
+    if record.manifest is None:
+        return []
+    direct = described(store.model_of(record)) if names.names_model(record.name) else [record.manifest]
+    return store.objects.with_bases(direct)
+
+
+def count_lacking(store: ModelStore, record: Record) -> int:
+    """Return how many objects that a record depends on are in no pack of the store that can be seen."""
+    try:
+        for ids in _in_order(store, record):
+            store.objects.locate(ids)
+            lacking = store.objects.missing(ids, condemned=frozenset())
+            if lacking:
+                return len(lacking)
+    except (MissingObject, ObjectNotFound):
+        return 1  # Invariant 5: an object that no pack holds does not exist.
+    return 0
+
+
+def is_whole(store: ModelStore, record: Record, publication: Publication) -> bool:
+    """Say whether all that a record of a model needs is there; if so, the publish depends on it."""
+    try:
+        return publication.covers(objects_of(store, record))
+    except (IntegrityError, ObjectNotFound):
+        return False  # Invariant 7: an unreadable record must not stand for what was just added.
+
+
+def _in_order(store: ModelStore, record: Record) -> Iterator[list[bytes]]:
+    """Yield the objects that a record depends on, those that describe others first."""
+    if record.manifest is None:
+        return
+    yield [record.manifest]
+    if names.names_model(record.name):
+        manifest = manifest_format.decode_model(store.objects.read(record.manifest))
+        yield [manifest.model_id, *manifest.layouts]
+        yield [chunk_id for layout in store.model_of(record).layouts for chunk_id in layout.chunk_ids()]
