@@ -18,7 +18,10 @@ def _pair(text: str) -> tuple[str, str]:
 @click.command(cls=Command)
 @click.argument("path", metavar="PATH", help="A model: a file or a folder.")
 @click.option(
-    "--ref", type=tree_name, metavar="NAME", help="The ref to set, NAME or models/NAME; without it the name of the file or folder."
+    "--ref",
+    type=tree_name,
+    metavar="NAME",
+    help="The ref to set, NAME or models/NAME; without it the name of the file or folder.",
 )
 @click.option("--base", type=tree_name, metavar="REF_OR_ID", help="The model that this one was made from.")
 @click.option(

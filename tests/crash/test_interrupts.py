@@ -13,8 +13,8 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from click.testing import CliRunner
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
-from typer.testing import CliRunner
 
 import casstore
 from casstore import Store

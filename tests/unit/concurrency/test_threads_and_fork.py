@@ -323,7 +323,7 @@ def test_a_child_of_a_fork_while_the_machine_state_is_used(store, models):
     store.add(models[0], ref="models/m")
 
     def ask(_):
-        assert store.machine.run(lambda state: state.execute("SELECT * FROM bodies").fetchall(), [])
+        assert store.machine.run(lambda state: state.execute("SELECT * FROM records").fetchall(), [])
 
     with busy_threads(ask, ask):
         for _ in range(5):
@@ -457,7 +457,7 @@ def _other_tables(path):
 def _lies(path):
     """Every value is replaced by that of another row: no row means what its key says."""
     connection = sqlite3.connect(path)
-    for table, key, column in (("files", "key", "value"), ("bodies", "id", "data")):
+    for table, key, column in (("files", "key", "value"), ("records", "key", "data")):
         rows = connection.execute(f"SELECT {key}, {column} FROM {table} ORDER BY {key}").fetchall()
         moved = [(rows[at - 1][1], rows[at][0]) for at in range(len(rows))]
         assert len(rows) > 1

@@ -69,7 +69,7 @@ def test_a_byte_that_no_sample_covers_makes_another_file(store, tmp_path, parsed
     keys = [sample_keys(find_sources(str(place)).files, []) for place in (path, other)]
     assert keys[0] == keys[1]
     counts = Progress()
-    added = store.add(other, callback=counts)
+    added = store.add(other, ref="other", callback=counts)
     assert parsed == ["model.safetensors"] * 2
     assert counts.value == counts.size == len(data)
     store.get(added.ref, tmp_path / "out")
