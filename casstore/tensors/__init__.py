@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.tensors import archive, gguf, npy, onnx, safetensors, tflite, zip_directory
+from casstore.tensors import archive, gguf, npy, safetensors, tflite, zip_directory
 from casstore.tensors.dtypes import DTYPES, DType, as_array, element_width
+from casstore.tensors.onnx import spans as onnx_spans
 from casstore.tensors.span import ByteSource, TensorSpan, Unrecognised, checked_spans
 from casstore.tensors.torch import legacy_file as torch_legacy
 from casstore.tensors.window import read_exactly
@@ -64,9 +65,9 @@ def find_model_spans(source: ByteSource) -> ModelSpans:
     """Return what `find_spans` and `find_external_spans` return, after one walk over the file."""
     try:
         parser = _parser(source)
-        if parser is not onnx.spans:
+        if parser is not onnx_spans.spans:
             return ModelSpans(checked_spans(parser(source), source.size), {})
-        found = onnx.find(source)
+        found = onnx_spans.find(source)
     except Unrecognised:
         return ModelSpans((), {})
     return ModelSpans(
@@ -83,7 +84,7 @@ def find_external_spans(source: ByteSource) -> dict[str, tuple[TensorSpan, ...]]
     what `source.read` raises.
     """
     try:
-        is_onnx = _parser(source) is onnx.spans
+        is_onnx = _parser(source) is onnx_spans.spans
     except Unrecognised:
         return {}
     return find_model_spans(source).external if is_onnx else {}
@@ -96,7 +97,7 @@ def find_context_files(source: ByteSource) -> tuple[str, ...]:
     the model's own files only. () for any other file. Raises what `source.read` raises.
     """
     try:
-        return tuple(onnx.context_files(source)) if _parser(source) is onnx.spans else ()
+        return tuple(onnx_spans.context_files(source)) if _parser(source) is onnx_spans.spans else ()
     except Unrecognised:
         return ()
 
@@ -120,4 +121,4 @@ def _parser(source: ByteSource) -> Callable[[ByteSource], list[TensorSpan]]:
         return torch_legacy.spans
     if safetensors.matches(head, source.size):
         return safetensors.spans
-    return onnx.spans
+    return onnx_spans.spans

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from casstore.tensors import gguf as _gguf
-from casstore.tensors import onnx as _onnx
 from casstore.tensors import tflite as _tflite
+from casstore.tensors.onnx import schema as _onnx
 from casstore.tensors.torch import exported_program as _torch_export
 from casstore.tensors.torch import storages as _torch_storages
 
@@ -42,7 +42,7 @@ _NAMES = {
     "complex128": "C128",
 }
 _GGUF_NUMBERS = {name: number for number, name in _gguf._TYPES.items()}
-_ONNX_NUMBERS = {name: number for number, name in _onnx._TYPES.items()}
+_ONNX_NUMBERS = {name: number for number, name in _onnx.DTYPE_NAMES.items()}
 _TFLITE_NUMBERS = {name: number for number, name in _tflite._TYPES.items()}
 _TORCH_STORAGES = {
     "F64": "DoubleStorage",

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from casstore.tensors import DTYPES, as_array, clip_spans, element_width, find_external_spans, find_spans
 from casstore.tensors.gguf import _TYPES as GGUF_TYPES
-from casstore.tensors.onnx import _TYPES as ONNX_TYPES
+from casstore.tensors.onnx.schema import DTYPE_NAMES as ONNX_TYPES
 from casstore.tensors.tflite import _TYPES as TFLITE_TYPES
 
 EVERYWHERE = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"]

@@ -63,9 +63,9 @@ def test_a_graph_is_walked_once(tmp_path, monkeypatch, external):
     (tmp_path / "model.onnx").write_bytes(onnx_bytes(TENSORS, external=external))
     (tmp_path / "w.data").write_bytes(onnx_external_bytes(TENSORS))
     walks = []
-    find = tensors.onnx.find
-    monkeypatch.setattr(tensors.onnx, "find", lambda source: walks.append(source) or find(source))
-    monkeypatch.setattr(tensors.onnx, "spans", lambda source: walks.append(source) or [])
+    find = tensors.onnx_spans.find
+    monkeypatch.setattr(tensors.onnx_spans, "find", lambda source: walks.append(source) or find(source))
+    monkeypatch.setattr(tensors.onnx_spans, "spans", lambda source: walks.append(source) or [])
     spans_of(tmp_path)
     assert [source.location for source in walks].count(str(tmp_path / "model.onnx")) == 1
 

@@ -205,12 +205,12 @@ def test_a_graph_with_fields_of_another_type_is_unknown(field):
 
 def test_the_number_of_fields_has_a_limit(monkeypatch):
     assert names(onnx_model(GRAPH * 20))[:2] == ["w", "w#2"]
-    monkeypatch.setattr("casstore.tensors.onnx.MAX_FIELDS", 50)
+    monkeypatch.setattr("casstore.tensors.onnx.walk.MAX_FIELDS", 50)
     assert names(onnx_model(GRAPH * 20)) == []
 
 
 def test_the_number_of_tensors_has_a_limit(monkeypatch):
-    monkeypatch.setattr("casstore.tensors.onnx.MAX_SPANS", 10)
+    monkeypatch.setattr("casstore.tensors.onnx.walk.MAX_SPANS", 10)
     assert len(names(onnx_model(GRAPH * 10))) == 10
     assert names(onnx_model(GRAPH * 11)) == []
 

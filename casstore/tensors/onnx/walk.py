@@ -1,16 +1,22 @@
-"""ONNX: a protobuf ModelProto, walked by its wire format without reading the tensors' bytes.
-
-Sources: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and https://protobuf.dev/programming-guides/encoding/.
-"""
+"""One pass over an ONNX file by protobuf's wire format, without reading the tensors' bytes."""
 
 from __future__ import annotations
 
 import re
-from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.tensors.dtypes import DTYPES
-from casstore.tensors.span import MAX_DIMS, MAX_NAME_BYTES, MAX_SPANS, TensorSpan, UniqueNames, Unrecognised
+from casstore.tensors.onnx.schema import (
+    BYTES,
+    CHILDREN,
+    FIXED32,
+    FIXED64,
+    GROUP,
+    GROUP_END,
+    TYPED_FIELDS,
+    VARINT,
+    WIRES,
+)
+from casstore.tensors.span import MAX_DIMS, MAX_NAME_BYTES, MAX_SPANS, Unrecognised
 from casstore.tensors.window import Window
 
 if TYPE_CHECKING:
@@ -18,94 +24,20 @@ if TYPE_CHECKING:
 
     from casstore.tensors.span import ByteSource
 
-__all__ = ["Found", "context_files", "find", "spans"]
+__all__ = ["FoundTensor", "Walk"]
 
 MAX_NESTING = 16
 # Fields looked at in one file; a graph of 100,000 nodes has about a million.
 MAX_FIELDS = 4_000_000
 MAX_EXTERNAL_ENTRIES = 64
 MAX_CONTEXT_FILES = 4096
-UNNAMED = "unnamed"
-
-_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
-
-# TensorProto.DataType; strings (8) have no fixed size.
-_TYPES = {
-    1: "F32",
-    2: "U8",
-    3: "I8",
-    4: "U16",
-    5: "I16",
-    6: "I32",
-    7: "I64",
-    9: "BOOL",
-    10: "F16",
-    11: "F64",
-    12: "U32",
-    13: "U64",
-    14: "C64",
-    15: "C128",
-    16: "BF16",
-    17: "F8_E4M3",
-    18: "F8_E4M3FNUZ",
-    19: "F8_E5M2",
-    20: "F8_E5M2FNUZ",
-    21: "U4",
-    22: "I4",
-    23: "F4",
-    24: "F8_E8M0",
-    25: "U2",
-    26: "I2",
-    27: "F6_E2M3",
-    28: "F6_E3M2",
-}
-
-# Data type → field of typed values that, packed, are the same little-endian bytes as raw_data (9).
-_TYPED_FIELDS = {1: 4, 14: 4, 11: 10, 15: 10}
-
-# Message → {field number: message it holds}, for the messages that lead to tensors.
-_CHILDREN = {
-    "Model": {7: "Graph", 20: "Training", 25: "Function"},
-    "Training": {1: "Graph", 2: "Graph"},
-    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
-    "SparseTensor": {1: "Tensor", 2: "Tensor"},
-    "Node": {5: "Attribute"},
-    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
-    "Function": {7: "Node", 11: "Attribute"},
-}
-# Wire types of other known fields: a mismatch says that this is no ONNX file. Fields that are not listed may be newer.
-_WIRES = {
-    "Model": {
-        1: _VARINT,
-        2: _BYTES,
-        3: _BYTES,
-        4: _BYTES,
-        5: _VARINT,
-        6: _BYTES,
-        8: _BYTES,
-        14: _BYTES,
-        26: _BYTES,
-    },
-    "Graph": {2: _BYTES, 10: _BYTES, 11: _BYTES, 12: _BYTES, 13: _BYTES, 14: _BYTES, 16: _BYTES},
-    "Node": {
-        1: _BYTES,
-        2: _BYTES,
-        3: _BYTES,
-        4: _BYTES,
-        6: _BYTES,
-        7: _BYTES,
-        8: _BYTES,
-        9: _BYTES,
-        10: _BYTES,
-    },
-}
 # Protobuf's own limit. Fields that are not known here are stepped over, whatever their number.
 MAX_FIELD_NUMBER = (1 << 29) - 1
 # A model has few fields that are not known here; bytes of another format that pass for fields may have any number.
 MAX_UNKNOWN_FIELDS = 1000
 
 
-class _Tensor(NamedTuple):
+class FoundTensor(NamedTuple):
     """A TensorProto: `place` is the range of its bytes in this file, `external` says where else they are."""
 
     depth: int
@@ -116,100 +48,8 @@ class _Tensor(NamedTuple):
     external: dict[str, str] | None
 
 
-class Found(NamedTuple):
-    """The tensors of a model: those in its own file, and those in other files by location."""
-
-    own: list[TensorSpan]
-    external: dict[str, list[TensorSpan]]
-
-
-def spans(source: ByteSource) -> list[TensorSpan]:
-    """Return the tensors whose bytes lie in this file as they lie in memory, or raise Unrecognised."""
-    return _own_spans(_outer_first(source))
-
-
-def find(source: ByteSource) -> Found:
-    """Return all tensors after one walk, or raise Unrecognised.
-
-    External ones are left out together if one of them is absurd.
-    """
-    tensors = _outer_first(source)
-    try:
-        external = _external_spans(tensors)
-    except Unrecognised:
-        external = {}
-    return Found(_own_spans(tensors), external)
-
-
-def _own_spans(tensors: list[_Tensor]) -> list[TensorSpan]:
-    """Return the tensors whose bytes lie in this file.
-
-    Tensors without a name (those in a node's attributes) take the name of the node's first output; a name that occurs
-    again, deeper or later, gets a number. Values stored as varints have no bytes to point at and are left out.
-    """
-    names = UniqueNames()
-    found = []
-    for tensor in tensors:
-        if tensor.place is not None and tensor.external is None:
-            begin, end = tensor.place
-            dtype = _TYPES.get(tensor.data_type)
-            shape = tensor.shape if dtype else (end - begin,)
-            found.append(TensorSpan(names.claim(tensor.name or UNNAMED), dtype or "U8", shape, begin, end))
-    return found
-
-
-def _external_spans(tensors: list[_Tensor]) -> dict[str, list[TensorSpan]]:
-    """Return the tensors whose bytes lie in other files, by location, or raise Unrecognised.
-
-    Only relative locations that stay below their directory are returned.
-    """
-    names: dict[str, UniqueNames] = {}
-    found: dict[str, list[TensorSpan]] = {}
-    for tensor in tensors:
-        if tensor.external is None or not _stays_below(tensor.external.get("location", "")):
-            continue
-        location = tensor.external["location"]
-        begin = _decimal(tensor.external.get("offset", "0"))
-        dtype = _TYPES.get(tensor.data_type)
-        expected = DTYPES[dtype].byte_length(tensor.shape) if dtype else None
-        length = tensor.external.get("length")
-        if length is None and expected is None:
-            raise Unrecognised("an external tensor without a length")
-        size = _decimal(length) if length is not None else expected or 0
-        name = names.setdefault(location, UniqueNames()).claim(tensor.name or UNNAMED)
-        span = TensorSpan(name, dtype or "U8", tensor.shape if dtype else (size,), begin, begin + size)
-        found.setdefault(location, []).append(span)
-    return found
-
-
-def context_files(source: ByteSource) -> list[str]:
-    """Return the locations that the main graph's EPContext nodes name, or raise Unrecognised.
-
-    Such a node holds what an execution provider compiled, or names the file that does: what is no relative path below the
-    graph's directory is taken for the former. Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html.
-    """
-    return list(dict.fromkeys(filter(_stays_below, _Walk(source).contexts())))
-
-
-def _outer_first(source: ByteSource) -> list[_Tensor]:
-    # An initializer of the main graph keeps its name, whatever a subgraph in front of it calls its own.
-    return sorted(_Walk(source).tensors(), key=attrgetter("depth"))
-
-
-def _stays_below(location: str) -> bool:
-    parts = location.replace("\\", "/").split("/")
-    is_drive = len(parts) > 1 and len(parts[0]) == 2 and parts[0][1] == ":"  # C:\\weights, from Windows
-    return bool(parts[0]) and ".." not in parts and not is_drive and location.isprintable()
-
-
-def _decimal(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 20):
-        raise Unrecognised("an external tensor at no number")
-    return int(text)
-
-
 # Whole tags of two fields of a tensor.
-_DIM, _DATA_TYPE = 1 << 3 | _VARINT, 2 << 3 | _VARINT
+_DIM, _DATA_TYPE = 1 << 3 | VARINT, 2 << 3 | VARINT
 # Two varints of ten bytes: the head of a field.
 _FIELD_HEAD = 20
 
@@ -220,25 +60,25 @@ def _steps(kind: str) -> list[tuple[str | None, bool] | None]:
     None where the byte is not the whole tag of a known, length-delimited field.
     """
     steps: list[tuple[str | None, bool] | None] = [None] * 256
-    known = {number for number, wire in _WIRES.get(kind, {}).items() if wire == _BYTES} | set(_CHILDREN[kind])
+    known = {number for number, wire in WIRES.get(kind, {}).items() if wire == BYTES} | set(CHILDREN[kind])
     for number in known:
         if number < 16:
-            steps[number << 3 | _BYTES] = (_CHILDREN[kind].get(number), kind == "Node" and number == 2)
+            steps[number << 3 | BYTES] = (CHILDREN[kind].get(number), kind == "Node" and number == 2)
     return steps
 
 
 def _first_byte(number: int) -> int:
     """Return the first byte of the tag of a length-delimited field."""
-    tag = number << 3 | _BYTES
+    tag = number << 3 | BYTES
     return tag if tag < 0x80 else tag & 0x7F | 0x80
 
 
-_STEPS = {kind: _steps(kind) for kind in _CHILDREN}
+_STEPS = {kind: _steps(kind) for kind in CHILDREN}
 # The first bytes of the fields that lead from an attribute to a tensor.
-_LEADS_ON = re.compile(b"[%b]" % re.escape(bytes({_first_byte(number) for number in _CHILDREN["Attribute"]})))
+_LEADS_ON = re.compile(b"[%b]" % re.escape(bytes({_first_byte(number) for number in CHILDREN["Attribute"]})))
 
 
-class _Walk:
+class Walk:
     """One pass over a ModelProto, front to back."""
 
     def __init__(self, source: ByteSource) -> None:
@@ -246,9 +86,9 @@ class _Walk:
         self._size = source.size
         self._fields_left = MAX_FIELDS
         self._tensors_left = MAX_SPANS
-        self._found: list[_Tensor] = []
+        self._found: list[FoundTensor] = []
 
-    def tensors(self) -> list[_Tensor]:
+    def tensors(self) -> list[FoundTensor]:
         """Return every tensor; raise Unrecognised as soon as the file turns out not to be a ModelProto."""
         seen = set()
         unknown = 0
@@ -256,10 +96,10 @@ class _Walk:
             if number in (1, 7) and number in seen:
                 raise Unrecognised("two versions or graphs")
             seen.add(number)
-            child = _CHILDREN["Model"].get(number)
+            child = CHILDREN["Model"].get(number)
             if child is not None:
                 self._message(child, begin, end, 1, "")
-            elif number not in _WIRES["Model"]:
+            elif number not in WIRES["Model"]:
                 unknown += 1
                 if unknown > MAX_UNKNOWN_FIELDS:
                     raise Unrecognised("absurdly many fields that are not known")
@@ -295,7 +135,7 @@ class _Walk:
             for number, wire, first, last in self._fields("Attribute", start, stop):
                 if number == 1:
                     name = self._text(first, last, wire)
-                elif number == 4 and wire == _BYTES:
+                elif number == 4 and wire == BYTES:
                     place = (first, last)
             if name == "ep_cache_context" and place is not None and place[1] - place[0] <= MAX_NAME_BYTES:
                 try:
@@ -314,7 +154,7 @@ class _Walk:
         is_node = kind == "Node"
         if is_node:
             label = ""
-        window, children, steps = self._window, _CHILDREN[kind], _STEPS[kind]
+        window, children, steps = self._window, CHILDREN[kind], _STEPS[kind]
         data, base = window.data, window.base
         left = self._fields_left
         position = begin
@@ -356,7 +196,7 @@ class _Walk:
                 raise Unrecognised("absurdly many fields")
         self._fields_left = left
 
-    def _tensor(self, begin: int, end: int, depth: int, label: str) -> _Tensor:
+    def _tensor(self, begin: int, end: int, depth: int, label: str) -> FoundTensor:
         self._tensors_left -= 1
         if self._tensors_left < 0:
             raise Unrecognised("too many tensors")
@@ -386,14 +226,14 @@ class _Walk:
                     continue
             number, wire, start, stop, position = self._field("Tensor", position, end)
             if number == 1:
-                shape += self._packed(start, stop) if wire == _BYTES else [start]
+                shape += self._packed(start, stop) if wire == BYTES else [start]
                 if len(shape) > MAX_DIMS:
                     raise Unrecognised("too many dimensions")
             elif number == 2:
                 data_type = self._number(wire, start)
             elif number == 8:
                 name = self._text(start, stop, wire) or label
-            elif number in (4, 9, 10) and wire == _BYTES:
+            elif number in (4, 9, 10) and wire == BYTES:
                 if number in places:
                     raise Unrecognised("a tensor's bytes in pieces")
                 places[number] = (start, stop)
@@ -401,13 +241,13 @@ class _Walk:
                 self._external_entry(entries, wire, start, stop)
             elif number == 14:
                 external_location = self._number(wire, start)
-        place = places.get(9) or places.get(_TYPED_FIELDS.get(data_type, 9))
-        return _Tensor(
+        place = places.get(9) or places.get(TYPED_FIELDS.get(data_type, 9))
+        return FoundTensor(
             depth, name, data_type, tuple(shape), place, entries if external_location == 1 else None
         )
 
     def _external_entry(self, entries: dict[str, str], wire: int, begin: int, end: int) -> None:
-        if wire != _BYTES or len(entries) >= MAX_EXTERNAL_ENTRIES:
+        if wire != BYTES or len(entries) >= MAX_EXTERNAL_ENTRIES:
             raise Unrecognised("absurd external data")
         key = value = ""
         for number, inner, start, stop in self._fields("Entry", begin, end):
@@ -439,29 +279,29 @@ class _Walk:
         else:
             tag, index = _varint(data, index)
         number, wire = tag >> 3, tag & 7
-        if not 0 < number <= MAX_FIELD_NUMBER or _WIRES.get(kind, {}).get(number, wire) != wire:
+        if not 0 < number <= MAX_FIELD_NUMBER or WIRES.get(kind, {}).get(number, wire) != wire:
             raise Unrecognised("no such field")
-        if number in _CHILDREN.get(kind, {}) and wire != _BYTES:
+        if number in CHILDREN.get(kind, {}) and wire != BYTES:
             raise Unrecognised("a message of another wire type")
-        if wire in (_VARINT, _BYTES):
+        if wire in (VARINT, BYTES):
             value = data[index] if index < len(data) else 0x80
             if value < 0x80:
                 index += 1
             else:
                 value, index = _varint(data, index)
-        elif wire in (_FIXED64, _FIXED32):
-            value = 8 if wire == _FIXED64 else 4
-        elif wire == _GROUP:
+        elif wire in (FIXED64, FIXED32):
+            value = 8 if wire == FIXED64 else 4
+        elif wire == GROUP:
             start = position + index - first
             stop = self._group_end(number, start, end)
             return number, wire, start, stop, stop
         else:
             raise Unrecognised("no such wire type")
         start = position + index - first
-        stop = start if wire == _VARINT else start + value
+        stop = start if wire == VARINT else start + value
         if stop > end:
             raise Unrecognised("a field beyond its message")
-        return (number, wire, value, 0, stop) if wire == _VARINT else (number, wire, start, stop, stop)
+        return (number, wire, value, 0, stop) if wire == VARINT else (number, wire, start, stop, stop)
 
     def _group_end(self, number: int, position: int, end: int) -> int:
         """Return the position behind a group, protobuf's old form of a message, that nothing here knows."""
@@ -471,9 +311,9 @@ class _Walk:
                 raise Unrecognised("a group without an end")
             data = self._window.take(position, min(5, end - position))
             tag, length = _varint(data, 0)
-            if tag & 7 == _GROUP:
+            if tag & 7 == GROUP:
                 open_groups.append(tag >> 3)
-            elif tag & 7 == _GROUP_END:
+            elif tag & 7 == GROUP_END:
                 if open_groups.pop() != tag >> 3:
                     raise Unrecognised("a group that ends as another")
             else:
@@ -492,12 +332,12 @@ class _Walk:
         return values
 
     def _number(self, wire: int, value: int) -> int:
-        if wire != _VARINT:
+        if wire != VARINT:
             raise Unrecognised("a number of another wire type")
         return value
 
-    def _text(self, begin: int, end: int, wire: int = _BYTES) -> str:
-        if wire != _BYTES or end - begin > MAX_NAME_BYTES:
+    def _text(self, begin: int, end: int, wire: int = BYTES) -> str:
+        if wire != BYTES or end - begin > MAX_NAME_BYTES:
             raise Unrecognised("an absurd name")
         try:
             return self._window.take(begin, end - begin).decode()

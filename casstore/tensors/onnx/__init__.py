@@ -1,0 +1,1 @@
+"""ONNX graphs, and the tensors that they keep in other files."""
