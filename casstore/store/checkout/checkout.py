@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import stat
 from collections import deque
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from casstore.backend.base import WRITE_PIECE
 from casstore.backend.oserrors import from_os_error
-from casstore.concurrency.buffers import BLOCK, give_block, take_block
+from casstore.concurrency.buffers import give_block, take_block
 from casstore.concurrency.workers import TaskGroup, worker_count
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, ConflictError, DigestMismatch
 from casstore.store.checkout import staging
+from casstore.store.checkout.batches import Batch, OpenFile, open_at_once, plan_batches
 from casstore.store.checkout.destination import check_destination
 from casstore.store.nesting import refuse_inside_store
 
@@ -39,49 +38,6 @@ if TYPE_CHECKING:
     from casstore.store.checkout.destination import FolderCalls
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_PIECES = 16
-"""Files that one batch touches at most, so that few are open at once."""
-
-_MAX_OPEN = 48
-"""Files that all batches together keep open: two descriptors each, so that macOS's limit of 256 is never reached."""
-
-_OTHER_DESCRIPTORS = 16
-"""What a process has open beside the files of a checkout and the packs that its workers read."""
-
-
-@dataclass(slots=True, eq=False)
-class _OpenFile:
-    """A file that is being written, under a temporary name in its final directory."""
-
-    entry: TreeEntry
-    directory: int
-    name: str
-    temporary: str
-    descriptor: int
-    hasher: Hasher
-
-
-@dataclass(slots=True)
-class _Piece:
-    """`length` bytes of one file, from `offset` on, that a batch decodes: they end the file if `last`."""
-
-    entry: TreeEntry
-    layout: Layout
-    offset: int
-    length: int
-    last: bool
-    file: _OpenFile | None = None
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Consecutive chunks, starting at position `first` of all chunks, and the files they belong to."""
-
-    first: int
-    lengths: list[int] = field(default_factory=list)
-    pieces: list[_Piece] = field(default_factory=list)
-    size: int = 0
-    buffer: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
 class Checkout:
@@ -106,7 +62,7 @@ class Checkout:
         self._calls = calls
         self._executable: frozenset[str] = frozenset()
         self._written: list[tuple[str, int]] = []
-        self._open_files: list[_OpenFile] = []
+        self._open_files: list[OpenFile] = []
         self._swept: set[str] | None = None  # folders of a destination that others may write to as well
 
     def run(
@@ -218,11 +174,11 @@ class Checkout:
             os.close(self._open_directory(root, path))
         located = objects.locate(b"".join(layout.ids for layout in layouts))
         window = worker_count() + 1
-        most_open, most_pieces = _open_at_once()
-        pending: deque[tuple[_Batch, Future[None]]] = deque()
+        most_open, most_pieces = open_at_once()
+        pending: deque[tuple[Batch, Future[None]]] = deque()
         try:
             with TaskGroup() as tasks:
-                for batch in _batches(tree.files, layouts, most_pieces):
+                for batch in plan_batches(tree.files, layouts, most_pieces):
                     self._open_targets(root, batch)
                     batch.buffer = take_block()
                     pending.append((batch, tasks.submit(_decode, objects, located, batch)))
@@ -234,14 +190,14 @@ class Checkout:
             for file in list(self._open_files):
                 self._discard(file)
 
-    def _open_targets(self, root: int, batch: _Batch) -> None:
+    def _open_targets(self, root: int, batch: Batch) -> None:
         """Open a temporary file for each file that begins in `batch`; one that goes on is the newest open."""
         for piece in batch.pieces:
             if piece.offset == 0:
                 self._open_files.append(self._create(root, piece.entry))
             piece.file = self._open_files[-1]
 
-    def _settle(self, batch: _Batch, decoded: Future[None], objects: ObjectStore) -> None:
+    def _settle(self, batch: Batch, decoded: Future[None], objects: ObjectStore) -> None:
         """Hash what a worker decoded and wrote, in file order; files that end there get their names."""
         decoded.result()
         at = 0
@@ -258,7 +214,7 @@ class Checkout:
                 self._open_files.remove(piece.file)
         give_block(batch.buffer)
 
-    def _create(self, root: int, entry: TreeEntry) -> _OpenFile:
+    def _create(self, root: int, entry: TreeEntry) -> OpenFile:
         folder, _, name = entry.path.rpartition("/")
         directory = self._open_directory(root, folder)
         mode = 0o555 if entry.path in self._executable else 0o444
@@ -272,9 +228,9 @@ class Checkout:
         except OSError:
             os.close(directory)
             raise
-        return _OpenFile(entry, directory, name, temporary, descriptor, Hasher())
+        return OpenFile(entry, directory, name, temporary, descriptor, Hasher())
 
-    def _complete(self, file: _OpenFile) -> None:
+    def _complete(self, file: OpenFile) -> None:
         """Give a file its name once its bytes have the hash that the tree names (invariant 4)."""
         actual = file.hasher.digest()
         assert file.entry.file_id is not None
@@ -298,7 +254,7 @@ class Checkout:
         directory, file.directory = file.directory, -1
         os.close(directory)
 
-    def _check_replaceable(self, file: _OpenFile) -> bool:
+    def _check_replaceable(self, file: OpenFile) -> bool:
         """Say whether a regular file of this name exists; refuse to replace anything else."""
         try:
             status = os.stat(file.name.encode(), dir_fd=file.directory, follow_symlinks=False)
@@ -310,7 +266,7 @@ class Checkout:
             )
         return True
 
-    def _discard(self, file: _OpenFile) -> None:
+    def _discard(self, file: OpenFile) -> None:
         descriptor, directory, file.descriptor, file.directory = file.descriptor, file.directory, -1, -1
         if descriptor >= 0:
             with contextlib.suppress(OSError):
@@ -356,7 +312,7 @@ class Checkout:
         return current
 
 
-def _decode(objects: ObjectStore, located: Located, batch: _Batch, *, verify: bool = False) -> None:
+def _decode(objects: ObjectStore, located: Located, batch: Batch, *, verify: bool = False) -> None:
     """Decode a batch into its buffer, and write its pieces where they belong; for a worker.
 
     The hash of the whole file covers every chunk, and nothing has its name before that is checked (invariant 4).
@@ -371,57 +327,17 @@ def _decode(objects: ObjectStore, located: Located, batch: _Batch, *, verify: bo
         at += piece.length
 
 
-def _write_again(file: _OpenFile, layout: Layout, objects: ObjectStore) -> None:
+def _write_again(file: OpenFile, layout: Layout, objects: ObjectStore) -> None:
     """Rewrite a file that came out wrong, verifying each chunk: either another pack has it whole, or the damage is raised."""
     file.hasher = Hasher()
     located = objects.locate(layout.ids)
-    for batch in _batches([file.entry], [layout]):
+    for batch in plan_batches([file.entry], [layout]):
         batch.buffer = take_block()
         for piece in batch.pieces:
             piece.file = file
         _decode(objects, located, batch, verify=True)
         file.hasher.update(batch.buffer[: batch.size])
         give_block(batch.buffer)
-
-
-def _open_at_once() -> tuple[int, int]:
-    """Return how many files may stay open, and how many a batch may add: fewer where few descriptors are allowed."""
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed == resource.RLIM_INFINITY:
-        return _MAX_OPEN, _MAX_PIECES
-    files = (allowed - _OTHER_DESCRIPTORS - worker_count()) // 2
-    pieces = max(1, min(_MAX_PIECES, files // 4))
-    return max(1, min(_MAX_OPEN, files - pieces)), pieces
-
-
-def _batches(
-    files: Sequence[TreeEntry], layouts: Sequence[Layout], most_pieces: int = _MAX_PIECES
-) -> Iterator[_Batch]:
-    """Group all chunks, in order, into batches of at most BLOCK bytes; up to `most_pieces` small files share one."""
-    batch = _Batch(0)
-    position = 0
-    for entry, layout in zip(files, layouts, strict=True):
-        lengths = layout.lengths.tolist()
-        at = done = 0
-        while True:
-            begin, size = at, 0
-            while at < len(lengths) and batch.size + size + lengths[at] <= BLOCK:
-                size += lengths[at]
-                at += 1
-            last = at == len(lengths)
-            batch.lengths += lengths[begin:at]
-            batch.size += size
-            position += at - begin
-            if size or last:
-                batch.pieces.append(_Piece(entry, layout, done, size, last))
-                done += size
-            if not last or len(batch.pieces) >= most_pieces:
-                yield batch
-                batch = _Batch(position)
-            if last:
-                break
-    if batch.pieces:
-        yield batch
 
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
