@@ -241,7 +241,7 @@ class Backend(ABC):
     def remove_abandoned(self) -> None:  # noqa: B027  # most backends cannot know who is alive
         """Remove what crashed writers left behind, where it can be distinguished from the files of running ones."""
 
-    def settle(self, keys: Iterable[str]) -> None:  # noqa: B027  # most backends show only what is durable
+    def make_durable(self, keys: Iterable[str]) -> None:  # noqa: B027  # most backends show only what is durable
         """Make durable that these objects, written by anyone, are where a listing or stat showed them.
 
         A file can be seen a moment before its directory reaches the disk, and its writer may stop there.

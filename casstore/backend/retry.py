@@ -186,9 +186,9 @@ class RetryingBackend(BackendWrapper):
             self._perform(self.inner.mark_lockless)
         return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
 
-    def settle(self, keys: Iterable[str]) -> None:
-        """Settle `keys`; a failed fsync is not retryable and comes through at once."""
-        self._perform(self.inner.settle, tuple(keys))
+    def make_durable(self, keys: Iterable[str]) -> None:
+        """Make `keys` durable; a failed fsync is not retryable and comes through at once."""
+        self._perform(self.inner.make_durable, tuple(keys))
 
 
 class _RetryingWriter(BlobWriter):

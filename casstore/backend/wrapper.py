@@ -78,8 +78,8 @@ class BackendWrapper(Backend):
     def remove_abandoned(self) -> None:
         self.inner.remove_abandoned()
 
-    def settle(self, keys: Iterable[str]) -> None:
-        self.inner.settle(keys)
+    def make_durable(self, keys: Iterable[str]) -> None:
+        self.inner.make_durable(keys)
 
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> AbstractContextManager[bool]:
         return self.inner.publish_lock(exclusive=exclusive, blocking=blocking)
@@ -125,7 +125,7 @@ class ReadonlyBackend(BackendWrapper):
     def remove_abandoned(self) -> None:
         self._refuse("clean up")
 
-    def settle(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # only publishers settle
+    def make_durable(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # only publishers make anything durable
         self._refuse("make objects durable")
 
     def publish_lock(

@@ -1,4 +1,4 @@
-"""`casstore add`: bring a model into the store."""
+"""`casstore add`: add a model to the store."""
 
 import click
 

@@ -38,16 +38,16 @@ def run(out: Session, *, ref: str, dry_run: bool) -> None:
             store.rm(ref)
     did = "Would delete" if dry_run else "Deleted"
     if record is None or model_id is None:
-        told = [f"{did} {ref}, of which the newest record could not be read."]
+        lines = [f"{did} {ref}, of which the newest record could not be read."]
     else:
-        told = [f"{did} {ref} (model {short_id(model_id)}, written {local_time(record.time)})."]
+        lines = [f"{did} {ref} (model {short_id(model_id)}, written {local_time(record.time)})."]
         some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        told.append(
+        lines.append(
             f"Other refs of this model: {len(others)} ({some})."
             if others
             else "No other ref names this model."
         )
-    out.report({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others}, *told)
+    out.report({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others}, *lines)
 
 
 def _look(store: Store, ref: str) -> tuple[Record | None, bool]:

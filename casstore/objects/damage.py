@@ -37,12 +37,12 @@ class DamageLog:
     """Warns of each damaged thing, once. Safe in threads: at worst one warning is given twice."""
 
     def __init__(self) -> None:
-        self._told: set[Damage] = set()
+        self._reported: set[Damage] = set()
 
     def __call__(self, damage: Damage) -> None:
         """Log what a listing left out."""
-        if damage not in self._told:
-            self._told.add(damage)
+        if damage not in self._reported:
+            self._reported.add(damage)
             _log.warning("%s", damage)
 
 

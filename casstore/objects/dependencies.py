@@ -34,13 +34,13 @@ MAX_HINTS = 32
 class Dependencies:
     """The packs that the records of a publish depend on, and the objects that it writes itself. For one thread.
 
-    `settled` are packs that are known to be durable where they are; it grows, and may be shared by publishes.
+    `durable` are packs that are known to be durable where they are; it grows, and may be shared by publishes.
     """
 
-    def __init__(self, backend: Backend, index: Index, settled: set[bytes]) -> None:
+    def __init__(self, backend: Backend, index: Index, durable: set[bytes]) -> None:
         self._backend = backend
         self._index = index
-        self._settled = settled
+        self._durable = durable
         self._condemned: frozenset[bytes] = frozenset()
         self._damaged: frozenset[bytes] = frozenset()
         self._present = PresentPacks(backend, index, condemned=self._is_condemned)
@@ -117,12 +117,12 @@ class Dependencies:
         self._own_deltas.clear()
         return sorted(self._unknown(deltas))
 
-    def _settle(self) -> None:
+    def _make_durable(self) -> None:
         """Make durable what other writers may have just published, before we rely on it (invariant 2)."""
-        fresh = sorted(self._depends.keys() - self._settled)
+        fresh = sorted(self._depends.keys() - self._durable)
         if fresh:
-            self._backend.settle(pack_key(pack) for pack in fresh)
-            self._settled.update(fresh)
+            self._backend.make_durable(pack_key(pack) for pack in fresh)
+            self._durable.update(fresh)
 
     def _resolve(self, ids: Sequence[bytes]) -> Resolved:
         return resolve(self._locate, ids, written=self._written)

@@ -66,7 +66,7 @@ class ObjectStore:
         self._backend = backend
         self._is_far = backend.is_remote
         self._index = Index(backend, copies=index_copies) if index is None else index
-        self._settled: set[bytes] = set()
+        self._durable: set[bytes] = set()
         self.chunks = ChunkCache(self, limit=chunk_cache) if self._is_far else None
 
     def close(self) -> None:
@@ -77,8 +77,8 @@ class ObjectStore:
     # ---- where objects lie
 
     def expect(self, packs: Sequence[bytes]) -> None:
-        """Take a record's hint that these packs hold what is read next (`Index.learn`)."""
-        self._index.learn(packs)
+        """Take a record's hint that these packs hold what is read next (`Index.read_hinted`)."""
+        self._index.read_hinted(packs)
 
     def refresh(self) -> None:
         """See what others have published since."""
@@ -100,7 +100,7 @@ class ObjectStore:
         Without `load`, segments that were not fetched yet stay unfetched where hints name packs (see `expect`).
         """
         if usable is None:
-            return self._index.locate(ids) if load else self._index.glance(ids)
+            return self._index.locate(ids) if load else self._index.locate_hinted(ids)
         return self._index.locate(ids, usable=lambda number: usable(self._index.pack_id(number)))
 
     def resolve(self, ids: Sequence[bytes], *, usable: Callable[[bytes], bool] | None = None) -> Resolved:
@@ -368,7 +368,7 @@ class ObjectStore:
             index=self._index,
             read_present=self.read_present,
             put_record=put_record,
-            settled=self._settled,
+            durable=self._durable,
             pack_target=pack_target,
             uploads=uploads,
         )

@@ -184,7 +184,7 @@ class PackWriter:
         # The link is idle until the first pack is full.
         self._full = target if uploads is None else min(target, _FIRST_UPLOAD)
         self._uploads = uploads
-        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
         self._committer = ThreadPoolExecutor(uploads or 1, thread_name_prefix="casstore-commit")
         self._writes: deque[Future[None]] = deque()
         self._commits: list[Future[WrittenPack]] = []
@@ -194,7 +194,7 @@ class PackWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._scribe.shutdown(wait=True)
+        self._writing.shutdown(wait=True)
         self._committer.shutdown(wait=True)
         if self._open is not None:
             self._open.writer.discard()  # Invariant 2: a file without its final name is not part of the store.
@@ -272,7 +272,7 @@ class PackWriter:
         self, target: _OpenPack, data: bytes | memoryview, *, then: Callable[[], None] | None = None
     ) -> None:
         target.size += len(data)
-        self._writes.append(self._scribe.submit(_write, target, data, then))
+        self._writes.append(self._writing.submit(_write, target, data, then))
         self._wait_for_writes(left=_MAX_WAITING)
 
     def _wait_for_writes(self, *, left: int) -> None:

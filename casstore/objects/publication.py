@@ -73,12 +73,12 @@ class Publication(Dependencies):
         index: Index,
         read_present: Callable[[Sequence[bytes]], tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]],
         put_record: Callable[[Record], Record],
-        settled: set[bytes] | None = None,
+        durable: set[bytes] | None = None,
         pack_target: int | None = None,
         uploads: int | None = None,
     ) -> None:
         """`pack_target` and `uploads` are the PackWriter's, for a link that is slower than the writer."""
-        super().__init__(backend, index, set() if settled is None else settled)
+        super().__init__(backend, index, set() if durable is None else durable)
         self._is_far = backend.is_remote
         self._read_present = read_present
         self._put_record = put_record
@@ -250,14 +250,14 @@ class Publication(Dependencies):
     def _prepare(self, supply: Supply) -> tuple[bytes, ...]:
         self._flush()
         self._secure(supply)
-        self._settle()
+        self._make_durable()
         # A collector that believes itself alone must be able to see our marker before our record is there.
         self._backend.await_marker()
         return self._hints()
 
     def _finish(self, supply: Supply) -> None:
         self._secure(supply)
-        self._settle()
+        self._make_durable()
         # Invariant 13: the records are safe by now, and upkeep must not fail the publish.
         self._index.keep_house()
 
@@ -275,7 +275,7 @@ class Publication(Dependencies):
         self.segments_written += 1
         for item in written:
             self._depends.setdefault(item.pack_id, []).append(b"".join(row_ids(item.footer.rows)))
-            self._settled.add(item.pack_id)
+            self._durable.add(item.pack_id)
             self.packs_written += 1
             self.bytes_written += item.size
 

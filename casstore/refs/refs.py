@@ -232,7 +232,7 @@ class Refs:
         data = record_format.encode(record)
         if not self._take_draft(record) and self._holds(record.key, data):
             # Invariant 2: its own writer may not have made it durable yet.
-            self._backend.settle([record.key])
+            self._backend.make_durable([record.key])
             return record
         try:
             if record.exclusive:
@@ -247,7 +247,7 @@ class Refs:
                     f"{record.name} was moved by someone else just now. Check its new value, then try again."
                 ) from error
             if there.write_id != record.write_id:
-                self._backend.settle([record.key])  # Invariant 2: as above.
+                self._backend.make_durable([record.key])  # Invariant 2: as above.
                 return there
         except BackendError as error:
             # Design §9: after a put with an unclear result, the store's record decides.

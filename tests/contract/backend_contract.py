@@ -337,10 +337,10 @@ class BackendContract:
         with pytest.raises(ConfigError, match="There is no"):
             subject.reopen()
 
-    def test_settle(self, backend):
+    def test_make_durable(self, backend):
         backend.put(PACK, [b"x"])
-        backend.settle([PACK])
-        backend.settle([])
+        backend.make_durable([PACK])
+        backend.make_durable([])
 
     def test_publish_lock_is_given_back(self, backend):
         for exclusive in (False, True, False):

@@ -161,15 +161,15 @@ class Stop(BaseException):
 
 def interrupt(monkeypatch, error, *, after):
     """Let an add end by `error` once it has handed over so many blocks."""
-    settle, left = ingest.Ingest._settle, [after]
+    take, left = ingest.Ingest._take_oldest, [after]
 
     def stopping(self):
-        settle(self)
+        take(self)
         left[0] -= 1
         if left[0] == 0:
             raise error
 
-    monkeypatch.setattr(ingest.Ingest, "_settle", stopping)
+    monkeypatch.setattr(ingest.Ingest, "_take_oldest", stopping)
     monkeypatch.setattr(ingest, "BLOCK", PIECE)
 
 
@@ -484,7 +484,7 @@ def slow(tmp_path, monkeypatch):
         "import os, sys, time\n"
         "if 'casstore' in sys.orig_argv[1:3]:\n"
         "    from casstore.backend.local.writer import LocalWriter\n"
-        "    from casstore.store.checkout import checkout\n"
+        "    from casstore.store.checkout import batches, checkout\n"
         "    write, decode, count = LocalWriter.write, checkout._decode, [0]\n"
         "    def slowed(work, *args, **kwargs):\n"
         "        work(*args, **kwargs)\n"
@@ -497,7 +497,7 @@ def slow(tmp_path, monkeypatch):
         "            time.sleep(0.1)\n"
         "    LocalWriter.write = lambda *args: slowed(write, *args)\n"
         "    checkout._decode = lambda *args, **kwargs: slowed(decode, *args, **kwargs)\n"
-        "    checkout.BLOCK = 1 << 20\n"
+        "    batches.BLOCK = 1 << 20\n"
         "    from casstore.store.adding import ingest; from casstore.objects import pack_writer as packs\n"
         "    ingest.BLOCK = 1 << 20\n"
         "    packs.PackWriter.__init__.__kwdefaults__['target'] = 4 << 20\n"

@@ -126,7 +126,7 @@ def test_killed_at_every_call_then_power_failure_after_the_next_writer(write):
         k += 1
 
 
-def test_settle_makes_a_killed_writers_object_safe_to_rely_on():
+def test_make_durable_makes_a_killed_writers_object_safe_to_rely_on():
     unsafe = 0
     for k in range(40):
         disk = again(PosixModel, fresh(), crash_at=k)
@@ -139,10 +139,10 @@ def test_settle_makes_a_killed_writers_object_safe_to_rely_on():
         except ObjectNotFound:
             continue
         unsafe += state(alive.crash(LOSE_ALL)) is None
-        reader.settle([KEY])
+        reader.make_durable([KEY])
         for choice in CHOICES:
             assert state(alive.crash(choice)) == DATA
-    assert unsafe, "without settle, some of these objects would have been lost"
+    assert unsafe, "without make_durable, some of these objects would have been lost"
 
 
 class _until_crash:  # noqa: N801  # reads as a statement
@@ -262,7 +262,7 @@ QUESTIONS = {
     "list no keys": (lambda backend: list(backend.list_keys("refs/")), []),
     "list leftovers": (lambda backend: list(backend.list_temporaries()), []),
     "remove a leftover": (lambda backend: backend.remove_temporary(".tmp/x"), None),
-    "settle": (lambda backend: backend.settle([KEY]), None),
+    "make_durable": (lambda backend: backend.make_durable([KEY]), None),
     "delete": (lambda backend: backend.delete(KEY), None),
     "delete absent": (lambda backend: backend.delete("packs/cd/x"), None),
     "lock": (hold, True),

@@ -206,9 +206,9 @@ class FaultyBackend(BackendWrapper):
     def remove_temporary(self, key):
         self.call("remove_temporary", key, lambda: self.inner.remove_temporary(key))
 
-    def settle(self, keys):
+    def make_durable(self, keys):
         keys = [*keys]
-        self.call("settle", " ".join(keys), lambda: self.inner.settle(keys))
+        self.call("make_durable", " ".join(keys), lambda: self.inner.make_durable(keys))
 
     def publish_lock(self, *, exclusive=False, blocking=True):
         return self.call(

@@ -63,6 +63,6 @@ def test_push_then_pull(place, tmp_path, monkeypatch):
         told = shown(two)
     with machine(tmp_path, monkeypatch, "one") as one, Store(url, **options) as remote:
         plan = plan_sync(remote, one)
-        assert [ref.standing.value for ref in plan.refs] == ["behind", "behind"]
+        assert [ref.state.value for ref in plan.refs] == ["behind", "behind"]
         execute(plan)
         assert shown(one) == told

@@ -286,7 +286,7 @@ class LocalBackend(Backend):
                 error, f"make the deletion of {key} durable in {self.url}", retryable=False
             ) from error
 
-    def settle(self, keys: Iterable[str]) -> None:
+    def make_durable(self, keys: Iterable[str]) -> None:
         """Fsync the directories of `keys`, each once; their parents were durable before the files got their names."""
         for directory in sorted({os.path.dirname(self._directory.path(key)) for key in keys}):
             try:

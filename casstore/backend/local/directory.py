@@ -57,7 +57,7 @@ class StoreDirectory:
         self.calls = calls
         self.durable = durability == "full"
         self._group = shared == "group"
-        self._settled: set[str] = set()  # directories whose own entry this process made durable
+        self._ensured: set[str] = set()  # directories whose own entry this process made durable
         self._failed: set[str] = set()  # directories of which an fsync failed
         self.naming = Naming(self.root, calls)
         self._owner: tuple[int, int] | None = (
@@ -229,17 +229,17 @@ class StoreDirectory:
             finally:
                 close_quietly(self.calls, fd)
 
-    def settle(self, directory: str) -> None:
+    def ensure(self, directory: str) -> None:
         """Make `directory` and what leads to it, and make their entries durable, once in this process."""
-        if directory == self.root or directory in self._settled:
+        if directory == self.root or directory in self._ensured:
             return
-        self.settle(os.path.dirname(directory))
+        self.ensure(os.path.dirname(directory))
         self._make_directory(directory)
-        self._settled.add(directory)
+        self._ensured.add(directory)
 
     def forget(self) -> None:
         """Forget which directories are known to exist: someone removed one."""
-        self._settled.clear()
+        self._ensured.clear()
 
     def sync(self, directory: str) -> None:
         """Make the entries of `directory` durable.

@@ -73,7 +73,7 @@ def _open(directory: StoreDirectory, path: str) -> int:
     try:
         return directory.calls.open(path, _LOCK_FLAGS)
     except FileNotFoundError:
-        directory.settle(os.path.dirname(path))
+        directory.ensure(os.path.dirname(path))
     # Not held: another process that takes the lock as soon as it has its name would meet its maker's.
     with LocalWriter(directory, hold=False) as made:
         made.set_mode(directory.writing_mode)

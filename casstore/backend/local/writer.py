@@ -78,7 +78,7 @@ class LocalWriter(BlobWriter):
         except FileNotFoundError:
             # The first writer makes the directory, but never a new root: that would hide an unmounted disk.
             self._directory.require_reachable(TEMPORARY)
-            self._directory.settle(os.path.dirname(self.path))
+            self._directory.ensure(os.path.dirname(self.path))
             return self._directory.make_file(self.path)
 
     def write(self, parts: Sequence[Buffer]) -> None:
@@ -142,14 +142,14 @@ class LocalWriter(BlobWriter):
 
     def _place(self, final: str, identity: tuple[int, ...], *, exclusive: bool) -> bool:
         parent = os.path.dirname(final)
-        self._directory.settle(parent)
+        self._directory.ensure(parent)
         try:
             try:
                 return self._directory.naming.place(self.path, final, exclusive=exclusive)
             except FileNotFoundError:
                 # Someone removed an empty directory that this process had made; make it again, once.
                 self._directory.forget()
-                self._directory.settle(parent)
+                self._directory.ensure(parent)
                 return self._directory.naming.place(self.path, final, exclusive=exclusive)
         except FileExistsError:
             if self._calls.stat(final).identity == identity:

@@ -114,7 +114,7 @@ def _show_plan(out: Session, plan: SyncPlan, *, limit: float | None) -> None:
             (
                 ref.name,
                 short_id((ref.record.target or b"").hex()),
-                ref.standing.value,
+                ref.state.value,
                 human_bytes(ref.bytes_stored),
             )
             for ref in plan.refs
@@ -148,7 +148,7 @@ def _plan_json(plan: SyncPlan) -> dict[str, Any]:
             {
                 "ref": ref.name,
                 "target": ref.record.target or b"",
-                "standing": ref.standing.value,
+                "state": ref.state.value,
                 "bytes_stored": ref.bytes_stored,
             }
             for ref in plan.refs

@@ -50,7 +50,7 @@ class Index(LoadedSegments):
         Looks in packs that hints named, then in the segments that the store has now, and last in packs that no
         segment covers; a damaged segment may have hidden what it names.
         """
-        located = self.glance(ids)
+        located = self.locate_hinted(ids)
         if located.found.all():
             return located
         self.refresh()
@@ -65,8 +65,8 @@ class Index(LoadedSegments):
             located = self.locate(ids)
         return located
 
-    def glance(self, ids: Sequence[bytes] | bytes) -> Located:
-        """Find the frames of objects as `locate` does, but only in the packs that `learn` read, if there are any."""
+    def locate_hinted(self, ids: Sequence[bytes] | bytes) -> Located:
+        """Find the frames of objects as `locate` does, but only in the packs that `read_hinted` read, if there are any."""
         with self.lock:
             hinted = bool(self.hinted) and not self.loaded and not self.packs.avoided
         return self._locate(ids, usable=None, load=False) if hinted else self.locate(ids)

@@ -66,7 +66,7 @@ class LoadedSegments(ForkAware):
         self.packs.renew_lock()
         self.backend.renew_lock()
 
-    def learn(self, packs: Sequence[bytes]) -> None:
+    def read_hinted(self, packs: Sequence[bytes]) -> None:
         """Read the footers of packs, if those cost less than the segments that were never fetched.
 
         For a store that is a network away, and the packs that a record names (design §6). The names are hints:

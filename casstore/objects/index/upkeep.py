@@ -79,7 +79,7 @@ class Upkeep:
     def _replace_damaged(self) -> None:
         """Write a segment over packs that none covers, and remove damaged segments."""
         if not self._known.loaded:
-            return  # Packs that `learn` read are covered by segments that were never fetched.
+            return  # Packs that `read_hinted` read are covered by segments that were never fetched.
         covered = self._known.covered_packs(self._durable())
         by_hand = [
             segment for key, segment in self._known.segments.items() if not key.startswith(INDEX_PREFIX)

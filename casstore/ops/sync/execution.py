@@ -24,7 +24,7 @@ from casstore.ops.sync.planning import (
     conflict_of,
     pack_target,
 )
-from casstore.ops.sync.standing import Standing, compare
+from casstore.ops.sync.ref_state import RefState, compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -214,10 +214,10 @@ class _Job:
             if drafted.seq > ref.seen + 1 and not self.plan.overwrite:
                 # Someone has written this ref since the plan was made, or it was deleted before: compare again.
                 theirs = dst.history(ref.name)
-                standing = compare(self.plan.src.history(ref.name), theirs)
-                if standing is Standing.EQUAL:
+                state = compare(self.plan.src.history(ref.name), theirs)
+                if state is RefState.EQUAL:
                     return theirs[-1]  # The other writer set the same value (invariant 10).
-                if standing in (Standing.CONFLICT, Standing.AHEAD):
+                if state in (RefState.CONFLICT, RefState.AHEAD):
                     raise RefConflict(f"{ref.name} was written by someone else while it was copied.")
             return drafted
 

@@ -15,7 +15,7 @@ from casstore.objects import PACK_TARGET, frame_sizes
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import ranges_of
 from casstore.ops.sync.needs import Needs, needs_of, split
-from casstore.ops.sync.standing import Standing, compare, same_value
+from casstore.ops.sync.ref_state import RefState, compare, same_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ class RefToWrite:
 
     name: str
     record: Record
-    standing: Standing
+    state: RefState
     seen: int
     bytes_stored: int
     ids: bytes = field(repr=False)
@@ -128,11 +128,11 @@ def plan_sync(
         raise ConfigError(f"{src.backend.url} is on both sides of this sync. Name two stores.")
     culprits = Culprits(keep_going=keep_going)
     chosen = _choose(src, refs, culprits)
-    standings = _Standings(src, dst, chosen, overwrite=overwrite, culprits=culprits)
+    states = _RefStates(src, dst, chosen, overwrite=overwrite, culprits=culprits)
     condemned = dst.objects.quarantined() if overwrite else None
     if condemned is not None:
-        standings.mend(src, dst, chosen, condemned)
-    to_write = sorted(standings.to_write, key=lambda name: (not names.names_model(name), name))
+        states.mend(src, dst, chosen, condemned)
+    to_write = sorted(states.to_write, key=lambda name: (not names.names_model(name), name))
     moves = _Moves.nothing()
     needs = Needs()
     if any(chosen[name].manifest is not None for name in to_write):
@@ -147,7 +147,7 @@ def plan_sync(
         RefToWrite(
             name,
             chosen[name],
-            *standings.to_write[name],
+            *states.to_write[name],
             size,
             needs.of(chosen[name]),
         )
@@ -158,9 +158,9 @@ def plan_sync(
         src=src,
         dst=dst,
         refs=planned,
-        equal=tuple(standings.equal),
-        ahead=tuple(standings.ahead),
-        conflicts=tuple(standings.conflicts),
+        equal=tuple(states.equal),
+        ahead=tuple(states.ahead),
+        conflicts=tuple(states.conflicts),
         objects=moves.objects,
         chunks=moves.chunks,
         bytes_stored=moves.bytes_stored,
@@ -237,7 +237,7 @@ def _best_named(src: ModelStore, item: str) -> Record:
     return src.record(name) or resolved.record
 
 
-class _Standings:
+class _RefStates:
     """How each chosen ref stands in `dst`."""
 
     def __init__(
@@ -253,7 +253,7 @@ class _Standings:
         self.equal: list[str] = []
         self.ahead: list[str] = []
         self.conflicts: list[RefConflictFound] = []
-        self.to_write: dict[str, tuple[Standing, int]] = {}
+        self.to_write: dict[str, tuple[RefState, int]] = {}
         theirs, unread = _records_of(dst, chosen)
         differing: list[str] = []
         for name, record in sorted(chosen.items()):
@@ -262,7 +262,7 @@ class _Standings:
                 # Invariant 8: its value is unknown, so only a person may decide to replace it.
                 culprits.blame(name, unread[name])
             elif other is None:
-                self.to_write[name] = (Standing.ABSENT, 0)
+                self.to_write[name] = (RefState.ABSENT, 0)
             elif same_value(record, other):
                 self.equal.append(name)
             else:
@@ -271,13 +271,13 @@ class _Standings:
             if histories is None:
                 continue
             ours, others = histories
-            standing = compare(ours, others) if ours and ours[-1].target is not None else Standing.EQUAL
-            if standing is Standing.CONFLICT and not overwrite:
+            state = compare(ours, others) if ours and ours[-1].target is not None else RefState.EQUAL
+            if state is RefState.CONFLICT and not overwrite:
                 self.conflicts.append(conflict_of(chosen[name], theirs[name]))
-            elif standing is Standing.AHEAD and not overwrite:
+            elif state is RefState.AHEAD and not overwrite:
                 self.ahead.append(name)
-            elif standing is not Standing.EQUAL:
-                self.to_write[name] = (standing, others[-1].seq if others else 0)
+            elif state is not RefState.EQUAL:
+                self.to_write[name] = (state, others[-1].seq if others else 0)
         self._theirs = theirs
 
     def mend(
@@ -299,7 +299,7 @@ class _Standings:
         lacking = dst.objects.missing(set().union(*joined.values()), condemned=condemned)
         good = {name for name, ids in joined.items() if lacking.isdisjoint(ids)}
         for name in {*whole, *differ} - good:
-            self.to_write[name] = (Standing.EQUAL, theirs[name].seq)
+            self.to_write[name] = (RefState.EQUAL, theirs[name].seq)
         self.equal = [name for name in self.equal if name in good]
 
 

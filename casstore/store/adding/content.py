@@ -35,16 +35,16 @@ def content_id(
     unchanged = machine.unchanged_files()
     keys = [_key(unchanged.key(file.place, file.identity)) for file in sources.files]
     entries: list[TreeEntry] = []
-    learnt: list[tuple[bytes, KnownFile]] = []
+    read: list[tuple[bytes, KnownFile]] = []
     for file, key, known in zip(sources.files, keys, machine.known_files(keys), strict=True):
         if known is not None:
             entries.append(TreeEntry(file.path, file.identity.size, known.file_id))
             continue
         file_id, size, is_sure = _hash_file(file, is_worth_knowing=key is not None)
         if key is not None and is_sure:
-            learnt.append((key, KnownFile(file_id, _NO_LAYOUT)))
+            read.append((key, KnownFile(file_id, _NO_LAYOUT)))
         entries.append(TreeEntry(file.path, size, file_id))
-    machine.remember_files(learnt)
+    machine.remember_files(read)
     entries += [TreeEntry(name, 0, None) for name in sources.empty]
     return digest(encode_tree(make_tree(entries)))
 

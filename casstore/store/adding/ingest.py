@@ -161,9 +161,9 @@ class Ingest:
         for block in self._blocks(unknown, external):
             self._working.append((block, self._tasks.submit(self._work, block)))
             if len(self._working) > self._window:
-                self._settle()
+                self._take_oldest()
         while self._working:
-            self._settle()
+            self._take_oldest()
         self._write_layouts()
         return sorted(self._added, key=lambda added: added.source.path.encode())
 
@@ -335,7 +335,7 @@ class Ingest:
         )
         return _Worked(ids, wanted, frames)
 
-    def _settle(self) -> None:
+    def _take_oldest(self) -> None:
         """Take the oldest block that was handed out: write its frames, note its chunks."""
         block, future = self._working.popleft()
         worked = future.result()

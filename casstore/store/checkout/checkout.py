@@ -183,9 +183,9 @@ class Checkout:
                     batch.buffer = take_block()
                     pending.append((batch, tasks.submit(_decode, objects, located, batch)))
                     while len(pending) > window or len(self._open_files) > most_open:
-                        self._settle(*pending.popleft(), objects)
+                        self._complete_batch(*pending.popleft(), objects)
                 while pending:
-                    self._settle(*pending.popleft(), objects)
+                    self._complete_batch(*pending.popleft(), objects)
         finally:
             for file in list(self._open_files):
                 self._discard(file)
@@ -197,7 +197,7 @@ class Checkout:
                 self._open_files.append(self._create(root, piece.entry))
             piece.file = self._open_files[-1]
 
-    def _settle(self, batch: Batch, decoded: Future[None], objects: ObjectStore) -> None:
+    def _complete_batch(self, batch: Batch, decoded: Future[None], objects: ObjectStore) -> None:
         """Hash what a worker decoded and wrote, in file order; files that end there get their names."""
         decoded.result()
         at = 0

@@ -678,7 +678,7 @@ def test_settling_what_is_absent(root):
     backend = LocalBackend(root, create=True)
     backend.put(KEY, [b"x"])
     with pytest.raises(ObjectNotFound):
-        backend.settle([KEY, "packs/ff/never"])
+        backend.make_durable([KEY, "packs/ff/never"])
     assert not (root / "packs/ff").exists()
 
 
@@ -699,7 +699,7 @@ def test_readonly_touches_nothing(root):
         backend.open_writer,
         lambda: backend.delete(KEY),
         lambda: backend.remove_temporary(".tmp/x"),
-        lambda: backend.settle([KEY]),
+        lambda: backend.make_durable([KEY]),
         backend.publish_lock,
         backend.now,
     ):

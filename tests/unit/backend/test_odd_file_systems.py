@@ -251,7 +251,7 @@ def test_a_descriptor_is_closed_once(root):
         lambda: backend.creates_exclusively,
         lambda: backend.publish_lock().__enter__(),
         lambda: backend.open_writer().discard(),
-        lambda: backend.settle(["format"]),
+        lambda: backend.make_durable(["format"]),
     ]
     for work in works:
         with suppress(BackendError):

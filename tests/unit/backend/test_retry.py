@@ -146,7 +146,7 @@ def test_every_operation_is_repeated(backend, faulty):
         ("list", lambda: list(backend.list(""))),
         ("open_writer", lambda: backend.open_writer().discard()),
         ("delete", lambda: backend.delete("a")),
-        ("settle", lambda: backend.settle(key for key in ["b"])),
+        ("make_durable", lambda: backend.make_durable(key for key in ["b"])),
         ("list_temporaries", lambda: list(backend.list_temporaries())),
         ("creates_exclusively", lambda: backend.creates_exclusively),
     ]:

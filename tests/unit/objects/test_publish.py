@@ -95,10 +95,10 @@ class HookedBackend(BackendWrapper):
         self.inner.create(key, parts)
         self._pass("recorded")
 
-    def settle(self, keys):
+    def make_durable(self, keys):
         keys = [*keys]
-        self._call("settle", " ".join(keys))
-        self.inner.settle(keys)
+        self._call("make_durable", " ".join(keys))
+        self.inner.make_durable(keys)
 
     def open_writer(self):
         return _Writer(self, self.inner.open_writer())
@@ -438,25 +438,27 @@ def test_the_order_of_writes(scene, monkeypatch):
     small_packs(monkeypatch, 100)
     others = {pack_key(pack) for pack in scene.old_packs}
     scene.add()
-    writes = [call for call in scene.hooked.calls if call[0] in ("commit", "put", "settle")]
+    writes = [call for call in scene.hooked.calls if call[0] in ("commit", "put", "make_durable")]
     kinds = [f"{operation} {key.partition('/')[0]}" for operation, key in writes]
     packs = kinds.count("commit packs")
     assert packs > 2
-    assert kinds == ["commit packs"] * packs + ["put index", "settle packs", "put refs"]
-    assert set(dict(writes)["settle"].split()) == others, (
+    assert kinds == ["commit packs"] * packs + ["put index", "make_durable packs", "put refs"]
+    assert set(dict(writes)["make_durable"].split()) == others, (
         "own packs are durable as soon as they are committed"
     )
 
 
-def test_packs_are_settled_once_per_store(scene):
+def test_packs_are_made_durable_once_per_store(scene):
     """A pack that this process saw durable stays so: its name never comes back for other bytes (invariant 6)."""
     scene.add()
     del scene.hooked.calls[:]
     scene.add()
-    assert [key for operation, key in scene.hooked.calls if operation == "settle" and "packs/" in key] == []
+    assert [
+        key for operation, key in scene.hooked.calls if operation == "make_durable" and "packs/" in key
+    ] == []
 
 
-def test_what_another_writer_published_during_the_second_check_is_settled_too(scene):
+def test_what_another_writer_published_during_the_second_check_is_made_durable_too(scene):
     """The second check may come to rely on packs that the first one did not know."""
 
     def strike():
@@ -478,7 +480,9 @@ def test_what_another_writer_published_during_the_second_check_is_settled_too(sc
     scene.hooked.at["recorded"] = collect
     scene.add()
     scene.assert_safe()
-    settled = {key for operation, keys in scene.hooked.calls if operation == "settle" for key in keys.split()}
+    settled = {
+        key for operation, keys in scene.hooked.calls if operation == "make_durable" for key in keys.split()
+    }
     used = {pack_key(pack) for pack in packs_of(scene.plain)}
     committed = {key for operation, key in scene.hooked.calls if operation == "commit"}
     assert used <= settled | committed

@@ -292,7 +292,7 @@ class TestStandings:
         sync(here.plain, there.plain)
         here.add("models/m", TUNED)
         plan = plan_sync(here.plain, there.plain)
-        assert [ref.standing.value for ref in plan.refs] == ["behind"]
+        assert [ref.state.value for ref in plan.refs] == ["behind"]
         execute(plan)
         assert read_model(there.plain, "models/m") == TUNED
         assert there.plain.record("models/m").seq == 2

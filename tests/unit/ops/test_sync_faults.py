@@ -21,7 +21,7 @@ from casstore.objects import publication as publish
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, execution, plan_sync, planning
-from casstore.ops.sync.standing import Standing
+from casstore.ops.sync.ref_state import RefState
 
 TRIES = 12
 SHARED = noise(1, 300_000)
@@ -304,7 +304,7 @@ class TestWrongBytes:
         assert quarantine_damaged(dst, dst.record("models/a"))
         assert plan_sync(here.plain, there.broken()).empty
         plan = plan_sync(here.plain, there.broken(), overwrite=True)
-        assert {ref.standing for ref in plan.refs} == {Standing.EQUAL}
+        assert {ref.state for ref in plan.refs} == {RefState.EQUAL}
         before = {name: record.key for name, record in there.plain.refs().items()}
         report = execute(plan)
         assert "models/a" in report.refs

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from casstore.format.record import Record
-from casstore.ops.sync.standing import Standing, compare
+from casstore.ops.sync.ref_state import RefState, compare
 
 
 def told(text):
@@ -28,35 +28,35 @@ def told(text):
 
 
 @pytest.mark.parametrize(
-    ("src", "dst", "standing"),
+    ("src", "dst", "state"),
     [
-        ("a", "", Standing.ABSENT),
-        ("a", "-", Standing.ABSENT),
-        ("a", "ab-", Standing.ABSENT),
-        ("a", "a", Standing.EQUAL),
-        ("cba", "a", Standing.EQUAL),
-        ("ab", "a", Standing.BEHIND),
-        ("abc", "ac", Standing.EQUAL),
-        ("abcd", "ac", Standing.BEHIND),
-        ("aba", "ab", Standing.BEHIND),  # the source went back, and the other side knows only the way there
-        ("ab", "aba", Standing.AHEAD),
-        ("a", "ab", Standing.AHEAD),
-        ("a", "b", Standing.CONFLICT),
-        ("ab", "ac", Standing.CONFLICT),
-        ("ba", "ab", Standing.CONFLICT),
-        ("xab", "ya", Standing.BEHIND),
-        ("xa", "yab", Standing.AHEAD),
-        ("a-b", "a", Standing.BEHIND),
-        ("aab", "a", Standing.BEHIND),
-        ("A", "a", Standing.BEHIND),  # the same model, told differently
-        ("a", "A", Standing.BEHIND),
-        ("a", "aA", Standing.AHEAD),
-        ("aA", "a", Standing.BEHIND),
-        ("aAb", "A", Standing.BEHIND),
+        ("a", "", RefState.ABSENT),
+        ("a", "-", RefState.ABSENT),
+        ("a", "ab-", RefState.ABSENT),
+        ("a", "a", RefState.EQUAL),
+        ("cba", "a", RefState.EQUAL),
+        ("ab", "a", RefState.BEHIND),
+        ("abc", "ac", RefState.EQUAL),
+        ("abcd", "ac", RefState.BEHIND),
+        ("aba", "ab", RefState.BEHIND),  # the source went back, and the other side knows only the way there
+        ("ab", "aba", RefState.AHEAD),
+        ("a", "ab", RefState.AHEAD),
+        ("a", "b", RefState.CONFLICT),
+        ("ab", "ac", RefState.CONFLICT),
+        ("ba", "ab", RefState.CONFLICT),
+        ("xab", "ya", RefState.BEHIND),
+        ("xa", "yab", RefState.AHEAD),
+        ("a-b", "a", RefState.BEHIND),
+        ("aab", "a", RefState.BEHIND),
+        ("A", "a", RefState.BEHIND),  # the same model, told differently
+        ("a", "A", RefState.BEHIND),
+        ("a", "aA", RefState.AHEAD),
+        ("aA", "a", RefState.BEHIND),
+        ("aAb", "A", RefState.BEHIND),
     ],
 )
-def test_standing(src, dst, standing):
-    assert compare(told(src), told(dst)) is standing
+def test_what_a_ref_is_here_compared_with_there(src, dst, state):
+    assert compare(told(src), told(dst)) is state
 
 
 def copied(record, seq):
@@ -68,16 +68,16 @@ def test_who_went_back_is_told_by_the_writes():
     """By their values alone, each side has had what the other one says now."""
     there = told("ab")
     here = [copied(there[-1], 1), replace(told("xa")[-1], seq=2)]
-    assert compare(here, there) is Standing.BEHIND
-    assert compare(there, here) is Standing.AHEAD
+    assert compare(here, there) is RefState.BEHIND
+    assert compare(there, here) is RefState.AHEAD
 
 
 def test_a_write_is_known_again_after_several_copies():
     first = told("ab")
     second = [copied(first[-1], 1)]
     third = [copied(second[-1], 1), replace(told("xyc")[-1], seq=2)]
-    assert compare(third, first) is Standing.BEHIND
-    assert compare(first, third) is Standing.AHEAD
+    assert compare(third, first) is RefState.BEHIND
+    assert compare(first, third) is RefState.AHEAD
 
 
 def test_never_both_sides_take_the_others_value_when_targets_differ():
@@ -86,4 +86,4 @@ def test_never_both_sides_take_the_others_value_when_targets_differ():
         for other in words:
             if one[-1] != other[-1]:
                 pair = {compare(told(one), told(other)), compare(told(other), told(one))}
-                assert pair in ({Standing.BEHIND, Standing.AHEAD}, {Standing.CONFLICT}), (one, other)
+                assert pair in ({RefState.BEHIND, RefState.AHEAD}, {RefState.CONFLICT}), (one, other)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Value = tuple[Any, ...]
 
 
-class Standing(enum.Enum):
+class RefState(enum.Enum):
     """How the destination treats the source's value."""
 
     ABSENT = "absent"
@@ -48,7 +48,7 @@ def same_value(one: Record | None, other: Record | None) -> bool:
     return one is not None and other is not None and value(one) == value(other)
 
 
-def compare(src: Sequence[Record], dst: Sequence[Record]) -> Standing:
+def compare(src: Sequence[Record], dst: Sequence[Record]) -> RefState:
     """Compare the records of one ref, oldest first, in both stores; that of `src` is not deleted.
 
     The side whose newest write the other one has had is behind. Failing that, it is the one whose
@@ -57,25 +57,25 @@ def compare(src: Sequence[Record], dst: Sequence[Record]) -> Standing:
     """
     newest = src[-1]
     if not dst or dst[-1].target is None:
-        return Standing.ABSENT
+        return RefState.ABSENT
     if same_value(newest, dst[-1]):
-        return Standing.EQUAL
+        return RefState.EQUAL
     seen_here = _write(dst[-1]) in {_write(record) for record in src}
     seen_there = _write(newest) in {_write(record) for record in dst}
     if seen_here != seen_there:
-        return Standing.BEHIND if seen_here else Standing.AHEAD
+        return RefState.BEHIND if seen_here else RefState.AHEAD
     ours, theirs = _values(src), _values(dst)
     if _within(theirs, ours):
-        return Standing.BEHIND
+        return RefState.BEHIND
     if _within(ours, theirs):
-        return Standing.AHEAD
+        return RefState.AHEAD
     if newest.target == dst[-1].target:
-        return Standing.BEHIND
+        return RefState.BEHIND
     seen_here = dst[-1].target in {record.target for record in src}
     seen_there = newest.target in {record.target for record in dst}
     if seen_here == seen_there:
-        return Standing.CONFLICT
-    return Standing.BEHIND if seen_here else Standing.AHEAD
+        return RefState.CONFLICT
+    return RefState.BEHIND if seen_here else RefState.AHEAD
 
 
 def _write(record: Record) -> bytes:
@@ -84,8 +84,8 @@ def _write(record: Record) -> bytes:
 
 
 def _values(records: Iterable[Record]) -> list[Value]:
-    told = (value(record) for record in records if record.target is not None)
-    return [one for one, _ in groupby(told)]
+    values = (value(record) for record in records if record.target is not None)
+    return [one for one, _ in groupby(values)]
 
 
 def _within(short: Sequence[Value], long: Sequence[Value]) -> bool:
