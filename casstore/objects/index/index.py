@@ -54,6 +54,7 @@ _FOOTERS = "footers/"  # keys of segments that only this process has; no store h
 _JOINED_ROWS = 1 << 18
 _JOINED_PACKS = 1024
 _LISTINGS = 5
+_STALE = 0.1  # share of a segment's packs that are gone from which it is written again
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,6 +479,29 @@ class Index(ForkAware):
             # Invariant 5: a larger segment, durable by now, has all rows of these.
             self._delete(spare - {merged})
 
+    def retire(self, packs: Sequence[bytes]) -> None:
+        """Replace segments that list packs which were deleted by ones without them.
+
+        One in which they are few is left alone: their rows mean nothing (invariant 5), and are dropped by a merge.
+        """
+        without = frozenset(packs)
+        with self._lock:
+            self.refresh()
+            gone = self._packs.numbers_of(packs)
+            self._packs.gone.update(gone.tolist())
+            empty: set[str] = set()
+            parts: list[Segment] = []
+            for segment in self._durable():
+                share = np.isin(segment.numbers, gone).mean() if len(segment.numbers) else 1.0
+                if share == 1.0:
+                    empty.add(segment.key)
+                elif share >= _STALE:
+                    parts.append(segment)
+            if parts and (merged := self._write_merged(parts, without=without)) is not None:
+                empty |= {segment.key for segment in parts} - {merged}
+            # Invariant 5: what these list and is not gone, another segment lists, durable by now.
+            self._delete(empty)
+
     def _durable(self) -> list[Segment]:
         return [segment for key, segment in self._segments.items() if key.startswith(INDEX_PREFIX)]
 
@@ -520,7 +544,9 @@ class Index(ForkAware):
         # Invariant 5: every pack is covered without them.
         self._delete(damaged)
 
-    def _write_merged(self, parts: Sequence[Segment]) -> str | None:
+    def _write_merged(
+        self, parts: Sequence[Segment], *, without: frozenset[bytes] = frozenset()
+    ) -> str | None:
         """Write one durable segment with the rows of `parts`, use it and return its key; None if it cannot be used."""
         for _ in range(2):
             with contextlib.ExitStack() as stack:
@@ -528,7 +554,7 @@ class Index(ForkAware):
                 if copy is not None:
                     stack.enter_context(copy)
                 try:
-                    key, size, new = write_merged(self._backend, parts, copy)
+                    key, size, new = write_merged(self._backend, parts, copy, without=without)
                 except IntegrityError:
                     # Invariant 13: a part is damaged; it is only a hint.
                     if self._sort_out(parts):

@@ -1,0 +1,242 @@
+"""Carries out a collection: what needs no room first, then packs, and last what only makes look-ups cheaper."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casstore.errors import BackendError, ConflictError, RefNotFound
+from casstore.format import marks
+from casstore.ops.gc.candidates import Candidates, choose
+from casstore.ops.gc.plan import GcPlan, finished_tombstones, ripe_packs
+from casstore.ops.gc.policy import DAY, WEEK
+from casstore.ops.gc.roots import trim
+from casstore.ops.gc.sweep import Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from casstore.backend.base import Backend
+    from casstore.ops.gc.survey import Survey
+    from casstore.store.store import Store
+
+LOCK_WAIT = 60.0
+"""Seconds for which a collection waits until nobody publishes."""
+
+_POLL = 0.1
+
+_log = logging.getLogger("casstore")
+
+
+class Standing(enum.Enum):
+    """Who else may be publishing while packs are deleted."""
+
+    ALONE = "alone"
+    BUSY = "busy"
+    """Others hold the lock: what they may have just written stays."""
+    TWO_PHASES = "two-phases"
+    """Others may work without the lock: packs go some time after their tombstone."""
+
+
+@dataclass(slots=True)
+class GcReport:
+    """What a collection did. `bytes_freed` are those of packs, temporary files and records, less what was written.
+
+    `bytes_condemned` go with a later collection. `kept` are condemned packs that had to stay, with the reason.
+    """
+
+    temporaries: int = 0
+    refs_deleted: list[str] = field(default_factory=list)
+    records_trimmed: int = 0
+    packs_deleted: int = 0
+    packs_condemned: int = 0
+    bytes_freed: int = 0
+    bytes_written: int = 0
+    bytes_condemned: int = 0
+    standing: str = ""
+    missing: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found that somebody should look after."""
+        return not (self.missing or self.problems or self.kept)
+
+
+def execute_gc(
+    store: Store, plan: GcPlan, *, wait: float = LOCK_WAIT, tell: Callable[[str], None] | None = None
+) -> GcReport:
+    """Carry out a plan for this store. Everything is looked at once more before anything is deleted.
+
+    Writers may work meanwhile; what they acknowledge stays. On a local store packs go while nobody publishes: that is
+    waited for, `wait` seconds at most, and `tell` is given a sentence about it. Raises as `plan_gc` does; whatever
+    is left then is found again by the next collection.
+    """
+    started = time.perf_counter()
+    report = GcReport(missing=dict(plan.missing), problems=list(plan.problems))
+    survey = plan.survey
+    _remove_temporaries(store, plan, report)
+    report.records_trimmed, size = trim(store, plan.trims)
+    report.bytes_freed += size
+    _delete_refs(store, plan, report)
+    # From here on only what the records say counts: somebody may have written one of these refs again.
+    survey.left_out = frozenset()
+    say = tell or _log.info
+    deleted: list[bytes] = []
+    try:
+        # What frees space without writing comes before what must be copied.
+        _sweep(survey, plan.candidates, report, deleted, sparse=False, wait=wait, say=say)
+        if plan.candidates.sparse:
+            _sweep(survey, plan.candidates, report, deleted, sparse=True, wait=wait, say=say)
+    finally:
+        if deleted:
+            survey.packs.forget(deleted, report.problems.append)
+    _remove_finished(store.backend, survey)
+    _remove_old_notes(store.backend, survey)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _remove_temporaries(store: Store, plan: GcPlan, report: GcReport) -> None:
+    if not plan.temporaries:
+        return
+    there = {entry.key for entry in store.backend.list_temporaries()}
+    for entry in plan.temporaries:
+        if entry.key in there:
+            # Invariant 2: its writer is dead, or silent for so long, and it never had its final name.
+            store.backend.remove_temporary(entry.key)
+            report.temporaries += 1
+            report.bytes_freed += entry.size
+
+
+def _delete_refs(store: Store, plan: GcPlan, report: GcReport) -> None:
+    for name, write_id in plan.write_ids.items():
+        record = store.record(name)
+        if record is None or record.write_id != write_id:
+            continue  # Somebody has written it again.
+        with contextlib.suppress(RefNotFound):
+            store.delete_ref(name)
+        report.refs_deleted.append(name)
+
+
+def _sweep(
+    survey: Survey,
+    planned: Candidates,
+    report: GcReport,
+    deleted: list[bytes],
+    *,
+    sparse: bool,
+    wait: float,
+    say: Callable[[str], None],
+) -> None:
+    """Condemn the planned packs of one kind, and delete what may go of all that is condemned."""
+    sweep = Sweep(survey)
+    survey.look()
+    numbers = _still(survey, planned, sparse=sparse)
+    if not numbers and (sparse or not ripe_packs(survey, survey.tombstones)):
+        return
+    try:
+        # Before the lock is taken, so that nobody waits for it.
+        sweep.prepare(numbers)
+    except BackendError as error:
+        if not sparse:
+            raise
+        # Invariant 13: rewriting packs only saves space. The disk may be full.
+        report.problems.append(f"Packs that are mostly unneeded stay as they are: {error}")
+        return
+    with _standing(survey.store.backend, wait, say) as found:
+        standing = found
+        if standing is Standing.TWO_PHASES and not survey.two_phases:
+            # The lock does not work here, or somebody has left a marker since.
+            survey.work_in_two_phases()
+            numbers = _still(survey, planned, sparse=sparse)
+        if standing is Standing.BUSY:
+            numbers &= {number for number in numbers if _age(survey, number) >= DAY}
+        sweep.condemn({survey.packs.id_of(number) for number in numbers})
+        sweep.look()
+        if standing is Standing.ALONE and survey.store.backend.has_lockless_writers():
+            # Invariant 10: the lock says nothing about them, so these packs wait as on a remote.
+            standing = Standing.TWO_PHASES
+            survey.work_in_two_phases()
+        doomed = ripe_packs(survey, survey.tombstones, alone=standing is not Standing.TWO_PHASES)
+        if standing is Standing.BUSY:
+            doomed = {number for number in doomed if _age(survey, number) >= DAY}
+        try:
+            sweep.finish(doomed)
+        finally:
+            deleted += sweep.deleted
+            report.packs_deleted += len(sweep.deleted)
+            report.bytes_written += sweep.bytes_written
+            report.bytes_freed += sum(sweep.deleted.values()) - sweep.bytes_written
+    report.standing = standing.value
+    waiting = [number for number in numbers - doomed if survey.packs.is_listed(survey.packs.id_of(number))]
+    report.packs_condemned += len(waiting)
+    report.bytes_condemned += sum(survey.packs.size(number) for number in waiting)
+    report.kept.update((pack.hex(), reason) for pack, reason in sweep.kept.items())
+
+
+def _still(survey: Survey, planned: Candidates, *, sparse: bool) -> set[int]:
+    """Return the planned packs that are candidates still."""
+    found = choose(survey)
+    now = found.sparse if sparse else found.unneeded
+    return set(planned.sparse if sparse else planned.unneeded) & set(now)
+
+
+def _age(survey: Survey, number: int) -> float:
+    age = survey.now() - survey.packs.modified(number)
+    return age if age == age else 0.0  # noqa: PLR0124  # nan: the storage has no clock
+
+
+@contextlib.contextmanager
+def _standing(backend: Backend, wait: float, say: Callable[[str], None]) -> Iterator[Standing]:
+    """Wait until nobody publishes, `wait` seconds at most, and keep it so; say who else may be at work."""
+    until = time.monotonic() + wait
+    told = False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                alone = stack.enter_context(backend.publish_lock(exclusive=True, blocking=False))
+            except ConflictError:  # noqa: PERF203  # it waits anyway
+                # Invariant 10: the lock only saves time.
+                if time.monotonic() >= until:
+                    standing = Standing.BUSY
+                    break
+                if not told:
+                    say(f"Waiting until nobody adds to {backend.url}, {wait:.0f} s at most.")
+                    told = True
+                time.sleep(_POLL)
+            else:
+                standing = Standing.ALONE if alone else Standing.TWO_PHASES
+                break
+        yield standing
+
+
+def _remove_finished(backend: Backend, survey: Survey) -> None:
+    """Delete tombstones that have done their work: no listing and no index may name their packs any more."""
+    for item in finished_tombstones(survey):
+        if not any(survey.packs.exists(pack) for pack in item.packs):
+            # Invariant 5: what it condemned is gone, for longer than any listing can lag behind.
+            backend.delete(item.key)
+
+
+def _remove_old_notes(backend: Backend, survey: Survey) -> None:
+    """Delete quarantine notes on packs that are gone."""
+    for number in survey.quarantined:
+        pack = survey.packs.id_of(number)
+        if survey.packs.is_listed(pack):
+            continue
+        key = marks.quarantine_key(pack)
+        try:
+            age = survey.now() - backend.stat(key).modified
+            if age >= WEEK and not survey.packs.exists(pack):
+                # Invariant 9: there is no such pack that anybody could rely on.
+                backend.delete(key)
+        except BackendError as error:
+            # Invariant 13: the note stays, which does no harm.
+            _log.debug("%s could not be removed: %s", key, error)

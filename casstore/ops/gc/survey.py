@@ -1,0 +1,139 @@
+"""What a collector knows of a store, looked up in the order on which its decisions rest: tombstones, packs, records."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from casstore.backend.round_trips import is_far
+from casstore.errors import AccessDenied, BackendUnavailable, ConfigError
+from casstore.objects.publication import read_quarantine
+from casstore.ops.gc.mark import Mark
+from casstore.ops.gc.packs import ListedPacks
+from casstore.ops.gc.policy import MAX_SKEW
+from casstore.ops.gc.roots import RootReader, Roots
+from casstore.ops.gc.tombstones import list_tombstones
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from casstore.format.record import Record
+    from casstore.ops.gc.policy import GcPolicy
+    from casstore.ops.gc.table import Mask
+    from casstore.ops.gc.tombstones import ListedTombstone
+    from casstore.store.store import Store
+
+
+class Survey:
+    """One collector's picture of a store; `look` brings it up to date. For one thread.
+
+    `two_phases` says that writers may work without the lock, as far as can be known without taking it.
+    """
+
+    def __init__(self, store: Store, policy: GcPolicy, *, now: float | None = None) -> None:
+        self.store = store
+        self.policy = policy
+        self._now = now
+        self.two_phases = works_in_two_phases(store)
+        self.packs = ListedPacks(store)
+        self.mark = Mark(store, self.packs)
+        self.reader = RootReader(store, policy, two_phases=self.two_phases)
+        self.roots = Roots()
+        self.tombstones: list[ListedTombstone] = []
+        self.quarantined: set[int] = set()
+        self.left_out: frozenset[str] = frozenset()
+        """Refs that this collection deletes: their values keep nothing."""
+
+    def now(self) -> float:
+        """Return the time by the storage's clock, unless a time was given."""
+        if self._now is not None:
+            return self._now
+        if not is_far(self.store.backend):
+            return time.time()
+        try:
+            found = self.store.backend.now()
+        except AccessDenied:
+            return time.time()  # Nothing will be deleted either.
+        if abs(found - time.time()) > MAX_SKEW:
+            raise ConfigError(
+                f"The clocks of this machine and of {self.store.backend.url} differ by {abs(found - time.time()):.0f} s: "
+                "ages cannot be compared. Set this machine's clock, then collect again."
+            )
+        return found
+
+    def work_in_two_phases(self) -> None:
+        """Take writers into account that work without the lock: values that were replaced stay readable for a while."""
+        self.two_phases = True
+        self.reader.superseded = self.policy.superseded
+
+    def read_refs_first(self) -> None:
+        """Read all records, and mark nothing yet."""
+        self.roots = self.reader.read(self.now())
+
+    def look(self, *, own: Sequence[str] = ()) -> None:
+        """Read all tombstones, then list the packs, then read all records; never in another order (design §8)."""
+        now = self.now()
+        self.read_tombstones(own)
+        self.quarantined = {self.packs.number_of(pack) for pack in read_quarantine(self.store.backend)}
+        self.packs.read()
+        self.read_records(now)
+
+    def read_tombstones(self, own: Sequence[str] = ()) -> None:
+        """Read all tombstones; `own` are ours, which must be among them."""
+        self.tombstones = list_tombstones(self.store.backend, own=own)
+
+    def read_records(self, now: float) -> None:
+        """Read all records, and mark what they need."""
+        self.roots = self.reader.read(now)
+        self.mark.add([record for record in self.roots.records.values() if not self._is_left_out(record)])
+        self._confirm_absence()
+
+    def _is_left_out(self, record: Record) -> bool:
+        # Where values stay readable for a while after they were replaced, deleting a ref frees nothing at once.
+        return record.name in self.left_out and not self.two_phases
+
+    def condemned(self) -> set[int]:
+        """Return the packs that any tombstone names."""
+        return {self.packs.number_of(pack) for item in self.tombstones for pack in item.packs}
+
+    def good(self, *, without: Iterable[int] = ()) -> Mask:
+        """Return the packs that count: listed, read, not condemned, not quarantined, and not in `without`."""
+        bad = self.condemned() | self.quarantined | set(without)
+        return self.packs.mask([number for number in self.packs.numbers() if number not in bad])
+
+    def readable(self) -> Mask:
+        """Return the packs from which frames may be copied: condemned ones, too, but no quarantined ones."""
+        return self.packs.mask([number for number in self.packs.numbers() if number not in self.quarantined])
+
+    def _confirm_absence(self) -> None:
+        """Raise unless what is absent is proved to be: all packs listed, all footers read (invariant 8)."""
+        absent = self.mark.absent
+        if not absent:
+            return
+        name = absent[min(absent)]
+        for item in self.packs.unreadable.values():
+            if self.packs.number_of(item.pack) not in self.quarantined:
+                raise type(item.error)(
+                    f"Nothing was collected: {item.error} {name} needs objects that may be in it. Restore that pack, or "
+                    f"run `casstore quarantine {name}`."
+                ) from item.error
+        hinted = {pack for record in self.roots.records.values() for pack in record.packs}
+        index = self.store.index
+        located = index.locate(sorted(absent))
+        hinted |= {index.pack_id(number) for number in set(located.rows["pack"][located.found].tolist())}
+        for pack in sorted(hinted):
+            if not self.packs.is_listed(pack) and self.packs.exists(pack):
+                raise BackendUnavailable(
+                    f"A listing of {self.store.backend.url} lacks the pack {pack.hex()}, which is there. Nothing was "
+                    "deleted: try again later."
+                )
+
+
+def works_in_two_phases(store: Store) -> bool:
+    """Say whether packs go only some time after their tombstone: writers may work without the lock."""
+    backend = store.backend
+    return (
+        not backend.url.startswith("file:")
+        or backend.may_be_locked_by_others
+        or backend.has_lockless_writers()
+    )
