@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from casstore.ops.gc.tombstones import ListedTombstone
     from casstore.store.store import Store
 
+_LISTINGS = 5
+
 
 class Survey:
     """One collector's picture of a store; `look` brings it up to date. For one thread.
@@ -85,8 +87,19 @@ class Survey:
     def read_records(self, now: float) -> None:
         """Read all records, and mark what they need."""
         self.roots = self.reader.read(now)
-        self.mark.add([record for record in self.roots.records.values() if not self._is_left_out(record)])
-        self._confirm_absence()
+        needed = [record for record in self.roots.records.values() if not self._is_left_out(record)]
+        self.mark.add(needed)
+        for _ in range(_LISTINGS):
+            unlisted = self._unlisted()
+            if not unlisted:
+                return
+            # Written since the packs were listed, with a record that was read after that.
+            self.packs.read()
+            self.mark.add(needed)
+        raise BackendUnavailable(
+            f"A listing of {self.store.backend.url} lacks the pack {min(unlisted).hex()}, which is there. Nothing was "
+            "deleted: try again later."
+        )
 
     def _is_left_out(self, record: Record) -> bool:
         # Where values stay readable for a while after they were replaced, deleting a ref frees nothing at once.
@@ -105,11 +118,14 @@ class Survey:
         """Return the packs from which frames may be copied: condemned ones, too, but no quarantined ones."""
         return self.packs.mask([number for number in self.packs.numbers() if number not in self.quarantined])
 
-    def _confirm_absence(self) -> None:
-        """Raise unless what is absent is proved to be: all packs listed, all footers read (invariant 8)."""
+    def _unlisted(self) -> list[bytes]:
+        """Return packs that are there, may hold what seems to be absent, and were not listed (invariant 8).
+
+        If there are none, absence is proved: all packs were listed and all footers read. Else that is an error.
+        """
         absent = self.mark.absent
         if not absent:
-            return
+            return []
         name = absent[min(absent)]
         for item in self.packs.unreadable.values():
             if self.packs.number_of(item.pack) not in self.quarantined:
@@ -121,12 +137,7 @@ class Survey:
         index = self.store.index
         located = index.locate(sorted(absent))
         hinted |= {index.pack_id(number) for number in set(located.rows["pack"][located.found].tolist())}
-        for pack in sorted(hinted):
-            if not self.packs.is_listed(pack) and self.packs.exists(pack):
-                raise BackendUnavailable(
-                    f"A listing of {self.store.backend.url} lacks the pack {pack.hex()}, which is there. Nothing was "
-                    "deleted: try again later."
-                )
+        return [pack for pack in sorted(hinted) if not self.packs.is_listed(pack) and self.packs.exists(pack)]
 
 
 def works_in_two_phases(store: Store) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from casstore.ops.gc.table import Mask, Positions
 
 _ROUNDS = 64
+_UNSEEN = 5
 
 
 class Sweep:
@@ -52,6 +53,7 @@ class Sweep:
         Frames that prove damaged stop counting, and another copy is looked for.
         """
         packs, table = self._survey.packs, self._survey.packs.table
+        unseen = 0
         for _ in range(_ROUNDS):
             rows = rows_to_copy(self._survey, without=without)
             if not rows.size:
@@ -64,15 +66,20 @@ class Sweep:
                     raise
                 continue
             packs.read()
-            numbers = [packs.number_of(pack) for pack in fresh]
-            for pack, number in zip(fresh, numbers, strict=True):
-                if not packs.is_listed(pack):
-                    raise BackendError(
-                        f"The pack {pack.hex()}, which was just written, is not listed. Nothing that it replaces was deleted."
-                    )
-                self.bytes_written += packs.size(number)
+            listed = [packs.number_of(pack) for pack in fresh if packs.is_listed(pack)]
+            self.bytes_written += sum(packs.size(number) for number in listed)
             # Verified before they were written (invariant 9).
-            table.prove(np.flatnonzero(packs.mask(numbers)[table.packs]))
+            table.prove(np.flatnonzero(packs.mask(listed)[table.packs]))
+            if len(listed) < len(fresh):
+                # Another collector has moved it further already, or the listing lags behind (invariant 8).
+                unseen += 1
+                if unseen > _UNSEEN:
+                    raise BackendError(
+                        "Packs that were just written are not listed. Nothing that they replace was deleted."
+                    )
+        raise BackendError(
+            "Packs kept vanishing while they were copied. Nothing was deleted: try again later."
+        )
 
     def prepare(self, packs: Collection[int]) -> None:
         """Do beforehand what takes long: copy out what only these packs have, and verify what other packs have of it."""
@@ -95,6 +102,8 @@ class Sweep:
         stays[table.packs[unsafe[table.objects]]] = True
         for number in there:
             pack = packs.id_of(number)
+            if not packs.is_listed(pack):
+                continue  # Another collector was faster.
             if number in packs.unreadable:
                 self.kept[pack] = f"its footer cannot be read: {packs.unreadable[number].error}"
             elif stays[number]:
