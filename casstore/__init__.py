@@ -5,7 +5,7 @@ Imports go down only:
     cli            one file for each command
     integrations   cas:// for fsspec, microsoft/Olive
     cache          OliveCache and its parts: models, runs, sharing
-    ops            check, sync, and other work on whole stores
+    ops            check, sync, gc, and other work on whole stores
     store          models: add, check out, read
     refs           names and their records
     objects        packs and the index
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         RefNotFound,
     )
     from casstore.ops.check import CheckReport, check
+    from casstore.ops.gc import GcPlan, GcPolicy, GcReport, execute_gc, plan_gc
     from casstore.ops.leftovers import Leftovers, find_leftovers
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
@@ -59,6 +60,9 @@ __all__ = [
     "CheckReport",
     "ConfigError",
     "ConflictError",
+    "GcPlan",
+    "GcPolicy",
+    "GcReport",
     "IntegrityError",
     "Leftovers",
     "Model",
@@ -75,8 +79,10 @@ __all__ = [
     "SyncReport",
     "__version__",
     "check",
+    "execute_gc",
     "execute_sync",
     "find_leftovers",
+    "plan_gc",
     "plan_sync",
 ]
 
@@ -88,6 +94,9 @@ _HOMES = {
     "CheckReport": "casstore.ops.check",
     "ConfigError": "casstore.errors",
     "ConflictError": "casstore.errors",
+    "GcPlan": "casstore.ops.gc",
+    "GcPolicy": "casstore.ops.gc",
+    "GcReport": "casstore.ops.gc",
     "IntegrityError": "casstore.errors",
     "Leftovers": "casstore.ops.leftovers",
     "Model": "casstore.store.model",
@@ -103,8 +112,10 @@ _HOMES = {
     "SyncPlan": "casstore.ops.sync",
     "SyncReport": "casstore.ops.sync",
     "check": "casstore.ops.check",
+    "execute_gc": "casstore.ops.gc",
     "execute_sync": "casstore.ops.sync:execute",
     "find_leftovers": "casstore.ops.leftovers",
+    "plan_gc": "casstore.ops.gc",
     "plan_sync": "casstore.ops.sync",
 }
 """The module of each public name; after a colon, the name that it has there."""

@@ -233,7 +233,7 @@ class Client:
         survey = self.world.rules.Look(store, GcPolicy(grace=0, superseded=0))
         sweep = self.world.rules.Act(survey)
         sweep.condemn(packs)
-        survey.own = sweep._own
+        survey.own = sweep.own
         try:
             sweep.look()
         except BackendUnavailable as error:
@@ -578,7 +578,7 @@ class CountsItsOwnCandidates(Rules):
             own = {
                 self._survey.packs.number_of(pack)
                 for item in self._survey.tombstones
-                if item.key in self._own
+                if item.key in self.own
                 for pack in item.packs
             }
             for number in own & set(self._survey.packs.numbers()):

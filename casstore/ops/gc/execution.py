@@ -139,7 +139,7 @@ def _sweep(
     sweep = Sweep(survey)
     survey.look()
     numbers = _still(survey, planned, sparse=sparse)
-    if not numbers and (sparse or not ripe_packs(survey, survey.tombstones)):
+    if not numbers and (sparse or not ripe_packs(survey)):
         return
     try:
         # Before the lock is taken, so that nobody waits for it.
@@ -164,7 +164,7 @@ def _sweep(
             # Invariant 10: the lock says nothing about them, so these packs wait as on a remote.
             standing = Standing.TWO_PHASES
             survey.work_in_two_phases()
-        doomed = ripe_packs(survey, survey.tombstones, alone=standing is not Standing.TWO_PHASES)
+        doomed = ripe_packs(survey, alone=standing is not Standing.TWO_PHASES, own=sweep.own)
         if standing is Standing.BUSY:
             doomed = {number for number in doomed if _age(survey, number) >= DAY}
         try:

@@ -70,7 +70,7 @@ def plan_gc(store: Store, policy: GcPolicy | None = None, *, now: float | None =
     survey.left_out = frozenset(outdated)
     survey.look()
     trims = trimmable(survey.roots, policy, survey.now())
-    doomed = ripe_packs(survey, survey.tombstones)
+    doomed = ripe_packs(survey)
     candidates = choose(survey)
     limit = 0.0 if policy.orphans_now else DAY
     temporaries = tuple(store.backend.list_abandoned(older_than=limit))
@@ -120,18 +120,19 @@ def outdated_refs(survey: Survey, policy: GcPolicy) -> dict[str, bytes]:
     return found
 
 
-def ripe_packs(
-    survey: Survey, tombstones: Collection[ListedTombstone], *, alone: bool | None = None
-) -> set[int]:
-    """Return the condemned packs that may go now, as far as the age of their tombstones says."""
-    now = survey.now()
-    two_phases = survey.two_phases if alone is None else not alone
+def ripe_packs(survey: Survey, *, alone: bool | None = None, own: Collection[str] = ()) -> set[int]:
+    """Return the condemned packs that may go now, as far as the age of their tombstones says.
+
+    The tombstones that were written just now are our `own`.
+    """
+    now, grace = survey.now(), survey.policy.grace
+    waits = survey.two_phases if alone is None else not alone
+    if waits and grace > 0:
+        ripe = [item for item in survey.tombstones if now - item.written >= grace and item.key not in own]
+    else:
+        ripe = survey.tombstones
     return {
-        survey.packs.number_of(pack)
-        for item in tombstones
-        if not two_phases or max(0.0, now - item.written) >= survey.policy.grace
-        for pack in item.packs
-        if survey.packs.is_listed(pack)
+        survey.packs.number_of(pack) for item in ripe for pack in item.packs if survey.packs.is_listed(pack)
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from casstore.backend.round_trips import is_far
 from casstore.errors import AccessDenied, BackendUnavailable, ConfigError
 from casstore.objects.publication import read_quarantine
 from casstore.ops.gc.mark import Mark
@@ -50,7 +49,7 @@ class Survey:
         """Return the time by the storage's clock, unless a time was given."""
         if self._now is not None:
             return self._now
-        if not is_far(self.store.backend):
+        if not self.two_phases or self.store.backend.url.startswith("memory:"):
             return time.time()
         try:
             found = self.store.backend.now()

@@ -27,13 +27,13 @@ _UNSEEN = 5
 class Sweep:
     """Deletes condemned packs of one store, safely beside writers and other collectors. For one thread.
 
-    `deleted` are the packs that went, with their bytes, `kept` condemned ones that had to stay, with the reason;
+    `own` are the keys of its tombstones, `deleted` the packs that went, with their bytes, `kept` condemned ones that had to stay, with the reason;
     `bytes_written` counts the fresh packs of what was copied out.
     """
 
     def __init__(self, survey: Survey) -> None:
         self._survey = survey
-        self._own: list[str] = []
+        self.own: list[str] = []
         self.deleted: dict[bytes, int] = {}
         self.kept: dict[bytes, str] = {}
         self.bytes_written = 0
@@ -41,11 +41,11 @@ class Sweep:
     def condemn(self, packs: Collection[bytes]) -> None:
         """Write a tombstone. It is irrevocable: from now on no writer relies on these packs."""
         if packs:
-            self._own.append(write_tombstone(self._survey.store.backend, packs))
+            self.own.append(write_tombstone(self._survey.store.backend, packs))
 
     def look(self) -> None:
         """Look at the store again, our own tombstones included."""
-        self._survey.look(own=self._own)
+        self._survey.look(own=self.own)
 
     def copy_out(self, *, without: Collection[int] = ()) -> None:
         """Copy what is needed and in no good pack, other than `without`, into fresh packs.
