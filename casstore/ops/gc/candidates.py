@@ -47,9 +47,8 @@ def choose(survey: Survey, *, least_age: float | None = None) -> Candidates:
     packs, table = survey.packs, survey.packs.table
     good = survey.good()
     counts = table.decodes(good)
-    size = np.zeros(len(good), np.float64)
-    for number in packs.numbers():
-        size[number] = packs.size(number)
+    # Of frames, not of the file: a pack of many small frames has a large directory, however much of it is needed.
+    total = _bytes_by_pack(survey, np.arange(len(table)))
     live_rows = counts & table.live[table.objects]
     live = _bytes_by_pack(survey, np.flatnonzero(live_rows))
     # Of several copies, the one stays that lies among most of what is needed: so the other packs get empty.
@@ -69,7 +68,7 @@ def choose(survey: Survey, *, least_age: float | None = None) -> Candidates:
             continue
         is_unneeded = needed[number] == 0
         if not is_unneeded and (
-            needed[number] >= survey.policy.repack * size[number] or number in survey.quarantined
+            needed[number] >= survey.policy.repack * total[number] or number in survey.quarantined
         ):
             continue
         if not _is_old_enough(survey, number, now=now, limit=limit):
