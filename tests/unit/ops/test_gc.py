@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from contextlib import suppress
 
 import pytest
+from fakes import adder
 from fakes.collector import condemn, delta_frame, packs_of
 from fakes.faulty_backend import FaultyBackend
 from fakes.posix_model import SimulatedCrash
@@ -673,3 +676,29 @@ def test_faults_at_every_call(tmp_path, add, fault):
         shutil.rmtree(place)
         at += 1
     assert at > 25
+
+
+def test_it_frees_what_it_said_while_another_process_adds(tmp_path, store, add):
+    """No more and no less: what the other one leaves meanwhile is for the next collection."""
+    for number, content in MODELS.items():
+        add(store, f"models/{number}", content)
+    for number in (0, 2):
+        store.delete_ref(f"models/{number}")
+    work = tmp_path / "work"
+    work.mkdir()
+    program = [sys.executable, adder.__file__, str(tmp_path / "store"), str(work), "other"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline()
+            plan = plan_gc(store)
+            doomed = {plan.survey.packs.id_of(number) for number in plan.candidates.unneeded}
+            expected = {pack_key(pack) for pack in doomed}
+            report = execute_gc(store, plan, wait=60)
+            assert other.poll() is None, "it goes on"
+        finally:
+            other.kill()
+    assert report.bytes_freed == plan.bytes_freed > 90_000
+    assert not expected & set(store.backend.list_keys(PACK_PREFIX))
+    for number in (1, 3, 4):
+        assert read_model(store, f"models/{number}") == MODELS[number]
+    assert_clean(store)
