@@ -39,11 +39,8 @@ class Candidates:
     kept_bytes: int = 0
 
 
-def choose(survey: Survey, *, least_age: float | None = None) -> Candidates:
-    """Choose among the packs that no tombstone names; all of it is a proposal, and is decided once more later.
-
-    `least_age` is the age in seconds that packs must have, instead of what the policy and the store say.
-    """
+def choose(survey: Survey) -> Candidates:
+    """Choose among the packs that no tombstone names; all of it is a proposal, and is decided once more later."""
     packs, table = survey.packs, survey.packs.table
     good = survey.good()
     counts = table.decodes(good)
@@ -61,7 +58,7 @@ def choose(survey: Survey, *, least_age: float | None = None) -> Candidates:
     held[table.packs[lonely[table.objects]]] = True
     condemned = survey.condemned()
     spared = {packs.number_of(pack) for pack in survey.mark.spared}
-    now, limit = survey.now(), _least_age(survey) if least_age is None else least_age
+    now, limit = survey.now(), _least_age(survey)
     unneeded, sparse, young = [], [], []
     for number in packs.numbers():
         if number in condemned or number in spared or number in packs.unreadable or held[number]:

@@ -9,13 +9,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, ConflictError, RefNotFound
+from casstore.errors import BackendError, ConflictError
 from casstore.format import marks
 from casstore.ops.gc.candidates import Candidates, choose
 from casstore.ops.gc.plan import GcPlan, finished_tombstones, ripe_packs
 from casstore.ops.gc.policy import DAY, WEEK
 from casstore.ops.gc.roots import trim
 from casstore.ops.gc.sweep import Sweep
+from casstore.refs.refs import Refs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,13 +117,17 @@ def _remove_temporaries(store: Store, plan: GcPlan, report: GcReport) -> None:
 
 
 def _delete_refs(store: Store, plan: GcPlan, report: GcReport) -> None:
-    for name, write_id in plan.write_ids.items():
-        record = store.record(name)
-        if record is None or record.write_id != write_id:
-            continue  # Somebody has written it again.
-        with contextlib.suppress(RefNotFound):
-            store.delete_ref(name)
+    refs = Refs(store.backend, store.machine)
+    for name, planned in plan.outdated.items():
+        deletion = refs.draft(name, target=None)
+        if deletion.seq != planned.seq + 1 or refs.value(name) is None:
+            continue  # Somebody has written it again, or deleted it.
+        refs.put(deletion)
         report.refs_deleted.append(name)
+        # Whoever wrote the ref at this moment has the same number, and what he wrote must not be lost.
+        rival = [item for item in refs.heads(name).records if item.target is not None]
+        if rival:
+            refs.put(store.draft_copy(rival[-1], rival[-1].packs))
 
 
 def _sweep(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from casstore.backend.base import Entry
+    from casstore.format.record import Record
     from casstore.ops.gc.tombstones import ListedTombstone
     from casstore.store.store import Store
 
@@ -48,7 +49,7 @@ class GcPlan:
     temporaries: tuple[Entry, ...] = field(repr=False, default=())
     trims: tuple[tuple[ListedRecord, ...], ...] = field(repr=False, default=())
     candidates: Candidates = field(repr=False, default_factory=Candidates)
-    write_ids: dict[str, bytes] = field(repr=False, default_factory=dict)
+    outdated: dict[str, Record] = field(repr=False, default_factory=dict)
 
     @property
     def bytes_freed(self) -> int:
@@ -98,16 +99,16 @@ def plan_gc(store: Store, policy: GcPolicy | None = None, *, now: float | None =
         temporaries=temporaries,
         trims=tuple(tuple(group) for group in trims),
         candidates=candidates,
-        write_ids=outdated,
+        outdated=outdated,
     )
 
 
-def outdated_refs(survey: Survey, policy: GcPolicy) -> dict[str, bytes]:
-    """Return the refs that the policy deletes, with the write id of the record by which that was decided."""
+def outdated_refs(survey: Survey, policy: GcPolicy) -> dict[str, Record]:
+    """Return the refs that the policy deletes, with the record by which that was decided."""
     if policy.older_than is None:
         return {}
     now = survey.now()
-    found: dict[str, bytes] = {}
+    found: dict[str, Record] = {}
     for group in survey.roots.refs.values():
         name = names.parse_key(group[0].key).name
         heads = survey.roots.heads.get(name, ())
@@ -116,7 +117,7 @@ def outdated_refs(survey: Survey, policy: GcPolicy) -> dict[str, bytes]:
         written = max(item.written for item in group if item.replaced is None)
         newest = max(written, *(record.time / 1e9 for record in heads))
         if now - newest >= policy.older_than:
-            found[name] = heads[-1].write_id
+            found[name] = heads[-1]
     return found
 
 

@@ -82,13 +82,16 @@ class RootReader:
 
     def _list(self, now: float) -> dict[str, list[ListedRecord]]:
         """List all records, in two ways, and ask for those that this machine knows of besides."""
+        # Before the listing, which must show all that was known before it.
+        known = Catalogue(self._store.machine).held(names.PREFIX)
         entries = {entry.key: (entry.size, entry.modified) for entry in self._backend.list(names.PREFIX)}
         for namespace in names.NAMESPACES:
             for key in self._backend.list_keys(f"{names.PREFIX}{namespace}/"):
                 # Invariant 8: what any listing shows counts. It may also have been written since the first one.
                 entries.setdefault(key, (0, now))
-        for key in sorted(Catalogue(self._store.machine).held(names.PREFIX) - entries.keys()):
-            if self._exists(key):
+        unlisted = sorted(known - entries.keys())
+        for key, there in zip(unlisted, ask_each(self._backend, self._exists, unlisted), strict=True):
+            if there:
                 raise BackendUnavailable(
                     f"A listing of {self._backend.url} lacks {key}, which is there. Nothing was deleted: try again later."
                 )

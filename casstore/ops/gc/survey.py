@@ -35,6 +35,7 @@ class Survey:
         self.store = store
         self.policy = policy
         self._now = now
+        self._ahead: float | None = None
         self.two_phases = works_in_two_phases(store)
         self.packs = ListedPacks(store)
         self.mark = Mark(store, self.packs)
@@ -46,25 +47,32 @@ class Survey:
         """Refs that this collection deletes: their values keep nothing."""
 
     def now(self) -> float:
-        """Return the time by the storage's clock, unless a time was given."""
+        """Return the time by the storage's clock, in POSIX seconds, unless a time was given."""
         if self._now is not None:
             return self._now
+        if self._ahead is None:
+            self._ahead = self._measure_skew()
+        return time.time() + self._ahead
+
+    def _measure_skew(self) -> float:
+        """Return by how many seconds the storage's clock is ahead of this machine's."""
         if not self.two_phases or self.store.backend.url.startswith("memory:"):
-            return time.time()
+            return 0.0
         try:
-            found = self.store.backend.now()
+            ahead = self.store.backend.now() - time.time()
         except AccessDenied:
-            return time.time()  # Nothing will be deleted either.
-        if abs(found - time.time()) > MAX_SKEW:
+            return 0.0  # Nothing will be deleted either.
+        if abs(ahead) > MAX_SKEW:
             raise ConfigError(
-                f"The clocks of this machine and of {self.store.backend.url} differ by {abs(found - time.time()):.0f} s: "
-                "ages cannot be compared. Set this machine's clock, then collect again."
+                f"The clocks of this machine and of {self.store.backend.url} differ by {abs(ahead):.0f} s: ages cannot be "
+                "compared. Set this machine's clock, then collect again."
             )
-        return found
+        return ahead
 
     def work_in_two_phases(self) -> None:
         """Take writers into account that work without the lock: values that were replaced stay readable for a while."""
         self.two_phases = True
+        self._ahead = None
         self.reader.superseded = self.policy.superseded
 
     def read_refs_first(self) -> None:

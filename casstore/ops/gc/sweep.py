@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.backend.round_trips import ask_each
 from casstore.errors import BackendError, IntegrityError, ObjectNotFound
 from casstore.ops.gc.candidates import rows_to_copy
 from casstore.ops.gc.tombstones import write_tombstone
@@ -100,6 +101,7 @@ class Sweep:
         unsafe = self._unsafe()
         stays = packs.mask([])
         stays[table.packs[unsafe[table.objects]]] = True
+        going = []
         for number in there:
             pack = packs.id_of(number)
             if not packs.is_listed(pack):
@@ -109,9 +111,14 @@ class Sweep:
             elif stays[number]:
                 self.kept[pack] = "it holds the last copy of something that is needed, and that is damaged."
             else:
-                size = packs.size(number)
-                packs.delete(number)
-                self.deleted[pack] = size
+                going.append(number)
+        ask_each(self._survey.store.backend, self._delete, going)
+
+    def _delete(self, number: int) -> None:
+        packs = self._survey.packs
+        size = packs.size(number)
+        packs.delete(number)
+        self.deleted[packs.id_of(number)] = size
 
     def _secure(self, doomed: Collection[int], *, without: Collection[int] = ()) -> Positions:
         """Copy out what is needed, and read what survives of it elsewhere; return the rows on which it rests."""

@@ -32,9 +32,10 @@ from casstore.ops.gc.policy import DAY, HOUR, WEEK
 from casstore.ops.gc.roots import trim
 from casstore.ops.gc.survey import Survey
 from casstore.ops.gc.sweep import Sweep
+from casstore.refs.refs import Refs
 
 MODELS = {
-    number: model_of(own=noise(number, 40_000), other=noise(100 + number, 9_000)) for number in range(5)
+    number: model_of(own=noise(300 + number, 40_000), other=noise(400 + number, 9_000)) for number in range(5)
 }
 SHARED = model_of(own=noise(0, 40_000), more=noise(1, 40_000), last=noise(2, 40_000))
 _folders = itertools.count()
@@ -182,6 +183,33 @@ def test_refs_go_by_age_and_tags_never(store, add):
     records = 2 * 300  # two deletions were written
     assert abs(before - sizes(store) - report.bytes_freed) < records
     assert read_model(store, "tags/b") == MODELS[1]
+
+
+def test_a_ref_that_is_written_while_it_is_deleted_keeps_its_value(store, add, monkeypatch):
+    """The other writer has the same number; whichever id is higher, what he wrote must not be lost."""
+    for number in range(6):
+        add(store, "models/a", MODELS[0])
+        add(store, "models/b", MODELS[1])
+        plan = plan_gc(store, GcPolicy(older_than=30 * DAY), now=later(store, 31 * DAY))
+        puts = Refs.put
+
+        def put(self, record, puts=puts):
+            if record.name == "models/a" and record.target is None:
+                monkeypatch.setattr(Refs, "put", puts)
+                rival = self.draft(
+                    "models/a",
+                    target=store.record("models/b").target,
+                    manifest=store.record("models/b").manifest,
+                    metadata={"number": number},  # noqa: B023  # used in this round only
+                )
+                puts(self, rival)
+            return puts(self, record)
+
+        monkeypatch.setattr(Refs, "put", put)
+        assert execute_gc(store, plan).refs_deleted == ["models/a", "models/b"]
+        assert read_model(store, "models/a") == MODELS[1]
+        assert store.record("models/a").metadata == {"number": number}
+        monkeypatch.undo()
 
 
 def test_a_ref_that_is_written_after_the_plan_stays(store, add):
