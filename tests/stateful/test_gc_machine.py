@@ -93,9 +93,11 @@ def packs_size(store):
     return sum(entry.size for entry in store.backend.list(PACK_PREFIX))
 
 
-@pytest.mark.parametrize("kind", ["local", "memory"])
-def test_a_collected_store_is_a_dict(kind, tmp_path):
-    machine = type("Machine", (CollectedMachine,), {"folder": str(tmp_path), "kind": kind})
+@pytest.mark.parametrize(("kind", "trusting"), [("local", False), ("memory", False), ("local", True)])
+def test_a_collected_store_is_a_dict(kind, trusting, tmp_path):
+    """`trusting` lets the stat cache answer for files whose chunks may have been collected."""
+    facts = {"folder": str(tmp_path), "kind": kind, "trusting": trusting}
+    machine = type("Machine", (CollectedMachine,), facts)
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -141,6 +141,8 @@ def _sweep(
     say: Callable[[str], None],
 ) -> None:
     """Condemn the planned packs of one kind, and delete what may go of all that is condemned."""
+    if not (planned.sparse if sparse else planned.unneeded) and (sparse or not ripe_packs(survey)):
+        return
     sweep = Sweep(survey)
     survey.look()
     numbers = _still(survey, planned, sparse=sparse)
