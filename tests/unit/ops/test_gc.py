@@ -232,6 +232,16 @@ def test_runs_do_not_keep_models_but_their_own_manifests(store, add):
     assert store.manifest_of(store.record("runs/r")) == noise(3, 20_000)
 
 
+def test_a_ref_that_is_written_after_the_plan_keeps_what_the_plan_removes(store, add, tmp_path):
+    add(store, "models/a", MODELS[0])
+    plan = plan_gc(store, GcPolicy(older_than=30 * DAY), now=later(store, 31 * DAY))
+    folder = write_model(MODELS[0], tmp_path / "again")
+    store.add(folder, ref="models/a", metadata={"again": True})
+    report = execute_gc(store, plan)
+    assert (report.refs_deleted, report.packs_deleted) == ([], 0)
+    assert read_model(store, "models/a") == MODELS[0]
+
+
 # ---- packs with little that is needed
 
 
@@ -331,11 +341,27 @@ def test_quarantined_packs_count_for_nothing_and_stay_while_they_are_needed(stor
     (pack,) = packs_of(store.backend)
     note = marks.Quarantine(pack, "a test", 0)
     store.backend.put(marks.quarantine_key(pack), [marks.encode_quarantine(note)])
-    assert collect(store, GcPolicy(orphans_now=True)).packs_deleted == 0
+    report = collect(store, GcPolicy(orphans_now=True))
+    assert (report.packs_deleted, report.packs_condemned, report.kept) == (0, 0, {})
     with Store.open(store.backend.url) as other:
         add(other, "models/a", MODELS[0])
         assert collect(other, GcPolicy(orphans_now=True)).packs_deleted == 1
         assert packs_of(other.backend) != [pack]
+        assert read_model(other, "models/a") == MODELS[0]
+
+
+def test_a_quarantined_copy_does_not_count(store, add):
+    twice(store, add)
+    apart, condemned = sorted(packs_of(store.backend))
+    note = marks.Quarantine(apart, "a test", 0)
+    store.backend.put(marks.quarantine_key(apart), [marks.encode_quarantine(note)])
+    condemn(store.backend, [condemned])
+    report = collect(store, GcPolicy(orphans_now=True))
+    assert report.bytes_written > 40_000
+    assert condemned not in packs_of(store.backend)
+    assert collect(store, GcPolicy(orphans_now=True)).packs_deleted == 1
+    assert apart not in packs_of(store.backend)
+    with Store.open(store.backend.url) as other:
         assert read_model(other, "models/a") == MODELS[0]
 
 
@@ -491,6 +517,8 @@ def test_a_marker_that_comes_while_the_lock_is_held_makes_it_wait(store, add, mo
 def test_it_waits_for_the_lock_and_spares_what_is_young(store, add):
     add(store, "models/a", MODELS[0])
     store.delete_ref("models/a")
+    add(store, "models/b", MODELS[1])
+    condemn(store.backend, set(packs_of(store.backend)) - {store.index.pack_id(0)})
     told = []
     with LocalBackend(store.backend.local_path("format").removesuffix("/format")).publish_lock():
         report = collect(store, wait=0.3, tell=told.append)
@@ -498,7 +526,8 @@ def test_it_waits_for_the_lock_and_spares_what_is_young(store, add):
         old = time.time() - 2 * DAY
         for pack in packs_of(store.backend):
             os.utime(store.backend.local_path(pack_key(pack)), (old, old))
-        assert collect(store, wait=0).packs_deleted == 1
+        assert collect(store, wait=0).packs_deleted == 2
+    assert read_model(store, "models/b") == MODELS[1]
 
 
 # ---- whatever cannot be read stops it
@@ -561,6 +590,22 @@ def test_a_pack_that_cannot_be_read_stops_it_only_if_something_may_be_in_it(stor
         assert report.packs_deleted == 1
         assert any(damaged.hex() in problem for problem in report.problems)
         assert os.path.exists(path)
+
+
+def test_a_pack_of_chunks_that_cannot_be_read_stops_it(store, add, monkeypatch):
+    small_packs(monkeypatch, 30_000)
+    record = add(store, "models/a", MODELS[0])
+    add(store, "models/c", MODELS[2])
+    store.delete_ref("models/c")
+    chunk = store.manifest(record.ref).layout("own").chunk_ids()[0]
+    pack = store.index.pack_id(int(store.index.locate([chunk]).rows["pack"][0]))
+    path = store.backend.local_path(pack_key(pack))
+    os.chmod(path, 0o600)
+    os.truncate(path, 20_000)
+    before = packs_of(store.backend)
+    with Store.open(store.backend.url) as other, pytest.raises(FormatError, match=f"{pack.hex()}.*models/a"):
+        plan_gc(other)
+    assert packs_of(store.backend) == before
 
 
 def faulty(store):
