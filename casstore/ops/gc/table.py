@@ -88,11 +88,12 @@ class FrameTable:
         leads = np.concatenate([self._leads[kept], *(item.leads for item in added)])
         tails = np.concatenate([self._tails[kept], *(item.tails for item in added)])
         order = np.argsort(leads, kind="stable")
-        ordered = leads[order]
-        if np.any((ordered[1:] == ordered[:-1]) & (tails[order][1:] != tails[order][:-1])):
+        self._leads, self._tails = leads[order], tails[order]
+        ties = np.flatnonzero(self._leads[1:] == self._leads[:-1])
+        if np.any(self._tails[ties] != self._tails[ties + 1]):
             order = np.lexsort((tails, leads))
-            ordered = leads[order]
-        self._leads, self._tails = ordered, tails[order]
+            self._leads, self._tails = leads[order], tails[order]
+        del leads, tails
         numbers = [np.full(len(item.leads), item.number, np.uint32) for item in added]
         self.packs = np.concatenate([self.packs[kept], *numbers])[order]
         self.sizes = np.concatenate([self.sizes[kept], *(item.sizes for item in added)])[order]
