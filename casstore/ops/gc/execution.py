@@ -9,13 +9,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore.errors import BackendError, ConflictError
+from casstore.errors import BackendError, ConfigError, ConflictError
 from casstore.format import marks
 from casstore.ops.gc.candidates import Candidates, choose
 from casstore.ops.gc.plan import GcPlan, finished_tombstones, ripe_packs
 from casstore.ops.gc.policy import DAY, WEEK
 from casstore.ops.gc.roots import trim
-from casstore.ops.gc.sweep import Sweep
+from casstore.ops.gc.sweep import Sweep, is_disk_full
 from casstore.refs.refs import Refs
 
 if TYPE_CHECKING:
@@ -79,13 +79,21 @@ def execute_gc(
     waited for, `wait` seconds at most, and `tell` is given a sentence about it. Raises as `plan_gc` does; whatever
     is left then is found again by the next collection.
     """
+    if plan.survey.store is not store:
+        raise ConfigError(f"This plan is of {plan.survey.store!r}, not of {store!r}.")
     started = time.perf_counter()
     report = GcReport(missing=dict(plan.missing), problems=list(plan.problems))
     survey = plan.survey
     _remove_temporaries(store, plan, report)
     report.records_trimmed, size = trim(store, plan.trims)
     report.bytes_freed += size
-    _delete_refs(store, plan, report)
+    try:
+        _delete_refs(store, plan, report)
+    except BackendError as error:
+        if not is_disk_full(error):
+            raise
+        # Invariant 13: with what is freed now, another collection can delete them.
+        report.problems.append(f"Refs could not be deleted: {error}")
     # From here on only what the records say counts: somebody may have written one of these refs again.
     survey.left_out = frozenset()
     say = tell or _log.info

@@ -21,7 +21,7 @@ from casstore.format.rows import ROW, BaseLists, Kind
 from casstore.objects.damage import bad_file_is_damage
 from casstore.objects.footers import read_footer
 from casstore.objects.index.index import Located
-from casstore.objects.keys import PACK_PREFIX, is_foreign, pack_id_of, pack_key
+from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, is_foreign, pack_id_of, pack_key
 from casstore.objects.pack_writer import EncodedFrames, PackWriter, encode_objects
 from casstore.objects.reader import fetch_groups, frame_size, verify_frames
 from casstore.ops.gc.table import FrameTable, PackColumns, id_keys
@@ -56,6 +56,7 @@ class ListedPacks:
         self._numbers: dict[bytes, int] = {}
         self._ids: list[bytes] = []
         self._entries: dict[int, Entry] = {}
+        self._uncovered = False
         self.table = FrameTable()
         self.unreadable: dict[int, Unreadable] = {}
 
@@ -242,11 +243,28 @@ class ListedPacks:
         # Invariant 5: whoever calls this has confirmed from footers what survives.
         self._store.backend.delete(pack_key(self._ids[number]))
 
+    def make_room(self) -> bool:
+        """Delete the smallest index segment, for the bytes of a tombstone; say whether there was one."""
+        backend = self._store.backend
+        segments = [
+            (entry.size, entry.key) for entry in backend.list(INDEX_PREFIX) if not is_foreign(entry.key)
+        ]
+        if not segments:
+            return False
+        # Invariant 5: a hint. The packs that it covered are read by their footers until `forget` covers them again.
+        backend.delete(min(segments)[1])
+        self._uncovered = True
+        return True
+
     def forget(self, packs: Sequence[bytes], note: Callable[[str], None]) -> None:
         """Publish an index without packs that are gone."""
+        index = self._store.index
         # Invariant 13: rows about packs that are gone mean nothing, so this only makes look-ups cheaper.
         try:
-            self._store.index.retire(packs)
+            index.retire(packs)
+            if self._uncovered:
+                index.read_uncovered()
+                index.keep_house()
         except (IntegrityError, BackendError) as error:
             note(f"The index still lists packs that are gone, which is harmless: {error}")
 

@@ -6,6 +6,7 @@ listed; all records are read again; what is needed is in packs that no tombstone
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,12 @@ _ROUNDS = 64
 _UNSEEN = 5
 
 
+def is_disk_full(error: BackendError) -> bool:
+    """Say whether a local disk has no room, or its user's quota is used up."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 class Sweep:
     """Deletes condemned packs of one store, safely beside writers and other collectors. For one thread.
 
@@ -41,8 +48,15 @@ class Sweep:
 
     def condemn(self, packs: Collection[bytes]) -> None:
         """Write a tombstone. It is irrevocable: from now on no writer relies on these packs."""
-        if packs:
-            self.own.append(write_tombstone(self._survey.store.backend, packs))
+        while packs:
+            try:
+                self.own.append(write_tombstone(self._survey.store.backend, packs))
+            except BackendError as error:  # noqa: PERF203  # once, as a rule
+                # A full disk gets free without a free byte.
+                if not is_disk_full(error) or not self._survey.packs.make_room():
+                    raise
+            else:
+                return
 
     def look(self) -> None:
         """Look at the store again, our own tombstones included."""

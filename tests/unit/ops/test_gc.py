@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -21,6 +22,7 @@ from fakes.stores import assert_clean, model_of, noise, read_model, small_packs,
 from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.backend import LocalBackend, MemoryBackend
 from casstore.backend.base import LOCKLESS
+from casstore.backend.local.syscalls import SystemCalls
 from casstore.digest import digest
 from casstore.errors import BackendError, BackendUnavailable, FormatError, IntegrityError, MissingObject
 from casstore.format import marks, names
@@ -700,6 +702,55 @@ def test_the_index_no_longer_names_packs_that_are_gone(store, add, monkeypatch):
         for number in (1, 2, 3, 4):
             assert read_model(other, f"models/{number}") == MODELS[number]
     assert_clean(store)
+
+
+# ---- a full disk
+
+
+class FullDisk(SystemCalls):
+    """Has so many bytes `free`, once that is set, and what is deleted besides."""
+
+    free = None
+
+    def write(self, fd, views):
+        size = sum(view.nbytes for view in views)
+        if self.free is not None:
+            if size > self.free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.free -= size
+        return super().write(fd, views)
+
+    def unlink(self, path):
+        status = os.stat(path)
+        super().unlink(path)
+        if self.free is not None and status.st_nlink == 1:
+            self.free += status.st_size
+
+
+@pytest.mark.parametrize("temporaries", [0, 1])
+def test_a_disk_without_a_free_byte_gets_free(store, add, temporaries):
+    for number, content in MODELS.items():
+        add(store, f"models/{number}", content)
+    add(store, "models/all", SHARED)
+    add(store, "models/own", model_of(own=SHARED.files["own"][0]))
+    store.delete_ref("models/0")
+    store.delete_ref("models/all")
+    root = store.backend.local_path("format").removesuffix("/format")
+    if temporaries:
+        with open(os.path.join(root, ".tmp", f"{'0' * 32}.held"), "wb") as file:
+            file.write(bytes(10_000))
+    disk = FullDisk()
+    with LocalBackend(root, calls=disk) as backend:
+        full = Store(backend, store_id=bytes.fromhex(store.store_id), machine=MachineState(None))
+        disk.free = 0
+        report = collect(full)
+    assert report.packs_deleted == 2
+    assert report.temporaries == temporaries
+    with Store.open(root) as other:
+        assert_clean(other)
+        for number in (1, 2, 3, 4):
+            assert read_model(other, f"models/{number}") == MODELS[number]
+        assert not other.index.read_uncovered(), "the index is whole again"
 
 
 # ---- faults and crashes at every call
