@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 LOCK_WAIT = 60.0
 """Seconds for which a collection waits until nobody publishes."""
 
+BUSY_PAUSE = 10.0
+"""Seconds between condemning packs and looking again where others hold the lock.
+
+Acknowledged records are safe without it. A writer that dies right after it put its record would leave one that cannot be read.
+"""
+
 _POLL = 0.1
 
 _log = logging.getLogger("casstore")
@@ -174,6 +180,9 @@ def _sweep(
         if standing is Standing.BUSY:
             numbers &= {number for number in numbers if _age(survey, number) >= DAY}
         sweep.condemn({survey.packs.id_of(number) for number in numbers})
+        if standing is Standing.BUSY and numbers:
+            # Whoever had just checked his packs puts his record meanwhile, and it is read below.
+            time.sleep(min(wait, BUSY_PAUSE))
         sweep.look()
         if standing is Standing.ALONE and survey.store.backend.has_lockless_writers():
             # Invariant 10: the lock says nothing about them, so these packs wait as on a remote.
