@@ -176,6 +176,7 @@ def _sweep(
         if standing is Standing.TWO_PHASES and not survey.two_phases:
             # The lock does not work here, or somebody has left a marker since.
             survey.work_in_two_phases()
+            survey.look()
             numbers = _still(survey, planned, sparse=sparse)
         if standing is Standing.BUSY:
             numbers &= {number for number in numbers if _age(survey, number) >= DAY}

@@ -502,6 +502,19 @@ def test_a_marker_of_lockless_writers_makes_it_wait(store, add):
     assert (report.standing, report.packs_deleted, report.packs_condemned) == ("two-phases", 0, 1)
 
 
+def test_a_marker_that_comes_after_the_plan_keeps_replaced_values(store, add):
+    add(store, "models/a", MODELS[0])
+    old = store.record("models/a")
+    add(store, "models/a", MODELS[1])
+    plan = plan_gc(store, GcPolicy(orphans_now=True))
+    assert plan.bytes_freed > 40_000
+    store.backend.mark_lockless()
+    report = execute_gc(store, plan)
+    assert (report.standing, report.packs_deleted, report.packs_condemned) == ("two-phases", 0, 0)
+    with Store.open(store.backend.url) as other:
+        assert other.lacks(old) == 0
+
+
 def test_a_marker_that_comes_while_the_lock_is_held_makes_it_wait(store, add, monkeypatch):
     add(store, "models/a", MODELS[0])
     store.delete_ref("models/a")
