@@ -484,11 +484,13 @@ class Index(ForkAware):
 
         One in which they are few is left alone: their rows mean nothing (invariant 5), and are dropped by a merge.
         """
-        without = frozenset(packs)
         with self._lock:
             self.refresh()
-            gone = self._packs.numbers_of(packs)
-            self._packs.gone.update(gone.tolist())
+            # Packs that earlier collections deleted are left out as well.
+            self._note_packs(self._backend.list_keys(PACK_PREFIX))
+            self._packs.gone.update(self._packs.numbers_of(packs).tolist())
+            gone = np.fromiter(self._packs.gone, np.uint32, len(self._packs.gone))
+            without = frozenset(map(self._packs.id_of, gone.tolist()))
             empty: set[str] = set()
             parts: list[Segment] = []
             for segment in self._durable():
