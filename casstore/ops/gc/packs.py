@@ -67,8 +67,14 @@ class ListedPacks:
         for entry in backend.list(PACK_PREFIX):
             if not is_foreign(entry.key):
                 listed[self.number_of(pack_id_of(entry.key))] = entry
-        fresh = [number for number in listed if number not in self._entries or number in self.unreadable]
-        gone = self._entries.keys() - listed.keys()
+        before = self._entries
+        changed = {
+            number for number in listed if number in before and listed[number].size != before[number].size
+        }
+        fresh = [
+            number for number in listed if number not in before or number in changed | self.unreadable.keys()
+        ]
+        gone = before.keys() - listed.keys() | changed
         added: list[PackColumns] = []
         for start in range(0, len(fresh), _BATCH):
             batch = fresh[start : start + _BATCH]
@@ -83,8 +89,7 @@ class ListedPacks:
                 else:
                     added.append(_columns(number, answer))
         self._entries = listed
-        for number in gone:
-            self.unreadable.pop(number, None)
+        self.unreadable = {number: item for number, item in self.unreadable.items() if number in listed}
         self.table.replace(added, frozenset(gone))
 
     def _footer(self, entry: Entry) -> Footer | FormatError | None:

@@ -588,6 +588,35 @@ def test_what_is_proved_absent_is_reported_and_the_rest_goes_on(store, add):
         assert read_model(other, "models/b") == MODELS[1]
 
 
+def test_packs_named_by_a_record_of_which_the_description_is_lost_stay(store, add, monkeypatch):
+    small_packs(monkeypatch, 30_000)
+    added = add(store, "models/a", MODELS[0])
+    layout = store.manifest(added.ref).layout_ids[0]
+    lost = store.index.pack_id(int(store.index.locate([layout]).rows["pack"][0]))
+    store.backend.delete(pack_key(lost))
+    before = packs_of(store.backend)
+    assert before
+    with Store.open(store.backend.url) as other:
+        report = collect(other, GcPolicy(orphans_now=True))
+    assert list(report.missing) == ["models/a"]
+    assert packs_of(store.backend) == before, "the lost pack may come back from a backup"
+
+
+def test_a_pack_that_is_truncated_after_the_plan_is_no_copy(store, add):
+    twice(store, add)
+    plan = plan_gc(store, GcPolicy(orphans_now=True))
+    doomed = {plan.survey.packs.id_of(number) for number in plan.candidates.unneeded}
+    (survivor,) = set(packs_of(store.backend)) - doomed
+    path = store.backend.local_path(pack_key(survivor))
+    os.chmod(path, 0o600)
+    os.truncate(path, 20_000)
+    execute_gc(store, plan)
+    with Store.open(store.backend.url) as other:
+        assert read_model(other, "models/a") == MODELS[0]
+        collect(other, GcPolicy(orphans_now=True))
+    assert os.path.exists(path), "nobody knows what is in it"
+
+
 def test_a_pack_that_cannot_be_read_stops_it_only_if_something_may_be_in_it(store, add):
     add(store, "models/a", MODELS[0])
     damaged = packs_of(store.backend)[0]
