@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.digest import DIGEST_SIZE
+from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import BackendError, FormatError, IntegrityError, MissingObject
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
 from casstore.objects.salvage import read_whole
+from casstore.ops.gc.copies import Copies
 from casstore.ops.gc.table import id_keys
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Mark:
     def __init__(self, store: Store, packs: ListedPacks) -> None:
         self._store = store
         self._packs = packs
+        self._copies = Copies.of(store, "objects")
         self._manifests: dict[bytes, tuple[bytes, ...]] = {}
         self._layouts: set[bytes] = set()
         self.absent: dict[bytes, str] = {}
@@ -55,6 +57,7 @@ class Mark:
                     direct.setdefault(record.target, record.name)
         self._need(list(direct), direct)
         self._read_models(described)
+        self._copies.prune({item.hex() for item in self._manifests.keys() | self._layouts})
         for record in records:
             if record.manifest in described and names.names_model(record.name):
                 layouts = self._manifests.get(record.manifest)
@@ -97,14 +100,24 @@ class Mark:
         self, ids: Sequence[bytes], needed_by: dict[bytes, str], *, batch: int
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield objects with their verified bytes, except those that no pack holds."""
-        for start in range(0, len(ids), batch):
-            found, damaged = read_whole(self._store.objects.read_many, ids[start : start + batch])
+        fetch: list[bytes] = []
+        for object_id in ids:
+            data = self._copies.get(object_id.hex())
+            # Invariant 4: whatever happened to the copy, its id tells.
+            if data is not None and digest(data) == object_id:
+                yield object_id, data
+            else:
+                fetch.append(object_id)
+        for start in range(0, len(fetch), batch):
+            found, damaged = read_whole(self._store.objects.read_many, fetch[start : start + batch])
             for object_id, error in damaged.items():
                 held = self._packs.table.find(id_keys(object_id))[0] >= 0
                 if held or not isinstance(error, MissingObject):
                     # Invariant 8: what cannot be read may need anything.
                     raise _unreadable(needed_by[object_id], error) from error
-            yield from found.items()
+            for object_id, data in found.items():
+                self._copies.put(object_id.hex(), data)
+                yield object_id, data
 
 
 def _unreadable(name: str, error: CasstoreError) -> CasstoreError:

@@ -24,6 +24,7 @@ from casstore.objects.index.index import Located
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, is_foreign, pack_id_of, pack_key
 from casstore.objects.pack_writer import EncodedFrames, PackWriter, encode_objects
 from casstore.objects.reader import fetch_groups, frame_size, verify_frames
+from casstore.ops.gc.copies import Copies
 from casstore.ops.gc.table import FrameTable, PackColumns, id_keys
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ListedPacks:
         self._ids: list[bytes] = []
         self._entries: dict[int, Entry] = {}
         self._uncovered = False
+        self._copies = Copies.of(store, "footers")
         self.table = FrameTable()
         self.unreadable: dict[int, Unreadable] = {}
 
@@ -91,14 +93,24 @@ class ListedPacks:
         self._entries = listed
         self.unreadable = {number: item for number, item in self.unreadable.items() if number in listed}
         self.table.replace(added, frozenset(gone))
+        self._copies.prune({self._ids[number].hex() for number in listed})
 
     def _footer(self, entry: Entry) -> Footer | FormatError | None:
+        name = entry.key.rpartition("/")[2]
+        tail = self._copies.get(name)
+        if tail is not None:
+            # A copy that is damaged, or of another size, is as good as none.
+            with contextlib.suppress(FormatError):
+                trailer = pack_format.decode_trailer(tail, pack_size=entry.size, key=entry.key)
+                return pack_format.decode_footer(tail[: -pack_format.TRAILER_SIZE], trailer, key=entry.key)
         try:
-            return read_footer(self._store.backend, pack_id_of(entry.key), size=entry.size)
+            footer = read_footer(self._store.backend, pack_id_of(entry.key), size=entry.size)
         except ObjectNotFound:
             return None  # Invariant 5: a pack that went since the listing does not exist.
         except FormatError as error:
             return error  # Invariant 8: whoever decides knows that this pack may hold anything.
+        self._copies.put(name, pack_format.encode_footer(footer, begin=footer.begin))
+        return footer
 
     def number_of(self, pack: bytes) -> int:
         """Return the number that stands for a pack, listed or not."""
@@ -213,7 +225,11 @@ class ListedPacks:
         wanted = zip(
             map(tuple, self.table.row_keys(rows).tolist()), self.table.ranks(rows).tolist(), strict=True
         )
-        return located, [places[item] for item in wanted]
+        try:
+            return located, [places[item] for item in wanted]
+        except KeyError:
+            # Invariant 5: the pack itself decides, not what this machine kept of it.
+            raise FormatError(f"{entry.key} does not hold what its footer said before.") from None
 
     def _fetch(self, located: Located, group: list[int]) -> EncodedFrames:
         """Read neighbouring frames, and prove that each decodes to its object (invariant 9)."""
@@ -238,6 +254,24 @@ class ListedPacks:
                 data[at : at + length] = data[start : start + length]
             at += length
         return EncodedFrames(headers, data[:at])
+
+    def confirm(self, number: int) -> str | None:
+        """Read the footer of a pack that is about to go from the pack itself; say what differs from the table, if anything."""
+        entry = self._entries[number]
+        try:
+            footer = read_footer(self._store.backend, self._ids[number], size=entry.size)
+        except ObjectNotFound:
+            return None  # Another collector was faster, and a deletion of nothing is none.
+        except FormatError as error:
+            return str(error)  # Invariant 8: whatever it holds, it stays.
+        held = np.sort(id_keys(np.ascontiguousarray(footer.rows["id"]).tobytes()).view("V16"), axis=0)
+        rows = np.flatnonzero(self.table.packs == number)
+        known = np.sort(np.ascontiguousarray(self.table.row_keys(rows)).view("V16"), axis=0)
+        return (
+            None
+            if np.array_equal(held, known)
+            else f"{entry.key} does not hold what this machine kept of it."
+        )
 
     def settle(self, numbers: set[int]) -> None:
         """Make durable that these packs, written by anyone, are where the listing showed them (invariant 2)."""

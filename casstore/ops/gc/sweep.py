@@ -130,6 +130,11 @@ class Sweep:
 
     def _delete(self, number: int) -> None:
         packs = self._survey.packs
+        # Invariant 5: what it holds was decided by a copy of its footer, perhaps; the pack itself has the last word.
+        reason = packs.confirm(number)
+        if reason is not None:
+            self.kept[packs.id_of(number)] = reason
+            return
         size = packs.size(number)
         packs.delete(number)
         self.deleted[packs.id_of(number)] = size

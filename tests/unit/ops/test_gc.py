@@ -15,6 +15,7 @@ from contextlib import suppress
 import pytest
 from fakes import adder
 from fakes.collector import condemn, delta_frame, packs_of
+from fakes.far_stores import far_store, of_packs
 from fakes.faulty_backend import FaultyBackend
 from fakes.posix_model import SimulatedCrash
 from fakes.stores import assert_clean, model_of, noise, read_model, small_packs, write_model
@@ -27,7 +28,7 @@ from casstore.digest import digest
 from casstore.errors import BackendError, BackendUnavailable, FormatError, IntegrityError, MissingObject
 from casstore.format import marks, names
 from casstore.format.rows import Kind
-from casstore.machine.state import MachineState
+from casstore.machine.state import MachineState, machine_folder
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.objects.pack_writer import encode_object
 from casstore.ops.gc.policy import DAY, HOUR, WEEK
@@ -677,6 +678,67 @@ def test_a_listing_without_a_record_that_this_machine_knows_stops_it(store, add)
         backend.shorten_listings(count)
         with pytest.raises(BackendUnavailable, match="lacks"):
             plan_gc(watched)
+
+
+# ---- a store that is far away
+
+
+def test_what_was_marked_before_is_not_fetched_again(store, add):
+    for number, content in MODELS.items():
+        add(store, f"models/{number}", content)
+    policy = GcPolicy(grace=0, superseded=0, orphans_now=True)
+
+    def plan_far():
+        opened, backend = far_store(store)
+        backend.now = time.time
+        return plan_gc(opened, policy), [item for item in backend.take() if item.verb == "read"]
+
+    first, reads = plan_far()
+    assert len(of_packs(reads)) >= 2 * len(MODELS)
+    again, reads = plan_far()
+    assert of_packs(reads) == []
+    assert again == first
+    # Damaged copies are as good as none.
+    folder = machine_folder(bytes.fromhex(store.store_id), "far://away")
+    for kind in ("footers", "objects"):
+        place = os.path.join(folder, "gc", kind)
+        for name in os.listdir(place):
+            flip(os.path.join(place, name), 20)
+    damaged, reads = plan_far()
+    assert len(of_packs(reads)) >= 2 * len(MODELS)
+    assert damaged == first
+    store.delete_ref("models/0")
+    opened, backend = far_store(store)
+    backend.now = time.time
+    assert execute_gc(opened, plan_gc(opened, policy)).packs_deleted == 1
+    assert_clean(store)
+    plan_far()
+    assert len(os.listdir(os.path.join(folder, "gc", "footers"))) == len(packs_of(store.backend))
+
+
+def test_a_footer_that_this_machine_mixed_up_deletes_nothing(store, add):
+    """The pack itself is asked before it goes."""
+    add(store, "models/a", MODELS[0])
+    first = packs_of(store.backend)
+    add(store, "models/b", MODELS[1])
+    (second,) = set(packs_of(store.backend)) - set(first)
+    sizes_of = {entry.size for entry in store.backend.list(PACK_PREFIX)}
+    assert len(sizes_of) == 1, "else the copy would be refused"
+    opened, backend = far_store(store)
+    backend.now = time.time
+    plan_gc(opened)
+    folder = os.path.join(machine_folder(bytes.fromhex(store.store_id), "far://away"), "gc", "footers")
+    shutil.copy(os.path.join(folder, first[0].hex()), os.path.join(folder, second.hex()))
+    opened, backend = far_store(store)
+    backend.now = time.time
+    plan = plan_gc(opened, GcPolicy(grace=0, superseded=0, orphans_now=True))
+    assert plan.bytes_freed > 40_000, "it seems to be there twice"
+    report = execute_gc(opened, plan)
+    assert report.kept or report.missing
+    for ref, content in (("models/a", MODELS[0]), ("models/b", MODELS[1])):
+        with Store.open(store.backend.url) as last:
+            assert read_model(last, ref) == content
+    assert_clean(store)
 
 
 # ---- records
