@@ -9,9 +9,9 @@ import hypothesis.strategies as st
 import pytest
 from fakes.collector import condemn, packs_of
 from fakes.counts import STATEFUL
-from fakes.stores import noise, write_model
+from fakes.stores import assert_clean, noise, write_model
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
 from stateful.test_store_machine import WHICH, Content, StoreMachine
 
 from casstore import GcPolicy, execute_gc, plan_gc
@@ -32,6 +32,13 @@ POLICIES = st.builds(
 
 class CollectedMachine(StoreMachine):
     """Two processes in turn add, delete and collect; each of them has an index of its own."""
+
+    @invariant()
+    def is_sound(self):
+        """Whole; a model that was added with other executable bits is described twice, and check counts that."""
+        if hasattr(self, "stores"):
+            report = assert_clean(self.stores[0], read_data=False)
+            assert report.models >= len({held.model_id for held in self.held.values()})
 
     @rule(which=WHICH, policy=POLICIES)
     def collect(self, which, policy):
