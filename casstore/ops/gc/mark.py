@@ -41,6 +41,12 @@ class Mark:
         self.absent: dict[bytes, str] = {}
         self.spared: set[bytes] = set()
 
+    def add_replaced(self, records: Sequence[Record]) -> None:
+        """Mark what replaced records need, as far as it is there: an earlier collection may have removed it."""
+        absent, spared = self.absent, set(self.spared)
+        self.add(records)
+        self.absent, self.spared = absent, spared
+
     def add(self, records: Sequence[Record]) -> None:
         """Mark everything that these records need. Raises an IntegrityError, naming the ref, for what cannot be read."""
         lacking, self.absent = self.absent, {}
@@ -57,12 +63,15 @@ class Mark:
                     direct.setdefault(record.target, record.name)
         self._need(list(direct), direct)
         self._read_models(described)
-        self._copies.prune({item.hex() for item in self._manifests.keys() | self._layouts})
         for record in records:
             if record.manifest in described and names.names_model(record.name):
                 layouts = self._manifests.get(record.manifest)
                 if layouts is None or not self._layouts.issuperset(layouts):
                     self.spared.update(record.packs)
+
+    def prune_copies(self) -> None:
+        """Keep no copies of descriptions that no record needs any more."""
+        self._copies.prune({item.hex() for item in self._manifests.keys() | self._layouts})
 
     def _read_models(self, described: dict[bytes, str]) -> None:
         fresh = [item for item in described if item not in self._manifests]

@@ -95,14 +95,19 @@ class Survey:
         """Read all records, and mark what they need."""
         self.roots = self.reader.read(now)
         needed = [record for record in self.roots.records.values() if not self._is_left_out(record)]
-        self.mark.add(needed)
+        current = [record for record in needed if record in self.roots.heads.get(record.name, ())]
+        replaced = [record for record in needed if record not in self.roots.heads.get(record.name, ())]
+        self.mark.add(current)
         for _ in range(_LISTINGS):
             unlisted = self._unlisted()
             if not unlisted:
+                if replaced:
+                    self.mark.add_replaced(replaced)
+                self.mark.prune_copies()
                 return
             # Written since the packs were listed, with a record that was read after that.
             self.packs.read()
-            self.mark.add(needed)
+            self.mark.add(current)
         raise BackendUnavailable(
             f"A listing of {self.store.backend.url} lacks the pack {min(unlisted).hex()}, which is there. Nothing was "
             "deleted: try again later."

@@ -163,6 +163,16 @@ def test_replaced_values_go_at_once_unless_they_are_kept(store, add):
     assert_clean(store)
 
 
+def test_keeping_more_values_than_before_misses_none(store, add):
+    for number in range(3):
+        add(store, "models/a", MODELS[number])
+    assert collect(store).packs_deleted == 2
+    report = collect(store, GcPolicy(keep_last=3, orphans_now=True))
+    assert report.ok, report
+    add(store, "models/a", MODELS[3])
+    assert collect(store, GcPolicy(keep_last=2, orphans_now=True)).packs_deleted == 0
+
+
 def test_keeping_the_last_values_of_a_deleted_ref_keeps_none(store, add):
     for number in range(3):
         add(store, "models/a", MODELS[number])
