@@ -6,7 +6,7 @@ Imports go down only:
     integrations   cas:// for fsspec, microsoft/Olive
     cache          OliveCache and its parts: models, runs, sharing
     api            Store, the public interface
-    ops            check, sync, and other work on whole stores
+    ops            check, sync, gc, and other work on whole stores
     store          models: add, check out, read
     refs           names and their records
     objects        packs and the index
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from casstore.cache.transfer import ModelFileTransfer
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
+    from casstore.ops.gc import GcPlan, GcPolicy, GcReport, execute_gc, plan_gc
     from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
@@ -82,6 +83,9 @@ __all__ = [
     "DigestMismatch",
     "FileInfo",
     "FormatError",
+    "GcPlan",
+    "GcPolicy",
+    "GcReport",
     "IntegrityError",
     "Leftovers",
     "Lineage",
@@ -109,8 +113,10 @@ __all__ = [
     "TensorNotFound",
     "UnsupportedVersion",
     "__version__",
+    "execute_gc",
     "execute_sync",
     "open",
+    "plan_gc",
     "plan_sync",
 ]
 
@@ -119,6 +125,9 @@ _HOMES = {
     "CacheConfig": "casstore.cache.config",
     "CheckReport": "casstore.ops.check",
     "FileInfo": "casstore.api.values",
+    "GcPlan": "casstore.ops.gc",
+    "GcPolicy": "casstore.ops.gc",
+    "GcReport": "casstore.ops.gc",
     "Leftovers": "casstore.ops.leftovers",
     "Lineage": "casstore.ops.lineage",
     "Model": "casstore.store.model",
@@ -134,8 +143,10 @@ _HOMES = {
     "SyncPlan": "casstore.ops.sync",
     "SyncReport": "casstore.ops.sync",
     "TensorInfo": "casstore.api.values",
+    "execute_gc": "casstore.ops.gc",
     "execute_sync": "casstore.ops.sync:execute",
     "open": "casstore.api.store:Store",
+    "plan_gc": "casstore.ops.gc",
     "plan_sync": "casstore.ops.sync",
 }
 """The module of each public name; after a colon, the name that it has there."""

@@ -24,7 +24,7 @@ from casstore.store.nesting import refuse_nested_store
 from casstore.store.times import nanoseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from fsspec import Callback
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from casstore.backend import Durability
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
+    from casstore.ops.gc import GcPolicy, GcReport
     from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
     from casstore.ops.sync import SyncReport
@@ -204,6 +205,32 @@ class Store(ModelStore):
 
         return find_leftovers(self)
 
+    def gc(
+        self,
+        policy: GcPolicy | None = None,
+        *,
+        dry_run: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> GcReport:
+        """Free what no ref reaches, and what `policy` says; safe while others add to this store or collect it.
+
+        With `dry_run`, nothing is changed, and the report's `bytes_freed` say what would go. `tell` is given a
+        sentence when other writers are waited for. `plan_gc` and `execute_gc` do the same in two steps. Raises an
+        IntegrityError, naming the ref, for anything that cannot be read, and BackendError for a store that fails; what
+        is left then goes with the next collection.
+        """
+        from casstore.ops.gc import GcReport, execute_gc, plan_gc  # noqa: PLC0415 - see the top of this file
+
+        plan = plan_gc(self, policy)
+        if dry_run:
+            return GcReport(
+                bytes_freed=plan.bytes_freed,
+                refs_deleted=list(plan.refs),
+                missing=dict(plan.missing),
+                problems=list(plan.problems),
+            )
+        return execute_gc(self, plan, tell=tell)
+
     def push(
         self,
         remote: str | os.PathLike[str] | Store,
@@ -256,7 +283,7 @@ class Store(ModelStore):
 
     def sync(
         self,
-        other: Store,
+        other: str | os.PathLike[str] | Store,
         refs: str | Sequence[str] | None = None,
         *,
         overwrite: bool = False,
@@ -264,8 +291,9 @@ class Store(ModelStore):
         bandwidth_limit: float | None = None,
         callback: Callback | None = None,
     ) -> SyncReport:
-        """Copy refs of this store, all or those named, to another open one; `plan_sync` says beforehand what would move.
+        """Copy refs of this store, all or those named, to another one; `plan_sync` says beforehand what would move.
 
+        `other` is a path, a URL, the name of a remote, or an open store.
         `refs` are names, prefixes that end with "/", or model ids. One that has a value in `other` which this store
         has not seen is left alone and is in the report's `conflicts`, unless `overwrite` is set. With `keep_going`,
         damaged models are in its `damaged`, and the others are copied. `bandwidth_limit` is in bytes per second,
@@ -275,8 +303,9 @@ class Store(ModelStore):
         from casstore.ops.sync import execute, plan_sync  # noqa: PLC0415 - see the top of this file
 
         wanted = [refs] if isinstance(refs, str) else refs
-        plan = plan_sync(self, other, wanted, overwrite=overwrite, keep_going=keep_going)
-        return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)
+        with self._opened(other) as destination:
+            plan = plan_sync(self, destination, wanted, overwrite=overwrite, keep_going=keep_going)
+            return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)
 
     @contextmanager
     def _opened(

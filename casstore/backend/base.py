@@ -234,6 +234,11 @@ class Backend(ABC):
         """Yield the temporary files of crashed and of running writers. Age tells them apart."""
         return iter(())
 
+    def list_abandoned(self, *, older_than: float) -> Iterator[Entry]:
+        """Yield those temporary files whose writers are known to be dead, or else that are older than so many seconds."""
+        now = time.time()
+        return (entry for entry in self.list_temporaries() if now - entry.modified >= older_than)
+
     def remove_temporary(self, key: str) -> None:
         """Remove one leftover that `list_temporaries` gave. Raises ConfigError for any other key."""
         raise ConfigError(f"{key!r} is not a leftover of a writer in {self.url}.")

@@ -72,6 +72,9 @@ class BackendWrapper(Backend):
     def list_temporaries(self) -> Iterator[Entry]:
         return self.inner.list_temporaries()
 
+    def list_abandoned(self, *, older_than: float) -> Iterator[Entry]:
+        return self.inner.list_abandoned(older_than=older_than)
+
     def remove_temporary(self, key: str) -> None:
         self._perform(self.inner.remove_temporary, key)
 

@@ -34,8 +34,9 @@ COMMANDS = {
     "explain": "Compare a run with the nearest earlier run of its pass.",
     "adopt": "Import an existing Olive cache (read-only).",
     "cat": "Write one file of a model to the standard output.",
-    "tag": "Make a tag name a model; an existing tag is moved.",
+    "tag": "Point a tag at a model; an existing tag is moved.",
     "rm": "Delete a ref.",
+    "gc": "Free what no ref reaches any more.",
     "push": "Send refs to another store: only what it lacks.",
     "pull": "Fetch refs from another store: only what is missing here.",
     "sync": "Copy refs between any two stores.",
@@ -43,7 +44,7 @@ COMMANDS = {
     "check": "Verify a store; changes nothing.",
     "quarantine": "Stop relying on the damaged packs of a model.",
     "demo": "Add a model and variants of it, and show what is saved.",
-    "remote": "Name stores elsewhere.",
+    "remote": "Manage names for other stores.",
 }
 
 

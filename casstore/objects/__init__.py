@@ -8,6 +8,8 @@ from __future__ import annotations
 from casstore.format.pack import Footer
 from casstore.objects.bases import decodable
 from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
+from casstore.objects.collection.packs import ListedPacks, pack_overhead
+from casstore.objects.collection.table import FrameTable, id_keys
 from casstore.objects.damage import Damage, DamageLog, is_bad_file, is_refused
 from casstore.objects.dependencies import MAX_HINTS
 from casstore.objects.index.located import Located
@@ -37,6 +39,8 @@ __all__ = [
     "DamageLog",
     "EncodedFrames",
     "Footer",
+    "FrameTable",
+    "ListedPacks",
     "Located",
     "ObjectStore",
     "Piece",
@@ -49,9 +53,11 @@ __all__ = [
     "encode_object",
     "encode_objects",
     "frame_sizes",
+    "id_keys",
     "is_bad_file",
     "is_refused",
     "pack_id_of",
     "pack_key",
+    "pack_overhead",
     "plan_ranges",
 ]

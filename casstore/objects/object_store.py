@@ -15,6 +15,7 @@ from casstore.format.rows import row_ids
 from casstore.objects.bases import resolve
 from casstore.objects.checking import check_pack, check_segment
 from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache
+from casstore.objects.collection.packs import ListedPacks
 from casstore.objects.damage import bad_file_is_damage
 from casstore.objects.footers import read_footer
 from casstore.objects.frames import ADVICE, decode_frames, verify_frames
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from casstore.format.pack import Footer
     from casstore.format.record import Record
     from casstore.format.rows import Rows
+    from casstore.machine.copies import Copies
     from casstore.objects.bases import Locate, Resolved
     from casstore.objects.ranges import Range
 
@@ -352,6 +354,10 @@ class ObjectStore:
     def pack_of(self, part: Range) -> bytes:
         """Return the id of the pack of a range."""
         return self._index.pack_id(part.pack)
+
+    def listed_packs(self, *, copies: Copies) -> ListedPacks:
+        """Return the packs of this store for a collector; `copies` is where this machine keeps their footers."""
+        return ListedPacks(self._backend, self._index, self.read, copies=copies)
 
     # ---- publishing
 

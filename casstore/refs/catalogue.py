@@ -119,6 +119,15 @@ class Catalogue:
         sql = "SELECT key, CAST(data AS BLOB) FROM records WHERE key > ? AND key < ?"
         return self._machine.run(lambda state: dict(state.execute(sql, _inside(folder))), {})
 
+    def keys(self, base: str) -> frozenset[str]:
+        """Return the keys of the records below `base`, which ends with "/", that are held."""
+        sql = "SELECT key FROM records WHERE key > ? AND key < ?"
+
+        def work(state: sqlite3.Connection) -> frozenset[str]:
+            return frozenset(key for (key,) in state.execute(sql, _inside(base)))
+
+        return self._machine.run(work, frozenset())
+
     def keep(self, records: Mapping[str, bytes]) -> None:
         """Hold records that are in the store; they count once a listing names them."""
         if records:

@@ -1,10 +1,11 @@
-"""A collector by the design's rules, and the question that every test of publishing asks: is it all there?"""
+"""What a collector does to a store, step by step, and the question that every test of publishing asks: is it all there?"""
 
 from __future__ import annotations
 
 import contextlib
 import uuid
 
+from casstore.backend import BackendWrapper
 from casstore.digest import digest
 from casstore.errors import ObjectNotFound
 from casstore.format import frame, marks, names, record
@@ -12,10 +13,13 @@ from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format.frame import FrameHeader
 from casstore.format.rows import Kind, row_ids
+from casstore.machine.state import MachineState
 from casstore.objects.footers import read_footer
 from casstore.objects.keys import PACK_PREFIX, pack_id_of, pack_key
 from casstore.objects.object_store import ObjectStore
 from casstore.objects.pack_writer import EncodedFrames
+from casstore.ops.gc import GcPolicy, execute_gc, plan_gc
+from casstore.store.model_store import ModelStore
 
 
 def packs_of(backend):
@@ -72,18 +76,6 @@ def decoded(frames):
         ranks.update(fresh)
 
 
-def bases_of(objects, packs):
-    """Return what objects are deltas against, in frames of any of these packs, transitively."""
-    found, left = set(), set(objects)
-    while left:
-        near = {
-            base for frames in packs.values() for item, _, bases in frames if item in left for base in bases
-        }
-        left = near - found
-        found |= near
-    return found
-
-
 def delta_frame(plain, rank, bases):
     """Return a frame that names bases, of a payload that happens to decode alone: no writer makes one yet."""
     header = FrameHeader(digest(plain), Kind.CHUNK, 0, len(plain), len(plain), rank, tuple(bases))
@@ -111,32 +103,25 @@ def reachable(backend, item):
     return needed
 
 
+class _Watched(BackendWrapper):
+    """Calls `meanwhile` before each pack is deleted, when everything is decided."""
+
+    def __init__(self, inner, meanwhile):
+        super().__init__(inner)
+        self._meanwhile = meanwhile
+
+    def delete(self, key):
+        if key.startswith(PACK_PREFIX):
+            self._meanwhile()
+        super().delete(key)
+
+
 def collect_alone(backend, *, meanwhile=lambda: None):
-    """Free the packs that no model needs, at once, as a collector does that holds the lock; return what went.
-
-    Tombstones first, then the records, then a look at who may be publishing without the lock: who put his record
-    after the records were read sees the tombstones when he checks again, and whose record was there is spared.
-    `meanwhile` runs before each delete, when everything is decided.
-    """
-    with backend.publish_lock(exclusive=True, blocking=False) as alone:
-        if not alone or backend.has_lockless_writers():
-            return []
-        live = live_objects(backend)
-        doomed = [pack for pack, ids in objects_by_pack(backend).items() if not ids & live]
-        condemn(backend, doomed)
-        live = live_objects(backend)
-        doomed = [pack for pack, ids in objects_by_pack(backend).items() if pack in doomed and not ids & live]
-        if backend.has_lockless_writers():
-            return []
-        for pack in doomed:
-            meanwhile()
-            delete_packs(backend, [pack])
-        return doomed
-
-
-def live_objects(backend):
-    """Return every object that some record needs."""
-    return set().union(*(reachable(backend, item) for item in current_records(backend).values()))
+    """Free the packs that no model needs, as casstore does; return what went. `meanwhile` runs before each delete."""
+    before = packs_of(backend)
+    store = ModelStore(_Watched(backend, meanwhile), store_id=bytes(16), machine=MachineState(None))
+    execute_gc(store, plan_gc(store, GcPolicy(orphans_now=True, superseded=0)), wait=0)
+    return [pack for pack in before if pack not in packs_of(backend)]
 
 
 def unsafe_objects(backend, name):

@@ -39,6 +39,9 @@ CRASH_SEEDS = count("CASSTORE_CRASH_SEEDS", 2)
 KILLS = count("CASSTORE_KILLS", 6)
 """Processes that add models and are killed."""
 
+GC_KILLS = count("CASSTORE_GC_KILLS", 8)
+"""Processes that add to one store or collect it, two each at a time, and are killed."""
+
 SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 6)
 """Syncs that are killed; a third each are pushes, pulls and copies."""
 

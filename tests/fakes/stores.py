@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import uuid
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from casstore.digest import digest
 from casstore.machine.state import MachineState
 from casstore.objects import pack_writer as packs
 from casstore.ops.check import check
+from casstore.ops.gc import tombstones
 from casstore.refs import refs
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
@@ -141,6 +143,7 @@ def repeat_randomness(monkeypatch):
 
     monkeypatch.setattr(packs, "os", SimpleNamespace(urandom=urandom))
     monkeypatch.setattr(refs, "os", SimpleNamespace(urandom=urandom))
+    monkeypatch.setattr(tombstones, "uuid", SimpleNamespace(uuid4=lambda: uuid.UUID(bytes=urandom(16))))
     monkeypatch.setattr(refs, "time", SimpleNamespace(time_ns=time_ns))
     return restart
 

@@ -1,7 +1,7 @@
 """Writers and collectors in all kinds of orders: no acknowledged record loses an object.
 
-The writers are the real publication code. The collectors follow design §8, without any grace: they may
-condemn whatever they like, rightly or not. That the search is able to find losses is shown by dropping one
+The writers are the real publication code. The collectors are the real sweep, without any grace: they condemn
+whatever they like, rightly or not. That the search is able to find losses is shown by dropping one
 rule at a time.
 """
 
@@ -12,16 +12,14 @@ import itertools
 import random
 import uuid
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from fakes.collector import (
-    bases_of,
     condemn,
-    condemned_in,
     current_records,
     decoded,
     delta_frame,
@@ -34,17 +32,24 @@ from fakes.stores import commit_inline, repeat_randomness
 
 from casstore.backend import MemoryBackend, memory
 from casstore.digest import digest
-from casstore.errors import ConflictError, MissingObject, ObjectNotFound
+from casstore.errors import BackendUnavailable, ConflictError, MissingObject
 from casstore.format import marks, names
 from casstore.format.rows import Kind
+from casstore.machine.copies import Copies
 from casstore.machine.state import MachineState
 from casstore.objects.bases import Resolved
+from casstore.objects.collection.table import FrameTable
 from casstore.objects.index.index import Index
 from casstore.objects.keys import PACK_PREFIX, pack_key
 from casstore.objects.object_store import ObjectStore
 from casstore.objects.pack_writer import encode_object
 from casstore.objects.publication import Publication
+from casstore.ops.gc.mark import Mark
+from casstore.ops.gc.policy import GcPolicy
+from casstore.ops.gc.survey import Survey
+from casstore.ops.gc.sweep import Sweep
 from casstore.refs.refs import Refs
+from casstore.store.model_store import ModelStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,24 +67,38 @@ class Loss(AssertionError):
     """An acknowledged record points at an object that no pack holds."""
 
 
+class MetadataMark(Mark):
+    """Needs what these tests' records say in their metadata."""
+
+    def add(self, records):
+        for record in records:
+            self._need(sorted(needs(record)), dict.fromkeys(needs(record), record.name))
+
+
+class Collected(Survey):
+    """What a collector knows, of a store whose records say what they need in their metadata."""
+
+    def __init__(self, store, policy):
+        super().__init__(store, policy)
+        self.mark = MetadataMark(store, self.packs, copies=Copies(None))
+        self.own = []
+
+
 class Rules:
     """What collectors and writers do; subclasses drop a rule."""
 
     publication = Publication
+    Look = Collected
+    Act = Sweep
 
-    def doomed(self, tombstones, own):
-        """Packs that do not count as survivors."""
-        return {pack for packs in tombstones.values() for pack in packs}
+    def expire(self, backend):
+        """What time does to tombstones: nothing."""
 
-    def look(self, backend):
-        """Tombstones first, then packs, then records."""
-        tombstones = condemned_in(backend)
-        listed = contents(backend)
-        return tombstones, listed, current_records(backend)
-
-    def bases(self, wanted, listed):
-        """What wanted objects may be deltas against."""
-        return bases_of(wanted, listed)
+    def finished(self, survey, sweep):
+        """Tombstones that are removed in the end: only those of which every pack is gone, though at once."""
+        return [
+            item for item in survey.tombstones if not any(survey.packs.is_listed(pack) for pack in item.packs)
+        ]
 
 
 _footers = {}
@@ -91,14 +110,6 @@ def read_once(backend, pack):
     if pack not in _footers:
         _footers[pack] = frames_of(backend, pack)
     return _footers[pack]
-
-
-def contents(backend):
-    held = {}
-    for pack in packs_of(backend):
-        with suppress(ObjectNotFound):
-            held[pack] = read_once(backend, pack)
-    return held
 
 
 def ids_of(frames):
@@ -135,9 +146,10 @@ class World:
             Client(self.plain, self).drop(name)
         for name, record in current_records(self.plain).items():
             self.promise(name, needs(record))
+        self.check()
 
     def client(self, decisive):
-        return Client(ScheduledBackend(self.plain, self.schedule, decisive=decisive), self)
+        return Client(WatchedBackend(self, decisive), self)
 
     def promise(self, name, objects):
         self.promised[name] = set(objects)
@@ -161,6 +173,18 @@ class World:
             self.check()
         finally:
             memory._stores.pop(self.plain.url.removeprefix("memory://"))
+
+
+class WatchedBackend(ScheduledBackend):
+    """Looks after each delete whether everything promised is still there."""
+
+    def __init__(self, world, decisive):
+        super().__init__(world.plain, world.schedule, decisive=decisive)
+        self._world = world
+
+    def delete(self, key):
+        super().delete(key)
+        self._world.check()
 
 
 class Client:
@@ -213,26 +237,26 @@ class Client:
         self.world.promised.pop(name, None)
         self.refs.put(self.refs.draft(name, target=None))
 
-    def collect(self, choose, name):
-        """Condemn the packs that `choose` takes, then finish that as another run would."""
+    def collect(self, choose):
+        """Condemn the packs that `choose` takes, then finish all tombstones there are, as another run would."""
         packs = choose(packs_of(self.backend))
         if not packs:
             return
-        own = condemn(self.backend, packs, name=name)
-        tombstones, listed, records = self.world.rules.look(self.backend)
-        wanted = set().union(*(needs(record) for record in records.values()))
-        wanted |= self.world.rules.bases(wanted, listed)
-        doomed = self.world.rules.doomed(tombstones, own)
-        safe = decoded(
-            itertools.chain.from_iterable(frames for pack, frames in listed.items() if pack not in doomed)
-        )
-        for pack in tombstones.get(own, ()):
-            if pack not in listed or not (ids_of(listed[pack]) & wanted) <= safe:
-                continue
-            self.backend.stat(own)
-            self.backend.delete(pack_key(pack))
-            self.world.check()
-        self.backend.delete(own)
+        store = ModelStore(self.backend, store_id=bytes(16), machine=MachineState(None))
+        survey = self.world.rules.Look(store, GcPolicy(grace=0, superseded=0))
+        sweep = self.world.rules.Act(survey)
+        sweep.condemn(packs)
+        survey.own = sweep.own
+        try:
+            sweep.look()
+        except BackendUnavailable as error:
+            # Another one finished with our tombstone, and here it does not wait for a week before it removes it.
+            assert "does not list gc/tombstones/" in str(error)  # noqa: PT017
+            return
+        sweep.finish(survey.condemned())
+        survey.packs.read()
+        for item in self.world.rules.finished(survey, sweep):
+            self.backend.delete(item.key)
 
 
 REFS = {"models/first": {X, Y}, "models/second": {X}, "models/third": {Y, Z}, "models/fourth": {DELTA}}
@@ -292,9 +316,9 @@ def crowd(seed, rules):
         kind = chance.choice((writer.add, writer.add, writer.tag))
         world.schedule.add(lambda: kind(f"models/new{number}", objects))
 
-    def collect(number):
+    def collect(_):
         collector = client(collector_decides)
-        world.schedule.add(lambda: collector.collect(take, f"collector{number}"))
+        world.schedule.add(lambda: collector.collect(take))
 
     def drop():
         dropper = client(writer_decides)
@@ -345,12 +369,18 @@ class Duel:
         return world.schedule.choices
 
 
-def adds(*objects, running=False):
+def adds(*objects, running=False, late=False):
     def actor(world):
         client = world.client(writer_decides)
         if running:
             client.index.refresh()
-        return lambda: client.add("models/new", set(objects))
+
+        def work():
+            if late:
+                world.rules.expire(client.backend)
+            client.add("models/new", set(objects))
+
+        return work
 
     return actor
 
@@ -363,7 +393,7 @@ def tags(*objects):
     return actor
 
 
-def collects(name, *held):
+def collects(*held):
     """Condemn the packs that hold just these objects, all packs if none are given."""
 
     def actor(world):
@@ -372,22 +402,22 @@ def collects(name, *held):
         def take(packs):
             return [pack for pack in packs if not held or world.held.get(pack) in map(set, held)]
 
-        return lambda: client.collect(take, name)
+        return lambda: client.collect(take)
 
     return actor
 
 
 DUELS = {
-    "an add and a collector": Duel(adds(X), collects("c")),
-    "an add in a process that runs for long": Duel(adds(Y, Z, running=True), collects("c")),
-    "an add of something new": Duel(adds(X, NEW), collects("c")),
-    "an add of a delta": Duel(adds(DELTA), collects("c", {BASE}), forgotten=("models/fourth",)),
-    "a tag of a delta": Duel(tags(DELTA), collects("c", {BASE}), forgotten=()),
-    "a tag and a collector": Duel(tags(Z), collects("c"), forgotten=()),
-    "a tag of garbage": Duel(tags(X), collects("c")),
-    "two collectors": Duel(
-        collects("c", {X, Y}), collects("d", {X}), forgotten=("models/first", "models/third")
-    ),
+    "an add and a collector": Duel(adds(X), collects()),
+    "an add in a process that runs for long": Duel(adds(Y, Z, running=True), collects()),
+    "an add of something new": Duel(adds(X, NEW), collects()),
+    "an add of a delta": Duel(adds(DELTA), collects({BASE}), forgotten=("models/fourth",)),
+    "a tag of a delta": Duel(tags(DELTA), collects({BASE}), forgotten=()),
+    "a tag and a collector": Duel(tags(Z), collects(), forgotten=()),
+    "a tag of garbage": Duel(tags(X), collects()),
+    "two collectors": Duel(collects({X, Y}), collects({X}), forgotten=("models/first", "models/third")),
+    "an add after a while": Duel(collects({X}, {X, Y}), adds(X, late=True)),
+    "two collectors of the same": Duel(collects({X}), collects({X}), forgotten=("models/first",)),
 }
 
 
@@ -493,28 +523,96 @@ def writer_that(publication):
     return type(publication.__name__, (Rules,), {"publication": publication})()
 
 
+class TableWithoutBases(FrameTable):
+    def decodes(self, usable, *, also=None):
+        return usable[self.packs]
+
+    def _bases_of(self, rows):
+        return np.zeros(0, np.int64)
+
+
 class LeavesBasesOutOfTheMark(Rules):
-    def bases(self, wanted, listed):
-        return set()
+    class Look(Collected):
+        def __init__(self, store, policy):
+            super().__init__(store, policy)
+            self.packs.table = TableWithoutBases()
 
 
 class CountsOthersCandidates(Rules):
     """A pack that another collector condemned counts as a copy."""
 
-    def doomed(self, tombstones, own):
-        return set(tombstones.get(own, ()))
+    class Look(Collected):
+        def condemned(self):
+            own = [item for item in self.tombstones if item.key in self.own]
+            return {self.packs.number_of(pack) for item in own for pack in item.packs}
 
 
 class ListsBeforeTombstones(Rules):
-    def look(self, backend):
-        listed = contents(backend)
-        return condemned_in(backend), listed, current_records(backend)
+    """And never reads what is to survive, which would show that it is gone."""
+
+    class Act(Sweep):
+        def look(self):
+            super().look()
+            table = self._survey.packs.table
+            table.prove(np.arange(len(table)))
+
+    class Look(Collected):
+        def look(self, *, own=()):
+            self.packs.read()
+            self.read_tombstones(own)
+            self.read_records(self.now())
 
 
 class NeverReadsRecordsAgain(Rules):
-    def look(self, backend):
-        tombstones, listed, _ = super().look(backend)
-        return tombstones, listed, {}
+    """Decides by the records that it read before it condemned anything."""
+
+    class Look(Collected):
+        def __init__(self, store, policy):
+            super().__init__(store, policy)
+            super().look()
+
+        def read_records(self, now):
+            if not self.own:
+                super().read_records(now)
+
+
+class DeletesWhatOnlyItHas(Rules):
+    """Copies nothing out of what it deletes."""
+
+    class Act(Sweep):
+        def copy_out(self, *, without=()):
+            pass
+
+        def _unsafe(self):
+            return np.zeros(len(self._survey.packs.table.live), np.bool_)
+
+
+class CountsItsOwnCandidates(Rules):
+    """What it condemned itself counts as a copy."""
+
+    class Look(Collected):
+        def condemned(self):
+            others = [item for item in self.tombstones if item.key not in self.own]
+            return {self.packs.number_of(pack) for item in others for pack in item.packs}
+
+    class Act(Sweep):
+        def finish(self, doomed):
+            own = {
+                self._survey.packs.number_of(pack)
+                for item in self._survey.tombstones
+                if item.key in self.own
+                for pack in item.packs
+            }
+            for number in own & set(self._survey.packs.numbers()):
+                self._survey.packs.delete(number)
+
+
+class LetsTombstonesExpire(Rules):
+    """Removes tombstones after a while, whoever is about to delete what they name."""
+
+    def expire(self, backend):
+        for key in list(backend.list_keys(marks.TOMBSTONE_PREFIX)):
+            backend.delete(key)
 
 
 BROKEN = [
@@ -526,9 +624,12 @@ BROKEN = [
     (writer_that(LeavesBasesOut), "an add of a delta"),
     (writer_that(ForgetsBases), "an add of a delta"),
     (LeavesBasesOutOfTheMark(), "a tag of a delta"),
-    (NeverReadsRecordsAgain(), "a tag and a collector"),
+    (NeverReadsRecordsAgain(), "a tag of garbage"),
     (CountsOthersCandidates(), "two collectors"),
     (ListsBeforeTombstones(), "two collectors"),
+    (DeletesWhatOnlyItHas(), "a tag and a collector"),
+    (CountsItsOwnCandidates(), "a tag and a collector"),
+    (LetsTombstonesExpire(), "an add after a while"),
 ]
 
 

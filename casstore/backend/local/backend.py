@@ -309,6 +309,18 @@ class LocalBackend(Backend):
             if status.is_file:
                 yield Entry(f"{TEMPORARY}/{name}", status.size, status.modified)
 
+    def list_abandoned(self, *, older_than: float) -> Iterator[Entry]:
+        """Go by the locks that writers hold, where they show who is alive, else by age."""
+        aged = {entry.key for entry in super().list_abandoned(older_than=older_than)}
+        for entry in self.list_temporaries():
+            if self._directory.sees_every_lock and entry.key.endswith(HELD):
+                fd = held.take_abandoned(self._calls, f"{self._root}/{entry.key}")
+                if fd is not None:
+                    close_quietly(self._calls, fd)
+                    yield entry
+            elif entry.key in aged:
+                yield entry
+
     def remove_temporary(self, key: str) -> None:
         """Unlink one leftover; an object that was linked from it keeps its own name."""
         directory, _, name = key.partition("/")

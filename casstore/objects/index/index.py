@@ -201,6 +201,10 @@ class Index(LoadedSegments):
         """Join small segments when there are many, so that look-ups stay cheap."""
         self._upkeep.merge()
 
+    def retire(self, packs: Sequence[bytes]) -> None:
+        """Replace segments that list packs which were deleted by ones without them."""
+        self._upkeep.retire(packs)
+
     def keep_house(self) -> None:
         """Merge segments to keep look-ups cheap; never fails (invariant 13)."""
         self._upkeep.keep_house()

@@ -182,7 +182,7 @@ class LoadedSegments(ForkAware):
             data = join_footers(packs)
             self.keep(Segment(SegmentFile(f"{_FOOTERS}{next(self._joined)}", memoryview(data))))
 
-    def _note_packs(self, keys: Iterable[str]) -> NDArray[np.uint32]:
+    def note_packs(self, keys: Iterable[str]) -> NDArray[np.uint32]:
         """List which packs are there; return their numbers."""
         known = len(self.packs)
         numbers = self.packs.numbers_of([pack_id_of(key) for key in keys if not is_foreign(key)])
@@ -198,7 +198,7 @@ class LoadedSegments(ForkAware):
         with self.lock:
             gone = self.packs.gone
             entries = [entry for entry in self.backend.list(PACK_PREFIX) if not is_foreign(entry.key)]
-            numbers = self._note_packs(entry.key for entry in entries)
+            numbers = self.note_packs(entry.key for entry in entries)
             # A pack that has come back counts, too: what it holds is found now.
             found = bool(gone & set(numbers.tolist()))
             covered = self.covered_packs(self.segments.values())
@@ -241,7 +241,7 @@ class LoadedSegments(ForkAware):
         Also lists which other packs are gone and which have come back, so that one surprise updates the whole picture.
         """
         if number not in self.packs.gone:
-            self._note_packs(self.backend.list_keys(PACK_PREFIX))
+            self.note_packs(self.backend.list_keys(PACK_PREFIX))
             self.packs.gone.add(number)
         return frozenset(self.packs.gone)
 

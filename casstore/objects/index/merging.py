@@ -65,12 +65,14 @@ def superfluous(segments: Sequence[Segment]) -> set[str]:
     return spare
 
 
-def write_merged(backend: Backend, parts: Sequence[Segment]) -> tuple[str, bool]:
+def write_merged(
+    backend: Backend, parts: Sequence[Segment], *, without: frozenset[bytes] = frozenset()
+) -> tuple[str, bool]:
     """Write one durable segment with the rows of all parts; return its key and whether it is new.
 
-    Raises FormatError if a part is damaged.
+    The packs in `without` are left out. Raises FormatError if a part is damaged.
     """
-    sources, packs = _sources(parts)
+    sources, packs = _sources(parts, without)
     lists = MergedLists(parts)
     for source, renumbered in zip(sources, lists.renumbered, strict=True):
         source.renumbered = renumbered
@@ -121,7 +123,7 @@ class _Source:
         return sum(int(np.count_nonzero(self._taken[rows["pack"]])) for rows in self.segment.batches())
 
 
-def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], dict[bytes, int]]:
+def _sources(parts: Sequence[Segment], without: frozenset[bytes]) -> tuple[list[_Source], dict[bytes, int]]:
     """Return the parts, and the sizes of all their packs by id, in the merged segment's order."""
     order: dict[bytes, int] = {}
     sizes: dict[bytes, int] = {}
@@ -129,9 +131,12 @@ def _sources(parts: Sequence[Segment]) -> tuple[list[_Source], dict[bytes, int]]
     for segment in parts:
         packs = segment.head.packs
         # Two processes may have merged the same parts; the first part that covers a pack has all of its rows.
-        taken = np.array([pack not in order for pack in packs], np.bool_)
-        positions = np.array([order.setdefault(pack, len(order)) for pack in packs], np.uint32)
+        taken = np.array([pack not in order and pack not in without for pack in packs], np.bool_)
+        positions = np.array(
+            [0 if pack in without else order.setdefault(pack, len(order)) for pack in packs], np.uint32
+        )
         for pack, size in zip(packs, segment.head.sizes, strict=True):
-            sizes.setdefault(pack, size)
+            if pack not in without:
+                sizes.setdefault(pack, size)
         sources.append(_Source(segment, positions, taken))
     return sources, sizes

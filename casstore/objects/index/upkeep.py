@@ -6,10 +6,12 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from casstore.errors import BackendError, FormatError, IntegrityError, ObjectExists, UnsupportedVersion
 from casstore.objects.footers import join_footers
 from casstore.objects.index.merging import MAX_SEGMENTS, choose_parts, superfluous, write_merged
-from casstore.objects.keys import INDEX_PREFIX, index_key
+from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, index_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from casstore.format.pack import Footer
     from casstore.objects.index.loading import LoadedSegments
     from casstore.objects.index.segment import Segment
+
+_STALE = 0.1
+"""Share of a segment's packs that are gone from which it is written again."""
 
 _log = logging.getLogger("casstore")
 
@@ -56,6 +61,32 @@ class Upkeep:
                 return
             # Invariant 5: a larger segment, durable by now, has all rows of these.
             self._delete(spare - {merged})
+
+    def retire(self, packs: Sequence[bytes]) -> None:
+        """Replace segments that list packs which were deleted by ones without them.
+
+        One in which they are few is left alone: their rows mean nothing (invariant 5), and are dropped by a merge.
+        """
+        known = self._known
+        with known.lock:
+            known.refresh()
+            # Packs that earlier collections deleted are left out as well.
+            known.note_packs(known.backend.list_keys(PACK_PREFIX))
+            known.packs.gone.update(known.packs.numbers_of(packs).tolist())
+            gone = np.fromiter(known.packs.gone, np.uint32, len(known.packs.gone))
+            without = frozenset(map(known.packs.id_of, gone.tolist()))
+            empty: set[str] = set()
+            parts: list[Segment] = []
+            for segment in self._durable():
+                share = np.isin(segment.numbers, gone).mean() if len(segment.numbers) else 1.0
+                if share == 1.0:
+                    empty.add(segment.key)
+                elif share >= _STALE:
+                    parts.append(segment)
+            if parts and (merged := self._write_merged(parts, without=without)) is not None:
+                empty |= {segment.key for segment in parts} - {merged}
+            # Invariant 5: what these list and is not gone, another segment lists, durable by now.
+            self._delete(empty)
 
     def _durable(self) -> list[Segment]:
         return [segment for key, segment in self._known.segments.items() if key.startswith(INDEX_PREFIX)]
@@ -101,11 +132,13 @@ class Upkeep:
         # Invariant 5: every pack is covered without them.
         self._delete(damaged)
 
-    def _write_merged(self, parts: Sequence[Segment]) -> str | None:
+    def _write_merged(
+        self, parts: Sequence[Segment], *, without: frozenset[bytes] = frozenset()
+    ) -> str | None:
         """Write one durable segment with the rows of `parts`, use it and return its key; None if it cannot be used."""
         for _ in range(2):
             try:
-                key, new = write_merged(self._known.backend, parts)
+                key, new = write_merged(self._known.backend, parts, without=without)
             except IntegrityError:
                 # Invariant 13: a part is damaged; it is only a hint.
                 if self._known.sort_out(parts):

@@ -1,0 +1,143 @@
+"""Chooses the packs that may go: those that nothing needs, and those of which little is needed."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.format import marks
+from casstore.objects import pack_overhead
+from casstore.ops.gc.policy import HOUR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from casstore.backend.base import Backend
+    from casstore.ops.gc.survey import Survey
+
+_SHORT_SHARE = 20
+_SHORT_BYTES = 10 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Packs by number. `unneeded` hold nothing that only they have, `sparse` little; `young` must wait.
+
+    `kept_bytes` is what the needed frames of sparse packs take in a fresh pack.
+    """
+
+    unneeded: tuple[int, ...] = ()
+    sparse: tuple[int, ...] = ()
+    young: tuple[int, ...] = ()
+    kept_bytes: int = 0
+
+
+def choose(survey: Survey) -> Candidates:
+    """Choose among the packs that no tombstone names; all of it is a proposal, and is decided once more later."""
+    packs, table = survey.packs, survey.packs.table
+    good = survey.good()
+    counts = table.decodes(good)
+    # Of frames, not of the file: a pack of many small frames has a large directory, however much of it is needed.
+    total = _bytes_by_pack(survey, np.arange(len(table)))
+    live_rows = counts & table.live[table.objects]
+    live = _bytes_by_pack(survey, np.flatnonzero(live_rows))
+    # Of several copies, the one stays that lies among most of what is needed: so the other packs get empty.
+    keepers = table.keepers(counts, live)
+    needed = _bytes_by_pack(survey, keepers)
+    covered = table.covered(counts)
+    # A quarantined pack may go once all that is needed of it is elsewhere.
+    lonely = table.live & ~covered
+    held = np.zeros(len(good), np.bool_)
+    held[table.packs[lonely[table.objects]]] = True
+    condemned = survey.condemned()
+    spared = {packs.number_of(pack) for pack in survey.mark.spared}
+    now, limit = survey.now(), _least_age(survey)
+    unneeded, sparse, young = [], [], []
+    for number in packs.numbers():
+        if number in condemned or number in spared or number in packs.unreadable or held[number]:
+            continue
+        is_unneeded = needed[number] == 0
+        if not is_unneeded and (
+            needed[number] >= survey.policy.repack * total[number] or number in survey.quarantined
+        ):
+            continue
+        if not _is_old_enough(survey, number, now=now, limit=limit):
+            young.append(number)
+        elif is_unneeded:
+            unneeded.append(number)
+        else:
+            sparse.append(number)
+    rows = keepers[packs.mask(sparse)[table.packs[keepers]]]
+    kept = int(table.sizes[rows].sum(dtype=np.int64)) + (pack_overhead(len(rows)) if rows.size else 0)
+    return Candidates(tuple(unneeded), tuple(sparse), tuple(young), kept)
+
+
+def rows_to_copy(survey: Survey, *, without: Iterable[int] = ()) -> NDArray[np.int64]:
+    """Return rows of frames to copy so that everything that is needed is in good packs other than `without`.
+
+    Where a delta only lacks a base, the base is copied; what has no frame without bases is encoded anew. Objects of
+    which no readable pack has a frame that decodes are left out.
+    """
+    table = survey.packs.table
+    good = survey.good(without=without)
+    lost = table.live & ~table.covered(table.decodes(good))
+    if not lost.any():
+        return np.zeros(0, np.int64)
+    sources = table.decodes(survey.readable())
+    alone = sources & table.are_plain()
+    bases = table.bases_of(lost, good) & ~table.covered(alone & good[table.packs])
+    rows = table.rows_of(bases, among=alone)
+    if rows.size:
+        also = np.zeros(len(table), np.bool_)
+        also[rows] = True
+        lost = table.live & ~table.covered(table.decodes(good, also=also))
+    return np.union1d(rows, table.rows_of(lost, among=sources))
+
+
+def _bytes_by_pack(survey: Survey, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the bytes of these rows' frames, by the number of their pack."""
+    table = survey.packs.table
+    count = len(survey.packs.mask([]))
+    # 53 bits are exact for any pack.
+    return np.bincount(table.packs[rows], weights=table.sizes[rows], minlength=count).astype(np.float64)
+
+
+def _is_old_enough(survey: Survey, number: int, *, now: float, limit: float) -> bool:
+    modified = survey.packs.modified(number)
+    if math.isnan(modified):
+        return limit == 0
+    if now - modified >= limit:
+        return True
+    # A pack that a record has named is nobody's failed add: somebody deleted that record.
+    return limit == HOUR and survey.packs.id_of(number) in survey.roots.named
+
+
+def _least_age(survey: Survey) -> float:
+    """Return the age in seconds from which a pack that nothing needs may go.
+
+    Younger ones may belong to an add that failed and is tried again, or is under way.
+    """
+    if survey.policy.orphans_now:
+        return 0.0
+    if survey.two_phases:
+        return survey.policy.grace
+    return 0.0 if is_space_short(survey.store.backend) else HOUR
+
+
+def is_space_short(backend: Backend) -> bool:
+    """Say whether the disk of a local store is nearly full."""
+    path = backend.local_path(marks.FORMAT_KEY)
+    if path is None or not hasattr(os, "statvfs"):
+        return False
+    try:
+        found = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False  # Invariant 13: only a hint at how urgent it is.
+    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    return free < min(total // _SHORT_SHARE, _SHORT_BYTES)

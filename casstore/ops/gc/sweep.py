@@ -1,0 +1,164 @@
+"""The sweep: condemns packs, decides once more, copies out what only they have, and deletes them (design §8).
+
+Every deletion rests on the same steps in the same order: our tombstone is written; all tombstones are read; packs are
+listed; all records are read again; what is needed is in packs that no tombstone names, and was read from there.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.concurrency.fan_out import ask_all
+from casstore.errors import BackendError, IntegrityError, ObjectNotFound
+from casstore.ops.gc.candidates import rows_to_copy
+from casstore.ops.gc.tombstones import write_tombstone
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from casstore.ops.gc.survey import Survey
+
+_ROUNDS = 64
+_UNSEEN = 5
+
+
+def is_disk_full(error: BackendError) -> bool:
+    """Say whether a local disk has no room, or its user's quota is used up."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Sweep:
+    """Deletes condemned packs of one store, safely beside writers and other collectors. For one thread.
+
+    `own` are the keys of its tombstones, `deleted` the packs that went, with their bytes, `kept` condemned ones that had to stay, with the reason;
+    `bytes_written` counts the fresh packs of what was copied out.
+    """
+
+    def __init__(self, survey: Survey) -> None:
+        self._survey = survey
+        self.own: list[str] = []
+        self.deleted: dict[bytes, int] = {}
+        self.kept: dict[bytes, str] = {}
+        self.bytes_written = 0
+
+    def condemn(self, packs: Collection[bytes]) -> None:
+        """Write a tombstone. It is irrevocable: from now on no writer relies on these packs."""
+        while packs:
+            try:
+                self.own.append(write_tombstone(self._survey.store.backend, packs))
+            except BackendError as error:  # noqa: PERF203  # once, as a rule
+                # A full disk gets free without a free byte.
+                if not is_disk_full(error) or not self._survey.packs.make_room():
+                    raise
+            else:
+                return
+
+    def look(self) -> None:
+        """Look at the store again, our own tombstones included."""
+        self._survey.look(own=self.own)
+
+    def copy_out(self, *, without: Collection[int] = ()) -> None:
+        """Copy what is needed and in no good pack, other than `without`, into fresh packs.
+
+        Frames that prove damaged stop counting, and another copy is looked for.
+        """
+        packs, table = self._survey.packs, self._survey.packs.table
+        unseen = 0
+        for _ in range(_ROUNDS):
+            rows = rows_to_copy(self._survey, without=without)
+            if not rows.size:
+                return
+            try:
+                fresh = packs.copy(rows)
+            except (IntegrityError, ObjectNotFound):
+                # Invariant 9: damaged frames are never copied; this finds out which ones they are.
+                if not packs.verify(rows):
+                    raise
+                continue
+            packs.read()
+            listed = [packs.number_of(pack) for pack in fresh if packs.is_listed(pack)]
+            self.bytes_written += sum(packs.size(number) for number in listed)
+            # Verified before they were written (invariant 9).
+            table.prove(np.flatnonzero(packs.mask(listed)[table.packs]))
+            if len(listed) < len(fresh):
+                # Another collector has moved it further already, or the listing lags behind (invariant 8).
+                unseen += 1
+                if unseen > _UNSEEN:
+                    raise BackendError(
+                        "Packs that were just written are not listed. Nothing that they replace was deleted."
+                    )
+        raise BackendError(
+            "Packs kept vanishing while they were copied. Nothing was deleted: try again later."
+        )
+
+    def prepare(self, packs: Collection[int]) -> None:
+        """Do beforehand what takes long: copy out what only these packs have, and verify what other packs have of it."""
+        if packs:
+            self._secure(packs, without=packs)
+
+    def finish(self, doomed: Collection[int]) -> None:
+        """Delete those of these packs, all of them condemned, that nothing needs any more."""
+        survey, packs = self._survey, self._survey.packs
+        table = packs.table
+        condemned = survey.condemned()
+        there = [number for number in packs.numbers() if number in doomed and number in condemned]
+        if not there:
+            return
+        survivors = self._secure(there)
+        # Invariant 2: another writer's pack counts only once its name is on the disk.
+        packs.make_durable({int(number) for number in np.unique(table.packs[survivors])})
+        unsafe = self._unsafe()
+        stays = packs.mask([])
+        stays[table.packs[unsafe[table.objects]]] = True
+        going = []
+        for number in there:
+            pack = packs.id_of(number)
+            if not packs.is_listed(pack):
+                continue  # Another collector was faster.
+            if number in packs.unreadable:
+                self.kept[pack] = f"its footer cannot be read: {packs.unreadable[number].error}"
+            elif stays[number]:
+                self.kept[pack] = "it holds the last copy of something that is needed, and that is damaged."
+            else:
+                going.append(number)
+        ask_all(self._delete, going, at_once=self._survey.store.backend.is_remote)
+
+    def _delete(self, number: int) -> None:
+        packs = self._survey.packs
+        # Invariant 5: what it holds was decided by a copy of its footer, perhaps; the pack itself has the last word.
+        reason = packs.confirm(number)
+        if reason is not None:
+            self.kept[packs.id_of(number)] = reason
+            return
+        size = packs.size(number)
+        packs.delete(number)
+        self.deleted[packs.id_of(number)] = size
+
+    def _secure(self, doomed: Collection[int], *, without: Collection[int] = ()) -> NDArray[np.int64]:
+        """Copy out what is needed, and read what survives of it elsewhere; return the rows on which it rests."""
+        packs = self._survey.packs
+        table = packs.table
+        for _ in range(_ROUNDS):
+            self.copy_out(without=without)
+            good = self._survey.good(without=without)
+            keepers = table.keepers(table.decodes(good), np.zeros(len(good), np.float64))
+            concerned = table.covered(packs.mask(doomed)[table.packs])
+            survivors = keepers[concerned[table.objects[keepers]]]
+            # Invariant 9: a frame that was never read may be damaged, and then this pack has the last good copy.
+            if not packs.verify(survivors[~table.proved()[survivors]]):
+                return survivors
+        raise BackendError(
+            "Packs kept vanishing while they were collected. Nothing was deleted: try again later."
+        )
+
+    def _unsafe(self) -> NDArray[np.bool_]:
+        """Return the objects that are needed and have no good copy, and whatever might serve as their bases."""
+        table = self._survey.packs.table
+        lost = table.live & ~table.covered(table.decodes(self._survey.good()))
+        return lost | table.bases_of(lost)
