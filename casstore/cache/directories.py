@@ -48,7 +48,10 @@ class CacheDirectories:
         local = Path(expand_home(str(config.get_local_cache_dir()))).resolve()
         if config.workflow_id is not None:
             return cls._at(local / config.workflow_id, local)
-        beside = (local.parent / "store" / "format").exists() and not (local / "store").exists()
+        root = local.parent
+        # A store alone is no cache: it may be the user's own, and this a new cache beside it.
+        beside = (root / "store" / "format").exists() and (root / "in-use").is_dir()
+        beside = beside and not (local / "store").exists()
         return cls._at(local, local.parent if beside else local)
 
     @classmethod

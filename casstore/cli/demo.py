@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "path",
     required=False,
     metavar="[PATH]",
-    help="A model file or folder; without it the package wordllama's.",
+    help="A model file or folder; by default, the one in the package wordllama.",
 )
 @click.option(
     "--store",

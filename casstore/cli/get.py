@@ -17,11 +17,30 @@ from casstore.cli.support.text import counted, human_bytes, human_duration, huma
     is_flag=True,
     help="Write into a folder that is not empty: files of the same names are replaced, nothing is deleted.",
 )
-def run(out: Session, *, ref_or_id: str, dest: str, force: bool) -> None:
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only files that match, such as '*.json'; may be given several times.",
+)
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="No files that match; may be given several times."
+)
+def run(
+    out: Session,
+    *,
+    ref_or_id: str,
+    dest: str,
+    force: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> None:
     """Write the files of a model, every byte verified."""
     with out.open(read_only=True) as store, out.progress("Getting") as callback:
         started = time.perf_counter()
-        model = store.get(ref_or_id, dest, force=force, callback=callback)
+        model = store.get(
+            ref_or_id, dest, include=include or None, exclude=exclude or None, force=force, callback=callback
+        )
         seconds = time.perf_counter() - started
     ref, size, count = model.record.name, model.tree.size, len(model.tree.files)
     out.report(

@@ -9,9 +9,7 @@ from casstore.machine.local_names import tree_name
 
 
 @click.command(cls=Command)
-@click.argument(
-    "prefix", default="", type=tree_name, metavar="[PREFIX]", help="Only refs whose names start so."
-)
+@click.argument("prefix", default="", type=tree_name, metavar="[PREFIX]", help="Only refs with this prefix.")
 def run(out: Session, *, prefix: str) -> None:
     """List refs: name, model id, base, time."""
     with out.open(read_only=True) as store:

@@ -12,7 +12,7 @@ _NAME = click.argument("remote", metavar="NAME", help="The remote's name.")
 
 @click.group()
 def run() -> None:
-    """Name stores elsewhere."""
+    """Manage names for other stores."""
 
 
 @run.command(cls=Command)

@@ -12,7 +12,7 @@ from casstore.machine.local_names import tree_name
 @click.argument("tag", type=tree_name, metavar="NAME", help="The tag: NAME or tags/NAME.")
 @MODEL
 def run(out: Session, *, tag: str, ref_or_id: str) -> None:
-    """Make a tag name a model; an existing tag is moved."""
+    """Point a tag at a model; an existing tag is moved."""
     with out.open() as store:
         ref = store.tag(tag, ref_or_id)
         model_id = store.resolve(ref).model_id

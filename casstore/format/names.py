@@ -48,7 +48,9 @@ def check_name(name: str) -> None:
     namespace, _, rest = name.partition("/")
     if namespace not in NAMESPACES or not rest:
         allowed = ", ".join(f"{item}/…" for item in NAMESPACES)
-        raise ConfigError(f"{name!r} is not a ref name: names have the form {allowed}.")
+        raise ConfigError(
+            f"{name!r} is not a ref name: names have the form {allowed}. Did you mean 'models/{name}'?"
+        )
     if "@" in rest:
         raise ConfigError(f"{name!r} is not a ref name: it must not contain '@'.")
     if _CONTROL.search(rest):

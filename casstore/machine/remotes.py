@@ -84,7 +84,10 @@ class Remotes:
     @staticmethod
     def _unknown(name: str, remotes: dict[str, str]) -> str:
         known = f"Known remotes: {', '.join(sorted(remotes))}." if remotes else "There are no remotes yet."
-        return f"No remote named {name!r}. {known} `casstore remote add NAME URL` adds one."
+        return (
+            f"No remote named {name!r}. {known} `casstore remote add NAME URL` adds one; for a folder, write "
+            f"./{name}."
+        )
 
     def _change(self, change: Callable[[dict[str, str]], None]) -> None:
         if self._path is None:

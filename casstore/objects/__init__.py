@@ -1,6 +1,6 @@
 """Objects of a store: where they lie, how they are read, verified and published. Knows nothing of models or refs.
 
-ObjectStore is the door; other packages import from here, never from the modules below (pyproject.toml).
+ObjectStore is the entry point; other packages import from here, never from the modules below (pyproject.toml).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The door to the objects of a store: where they lie, how they are read, verified and published."""
+"""The entry point to the objects of a store: where they lie, how they are read, verified and published."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from casstore.digest import DIGEST_SIZE
 from casstore.errors import CasstoreError, ConfigError, FormatError, TensorNotFound
 from casstore.format.spans import pack_spans
 from casstore.objects import batches
+from casstore.store.model import some_of
 from casstore.tensors.dtypes import as_array, labelled
 
 if TYPE_CHECKING:
@@ -303,9 +304,8 @@ def find_tensor(model: Model, tensor: str) -> str:
         if (spans := pack_spans(layout.spans)) and spans.find(tensor) is not None
     ]
     if len(holders) > 1:
-        some = ", ".join(holders[:5])
         raise ConfigError(
-            f"{len(holders)} files of {model.ref} have a tensor {tensor!r}: {some}. Say which one with `file=`."
+            f"{len(holders)} files of {model.ref} have a tensor {tensor!r}: {some_of(holders)}. Say which one with `file=`."
         )
     if not holders:
         raise TensorNotFound(
@@ -336,5 +336,5 @@ def _find_span(layout: Layout, tensor: str, path: str) -> Span:
         return found
     if not spans:
         raise TensorNotFound(f"{path} has no tensors that casstore recognises. Read it with open_file.")
-    some = ", ".join(span.name for span in spans[:5])
-    raise TensorNotFound(f"{path} has no tensor {tensor!r}; it has {len(spans)}: {some}, …")
+    some = some_of([span.name for span in spans])
+    raise TensorNotFound(f"{path} has no tensor {tensor!r}; it has {len(spans)}: {some}.")

@@ -43,7 +43,7 @@ def identify(backend: Backend, *, create: bool) -> marks.StoreFormat:
     identity = _read_format(backend) or (create_format(backend) if create else None)
     if identity is None:
         raise StoreNotFound(
-            f"{backend.url} is not a casstore store. `casstore init {shlex.quote(backend.url)}` makes one."
+            f"{backend.url} is not a casstore store. `casstore init {shlex.quote(backend.url)}` makes one in a place that is empty."
         )
     return identity
 

@@ -69,6 +69,11 @@ class ModelLayouts:
             self._known[at] = layout
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Return the first few of these names, for an error message."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order.
@@ -80,10 +85,10 @@ class Model:
     """
 
     model_id: str
-    tree: Tree
-    layout_ids: tuple[bytes, ...]
-    executable: frozenset[str]
-    record: Record
+    tree: Tree = field(repr=False)
+    layout_ids: tuple[bytes, ...] = field(repr=False)
+    executable: frozenset[str] = field(repr=False)
+    record: Record = field(repr=False)
     _layouts: ModelLayouts = field(repr=False, compare=False)
 
     @property
@@ -119,9 +124,10 @@ class Model:
         """Return the layout of one file; raise PathNotFound if there is no such file."""
         layout = self._layouts.of(path)
         if layout is None:
-            files = self.tree.files
-            some = ", ".join(entry.path for entry in files[:5])
-            raise PathNotFound(f"{self.record.name} has no file {path!r}; it has {len(files)}: {some}, …")
+            paths = [entry.path for entry in self.tree.files]
+            raise PathNotFound(
+                f"{self.record.name} has no file {path!r}; it has {len(paths)}: {some_of(paths)}."
+            )
         return layout
 
 

@@ -92,7 +92,7 @@ def find_workflows(folder: str) -> list[Workflow]:
     """Return the workflows of a cache, or the one whose folder is given. Raises ConfigError if there is none."""
     top = os.path.realpath(folder)
     if not os.path.isdir(top):
-        raise ConfigError(f"{folder} is not a folder.")
+        raise ConfigError(f"{folder} {'is not a folder' if os.path.exists(top) else 'does not exist'}.")
     if _is_workflow(top):
         return [Workflow(_name_of(top), top)]
     _, folders = _listed(top)

@@ -123,7 +123,7 @@ def _show_plan(out: Session, plan: SyncPlan, *, limit: float | None) -> None:
     link = f"{human_rate(int(limit or _BANDWIDTH), 1)} and {_ROUND_TRIP * 1000:.0f} ms"
     out.summary(
         f"Would write {counted(len(plan.refs), 'ref')} to {plan.dst.backend.url}: {plan.objects} objects,"
-        f" {human_bytes(plan.bytes_stored)} ({human_bytes(plan.bytes_plain)} as files), {plan.requests} requests;"
+        f" {human_bytes(plan.bytes_stored)} ({human_bytes(plan.bytes_plain)} as files), {counted(plan.requests, 'request')};"
         f" about {human_duration(seconds)} at {link}{_others(plan)}."
     )
 
@@ -135,7 +135,7 @@ def _show_report(out: Session, plan: SyncPlan, report: SyncReport) -> None:
     out.report(
         {"src": plan.src.backend.url, "dst": plan.dst.backend.url, **asdict(report)},
         f"Wrote {counted(len(report.refs), 'ref')} to {plan.dst.backend.url}: {report.objects} objects,"
-        f" {human_bytes(report.bytes_moved)} in {report.requests} requests; {human_duration(report.seconds)},"
+        f" {human_bytes(report.bytes_moved)} in {counted(report.requests, 'request')}; {human_duration(report.seconds)},"
         f" {human_rate(report.bytes_moved, report.seconds)}{_others(report)}.",
     )
 

@@ -130,7 +130,7 @@ class Checkout:
             raise ConfigError(f"{self._destination} is a file. Give a folder to write to.") from None
         if occupied and not self._force:
             raise ConfigError(
-                f"{self._destination} is not empty. Give another folder, or use --force to write into it."
+                f"{self._destination} is not empty. Give another folder, or use force (--force) to write into it."
             )
         return False
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import PathNotFound
 from casstore.format.manifest import Tree
+from casstore.store.model import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +38,8 @@ def select_files(
     files = model.tree.files
     positions = [at for at, entry in enumerate(files) if is_wanted(entry.path)]
     if files and not positions:
-        some = ", ".join(entry.path for entry in files[:5])
-        raise PathNotFound(f"No file of {model.ref} matches these patterns; it has {len(files)}: {some}, …")
+        some = some_of([entry.path for entry in files])
+        raise PathNotFound(f"No file of {model.ref} matches these patterns; it has {len(files)}: {some}.")
     tree = Tree(tuple(entry for entry in model.tree.entries if is_wanted(entry.path)))
     return tree, model.layouts_at(positions)
 

@@ -298,3 +298,20 @@ class TestOtherStores:
         assert store.check(read_data=True).ok
         assert not store.leftovers()
         assert store.stats().models == 1
+
+
+class TestWholeStores:
+    def test_sync_takes_a_path_as_push_does(self, store, minilm, tmp_path):
+        store.add(minilm)
+        casstore.open(tmp_path / "other", create=True).close()
+        assert store.sync(tmp_path / "other").refs == ("models/minilm",)
+
+    def test_gc_frees_what_it_says_beforehand(self, store, minilm):
+        store.add(minilm)
+        store.rm("models/minilm")
+        told = store.gc(casstore.GcPolicy(orphans_now=True), dry_run=True)
+        assert told.bytes_freed > 0
+        assert store.stats().packs == 1
+        report = store.gc(casstore.GcPolicy(orphans_now=True))
+        assert (report.bytes_freed, report.packs_deleted) == (told.bytes_freed, 1)
+        assert store.stats().packs == 0

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from casstore import OliveCache
+from casstore import OliveCache, Store
 
 
 def test_the_home_folder_may_be_short(tmp_path, monkeypatch):
@@ -90,3 +90,11 @@ def test_a_cache_may_lie_anywhere(tmp_path, folder):
         assert (kept / "o.bin").exists()
         assert not one.problems
     assert len(calls) == 1
+
+
+def test_a_store_beside_a_new_cache_is_not_taken_for_the_caches(tmp_path):
+    with Store(tmp_path / "store", create=True):
+        pass
+    with OliveCache(str(tmp_path / ".cache")) as cache:
+        assert cache.dirs.store == tmp_path / ".cache" / "store"
+    assert not (tmp_path / "in-use").exists()

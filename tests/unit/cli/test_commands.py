@@ -306,6 +306,14 @@ class TestGet:
         assert found["model_id"] == added["model_id"]
         assert found["bytes_total"] == added["bytes_total"]
 
+    @pytest.mark.usefixtures("added")
+    def test_only_files_that_match_are_written(self, place, tmp_path):
+        run("get", "models/one", tmp_path / "out", "--include", "sub/*", "--store", place)
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"sub"}
+        run("get", "models/one", tmp_path / "rest", "--exclude", "sub/*", "--store", place)
+        assert (tmp_path / "rest").exists()
+        assert not (tmp_path / "rest" / "sub").exists()
+
     def test_a_folder_that_is_not_empty_wants_force(self, place, added, tmp_path):
         dest = tmp_path / "out"
         dest.mkdir()
