@@ -55,6 +55,9 @@ def open_backend(
     """
     if durability not in ("full", "none"):
         raise ConfigError(f"durability is {durability!r}: use 'full', or 'none' for a throw-away store.")
+    if "readonly" in storage_options:
+        # fsspec would ignore it, and the store would be open for writing.
+        raise ConfigError("There is no option readonly: use read_only=True.")
     if shared not in (None, "group"):
         raise ConfigError(f"shared is {shared!r}: use None or 'group'.")
     if read_only and create:

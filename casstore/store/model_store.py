@@ -116,7 +116,7 @@ class ModelStore:
         by its own path also leaves out what its `.casstoreignore` says, unless `ignore_file` is off. Raises
         PathNotFound (a FileNotFoundError) if there is nothing to add, ConfigError for paths that cannot be kept,
         ConflictError for a file that changes meanwhile, and its subclass NameTaken if a name given by default is
-        another model's; then nothing is added.
+        another model's, which keeps it; then no ref names what was added.
         """
         return add_model(
             self,

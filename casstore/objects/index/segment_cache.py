@@ -141,6 +141,8 @@ class SegmentCache(BackendWrapper):
             for data in parts:
                 hasher.update(data)
                 copy.write(data)
+                if copy.is_dropped:
+                    return False  # The segment is read from the store as if copies were never wanted.
             if index_key_of(hasher.digest()) != key:
                 raise FormatError(
                     f"{key} does not have the hash that names it. Remove that file; it is rebuilt from the packs."
@@ -172,6 +174,11 @@ class Copy:
         with self._giving_up():
             while view and self._descriptor is not None:
                 view = view[os.write(self._descriptor, view[:WRITE_PIECE]) :]
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether writing to it failed."""
+        return self._descriptor is None
 
     def publish(self, key: str) -> bool:
         """Give the file the name by which this segment's copy is found; say whether it has it."""

@@ -126,11 +126,9 @@ def add_model(
                 unless=refuse_taken if default is not None else None,
             )
 
-        publication.commit(draft, supply)
+        record = publication.commit(draft, supply)
         if default is not None:
-            # Two adds may have drafted at the same time; each that sees the other's record says so.
-            for record in refs.heads(default).records:
-                check_free(record, model_id)
+            _yield_to_rival(refs, record)
         ingest.remember()
     counts = ingest.counts
     return AddResult(
@@ -144,6 +142,29 @@ def add_model(
         chunks_new=counts.chunks_new,
         seconds=time.perf_counter() - started,
     )
+
+
+def _yield_to_rival(refs: Refs, record: Record) -> None:
+    """Raise NameTaken if another add gave the same default name to another model at the same time.
+
+    The other one may have returned already, so its model keeps the name even if our record would win.
+    """
+    heads = [other for other in refs.heads(record.name).records if other.seq == record.seq]
+    rival = next((other for other in heads if other.target not in (None, record.target)), None)
+    if rival is None:
+        return
+    if record.order > rival.order:
+        # Its objects are there: its own publish has seen to that, and both records keep them from a collector.
+        again = refs.draft(
+            rival.name,
+            target=rival.target,
+            manifest=rival.manifest,
+            base=rival.base,
+            metadata=rival.metadata,
+            packs=rival.packs,
+        )
+        refs.put(again)
+    check_free(rival, record.target or b"")
 
 
 def check_record(name: str, metadata: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from casstore.format.spans import pack_spans
 from casstore.machine.state import KnownFile
 from casstore.machine.unchanged import flush
 from casstore.objects import encode_frames, encode_object
-from casstore.store.adding.known_content import has_content, sample_keys
+from casstore.store.adding.known_content import Content, compare_content, sample_keys
 from casstore.store.adding.sources import check_unchanged, is_onnx, open_source, read_full, read_source
 from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
 
@@ -153,7 +153,7 @@ class Ingest:
         keys = sources.stat_keys(self._machine.unchanged_files())
         unknown = list(self._take_unchanged(list(zip(sources.files, keys, strict=True))))
         self._sample_keys = sample_keys(
-            [file for file, _ in unknown], [file for file in sources.files if is_onnx(file)]
+            [file for file, _ in unknown], beside_graphs=any(map(is_onnx, sources.files))
         )
         unknown = self._take_known_content(unknown)
         self._publication.recall(sum(file.identity.size for file, _ in unknown))
@@ -216,23 +216,31 @@ class Ingest:
     def _take_known_content(self, files: list[_Keyed]) -> list[_Keyed]:
         """Take files that the store holds under another name or from another place, read once; return the others."""
         keys = [self._sample_keys.get(file.path) for file, _ in files]
-        known = self._machine.known_files(keys)
-        layouts = self._whole_layouts(
-            list(dict.fromkeys(item.layout_id for item in known if item is not None))
-        )
         left: list[_Keyed] = []
-        for (file, stat_key), item in zip(files, known, strict=True):
-            layout = None if item is None else layouts.get(item.layout_id)
-            if item is None or layout is None or layout.size != file.identity.size:
+        same: list[tuple[_Keyed, KnownFile]] = []
+        for (file, stat_key), known in zip(files, self._machine.known_files(keys), strict=True):
+            found = Content.OTHER
+            if known is not None:
+                found = compare_content(
+                    file,
+                    known.file_id,
+                    tasks=self._tasks,
+                    stable=stat_key is not None,
+                    progress=self._progress,
+                )
+            if known is None or found is Content.OTHER:
                 left.append((file, stat_key))
-                continue
-            same, proved = has_content(
-                file, layout.file_id, tasks=self._tasks, stable=stat_key is not None, progress=self._progress
-            )
-            if same:
-                self._take(AddedFile(file, layout, item.layout_id, stat_key if proved else None))
             else:
+                same.append(((file, stat_key if found is Content.SAME_FOR_GOOD else None), known))
+        # Only now: what the publication is asked for, its record depends on.
+        layouts = self._whole_layouts(list(dict.fromkeys(known.layout_id for _, known in same)))
+        for (file, stat_key), known in same:
+            layout = layouts.get(known.layout_id)
+            if layout is None or layout.file_id != known.file_id or layout.size != file.identity.size:
+                self._progress(-file.identity.size)
                 left.append((file, stat_key))
+            else:
+                self._take(AddedFile(file, layout, known.layout_id, stat_key))
         return left
 
     def _take(self, added: AddedFile) -> None:

@@ -1,12 +1,12 @@
 """Recognises files that the store holds already, wherever they lie now, by reading them once.
 
-A file is looked up by its size and a few samples, and by those of the ONNX graphs beside it, which say where tensors in other
-files lie. That is a hint. A file counts as known only when all of it has the hash of the known one; then nobody parses it,
-cuts it or hashes its chunks.
+A file is looked up by its size and a few samples. That is a hint: the file counts as known only when all of it has the
+hash of the known one. Then nobody parses it, cuts it or hashes its chunks.
 """
 
 from __future__ import annotations
 
+import enum
 import os
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
@@ -24,40 +24,47 @@ if TYPE_CHECKING:
     from casstore.concurrency.workers import TaskGroup
     from casstore.store.adding.sources import SourceFile
 
-MIN_SIZE = 2 << 20
-"""Bytes from which a file is sampled: a smaller one is added as fast as it is looked up."""
+MIN_SIZE = 16 << 20
+"""Bytes from which a file is sampled: for a smaller one, the samples cost too much where each read is a round trip."""
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4 << 10
 
 
-def sample_keys(files: Sequence[SourceFile], graphs: Sequence[SourceFile]) -> dict[str, bytes]:
-    """Return a key of 32 bytes for each file that is large enough, by its path in the tree.
+class Content(enum.Enum):
+    """What reading a file said of its content; `SAME_FOR_GOOD` where no later change can go unseen (invariant 14)."""
 
-    Files of equal content have equal keys beside equal graphs; different ones nearly always have different keys.
+    OTHER = enum.auto()
+    SAME = enum.auto()
+    SAME_FOR_GOOD = enum.auto()
+
+
+def sample_keys(files: Sequence[SourceFile], *, beside_graphs: bool) -> dict[str, bytes]:
+    """Return a key of 32 bytes for each file that can be recognised, by its path in the tree.
+
+    Files of equal content have equal keys; different ones nearly always have different keys. A file that is added with
+    ONNX graphs is left out unless it is one: how it is cut depends on what they say of it.
     """
-    large = [file for file in files if file.identity.size >= MIN_SIZE]
-    if not large:
-        return {}
-    beside = digest(b"".join(_samples(graph) for graph in graphs))
     return {
-        file.path: digest(b"%d|%b|%b" % (LAYOUT_VERSION, _samples(file), b"" if is_onnx(file) else beside))
-        for file in large
+        file.path: digest(b"%d|%b" % (LAYOUT_VERSION, _samples(file)))
+        for file in files
+        if file.identity.size >= MIN_SIZE and (is_onnx(file) or not beside_graphs)
     }
 
 
-def has_content(
+def compare_content(
     file: SourceFile,
     file_id: bytes,
     *,
     tasks: TaskGroup,
     stable: bool,
     progress: Callable[[int], None],
-) -> tuple[bool, bool]:
-    """Read a file, and say whether its id is `file_id`, and whether no change can go unseen from now on.
+) -> Content:
+    """Read a file, and say whether its id is `file_id`.
 
-    The latter is only found out where `stable`, the file's stat identity, proves something (invariant 14). `progress` is called
-    with the number of bytes read; with a negative one for all of them where the content is another one.
+    Whether no change can go unseen from now on is only found out where `stable`, the file's stat identity, proves
+    something. `progress` is called with the number of bytes read; with a negative one for all of them where the content is
+    another one.
     """
     descriptor = open_source(file)
     buffers = [take_block(), take_block()]
@@ -87,9 +94,9 @@ def has_content(
             give_block(buffer)
         os.close(descriptor)
     if hasher.digest() == file_id:
-        return True, flushed
+        return Content.SAME_FOR_GOOD if flushed else Content.SAME
     progress(-position)
-    return False, False
+    return Content.OTHER
 
 
 def _samples(file: SourceFile) -> bytes:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from fakes.model_files import safetensors_bytes
 from fakes.stores import commit_inline, model_of, read_folder, write_model
 
 import casstore
+from casstore.refs.refs import Refs
 from casstore.store.times import nanoseconds, utc
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": ("BF16", (2,), b"\x80\x3f\x00\x40")}
@@ -315,3 +317,43 @@ class TestWholeStores:
         report = store.gc(casstore.GcPolicy(orphans_now=True))
         assert (report.bytes_freed, report.packs_deleted) == (told.bytes_freed, 1)
         assert store.stats().packs == 0
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_of_two_adds_that_give_one_default_name_the_one_that_returned_keeps_it(
+    store, minilm, tmp_path, monkeypatch, lower
+):
+    """The other one drafted before, and puts its record afterwards, under the same number."""
+    write(tmp_path / "elsewhere" / "minilm" / "f", "another model")
+    put = Refs.put
+
+    def late(self, record):
+        monkeypatch.setattr(Refs, "put", put)
+        with casstore.open(tmp_path / "store") as other:
+            first = other.add(tmp_path / "elsewhere" / "minilm")
+        [head] = self.heads("models/minilm").records
+        order = bytes(16) if lower else b"\xff" * 16
+        record = replace(record, write_id=order)
+        assert (record.seq, record.order < head.order) == (head.seq, lower)
+        done = put(self, record)
+        assert first.ref == record.name
+        return done
+
+    monkeypatch.setattr(Refs, "put", late)
+    with pytest.raises(casstore.NameTaken):
+        store.add(minilm)
+    assert store.resolve("models/minilm").model_id == store.content_id(str(tmp_path / "elsewhere" / "minilm"))
+
+
+def test_a_name_that_is_moved_after_an_add_was_the_adds_own(store, minilm, monkeypatch):
+    heads = Refs.heads
+
+    def moved(self, name):
+        found = heads(self, name)
+        if found.records and found.records[-1].seq == 1:
+            monkeypatch.setattr(Refs, "heads", heads)
+            store.add(f"{minilm}/config", ref="minilm")
+        return heads(self, name)
+
+    monkeypatch.setattr(Refs, "heads", moved)
+    assert store.add(minilm).ref == "models/minilm"

@@ -239,6 +239,8 @@ def test_what_to_install(url, advice, monkeypatch):
 
 
 def test_options():
+    with pytest.raises(ConfigError, match="read_only=True"):
+        open_backend("memory://x", readonly=True)
     with pytest.raises(ConfigError, match="durability"):
         open_backend("memory://x", durability="half")
     with pytest.raises(ConfigError, match="shared"):

@@ -10,6 +10,7 @@ from fakes.model_files import safetensors_bytes
 from fsspec import Callback
 
 from casstore import ConflictError, Store
+from casstore.objects import Publication
 from casstore.store.adding import ingest
 from casstore.store.adding.known_content import MIN_SIZE, sample_keys
 from casstore.store.adding.sources import find_sources
@@ -66,7 +67,7 @@ def test_a_byte_that_no_sample_covers_makes_another_file(store, tmp_path, parsed
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     other.write_bytes(data)
-    keys = [sample_keys(find_sources(str(place)).files, []) for place in (path, other)]
+    keys = [sample_keys(find_sources(str(place)).files, beside_graphs=False) for place in (path, other)]
     assert keys[0] == keys[1]
     counts = Progress()
     added = store.add(other, ref="other", callback=counts)
@@ -78,23 +79,34 @@ def test_a_byte_that_no_sample_covers_makes_another_file(store, tmp_path, parsed
 
 def test_samples_of_other_content_differ(tmp_path):
     files = [find_sources(str(write(tmp_path / str(seed) / "m", seed))).files for seed in range(3)]
-    assert len({key for found in files for key in sample_keys(found, []).values()}) == 3
+    assert len({key for found in files for key in sample_keys(found, beside_graphs=False).values()}) == 3
 
 
 def test_small_files_are_not_sampled(tmp_path):
     (tmp_path / "m").write_bytes(bytes(MIN_SIZE - 1))
-    assert sample_keys(find_sources(str(tmp_path / "m")).files, []) == {}
+    assert sample_keys(find_sources(str(tmp_path / "m")).files, beside_graphs=False) == {}
 
 
-def test_other_graphs_beside_a_file_make_another_key(tmp_path):
+def test_how_a_file_beside_graphs_is_cut_depends_on_them(tmp_path):
     write(tmp_path / "weights.bin")
-    (tmp_path / "a.onnx").write_bytes(b"one graph")
-    files = find_sources(str(tmp_path / "weights.bin")).files
-    graphs = find_sources(str(tmp_path / "a.onnx")).files
-    before = sample_keys(files, graphs)
-    (tmp_path / "a.onnx").write_bytes(b"other one")
-    assert sample_keys(files, find_sources(str(tmp_path / "a.onnx")).files) != before
-    assert sample_keys(files, []) != before
+    write(tmp_path / "a.onnx")
+    files = find_sources(str(tmp_path)).files
+    assert set(sample_keys(files, beside_graphs=True)) == {"a.onnx"}
+    assert set(sample_keys(files, beside_graphs=False)) == {"a.onnx", "weights.bin"}
+
+
+def test_nothing_depends_on_a_file_that_only_looks_the_same(store, tmp_path, monkeypatch):
+    path = write(tmp_path / "a" / "model.safetensors")
+    store.add(path)
+    layout = store.model("models/model.safetensors").layout_ids[0]
+    asked = []
+    known = Publication.known
+    monkeypatch.setattr(Publication, "known", lambda self, ids: asked.extend(ids) or known(self, ids))
+    data = bytearray(path.read_bytes())
+    data[-5_000] ^= 1
+    path.write_bytes(data)
+    store.add(path, ref="other", stat_cache=False)
+    assert layout not in asked
 
 
 def test_what_the_store_lost_is_stored_again(store, tmp_path, parsed):
