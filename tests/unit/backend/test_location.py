@@ -231,7 +231,7 @@ def test_other_urls_go_to_fsspec_and_are_retried():
 def test_what_to_install(url, advice, monkeypatch):
     for module in ("s3fs", "adlfs", "gcsfs", "sshfs", "aiohttp"):
         monkeypatch.setitem(sys.modules, module, None)
-    for module in ("sftp", "http"):
+    for module in ("sftp_files", "http_files"):
         monkeypatch.delitem(sys.modules, f"casstore.backend.fsspec.drivers.{module}", raising=False)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.split(":")[0], raising=False)
     with pytest.raises(ConfigError, match=advice):

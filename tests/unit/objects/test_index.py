@@ -438,8 +438,8 @@ def test_losing_the_race_to_merge_is_no_failure(backend, monkeypatch, late):
         index.publish([expected.write([header(item)])])
     writing = merging.write_merged
 
-    def slower(target, parts):
-        key, _ = writing(target, parts)
+    def slower(target, parts, **options):
+        key, _ = writing(target, parts, **options)
         if late:
             data = target.read(key)
             target.delete(key)
