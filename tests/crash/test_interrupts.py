@@ -617,6 +617,25 @@ class TestEndings:
         )
         assert (done.returncode, done.stderr) == (SIGNALS[number], b"")
 
+    def test_that_meets_code_which_cannot_be_interrupted(self):
+        """The end of a lock's block, say: what it raises instead is no failure of the command."""
+        program = (
+            "import os, signal, time\n"
+            "from casstore.cli.support.exits import exit_codes\n"
+            "import click\n"
+            "try:\n"
+            "    with exit_codes(debug=False):\n"
+            "        try:\n"
+            "            os.kill(os.getpid(), signal.SIGTERM)\n"
+            "            time.sleep(5)\n"
+            "        finally:\n"
+            "            raise RuntimeError('cannot release un-acquired lock')\n"
+            "except click.exceptions.Exit as ending:\n"
+            "    raise SystemExit(ending.exit_code)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=30)
+        assert (done.returncode, done.stderr.decode().strip()) == (143, "casstore: terminated.")
+
     def test_nohup(self, added):
         """A signal that the parent has ignored stays ignored."""
         program = (

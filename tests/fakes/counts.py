@@ -21,10 +21,10 @@ if HYPOTHESIS not in ("ci", "thorough"):
     raise ValueError(f"CASSTORE_HYPOTHESIS is {HYPOTHESIS!r}: it is ci, the default, or thorough")
 THOROUGH = HYPOTHESIS == "thorough"
 
-EXAMPLES = count("CASSTORE_EXAMPLES", 3000 if THOROUGH else 60)
+EXAMPLES = count("CASSTORE_EXAMPLES", 3000 if THOROUGH else 40)
 """Inputs of each property test that sets no number of its own."""
 
-STATEFUL = count("CASSTORE_STATEFUL", 600 if THOROUGH else 12)
+STATEFUL = count("CASSTORE_STATEFUL", 600 if THOROUGH else 8)
 """Histories of each machine in tests/stateful; each takes 20 to 40 steps."""
 
 SCHEDULES = count("CASSTORE_SCHEDULES", 200)
@@ -53,3 +53,6 @@ PUSHERS = count("CASSTORE_PUSHERS", 3)
 
 FLIPS = count("CASSTORE_FLIPS", 60)
 """Bytes that are flipped in the larger store; the small one is flipped at every byte."""
+
+SMOKE_REMOTES = os.environ.get("CASSTORE_SMOKE_REMOTES", "folder,s3")
+"""Remotes of the benchmarks' smoke run, of which `folder,s3,azure,sftp` are all."""

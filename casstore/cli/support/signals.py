@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from casstore.errors import add_note, notes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -38,13 +40,14 @@ def ending_by_signals() -> Iterator[None]:
         yield  # Only the main thread may handle signals; leave that to it.
         return
     first: float | None = None
+    ended: Ended | None = None
 
     def end(number: int, _: FrameType | None) -> None:
-        nonlocal first
+        nonlocal first, ended
         now = time.monotonic()
         if first is None:
-            first = now
-            raise Ended(number)
+            first, ended = now, Ended(number)
+            raise ended
         if now - first > _SAME:
             # Invariant 3: without its record nothing is committed, so stopping anywhere is safe.
             signal.signal(number, signal.SIG_DFL)
@@ -57,6 +60,14 @@ def ending_by_signals() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except Exception as error:
+        if ended is None:
+            raise
+        # Some code cannot be interrupted where the signal met it, the end of a lock's block for one. Invariant 11: the
+        # command ends all the same, as one that a signal ends.
+        for note in notes(error):
+            add_note(ended, note)
+        raise ended from error
     finally:
         if (
             first is None

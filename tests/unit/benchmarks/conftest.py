@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from fakes.counts import SMOKE_REMOTES
 
 from benchmarks import datasets
 from benchmarks.__main__ import main
@@ -55,7 +56,8 @@ def smoke(benchmark_cache):
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(Harness, "close", look_and_close)
-        assert main(["run", "--smoke", "--cache", str(benchmark_cache), "--out", str(out)]) == 0
+        where = ["--remotes", SMOKE_REMOTES, "--cache", str(benchmark_cache), "--out", str(out)]
+        assert main(["run", "--smoke", *where]) == 0
     return Smoke(benchmark_cache, out, json.loads(out.read_text()), printed.getvalue(), left)
 
 
