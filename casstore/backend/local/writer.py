@@ -15,7 +15,7 @@ from casstore.backend.base import WRITE_PIECE, BlobWriter, byte_views
 from casstore.backend.local import held
 from casstore.backend.local.syscalls import close_quietly
 from casstore.backend.oserrors import from_os_error
-from casstore.errors import BackendError
+from casstore.errors import AccessDenied, BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,23 +63,30 @@ class LocalWriter(BlobWriter):
             # Invariant 2: a file without its final name must not outlive its writer, even one that is killed.
             self.path = plain + HELD
             self._fd = self._make()
-            self._named = True
             self._held = held.try_hold(self._calls, self._fd, self.path)
             if self._held:
                 return
             self.discard()
             self.path = plain
         self._fd = self._make()
-        self._named = True
 
     def _make(self) -> int:
         try:
-            return self._directory.make_file(self.path)
+            return self._make_file()
         except FileNotFoundError:
             # The first writer makes the directory, but never a new root: that would hide an unmounted disk.
             self._directory.require_reachable(TEMPORARY)
             self._directory.ensure(os.path.dirname(self.path))
+            return self._make_file()
+
+    def _make_file(self) -> int:
+        # Before the file is there: an interrupt may come before this process knows that it is.
+        self._named = True
+        try:
             return self._directory.make_file(self.path)
+        except (OSError, AccessDenied):
+            self._named = False  # Invariant 2: a failure leaves no file.
+            raise
 
     def write(self, parts: Sequence[Buffer]) -> None:
         """Append `parts` straight to the file, in few system calls and without the GIL."""
