@@ -67,6 +67,8 @@ def run(
             stat_cache=not no_stat_cache,
             exclude=exclude,
         )
+    if result.files == 0:
+        out.note(f"{result.ref} has no files: the folder is empty, or everything in it is excluded.")
     if out.quiet and not out.as_json:
         out.print_line(result.model_id)
     out.report(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.store.times import utc
+from casstore.store.model import Recorded
 from casstore.store.usage import encoding_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from casstore.format.layout import Layout, Span
     from casstore.format.manifest import TreeEntry
@@ -53,7 +52,7 @@ class FileDescription:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelDescription:
+class ModelDescription(Recorded):
     """A model: `ref` names it since `time`; `encodings` counts each chunk of the whole model once."""
 
     model_id: str
@@ -61,26 +60,6 @@ class ModelDescription:
     files: tuple[FileDescription, ...]
     empty_directories: tuple[str, ...]
     encodings: tuple[EncodingShare, ...]
-
-    @property
-    def ref(self) -> str:
-        """The ref by which the model was found."""
-        return self.record.name
-
-    @property
-    def base(self) -> str | None:
-        """The id of the model that it was made from, None if nobody said so."""
-        return self.record.base.hex() if self.record.base is not None else None
-
-    @property
-    def time(self) -> datetime:
-        """When the ref got this value, by the clock of the machine that wrote it."""
-        return utc(self.record.time)
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What was said about it when it was added."""
-        return self.record.metadata
 
     @property
     def size(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ _EXCLUSIVE_NAMESPACE = "tags"
 _MODEL_FOLDERS = tuple(f"{names.PREFIX}{namespace}/" for namespace in names.MODEL_NAMESPACES)
 
 _ORDER = attrgetter("time", "name")
+_SHORT_ID = re.compile(r"[0-9a-f]{1,3}")
 _SPARE = 100
 """Rows beyond those wanted that are collected before the last ones are dropped."""
 
@@ -296,4 +298,5 @@ def _first(rows: list[RefRow], limit: int | None, *, newest_first: bool) -> list
 
 def not_found(name: str) -> RefNotFound:
     """Return the error for a name that no ref or model has."""
-    return RefNotFound(f"No ref or model named {name!r}. `casstore ls` lists them.")
+    short = " An id can be shortened to 4 digits, not further." if _SHORT_ID.fullmatch(name) else ""
+    return RefNotFound(f"No ref or model named {name!r}. `casstore ls` lists them.{short}")

@@ -74,22 +74,11 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order.
+class Recorded:
+    """What the record says by which a model was found; `record` is it."""
 
-    `ref` names it, `base` is the id of the model that it was made from. `executable` are the paths of the files that
-    a checkout makes executable.
-    Layouts that were not asked for before are read from the store, which must still be open, and may then raise
-    MissingObject or another IntegrityError.
-    """
-
-    model_id: str
-    tree: Tree = field(repr=False)
-    layout_ids: tuple[bytes, ...] = field(repr=False)
-    executable: frozenset[str] = field(repr=False)
-    record: Record = field(repr=False)
-    _layouts: ModelLayouts = field(repr=False, compare=False)
+    __slots__ = ()
+    record: Record
 
     @property
     def ref(self) -> str:
@@ -110,6 +99,24 @@ class Model:
     def metadata(self) -> dict[str, Any]:
         """What was said about it when it was added."""
         return self.record.metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Recorded):
+    """A model as the store keeps it: its tree, and how each of `tree.files` is cut, in the same order.
+
+    `ref` names it, `base` is the id of the model that it was made from. `executable` are the paths of the files that
+    a checkout makes executable.
+    Layouts that were not asked for before are read from the store, which must still be open, and may then raise
+    MissingObject or another IntegrityError.
+    """
+
+    model_id: str
+    tree: Tree = field(repr=False)
+    layout_ids: tuple[bytes, ...] = field(repr=False)
+    executable: frozenset[str] = field(repr=False)
+    record: Record = field(repr=False)
+    _layouts: ModelLayouts = field(repr=False, compare=False)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:

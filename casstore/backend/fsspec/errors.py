@@ -100,7 +100,8 @@ def from_fs_error(
         return BackendUnavailable(f"Cannot {doing}: {detail}")
     if isinstance(error, NotImplementedError):
         return BackendError(f"Cannot {doing}: this kind of storage does not support it.")
-    if isinstance(error, OSError) and error.errno:
+    # A negative number is of the resolver of host names (gaierror), not of the system.
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
         return from_os_error(OSError(error.errno, os.strerror(error.errno)), doing)
     return BackendError(f"Cannot {doing}: {detail}")
 

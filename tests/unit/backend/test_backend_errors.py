@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import time
 import traceback
 from types import SimpleNamespace
@@ -134,6 +135,11 @@ def test_a_wrong_clock_is_not_taken_for_wrong_credentials(error):
     assert type(result) is AccessDenied
     assert "Set this machine's clock" in str(result)
     assert "credentials" not in str(result)
+
+
+def test_a_host_name_that_nobody_knows():
+    error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert "Name or service not known" in str(from_fs_error(error, "open ftp://host"))
 
 
 def test_the_cause_may_know_the_status():

@@ -228,12 +228,33 @@ class TestReading:
         assert run("ls", "--store", place) == ("", "")
         assert run_json("ls", "--store", place) == []
 
+    def test_ls_filters(self, place, model):
+        first = run_json("add", model, "--ref", "models/one", "--store", place)
+        run("tag", "best", "models/one", "--store", place)
+        (model / "more.txt").write_text("more")
+        run("add", model, "--ref", "models/two", "--base", "one", "--store", place)
+
+        def names(*options):
+            return run("ls", *options, "-q", "--store", place)[0].split()
+
+        assert names("--model", "one") == names("--model", first["model_id"]) == ["models/one", "tags/best"]
+        assert names("--base", "tags/best") == ["models/two"]
+        assert names("--limit", "1") == ["models/two"]
+        assert names("--since", "2020-01-01") == ["models/one", "models/two", "tags/best"]
+        assert names("--since", "2100-01-01") == []
+        assert "No ref or model" in run("ls", "--model", "three", "--store", place, code=1)[1]
+
     def test_ls_reads_no_manifest(self, place, added, monkeypatch):
         def refuse(*_):
             raise AssertionError("ls must read records only")
 
         monkeypatch.setattr(Store, "model", refuse)
         run("ls", "--store", place)
+
+    def test_a_model_without_files_is_mentioned(self, place, model):
+        out, note = run("add", model, "--exclude", "*", "--store", place)
+        assert "0 files" in out
+        assert "has no files" in note
 
     def test_show(self, place, added, model):
         shown = run_json("show", "one", "--store", place)
@@ -296,6 +317,7 @@ class TestReading:
         _, error = run("show", "models/none", "--store", place, code=1)
         assert error.startswith("casstore: ")
         assert "models/none" in error
+        assert "4 digits" in run("show", "abc", "--store", place, code=1)[1]
 
 
 class TestGet:
