@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from blake3 import blake3
 from fakes.posix_model import PosixModel
 
 from casstore.backend import LocalBackend
@@ -192,6 +193,5 @@ def open_on(disk, *, create=False):
 
 
 def noise(seed, size):
-    """Return bytes that nothing compresses, the same for the same arguments."""
-    blocks = (digest(b"%d:%d" % (seed, at)) for at in range((size + 31) // 32))
-    return b"".join(blocks)[:size]
+    """Return bytes that nothing compresses, the same for the same seed; those of a larger size begin with them."""
+    return blake3(b"%d" % seed).digest(length=size)
