@@ -23,6 +23,13 @@ hypothesis.settings.load_profile("casstore")
 MAX_WORKERS = 4  # each starts servers of its own
 BYTE_CODE = Path(platformdirs.user_cache_dir("casstore-tests")) / "byte-code"
 
+if sys.dont_write_bytecode:
+    # Where Python is told to keep no byte code, every process of a run would compile all that it imports. Each of
+    # them, and each of the next run, finds here what earlier ones compiled.
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(BYTE_CODE)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(BYTE_CODE)
+
 
 def pytest_xdist_auto_num_workers(config):
     """Use the processors for a run of all tests; whoever names files or folders gets one process, or asks by -n."""
@@ -35,17 +42,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "smoke" not in item.fixturenames)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def byte_code():
-    """Let the processes that tests start find what earlier ones compiled, where Python is told to keep no byte code.
-
-    Return the folder, which is the user's: the next run of the tests finds it too.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if sys.dont_write_bytecode:
-            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-            patch.setenv("PYTHONPYCACHEPREFIX", str(BYTE_CODE))
-        yield BYTE_CODE
+    """Return a folder of the user's for byte code: the next run of the tests finds what this one compiled."""
+    return BYTE_CODE
 
 
 @contextmanager

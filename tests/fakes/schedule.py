@@ -17,10 +17,10 @@ class Schedule:
     def __init__(self, change, choose):
         self._change = change
         self._choose = choose
-        self._turns = []
-        self._back = threading.Semaphore(0)
+        self._threads = []
         self._current = threading.local()
-        self._running = []
+        self._running = []  # a lock for each actor, held while it is not its turn
+        self._ended = threading.Lock()
         self.errors = []
         self.steps = 0
         self.choices = 0  # steps at which the actor could go on, and another one could take its turn
@@ -39,7 +39,8 @@ class Schedule:
         return cls(lambda step: step in places, lambda others: others[0])
 
     def add(self, work):
-        turn = threading.Semaphore(0)
+        turn = threading.Lock()
+        turn.acquire()
 
         def body():
             turn.acquire()
@@ -49,32 +50,37 @@ class Schedule:
             except BaseException as error:  # noqa: BLE001  # handed to the test
                 self.errors.append(error)
             self._running.remove(turn)
-            self._back.release()
+            (self._following(turn) if self._running else self._ended).release()
 
-        thread = threading.Thread(target=body, daemon=True)
-        self._turns.append((turn, thread))
+        self._threads.append(threading.Thread(target=body, daemon=True))
         self._running.append(turn)
 
     def pause(self):
         """Let another actor go on; in a thread that is no actor, do nothing."""
         turn = getattr(self._current, "turn", None)
-        if turn is not None:
-            self._back.release()
+        if turn is None:
+            return
+        following = self._following(turn)
+        if following is not turn:
+            following.release()
             turn.acquire()
 
+    def _following(self, last):
+        """Return whose turn is next: decided by the actor whose turn ends, so that going on costs nothing."""
+        others = [turn for turn in self._running if turn is not last]
+        goes_on = last in self._running
+        self.choices += bool(others) and goes_on
+        changes = others and (self._change(self.steps) or not goes_on)
+        self.steps += 1
+        return self._choose(others) if changes else last
+
     def run(self):
-        for _, thread in self._turns:
+        self._ended.acquire()
+        for thread in self._threads:
             thread.start()
-        last = self._running[0]
-        while self._running:
-            others = [turn for turn in self._running if turn is not last]
-            self.choices += bool(others) and last in self._running
-            if others and (self._change(self.steps) or last not in self._running):
-                last = self._choose(others)
-            last.release()
-            self._back.acquire()
-            self.steps += 1
-        for _, thread in self._turns:
+        self._following(self._running[0]).release()
+        self._ended.acquire()
+        for thread in self._threads:
             thread.join()
         if self.errors:
             raise self.errors[0]

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from blake3 import blake3
 from fakes.posix_model import PosixModel
 
 from casstore.backend import LocalBackend
@@ -144,7 +145,8 @@ def repeat_randomness(monkeypatch):
     monkeypatch.setattr(packs, "os", SimpleNamespace(urandom=urandom))
     monkeypatch.setattr(refs, "os", SimpleNamespace(urandom=urandom))
     monkeypatch.setattr(tombstones, "uuid", SimpleNamespace(uuid4=lambda: uuid.UUID(bytes=urandom(16))))
-    monkeypatch.setattr(refs, "time", SimpleNamespace(time_ns=time_ns))
+    for module in (refs, tombstones):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time_ns=time_ns))
     return restart
 
 
@@ -192,6 +194,5 @@ def open_on(disk, *, create=False):
 
 
 def noise(seed, size):
-    """Return bytes that nothing compresses, the same for the same arguments."""
-    blocks = (digest(b"%d:%d" % (seed, at)) for at in range((size + 31) // 32))
-    return b"".join(blocks)[:size]
+    """Return bytes that nothing compresses, the same for the same seed; those of a larger size begin with them."""
+    return blake3(b"%d" % seed).digest(length=size)

@@ -119,6 +119,7 @@ def test_no_store_there(site):
 
 def test_an_outage_is_not_an_absence(served, monkeypatch):
     with web_server(served) as (url, _), open_backend(f"{url}/store", read_only=True) as backend:
+        assert backend.stat("format").size  # it has answered: the patience with hosts that never did is over
         backend.inner._policy = type(backend.inner._policy)(deadline=0, sleep=lambda _: None)
         monkeypatch.setattr("servers.web.Handler.send_head", lambda self: self.send_error(503))
         for question in (
