@@ -189,15 +189,24 @@ class Store(ModelStore):
         with self.open_file(ref_or_id, path) as file:
             return file.read()
 
-    def check(self, *, read_data: bool = False, callback: Callback | None = None) -> CheckReport:
+    def check(
+        self,
+        *,
+        read_data: bool | float = False,
+        bandwidth_limit: float | None = None,
+        callback: Callback | None = None,
+    ) -> CheckReport:
         """Verify every record, index segment and footer, and that each model's objects are there. Changes nothing.
 
-        With `read_data`, every byte of every pack is read, hashed and decoded as well; `callback` counts those
-        bytes. Problems are in the report: look at its `ok`. Raises BackendError only if the store cannot be listed.
+        With `read_data`, every byte of every pack is read, hashed and decoded as well. With a share, 0.05 for a
+        twentieth of the stored bytes, those packs are read that this machine has not read for the longest time, so that
+        repeated checks go through all of them. `bandwidth_limit` is in bytes per second, `callback` counts the bytes of
+        packs. Problems are in the report: look at its `ok`. Raises ConfigError for what is no share, BackendError only if
+        the store cannot be listed.
         """
         from casstore.ops.check import check  # noqa: PLC0415 - see the top of this file
 
-        return check(self, read_data=read_data, callback=callback)
+        return check(self, read_data=read_data, bandwidth_limit=bandwidth_limit, callback=callback)
 
     def leftovers(self) -> Leftovers:
         """Return how much interrupted and deleted work takes: quick if there is none, else it reads all layouts."""

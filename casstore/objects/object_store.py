@@ -46,6 +46,10 @@ _BATCH = 8 << 20
 """Plain bytes that are verified at once when a whole pack is."""
 
 
+def _at_once(_: int) -> None:
+    """Wait for nothing."""
+
+
 class ObjectStore:
     """Finds, reads, verifies and publishes the objects of one store; safe in threads and after a fork.
 
@@ -233,11 +237,17 @@ class ObjectStore:
             left = list(pending)
             located = located.replaced(left, self.locate(located.ids(left)))
 
-    def verify(self, located: Located, wanted: Sequence[int]) -> None:
-        """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError."""
+    def verify(
+        self, located: Located, wanted: Sequence[int], *, pace: Callable[[int], None] = _at_once
+    ) -> None:
+        """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
+
+        `pace` is told how many bytes are read next, and may wait.
+        """
         lengths = [int(located.rows["raw"][at]) for at in wanted]
         for batch in batches(lengths, _BATCH):
             edges = [0, *accumulate(lengths[batch.start : batch.stop])]
+            pace(int(located.rows["stored"][wanted[batch.start : batch.stop]].sum()))
             self.fill(
                 located,
                 wanted[batch.start : batch.stop],
@@ -304,11 +314,18 @@ class ObjectStore:
         """Read and check the footer of a pack. Raises ObjectNotFound if it is gone, FormatError if it is damaged."""
         return read_footer(self._backend, pack)
 
-    def check_pack(self, pack: bytes, *, size: int | None = None, read_data: bool = False) -> Footer:
+    def check_pack(
+        self,
+        pack: bytes,
+        *,
+        size: int | None = None,
+        read_data: bool = False,
+        pace: Callable[[int], None] = _at_once,
+    ) -> Footer:
         """Check a pack apart from its frames, with `read_data` also its hash; return its footer.
 
-        `size` is what a listing has just said; without it, it is asked for, and must be the index's. Raises
-        ObjectNotFound if the pack is gone, FormatError if it is damaged.
+        `size` is what a listing has just said; without it, it is asked for, and must be the index's. `pace` is told
+        how many bytes are read next, and may wait. Raises ObjectNotFound if the pack is gone, FormatError if it is damaged.
         """
         if size is None:
             with bad_file_is_damage(self._backend):
@@ -316,7 +333,7 @@ class ObjectStore:
             expected = self._index.pack_size(self._index.number_of(pack))
             if size != expected:
                 raise FormatError(f"{pack_key(pack)} has {size} bytes, and its index says {expected}.")
-        return check_pack(self._backend, pack, size=size, read_data=read_data)
+        return check_pack(self._backend, pack, size=size, read_data=read_data, pace=pace)
 
     def check_segment(self, key: str, footers: Mapping[bytes, Footer]) -> None:
         """Check an index segment, and that it agrees with the footers of packs; raise FormatError if it does not."""
