@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _BATCH = 1024
 
-_WAY_BACK = "`casstore repair` looks for other copies, also in the remotes of this store. Or add the model again, or restore the packs."
+_WAY_BACK = "Add the model again, restore the packs, or run `casstore repair`, which looks for other copies."
 
 
 @dataclass(slots=True)
