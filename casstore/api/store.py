@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from casstore.api.values import FileInfo, RefInfo, TensorInfo
@@ -20,9 +21,11 @@ from casstore.machine.this_machine import store_folder
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
 from casstore.store.checkout.single_file import write_file
+from casstore.store.files import open_chunks, read_range
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
 from casstore.store.nesting import refuse_nested_store
+from casstore.store.other_stores import OtherStores, Place
 from casstore.store.pins import pin, unpin
 from casstore.store.private import is_private, mark_private
 from casstore.store.times import nanoseconds
@@ -35,12 +38,14 @@ if TYPE_CHECKING:
     from fsspec import Callback
 
     from casstore.backend import Durability
+    from casstore.objects import ObjectStore
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
     from casstore.ops.gc import GcPolicy, GcReport
     from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
     from casstore.ops.sync import SyncReport
+    from casstore.store.model import Model
 
 
 class Store(ModelStore):
@@ -60,6 +65,7 @@ class Store(ModelStore):
         durability: Durability = "full",
         shared: Literal["group"] | None = None,
         chunk_cache: int = CHUNK_CACHE,
+        fallback: bool = True,
         **storage_options: Any,
     ) -> None:
         """Open the store at a path or URL; with `create`, make it if there is none yet.
@@ -68,7 +74,8 @@ class Store(ModelStore):
         `durability="none"` skips fsync, for stores that may be lost. `shared="group"` makes a store that the
         directory's group may read and write: later openers know it by the directory's mode. `chunk_cache` is how many
         bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
-        `storage_options` go to fsspec. Raises StoreNotFound (a FileNotFoundError) where there is no store, ConfigError
+        With `fallback`, models of which this store has lost something are read from its remotes (`casstore remote
+        add`), which are asked only then. `storage_options` go to fsspec. Raises StoreNotFound (a FileNotFoundError) where there is no store, ConfigError
         for a place that cannot become one, that lies in another store, or that is private although `shared` is given,
         UnsupportedVersion for a store that a newer casstore made.
         """
@@ -99,6 +106,7 @@ class Store(ModelStore):
             index_copies=copies,
             chunk_cache=chunk_cache,
             last_use=LastUse(store_folder(identity.store_id.hex()) if keeps_state else None),
+            others=OtherStores(self._remotes) if fallback else None,
         )
 
     def ls(
@@ -224,22 +232,38 @@ class Store(ModelStore):
         Folders above are made. A file that is there is an error, and is replaced with `force`. Raises RefNotFound,
         PathNotFound for no such file in the model, ConfigError as `get` does.
         """
-        return write_file(self.model(ref_or_id), path, dest, self.objects, force=force, callback=callback)
+        return self.read_with(
+            ref_or_id,
+            lambda model, objects: write_file(model, path, dest, objects, force=force, callback=callback),
+        )
 
     def cat(self, ref_or_id: str, path: str) -> bytes:
         """Return the bytes of one file of a model; `open_file` reads a large one in parts. Raises as `open_file` does."""
-        with self.open_file(ref_or_id, path) as file:
-            return file.read()
 
-    def check(self, *, read_data: bool = False, callback: Callback | None = None) -> CheckReport:
+        def read(model: Model, objects: ObjectStore) -> bytes:
+            layout = model.layout(path)
+            return bytes(read_range(open_chunks(layout, objects), 0, layout.size))
+
+        return self.read_with(ref_or_id, read)
+
+    def check(
+        self,
+        *,
+        read_data: bool | float = False,
+        bandwidth_limit: float | None = None,
+        callback: Callback | None = None,
+    ) -> CheckReport:
         """Verify every record, index segment and footer, and that each model's objects are there. Changes nothing.
 
-        With `read_data`, every byte of every pack is read, hashed and decoded as well; `callback` counts those
-        bytes. Problems are in the report: look at its `ok`. Raises BackendError only if the store cannot be listed.
+        With `read_data`, every byte of every pack is read, hashed and decoded as well. With a share, 0.05 for a
+        twentieth of the stored bytes, those packs are read that this machine has not read for the longest time, so that
+        repeated checks go through all of them. `bandwidth_limit` is in bytes per second, `callback` counts the bytes of
+        packs. Problems are in the report: look at its `ok`. Raises ConfigError for what is no share, BackendError only if
+        the store cannot be listed.
         """
         from casstore.ops.check import check  # noqa: PLC0415 - see the top of this file
 
-        return check(self, read_data=read_data, callback=callback)
+        return check(self, read_data=read_data, bandwidth_limit=bandwidth_limit, callback=callback)
 
     def leftovers(self) -> Leftovers:
         """Return how much interrupted and deleted work takes: quick if there is none, else it reads all layouts."""
@@ -350,6 +374,13 @@ class Store(ModelStore):
             plan = plan_sync(self, destination, wanted, overwrite=overwrite, keep_going=keep_going)
             return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)
 
+    def _remotes(self) -> list[Place]:
+        """Return the remotes of this store, as places that may have what it lacks."""
+        return [
+            Place(f"{name} ({url})", partial(_open_copy, url))
+            for name, url in Remotes(self.store_id).list().items()
+        ]
+
     @contextmanager
     def _opened(
         self, remote: str | os.PathLike[str] | Store, *, create: bool = False, read_only: bool = False
@@ -367,3 +398,8 @@ class Store(ModelStore):
         if ref_or_id is None or is_hex(ref_or_id):
             return ref_or_id
         return self.resolve(ref_or_id).model_id
+
+
+def _open_copy(place: str) -> Store:
+    """Open a store from which another one takes what it lacks; that one does not ask its own remotes in turn."""
+    return Store(place, read_only=True, fallback=False)

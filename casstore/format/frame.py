@@ -18,6 +18,9 @@ MAGIC = b"CFRM"
 _HEADER = struct.Struct("<4sBBBBII32sI")
 HEADER_SIZE = _HEADER.size
 
+MAX_HEADER_SIZE = HEADER_SIZE + DIGEST_SIZE * MAX_BASES
+"""Limit in bytes of a header with its list of bases."""
+
 _KINDS = frozenset(int(kind) for kind in Kind)
 
 

@@ -165,3 +165,17 @@ def scan_frames(data: Buffer, *, key: str) -> Iterator[tuple[int, FrameHeader]]:
             return
         yield at, header
         at = end
+
+
+def find_frame(data: bytes, *, begin: int, key: str) -> tuple[int, FrameHeader] | None:
+    """Return offset and header of the first frame in `data`, from byte `begin` on, whose header is intact; None if none is.
+
+    For a pack that is damaged anywhere: what comes before such a header may be anything. Payloads are not checked here.
+    """
+    view = memoryview(data)
+    while (begin := data.find(frame.MAGIC, begin)) >= 0:
+        try:
+            return begin, frame.decode_header(view[begin:], key=key)
+        except FormatError:  # noqa: PERF203  # only where the bytes happen to be those of a header
+            begin += 1  # Invariant 4: not a header, or a damaged one; the next one may be whole.
+    return None

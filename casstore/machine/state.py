@@ -1,4 +1,4 @@
-"""State of this machine that can be rebuilt: the stat cache, and the tables of the catalogue.
+"""State of this machine that can be rebuilt: the stat cache, the tables of the catalogue, and which packs were read.
 
 A store may sit on a shared folder or be read-only, so none of this lies in it. One SQLite file per store
 in the user's cache directory; without it (there is none, or it is on a network file system), everything
@@ -48,6 +48,9 @@ CREATE TABLE folders (
     packed BLOB NOT NULL,
     checksum BLOB NOT NULL
 );
+
+-- When packs were last read whole; packs_read.py.
+CREATE TABLE packs_read (pack BLOB PRIMARY KEY, time INTEGER NOT NULL, good INTEGER NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """

@@ -25,6 +25,7 @@ from casstore.objects.pack_writer import (
 )
 from casstore.objects.publication import Publication
 from casstore.objects.ranges import MAX_FETCH, MAX_GAP, Range, batches, frame_sizes, plan_ranges
+from casstore.objects.read_through import OtherCopies, ReadThrough
 
 __all__ = [
     "CHUNK_CACHE",
@@ -43,9 +44,11 @@ __all__ = [
     "ListedPacks",
     "Located",
     "ObjectStore",
+    "OtherCopies",
     "Piece",
     "Publication",
     "Range",
+    "ReadThrough",
     "batches",
     "check_object",
     "decodable",

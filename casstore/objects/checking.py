@@ -17,7 +17,7 @@ from casstore.objects.footers import read_footer
 from casstore.objects.keys import index_id_of, pack_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from casstore.backend.base import Backend
     from casstore.format.pack import Footer
@@ -25,28 +25,33 @@ if TYPE_CHECKING:
 _READ = 8 << 20
 
 
-def check_pack(backend: Backend, pack_id: bytes, *, size: int, read_data: bool) -> Footer:
+def check_pack(
+    backend: Backend, pack_id: bytes, *, size: int, read_data: bool, pace: Callable[[int], None]
+) -> Footer:
     """Check a pack of `size` bytes apart from its frames, with `read_data` also its hash; return its footer.
 
-    Raises ObjectNotFound if it is gone, FormatError if it is damaged.
+    `pace` is told how many bytes are read next, and may wait. Raises ObjectNotFound if it is gone, FormatError if it is damaged.
     """
     key = pack_key(pack_id)
     # A damaged version number must not pass for a newer one: the hash decides first, where it is known.
     if read_data:
-        _check_hash(backend, pack_id, size)
+        _check_hash(backend, pack_id, size, pace)
     with bad_file_is_damage(backend):
         head = backend.read(key, start=0, length=pack_format.HEADER_SIZE)
     pack_format.check_header(head, key=key)
     return read_footer(backend, pack_id, size=size)
 
 
-def _check_hash(backend: Backend, pack_id: bytes, size: int) -> None:
+def _check_hash(backend: Backend, pack_id: bytes, size: int, pace: Callable[[int], None]) -> None:
     key = pack_key(pack_id)
     hasher = Hasher()
     buffer = new_buffer(_READ)
     at = 0
     while at < size:
-        count = backend.read_into(key, buffer[: min(_READ, size - at)], start=at)
+        wanted = min(_READ, size - at)
+        pace(wanted)
+        with bad_file_is_damage(backend):
+            count = backend.read_into(key, buffer[:wanted], start=at)
         if count == 0:
             raise FormatError(f"{key} became shorter while it was read.")
         hasher.update(buffer[:count])

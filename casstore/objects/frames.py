@@ -13,7 +13,7 @@ from casstore.format.frame import FrameHeader
 from casstore.format.rows import ROW_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from casstore.objects.index.located import Located
     from casstore.objects.ranges import Range
@@ -81,6 +81,19 @@ def verify_frames(located: Located, read: Range, fetched: memoryview, *, key: st
     if run:
         _verify_run(run, size, key=key)
     return headers
+
+
+def decode_encoded(headers: Sequence[FrameHeader], data: memoryview) -> dict[bytes, bytes]:
+    """Return the plain bytes, by id, of frames that were verified and need no bases; `data` is all of them, joined."""
+    plain: dict[bytes, bytes] = {}
+    at = 0
+    for header in headers:
+        begin = at + header.size
+        at = begin + header.stored
+        out = bytearray(header.raw)
+        codecs.decode_batch([(header.encoding, data[begin:at])], [header.raw], out)
+        plain[header.object_id] = bytes(out)
+    return plain
 
 
 def _split(

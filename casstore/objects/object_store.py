@@ -12,22 +12,23 @@ from casstore.concurrency.buffers import new_buffer, scratch
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNotFound, UnsupportedVersion
 from casstore.format.rows import row_ids
-from casstore.objects.bases import resolve
+from casstore.objects.bases import Copy, resolve
 from casstore.objects.checking import check_pack, check_segment
 from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.objects.collection.packs import ListedPacks
 from casstore.objects.damage import bad_file_is_damage
 from casstore.objects.footers import read_footer
-from casstore.objects.frames import ADVICE, decode_frames, verify_frames
+from casstore.objects.frames import ADVICE, decode_encoded, decode_frames, verify_frames
 from casstore.objects.index.index import Index
 from casstore.objects.index.located import Located
 from casstore.objects.keys import pack_key
 from casstore.objects.presence import PresentPacks, read_quarantine
 from casstore.objects.publication import Publication
 from casstore.objects.ranges import batches, plan_ranges
+from casstore.objects.salvage import find_frames, salvage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
     from casstore.backend.base import Backend
     from casstore.errors import CasstoreError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from casstore.format.rows import Rows
     from casstore.machine.copies import Copies
     from casstore.objects.bases import Locate, Resolved
+    from casstore.objects.pack_writer import EncodedFrames
     from casstore.objects.ranges import Range
 
 _MAX_MISSES = 3
@@ -44,6 +46,10 @@ _MAX_MISSES = 3
 
 _BATCH = 8 << 20
 """Plain bytes that are verified at once when a whole pack is."""
+
+
+def _at_once(_: int) -> None:
+    """Wait for nothing."""
 
 
 class ObjectStore:
@@ -60,16 +66,17 @@ class ObjectStore:
         index_copies: str | None = None,
         chunk_cache: int = CHUNK_CACHE,
         index: Index | None = None,
+        chunks: ChunkCache | None = None,
     ) -> None:
         """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere.
 
-        `chunk_cache` is the limit of `chunks` in plain bytes. `index` is one that is in use already.
+        `chunk_cache` is the limit of `chunks` in plain bytes. `index` and `chunks` are those in use already.
         """
         self._backend = backend
         self._is_far = backend.is_remote
         self._index = Index(backend, copies=index_copies) if index is None else index
         self._durable: set[bytes] = set()
-        self.chunks = ChunkCache(self, limit=chunk_cache) if self._is_far else None
+        self.chunks = chunks or (ChunkCache(self, limit=chunk_cache) if self._is_far else None)
 
     def close(self) -> None:
         """Drop what is cached, and wait for requests that are under way."""
@@ -105,9 +112,22 @@ class ObjectStore:
             return self._index.locate(ids) if load else self._index.locate_hinted(ids)
         return self._index.locate(ids, usable=lambda number: usable(self._index.pack_id(number)))
 
-    def resolve(self, ids: Sequence[bytes], *, usable: Callable[[bytes], bool] | None = None) -> Resolved:
-        """Find objects as `find` does, and say which of them decode with the bases that are found likewise."""
-        return resolve(lambda wanted: self.find(wanted, usable=usable), ids)
+    def resolve(
+        self,
+        ids: Sequence[bytes],
+        *,
+        usable: Callable[[bytes], bool] | None = None,
+        known: Container[bytes] = (),
+    ) -> Resolved:
+        """Find objects as `find` does, and say which of them decode with the bases that are found likewise.
+
+        `known` are objects that serve as bases wherever they are.
+        """
+        return resolve(
+            lambda wanted: self.find(wanted, usable=usable),
+            ids,
+            written=lambda object_id: Copy(0, ()) if object_id in known else None,
+        )
 
     def with_bases(self, ids: Sequence[bytes]) -> list[bytes]:
         """Return these objects, and all bases of those that are deltas (invariant 7)."""
@@ -207,6 +227,18 @@ class ObjectStore:
         them before anyone sees them (invariant 4).
         """
         pending = dict(zip(wanted, pairwise(edges), strict=True))
+        self._fill(located, pending, buffer, elsewhere=elsewhere, verify=verify)
+
+    def _fill(
+        self,
+        located: Located,
+        pending: dict[int, tuple[int, int]],
+        buffer: memoryview,
+        *,
+        elsewhere: bool,
+        verify: bool,
+    ) -> None:
+        """Decode objects to where `pending` says in the buffer, by their positions, and remove each that is done."""
         misses: Counter[int] = Counter()
         while True:
             gone: frozenset[int] = frozenset()
@@ -233,11 +265,17 @@ class ObjectStore:
             left = list(pending)
             located = located.replaced(left, self.locate(located.ids(left)))
 
-    def verify(self, located: Located, wanted: Sequence[int]) -> None:
-        """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError."""
+    def verify(
+        self, located: Located, wanted: Sequence[int], *, pace: Callable[[int], None] = _at_once
+    ) -> None:
+        """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
+
+        `pace` is told how many bytes are read next, and may wait.
+        """
         lengths = [int(located.rows["raw"][at]) for at in wanted]
         for batch in batches(lengths, _BATCH):
             edges = [0, *accumulate(lengths[batch.start : batch.stop])]
+            pace(int(located.rows["stored"][wanted[batch.start : batch.stop]].sum()))
             self.fill(
                 located,
                 wanted[batch.start : batch.stop],
@@ -304,11 +342,18 @@ class ObjectStore:
         """Read and check the footer of a pack. Raises ObjectNotFound if it is gone, FormatError if it is damaged."""
         return read_footer(self._backend, pack)
 
-    def check_pack(self, pack: bytes, *, size: int | None = None, read_data: bool = False) -> Footer:
+    def check_pack(
+        self,
+        pack: bytes,
+        *,
+        size: int | None = None,
+        read_data: bool = False,
+        pace: Callable[[int], None] = _at_once,
+    ) -> Footer:
         """Check a pack apart from its frames, with `read_data` also its hash; return its footer.
 
-        `size` is what a listing has just said; without it, it is asked for, and must be the index's. Raises
-        ObjectNotFound if the pack is gone, FormatError if it is damaged.
+        `size` is what a listing has just said; without it, it is asked for, and must be the index's. `pace` is told
+        how many bytes are read next, and may wait. Raises ObjectNotFound if the pack is gone, FormatError if it is damaged.
         """
         if size is None:
             with bad_file_is_damage(self._backend):
@@ -316,7 +361,7 @@ class ObjectStore:
             expected = self._index.pack_size(self._index.number_of(pack))
             if size != expected:
                 raise FormatError(f"{pack_key(pack)} has {size} bytes, and its index says {expected}.")
-        return check_pack(self._backend, pack, size=size, read_data=read_data)
+        return check_pack(self._backend, pack, size=size, read_data=read_data, pace=pace)
 
     def check_segment(self, key: str, footers: Mapping[bytes, Footer]) -> None:
         """Check an index segment, and that it agrees with the footers of packs; raise FormatError if it does not."""
@@ -329,6 +374,33 @@ class ObjectStore:
     def located_in(self, pack: bytes, footer: Footer) -> Located:
         """Return where a pack's own footer says that its objects lie."""
         return Located.of_footer(footer, self._index.number_of(pack))
+
+    def find_frames(self, pack: bytes) -> Footer:
+        """Return a directory of what may still be read of a damaged pack. Raises ObjectNotFound if it is gone."""
+        return find_frames(self._backend, pack)
+
+    def salvage(
+        self, pack: bytes, directory: Footer, wanted: Container[bytes] | None
+    ) -> Iterator[EncodedFrames]:
+        """Yield the frames of a damaged pack, all or those of objects `wanted`, that decode alone, verified.
+
+        `directory` is what `find_frames` returned for it.
+        """
+        return salvage(self._backend, pack, directory, wanted)
+
+    def decode(self, frames: EncodedFrames) -> dict[bytes, bytes]:
+        """Return the plain bytes, by id, of verified frames that need no bases."""
+        return decode_encoded(frames.headers, frames.data)
+
+    def uncovered(self, packs: Sequence[bytes], *, without: Collection[str] = ()) -> list[bytes]:
+        """Return those of these packs that no index segment of the store covers, leaving out segments `without`."""
+        return self._index.uncovered(packs, without=without)
+
+    def replace_segments(
+        self, damaged: Mapping[str, IntegrityError], packs: Sequence[tuple[bytes, Footer]]
+    ) -> None:
+        """Publish index segments over packs, and remove `damaged` ones, whose packs must all be covered then."""
+        self._index.replace(damaged, packs)
 
     def all_rows(self) -> Iterator[Rows]:
         """Yield the rows of all frames in the store, those of each pack once."""

@@ -19,6 +19,8 @@ from casstore.store.model import some_of
 from casstore.tensors.dtypes import as_array, labelled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
@@ -162,6 +164,26 @@ class NearChunks:
             self._next_chunk = stop
         self._kept.move_to_end(number)
         return self._kept[number]
+
+
+class ToldChunks:
+    """The chunks of a file, and a function that adds to errors what the reader should know."""
+
+    def __init__(self, chunks: Chunks, tell: Callable[[CasstoreError], None]) -> None:
+        self._chunks = chunks
+        self._tell = tell
+
+    def read_into(self, out: memoryview, begin: int) -> int:
+        """Read as the chunks do."""
+        try:
+            return self._chunks.read_into(out, begin)
+        except CasstoreError as error:
+            self._tell(error)
+            raise
+
+    def close(self) -> None:
+        """Drop what is kept."""
+        self._chunks.close()
 
 
 class FarChunks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractFileSystem
@@ -19,7 +19,7 @@ from fsspec.utils import isfilelike
 from casstore.api.store import Store
 from casstore.concurrency.fan_out import ask_all
 from casstore.digest import Hasher
-from casstore.errors import ConfigError, DigestMismatch
+from casstore.errors import ConfigError, DigestMismatch, MissingObject, ObjectNotFound
 from casstore.integrations.fsspec.model_paths import ModelPaths
 from casstore.machine.atomic_write import atomic_write
 from casstore.machine.user_folders import expand_home
@@ -28,10 +28,12 @@ from casstore.store import files
 from casstore.store.nesting import refuse_inside_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import BinaryIO
 
     from casstore.format.layout import Layout
+
+T = TypeVar("T")
 
 STORE_VARIABLE = "CASSTORE_STORE"
 
@@ -153,13 +155,14 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
     def _open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
         if mode != "rb":
             self._refuse()
-        _entry, layout = self._paths.file(path)
-        return self._store.open_layout(layout, name=path)
+        return self._current(path, lambda layout: self._store.open_layout(layout, name=path))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Return bytes [`start`, `end`) of a file; negative ones count from its end."""
-        _entry, layout = self._paths.file(self._strip_protocol(path))
-        return bytes(self._read(layout, *_clip(layout.size, start, end)))
+        return self._current(
+            self._strip_protocol(path),
+            lambda layout: bytes(self._read(layout, *_clip(layout.size, start, end))),
+        )
 
     def cat_ranges(
         self,
@@ -210,7 +213,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
             for begin, stop, at in part:
                 results[at] = bytes(data[begin - origin : stop - origin])
 
-        if self._store.objects.chunks is None:
+        if self._store.reader.chunks is None:
             for job in jobs:
                 read(job)
         else:
@@ -224,7 +227,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         path = self._strip_protocol(rpath)
         target = outfile if outfile is not None else lpath
         if isfilelike(target):
-            self._copy(path, target, callback)
+            self._copy(path, self._paths.file(path)[1], target, callback)
             return
         if self.isdir(path):
             os.makedirs(target, exist_ok=True)
@@ -234,11 +237,14 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         refuse_inside_store(folder)
         os.makedirs(folder, exist_ok=True)
         mode = 0o777 if self._paths.info(path)["executable"] else 0o666
-        with atomic_write(target, mode=mode) as file:
-            self._copy(path, file, callback)
 
-    def _copy(self, path: str, target: Any, callback: Any) -> None:
-        _entry, layout = self._paths.file(path)
+        def write(layout: Layout) -> None:
+            with atomic_write(target, mode=mode) as file:
+                self._copy(path, layout, file, callback)
+
+        self._current(path, write)
+
+    def _copy(self, path: str, layout: Layout, target: Any, callback: Any) -> None:
         callback.set_size(layout.size)
         hasher = Hasher()
         with self._store.open_layout(layout, name=path) as source:
@@ -254,8 +260,21 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
                 "Its layout does not describe it: add the model again.",
             )
 
+    def _current(self, path: str, read: Callable[[Layout], T]) -> T:
+        """Return what `read` makes of a file; if that model is gone and its ref names another by now, of the file in that one."""
+        layout = None
+        try:
+            _entry, layout = self._paths.file(path)
+            return read(layout)
+        except (MissingObject, ObjectNotFound):
+            self._paths.forget()
+            _entry, newer = self._paths.file(path)
+            if layout is not None and newer.ids == layout.ids:
+                raise  # Invariant 11: the ref still names it.
+        return read(newer)
+
     def _read(self, layout: Layout, begin: int, end: int) -> memoryview:
-        chunks = files.open_chunks(layout, self._store.objects)
+        chunks = files.open_chunks(layout, self._store.reader)
         try:
             return files.read_range(chunks, begin, end)
         finally:

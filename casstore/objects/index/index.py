@@ -12,9 +12,10 @@ from casstore.format.rows import ROW, BaseLists, id_words
 from casstore.objects.index.loading import LoadedSegments
 from casstore.objects.index.located import NOT_FOUND, Located
 from casstore.objects.index.upkeep import Upkeep
+from casstore.objects.keys import INDEX_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from casstore.objects.index.segment import Segment
 
 _NO_RANK = 255
+_SHOWN = 3
+
+_WAY_BACK = "Add the model again, copy it from a store that has it, or run `casstore repair`, which looks for other copies."
 
 
 class Index(LoadedSegments):
@@ -58,10 +62,7 @@ class Index(LoadedSegments):
         while not located.found.all():
             missing = ids_at(ids, np.flatnonzero(~located.found).tolist())
             if not (self.recheck(missing) or self.read_uncovered()):
-                raise MissingObject(
-                    f"No pack holds the object {missing[0].hex()}. "
-                    "Add the model again, or copy it from a store that has it."
-                )
+                raise MissingObject(f"No pack holds {_listed(missing)}. {_WAY_BACK}")
             located = self.locate(ids)
         return located
 
@@ -191,11 +192,37 @@ class Index(LoadedSegments):
             self.packs.avoided.add(number)
             return new
 
+    def avoided(self) -> list[int]:
+        """Return the packs in which damage was found."""
+        with self.lock:
+            return sorted(self.packs.avoided)
+
+    def stop_avoiding(self, number: int) -> None:
+        """Rely again on a pack that is whole now."""
+        with self.lock:
+            self.packs.avoided.discard(number)
+
     # ---- writing
 
     def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
         """Write one durable segment over new packs (invariant 3), and use it from now on."""
         self._upkeep.publish(packs)
+
+    def uncovered(self, packs: Sequence[bytes], *, without: Collection[str] = ()) -> list[bytes]:
+        """Return those of these packs that no segment of the store covers, leaving out segments `without`."""
+        self.refresh()
+        with self.lock:
+            numbers = self.packs.numbers_of(packs)
+            covered = self.covered_packs(
+                segment
+                for key, segment in self.segments.items()
+                if key.startswith(INDEX_PREFIX) and key not in without
+            )
+        return [pack for pack, there in zip(packs, covered[numbers].tolist(), strict=True) if not there]
+
+    def replace(self, damaged: Mapping[str, IntegrityError], packs: Sequence[tuple[bytes, Footer]]) -> None:
+        """Publish segments over packs, and remove `damaged` ones, of which every readable pack is covered then."""
+        self._upkeep.replace(damaged, packs)
 
     def merge(self) -> None:
         """Join small segments when there are many, so that look-ups stay cheap."""
@@ -219,6 +246,14 @@ def _with_lists(found: Rows, segment: Segment) -> tuple[Rows, BaseLists]:
     found = found.copy()
     found["bases"][some] = np.arange(1, len(some) + 1)
     return found, lists
+
+
+def _listed(missing: Sequence[bytes]) -> str:
+    """Return which objects are missing, the first few by name."""
+    if len(missing) == 1:
+        return f"the object {missing[0].hex()}"
+    some = ", ".join(object_id.hex() for object_id in missing[:_SHOWN])
+    return f"{len(missing)} objects, {some}{', …' if len(missing) > _SHOWN else ''}"
 
 
 def ids_at(ids: Sequence[bytes] | bytes, positions: Sequence[int]) -> list[bytes]:

@@ -14,7 +14,7 @@ from casstore.objects.index.merging import MAX_SEGMENTS, choose_parts, superfluo
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, index_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from casstore.format.pack import Footer
     from casstore.objects.index.loading import LoadedSegments
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _STALE = 0.1
 """Share of a segment's packs that are gone from which it is written again."""
+
+_PACKS = 1024
+"""Packs that one segment covers when an index is written anew."""
 
 _log = logging.getLogger("casstore")
 
@@ -87,6 +90,15 @@ class Upkeep:
                 empty |= {segment.key for segment in parts} - {merged}
             # Invariant 5: what these list and is not gone, another segment lists, durable by now.
             self._delete(empty)
+
+    def replace(self, damaged: Mapping[str, IntegrityError], packs: Sequence[tuple[bytes, Footer]]) -> None:
+        """Publish segments over packs, and remove `damaged` ones, of which every readable pack is covered then."""
+        for key, error in damaged.items():
+            self._known.set_aside(key, error)
+        for start in range(0, len(packs), _PACKS):
+            self.publish(packs[start : start + _PACKS])
+        # Invariant 5: hints; whatever they name that can be read at all, a durable segment names now.
+        self._delete(damaged)
 
     def _durable(self) -> list[Segment]:
         return [segment for key, segment in self._known.segments.items() if key.startswith(INDEX_PREFIX)]
@@ -157,7 +169,7 @@ class Upkeep:
         self._known.load(None)
         return None
 
-    def _delete(self, keys: Iterable[str]) -> None:
+    def _delete(self, keys: Collection[str]) -> None:
         for key in keys:
             self._known.segments.pop(key, None)
             self._known.aside.pop(key, None)

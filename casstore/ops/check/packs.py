@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from casstore.concurrency.workers import TaskGroup
-from casstore.errors import FormatError, ObjectNotFound, UnsupportedVersion
+from casstore.errors import FormatError, IntegrityError, ObjectNotFound, UnsupportedVersion
 from casstore.format import marks
 from casstore.objects import pack_id_of
 
@@ -17,34 +17,44 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Entry
     from casstore.objects import Footer
+    from casstore.ops.check.reading import Reading
     from casstore.ops.check.report import Progress
     from casstore.store.model_store import ModelStore
 
 _DAMAGED = (
-    "Restore it from another copy; or run `casstore quarantine REF` for each model that is in it, then add the model "
-    "again, or push it here with --overwrite from a store that has it."
+    "Restore it from another copy, or run `casstore repair`. Without another copy, run `casstore quarantine REF` for each "
+    "model that is in it, then add the model again."
 )
 _APART = "It is set apart, and nothing new relies on it. Once this check names no model, move it and {note} out of the store."
 
 
 def check_packs(
-    store: ModelStore, packs: list[Entry], progress: Progress, *, read_data: bool, callback: Callback | None
+    store: ModelStore,
+    packs: list[Entry],
+    progress: Progress,
+    *,
+    reading: Reading,
+    pace: Callable[[int], None],
+    callback: Callback | None,
 ) -> dict[bytes, Footer]:
-    """Check every pack; return the footers of those that are whole."""
+    """Check every pack, and read those that are chosen; return the footers of those that are whole.
+
+    `pace` is told how many bytes are read next, and may wait; `callback` counts the bytes of packs that are done.
+    """
     footers: dict[bytes, Footer] = {}
     apart = store.objects.quarantined()
 
     def one(entry: Entry) -> Footer:
         pack_id = pack_id_of(entry.key)
+        if pack_id not in reading.chosen:
+            return _check(store, entry, apart, read_data=False, pace=pace)
         try:
-            footer = store.objects.check_pack(pack_id, size=entry.size, read_data=read_data)
-        except UnsupportedVersion:
+            footer = _check(store, entry, apart, read_data=True, pace=pace)
+        except IntegrityError:
+            # Invariant 8: raised for the report; it only must not be taken for a pack that was found good.
+            reading.note(pack_id, good=False)
             raise
-        except FormatError as error:
-            advice = _APART.format(note=marks.quarantine_key(pack_id)) if pack_id in apart else _DAMAGED
-            raise FormatError(f"{error} {advice}") from error
-        if read_data:
-            store.objects.verify(store.objects.located_in(pack_id, footer), range(len(footer.rows)))
+        reading.note(pack_id, good=True)
         return footer
 
     with TaskGroup() as tasks:
@@ -58,7 +68,25 @@ def check_packs(
                     progress.frames += len(footers[pack_id_of(entry.key)].rows)
 
             progress.attempt(entry.key, take)
-            progress.bytes_read += entry.size if read_data else 0
-            if callback is not None:
+            chosen = pack_id_of(entry.key) in reading.chosen
+            progress.bytes_read += entry.size if chosen else 0
+            if callback is not None and (chosen or not reading.chosen):
                 callback.relative_update(entry.size)
     return footers
+
+
+def _check(
+    store: ModelStore, entry: Entry, apart: frozenset[bytes], *, read_data: bool, pace: Callable[[int], None]
+) -> Footer:
+    """Check one pack; the error for a damaged one says what to do."""
+    pack_id = pack_id_of(entry.key)
+    try:
+        footer = store.objects.check_pack(pack_id, size=entry.size, read_data=read_data, pace=pace)
+    except UnsupportedVersion:
+        raise
+    except FormatError as error:
+        advice = _APART.format(note=marks.quarantine_key(pack_id)) if pack_id in apart else _DAMAGED
+        raise FormatError(f"{error} {advice}") from error
+    if read_data:
+        store.objects.verify(store.objects.located_in(pack_id, footer), range(len(footer.rows)), pace=pace)
+    return footer

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _BATCH = 1024
 
+_WAY_BACK = "Add the model again, restore the packs, or run `casstore repair`, which looks for other copies."
+
 
 @dataclass(slots=True)
 class _Heads:
@@ -80,7 +82,7 @@ def check_models(
     store: ModelStore, records: dict[str, list[Record]], footers: dict[bytes, Footer], progress: Progress
 ) -> None:
     """Check that every object that a model needs has a frame in a pack that can be read."""
-    present = _present(footers.values())
+    present, without_bases = _present(footers.values(), progress)
     done: set[bytes] = set()
     for name, heads in sorted(records.items()):
         key = names.directory(name).rstrip("@")
@@ -90,16 +92,20 @@ def check_models(
             elif record.manifest is not None and record.manifest not in done:
                 done.add(record.manifest)
                 progress.models += 1
-                progress.attempt(key, lambda record=record: _check_model(store, record, present))  # type: ignore[misc]
+                progress.attempt(key, partial(_check_model, store, record, present, without_bases))
 
 
-def _present(footers: Collection[Footer]) -> dict[bytes, int]:
-    """Return the plain length of each object of which a frame decodes with frames of lower rank (invariant 7)."""
+def _present(footers: Collection[Footer], progress: Progress) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
+    """Return the plain length of each object of which a frame decodes with frames of lower rank (invariant 7).
+
+    Also the deltas that lack a base, with the first such base of each.
+    """
     present = {
         object_id: raw
         for footer in footers
         for object_id, raw in zip(row_ids(footer.rows), footer.rows["raw"].tolist(), strict=True)
     }
+    without_bases: dict[bytes, bytes] = {}
     deltas = [
         (footer.rows["id"][at].tobytes(), int(footer.rows["rank"][at]), footer.bases.get(int(number)))
         for footer in footers
@@ -114,9 +120,16 @@ def _present(footers: Collection[Footer]) -> dict[bytes, int]:
             for object_id, number in zip(row_ids(footer.rows), footer.rows["bases"].tolist(), strict=True)
             if not number and object_id in concerned
         ]
-        for lost in {item[0] for item in deltas} - decodable([*alone, *deltas]).keys():
-            del present[lost]
-    return present
+        ranks = decodable([*alone, *deltas])
+        progress.deltas = len(deltas)
+        for object_id, rank, bases in deltas:
+            lacking = next((base for base in bases if ranks.get(base, rank) >= rank), None)
+            if lacking is not None:
+                progress.deltas_without_bases += 1
+                if object_id not in ranks:
+                    without_bases[object_id] = lacking
+                    present.pop(object_id, None)
+    return present, without_bases
 
 
 def _check_manifest(store: ModelStore, record: Record, present: dict[bytes, int]) -> None:
@@ -128,24 +141,25 @@ def _check_manifest(store: ModelStore, record: Record, present: dict[bytes, int]
     store.manifest_of(record)
 
 
-def _check_model(store: ModelStore, record: Record, present: dict[bytes, int]) -> None:
+def _check_model(
+    store: ModelStore, record: Record, present: dict[bytes, int], without_bases: dict[bytes, bytes]
+) -> None:
     name, model = record.name, store.model_of(record)
     assert record.manifest is not None
     # A store caches models in memory, so check that their objects are still there, too.
     for object_id in (record.manifest, bytes.fromhex(model.model_id), *model.layout_ids):
         if object_id not in present:
-            raise IntegrityError(
-                f"{name}: its tree or a layout is missing, {object_id.hex()}. "
-                "Add the model again, or restore the packs."
-            )
+            raise IntegrityError(f"{name}: its tree or a layout is missing, {object_id.hex()}. {_WAY_BACK}")
     for entry, layout in zip(model.tree.files, model.layouts, strict=True):
         chunks = layout.chunk_ids()
         lengths = [present.get(chunk) for chunk in chunks]
         missing = [chunk for chunk, length in zip(chunks, lengths, strict=True) if length is None]
         if missing:
+            base = without_bases.get(missing[0])
+            why = f" (a delta, whose base {base.hex()} is missing)" if base is not None else ""
             raise IntegrityError(
                 f"{name}: {len(missing)} of {layout.chunks} chunks of {entry.path} are missing, "
-                f"{missing[0].hex()} first. Add the model again, or restore the packs."
+                f"{missing[0].hex()} first{why}. {_WAY_BACK}"
             )
         if lengths != layout.lengths.tolist():
             raise FormatError(

@@ -10,6 +10,7 @@ from casstore.errors import BackendError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casstore.ops.check.reading import DataRead
     from casstore.ops.leftovers import Leftovers
 
 _FOREIGN_SHOWN = 100
@@ -27,7 +28,8 @@ class Problem:
 class CheckReport:
     """Counts of what was examined, and every problem found; `ok` if there is none. Leftovers are no problem.
 
-    `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
+    `deltas` of the frames need bases; of those, `deltas_without_bases` lack one, so they are no copies of their objects.
+    `data` says how far the bytes of packs were read, None if they were not asked for. `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
     """
 
     packs: int
@@ -39,6 +41,9 @@ class CheckReport:
     read_data: bool
     problems: tuple[Problem, ...]
     leftovers: Leftovers
+    deltas: int = 0
+    deltas_without_bases: int = 0
+    data: DataRead | None = None
     foreign: tuple[Problem, ...] = ()
     foreign_files: int = 0
 
@@ -58,6 +63,8 @@ class Progress:
     records: int = 0
     models: int = 0
     bytes_read: int = 0
+    deltas: int = 0
+    deltas_without_bases: int = 0
     problems: list[Problem] = field(default_factory=list)
     foreign: list[Problem] = field(default_factory=list)
     foreign_files: int = 0

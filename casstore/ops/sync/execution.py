@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.concurrency.bandwidth import TokenBucket
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
 from casstore.objects import MAX_HINTS
-from casstore.ops.sync.bandwidth import TokenBucket
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import FrameSource
 from casstore.ops.sync.needs import lacking, split

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from fsspec import Callback
     from numpy.typing import NDArray
 
+    from casstore.concurrency.bandwidth import TokenBucket
     from casstore.errors import CasstoreError
     from casstore.objects import Located, Range
-    from casstore.ops.sync.bandwidth import TokenBucket
     from casstore.store.model_store import ModelStore
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from fsspec.callbacks import Callback
 
 import casstore
 from casstore.backend.wrapper import ReadonlyBackend
+from casstore.concurrency.bandwidth import TokenBucket
 from casstore.digest import digest
 from casstore.errors import AccessDenied, ConfigError, MissingObject, RefNotFound
 from casstore.format import marks, names
@@ -21,7 +22,6 @@ from casstore.format.rows import Kind
 from casstore.objects import publication as publish
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
 from casstore.ops.sync import execute, execution, plan_sync, planning
-from casstore.ops.sync.bandwidth import TokenBucket
 
 SHARED = noise(1, 300_000)
 BASE = model_of(shared=SHARED, own=noise(2, 200_000), config=b'{"a": 1}')

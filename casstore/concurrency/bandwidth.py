@@ -1,4 +1,4 @@
-"""A limit on bytes per second, for all transfers of one sync together."""
+"""A limit on bytes per second, for everything that one operation reads and sends."""
 
 from __future__ import annotations
 
