@@ -61,14 +61,15 @@ if TYPE_CHECKING:
     from casstore.cache.transfer import ModelFileTransfer
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
+    from casstore.ops.du import Usage, UsageRow, UsageTotals
     from casstore.ops.gc import GcPlan, GcPolicy, GcReport, execute_gc, plan_gc
     from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
+    from casstore.ops.stats import StoreStats
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
     from casstore.store.adding.add import AddResult
     from casstore.store.model import Model
-    from casstore.store.usage import StoreStats
 
 __all__ = [
     "AccessDenied",
@@ -112,6 +113,9 @@ __all__ = [
     "TensorInfo",
     "TensorNotFound",
     "UnsupportedVersion",
+    "Usage",
+    "UsageRow",
+    "UsageTotals",
     "__version__",
     "execute_gc",
     "execute_sync",
@@ -139,10 +143,13 @@ _HOMES = {
     "RunCacheManager": "casstore.cache.run_cache",
     "SharedCache": "casstore.cache.shared_cache",
     "Store": "casstore.api.store",
-    "StoreStats": "casstore.store.usage",
+    "StoreStats": "casstore.ops.stats",
     "SyncPlan": "casstore.ops.sync",
     "SyncReport": "casstore.ops.sync",
     "TensorInfo": "casstore.api.values",
+    "Usage": "casstore.ops.du",
+    "UsageRow": "casstore.ops.du",
+    "UsageTotals": "casstore.ops.du",
     "execute_gc": "casstore.ops.gc",
     "execute_sync": "casstore.ops.sync:execute",
     "open": "casstore.api.store:Store",

@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     from casstore.objects import ObjectStore
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
+    from casstore.ops.du import Usage
     from casstore.ops.gc import GcPolicy, GcReport
     from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
+    from casstore.ops.stats import StoreStats
     from casstore.ops.sync import SyncReport
     from casstore.store.model import Model
 
@@ -265,11 +267,28 @@ class Store(ModelStore):
 
         return check(self, read_data=read_data, bandwidth_limit=bandwidth_limit, callback=callback)
 
+    def stats(self) -> StoreStats:
+        """Measure what the store holds, how much space it takes, and what a collection would free."""
+        from casstore.ops.stats import measure  # noqa: PLC0415 - see the top of this file
+
+        return measure(self)
+
     def leftovers(self) -> Leftovers:
-        """Return how much interrupted and deleted work takes: quick if there is none, else it reads all layouts."""
+        """Return how much interrupted and deleted work takes."""
         from casstore.ops.leftovers import find_leftovers  # noqa: PLC0415 - see the top of this file
 
         return find_leftovers(self)
+
+    def du(self, *prefixes: str, depth: int | None = None) -> Usage:
+        """Say where the bytes are: by ref, what it takes alone and shared, and what removing it would free.
+
+        Only refs whose names start with one of `prefixes`, if there are any; what other refs share with them counts as
+        shared. With `depth`, a row is for all refs whose names agree in so many parts: `depth=1` for the namespaces.
+        Raises RefNotFound for a prefix with which no name starts.
+        """
+        from casstore.ops.du import du  # noqa: PLC0415 - see the top of this file
+
+        return du(self, prefixes, depth=depth)
 
     def gc(
         self,

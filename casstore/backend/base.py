@@ -15,6 +15,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from casstore.concurrency.fan_out import ask_all
 from casstore.errors import BackendUnavailable, ConfigError, ObjectExists, ObjectNotFound
 
 if TYPE_CHECKING:
@@ -222,6 +223,10 @@ class Backend(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object, durably; one that is absent already is fine."""
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove objects, in no order; all of it is durable when this returns, and any part of it if it raises."""
+        ask_all(self.delete, keys, at_once=self.is_remote)
 
     def list_foreign(self) -> Iterator[str]:
         """Yield the paths below the root that cannot be keys, in no order; hidden ones are left out.

@@ -44,6 +44,7 @@ COMMANDS = {
     "pull": "Fetch refs from another store: only what is missing here.",
     "sync": "Copy refs between any two stores.",
     "stats": "Measure what a store holds and what it takes.",
+    "du": "Say where the bytes are, and what removing refs would free.",
     "check": "Verify a store; changes nothing.",
     "quarantine": "Stop relying on the damaged packs of a model.",
     "demo": "Add a model and variants of it, and show what is saved.",

@@ -13,14 +13,15 @@ from casstore.cli.support.text import human_bytes, human_percent, leftovers_text
 def run(out: Session) -> None:
     """Measure what a store holds and what it takes.
 
-    Models, bytes as files, bytes as stored, what is left over, and frames by encoding.
+    Models, bytes as files, bytes as stored, what is left over, what gc would free, and frames by encoding.
     """
     with out.open(read_only=True) as store:
         stats = out.answer_for(store).stats()
-        left = store.leftovers()
     if out.as_json:
-        out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored, "leftovers": left})
+        out.print_json({**asdict(stats), "bytes_stored": stats.bytes_stored})
         return
+    to_free = stats.bytes_to_free
+    unknown = "nothing, because something is damaged: run casstore check"
     out.table(
         ("store", stats.url),
         (
@@ -33,7 +34,9 @@ def run(out: Session) -> None:
             (f"{stats.packs} packs", human_bytes(stats.bytes_packs)),
             ("index", human_bytes(stats.bytes_index)),
             ("records", human_bytes(stats.bytes_refs)),
-            ("left over", leftovers_text(left)),
+            ("left over", leftovers_text(stats.leftovers)),
+            ("needed by no ref", human_bytes(stats.bytes_unneeded)),
+            ("gc would free", unknown if to_free is None else f"about {human_bytes(to_free)}"),
         ),
     )
     out.table(

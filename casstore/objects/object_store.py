@@ -427,9 +427,12 @@ class ObjectStore:
         """Return the id of the pack of a range."""
         return self._index.pack_id(part.pack)
 
-    def listed_packs(self, *, copies: Copies) -> ListedPacks:
-        """Return the packs of this store for a collector; `copies` is where this machine keeps their footers."""
-        return ListedPacks(self._backend, self._index, self.read, copies=copies)
+    def listed_packs(self, *, copies: Copies, by_index: bool = False) -> ListedPacks:
+        """Return the packs of this store for a collector; `copies` is where this machine keeps their footers.
+
+        With `by_index`, the index is believed, for those who only measure.
+        """
+        return ListedPacks(self._backend, self._index, self.read, copies=copies, by_index=by_index)
 
     # ---- publishing
 

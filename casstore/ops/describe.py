@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.ops.stats import encoding_name
 from casstore.store.model import Recorded
-from casstore.store.usage import encoding_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,13 +6,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore.errors import FormatError, IntegrityError
-from casstore.objects import PACK_PREFIX, pack_id_of
+from casstore.errors import IntegrityError
+from casstore.ops.holdings import survey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from casstore.format.record import Record
+    from casstore.ops.holdings import Holdings
     from casstore.store.model_store import ModelStore
 
 _log = logging.getLogger("casstore")
@@ -37,40 +35,19 @@ class Leftovers:
 
 
 def find_leftovers(store: ModelStore) -> Leftovers:
-    """Find leftovers. Quick if there are none; else it reads the layouts of all models.
-
-    Raises BackendError if the store cannot be listed.
-    """
-    temporaries = [entry.size for entry in store.backend.list_temporaries()]
-    # In the order of writing (invariant 3): a record that appears meanwhile is seen, and its packs with it.
-    unused: dict[bytes, int] = {}
-    for entry in store.backend.list(PACK_PREFIX):
-        try:
-            unused[pack_id_of(entry.key)] = entry.size
-        except FormatError:  # noqa: PERF203  # one string comparison each: the handler costs nothing beside it
-            continue  # Not a pack; check reports it.
-    complete = True
+    """Find leftovers; reads what describes all models. Raises BackendError if the store cannot be listed."""
     try:
-        _take_used(store, store.refs(strict=True).values(), unused)
+        return leftovers_in(store, survey(store, strict=True))
     except IntegrityError as error:
         # Invariant 8: no pack counts as unused while anything that may need it cannot be read.
         _log.debug("Leftovers are not known: %s", error)
-        complete, unused = False, {}
-    return Leftovers(len(temporaries), sum(temporaries), len(unused), sum(unused.values()), complete)
+        return leftovers_in(store, None)
 
 
-def _take_used(store: ModelStore, records: Iterable[Record], unused: dict[bytes, int]) -> None:
-    """Remove from `unused` every pack that a record needs, by its own hints or by its objects."""
-    listed = list(records)
-    for record in listed:
-        for pack in record.packs:
-            unused.pop(pack, None)
-    done: set[bytes] = set()
-    for record in listed:
-        if not unused:
-            return
-        if record.manifest is not None and record.manifest not in done:
-            done.add(record.manifest)
-            located = store.objects.find(store.objects_of(record))  # with the bases of deltas (invariant 7)
-            for pack in store.objects.packs_of(located):
-                unused.pop(pack, None)
+def leftovers_in(store: ModelStore, holdings: Holdings | None) -> Leftovers:
+    """Return the leftovers of a store whose refs hold this; None if that is not known."""
+    temporaries = [entry.size for entry in store.backend.list_temporaries()]
+    complete = holdings is not None and holdings.is_complete
+    unneeded = holdings.unneeded_packs() if holdings is not None and complete else []
+    sizes = [holdings.packs.size(number) for number in unneeded] if holdings is not None else []
+    return Leftovers(len(temporaries), sum(temporaries), len(sizes), sum(sizes), complete)

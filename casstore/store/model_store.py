@@ -33,7 +33,6 @@ from casstore.store.dependencies import count_lacking, described, is_whole, obje
 from casstore.store.missing import tell_missing, tell_missing_in
 from casstore.store.model import Model, read_model
 from casstore.store.resolve import Resolved, find_model
-from casstore.store.usage import StoreStats, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -476,16 +475,6 @@ class ModelStore:
         if not heads.hidden and (not heads.records or heads.records[-1].target is None):
             raise not_found(name)
         self._refs.put(self._refs.draft(name, target=None))
-
-    def stats(self) -> StoreStats:
-        """Measure what the store holds and how much space it takes."""
-        return measure(
-            backend=self.backend,
-            store_id=self.store_id,
-            objects=self.objects,
-            refs=self.find(),
-            on_damage=self.on_damage,
-        )
 
     def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
         """Return this store's record for the value of `record`, of another store.

@@ -314,6 +314,16 @@ class BackendContract:
         backend.put(PACK, [b"z"])
         assert backend.read(PACK) == b"z"
 
+    def test_delete_many(self, subject):
+        backend = subject.backend
+        keys = [PACK, "packs/0a/one", "packs/0a/two", "packs/0b/three"]
+        for key in [*keys, "packs/0a/other"]:
+            backend.put(key, [b"x"])
+        backend.delete_many([*keys, "packs/ff/never"])
+        backend.delete_many([])
+        for handle in (backend, subject.reopen()):
+            assert [entry.key for entry in handle.list("")] == ["packs/0a/other"]
+
     # ---- the rest
 
     def test_an_outage_is_not_an_absence(self, subject):
@@ -331,6 +341,7 @@ class BackendContract:
             lambda: list(backend.list_keys("packs/")),
             lambda: list(backend.list_keys("")),
             lambda: backend.delete(PACK),
+            lambda: backend.delete_many([PACK, "packs/0a/other"]),
         ):
             with pytest.raises(BackendUnavailable):
                 question()

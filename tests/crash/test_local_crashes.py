@@ -168,6 +168,38 @@ def test_a_deletion_that_was_acknowledged_stays():
     assert acknowledged
 
 
+def test_deletions_that_were_acknowledged_together_stay():
+    keys = ["packs/ab/1", "packs/ab/2", "packs/cd/1", "packs/cd/2"]
+    before = fresh()
+    backend = LocalBackend("/srv/store", calls=before)
+    for key in [*keys, KEY]:
+        backend.put(key, [DATA])
+    for k in itertools.count():
+        disk = again(PosixModel, before.crash(LOSE_ALL), crash_at=k)
+        acknowledged = False
+        with _until_crash():
+            LocalBackend("/srv/store", calls=disk).delete_many(keys)
+            acknowledged = True
+        for choice in CHOICES:
+            left = set(LocalBackend("/srv/store", calls=disk.crash(choice)).list_keys(""))
+            assert left == {KEY} if acknowledged else {KEY} <= left <= {KEY, *keys}
+        if acknowledged:
+            break
+    assert disk.calls.count("fsync") == 2, "each folder once"
+
+
+def test_an_error_in_the_middle_leaves_what_went_durable():
+    disk = again(PosixModel, fresh())
+    backend = LocalBackend("/srv/store", calls=disk)
+    for key in ("packs/ab/1", "packs/cd/1"):
+        backend.put(key, [DATA])
+    disk.fail("unlink", errno.EIO, nth=1)
+    with pytest.raises(BackendError, match="delete packs/cd/1"):
+        backend.delete_many(["packs/ab/1", "packs/cd/1"])
+    left = LocalBackend("/srv/store", calls=disk.crash(LOSE_ALL)).list_keys("packs/")
+    assert list(left) == ["packs/cd/1"]
+
+
 def test_making_the_store_is_durable():
     for k in range(80):
         disk = PosixModel(crash_at=k)
@@ -264,6 +296,7 @@ QUESTIONS = {
     "remove a leftover": (lambda backend: backend.remove_temporary(".tmp/x"), None),
     "make_durable": (lambda backend: backend.make_durable([KEY]), None),
     "delete": (lambda backend: backend.delete(KEY), None),
+    "delete many": (lambda backend: backend.delete_many([KEY, "packs/cd/x"]), None),
     "delete absent": (lambda backend: backend.delete("packs/cd/x"), None),
     "lock": (hold, True),
     "lock exclusively": (lambda backend: hold(backend, exclusive=True), True),

@@ -25,12 +25,13 @@ from casstore.objects.pack_writer import EncodedFrames, PackWriter, encode_objec
 from casstore.objects.ranges import Range, frame_sizes, plan_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from casstore.backend.base import Backend, Entry
     from casstore.format.pack import Footer
+    from casstore.format.rows import Rows
     from casstore.machine.copies import Copies
     from casstore.objects.collection.table import Positions
     from casstore.objects.index.index import Index
@@ -51,9 +52,19 @@ class ListedPacks:
     """The packs of a store as the last listing showed them, and their frames. For one thread."""
 
     def __init__(
-        self, backend: Backend, index: Index, read: Callable[[bytes], bytes], *, copies: Copies
+        self,
+        backend: Backend,
+        index: Index,
+        read: Callable[[bytes], bytes],
+        *,
+        copies: Copies,
+        by_index: bool = False,
     ) -> None:
-        """`read` returns an object's plain bytes; `copies` is where this machine keeps footers."""
+        """`read` returns an object's plain bytes; `copies` is where this machine keeps footers.
+
+        With `by_index`, what the index says of a pack is believed, which is quick and enough for whoever deletes nothing.
+        """
+        self._by_index = by_index
         self._backend = backend
         self._index = index
         self._read = read
@@ -66,7 +77,7 @@ class ListedPacks:
         self.unreadable: dict[int, Unreadable] = {}
 
     def read(self) -> None:
-        """List all packs and read the footers of those that are new (invariant 5: never the index)."""
+        """List all packs, and read the footers of those that are new (invariant 5: what is deleted never rests on the index)."""
         backend = self._backend
         listed: dict[int, Entry] = {}
         for entry in backend.list(PACK_PREFIX):
@@ -81,6 +92,8 @@ class ListedPacks:
         ]
         gone = before.keys() - listed.keys() | changed
         added: list[PackColumns] = []
+        if self._by_index:
+            fresh = self._indexed(fresh, listed, added)
         for start in range(0, len(fresh), _BATCH):
             batch = fresh[start : start + _BATCH]
             for number, answer in zip(
@@ -94,11 +107,32 @@ class ListedPacks:
                 elif isinstance(answer, FormatError):
                     self.unreadable[number] = Unreadable(self._ids[number], answer)
                 else:
-                    added.append(_columns(number, answer))
+                    added.append(_columns(number, answer.rows, answer.bases))
         self._entries = listed
         self.unreadable = {number: item for number, item in self.unreadable.items() if number in listed}
         self.table.replace(added, frozenset(gone))
         self._copies.prune({self._ids[number].hex() for number in listed})
+
+    def _indexed(
+        self, numbers: list[int], listed: Mapping[int, Entry], added: list[PackColumns]
+    ) -> list[int]:
+        """Append the frames that the index names in packs of the right size; return the other packs."""
+        index = self._index
+        index.refresh()
+        right = [
+            number
+            for number in numbers
+            if index.pack_size(index.number_of(self._ids[number])) == listed[number].size
+        ]
+        found = np.zeros(len(right), np.bool_)
+        known = np.array(right, np.uint32)
+        for rows, lists in index.frames_of([self._ids[number] for number in right]):
+            found[rows["pack"]] = True
+            added.append(_columns(known[rows["pack"]], rows, lists))
+        indexed = set(known[found].tolist())
+        for number in indexed:
+            self.unreadable.pop(number, None)
+        return [number for number in numbers if number not in indexed]
 
     def _footer(self, entry: Entry) -> Footer | FormatError | None:
         name = entry.key.rpartition("/")[2]
@@ -258,8 +292,18 @@ class ListedPacks:
             at += length
         return EncodedFrames(headers, data[:at])
 
-    def confirm(self, number: int) -> str | None:
-        """Read the footer of a pack that is about to go from the pack itself; say what differs from the table, if anything."""
+    def confirm(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Read the footers of packs that are about to go from the packs themselves; say what differs from the table."""
+        rows = dict(self._by_pack(np.flatnonzero(self.mask(numbers)[self.table.packs])))
+        none = np.zeros(0, np.int64)
+        answers = ask_all(
+            lambda number: self._difference(number, rows.get(number, none)),
+            numbers,
+            at_once=self._backend.is_remote,
+        )
+        return {number: answer for number, answer in zip(numbers, answers, strict=True) if answer}
+
+    def _difference(self, number: int, rows: Positions) -> str | None:
         entry = self._entries[number]
         try:
             footer = read_footer(self._backend, self._ids[number], size=entry.size)
@@ -268,7 +312,6 @@ class ListedPacks:
         except FormatError as error:
             return str(error)  # Invariant 8: whatever it holds, it stays.
         held = np.sort(id_keys(np.ascontiguousarray(footer.rows["id"]).tobytes()).view("V16"), axis=0)
-        rows = np.flatnonzero(self.table.packs == number)
         known = np.sort(np.ascontiguousarray(self.table.row_keys(rows)).view("V16"), axis=0)
         return (
             None
@@ -280,10 +323,10 @@ class ListedPacks:
         """Make durable that these packs, written by anyone, are where the listing showed them (invariant 2)."""
         self._backend.make_durable(pack_key(self._ids[number]) for number in sorted(numbers))
 
-    def delete(self, number: int) -> None:
-        """Delete a pack of which nothing is needed any more."""
+    def delete(self, numbers: Sequence[int]) -> None:
+        """Delete packs of which nothing is needed any more."""
         # Invariant 5: whoever calls this has confirmed from footers what survives.
-        self._backend.delete(pack_key(self._ids[number]))
+        self._backend.delete_many([pack_key(self._ids[number]) for number in numbers])
 
     def make_room(self) -> bool:
         """Delete the smallest index segment, for the bytes of a tombstone; say whether there was one."""
@@ -318,20 +361,18 @@ class ListedPacks:
         return False
 
 
-def _columns(number: int, footer: Footer) -> PackColumns:
-    rows = footer.rows
-    keys = rows["id"][:, :2].astype(np.uint64).reshape(-1, 2)
-    counts = np.diff(footer.bases.offsets.astype(np.int64), prepend=0)
+def _columns(number: int | NDArray[np.uint32], rows: Rows, bases: BaseLists) -> PackColumns:
+    counts = np.diff(bases.offsets.astype(np.int64), prepend=0)
     heads = HEADER_SIZE + DIGEST_SIZE * counts[rows["bases"]]
     return PackColumns(
         number=number,
-        leads=keys[:, 0],
-        tails=keys[:, 1],
+        leads=rows["id"][:, 0].astype(np.uint64),
+        tails=rows["id"][:, 1].astype(np.uint64),
         sizes=(heads + rows["stored"]).astype(np.uint32),
         ranks=rows["rank"].astype(np.uint8),
         lists=rows["bases"].astype(np.uint32),
-        offsets=footer.bases.offsets.astype(np.int64),
-        bases=id_keys(footer.bases.ids),
+        offsets=bases.offsets.astype(np.int64),
+        bases=id_keys(bases.ids),
     )
 
 

@@ -1,6 +1,7 @@
 """Every frame of every listed pack, as columns of numpy: which objects are needed, and which copies count.
 
-Ids are held as their first 128 bits, which nobody can make collide. A frame takes 30 bytes here, no Python object.
+Ids are held as their first 128 bits, which nobody can make collide. A frame takes 39 bytes here, no Python object. What is
+computed over all rows goes by blocks, so that ten million frames take less than a gigabyte.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import numpy as np
 from casstore.format.rows import MAX_RANK, expand
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     Mask = NDArray[np.bool_]
@@ -22,17 +21,18 @@ if TYPE_CHECKING:
 
 _NO_RANK = 255
 _LIVE, _BAD, _PROVED = np.uint8(1), np.uint8(2), np.uint8(4)
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class PackColumns:
-    """The frames of one pack: first and second word of each id, bytes in the pack, rank, and base lists.
+    """Frames: the number of their pack or packs, both words of each id, bytes in the pack, rank, and base lists.
 
     `lists` is 0 for no bases, else 1 and the number of a list; list k is `bases[offsets[k]:offsets[k + 1]]`, each base
     its two words.
     """
 
-    number: int
+    number: int | NDArray[np.uint32]
     leads: NDArray[np.uint64]
     tails: NDArray[np.uint64]
     sizes: NDArray[np.uint32]
@@ -64,20 +64,41 @@ class FrameTable:
         self._bases = np.zeros((0, 2), np.uint64)
         self.objects: NDArray[np.uint32] = np.zeros(0, np.uint32)
         """The number of each row's object."""
-        self._firsts = np.zeros(0, np.int64)
+        self._firsts = np.zeros(0, np.uint32)
         self.live: Mask = np.zeros(0, np.bool_)
         """By object: whether something needs it."""
 
-    def replace(self, added: Sequence[PackColumns], gone: frozenset[int]) -> None:
-        """Add the frames of new packs, and drop those of packs that are gone."""
+    def replace(self, added: list[PackColumns], gone: frozenset[int]) -> None:
+        """Add the frames of new packs, and drop those of packs that are gone. Takes over the list, and empties it."""
         if not added and not gone:
             return
         self._flags = np.where(self.live[self.objects], self._flags | _LIVE, self._flags & ~_LIVE)
         kept: Any = slice(None)
         if gone:
             kept = ~np.isin(self.packs, np.fromiter(gone, np.uint32, len(gone)))
-        lists, base = [self._lists[kept]], len(self._offsets) - 1
-        offsets, bases = [self._offsets], len(self._bases)
+        counts = [len(item.leads) for item in added]
+        parts = self._parts(added)
+        added.clear()
+        order = self._sort_ids(kept, parts)
+        # One column after the other, so that none is in memory twice for longer than it must be.
+        self.packs = np.concatenate([self.packs[kept], *parts.pop("packs")])[order]
+        self.sizes = np.concatenate([self.sizes[kept], *parts.pop("sizes")])[order]
+        self._ranks = np.concatenate([self._ranks[kept], *parts.pop("ranks")])[order]
+        self._lists = np.concatenate([self._lists[kept], *parts.pop("lists")])[order]
+        self._flags = np.concatenate([self._flags[kept], np.zeros(sum(counts), np.uint8)])[order]
+        del order
+        new = np.ones(len(self._leads), np.bool_)
+        new[1:] = (self._leads[1:] != self._leads[:-1]) | (self._tails[1:] != self._tails[:-1])
+        self._firsts = np.flatnonzero(new).astype(np.uint32)
+        self.objects = np.cumsum(new, dtype=np.uint32)
+        self.objects -= np.uint32(1)
+        self.live = np.zeros(len(self._firsts), np.bool_)
+        self.live[self.objects[(self._flags & _LIVE) != 0]] = True
+
+    def _parts(self, added: list[PackColumns]) -> dict[str, list[Any]]:
+        """Return new columns by name, with their base lists appended to those that are here."""
+        lists, offsets = [], [self._offsets]
+        base, bases = len(self._offsets) - 1, len(self._bases)
         for item in added:
             lists.append(np.where(item.lists > 0, item.lists + np.uint32(base), np.uint32(0)))
             offsets.append(item.offsets[1:] + bases)
@@ -85,28 +106,27 @@ class FrameTable:
             bases += len(item.bases)
         self._offsets = np.concatenate(offsets)
         self._bases = np.concatenate([self._bases, *(item.bases for item in added)])
-        leads = np.concatenate([self._leads[kept], *(item.leads for item in added)])
-        tails = np.concatenate([self._tails[kept], *(item.tails for item in added)])
+        return {
+            "leads": [item.leads for item in added],
+            "tails": [item.tails for item in added],
+            "packs": [np.broadcast_to(np.asarray(item.number, np.uint32), len(item.leads)) for item in added],
+            "sizes": [item.sizes for item in added],
+            "ranks": [item.ranks for item in added],
+            "lists": lists,
+        }
+
+    def _sort_ids(self, kept: Any, parts: dict[str, list[Any]]) -> Positions:
+        """Merge the two columns of ids; return the order that sorts all others alike."""
+        leads = np.concatenate([self._leads[kept], *parts.pop("leads")])
         order = np.argsort(leads, kind="stable")
-        self._leads, self._tails = leads[order], tails[order]
+        self._leads = leads[order]
+        tails = np.concatenate([self._tails[kept], *parts.pop("tails")])
+        self._tails = tails[order]
         ties = np.flatnonzero(self._leads[1:] == self._leads[:-1])
         if np.any(self._tails[ties] != self._tails[ties + 1]):
             order = np.lexsort((tails, leads))
             self._leads, self._tails = leads[order], tails[order]
-        del leads, tails
-        numbers = [np.full(len(item.leads), item.number, np.uint32) for item in added]
-        self.packs = np.concatenate([self.packs[kept], *numbers])[order]
-        self.sizes = np.concatenate([self.sizes[kept], *(item.sizes for item in added)])[order]
-        self._ranks = np.concatenate([self._ranks[kept], *(item.ranks for item in added)])[order]
-        fresh = np.zeros(sum(len(item.leads) for item in added), np.uint8)
-        self._flags = np.concatenate([self._flags[kept], fresh])[order]
-        self._lists = np.concatenate(lists)[order]
-        new = np.ones(len(order), np.bool_)
-        new[1:] = (self._leads[1:] != self._leads[:-1]) | (self._tails[1:] != self._tails[:-1])
-        self._firsts = np.flatnonzero(new)
-        self.objects = (np.cumsum(new) - 1).astype(np.uint32)
-        self.live = np.zeros(len(self._firsts), np.bool_)
-        self.live[self.objects[(self._flags & _LIVE) != 0]] = True
+        return order
 
     def __len__(self) -> int:
         return len(self._leads)
@@ -121,7 +141,10 @@ class FrameTable:
         found = np.full(len(keys), -1, np.int64)
         if not len(self._leads) or not len(keys):
             return found
-        rows = np.searchsorted(self._leads, keys[:, 0])
+        # In their order, neighbours are found in the same part of memory, which makes it ten times as fast.
+        order = np.argsort(keys[:, 0])
+        rows = np.empty(len(keys), np.int64)
+        rows[order] = np.searchsorted(self._leads, keys[order, 0])
         open_ = np.flatnonzero(rows < len(self._leads))
         while open_.size:
             open_ = open_[self._leads[rows[open_]] == keys[open_, 0]]
@@ -129,7 +152,7 @@ class FrameTable:
             found[open_[same]] = self.objects[rows[open_[same]]]
             # Another id with the same first word.
             open_ = open_[~same]
-            following = self.objects[rows[open_]].astype(np.int64) + 1
+            following = self.objects[rows[open_]] + np.uint32(1)
             more = following < len(self._firsts)
             open_ = open_[more]
             rows[open_] = self._firsts[following[more]]
@@ -141,6 +164,10 @@ class FrameTable:
         there: Mask = found >= 0
         self.live[found[there]] = True
         return there
+
+    def need(self, objects: Positions | NDArray[np.int32]) -> None:
+        """Need these objects."""
+        self.live[objects] = True
 
     def condemn(self, rows: Positions) -> None:
         """Do not count frames that failed to decode."""
@@ -195,47 +222,65 @@ class FrameTable:
         found[self.objects[rows]] = True
         return found
 
-    def keepers(self, counts: Mask, weights: NDArray[np.float64]) -> Positions:
-        """Choose for each live object, and for each base that the chosen deltas need, one row among `counts`.
+    def bytes_by_pack(self, rows: Mask | Positions, packs: int) -> NDArray[np.float64]:
+        """Return the bytes of these rows' frames by the number of their pack; there are so many numbers."""
+        # 53 bits are exact for any pack.
+        found = np.zeros(packs, np.float64)
+        for begin in range(0, len(rows), _BLOCK):
+            part: Any = rows[begin : begin + _BLOCK]
+            block = np.flatnonzero(part) + begin if rows.dtype == np.bool_ else part
+            found += np.bincount(self.packs[block], weights=self.sizes[block], minlength=packs)
+        return found
+
+    def choices(self, counts: Mask, weights: NDArray[np.float64]) -> Positions:
+        """Choose for each object one row among `counts`; -1 where there is none.
 
         The lowest rank first, then the pack of the largest weight, by number.
         """
         best = np.full(len(self._firsts), -1, np.int64)
         rows = np.flatnonzero(counts)
         best[self.objects[rows]] = rows
-        copies = np.bincount(self.objects[rows], minlength=len(self._firsts))
-        several = rows[copies[self.objects[rows]] > 1]
-        order = np.lexsort((-weights[self.packs[several]], self._ranks[several], self.objects[several]))
-        # Written in this order, the first choice last.
-        several = several[order][::-1]
-        best[self.objects[several]] = several
-        wanted = self.live.copy()
-        for _ in range(MAX_RANK):
+        # Rows are sorted by object.
+        same = self.objects[rows[1:]] == self.objects[rows[:-1]]
+        if same.any():
+            several = rows[np.append(same, False) | np.append(False, same)]
+            order = np.lexsort((-weights[self.packs[several]], self._ranks[several], self.objects[several]))
+            # Written in this order, the first choice last.
+            several = several[order][::-1]
+            best[self.objects[several]] = several
+        return best
+
+    def keepers(self, counts: Mask, weights: NDArray[np.float64]) -> Positions:
+        """Choose so for each live object, and for each base that the chosen deltas need; return the rows."""
+        best = self.choices(counts, weights)
+        wanted = self.live
+        for _ in range(MAX_RANK if self._bases.size else 0):
             chosen = best[wanted]
             more = self._bases_of(chosen[chosen >= 0])
             if not more.size or wanted[more].all():
                 break
+            wanted = wanted.copy()
             wanted[more] = True
         chosen = best[wanted]
         return chosen[chosen >= 0]
 
     def _bases_of(self, rows: Positions) -> Positions:
-        lists = self._lists[rows].astype(np.int64)
-        lists = lists[lists > 0]
+        lists = self._lists[rows]
+        lists = lists[lists > 0].astype(np.int64)
         positions, _ = expand(self._offsets[lists - 1], self._offsets[lists])
         found = self.find(self._bases[positions])
         return found[found >= 0]
 
-    def with_bases(self, objects: Positions, rows: Positions) -> Positions:
-        """Return these objects with the bases, and bases of bases, of their frames; `rows` has the row of each object, or -1."""
-        if not np.any(self._lists):
-            return objects
-        level = objects
-        while level.size:
-            chosen = rows[level]
-            level = np.setdiff1d(self._bases_of(chosen[chosen >= 0]), objects)
-            objects = np.union1d(objects, level)
-        return objects
+    def with_bases(self, objects: Positions | NDArray[np.int32], rows: Positions) -> Positions:
+        """Return these objects, ascending, and the bases that they need if `rows`, by object, are the frames that count."""
+        found: Positions = objects.astype(np.int64)
+        for _ in range(MAX_RANK if self._bases.size else 0):
+            chosen = rows[found]
+            more = np.union1d(found, self._bases_of(chosen[chosen >= 0]))
+            if len(more) == len(found):
+                break
+            found = more
+        return found
 
     def release(self, objects: Positions) -> None:
         """Do not need these objects any more; whoever marked them must know that nothing else does."""

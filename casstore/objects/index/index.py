@@ -164,6 +164,30 @@ class Index(LoadedSegments):
         self.refresh()
         while self.read_uncovered():
             pass  # A damaged pack is raised only once nothing else is left to read.
+        for segment, new in self._each_pack_once():
+            for rows in segment.batches():
+                yield rows if new.all() else rows[new[rows["pack"]]]
+
+    def frames_of(self, packs: Sequence[bytes]) -> Iterator[tuple[Rows, BaseLists]]:
+        """Yield the rows of those of these packs that segments cover, each pack's once; no pack is opened.
+
+        The `pack` of a row is the position among `packs`; its `bases` mean the lists beside it.
+        """
+        self.refresh()
+        numbers = self.packs.numbers_of(packs)
+        places = np.full(len(self.packs), len(packs), np.uint32)
+        places[numbers] = np.arange(len(packs))
+        for segment, new in self._each_pack_once():
+            place = np.where(new, places[segment.numbers], len(packs))
+            if (place == len(packs)).all():
+                continue
+            for batch in segment.batches():
+                rows = batch[place[batch["pack"]] < len(packs)]
+                rows["pack"] = place[rows["pack"]]
+                yield _with_lists(rows, segment)
+
+    def _each_pack_once(self) -> Iterator[tuple[Segment, NDArray[np.bool_]]]:
+        """Yield the segments, largest first, and which of their packs are in none before; damaged ones are set aside."""
         done: set[str] = set()
         yielded = np.zeros(0, np.bool_)
         while True:
@@ -178,8 +202,8 @@ class Index(LoadedSegments):
             yielded = np.append(yielded, np.zeros(len(self.packs) - len(yielded), np.bool_))
             new = ~yielded[segment.numbers]
             yielded[segment.numbers] = True
-            for rows in segment.batches() if new.any() else ():
-                yield rows if new.all() else rows[new[rows["pack"]]]
+            if new.any():
+                yield segment, new
 
     def is_avoided(self, number: int) -> bool:
         """Say whether damage was found in a pack (`avoid_pack`)."""

@@ -78,16 +78,16 @@ def choose(survey: Survey) -> Candidates:
 
 def _shares(survey: Survey) -> _Shares:
     table = survey.packs.table
-    counts = table.decodes(survey.good())
+    good = survey.good()
+    counts = table.decodes(good)
     # Of frames, not of the file: a pack of many small frames has a large directory, however much of it is needed.
-    total = _bytes_by_pack(survey, np.arange(len(table)))
-    live_rows = counts & table.live[table.objects]
-    live = _bytes_by_pack(survey, np.flatnonzero(live_rows))
+    total = table.bytes_by_pack(np.ones(len(table), np.bool_), len(good))
+    live = table.bytes_by_pack(counts & table.live[table.objects], len(good))
     # Of several copies, the one stays that lies among most of what is needed: so the other packs get empty.
     keepers = table.keepers(counts, live)
     return _Shares(
         total=total,
-        needed=_bytes_by_pack(survey, keepers),
+        needed=table.bytes_by_pack(keepers, len(good)),
         keepers=keepers,
         choice=_choice(survey, lonely=table.live & ~table.covered(counts)),
     )
@@ -152,14 +152,6 @@ def rows_to_copy(survey: Survey, *, without: Iterable[int] = ()) -> NDArray[np.i
         also[rows] = True
         lost = table.live & ~table.covered(table.decodes(good, also=also))
     return np.union1d(rows, table.rows_of(lost, among=sources))
-
-
-def _bytes_by_pack(survey: Survey, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the bytes of these rows' frames, by the number of their pack."""
-    table = survey.packs.table
-    count = len(survey.packs.mask([]))
-    # 53 bits are exact for any pack.
-    return np.bincount(table.packs[rows], weights=table.sizes[rows], minlength=count).astype(np.float64)
 
 
 def _is_old_enough(survey: Survey, number: int, *, now: float, limit: float) -> bool:

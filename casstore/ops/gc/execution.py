@@ -90,6 +90,10 @@ def execute_gc(
     """
     if plan.survey.store is not store:
         raise ConfigError(f"This plan is of {plan.survey.store!r}, not of {store!r}.")
+    if plan.survey.by_index:
+        raise ConfigError(
+            "This plan rests on the index alone, which is enough for an estimate only: plan again."
+        )
     started = time.perf_counter()
     report = GcReport(missing=dict(plan.missing), problems=list(plan.problems), notes=list(plan.notes))
     survey = plan.survey

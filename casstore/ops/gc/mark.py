@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from typing import TYPE_CHECKING
 
-from casstore.digest import DIGEST_SIZE, digest
+from casstore.digest import DIGEST_SIZE
 from casstore.errors import BackendError, FormatError, IntegrityError, MissingObject
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format
 from casstore.format import names
 from casstore.objects import id_keys
+from casstore.ops.descriptions import LAYOUTS, MANIFESTS, Descriptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
-    from casstore.machine.copies import Copies
     from casstore.objects import ListedPacks
     from casstore.store.model_store import ModelStore
 
-_MANIFESTS = 1024
-_LAYOUTS = 128
+_AT_ONCE = 1 << 18
+"""Chunks that are looked up together: the more, the less each costs."""
 
 
 class Mark:
@@ -34,15 +36,12 @@ class Mark:
     which the description is not complete.
     """
 
-    def __init__(
-        self, store: ModelStore, packs: ListedPacks, *, copies: Copies, counts: bool = False
-    ) -> None:
+    def __init__(self, store: ModelStore, packs: ListedPacks, *, counts: bool = False) -> None:
         """With `counts`, `held` has the objects of each layout that was read, by number; -1 for an absent one."""
         self._counts = counts
         self.held: dict[bytes, NDArray[np.int64]] = {}
-        self._store = store
         self._packs = packs
-        self._copies = copies
+        self._descriptions = Descriptions(store)
         self._manifests: dict[bytes, tuple[bytes, ...]] = {}
         self._layouts: set[bytes] = set()
         self.absent: dict[bytes, str] = {}
@@ -99,64 +98,74 @@ class Mark:
 
     def prune_copies(self) -> None:
         """Keep no copies of descriptions that no record needs any more."""
-        self._copies.prune({item.hex() for item in self._manifests.keys() | self._layouts})
+        self._descriptions.prune(self._manifests.keys() | self._layouts)
 
     def _read_models(self, described: dict[bytes, str]) -> None:
         fresh = [item for item in described if item not in self._manifests]
-        for manifest_id, data in self._read(fresh, described, batch=_MANIFESTS):
+        trees: dict[bytes, str] = {}
+        manifests: dict[bytes, tuple[bytes, ...]] = {}
+        for manifest_id, data in self._read(fresh, described, batch=MANIFESTS):
             try:
                 manifest = manifest_format.decode_model(data)
             except FormatError as error:
                 raise _unreadable(described[manifest_id], error) from error
-            self._need([manifest.model_id], {manifest.model_id: described[manifest_id]})
-            self._manifests[manifest_id] = manifest.layouts
+            trees.setdefault(manifest.model_id, described[manifest_id])
+            manifests[manifest_id] = manifest.layouts
+        self._need(list(trees), trees)
+        # Read counts as done only once it is marked.
+        self._manifests.update(manifests)
         layouts: dict[bytes, str] = {}
         for manifest_id, name in described.items():
             for layout_id in self._manifests.get(manifest_id, ()):
                 if layout_id not in self._layouts:
                     layouts.setdefault(layout_id, name)
         self._need(list(layouts), layouts)
-        for layout_id, data in self._read(list(layouts), layouts, batch=_LAYOUTS):
+        chunks: dict[bytes, tuple[bytes, str]] = {}
+        count = 0
+        for layout_id, data in self._read(list(layouts), layouts, batch=LAYOUTS):
             try:
-                chunks = layout_format.decode(data).ids
+                found = layout_format.decode(data)
             except FormatError as error:
                 raise _unreadable(layouts[layout_id], error) from error
-            self._need(chunks, layouts[layout_id])
-            self._layouts.add(layout_id)
-            if self._counts:
-                self.held[layout_id] = self._packs.table.find(id_keys(chunks))
+            chunks[layout_id] = found.ids, layouts[layout_id]
+            count += found.chunks
+            if count >= _AT_ONCE:
+                self._need_chunks(chunks)
+                chunks, count = {}, 0
+        self._need_chunks(chunks)
 
-    def _need(self, ids: Sequence[bytes] | bytes, needed_by: dict[bytes, str] | str) -> None:
-        joined = ids if isinstance(ids, bytes) else b"".join(ids)
-        if not joined:
-            return
+    def _need(self, ids: Sequence[bytes], needed_by: Mapping[bytes, str]) -> None:
+        if ids:
+            there = self._packs.table.mark(b"".join(ids))
+            self.absent.update((ids[at], needed_by[ids[at]]) for at in (~there).nonzero()[0].tolist())
+
+    def _need_chunks(self, layouts: Mapping[bytes, tuple[bytes, str]]) -> None:
+        """Need the chunks of layouts, given as joined ids and the ref that needs them."""
+        joined = b"".join(ids for ids, _ in layouts.values())
         there = self._packs.table.mark(joined)
-        for at in (~there).nonzero()[0].tolist():
-            item = joined[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE]
-            self.absent[item] = needed_by if isinstance(needed_by, str) else needed_by[item]
+        if not there.all():
+            ends = list(itertools.accumulate(len(ids) // DIGEST_SIZE for ids, _ in layouts.values()))
+            needed_by = [name for _, name in layouts.values()]
+            for at in (~there).nonzero()[0].tolist():
+                item = joined[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE]
+                self.absent[item] = needed_by[bisect.bisect_right(ends, at)]
+        if self._counts:
+            for layout_id, (ids, _) in layouts.items():
+                self.held[layout_id] = self._packs.table.find(id_keys(ids))
+        self._layouts.update(layouts)
 
     def _read(
         self, ids: Sequence[bytes], needed_by: dict[bytes, str], *, batch: int
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield objects with their verified bytes, except those that no pack holds."""
-        fetch: list[bytes] = []
-        for object_id in ids:
-            data = self._copies.get(object_id.hex())
-            # Invariant 4: whatever happened to the copy, its id tells.
-            if data is not None and digest(data) == object_id:
-                yield object_id, data
-            else:
-                fetch.append(object_id)
-        for start in range(0, len(fetch), batch):
-            found, damaged = self._store.objects.read_present(fetch[start : start + batch])
-            for object_id, error in damaged.items():
-                held = self._packs.table.find(id_keys(object_id))[0] >= 0
-                if held or not isinstance(error, MissingObject):
-                    # Invariant 8: what cannot be read may need anything.
-                    raise _unreadable(needed_by[object_id], error) from error
-            for object_id, data in found.items():
-                self._copies.put(object_id.hex(), data)
-                yield object_id, data
+
+        def failed(object_id: bytes, error: CasstoreError) -> None:
+            held = self._packs.table.find(id_keys(object_id))[0] >= 0
+            if held or not isinstance(error, MissingObject):
+                # Invariant 8: what cannot be read may need anything.
+                raise _unreadable(needed_by[object_id], error) from error
+
+        return self._descriptions.read(ids, batch=batch, failed=failed)
 
 
 def _unreadable(name: str, error: CasstoreError) -> CasstoreError:

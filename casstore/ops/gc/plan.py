@@ -66,17 +66,24 @@ class GcPlan:
         return sum(item.bytes_freed for item in self.items)
 
 
-def plan_gc(store: ModelStore, policy: GcPolicy | None = None, *, now: float | None = None) -> GcPlan:
+def plan_gc(
+    store: ModelStore,
+    policy: GcPolicy | None = None,
+    *,
+    now: float | None = None,
+    by_index: bool = False,
+) -> GcPlan:
     """Find out what a collection would remove from a store; nothing is changed and no lock is taken.
 
-    `now` replaces the storage's clock, in POSIX seconds. Raises an IntegrityError that names the ref for anything that
+    `now` replaces the storage's clock, in POSIX seconds. With `by_index`, the index is believed instead of packs being
+    opened: an estimate, which cannot be executed. Raises an IntegrityError that names the ref for anything that
     cannot be read, and BackendError for a store that fails: then nothing may be deleted (invariant 8). Raises ConfigError
     for a policy that needs a private store, and one that is not.
     """
     policy = policy or GcPolicy()
     if policy.needs_private:
         require_private(store.backend, policy.needs_private)
-    survey = Survey(store, policy, now=now)
+    survey = Survey(store, policy, now=now, by_index=by_index)
     survey.look()
     deletions, notes = _by_policy(survey)
     trims = trimmable(survey.roots, policy, survey.now())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from typing import TYPE_CHECKING
 
 from casstore.errors import AccessDenied, BackendError, BackendUnavailable, ConfigError
-from casstore.machine.copies import Copies
 from casstore.machine.leases import Leases
-from casstore.machine.state import machine_folder
 from casstore.machine.this_machine import store_folder
+from casstore.ops.descriptions import kept_copies
 from casstore.ops.gc.mark import Mark
 from casstore.ops.gc.policy import MAX_SKEW
 from casstore.ops.gc.roots import RootReader, Roots
@@ -34,19 +32,21 @@ _LISTINGS = 5
 class Survey:
     """One collector's picture of a store; `look` brings it up to date. For one thread.
 
-    `two_phases` says that writers may work without the lock, as far as can be known without taking it.
+    `two_phases` says that writers may work without the lock, as far as can be known without taking it. One made
+    `by_index` only estimates: nothing may be deleted by it (invariant 5).
     """
 
-    def __init__(self, store: ModelStore, policy: GcPolicy, *, now: float | None = None) -> None:
+    def __init__(
+        self, store: ModelStore, policy: GcPolicy, *, now: float | None = None, by_index: bool = False
+    ) -> None:
         self.store = store
         self.policy = policy
         self._now = now
+        self.by_index = by_index
         self._ahead: float | None = None
         self.two_phases = works_in_two_phases(store)
-        self.packs = store.objects.listed_packs(copies=_copies(store, "footers"))
-        self.mark = Mark(
-            store, self.packs, copies=_copies(store, "objects"), counts=policy.max_size is not None
-        )
+        self.packs = store.objects.listed_packs(copies=kept_copies(store, "footers"), by_index=by_index)
+        self.mark = Mark(store, self.packs, counts=policy.max_size is not None)
         self.reader = RootReader(store, policy, two_phases=self.two_phases)
         self.roots = Roots()
         self.tombstones: list[ListedTombstone] = []
@@ -66,8 +66,8 @@ class Survey:
 
     def _measure_skew(self) -> float:
         """Return by how many seconds the storage's clock is ahead of this machine's."""
-        if not self.two_phases or self.store.backend.url.startswith("memory:"):
-            return 0.0
+        if self.by_index or not self.two_phases or self.store.backend.url.startswith("memory:"):
+            return 0.0  # Measuring writes a file, which an estimate does not need.
         try:
             ahead = self.store.backend.now() - time.time()
         except AccessDenied:
@@ -181,11 +181,3 @@ def works_in_two_phases(store: ModelStore) -> bool:
         or backend.may_be_locked_by_others
         or backend.has_lockless_writers()
     )
-
-
-def _copies(store: ModelStore, kind: str) -> Copies:
-    """Return what this machine keeps of one kind for a store; nothing where the store itself is near."""
-    place = None
-    if store.backend.is_remote:
-        place = machine_folder(bytes.fromhex(store.store_id), store.backend.url)
-    return Copies(None if place is None else os.path.join(place, "gc", kind))

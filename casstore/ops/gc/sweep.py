@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.concurrency.fan_out import ask_all
 from casstore.errors import BackendError, IntegrityError, ObjectNotFound
 from casstore.ops.gc.candidates import rows_to_copy
 from casstore.ops.gc.tombstones import write_tombstone
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.ops.gc.survey import Survey
+
+_AT_ONCE = 1024
+"""Packs that are deleted together, so that one fsync for each folder of theirs makes it durable."""
 
 _ROUNDS = 64
 _UNSEEN = 5
@@ -127,18 +129,14 @@ class Sweep:
                 self.kept[pack] = "it holds the last copy of something that is needed, and that is damaged."
             else:
                 going.append(number)
-        ask_all(self._delete, going, at_once=self._survey.store.backend.is_remote)
-
-    def _delete(self, number: int) -> None:
-        packs = self._survey.packs
-        # Invariant 5: what it holds was decided by a copy of its footer, perhaps; the pack itself has the last word.
-        reason = packs.confirm(number)
-        if reason is not None:
-            self.kept[packs.id_of(number)] = reason
-            return
-        size = packs.size(number)
-        packs.delete(number)
-        self.deleted[packs.id_of(number)] = size
+        # Invariant 5: what they hold was decided by copies of their footers, perhaps; the packs themselves have the last word.
+        differing = packs.confirm(going)
+        self.kept.update((packs.id_of(number), reason) for number, reason in differing.items())
+        going = [number for number in going if number not in differing]
+        for start in range(0, len(going), _AT_ONCE):
+            batch = going[start : start + _AT_ONCE]
+            packs.delete(batch)
+            self.deleted.update((packs.id_of(number), packs.size(number)) for number in batch)
 
     def _secure(self, doomed: Collection[int], *, without: Collection[int] = ()) -> NDArray[np.int64]:
         """Copy out what is needed, and read what survives of it elsewhere; return the rows on which it rests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,21 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.codecs import Encoding
-from casstore.errors import FormatError
-from casstore.format import manifest as manifest_format
+from casstore.errors import IntegrityError
 from casstore.format.names import PREFIX as REF_PREFIX
 from casstore.format.names import names_model
 from casstore.format.rows import Kind
-from casstore.objects import INDEX_PREFIX, PACK_PREFIX, Damage
+from casstore.objects import INDEX_PREFIX
+from casstore.ops.gc import plan_gc
+from casstore.ops.holdings import survey
+from casstore.ops.leftovers import Leftovers, leftovers_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from casstore.backend.base import Backend
     from casstore.objects import ObjectStore
-    from casstore.refs.rows import RefRow
+    from casstore.store.model_store import ModelStore
 
-_BATCH = 1024
+_log = logging.getLogger("casstore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,12 @@ class FrameStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Counts and bytes of a store; `bytes_logical` is the size of all models with a ref as plain files."""
+    """Counts and bytes of a store; `bytes_logical` is the size of all models with a ref as plain files.
+
+    `bytes_unneeded` are frames that no ref needs, in packs that nobody needs or beside others in packs that somebody does; 0
+    where something that cannot be read hides what is needed. `bytes_to_free` is what a collection with the default policy would free now, by the index, which is an estimate; None if
+    something that cannot be read keeps it from collecting anything.
+    """
 
     url: str
     store_id: str
@@ -51,6 +56,9 @@ class StoreStats:
     bytes_index: int
     bytes_refs: int
     frames: tuple[FrameStats, ...]
+    leftovers: Leftovers
+    bytes_unneeded: int
+    bytes_to_free: int | None
 
     @property
     def bytes_stored(self) -> int:
@@ -58,54 +66,46 @@ class StoreStats:
         return self.bytes_packs + self.bytes_index + self.bytes_refs
 
 
-def measure(
-    *,
-    backend: Backend,
-    store_id: str,
-    objects: ObjectStore,
-    refs: Iterable[RefRow],
-    on_damage: Callable[[Damage], None],
-) -> StoreStats:
-    """Measure a store; reads every segment and one manifest and tree for each model.
+def measure(store: ModelStore) -> StoreStats:
+    """Measure a store; reads every segment, and what describes each model.
 
-    `on_damage` is called for each model whose description cannot be read; its size is not counted.
+    The store's `on_damage` is called for each model whose description cannot be read; its size is not counted.
     """
-    listed = list(refs)
-    named = {item.manifest: item.name for item in listed if item.manifest and names_model(item.name)}
-    manifests = sorted(named)
+    holdings = survey(store)
+    for damage in holdings.damaged:
+        store.on_damage(damage)
     models: dict[bytes, int] = {}
-    for start in range(0, len(manifests), _BATCH):
-        batch = manifests[start : start + _BATCH]
-        plain, damaged = objects.read_present(batch)
-        trees: dict[bytes, bytes] = {}
-        for manifest_id, data in plain.items():
-            try:
-                trees.setdefault(manifest_format.decode_model(data).model_id, manifest_id)
-            except FormatError as error:  # noqa: PERF203  # in Python 3.10 as in later ones, a try costs nothing
-                damaged[manifest_id] = error  # Reported below (invariant 11).
-        wanted = sorted(trees.keys() - models.keys())
-        described, lost = objects.read_present(wanted)
-        for model_id, data in described.items():
-            try:
-                models[model_id] = manifest_format.decode_tree(data).size
-            except FormatError as error:  # noqa: PERF203  # as above
-                lost[model_id] = error  # Reported below (invariant 11).
-        damaged.update((trees[model_id], error) for model_id, error in lost.items())
-        for manifest_id in sorted(damaged):
-            on_damage(Damage(named[manifest_id], manifest_id.hex(), str(damaged[manifest_id])))
-    packs = [entry.size for entry in backend.list(PACK_PREFIX)]
+    for ref in holdings.refs:
+        held = holdings.of(ref)
+        if names_model(ref.name) and held.is_whole:
+            models[ref.target] = held.size
+    packs = holdings.packs
+    sizes = [packs.size(number) for number in packs.numbers()]
+    backend = store.backend
     return StoreStats(
         url=backend.url,
-        store_id=store_id,
-        refs=len(listed),
+        store_id=store.store_id,
+        refs=len(holdings.refs),
         models=len(models),
         bytes_logical=sum(models.values()),
-        packs=len(packs),
-        bytes_packs=sum(packs),
+        packs=len(sizes),
+        bytes_packs=sum(sizes),
         bytes_index=sum(entry.size for entry in backend.list(INDEX_PREFIX)),
         bytes_refs=sum(entry.size for entry in backend.list(REF_PREFIX)),
-        frames=_frame_stats(objects),
+        frames=_frame_stats(store.objects),
+        leftovers=leftovers_in(store, holdings),
+        bytes_unneeded=holdings.bytes_unneeded if holdings.is_complete else 0,
+        bytes_to_free=_bytes_to_free(store),
     )
+
+
+def _bytes_to_free(store: ModelStore) -> int | None:
+    try:
+        return plan_gc(store, by_index=True).bytes_freed
+    except IntegrityError as error:
+        # Invariant 8: a collection would stop for the same reason.
+        _log.debug("What a collection would free is not known: %s", error)
+        return None
 
 
 def _frame_stats(objects: ObjectStore) -> tuple[FrameStats, ...]:

@@ -1,0 +1,97 @@
+"""`casstore du`: where the bytes are, and what removing refs would free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casstore.cli.support.command import Command
+from casstore.cli.support.exits import ERROR
+from casstore.cli.support.text import counted, human_bytes
+from casstore.machine.local_names import tree_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casstore import UsageRow
+    from casstore.cli.support.session import Session
+
+_HOLDERS = 3
+_TOTALS = {
+    "referenced": "needed by refs",
+    "unneeded": "needed by no ref",
+    "pack_overhead": "beside frames in packs",
+    "unreadable": "packs that cannot be read",
+    "index": "index",
+    "records": "records",
+    "other": "other files",
+    "temporaries": "temporary files",
+}
+
+
+@click.command(cls=Command)
+@click.argument(
+    "prefixes", nargs=-1, type=tree_name, metavar="[REF_PREFIX]...", help="Only refs with these prefixes."
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="One row for all refs whose names agree in N parts; 1 for models, runs, evaluations and tags.",
+)
+def run(out: Session, *, prefixes: Sequence[str], depth: int | None) -> None:
+    """Say where the bytes are, and what removing refs would free.
+
+    For each ref: its size as files, what it takes in the store, how much of that nothing else needs, and what gc would free
+    if only it were removed. What would free most comes first.
+    """
+    with out.open(read_only=True) as store:
+        usage = out.answer_for(store).du(*prefixes, depth=depth)
+    totals = asdict(usage.totals)
+    if out.as_json:
+        out.print_json(
+            {
+                "refs": [_as_json(row) for row in usage.rows],
+                "together": _as_json(usage.together),
+                "totals": {**totals, "bytes_total": usage.totals.bytes_total},
+            }
+        )
+    elif out.quiet:
+        for row in usage.rows:
+            out.print_line(row.name)
+    else:
+        heads = (">frees", ">alone", ">stored", ">as files", *([">refs"] if depth else []), "ref", "held by")
+        rows = [_cells(row, depth=depth) for row in usage.rows]
+        out.table(heads, [*rows, _cells(usage.together, depth=depth, name="all of these")])
+        out.table(
+            ("where", ">bytes"),
+            [(text, human_bytes(totals[name])) for name, text in _TOTALS.items() if totals[name]]
+            + [("the whole store", human_bytes(usage.totals.bytes_total))],
+            label="total",
+        )
+    missing = [row for row in usage.rows if row.missing]
+    for row in missing:
+        out.note(f"{row.name} needs {counted(row.missing, 'object')} that no pack holds: run casstore check.")
+    if missing:
+        raise click.exceptions.Exit(ERROR)
+
+
+def _as_json(row: UsageRow) -> dict[str, Any]:
+    return {**asdict(row), "bytes_shared": row.bytes_shared}
+
+
+def _cells(row: UsageRow, *, depth: int | None, name: str | None = None) -> tuple[str, ...]:
+    held = ", ".join(row.held_by[:_HOLDERS])
+    if len(row.held_by) > _HOLDERS:
+        held += f" and {len(row.held_by) - _HOLDERS} more"
+    return (
+        human_bytes(row.bytes_freed),
+        human_bytes(row.bytes_alone),
+        human_bytes(row.bytes_stored),
+        human_bytes(row.bytes_logical),
+        *([str(row.refs)] if depth else []),
+        name or row.name,
+        held or "-",
+    )
