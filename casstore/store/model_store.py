@@ -393,7 +393,9 @@ class ModelStore:
         heads = self._refs.heads(name)
         if not heads.hidden and (not heads.records or heads.records[-1].target is None):
             raise not_found(name)
-        self._refs.put(self._refs.draft(name, target=None))
+        # On a full disk, deleting is the first step to free it (design §8).
+        self.backend.in_spare_room(lambda: self._refs.put(self._refs.draft(name, target=None)))
+        self.backend.keep_spare_room()
 
     def stats(self) -> StoreStats:
         """Measure what the store holds and how much space it takes."""

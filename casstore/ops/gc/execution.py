@@ -7,15 +7,17 @@ import enum
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
+from casstore.backend.oserrors import is_disk_full
 from casstore.errors import BackendError, ConfigError, ConflictError
 from casstore.format import marks
 from casstore.ops.gc.candidates import Candidates, choose
 from casstore.ops.gc.plan import GcPlan, finished_tombstones, ripe_packs
 from casstore.ops.gc.policy import DAY, WEEK
 from casstore.ops.gc.roots import trim
-from casstore.ops.gc.sweep import Sweep, is_disk_full
+from casstore.ops.gc.sweep import Sweep
 from casstore.refs.refs import Refs
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ def execute_gc(
     finally:
         if deleted:
             survey.packs.forget(deleted, report.problems.append)
+        store.backend.keep_spare_room()
     _remove_finished(store.backend, survey)
     _remove_old_notes(store.backend, survey)
     report.seconds = time.perf_counter() - started
@@ -136,7 +139,7 @@ def _delete_refs(store: ModelStore, plan: GcPlan, report: GcReport) -> None:
         deletion = refs.draft(name, target=None)
         if deletion.seq != planned.seq + 1 or refs.value(name) is None:
             continue  # Somebody has written it again, or deleted it.
-        refs.put(deletion)
+        store.backend.in_spare_room(partial(refs.put, deletion))
         report.refs_deleted.append(name)
         # Whoever wrote the ref at this moment has the same number, and what he wrote must not be lost.
         rival = [item for item in refs.heads(name).records if item.target is not None]
@@ -226,7 +229,11 @@ def _mode(backend: Backend, wait: float, say: Callable[[str], None]) -> Iterator
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                alone = stack.enter_context(backend.publish_lock(exclusive=True, blocking=False))
+                # The file that is locked may have to be made.
+                alone = backend.in_spare_room(
+                    lambda: stack.enter_context(backend.publish_lock(exclusive=True, blocking=False)),
+                    last=True,
+                )
             except ConflictError:  # noqa: PERF203  # it waits anyway
                 # Invariant 10: the lock only saves time.
                 if time.monotonic() >= until:
