@@ -13,19 +13,20 @@ import uuid
 from abc import ABC, abstractmethod
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import BackendUnavailable, ConfigError, ObjectExists, ObjectNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
 
     from typing_extensions import Buffer, Self
 
 Durability = Literal["full", "none"]
+T = TypeVar("T")
 
 MAX_SEGMENT = 255  # bytes in one name: the limit of every common file system
 MAX_KEY = 900  # bytes in a key: S3 allows 1,024 with the root's own prefix
@@ -250,6 +251,17 @@ class Backend(ABC):
 
     def remove_abandoned(self) -> None:  # noqa: B027  # most backends cannot know who is alive
         """Remove what crashed writers left behind, where it can be distinguished from the files of running ones."""
+
+    def keep_spare_room(self) -> None:  # noqa: B027  # only a local disk gets full
+        """Keep space aside for `in_spare_room`, or restore it, where there is room to spare; if there is none, that is fine."""
+
+    def in_spare_room(self, work: Callable[[], T], *, last: bool = False) -> T:  # noqa: ARG002  # as above
+        """Return what `work` does; if the disk is full, repeat it in the space that was kept aside.
+
+        For work that lets the store become smaller in the end, and that leaves nothing behind when it fails. Some of
+        the space is for the `last` step, a collection's, without which nothing gets free.
+        """
+        return work()
 
     def make_durable(self, keys: Iterable[str]) -> None:  # noqa: B027  # most backends show only what is durable
         """Make durable that these objects, written by anyone, are where a listing or stat showed them.

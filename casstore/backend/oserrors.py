@@ -13,7 +13,8 @@ from casstore.errors import (
     ObjectNotFound,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FULL = {*_NO_ROOM, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM}
 _UNAVAILABLE = {
     errno.EIO,
@@ -57,7 +58,8 @@ def from_os_error(
         instead = f", or {elsewhere}" if elsewhere else ""
         return BackendError(
             f"Cannot {doing}: the disk is full or the quota is used up ({reason}{_room(place)}). Free space there or "
-            f"raise the quota{instead}, then try again; `casstore stats` shows leftovers in a store."
+            f"raise the quota{instead}, then try again; `casstore stats` shows leftovers in a store, and `casstore gc` "
+            "frees them on a full disk, too."
         )
     if number == errno.EROFS:
         return AccessDenied(
@@ -81,6 +83,12 @@ def from_os_error(
     if number in _UNAVAILABLE:
         return BackendUnavailable(f"Cannot {doing}: {reason}.", retryable=retryable)
     return BackendError(f"Cannot {doing}: {reason}.")
+
+
+def is_disk_full(error: BackendError) -> bool:
+    """Say whether a local disk has no room, or its user's quota is used up."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _NO_ROOM
 
 
 def _room(place: str | None) -> str:

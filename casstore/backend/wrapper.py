@@ -81,6 +81,12 @@ class BackendWrapper(Backend):
     def remove_abandoned(self) -> None:
         self.inner.remove_abandoned()
 
+    def keep_spare_room(self) -> None:
+        self.inner.keep_spare_room()
+
+    def in_spare_room(self, work: Callable[[], T], *, last: bool = False) -> T:
+        return self.inner.in_spare_room(work, last=last)
+
     def make_durable(self, keys: Iterable[str]) -> None:
         self.inner.make_durable(keys)
 
@@ -127,6 +133,9 @@ class ReadonlyBackend(BackendWrapper):
 
     def remove_abandoned(self) -> None:
         self._refuse("clean up")
+
+    def keep_spare_room(self) -> None:
+        self._refuse("keep space aside")
 
     def make_durable(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # only publishers make anything durable
         self._refuse("make objects durable")

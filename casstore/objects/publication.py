@@ -100,6 +100,7 @@ class Publication(Dependencies):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backend.publish_lock())
             self._backend.remove_abandoned()
+            self._backend.keep_spare_room()
             self._damaged, condemned, _ = ask_all(
                 lambda look: look(self._backend),
                 [read_quarantine, read_tombstones, self._refresh],

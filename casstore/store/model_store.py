@@ -474,7 +474,9 @@ class ModelStore:
         heads = self._refs.heads(name)
         if not heads.hidden and (not heads.records or heads.records[-1].target is None):
             raise not_found(name)
-        self._refs.put(self._refs.draft(name, target=None))
+        # On a full disk, deleting is the first step to free it (design §8).
+        self.backend.in_spare_room(lambda: self._refs.put(self._refs.draft(name, target=None)))
+        self.backend.keep_spare_room()
 
     def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
         """Return this store's record for the value of `record`, of another store.

@@ -54,5 +54,8 @@ PUSHERS = count("CASSTORE_PUSHERS", 3)
 FLIPS = count("CASSTORE_FLIPS", 60)
 """Bytes that are flipped in the larger store; the small one is flipped at every byte."""
 
+FULL_DISKS = count("CASSTORE_FULL_DISKS", 5)
+"""Amounts of free space with which each of four operations meets a full disk."""
+
 SMOKE_REMOTES = os.environ.get("CASSTORE_SMOKE_REMOTES", "folder,s3")
 """Remotes of the benchmarks' smoke run, of which `folder,s3,azure,sftp` are all."""

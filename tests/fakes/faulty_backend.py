@@ -27,7 +27,7 @@ class FaultyBackend(BackendWrapper):
         shorten_listings(n)    list stops after n entries without an error
         freeze_listings()      list shows what there was at this moment
         corrupt(key, offset)   reads of this key have a bit flipped at this offset
-        unplug_at(k)           the network is gone at call k and at every later one
+        unplug_at(k, error)    the network is gone at call k and at every later one, or this error is raised
         drop_bodies(n)         the next n reads break off half way, with an error
         shorten_reads(size)    a ranged read gives at most so many bytes, without an error
         empty(key)             this object has no bytes, as after a crash of its server
@@ -46,7 +46,7 @@ class FaultyBackend(BackendWrapper):
         self._longest = None
         self._frozen = None
         self._flips: dict[str, list[tuple[int, int]]] = {}
-        self._unplugged = None
+        self._unplugged, self._ever_since = None, None
         self._dropped = 0
         self._read_limit = None
         self._emptied = set()
@@ -80,8 +80,8 @@ class FaultyBackend(BackendWrapper):
     def corrupt(self, key, offset, *, bit=0):
         self._flips.setdefault(key, []).append((offset, 1 << bit))
 
-    def unplug_at(self, index):
-        self._unplugged = index
+    def unplug_at(self, index, error=None):
+        self._unplugged, self._ever_since = index, error
 
     def drop_bodies(self, times):
         self._dropped = times
@@ -109,7 +109,7 @@ class FaultyBackend(BackendWrapper):
             raise SimulatedCrash(f"at call {index}, {operation} {key}")
         self.calls.append((operation, key))
         if self._unplugged is not None and index >= self._unplugged:
-            raise BackendUnavailable(f"The network is gone: {operation} {key}.")
+            raise self._ever_since or BackendUnavailable(f"The network is gone: {operation} {key}.")
         if index in self._errors:
             raise self._errors[index]
         for rule in self._next:

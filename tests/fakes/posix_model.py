@@ -97,15 +97,16 @@ class PosixModel(SystemCalls):
 
     `crash_at` is the index of the call at which the process stops, before the call has any effect.
     `errors` maps the index of a call to the error number that it fails with. `fail` says it by name.
-    `short` is the most that one read or write moves.
+    `short` is the most that one read or write moves. `room` says whether there is room to spare, as for ballast.
     """
 
     has_real_paths = False
 
-    def __init__(self, *, crash_at=None, errors=None, short=None, file_system="ext4", _root=None):
+    def __init__(self, *, crash_at=None, errors=None, short=None, file_system="ext4", room=False, _root=None):
         self.crash_at = crash_at
         self.errors = dict(errors or {})
         self.short = short
+        self.room = room
         self.file_system = file_system
         self.calls: list[str] = []
         self._by_name: list[tuple[str, int, int]] = []
@@ -400,6 +401,10 @@ class PosixModel(SystemCalls):
                     raise _error(errno.EWOULDBLOCK)
                 raise AssertionError("deadlock: one thread waits for its own lock")
         holders[description] = wanted
+
+    def has_room(self, path, size, files):
+        self._check("has_room", path)
+        return self.room
 
     def file_system_type(self, path):
         return self.file_system

@@ -181,7 +181,7 @@ def _one_at_a_time(name):
 
 for _name in (
     "open", "close", "write", "pread", "pread_into", "fsync", "start_writeback", "fstat", "stat", "fchmod",
-    "chmod", "link", "rename", "rename_exclusive", "unlink", "mkdir", "rmdir", "scandir", "scan_kinds", "flock",
+    "chmod", "link", "rename", "rename_exclusive", "unlink", "mkdir", "rmdir", "scandir", "scan_kinds", "has_room", "flock",
 ):  # fmt: skip
     setattr(Disk, _name, _one_at_a_time(_name))
 

@@ -21,13 +21,13 @@ from casstore.backend.base import (
     validate_prefix,
     validate_range,
 )
-from casstore.backend.local import held, lock
+from casstore.backend.local import ballast, held, lock
 from casstore.backend.local.directory import StoreDirectory
 from casstore.backend.local.mount_types import is_network
 from casstore.backend.local.syscalls import EntryKind, Status, SystemCalls, close_quietly
 from casstore.backend.local.writer import HELD, TEMPORARY, LocalWriter
 from casstore.backend.location import file_url
-from casstore.backend.oserrors import from_os_error
+from casstore.backend.oserrors import from_os_error, is_disk_full
 from casstore.errors import BackendError, BackendUnavailable, ConfigError, ObjectNotFound
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Durability
 
+T = TypeVar("T")
 _Listed = TypeVar("_Listed", Status, EntryKind)
 _Files = list[tuple[str, _Listed]]
 
@@ -367,6 +368,25 @@ class LocalBackend(Backend):
                     # Invariant 2: its writer died before it had its name, or after it had both.
                     self._directory.unlink_quietly(path)
                     close_quietly(self._calls, fd)
+
+    def keep_spare_room(self) -> None:
+        """Write the ballast, or what is missing of it; a throw-away store needs none."""
+        if self._directory.durable:
+            ballast.keep(self._directory)
+
+    def in_spare_room(self, work: Callable[[], T], *, last: bool = False) -> T:
+        """Repeat `work` while the disk is full: without files of dead writers, then with one piece of ballast less."""
+        tidied = False
+        while True:
+            try:
+                return work()
+            except BackendError as error:
+                # Design §8: what goes first costs no write.
+                if not is_disk_full(error) or (tidied and not ballast.release(self._directory, last=last)):
+                    raise
+            if not tidied:
+                self.remove_abandoned()
+                tidied = True
 
     @contextmanager
     def publish_lock(self, *, exclusive: bool = False, blocking: bool = True) -> Iterator[bool]:

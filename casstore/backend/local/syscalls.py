@@ -205,6 +205,12 @@ class SystemCalls:
                 found.append((entry.name, kind))
         return found
 
+    def has_room(self, path: str, size: int, files: int) -> bool:
+        """Call statvfs(3): whether so many bytes and files still fit on the file system of `path`."""
+        found = os.statvfs(path)
+        # Some file systems have no limit of files, and report none.
+        return found.f_bavail * found.f_frsize >= size and (not found.f_files or found.f_favail >= files)
+
     def flock(self, fd: int, operation: int) -> None:
         """Call flock(2). Releases the GIL while it waits."""
         fcntl.flock(fd, operation)

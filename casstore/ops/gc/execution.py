@@ -7,8 +7,10 @@ import enum
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
+from casstore.backend.oserrors import is_disk_full
 from casstore.errors import BackendError, ConfigError, ConflictError
 from casstore.format import marks
 from casstore.ops.gc.candidates import Candidates, choose
@@ -16,7 +18,7 @@ from casstore.ops.gc.plan import GcPlan, finished_tombstones, ripe_packs
 from casstore.ops.gc.policies.deletion import TAGS
 from casstore.ops.gc.policy import DAY, WEEK
 from casstore.ops.gc.roots import trim
-from casstore.ops.gc.sweep import Sweep, is_disk_full
+from casstore.ops.gc.sweep import Sweep
 from casstore.refs.refs import Refs
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ def execute_gc(
     finally:
         if deleted:
             survey.packs.forget(deleted, report.problems.append)
+        store.backend.keep_spare_room()
     _remove_finished(store.backend, survey)
     _remove_old_notes(store.backend, survey)
     _forget_uses(store, survey)
@@ -152,7 +155,7 @@ def _delete_refs(store: ModelStore, plan: GcPlan, report: GcReport) -> None:
             is_same = deletion.seq == item.record.seq + 1 and refs.value(item.name) is not None
             if item.name in leased or not is_same:
                 continue  # Somebody uses it, has written it again, or has deleted it.
-            refs.put(deletion)
+            store.backend.in_spare_room(partial(refs.put, deletion))
         if refs.value(item.name) is None:
             # Else somebody has written it at this moment, which wins over a deletion (§9).
             report.refs_deleted.append(item.name)
@@ -240,7 +243,11 @@ def _mode(backend: Backend, wait: float, say: Callable[[str], None]) -> Iterator
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                alone = stack.enter_context(backend.publish_lock(exclusive=True, blocking=False))
+                # The file that is locked may have to be made.
+                alone = backend.in_spare_room(
+                    lambda: stack.enter_context(backend.publish_lock(exclusive=True, blocking=False)),
+                    last=True,
+                )
             except ConflictError:  # noqa: PERF203  # it waits anyway
                 # Invariant 10: the lock only saves time.
                 if time.monotonic() >= until:

@@ -6,11 +6,11 @@ listed; all records are read again; what is needed is in packs that no tombstone
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.backend.oserrors import is_disk_full
 from casstore.errors import BackendError, IntegrityError, ObjectNotFound
 from casstore.ops.gc.candidates import rows_to_copy
 from casstore.ops.gc.tombstones import write_tombstone
@@ -29,12 +29,6 @@ _ROUNDS = 64
 _UNSEEN = 5
 
 
-def is_disk_full(error: BackendError) -> bool:
-    """Say whether a local disk has no room, or its user's quota is used up."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 class Sweep:
     """Deletes condemned packs of one store, safely beside writers and other collectors. For one thread.
 
@@ -51,11 +45,12 @@ class Sweep:
 
     def condemn(self, packs: Collection[bytes]) -> None:
         """Write a tombstone. It is irrevocable: from now on no writer relies on these packs."""
+        backend = self._survey.store.backend
         while packs:
             try:
-                self.own.append(write_tombstone(self._survey.store.backend, packs))
+                self.own.append(backend.in_spare_room(lambda: write_tombstone(backend, packs), last=True))
             except BackendError as error:  # noqa: PERF203  # once, as a rule
-                # A full disk gets free without a free byte.
+                # A full disk gets free without a free byte, and without ballast: an earlier version may have made the store.
                 if not is_disk_full(error) or not self._survey.packs.make_room():
                     raise
             else:
