@@ -10,10 +10,9 @@ import numpy as np
 
 from casstore.concurrency.buffers import new_buffer
 from casstore.concurrency.fan_out import ask_all
-from casstore.digest import DIGEST_SIZE
 from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
 from casstore.format import pack as pack_format
-from casstore.format.frame import HEADER_SIZE
+from casstore.format.frame import header_sizes
 from casstore.format.rows import ROW, BaseLists, Kind
 from casstore.objects.collection.table import FrameTable, PackColumns, id_keys
 from casstore.objects.damage import bad_file_is_damage
@@ -25,7 +24,7 @@ from casstore.objects.pack_writer import EncodedFrames, PackWriter, encode_objec
 from casstore.objects.ranges import Range, frame_sizes, plan_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,12 +50,22 @@ class ListedPacks:
     """The packs of a store as the last listing showed them, and their frames. For one thread."""
 
     def __init__(
-        self, backend: Backend, index: Index, read: Callable[[bytes], bytes], *, copies: Copies
+        self,
+        backend: Backend,
+        index: Index,
+        read: Callable[[bytes], bytes],
+        *,
+        bases_of: Callable[[Located, Sequence[int]], Mapping[bytes, memoryview]],
+        copies: Copies,
     ) -> None:
-        """`read` returns an object's plain bytes; `copies` is where this machine keeps footers."""
+        """`read` returns an object's plain bytes, `bases_of` those of all bases that frames name, by id.
+
+        `copies` is where this machine keeps footers.
+        """
         self._backend = backend
         self._index = index
         self._read = read
+        self._bases_of = bases_of
         self._numbers: dict[bytes, int] = {}
         self._ids: list[bytes] = []
         self._entries: dict[int, Entry] = {}
@@ -248,7 +257,8 @@ class ListedPacks:
             if count == 0:
                 raise FormatError(f"{key} is truncated.")
             done += count  # A server may stop early without an error.
-        headers = verify_frames(located, part, data, key=key)
+        bases = self._bases_of(located, part.frames)
+        headers = verify_frames(located, part, data, bases=bases, key=key)
         sizes = frame_sizes(located, np.array(part.frames, np.int64)).tolist()
         at = 0
         for position, length in zip(part.frames, sizes, strict=True):
@@ -322,7 +332,7 @@ def _columns(number: int, footer: Footer) -> PackColumns:
     rows = footer.rows
     keys = rows["id"][:, :2].astype(np.uint64).reshape(-1, 2)
     counts = np.diff(footer.bases.offsets.astype(np.int64), prepend=0)
-    heads = HEADER_SIZE + DIGEST_SIZE * counts[rows["bases"]]
+    heads = header_sizes(counts[rows["bases"]])
     return PackColumns(
         number=number,
         leads=keys[:, 0],
