@@ -1,17 +1,21 @@
-"""How chunks are stored: raw, zstd, planes. Pure functions on buffers; README.md beside this file says more."""
+"""How chunks are stored: raw, zstd, planes, delta. Pure functions on buffers; README.md beside this file says more."""
 
 from __future__ import annotations
 
 from casstore.codecs.batch import decode_batch, encode_each
+from casstore.codecs.delta import Delta, decode_deltas, encode_delta
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 from casstore.codecs.kernels import equal
 
 __all__ = [
     "MAX_STRIDE",
+    "Delta",
     "ElementHint",
     "Encoded",
     "Encoding",
     "decode_batch",
+    "decode_deltas",
+    "encode_delta",
     "encode_each",
     "equal",
 ]

@@ -189,9 +189,8 @@ def _decode_group(payloads: Sequence[tuple[int, Buffer]], edges: Sequence[int], 
         elif encoding == Encoding.ZSTD:
             frames.append((source, end - begin))
         elif encoding == Encoding.DELTA:
-            raise UnsupportedVersion(
-                "This chunk is stored as a delta against other chunks. Upgrade casstore to read it."
-            )
+            # Whoever has its bases decodes it (`decode_deltas`).
+            raise FormatError("A delta stands where only bytes that decode alone may.")
         elif encoding != Encoding.RAW:
             raise UnsupportedVersion(
                 f"This chunk has encoding {encoding}, of a newer casstore. Upgrade to read it."

@@ -1,21 +1,25 @@
-"""One frame of a pack: a 52-byte header, the ids of its bases, the payload."""
+"""One frame of a pack: a 52-byte header, its bases, the payload."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 from casstore.format.rows import MAX_BASES, MAX_RANK, Kind, max_plain
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
 
 MAGIC = b"CFRM"
 _HEADER = struct.Struct("<4sBBBBII32sI")
+_COUNT = struct.Struct("<H")
 HEADER_SIZE = _HEADER.size
 
 MAX_HEADER_SIZE = HEADER_SIZE + DIGEST_SIZE * MAX_BASES
@@ -39,18 +43,25 @@ class FrameHeader:
     @property
     def size(self) -> int:
         """Bytes from the frame's start to its payload."""
-        return HEADER_SIZE + DIGEST_SIZE * len(self.bases)
+        return header_size(len(self.bases))
 
 
 def header_size(bases: int) -> int:
     """Return the bytes that come before the payload of a frame with that many bases."""
-    return HEADER_SIZE + DIGEST_SIZE * bases
+    return HEADER_SIZE + (_COUNT.size + DIGEST_SIZE * bases if bases else 0)
+
+
+def header_sizes(bases: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return what `header_size` does for each of these numbers of bases."""
+    counts = bases.astype(np.int64)
+    sizes: NDArray[np.int64] = HEADER_SIZE + np.where(counts > 0, _COUNT.size + DIGEST_SIZE * counts, 0)
+    return sizes
 
 
 def encode_header(header: FrameHeader, *, key: str = "An unfinished pack") -> bytes:
     """Return the bytes that come before the payload; raise FormatError, naming `key`, for a header that readers refuse."""
     _check_limits(header.kind, header.rank, len(header.bases), header.raw, header.stored, key=key)
-    bases = b"".join(header.bases)
+    bases = _COUNT.pack(len(header.bases)) + b"".join(header.bases) if header.bases else b""
     head = _pack_fields(header, 0)
     return _pack_fields(header, zlib.crc32(bases, zlib.crc32(head))) + bases
 
@@ -60,11 +71,16 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
         raise FormatError(f"A frame of {key} is truncated.")
-    magic, kind, encoding, rank, count, raw, stored, object_id, check = _HEADER.unpack_from(view)
-    size = header_size(count)
-    if magic != MAGIC:
+    magic, kind, encoding, rank, reserved, raw, stored, object_id, check = _HEADER.unpack_from(view)
+    if magic != MAGIC or reserved:
         raise FormatError(f"{key} holds no frame where one should start.")
+    count = 0
+    if rank:
+        if len(view) < HEADER_SIZE + _COUNT.size:
+            raise FormatError(f"A frame of {key} is truncated.")
+        (count,) = _COUNT.unpack_from(view, HEADER_SIZE)
     _check_limits(kind, rank, count, raw, stored, key=key)
+    size = header_size(count)
     if len(view) < size:
         raise FormatError(f"A frame of {key} is truncated.")
     bases = bytes(view[HEADER_SIZE:size])
@@ -75,7 +91,7 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
         raw=raw,
         stored=stored,
         rank=rank,
-        bases=tuple(bases[at : at + DIGEST_SIZE] for at in range(0, len(bases), DIGEST_SIZE)),
+        bases=tuple(bases[at : at + DIGEST_SIZE] for at in range(_COUNT.size, len(bases), DIGEST_SIZE)),
     )
     if zlib.crc32(bases, zlib.crc32(_pack_fields(header, 0))) != check:
         raise FormatError(f"A frame header of {key} fails its checksum.")
@@ -98,7 +114,7 @@ def _pack_fields(header: FrameHeader, check: int) -> bytes:
         header.kind,
         header.encoding,
         header.rank,
-        len(header.bases),
+        0,
         header.raw,
         header.stored,
         header.object_id,

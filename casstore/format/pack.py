@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.digest import DIGEST_SIZE, digest
+from casstore.digest import digest
 from casstore.errors import FormatError, UnsupportedVersion
 from casstore.format import frame
 from casstore.format.rows import ROW, BaseLists, check_rows
@@ -138,7 +138,7 @@ def decode_footer(body: Buffer, trailer: Trailer, *, key: str) -> Footer:
     bases = BaseLists.decode(view[split:], key=key)
     check_rows(rows, lists=len(bases), packs=1, key=key)
     counts = np.diff(bases.offsets.astype(np.int64), prepend=0)
-    heads = frame.HEADER_SIZE + DIGEST_SIZE * counts[rows["bases"]]
+    heads = frame.header_sizes(counts[rows["bases"]])
     starts = rows["offset"].astype(np.int64)
     ends = starts + heads + rows["stored"]
     expected = np.concatenate([[HEADER_SIZE], ends])

@@ -33,11 +33,17 @@ MAX_OBJECT = 1 << 28
 MAX_OFFSET = 1 << 62
 """Limit of a frame's offset: no file is as long, and sums of offsets and lengths stay within 63 bits."""
 
-MAX_RANK = 8
+MAX_RANK = 32
 """Limit of ranks, and so of the length of a chain of deltas."""
 
-MAX_BASES = 255
-"""Limit of the bases of one frame."""
+RANK_STEP = 4
+"""What a new delta's rank is above its bases': a chain has 8 deltas at most, and a base may be replaced by a delta."""
+
+MAX_BASES = 4096
+"""Limit of the bases of one frame: as many of the smallest usual chunks have MAX_BASE_BYTES."""
+
+MAX_BASE_BYTES = 256 << 20
+"""Limit of the plain bytes of a frame's bases, with the bases of those, each counted once."""
 
 
 class Kind(enum.IntEnum):

@@ -11,6 +11,7 @@ from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
 from casstore.objects.collection.packs import ListedPacks, pack_overhead
 from casstore.objects.collection.table import FrameTable, id_keys
 from casstore.objects.damage import Damage, DamageLog, is_bad_file, is_refused
+from casstore.objects.delta_writer import Base, encode_delta
 from casstore.objects.dependencies import MAX_HINTS
 from casstore.objects.index.located import Located
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
@@ -35,6 +36,7 @@ __all__ = [
     "MAX_HINTS",
     "PACK_PREFIX",
     "PACK_TARGET",
+    "Base",
     "ChunkCache",
     "Damage",
     "DamageLog",
@@ -52,6 +54,7 @@ __all__ = [
     "batches",
     "check_object",
     "decodable",
+    "encode_delta",
     "encode_frames",
     "encode_object",
     "encode_objects",

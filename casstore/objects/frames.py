@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore import codecs
+from casstore.codecs import Delta, Encoding
 from casstore.concurrency.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
 from casstore.digest import digest
-from casstore.errors import DigestMismatch, FormatError
+from casstore.errors import DigestMismatch, FormatError, UnsupportedVersion
 from casstore.format import frame
 from casstore.format.frame import FrameHeader
 from casstore.format.rows import ROW_FIELDS
@@ -30,6 +31,7 @@ class _Frame(NamedTuple):
     object_id: bytes
     encoding: int
     payload: memoryview
+    bases: tuple[bytes, ...]
     begin: int
     end: int
 
@@ -41,30 +43,33 @@ def decode_frames(
     *,
     out: memoryview,
     places: Mapping[int, tuple[int, int]],
+    bases: Mapping[bytes, memoryview],
     key: str,
     verify: bool,
 ) -> None:
     """Decode the frames of a range of the pack `key` to where `places` say in `out`, by position.
 
-    `fetched` are the bytes of the range. Raises an IntegrityError that names the pack. Unless `verify` is set, objects
-    are not hashed.
+    `fetched` are the bytes of the range, `bases` plain bytes by id, all that deltas in it need. Raises an IntegrityError
+    that names the pack. Unless `verify` is set, objects are not hashed.
     """
     frames = []
     for at in read.frames:
         begin, end = places[at]
         header, payload = _split(located, at, read, fetched, end - begin, key=key)
-        frames.append(_Frame(header.object_id, header.encoding, payload, begin, end))
+        frames.append(_Frame(header.object_id, header.encoding, payload, header.bases, begin, end))
     for run in _adjacent(frames):
-        _decode(run, out, key=key)
+        _decode(run, out, bases, key=key)
     if verify:
         _check_ids(frames, out, key=key)
 
 
-def verify_frames(located: Located, read: Range, fetched: memoryview, *, key: str) -> list[FrameHeader]:
+def verify_frames(
+    located: Located, read: Range, fetched: memoryview, *, bases: Mapping[bytes, memoryview], key: str
+) -> list[FrameHeader]:
     """Prove that each frame of a range decodes to its object (invariant 9); return their headers.
 
-    `fetched` are the range's bytes of the pack `key`; the caller keeps them. Raises an IntegrityError
-    that names the pack.
+    `fetched` are the range's bytes of the pack `key`; the caller keeps them, and `bases`, as in `decode_frames`.
+    Raises an IntegrityError that names the pack.
     """
     headers: list[FrameHeader] = []
     run: list[_Frame] = []
@@ -74,12 +79,12 @@ def verify_frames(located: Located, read: Range, fetched: memoryview, *, key: st
         header, payload = _split(located, at, read, fetched, raw, key=key)
         headers.append(header)
         if run and size + raw > BLOCK:
-            _verify_run(run, size, key=key)
+            _verify_run(run, size, bases, key=key)
             run, size = [], 0
-        run.append(_Frame(header.object_id, header.encoding, payload, size, size + raw))
+        run.append(_Frame(header.object_id, header.encoding, payload, header.bases, size, size + raw))
         size += raw
     if run:
-        _verify_run(run, size, key=key)
+        _verify_run(run, size, bases, key=key)
     return headers
 
 
@@ -113,10 +118,11 @@ def _split(
     return header, framed[header.size : header.size + stored]
 
 
-def _verify_run(run: list[_Frame], size: int, *, key: str) -> None:
+def _verify_run(run: list[_Frame], size: int, bases: Mapping[bytes, memoryview], *, key: str) -> None:
     # A thread keeps its scratch memory; anything larger than a block is rare and is freed.
     plain = scratch(size) if size <= BLOCK_BUFFER else new_buffer(size)
-    _decode(run, plain, key=key)
+    for part in _adjacent(run):
+        _decode(part, plain, bases, key=key)
     _check_ids(run, plain, key=key)
 
 
@@ -128,10 +134,10 @@ def _check_ids(frames: list[_Frame], plain: memoryview, *, key: str) -> None:
 
 
 def _adjacent(frames: list[_Frame]) -> Iterator[list[_Frame]]:
-    """Divide frames into runs whose plain bytes adjoin, which are decoded together."""
+    """Divide frames into runs whose plain bytes adjoin, which are decoded together; deltas are in runs of their own."""
     run: list[_Frame] = []
     for item in frames:
-        if run and run[-1].end != item.begin:
+        if run and (run[-1].end != item.begin or bool(run[-1].bases) != bool(item.bases)):
             yield run
             run = []
         run.append(item)
@@ -139,16 +145,27 @@ def _adjacent(frames: list[_Frame]) -> Iterator[list[_Frame]]:
         yield run
 
 
-def _decode(run: list[_Frame], buffer: memoryview, *, key: str) -> None:
+def _decode(run: list[_Frame], buffer: memoryview, bases: Mapping[bytes, memoryview], *, key: str) -> None:
+    lengths = [item.end - item.begin for item in run]
+    out = buffer[run[0].begin : run[-1].end]
     try:
-        codecs.decode_batch(
-            [(item.encoding, item.payload) for item in run],
-            [item.end - item.begin for item in run],
-            buffer[run[0].begin : run[-1].end],
-        )
+        if run[0].bases:
+            codecs.decode_deltas([_delta(item, bases) for item in run], lengths, out)
+        else:
+            codecs.decode_batch([(item.encoding, item.payload) for item in run], lengths, out)
     except FormatError as error:
         if len(run) > 1:
             for item in run:
-                _decode([item], buffer, key=key)
+                _decode([item], buffer, bases, key=key)
         # Invariant 4: the error names the file and the object, so that a person can mend it.
         raise type(error)(f"{key}, object {run[0].object_id.hex()}: {error} {ADVICE}") from error
+
+
+def _delta(item: _Frame, bases: Mapping[bytes, memoryview]) -> Delta:
+    if item.encoding < Encoding.DELTA:
+        raise FormatError(f"A frame with bases has encoding {item.encoding}, which needs none.")
+    if item.encoding > Encoding.DELTA:
+        raise UnsupportedVersion(
+            f"This chunk has encoding {item.encoding}, of a newer casstore. Upgrade to read it."
+        )
+    return Delta(item.payload, [bases[base] for base in item.bases])

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.concurrency.buffers import new_buffer, scratch
+from casstore.concurrency.buffers import new_buffer
 from casstore.concurrency.fan_out import ask_all
-from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNotFound, UnsupportedVersion
+from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNotFound
 from casstore.format.rows import row_ids
 from casstore.objects.bases import Copy, resolve
 from casstore.objects.checking import check_pack, check_segment
 from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.objects.collection.packs import ListedPacks
 from casstore.objects.damage import bad_file_is_damage
+from casstore.objects.delta_writer import Base
 from casstore.objects.footers import read_footer
-from casstore.objects.frames import ADVICE, decode_encoded, decode_frames, verify_frames
+from casstore.objects.frames import decode_encoded, verify_frames
 from casstore.objects.index.index import Index
 from casstore.objects.index.located import Located
 from casstore.objects.keys import pack_key
 from casstore.objects.presence import PresentPacks, read_quarantine
 from casstore.objects.publication import Publication
-from casstore.objects.ranges import batches, plan_ranges
+from casstore.objects.ranges import plan_ranges
+from casstore.objects.reader import ObjectReader, at_once
 from casstore.objects.salvage import find_frames, salvage
 
 if TYPE_CHECKING:
@@ -40,16 +41,7 @@ if TYPE_CHECKING:
     from casstore.objects.bases import Locate, Resolved
     from casstore.objects.pack_writer import EncodedFrames
     from casstore.objects.ranges import Range
-
-_MAX_MISSES = 3
-"""Times that a pack may be listed and yet be absent when it is read: it may be on its way back from a backup."""
-
-_BATCH = 8 << 20
-"""Plain bytes that are verified at once when a whole pack is."""
-
-
-def _at_once(_: int) -> None:
-    """Wait for nothing."""
+    from casstore.objects.reader import ReadThere
 
 
 class ObjectStore:
@@ -75,6 +67,7 @@ class ObjectStore:
         self._backend = backend
         self._is_far = backend.is_remote
         self._index = Index(backend, copies=index_copies) if index is None else index
+        self._reader = ObjectReader(backend, self._index)
         self._durable: set[bytes] = set()
         self.chunks = chunks or (ChunkCache(self, limit=chunk_cache) if self._is_far else None)
 
@@ -189,6 +182,19 @@ class ObjectStore:
         plain = dict(zip(chain.from_iterable(groups), chain.from_iterable(parts), strict=True))
         return [plain[at] for at in range(len(ids))]
 
+    def read_there(self, ids: Collection[bytes]) -> dict[bytes, memoryview]:
+        """Return the plain bytes, by id, of those objects that the index knows and that can be read."""
+        return self._reader.read_there(ids)
+
+    def read_bases(self, ids: Sequence[bytes]) -> list[Base]:
+        """Return objects as `encode_delta` needs them. Raises MissingObject or another IntegrityError."""
+        located = self.locate(ids)
+        plain = self.read_many(ids)
+        return [
+            Base(ids[at], plain[at], int(rank), self._reader.size_of_bases(located, at))
+            for at, rank in enumerate(located.rows["rank"].tolist())
+        ]
+
     def read_present(self, ids: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:
         """Return the plain bytes of those objects that can be read, by id, and why the others cannot.
 
@@ -215,106 +221,31 @@ class ObjectStore:
         buffer: memoryview,
         edges: Sequence[int],
         *,
-        elsewhere: bool = True,
         verify: bool = True,
     ) -> None:
-        """Decode the objects at positions `wanted` of `located` into `buffer`, verified, in that order.
-
-        `edges`, one more than there are objects, say where each begins and ends; that must be exactly its raw
-        length. The buffer is the caller's, and holds unspecified bytes if this raises. What is damaged is
-        read from another pack that holds it, if there is one and `elsewhere` is set. With `verify` off, only
-        what does not decode counts as damaged: the caller must prove the bytes by another hash that covers
-        them before anyone sees them (invariant 4).
-        """
-        pending = dict(zip(wanted, pairwise(edges), strict=True))
-        self._fill(located, pending, buffer, elsewhere=elsewhere, verify=verify)
+        """Decode the objects at positions `wanted` of `located` into `buffer` (`ObjectReader.fill`)."""
+        self._fill(located, dict(zip(wanted, pairwise(edges), strict=True)), buffer, verify=verify)
 
     def _fill(
-        self,
-        located: Located,
-        pending: dict[int, tuple[int, int]],
-        buffer: memoryview,
-        *,
-        elsewhere: bool,
-        verify: bool,
+        self, located: Located, pending: dict[int, tuple[int, int]], buffer: memoryview, *, verify: bool
     ) -> None:
-        """Decode objects to where `pending` says in the buffer, by their positions, and remove each that is done."""
-        misses: Counter[int] = Counter()
-        while True:
-            gone: frozenset[int] = frozenset()
-            for part in plan_ranges(located, list(pending)):
-                if part.pack in gone:
-                    continue
-                try:
-                    self._fill_range(located, part, pending, buffer, verify=verify)
-                except ObjectNotFound:
-                    # Invariant 5: an entry whose pack is gone does not exist.
-                    misses[part.pack] += 1
-                    if misses[part.pack] > _MAX_MISSES:
-                        raise
-                    gone = self._index.forget_pack(part.pack)
-                except IntegrityError as error:
-                    # Invariant 4: damage is raised, unless another pack has the same object whole.
-                    if not elsewhere or not self._is_elsewhere(located, part, error):
-                        raise
-                else:
-                    for at in part.frames:
-                        del pending[at]
-            if not pending:
-                return
-            left = list(pending)
-            located = located.replaced(left, self.locate(located.ids(left)))
+        self._reader.fill(located, pending, buffer, verify=verify)
 
     def verify(
-        self, located: Located, wanted: Sequence[int], *, pace: Callable[[int], None] = _at_once
+        self, located: Located, wanted: Sequence[int], *, pace: Callable[[int], None] = at_once
     ) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
 
-        `pace` is told how many bytes are read next, and may wait.
+        Deltas that lack a base are left out: they count as absent, not as damaged (invariant 7). `pace` is told how many
+        bytes are read next, and may wait.
         """
-        lengths = [int(located.rows["raw"][at]) for at in wanted]
-        for batch in batches(lengths, _BATCH):
-            edges = [0, *accumulate(lengths[batch.start : batch.stop])]
-            pace(int(located.rows["stored"][wanted[batch.start : batch.stop]].sum()))
-            self.fill(
-                located,
-                wanted[batch.start : batch.stop],
-                new_buffer(edges[-1]),
-                edges,
-                elsewhere=False,
-            )
+        self._reader.verify(located, wanted, pace=pace)
 
     def _read_group(self, located: Located, group: Sequence[int]) -> list[bytes]:
         edges = [0, *accumulate(located.rows["raw"][group].tolist())]
         buffer = new_buffer(edges[-1])
         self.fill(located, group, buffer, edges)
         return [bytes(buffer[begin:end]) for begin, end in pairwise(edges)]
-
-    def _fill_range(
-        self,
-        located: Located,
-        part: Range,
-        places: dict[int, tuple[int, int]],
-        buffer: memoryview,
-        *,
-        verify: bool,
-    ) -> None:
-        """Fetch the frames of a range, and put their objects where `places` say."""
-        key = pack_key(self._index.pack_id(part.pack))
-        fetched = scratch(part.end - part.begin)
-        with bad_file_is_damage(self._backend, ADVICE):
-            count = self._backend.read_into(key, fetched, start=part.begin)
-        if count != len(fetched):
-            raise FormatError(f"{key} is truncated. {ADVICE}")
-        decode_frames(located, part, fetched, out=buffer, places=places, key=key, verify=verify)
-
-    def _is_elsewhere(self, located: Located, part: Range, error: IntegrityError) -> bool:
-        """Avoid a damaged pack from now on; say whether other packs hold everything that is read from it."""
-        if isinstance(error, UnsupportedVersion):
-            return False
-        self._index.avoid_pack(part.pack)
-        again = self._index.locate(located.ids(part.frames))
-        return bool((again.found & (again.rows["pack"] != part.pack)).all())
 
     # ---- frames as they are stored
 
@@ -332,9 +263,16 @@ class ObjectStore:
                 raise FormatError(f"{key} in {self._backend.url} is truncated.")
             done += count  # A server may stop early without an error: ask for the rest again.
 
-    def verify_frames(self, located: Located, part: Range, fetched: memoryview) -> list[FrameHeader]:
-        """Prove that each frame of a fetched range decodes to its object (invariant 9); return their headers."""
-        return verify_frames(located, part, fetched, key=pack_key(self._index.pack_id(part.pack)))
+    def verify_frames(
+        self, located: Located, part: Range, fetched: memoryview, *, near: ReadThere | None = None
+    ) -> list[FrameHeader]:
+        """Prove that each frame of a fetched range decodes to its object (invariant 9); return their headers.
+
+        `near` reads from another store, as `read_there` does, and is asked for the bases of deltas first.
+        """
+        bases = self._reader.bases_of(located, part.frames, near=near)
+        key = pack_key(self._index.pack_id(part.pack))
+        return verify_frames(located, part, fetched, bases=bases, key=key)
 
     # ---- packs
 
@@ -348,7 +286,7 @@ class ObjectStore:
         *,
         size: int | None = None,
         read_data: bool = False,
-        pace: Callable[[int], None] = _at_once,
+        pace: Callable[[int], None] = at_once,
     ) -> Footer:
         """Check a pack apart from its frames, with `read_data` also its hash; return its footer.
 
@@ -432,7 +370,14 @@ class ObjectStore:
 
         With `by_index`, the index is believed, for those who only measure.
         """
-        return ListedPacks(self._backend, self._index, self.read, copies=copies, by_index=by_index)
+        return ListedPacks(
+            self._backend,
+            self._index,
+            self.read,
+            bases_of=self._reader.bases_of,
+            copies=copies,
+            by_index=by_index,
+        )
 
     # ---- publishing
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.digest import DIGEST_SIZE
-from casstore.format.frame import HEADER_SIZE
+from casstore.format.frame import header_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,9 +40,10 @@ class Range:
 def frame_sizes(located: Located, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the bytes that the frames at positions `wanted` take in their packs."""
     rows = located.rows[wanted]
-    sizes: NDArray[np.int64] = HEADER_SIZE + rows["stored"].astype(np.int64)
+    counts = np.zeros(len(rows), np.int64)
     for at in np.flatnonzero(rows["bases"]).tolist():
-        sizes[at] += DIGEST_SIZE * len(located.bases(int(wanted[at])))
+        counts[at] = len(located.bases(int(wanted[at])))
+    sizes: NDArray[np.int64] = header_sizes(counts) + rows["stored"]
     return sizes
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend
     from casstore.errors import CasstoreError
     from casstore.objects.chunk_cache import ChunkCache
-    from casstore.objects.ranges import Range
 
 _ELSEWHERE = np.uint32(0xFFFFFFFE)
 """In the `pack` field of a located row: no pack of this store has the object, and another store does."""
@@ -83,20 +82,20 @@ class ReadThrough(ObjectStore):
         return located.replaced(lacking, Located(rows, np.zeros(len(names), np.int32), ()))
 
     def _fill(
-        self,
-        located: Located,
-        pending: dict[int, tuple[int, int]],
-        buffer: memoryview,
-        *,
-        elsewhere: bool,
-        verify: bool,
+        self, located: Located, pending: dict[int, tuple[int, int]], buffer: memoryview, *, verify: bool
     ) -> None:
+        away = [at for at in pending if located.rows["pack"][at] == _ELSEWHERE]
+        if away:
+            ids = located.ids(away)
+            missing = MissingObject(f"No pack of {self._backend.url} holds the object {ids[0].hex()}.")
+            spans = [pending.pop(at) for at in away]
+            self._take(ids, [buffer[begin:end] for begin, end in spans], missing)
         try:
-            super()._fill(located, pending, buffer, elsewhere=elsewhere, verify=verify)
+            super()._fill(located, pending, buffer, verify=verify)
         except UnsupportedVersion:
             raise
         except (IntegrityError, ObjectNotFound) as error:
-            if not elsewhere or not self._wanted():
+            if not self._wanted():
                 raise
             # Invariant 11: the damage is raised by `_take`, unless another store has what is damaged here.
             for object_id, (begin, end) in zip(located.ids(list(pending)), pending.values(), strict=True):
@@ -105,31 +104,11 @@ class ReadThrough(ObjectStore):
     def _fill_one(self, object_id: bytes, out: memoryview, error: CasstoreError) -> None:
         """Read one object from whoever has it; raise `error`, if that is the reason why there is no other way."""
         try:
-            located = self.locate([object_id])
-            super()._fill(located, {0: (0, len(out))}, out, elsewhere=True, verify=True)
+            located = super().locate([object_id])
+            super()._fill(located, {0: (0, len(out))}, out, verify=True)
         except (IntegrityError, ObjectNotFound) as own:
             # Invariant 11: as above.
             self._take([object_id], [out], own if isinstance(own, IntegrityError) else error)
-
-    def _fill_range(
-        self,
-        located: Located,
-        part: Range,
-        places: dict[int, tuple[int, int]],
-        buffer: memoryview,
-        *,
-        verify: bool,
-    ) -> None:
-        if part.pack != _ELSEWHERE:
-            super()._fill_range(located, part, places, buffer, verify=verify)
-            return
-        ids = located.ids(part.frames)
-        missing = MissingObject(f"No pack of {self._backend.url} holds the object {ids[0].hex()}.")
-        spans = [places[at] for at in part.frames]
-        self._take(ids, [buffer[begin:end] for begin, end in spans], missing)
-
-    def _is_elsewhere(self, located: Located, part: Range, error: IntegrityError) -> bool:
-        return part.pack != _ELSEWHERE and super()._is_elsewhere(located, part, error)
 
     def _take(self, ids: Sequence[bytes], places: Sequence[memoryview], error: CasstoreError) -> None:
         """Copy objects that other stores have to their places; raise `error` if one is not there."""

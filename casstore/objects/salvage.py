@@ -129,7 +129,7 @@ def _verified(backend: Backend, pack: bytes, located: Located, part: Range) -> I
             head = frame.encode_header(_header(located, part.frames[0]), key=key)
             data[: len(head)] = head
         if count == len(data):
-            yield EncodedFrames(verify_frames(located, part, data, key=key), data)
+            yield EncodedFrames(verify_frames(located, part, data, bases={}, key=key), data)
             return
     except IntegrityError:
         pass  # Invariant 9: one by one, so that each good frame is found; a bad one is left out.

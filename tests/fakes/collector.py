@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import uuid
 
 from casstore.backend import BackendWrapper
+from casstore.codecs import Encoding
+from casstore.codecs.delta import Extent, Order, Residual, encode_delta, same
 from casstore.digest import digest
 from casstore.errors import ObjectNotFound
 from casstore.format import frame, marks, names, record
@@ -77,9 +80,16 @@ def decoded(frames):
 
 
 def delta_frame(plain, rank, bases):
-    """Return a frame that names bases, of a payload that happens to decode alone: no writer makes one yet."""
-    header = FrameHeader(digest(plain), Kind.CHUNK, 0, len(plain), len(plain), rank, tuple(bases))
-    return EncodedFrames([header], memoryview(frame.encode_header(header) + plain))
+    """Return the frame of a delta of this rank against these bytes, each of which predicts a part of it."""
+    edges = [len(plain) * at // len(bases) for at in range(len(bases) + 1)]
+    pieces = []
+    for at, (begin, end) in enumerate(itertools.pairwise(edges)):
+        size = min(end - begin, len(bases[at]))
+        pieces.append(same(begin, [Extent(at, 0, size)], Residual(Order.INTEGER, 1)))
+    payload = encode_delta(plain, bases, pieces)
+    ids = tuple(map(digest, bases))
+    header = FrameHeader(digest(plain), Kind.CHUNK, Encoding.DELTA, len(plain), len(payload), rank, ids)
+    return EncodedFrames([header], memoryview(frame.encode_header(header) + payload))
 
 
 def current_records(backend):

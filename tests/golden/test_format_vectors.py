@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from casstore.codecs.delta import Delta, Extent, decode_deltas, encode_delta, same
 from casstore.digest import digest
 from casstore.format import frame, index, layout, manifest, marks, pack, record, rows, run
 from casstore.format.frame import FrameHeader
@@ -51,11 +52,12 @@ RECORD = record.Record(
     packs=(HELLO_ID,),
     exclusive=True,
 )
+DELTA = b"hello, delta\n"
+PAYLOADS = [HELLO, encode_delta(DELTA, [HELLO], [same(0, [Extent(0, 0, 7)])])]
 HEADERS = [
     FrameHeader(HELLO_ID, Kind.CHUNK, 0, len(HELLO), len(HELLO)),
-    FrameHeader(TREE_ID, Kind.TREE, 3, 9, 1, rank=1, bases=(HELLO_ID,)),
+    FrameHeader(digest(DELTA), Kind.CHUNK, 3, len(DELTA), len(PAYLOADS[1]), rank=4, bases=(HELLO_ID,)),
 ]
-PAYLOADS = [HELLO, b"?"]
 
 
 def make_pack():
@@ -130,11 +132,17 @@ def test_reading_the_pack_and_index_vectors():
     data = VECTORS["pack"]
     trailer = pack.decode_trailer(data[-pack.TRAILER_SIZE :], pack_size=len(data), key="p")
     footer = pack.decode_footer(data[trailer.begin : -pack.TRAILER_SIZE], trailer, key="p")
-    assert rows.row_ids(footer.rows) == [HELLO_ID, TREE_ID]
+    assert rows.row_ids(footer.rows) == [HELLO_ID, digest(DELTA)]
     assert footer.bases.get(int(footer.rows["bases"][1])) == (HELLO_ID,)
     start = int(footer.rows["offset"][0])
     header = frame.decode_header(data[start:], key="p")
     assert data[start + header.size :][: header.stored] == HELLO
+    start = int(footer.rows["offset"][1])
+    assert frame.decode_header(data[start:], key="p") == HEADERS[1]
+    payload = data[start + HEADERS[1].size :][: HEADERS[1].stored]
+    out = bytearray(len(DELTA))
+    decode_deltas([Delta(payload, [HELLO])], [len(DELTA)], out)
+    assert bytes(out) == DELTA
     shape = index.decode_shape(VECTORS["index"], key="i")
     head = index.decode_head(VECTORS["index"], shape, key="i")
     assert head.packs == [digest(data)]

@@ -17,13 +17,14 @@ VECTORS = {
 PAYLOADS = sorted(name.removesuffix("-plain") for name in VECTORS if name.endswith("-plain"))
 
 
-def test_the_page_has_vectors_for_both_encodings():
-    assert {name.partition("-")[0] for name in PAYLOADS} == {"planes", "zstd"}
-    assert len(PAYLOADS) >= 6
+def test_the_page_has_vectors_for_all_encodings():
+    assert {name.partition("-")[0] for name in PAYLOADS} == {"planes", "zstd", "delta"}
+    assert len(PAYLOADS) >= 11
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_payload_decodes_to_its_plain_bytes(name):
-    encoding = Encoding.ZSTD if name.startswith("zstd") else Encoding.PLANES
     plain = VECTORS[f"{name}-plain"]
-    assert decode(encoding, VECTORS[name], len(plain)) == plain
+    bases = [data for item, data in VECTORS.items() if item.startswith(f"{name}-base")]
+    encoding = Encoding[name.partition("-")[0].upper()]
+    assert decode(encoding, VECTORS[name], len(plain), bases) == plain

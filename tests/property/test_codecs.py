@@ -331,8 +331,13 @@ def test_nothing_is_allocated_for_sizes_that_do_not_fit(window):
         tracemalloc.stop()
 
 
-def test_delta_and_unknown_encodings_ask_for_an_upgrade():
-    for encoding in (Encoding.DELTA, 4, 200):
+def test_a_delta_without_bases_is_refused():
+    with pytest.raises(FormatError, match="delta"):
+        decode(Encoding.DELTA, b"x", 1)
+
+
+def test_unknown_encodings_ask_for_an_upgrade():
+    for encoding in (4, 200):
         with pytest.raises(UnsupportedVersion, match=r"[Uu]pgrade"):
             decode(encoding, b"x", 1)
 

@@ -62,7 +62,7 @@ def headers(draw):
         encoding=draw(st.integers(0, 255)),
         raw=draw(st.integers(0, 1 << 20)),
         stored=draw(st.integers(0, 300)),
-        rank=draw(st.integers(1, 8)) if bases else 0,
+        rank=draw(st.integers(1, 32)) if bases else 0,
         bases=bases,
     )
 
@@ -517,15 +517,19 @@ edges = st.sampled_from([0, 1, 8, 9, 255, 256, 1 << 20, (1 << 20) + 1, 1 << 28, 
 
 
 @given(
-    st.sampled_from([0, 1, 2, 3, 4, 5]), edges, edges, st.integers(0, 9), st.sampled_from([0, 1, 255, 256])
+    st.sampled_from([0, 1, 2, 3, 4, 5]),
+    edges,
+    edges,
+    st.sampled_from([0, 1, 32, 33]),
+    st.sampled_from([0, 1, 4096, 4097]),
 )
 def test_frames_at_the_limits(kind, raw, stored, rank, count):
     header = FrameHeader(b"i" * 32, kind, 1, raw, stored, rank, (b"b" * 32,) * count)
     fits = (
         kind in list(Kind)
         and max(raw, stored) <= (1 << 20 if kind == Kind.CHUNK else 1 << 28)
-        and rank <= 8
-        and count <= 255
+        and rank <= 32
+        and count <= 4096
         and (rank == 0) == (count == 0)
     )
     assert encoded(frame.encode_header, lambda data: frame.decode_header(data, key="p"), header) == fits

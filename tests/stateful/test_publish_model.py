@@ -271,7 +271,7 @@ def _start():
     setup.add(*second)
     plain.delete(tombstone)
     setup.add(*third)
-    for frames in (encode_object(Kind.CHUNK, OBJECTS[BASE]), delta_frame(OBJECTS[DELTA], 1, (BASE,))):
+    for frames in (encode_object(Kind.CHUNK, OBJECTS[BASE]), delta_frame(OBJECTS[DELTA], 1, [OBJECTS[BASE]])):
         with setup.publication() as publication:
             publication.write(frames)
             publication.commit_all([], lambda _: iter(()))

@@ -10,10 +10,9 @@ import numpy as np
 
 from casstore.concurrency.buffers import new_buffer
 from casstore.concurrency.fan_out import ask_all
-from casstore.digest import DIGEST_SIZE
 from casstore.errors import BackendError, FormatError, IntegrityError, ObjectNotFound
 from casstore.format import pack as pack_format
-from casstore.format.frame import HEADER_SIZE
+from casstore.format.frame import header_sizes
 from casstore.format.rows import ROW, BaseLists, Kind
 from casstore.objects.collection.table import FrameTable, PackColumns, id_keys
 from casstore.objects.damage import bad_file_is_damage
@@ -57,17 +56,20 @@ class ListedPacks:
         index: Index,
         read: Callable[[bytes], bytes],
         *,
+        bases_of: Callable[[Located, Sequence[int]], Mapping[bytes, memoryview]],
         copies: Copies,
         by_index: bool = False,
     ) -> None:
-        """`read` returns an object's plain bytes; `copies` is where this machine keeps footers.
+        """`read` returns an object's plain bytes, `bases_of` those of all bases that frames name, by id.
 
-        With `by_index`, what the index says of a pack is believed, which is quick and enough for whoever deletes nothing.
+        `copies` is where this machine keeps footers. With `by_index`, what the index says of a pack is believed, which is
+        quick and enough for whoever deletes nothing.
         """
         self._by_index = by_index
         self._backend = backend
         self._index = index
         self._read = read
+        self._bases_of = bases_of
         self._numbers: dict[bytes, int] = {}
         self._ids: list[bytes] = []
         self._entries: dict[int, Entry] = {}
@@ -282,7 +284,8 @@ class ListedPacks:
             if count == 0:
                 raise FormatError(f"{key} is truncated.")
             done += count  # A server may stop early without an error.
-        headers = verify_frames(located, part, data, key=key)
+        bases = self._bases_of(located, part.frames)
+        headers = verify_frames(located, part, data, bases=bases, key=key)
         sizes = frame_sizes(located, np.array(part.frames, np.int64)).tolist()
         at = 0
         for position, length in zip(part.frames, sizes, strict=True):
@@ -363,7 +366,7 @@ class ListedPacks:
 
 def _columns(number: int | NDArray[np.uint32], rows: Rows, bases: BaseLists) -> PackColumns:
     counts = np.diff(bases.offsets.astype(np.int64), prepend=0)
-    heads = HEADER_SIZE + DIGEST_SIZE * counts[rows["bases"]]
+    heads = header_sizes(counts[rows["bases"]])
     return PackColumns(
         number=number,
         leads=rows["id"][:, 0].astype(np.uint64),

@@ -201,10 +201,9 @@ class FrameTable:
         best = np.full(len(self._firsts), _NO_RANK, np.uint8)
         best[self.objects[counts]] = 0
         base_objects = self.find(self._bases)
-        for rank in range(1, MAX_RANK + 1):
-            rows = np.flatnonzero(there & (self._ranks == rank) & (self._lists > 0))
-            if not rows.size:
-                continue
+        deltas = there & (self._lists > 0)
+        for rank in np.unique(self._ranks[deltas]).tolist():
+            rows = np.flatnonzero(deltas & (self._ranks == rank))
             lists = self._lists[rows].astype(np.int64)
             positions, ends = expand(self._offsets[lists - 1], self._offsets[lists])
             bases = base_objects[positions]

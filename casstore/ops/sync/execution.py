@@ -99,6 +99,7 @@ def execute(
         max_concurrency=max_concurrency,
         bucket=bucket,
         callback=callback,
+        near=plan.dst if plan.src.backend.is_remote and not plan.dst.backend.is_remote else None,
         keep_going=plan.keep_going,
     )
     job = _Job(plan, source, bandwidth_limit, Culprits(keep_going=plan.keep_going))

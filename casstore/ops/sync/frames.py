@@ -89,13 +89,18 @@ class FrameSource:
         max_concurrency: int,
         bucket: TokenBucket,
         callback: Callback | None,
+        near: ModelStore | None = None,
         keep_going: bool = False,
     ) -> None:
-        """With `keep_going`, objects that cannot be read go to `damaged` with the reason, and the rest is yielded."""
+        """With `keep_going`, objects that cannot be read go to `damaged` with the reason, and the rest is yielded.
+
+        `near` is a store that is asked first for the bases against which deltas are verified.
+        """
         self._store = store
         self._concurrency = max_concurrency
         self._bucket = bucket
         self._callback = callback
+        self._near = None if near is None else near.objects.read_there
         self._keep_going = keep_going
         self.damaged: dict[bytes, CasstoreError] = {}
         self._reasons: dict[bytes, IntegrityError] = {}
@@ -204,7 +209,7 @@ class FrameSource:
         """Verify the frames of a range (invariant 9), and close the gaps between them; for a worker."""
         data = fetched.data
         try:
-            headers = self._store.objects.verify_frames(located, wanted, data)
+            headers = self._store.objects.verify_frames(located, wanted, data, near=self._near)
         except UnsupportedVersion:
             raise
         except IntegrityError as error:

@@ -72,8 +72,8 @@ def chain(store):
     """ABOVE on DELTA on BASE, each in a pack of its own."""
     return [
         put(store, plain(BASE)),
-        put(store, delta_frame(DELTA, 4, [digest(BASE)])),
-        put(store, delta_frame(ABOVE, 8, [digest(DELTA)])),
+        put(store, delta_frame(DELTA, 4, [BASE])),
+        put(store, delta_frame(ABOVE, 8, [DELTA])),
     ]
 
 
@@ -111,7 +111,7 @@ def test_another_copy_of_a_base_does(store, chain):
 
 def test_a_copy_of_no_lower_rank_does_not(store, chain):
     other = noise(9, 900)
-    put(store, plain(other), delta_frame(BASE, 4, [digest(other)]))
+    put(store, plain(other), delta_frame(BASE, 4, [other]))
     delete_packs(store.backend, [chain[0]])
     assert known(store, BASE)
     assert not known(store, DELTA)
@@ -133,13 +133,13 @@ def test_a_record_depends_on_the_packs_of_bases(store, chain):
 def test_what_a_writer_writes_itself_depends_on_them_too(store):
     pack = put(store, plain(BASE))
     with again(store).publication() as publication:
-        publication.write(delta_frame(DELTA, 4, [digest(BASE)]))
+        publication.write(delta_frame(DELTA, 4, [BASE]))
         assert set(publication._depends) == {pack}
 
 
 @pytest.mark.parametrize("where", ["same pack", "before", "after"])
 def test_a_delta_may_be_written_in_any_order(store, where):
-    frames = [plain(BASE), delta_frame(DELTA, 4, [digest(BASE)])]
+    frames = [plain(BASE), delta_frame(DELTA, 4, [BASE])]
     if where == "before":
         put(store, frames.pop(0))
     put(store, *(reversed(frames) if where == "after" else frames))
@@ -154,7 +154,7 @@ def test_a_delta_whose_base_nobody_has_is_made_again_without(store):
         yield plain(DELTA)
 
     with store.publication() as publication:
-        publication.write(delta_frame(DELTA, 4, [digest(BASE)]))
+        publication.write(delta_frame(DELTA, 4, [BASE]))
         publication.commit_all([], supply)
     assert asked == [{digest(DELTA)}]
     assert known(store, DELTA)
@@ -163,7 +163,7 @@ def test_a_delta_whose_base_nobody_has_is_made_again_without(store):
 
 def test_a_delta_whose_base_nobody_has_is_not_acknowledged(store):
     with store.publication() as publication:
-        publication.write(delta_frame(DELTA, 4, [digest(BASE)]))
+        publication.write(delta_frame(DELTA, 4, [BASE]))
         with pytest.raises(MissingObject):
             publication.commit_all([], lambda _: iter(()))
 
@@ -274,7 +274,7 @@ def test_a_long_chain_ends_after_as_many_steps_as_there_are_ranks():
 def test_ten_thousand_deltas_are_resolved_in_a_moment(store):
     bases = {digest(item): item for item in (b"base %d" % number for number in range(2_000))}
     names, deltas = list(bases), [b"delta %d" % number for number in range(10_000)]
-    frames = [delta_frame(item, 4, [names[at % 2_000]]) for at, item in enumerate(deltas)]
+    frames = [delta_frame(item, 4, [bases[names[at % 2_000]]]) for at, item in enumerate(deltas)]
     joined = EncodedFrames(
         [item.headers[0] for item in frames], memoryview(b"".join(item.data for item in frames))
     )

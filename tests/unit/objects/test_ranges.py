@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore.concurrency.buffers import BLOCK
-from casstore.format.frame import HEADER_SIZE
+from casstore.format.frame import HEADER_SIZE, header_size
 from casstore.format.rows import ROW, BaseLists
 from casstore.objects.index.located import Located
 from casstore.objects.ranges import MAX_FETCH, MAX_GAP, batches, plan_ranges
@@ -69,12 +69,12 @@ def test_a_range_is_a_block_at_most_unless_one_frame_is_larger():
 
 
 def test_bases_count_as_part_of_the_frame():
-    source = located([(0, 0, 100), (0, HEADER_SIZE + 2 * 32 + 100, 100)])
+    source = located([(0, 0, 100), (0, header_size(2) + 100, 100)])
     source.rows["bases"][0], source.rows["rank"][0] = 1, 1
     source = Located(source.rows, source.sources, (BaseLists.of([(b"a" * 32, b"b" * 32)]),))
     (found,) = ranges_of(source, np.arange(2))
     assert found.dense
-    assert found.end == 2 * HEADER_SIZE + 64 + 200
+    assert found.end == header_size(2) + HEADER_SIZE + 200
 
 
 def test_a_frame_that_is_wanted_twice_is_read_once():

@@ -433,8 +433,8 @@ def test_two_deltas_on_each_other_never_replace_both_plain_copies(bare):
     packs = [
         put_frames(bare, encode_object(Kind.CHUNK, X)),
         put_frames(bare, encode_object(Kind.CHUNK, Y)),
-        put_frames(bare, delta_frame(X, 1, (digest(Y),))),
-        put_frames(bare, delta_frame(Y, 1, (digest(X),))),
+        put_frames(bare, delta_frame(X, 1, [Y])),
+        put_frames(bare, delta_frame(Y, 1, [X])),
     ]
     for doomed in itertools.chain.from_iterable(itertools.combinations(packs, n) for n in (1, 2, 3, 4)):
         survey = survey_of(bare, X, Y)
@@ -448,7 +448,7 @@ def test_two_deltas_on_each_other_never_replace_both_plain_copies(bare):
 
 def test_a_base_goes_nowhere_while_a_delta_needs_it(bare):
     base = put_frames(bare, encode_object(Kind.CHUNK, X), encode_object(Kind.CHUNK, noise(20, 50_000)))
-    delta = put_frames(bare, delta_frame(D, 1, (digest(X),)))
+    delta = put_frames(bare, delta_frame(D, 1, [X]))
     survey = survey_of(bare, D)
     sweep = Sweep(survey)
     sweep.condemn([base])
@@ -463,8 +463,8 @@ def test_a_base_goes_nowhere_while_a_delta_needs_it(bare):
 def test_a_plain_frame_is_not_replaced_by_a_delta_of_the_rank_of_its_dependants(bare):
     plain = put_frames(bare, encode_object(Kind.CHUNK, X))
     put_frames(bare, encode_object(Kind.CHUNK, Y))
-    put_frames(bare, delta_frame(X, 2, (digest(Y),)))
-    put_frames(bare, delta_frame(D, 1, (digest(X),)))
+    put_frames(bare, delta_frame(X, 2, [Y]))
+    put_frames(bare, delta_frame(D, 1, [X]))
     survey = survey_of(bare, X, D)
     sweep = Sweep(survey)
     sweep.condemn([plain])

@@ -21,6 +21,7 @@ from casstore.format import marks, names
 from casstore.format.rows import Kind
 from casstore.objects import publication as publish
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
+from casstore.objects.pack_writer import encode_object
 from casstore.ops.sync import execute, execution, plan_sync, planning
 
 SHARED = noise(1, 300_000)
@@ -562,7 +563,7 @@ class TestCollectors:
 
 @in_any_weather
 class TestDeltas:
-    """Frames with bases, made by hand: no writer makes them yet. Their payload happens to decode alone."""
+    """Chunks that are made of other ones."""
 
     BOTTOM = noise(30, 65_000)
     GROUND = noise(31, 70_000)
@@ -570,8 +571,8 @@ class TestDeltas:
 
     def make(self, side, *, rank=1, bases=None):
         """Put GROUND into a store alone, DERIVED on top of it, and a model of each."""
-        self.delta(side, self.GROUND, rank - 1, [digest(self.BOTTOM)] if rank > 1 else [])
-        self.delta(side, self.DERIVED, rank, bases or [digest(self.GROUND)])
+        self.delta(side, self.GROUND, rank - 1, [self.BOTTOM])
+        self.delta(side, self.DERIVED, rank, bases or [self.GROUND])
         side.add("models/ground", model_of(f=self.GROUND))
         side.add("models/derived", model_of(f=self.DERIVED))
         assert self.rank_in(side, self.DERIVED) == rank
@@ -579,7 +580,7 @@ class TestDeltas:
     def delta(self, side, plain, rank, bases):
         with side.plain.publication() as publication:
             publication.write_objects(Kind.CHUNK, {digest(self.BOTTOM): self.BOTTOM})
-            publication.write(delta_frame(plain, rank, bases))
+            publication.write(delta_frame(plain, rank, bases) if rank else encode_object(Kind.CHUNK, plain))
             publication.commit_all([], lambda _: iter(()))
 
     def rank_in(self, side, plain):
@@ -611,7 +612,7 @@ class TestDeltas:
 
     def test_alone_where_the_base_over_there_has_no_lower_rank(self, here, there):
         self.make(here)
-        self.delta(there, self.GROUND, 1, [digest(self.BOTTOM)])
+        self.delta(there, self.GROUND, 1, [self.BOTTOM])
         report = sync(here.plain, there.plain, ["models/derived"])
         assert (report.reencoded, self.rank_in(there, self.DERIVED)) == (1, 0)
 

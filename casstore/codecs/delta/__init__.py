@@ -1,0 +1,25 @@
+"""The `delta` encoding: bytes predicted from other chunks, and what the prediction missed. Pure functions on buffers.
+
+A payload is a list of pieces, each a prediction for a range of the output, with literal bytes between them. `predict.py`
+has the operations of which predictions are made; a new one is a function there, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+from casstore.codecs.delta.decoder import Delta, decode_deltas
+from casstore.codecs.delta.encoder import encode_delta
+from casstore.codecs.delta.piece import LITERALS, SAME, Extent, Order, Piece, Residual, Step, same
+
+__all__ = [
+    "LITERALS",
+    "SAME",
+    "Delta",
+    "Extent",
+    "Order",
+    "Piece",
+    "Residual",
+    "Step",
+    "decode_deltas",
+    "encode_delta",
+    "same",
+]

@@ -1,0 +1,381 @@
+"""Deltas give back what went in; whatever else is handed over as one is refused, and takes neither time nor memory."""
+
+from __future__ import annotations
+
+import struct
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from fakes.payloads import decode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casstore.codecs import Encoding
+from casstore.codecs.delta import (
+    LITERALS,
+    SAME,
+    Delta,
+    Extent,
+    Order,
+    Piece,
+    Residual,
+    Step,
+    decode_deltas,
+    encode_delta,
+    residual,
+    same,
+)
+from casstore.codecs.delta.predict import MAX_RESULTS
+from casstore.errors import FormatError, UnsupportedVersion
+
+MIB = 1 << 20
+RESIDUALS = [Residual(order, width) for order in Order for width in (1, 2, 4, 8)]
+
+
+def data_of(seed, size):
+    """Return bytes of which about half are the same for all seeds, so that there is something to predict."""
+    common = np.random.default_rng(0).integers(0, 256, size)
+    own = np.random.default_rng(seed).integers(0, 9, size)
+    return np.where(own < 4, common, common + own).astype(np.uint8).tobytes()
+
+
+@st.composite
+def deltas(draw):
+    """Return plain bytes, bases, pieces that predict some of it, and bytes that only those need."""
+    bases = [
+        data_of(at, size)
+        for at, size in enumerate(draw(st.lists(st.integers(1, 300), min_size=1, max_size=3)))
+    ]
+    side = draw(st.binary(max_size=9))
+    pieces = []
+    at = 0
+    for number in range(draw(st.integers(len(bases), 6))):
+        form = draw(st.sampled_from(RESIDUALS))
+        left = form.width * draw(st.integers(1, 40))
+        extents = []
+        while left:
+            # Each base has to be used; the literals of the delta itself may be.
+            source = number if number < len(bases) and not extents else draw(st.integers(0, len(bases)))
+            size = len(side) if source == len(bases) else len(bases[source])
+            if size == 0:
+                continue
+            start = draw(st.integers(0, size - 1))
+            extents.append(
+                Extent(LITERALS if source == len(bases) else source, start, min(start + left, size))
+            )
+            left -= extents[-1].end - start
+        steps = tuple(Step(SAME, 1, (step,)) for step in range(draw(st.integers(1, 3))))
+        begin = at + draw(st.integers(0, 30))
+        at = begin + sum(extent.end - extent.begin for extent in extents)
+        pieces.append(Piece(begin, at, (tuple(extents),), steps, form))
+    return data_of(99, at + draw(st.integers(0, 20))), bases, pieces, side
+
+
+@given(deltas())
+def test_arbitrary_predictions_come_back(made):
+    plain, bases, pieces, side = made
+    payload = encode_delta(plain, bases, pieces, side=side)
+    assert decode(Encoding.DELTA, payload, len(plain), bases) == plain
+    assert encode_delta(plain, bases, pieces, side=side) == payload
+
+
+@given(st.lists(deltas(), min_size=1, max_size=5))
+def test_many_deltas_decode_at_once_as_they_do_alone(many):
+    payloads = [
+        Delta(encode_delta(plain, bases, pieces, side=side), bases) for plain, bases, pieces, side in many
+    ]
+    out = bytearray(sum(len(plain) for plain, *_ in many))
+    decode_deltas(payloads, [len(plain) for plain, *_ in many], out)
+    assert bytes(out) == b"".join(plain for plain, *_ in many)
+
+
+def test_streams_of_many_megabytes_decode_in_groups():
+    chance = np.random.default_rng(4)
+    base = chance.integers(0, 256, MIB, dtype=np.uint8).tobytes()
+    plains = [chance.integers(0, 256, MIB, dtype=np.uint8).tobytes() for _ in range(5)]
+    payloads = [
+        Delta(encode_delta(plain, [base], [same(0, [Extent(0, 0, MIB // 2)], RESIDUALS[at])]), [base])
+        for at, plain in enumerate(plains)
+    ]
+    out = bytearray(5 * MIB)
+    decode_deltas(payloads, [MIB] * 5, out)
+    assert bytes(out) == b"".join(plains)
+
+
+# ---- residuals against the specification, number by number
+
+
+def number_of(pattern, form):
+    """Return k of format/README.md, in plain Python."""
+    top = 1 << 8 * form.width - 1
+    return pattern if form.order is Order.INTEGER or not pattern & top else pattern ^ (top - 1)
+
+
+@pytest.mark.parametrize("form", RESIDUALS)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 40))
+def test_residuals_are_those_of_the_specification(form, seed, count):
+    bits = 8 * form.width
+    chance = np.random.default_rng(seed)
+    edges = [0, 1, 2, (1 << bits - 1) - 1, 1 << bits - 1, (1 << bits - 1) + 1, (1 << bits) - 1]
+    pick = lambda: [  # noqa: E731  # twice the same
+        edges[chance.integers(len(edges))]
+        if chance.random() < 0.5
+        else int.from_bytes(chance.bytes(form.width), "little")
+        for _ in range(count)
+    ]
+    actual, predicted = pick(), pick()
+    expected = []
+    for one, other in zip(actual, predicted, strict=True):
+        difference = (number_of(one, form) - number_of(other, form)) % (1 << bits)
+        signed = difference - (1 << bits) if difference >> bits - 1 else difference
+        expected.append(2 * signed if signed >= 0 else -2 * signed - 1)
+    as_bytes = lambda values: np.array(values, f"<u{form.width}").view(np.uint8)  # noqa: E731
+    out = np.empty(count * form.width, np.uint8)
+    residual.subtract(as_bytes(actual), as_bytes(predicted), form, out)
+    assert out.view(f"<u{form.width}").tolist() == expected
+    back = np.empty_like(out)
+    residual.add(out, as_bytes(predicted), form, back)
+    assert back.view(f"<u{form.width}").tolist() == actual
+
+
+def test_neighbours_in_value_have_small_residuals():
+    values = np.array([-1e-45, -0.0, 0.0, 1e-45, 1.0, 1.0000001], "<f4").view(np.uint8)
+    out = np.empty(20, np.uint8)
+    residual.subtract(values[4:], values[:-4], Residual(Order.FLOAT, 4), out)
+    assert out.view("<u4")[[0, 1, 2, 4]].tolist() == [2, 2, 2, 2]
+
+
+# ---- what is no delta
+
+
+def good():
+    plain, base = data_of(1, 400), data_of(2, 400)
+    pieces = [
+        same(10, [Extent(0, 10, 110)], Residual(Order.FLOAT, 4)),
+        same(120, [Extent(0, 0, 60), Extent(1, 0, 60)], Residual(Order.INTEGER, 2)),
+        Piece(
+            300, 310, ((Extent(LITERALS, 3, 13),),), (Step(SAME, 1, (0,)), Step(SAME, 1, (1,))), RESIDUALS[0]
+        ),
+    ]
+    bases = [base, data_of(3, 64)]
+    return encode_delta(plain, bases, pieces), bases, plain
+
+
+@given(st.data())
+def test_damaged_deltas_raise_format_error_or_decode(data):
+    payload, bases, _ = good()
+    damaged = bytearray(payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, data.draw(st.sampled_from([8, 56, 200, len(damaged)])) - 1))
+        kind = data.draw(st.sampled_from(["set", "flip", "cut", "insert"]))
+        if kind == "set":
+            damaged[at : at + 1] = bytes([data.draw(st.integers(0, 255))])
+        elif kind == "flip":
+            damaged[at : at + 1] = bytes(
+                byte ^ 1 << data.draw(st.integers(0, 7)) for byte in damaged[at : at + 1]
+            )
+        elif kind == "cut":
+            del damaged[at : at + data.draw(st.integers(1, 9))]
+        else:
+            damaged[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+    length = data.draw(st.sampled_from([400, 400, 399, 401, 0, 1200]))
+    try:
+        assert len(decode(Encoding.DELTA, bytes(damaged), length, bases)) == length
+    except FormatError:
+        return
+
+
+def test_a_flip_of_any_bit_is_refused_or_changes_what_the_hash_covers():
+    """No payload has bits that mean nothing, except in zstd's own headers."""
+    payload, bases, plain = good()
+    silent = 0
+    for at in range(8 * len(payload)):
+        damaged = bytearray(payload)
+        damaged[at >> 3] ^= 1 << (at & 7)
+        try:
+            silent += decode(Encoding.DELTA, bytes(damaged), len(plain), bases) == plain
+        except FormatError:
+            continue
+    assert silent <= 16
+
+
+@given(st.binary(max_size=300), st.integers(0, 3000))
+def test_arbitrary_bytes_raise_format_error_or_decode(payload, length):
+    try:
+        assert len(decode(Encoding.DELTA, payload, length, [bytes(100)])) == length
+    except FormatError:
+        return
+
+
+def made(directory, *, pieces=1, streams=(), version=1, number=0, encoding=0, plain=None, reserved=0):
+    """Build a payload by hand: a directory, and further streams as (number, bytes)."""
+    bodies = [(number, encoding, len(directory) if plain is None else plain, directory)]
+    bodies += [(at, 0, len(data), data) for at, data in streams]
+    head = struct.pack("<BBHI", version, len(bodies), pieces, reserved)
+    table = b"".join(struct.pack("<BBHII", at, how, 0, size, len(data)) for at, how, size, data in bodies)
+    return head + table + b"".join(data for *_, data in bodies)
+
+
+def piece(
+    begin=0,
+    end=4,
+    *,
+    order=0,
+    width=0,
+    extents=((0, 0, 4),),
+    steps=((SAME, 1, (0,), b""),),
+    inputs=None,
+    spare=0,
+):
+    parts = [struct.pack("<IIBBBB", begin, end, order, width, 1 if inputs is None else inputs, len(steps))]
+    parts.append(struct.pack("<H", len(extents)))
+    parts += [struct.pack("<HHII", base, spare, start, stop) for base, start, stop in extents]
+    for operation, version, operands, parameters in steps:
+        parts.append(struct.pack("<HBBH", operation, version, len(operands), len(parameters)))
+        parts.append(bytes(operands) + parameters)
+    return b"".join(parts)
+
+
+def test_what_is_built_by_hand_decodes():
+    assert decode(Encoding.DELTA, made(piece()), 4, [b"good"]) == b"good"
+    whole = made(piece(order=1, width=2), streams=[(3, b"\2\0\1\0")])
+    assert decode(Encoding.DELTA, whole, 4, [b"\1\0\1\0"]) == b"\2\0\0\0"
+
+
+HOSTILE = {
+    "no bytes": b"",
+    "half a header": made(piece())[:5],
+    "half a table": made(piece())[:13],
+    "half a directory": made(piece()[:-3]),
+    "bytes after it": made(piece()) + b"x",
+    "bytes after the directory": made(piece() + b"x"),
+    "no pieces": made(b"x", pieces=0),
+    "fewer pieces than it says": made(piece(), pieces=2),
+    "more pieces than are allowed": made(piece(0, 1, extents=[(0, 0, 1)]) * 4097, pieces=4097),
+    "no directory": made(piece(), number=1),
+    "a directory of another size": made(piece(), plain=9),
+    "a directory without end": made(piece(), encoding=1, plain=1 << 31),
+    "streams out of order": made(piece(), streams=[(3, b"x"), (1, b"y")]),
+    "a stream twice": made(piece(), streams=[(1, b"x"), (1, b"y")]),
+    "an empty stream": made(piece(), streams=[(1, b"")]),
+    "a residual that nobody asked for": made(piece(), streams=[(2, b"x")]),
+    "no residual": made(piece(order=1, width=4)),
+    "too short a residual": made(piece(order=1, width=2), streams=[(3, b"\0\0")]),
+    "a width without an order": made(piece(width=4), streams=[(4, bytes(4))]),
+    "an order without a width": made(piece(order=1)),
+    "a width that is none": made(piece(order=1, width=3)),
+    "half an element": made(piece(order=1, width=8), streams=[(5, bytes(4))]),
+    "no literals": made(piece(0, 3, extents=[(0, 0, 3)])),
+    "too few literals": made(piece(2, 3, extents=[(0, 0, 1)]), streams=[(1, b"xy")]),
+    "a piece that ends before it begins": made(piece(4, 0)),
+    "an empty piece": made(piece(2, 2)),
+    "a piece beyond the end": made(piece(1, 5)),
+    "pieces that overlap": made(
+        piece(0, 3, extents=[(0, 0, 3)]) + piece(2, 4, extents=[(0, 0, 2)]), pieces=2
+    ),
+    "pieces out of order": made(
+        piece(2, 4, extents=[(0, 0, 2)]) + piece(0, 2, extents=[(0, 0, 2)]), pieces=2
+    ),
+    "no input": made(piece(inputs=0)),
+    "an input without extents": made(piece(extents=[])),
+    "an empty extent": made(piece(extents=[(0, 0, 4), (0, 2, 2)])),
+    "an extent that ends before it begins": made(piece(extents=[(0, 0, 8), (0, 4, 0)])),
+    "an extent beyond its base": made(piece(extents=[(0, 1, 5)])),
+    "an extent of a base that is not there": made(piece(extents=[(1, 0, 4)])),
+    "an extent of literals that are not there": made(piece(extents=[(LITERALS, 0, 4)])),
+    "a base that is not used": made(piece(extents=[(LITERALS, 0, 4)]), streams=[(1, b"abcd")]),
+    "no steps": made(piece(steps=[])),
+    "too many steps": made(piece(steps=[(SAME, 1, (0,), b"")] * 17)),
+    "no operand": made(piece(steps=[(SAME, 1, (), b"")])),
+    "two operands": made(piece(steps=[(SAME, 1, (0, 0), b"")])),
+    "a value of the future": made(piece(steps=[(SAME, 1, (1,), b"")])),
+    "parameters": made(piece(steps=[(SAME, 1, (0,), b"x")])),
+    "another size than is needed": made(piece(extents=[(0, 0, 3)])),
+}
+NEWER = {
+    "a version": made(piece(), version=2),
+    "a header": made(piece(), reserved=1),
+    "a stream": made(piece(), streams=[(6, b"x")]),
+    "a stream's encoding": made(piece(), encoding=3),
+    "an extent": made(piece(spare=1)),
+    "an operation": made(piece(steps=[(2, 1, (0,), b"")])),
+    "a version of an operation": made(piece(steps=[(SAME, 2, (0,), b"")])),
+    "an order": made(piece(order=3, width=4), streams=[(4, bytes(4))]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_deltas_are_refused_before_anything_is_allocated(name):
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError) as caught:
+            decode(Encoding.DELTA, HOSTILE[name], 4, [b"good"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not isinstance(caught.value, UnsupportedVersion)
+    assert peak < 6 * MIB
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_what_is_newer_asks_for_an_upgrade(name):
+    with pytest.raises(UnsupportedVersion, match=r"[Uu]pgrade"):
+        decode(Encoding.DELTA, NEWER[name], 4, [b"good"])
+
+
+def test_inputs_and_results_without_end_are_refused_at_once():
+    base = bytes(MIB)
+    many = [(0, 0, MIB)] * 257
+    bombs = [
+        made(piece(0, 4, extents=many)),
+        made(piece(0, 4, extents=many[:60], steps=[(SAME, 1, (0,), b"")] * 3)),
+        made(piece(0, 4, extents=[(0, 0, 1)] * 65_535) + piece(4, 8, extents=[(0, 0, 1)] * 2), pieces=2),
+    ]
+    assert 60 * MIB < MAX_RESULTS < 180 * MIB
+    for payload in bombs:
+        started = time.perf_counter()
+        tracemalloc.start()
+        try:
+            with pytest.raises(FormatError):
+                decode(Encoding.DELTA, payload, 8, [base])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 40 * MIB
+        assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("raw", [0, MIB + 1])
+def test_a_delta_of_nothing_or_of_too_much_is_refused(raw):
+    with pytest.raises(FormatError):
+        decode(Encoding.DELTA, made(piece()), raw, [b"good"])
+
+
+# ---- what a writer hands over
+
+
+def test_a_prediction_that_is_not_exact_needs_a_residual():
+    with pytest.raises(ValueError, match="not exact"):
+        encode_delta(b"new", [b"old"], [same(0, [Extent(0, 0, 3)])])
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [],
+        [same(1, [Extent(0, 0, 3)])],
+        [same(0, [Extent(0, 0, 4)])],
+        [same(0, [Extent(1, 0, 3)])],
+        [same(0, [Extent(0, 0, 3)], Residual(Order.INTEGER, 2))],
+        [same(1, [Extent(0, 1, 2)]), same(0, [Extent(0, 0, 1)])],
+        [Piece(0, 3, ((Extent(0, 0, 3),),), ())],
+        [Piece(0, 3, ((Extent(0, 0, 3),),), (Step(SAME, 1, (0,)),) * 17)],
+        [Piece(0, 3, ((Extent(0, 0, 3),),), (Step(SAME, 1, (0,), bytes(70_000)),))],
+        [Piece(0, 3, ((Extent(0, 0, 3),),), (Step(99, 1, (0,)),))],
+    ],
+)
+def test_a_writer_is_refused_what_a_reader_would_be(pieces):
+    with pytest.raises(FormatError):
+        encode_delta(b"old", [b"old"], pieces)
