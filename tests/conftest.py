@@ -57,6 +57,7 @@ def home_in(folder):
             "XDG_CACHE_HOME": "cache",
             "XDG_DATA_HOME": "data",
             "XDG_CONFIG_HOME": "config",
+            "XDG_STATE_HOME": "state",
         }.items():
             patch.setenv(name, str(folder / part))
         patch.delenv("CASSTORE_STORE", raising=False)

@@ -13,15 +13,20 @@ from casstore.api.values import FileInfo, RefInfo, TensorInfo
 from casstore.backend import open_backend
 from casstore.digest import is_hex
 from casstore.format import names
+from casstore.machine.last_use import LastUse
 from casstore.machine.remotes import Remotes
 from casstore.machine.state import MachineState, machine_folder, state_path
+from casstore.machine.this_machine import store_folder
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
 from casstore.store.checkout.single_file import write_file
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
 from casstore.store.nesting import refuse_nested_store
+from casstore.store.pins import pin, unpin
+from casstore.store.private import is_private, mark_private
 from casstore.store.times import nanoseconds
+from casstore.store.undelete import undelete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,6 +98,7 @@ class Store(ModelStore):
             machine=MachineState(path),
             index_copies=copies,
             chunk_cache=chunk_cache,
+            last_use=LastUse(store_folder(identity.store_id.hex()) if keeps_state else None),
         )
 
     def ls(
@@ -150,6 +156,42 @@ class Store(ModelStore):
         if not records:
             raise not_found(name)
         return [RefInfo.of(record) for record in reversed(records)]
+
+    def pin(self, ref_or_id: str) -> str:
+        """Keep the model that a ref or id means now from every policy, until `unpin`; return the pin, a tag below `tags/pins/`.
+
+        Raises RefNotFound.
+        """
+        return pin(self, ref_or_id)
+
+    def unpin(self, ref_or_id: str) -> list[str]:
+        """Delete the pin that `pin` made for a ref or id, else all pins of that model; return them.
+
+        Raises RefNotFound if there is none.
+        """
+        return unpin(self, ref_or_id)
+
+    def undelete(self, ref: str) -> RefInfo:
+        """Give a deleted ref its last value again; possible until the next collection.
+
+        Raises RefNotFound if there never was such a ref, ConfigError if it is not deleted, MissingObject if `gc` has freed
+        what it named.
+        """
+        return RefInfo.of(undelete(self, ref))
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the store is marked as used by this machine and user alone."""
+        return is_private(self.backend)
+
+    def mark_private(self) -> None:
+        """Mark the store as used by this machine and user alone, in the place of another machine's mark.
+
+        Only then may `gc` delete what was not used for long, or make the store fit a size, and only then are uses noted.
+        Raises ConfigError where this user has no folder for the machine's id.
+        """
+        mark_private(self.backend)
+        self.last_use.keep()
 
     def files(self, ref_or_id: str) -> list[FileInfo]:
         """Return the files of a model, ordered by path. Raises RefNotFound."""
@@ -228,6 +270,7 @@ class Store(ModelStore):
                 refs_deleted=list(plan.refs),
                 missing=dict(plan.missing),
                 problems=list(plan.problems),
+                notes=list(plan.notes),
             )
         return execute_gc(self, plan, tell=tell)
 

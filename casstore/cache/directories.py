@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casstore.api.store import Store
+from casstore.backend.local.mount_types import is_network
 from casstore.errors import CasstoreError, ConfigError, RefNotFound
+from casstore.format.marks import FORMAT_KEY
 from casstore.format.names import check_name
 from casstore.machine.user_folders import expand_home
 
@@ -103,7 +105,7 @@ def open_cache(settings: CacheSettings, failures: Failures) -> tuple[CacheDirect
         elif settings.clean_evaluation_cache:
             shutil.rmtree(directories.evaluations, ignore_errors=True)
         directories.make()
-        store = Store(directories.store, create=True)
+        store = _open_own(directories.store)
     except (CasstoreError, OSError) as error:
         # Invariant 11: without its folder the pipeline goes on in a temporary one, and nothing is kept.
         failures.note(f"use {settings.get_local_cache_dir()}, so nothing is kept", error)
@@ -115,6 +117,17 @@ def open_cache(settings: CacheSettings, failures: Failures) -> tuple[CacheDirect
     elif settings.clean_evaluation_cache:
         _forget(store, ("evaluations/",), directories, failures)
     return directories, store
+
+
+def _open_own(folder: Path) -> Store:
+    """Open the store of a cache. One that is made here is private to this machine, unless others may reach its folder."""
+    is_new = not (folder / FORMAT_KEY).exists()
+    store = Store(folder, create=True)
+    if is_new and not is_network(store.file_system_type(str(folder))):
+        # Invariant 13: without the mark, the store only keeps no bound.
+        with contextlib.suppress(CasstoreError):
+            store.mark_private()
+    return store
 
 
 def _forget(

@@ -103,6 +103,7 @@ class ModelCacheManager:
         if record is None or record.target is None:
             return None
         placement = None if verify else self.placed(name, record)
+        self._store.last_use.note(record.target)
         if placement is None and deferred and (config := self.future_config(self._store, record)) is not None:
             return config_in_order(config, record)
         return config_in_order((placement or self._check_out(record)).model, record)
@@ -198,9 +199,12 @@ class ModelCacheManager:
         if not records or records[-1].target is None:
             return False
         record = next((item for item in reversed(records) if item.target == model_id), None)
-        return record is not None and (
+        is_here = record is not None and (
             self._placements.seems_intact(name, model_id.hex()) or not self._store.lacks(record)
         )
+        if is_here:
+            self._store.last_use.note(model_id)
+        return is_here
 
     def list(self) -> dict[str, Record]:
         """Return every cached model by name."""

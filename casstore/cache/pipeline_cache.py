@@ -34,6 +34,8 @@ from casstore.cache.views import is_foreign, read_json, write_view
 from casstore.digest import digest
 from casstore.errors import CasstoreError
 from casstore.format.run import RunKey, RunManifest, RunStatus
+from casstore.machine.leases import Leases
+from casstore.machine.this_machine import store_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,6 +79,7 @@ class PipelineCache:
         self._lock = threading.Lock()
         self._asked: Recent[_Asked] = Recent()
         self.dirs, self.local = open_cache(settings, self.failures)
+        self.leases = Leases(store_folder(self.local.store_id))
         self.placements = Placements(
             self.dirs,
             max_bytes=settings.max_checkout_bytes,
@@ -96,6 +99,7 @@ class PipelineCache:
         self.attempts.close()
         self.models.close()
         self.placements.close()
+        self.leases.close()
         self.local.close()
         if self._sharing.shared is not None:
             self._sharing.shared.close()
@@ -119,7 +123,7 @@ class PipelineCache:
 
         `{}` is the model of a failed pass. The files go on being used from where they are.
         """
-        checked_id(model_id)
+        self.leases.take(model_ref(model_id))
         if not model_json:
             self.attempts.fail(model_id)
         asked = self._asked.get(model_id)
@@ -149,7 +153,7 @@ class PipelineCache:
         A model that only the shared cache has comes with `shared_cache` set and its files left there:
         `lookup.fetched_model` fetches them.
         """
-        checked_id(model_id)
+        self.leases.take(model_ref(model_id))
         if (uncached := self.lookup.uncached.get(model_id)) is not None:
             return uncached
         with self.failures.tolerated(f"load the model {model_id}"):
@@ -243,8 +247,12 @@ class PipelineCache:
 
     def load_run(self, output_model_id: str) -> RunManifest | None:
         """Return a recorded run whose output is here or in the shared cache, every object of it; else None."""
-        checked_id(output_model_id)
+        self.leases.take(model_ref(output_model_id))
         run = self.lookup.run(output_model_id)
+        if run is not None and run.name != output_model_id:
+            # It was asked for by its short id: from here on it stays.
+            self.leases.take(model_ref(run.name))
+            run = self.lookup.run(run.name)
         if run is None:
             self.attempts.asked(output_model_id)
         else:

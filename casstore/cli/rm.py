@@ -10,6 +10,7 @@ from casstore.cli.support.command import DRY_RUN, Command
 from casstore.cli.support.text import local_time, short_id
 from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.machine.local_names import tree_name
+from casstore.store.pins import PREFIX as PINS
 
 if TYPE_CHECKING:
     from casstore import Store
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 def run(out: Session, *, ref: str, dry_run: bool) -> None:
     """Delete a ref.
 
-    The model's bytes stay until they are collected, and as long as another ref needs them.
+    The model's bytes stay until they are collected, and as long as another ref, such as a pin, needs them. Until then
+    `casstore undelete` brings the ref back.
     """
     with out.open(read_only=dry_run) as store:
         record, readable = _look(store, ref)
@@ -47,6 +49,11 @@ def run(out: Session, *, ref: str, dry_run: bool) -> None:
             if others
             else "No other ref names this model."
         )
+        pins = [other for other in others if other.startswith(PINS)]
+        if pins:
+            lines.append(f"The pin {pins[0]} keeps its bytes: `casstore unpin {pins[0]}` deletes that.")
+        if not dry_run:
+            lines.append(f"Until the next gc, `casstore undelete {ref}` brings it back.")
     out.report({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others}, *lines)
 
 

@@ -1,4 +1,7 @@
-"""The `format` file that makes a directory a store, and the files about packs: tombstones and quarantine notes."""
+"""The `format` file that makes a directory a store, the mark of a private one, and the files about packs.
+
+Those are tombstones and quarantine notes.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,22 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 FORMAT_KEY = "format"
+PRIVATE_KEY = "gc/private"
 TOMBSTONE_PREFIX = "gc/tombstones/"
 QUARANTINE_PREFIX = "quarantine/"
 STORE_VERSION = 1
+PRIVATE_VERSION = 1
 TOMBSTONE_VERSION = 1
 QUARANTINE_VERSION = 1
 HASH_NAME = "blake3-256"
 STORE_ID_SIZE = 16
+MACHINE_ID_SIZE = 16
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAGIC_SIZE = 8
 
 _FORMAT_MAGIC = b"casstore"
+_PRIVATE_MAGIC = b"casspriv"
 _TOMBSTONE_MAGIC = b"casstomb"
 _QUARANTINE_MAGIC = b"cassquar"
 
@@ -35,6 +42,14 @@ class StoreFormat:
     """Identity of a store: 16 random bytes, made once."""
 
     store_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """Says that one machine alone uses a store: `machine` is 16 random bytes, `time` nanoseconds since 1970 by its clock."""
+
+    machine: bytes
+    time: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +98,23 @@ def decode_format(data: Buffer) -> StoreFormat:
 def begins_format(head: bytes) -> bool:
     """Say whether a file that begins with these MAGIC_SIZE bytes is the `format` file of a store."""
     return head == _FORMAT_MAGIC
+
+
+def encode_private(value: Private) -> bytes:
+    """Return the bytes of the mark of a private store."""
+    body = {"type": "private", "version": PRIVATE_VERSION, "machine": value.machine, "time": value.time}
+    return envelope.seal(_PRIVATE_MAGIC, canonical.encode(body))
+
+
+def decode_private(data: Buffer) -> Private:
+    """Read the mark of a private store; raise FormatError if it is damaged."""
+    value = fields.decode_map(
+        envelope.unseal(_PRIVATE_MAGIC, bytes(data), key=PRIVATE_KEY), kind="private", version=PRIVATE_VERSION
+    )
+    machine = fields.field(value, "machine", bytes, kind="private")
+    if len(machine) != MACHINE_ID_SIZE:
+        raise FormatError("The id of the machine in the mark of a private store has the wrong length.")
+    return Private(machine, fields.field(value, "time", int, kind="private"))
 
 
 def encode_tombstone(value: Tombstone) -> bytes:

@@ -61,9 +61,13 @@ class Record:
         return record_key(self.name, seq=self.seq, write_id=None if self.exclusive else self.write_id)
 
     @property
-    def order(self) -> tuple[int, bytes]:
-        """The sort key of the records of one ref; the highest is the value."""
-        return (self.seq, self.write_id)
+    def order(self) -> tuple[int, bool, bytes]:
+        """The sort key of the records of one ref; the highest is the value.
+
+        Of two with one number, whose writers did not see each other, one with a target comes after a deletion: what
+        somebody has just written is not lost because somebody else deleted what was there before.
+        """
+        return (self.seq, self.target is not None, self.write_id)
 
 
 def said(metadata: dict[str, Any]) -> bytes:

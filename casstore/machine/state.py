@@ -33,7 +33,7 @@ _BUSY_SECONDS = 10.0
 _RENEWALS = 4
 """Times that one process rebuilds a damaged file before it goes on without one."""
 
-_VERSION = 3
+_VERSION = 4
 """The version of the tables below: a file of another version is rebuilt."""
 
 _SCHEMA = f"""

@@ -34,6 +34,15 @@ def data_folder() -> str | None:
     return _folder(lambda: platformdirs.user_data_dir("casstore", appauthor=False))
 
 
+def state_folder() -> str | None:
+    """Return the folder for what this machine knows and cannot find out again, None where there is none to use.
+
+    It need not exist.
+    """
+    folder = _folder(lambda: platformdirs.user_state_dir("casstore", appauthor=False))
+    return None if folder is None or _is_somebody_elses(folder) else folder
+
+
 def cache_folder() -> str | None:
     """Return the cache folder; None, with a warning, if there is none to use."""
     folder = _folder(lambda: platformdirs.user_cache_dir("casstore"))

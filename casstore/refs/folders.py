@@ -131,7 +131,8 @@ class _Listing:
             records = [item for item in found if isinstance(item, Record)]
             records.sort(key=lambda record: record.order)
             damaged = [item for item in found if isinstance(item, Unreadable)]
-            last = records[-1].write_id.hex() if records else ""
+            # Any damaged one may have a target, and would then win over a deletion.
+            last = records[-1].write_id.hex() if records and records[-1].target is not None else ""
             # The write id of a record without one in its key is in the record.
             hidden = any(not is_unique(item.key) or write_id_of(item.key) > last for item in damaged)
             yield Heads(number_of(group[0]), tuple(records), tuple(damaged), hidden)

@@ -16,6 +16,7 @@ from casstore.errors import (
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.rows import Kind
+from casstore.machine.last_use import LastUse
 from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_object
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
@@ -64,6 +65,7 @@ class ModelStore:
         index_copies: str | None = None,
         chunk_cache: int = CHUNK_CACHE,
         file_system_type: Callable[[str], str | None] | None = None,
+        last_use: LastUse | None = None,
     ) -> None:
         """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere.
 
@@ -74,6 +76,7 @@ class ModelStore:
         self.store_id = store_id.hex()
         self.objects = ObjectStore(backend, index_copies=index_copies, chunk_cache=chunk_cache)
         self.machine = machine
+        self.last_use = last_use or LastUse(None)
         self.file_system_type = file_system_type or SystemCalls().file_system_type
         self._refs = Refs(backend, machine)
         self._models: OrderedDict[bytes, Model] = OrderedDict()
@@ -154,6 +157,7 @@ class ModelStore:
         tree, layouts = select_files(model, include, exclude)
         checkout = Checkout(os.fspath(dest), force=force, callback=callback)
         checkout.run(tree, layouts, self.objects, executable=model.executable)
+        self._note_use(model)
         return model
 
     def checkout_record(
@@ -172,6 +176,7 @@ class ModelStore:
         model = self.model_of(record)
         checkout = Checkout(os.fspath(dest), force=force, read_only=read_only, callback=callback)
         checkout.run(model.tree, model.layouts, self.objects, executable=model.executable)
+        self._note_use(model)
         return model
 
     def open_file(self, ref_or_id: str, path: str) -> BinaryIO:
@@ -179,7 +184,10 @@ class ModelStore:
 
         Raises RefNotFound, PathNotFound for no such file in the model.
         """
-        return self.open_layout(self.model(ref_or_id).layout(path), name=path)
+        model = self.model(ref_or_id)
+        layout = model.layout(path)
+        self._note_use(model)
+        return self.open_layout(layout, name=path)
 
     def open_layout(self, layout: Layout, *, name: str) -> BinaryIO:
         """Open the file that a layout describes for reading; `name` is its name."""
@@ -196,7 +204,11 @@ class ModelStore:
         """
         model = self.model(ref_or_id)
         path = file if file is not None else files.find_tensor(model, tensor)
+        self._note_use(model)
         return files.read_tensor(model.layout(path), self.objects, tensor=tensor, path=path)
+
+    def _note_use(self, model: Model) -> None:
+        self.last_use.note(bytes.fromhex(model.model_id))
 
     def model(self, ref_or_id: str) -> Model:
         """Return what a model consists of: its tree, its layouts and the record that names it."""

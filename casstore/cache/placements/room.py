@@ -7,6 +7,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
+from casstore.machine.uses import write_whole
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -40,12 +42,6 @@ def has_room(folder: Path) -> bool:
         return False  # Invariant 11: the caller works elsewhere.
     probe.unlink(missing_ok=True)
     return True
-
-
-def write_whole(descriptor: int, data: bytes) -> None:
-    """Write a few bytes; raise OSError if there is no room for all of them."""
-    if os.write(descriptor, data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _check_space(descriptor: int) -> None:

@@ -10,6 +10,7 @@ import click
 import casstore
 from casstore.cli.support.command import DRY_RUN
 from casstore.cli.support.exits import ERROR, say
+from casstore.cli.support.sizes import bytes_in
 from casstore.cli.support.text import counted, human_bytes, human_duration, human_rate, short_id
 from casstore.machine.local_names import tree_name
 
@@ -21,19 +22,13 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound="Callable[..., object]")
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _ROUND_TRIP = 0.05
 _BANDWIDTH = 100_000_000 / 8
 
 
 def bytes_per_second(text: str) -> float:
     """Read a rate such as 5M or 500KiB: bytes per second. Raises BadParameter for anything else."""
-    body = text.lower().removesuffix("/s").removesuffix("b").strip()
-    digits = body.rstrip("kmgi")
-    try:
-        rate = float(digits) * _UNITS[body[len(digits) :].strip()]
-    except (ValueError, KeyError):
-        rate = 0.0  # The error below says what is wrong.
+    rate = bytes_in(text.lower().removesuffix("/s")) or 0.0
     if not 1 <= rate < 1e18:
         raise click.BadParameter(f"{text!r} is not a rate: write 5M or 500KiB, in bytes per second.")
     return rate

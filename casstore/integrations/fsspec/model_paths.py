@@ -131,6 +131,7 @@ class ModelPaths:
                 raise IsADirectoryError(f"cas://{path} is a directory.")
             raise FileNotFoundError(f"No cas://{path} in {self._store.backend.url}.")
         folders, inside = found
+        self._store.last_use.note(bytes.fromhex(folders.model.model_id))
         return folders.files[inside], folders.model.layout(inside)
 
     def _find(self, path: str) -> tuple[Folders, str] | None:

@@ -226,6 +226,21 @@ class FrameTable:
         found = self.find(self._bases[positions])
         return found[found >= 0]
 
+    def with_bases(self, objects: Positions, rows: Positions) -> Positions:
+        """Return these objects with the bases, and bases of bases, of their frames; `rows` has the row of each object, or -1."""
+        if not np.any(self._lists):
+            return objects
+        level = objects
+        while level.size:
+            chosen = rows[level]
+            level = np.setdiff1d(self._bases_of(chosen[chosen >= 0]), objects)
+            objects = np.union1d(objects, level)
+        return objects
+
+    def release(self, objects: Positions) -> None:
+        """Do not need these objects any more; whoever marked them must know that nothing else does."""
+        self.live[objects] = False
+
     def bases_of(self, objects: Mask, usable: Mask | None = None) -> Mask:
         """Return the bases, and bases of bases, of all frames of these objects, or those in `usable` packs."""
         found = np.zeros(len(self._firsts), np.bool_)

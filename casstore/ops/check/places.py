@@ -10,7 +10,7 @@ from casstore.format import marks, names
 from casstore.objects import INDEX_PREFIX, PACK_PREFIX, pack_id_of
 from casstore.refs.keys import is_record
 
-_GC_FILES = ("gc/lockless", "gc/probe-")
+_GC_FILES = ("gc/lockless", "gc/probe-", marks.PRIVATE_KEY)
 
 
 class Place(Enum):

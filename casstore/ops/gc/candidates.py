@@ -29,42 +29,39 @@ _SHORT_BYTES = 10 << 30
 class Candidates:
     """Packs by number. `unneeded` hold nothing that only they have, `sparse` little; `young` must wait.
 
-    `kept_bytes` is what the needed frames of sparse packs take in a fresh pack.
+    `kept_bytes` is what the `kept_frames` that are needed of sparse packs take in a fresh pack.
     """
 
     unneeded: tuple[int, ...] = ()
     sparse: tuple[int, ...] = ()
     young: tuple[int, ...] = ()
     kept_bytes: int = 0
+    kept_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """How many bytes of each pack's frames there are, and how many are needed, by the pack's number.
+
+    `keepers` are the rows that are needed. Only packs in `choice` may go.
+    """
+
+    total: NDArray[np.float64]
+    needed: NDArray[np.float64]
+    keepers: NDArray[np.int64]
+    choice: tuple[int, ...]
 
 
 def choose(survey: Survey) -> Candidates:
     """Choose among the packs that no tombstone names; all of it is a proposal, and is decided once more later."""
     packs, table = survey.packs, survey.packs.table
-    good = survey.good()
-    counts = table.decodes(good)
-    # Of frames, not of the file: a pack of many small frames has a large directory, however much of it is needed.
-    total = _bytes_by_pack(survey, np.arange(len(table)))
-    live_rows = counts & table.live[table.objects]
-    live = _bytes_by_pack(survey, np.flatnonzero(live_rows))
-    # Of several copies, the one stays that lies among most of what is needed: so the other packs get empty.
-    keepers = table.keepers(counts, live)
-    needed = _bytes_by_pack(survey, keepers)
-    covered = table.covered(counts)
-    # A quarantined pack may go once all that is needed of it is elsewhere.
-    lonely = table.live & ~covered
-    held = np.zeros(len(good), np.bool_)
-    held[table.packs[lonely[table.objects]]] = True
-    condemned = survey.condemned()
-    spared = {packs.number_of(pack) for pack in survey.mark.spared}
+    shares = _shares(survey)
     now, limit = survey.now(), _least_age(survey)
     unneeded, sparse, young = [], [], []
-    for number in packs.numbers():
-        if number in condemned or number in spared or number in packs.unreadable or held[number]:
-            continue
-        is_unneeded = needed[number] == 0
+    for number in shares.choice:
+        is_unneeded = shares.needed[number] == 0
         if not is_unneeded and (
-            needed[number] >= survey.policy.repack * total[number] or number in survey.quarantined
+            shares.needed[number] >= survey.repack * shares.total[number] or number in survey.quarantined
         ):
             continue
         if not _is_old_enough(survey, number, now=now, limit=limit):
@@ -73,9 +70,66 @@ def choose(survey: Survey) -> Candidates:
             unneeded.append(number)
         else:
             sparse.append(number)
+    keepers = shares.keepers
     rows = keepers[packs.mask(sparse)[table.packs[keepers]]]
     kept = int(table.sizes[rows].sum(dtype=np.int64)) + (pack_overhead(len(rows)) if rows.size else 0)
-    return Candidates(tuple(unneeded), tuple(sparse), tuple(young), kept)
+    return Candidates(tuple(unneeded), tuple(sparse), tuple(young), kept, len(rows))
+
+
+def _shares(survey: Survey) -> _Shares:
+    table = survey.packs.table
+    counts = table.decodes(survey.good())
+    # Of frames, not of the file: a pack of many small frames has a large directory, however much of it is needed.
+    total = _bytes_by_pack(survey, np.arange(len(table)))
+    live_rows = counts & table.live[table.objects]
+    live = _bytes_by_pack(survey, np.flatnonzero(live_rows))
+    # Of several copies, the one stays that lies among most of what is needed: so the other packs get empty.
+    keepers = table.keepers(counts, live)
+    return _Shares(
+        total=total,
+        needed=_bytes_by_pack(survey, keepers),
+        keepers=keepers,
+        choice=_choice(survey, lonely=table.live & ~table.covered(counts)),
+    )
+
+
+def _choice(survey: Survey, *, lonely: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the packs that may go: not those that hold `lonely` objects, of which no good pack has a frame."""
+    packs, table = survey.packs, survey.packs.table
+    # A quarantined pack may go once all that is needed of it is elsewhere.
+    held = packs.mask([])
+    held[table.packs[lonely[table.objects]]] = True
+    condemned = survey.condemned()
+    spared = {packs.number_of(pack) for pack in survey.mark.spared}
+    return tuple(
+        number
+        for number in packs.numbers()
+        if not (number in condemned or number in spared or number in packs.unreadable or held[number])
+    )
+
+
+def unmovable(survey: Survey) -> set[int]:
+    """Return the packs that stay whatever is needed, though no tombstone names them."""
+    return set(survey.packs.numbers()) - set(_shares(survey).choice) - survey.condemned()
+
+
+def repack_to_free(survey: Survey, size: int) -> None:
+    """Let packs be rewritten of which more is needed than `survey.repack` says, until that frees so many more bytes.
+
+    Those of which the least is needed come first; all of them, where that is not enough.
+    """
+    shares = _shares(survey)
+    packs = np.array([item for item in shares.choice if item not in survey.quarantined], np.int64)
+    needed, total = shares.needed[packs], shares.total[packs]
+    partly = (needed > 0) & (needed < total) & (needed >= survey.repack * total)
+    share = needed[partly] / total[partly]
+    order = np.argsort(share)
+    freed = np.cumsum((total - needed)[partly][order])
+    enough = int(np.searchsorted(freed, size))
+    if enough < len(order):
+        survey.repack = float(np.nextafter(share[order[enough]], 2.0))
+    else:
+        survey.repack = 1.0
 
 
 def rows_to_copy(survey: Survey, *, without: Iterable[int] = ()) -> NDArray[np.int64]:
@@ -127,7 +181,7 @@ def _least_age(survey: Survey) -> float:
         return 0.0
     if survey.two_phases:
         return survey.policy.grace
-    return 0.0 if is_space_short(survey.store.backend) else HOUR
+    return 0.0 if survey.is_short or is_space_short(survey.store.backend) else HOUR
 
 
 def is_space_short(backend: Backend) -> bool:

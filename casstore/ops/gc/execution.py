@@ -13,6 +13,7 @@ from casstore.errors import BackendError, ConfigError, ConflictError
 from casstore.format import marks
 from casstore.ops.gc.candidates import Candidates, choose
 from casstore.ops.gc.plan import GcPlan, finished_tombstones, ripe_packs
+from casstore.ops.gc.policies.deletion import TAGS
 from casstore.ops.gc.policy import DAY, WEEK
 from casstore.ops.gc.roots import trim
 from casstore.ops.gc.sweep import Sweep, is_disk_full
@@ -53,7 +54,8 @@ class Mode(enum.Enum):
 class GcReport:
     """What a collection did. `bytes_freed` are those of packs, temporary files and records, less what was written.
 
-    `bytes_condemned` go with a later collection. `kept` are condemned packs that had to stay, with the reason.
+    `bytes_condemned` go with a later collection. `kept` are condemned packs that had to stay, with the reason; `notes` are
+    sentences about what the policy could not reach.
     """
 
     temporaries: int = 0
@@ -67,6 +69,7 @@ class GcReport:
     mode: str = ""
     missing: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -88,7 +91,7 @@ def execute_gc(
     if plan.survey.store is not store:
         raise ConfigError(f"This plan is of {plan.survey.store!r}, not of {store!r}.")
     started = time.perf_counter()
-    report = GcReport(missing=dict(plan.missing), problems=list(plan.problems))
+    report = GcReport(missing=dict(plan.missing), problems=list(plan.problems), notes=list(plan.notes))
     survey = plan.survey
     _remove_temporaries(store, plan, report)
     report.records_trimmed, size = trim(store, plan.trims)
@@ -100,8 +103,6 @@ def execute_gc(
             raise
         # Invariant 13: with what is freed now, another collection can delete them.
         report.problems.append(f"Refs could not be deleted: {error}")
-    # From here on only what the records say counts: somebody may have written one of these refs again.
-    survey.left_out = frozenset()
     say = tell or _log.info
     deleted: list[bytes] = []
     try:
@@ -114,6 +115,7 @@ def execute_gc(
             survey.packs.forget(deleted, report.problems.append)
     _remove_finished(store.backend, survey)
     _remove_old_notes(store.backend, survey)
+    _forget_uses(store, survey)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -131,17 +133,25 @@ def _remove_temporaries(store: ModelStore, plan: GcPlan, report: GcReport) -> No
 
 
 def _delete_refs(store: ModelStore, plan: GcPlan, report: GcReport) -> None:
+    if not plan.deletions:
+        return
     refs = Refs(store.backend, store.machine)
-    for name, planned in plan.outdated.items():
-        deletion = refs.draft(name, target=None)
-        if deletion.seq != planned.seq + 1 or refs.value(name) is None:
-            continue  # Somebody has written it again, or deleted it.
-        refs.put(deletion)
-        report.refs_deleted.append(name)
-        # Whoever wrote the ref at this moment has the same number, and what he wrote must not be lost.
-        rival = [item for item in refs.heads(name).records if item.target is not None]
-        if rival:
-            refs.put(store.draft_copy(rival[-1], rival[-1].packs))
+    # Somebody may have tagged or pinned a model since.
+    tagged = {record.target for record in refs.values(TAGS, strict=True).values()}
+    for item in plan.deletions:
+        target = item.record.target
+        assert target is not None
+        if target in tagged or store.last_use.time(target) > item.used:
+            continue
+        with plan.survey.leases() as leased:
+            deletion = refs.draft(item.name, target=None)
+            is_same = deletion.seq == item.record.seq + 1 and refs.value(item.name) is not None
+            if item.name in leased or not is_same:
+                continue  # Somebody uses it, has written it again, or has deleted it.
+            refs.put(deletion)
+        if refs.value(item.name) is None:
+            # Else somebody has written it at this moment, which wins over a deletion (§9).
+            report.refs_deleted.append(item.name)
 
 
 def _sweep(
@@ -240,6 +250,13 @@ def _mode(backend: Backend, wait: float, say: Callable[[str], None]) -> Iterator
                 mode = Mode.ALONE if alone else Mode.TWO_PHASES
                 break
         yield mode
+
+
+def _forget_uses(store: ModelStore, survey: Survey) -> None:
+    """Forget when models were used that no ref names any more."""
+    named = {record.target for heads in survey.roots.heads.values() for record in heads}
+    for model_id in store.last_use.times().keys() - named:
+        store.last_use.forget(model_id)
 
 
 def _remove_finished(backend: Backend, survey: Survey) -> None:

@@ -12,7 +12,10 @@ from casstore.format import names
 from casstore.objects import id_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
@@ -31,7 +34,12 @@ class Mark:
     which the description is not complete.
     """
 
-    def __init__(self, store: ModelStore, packs: ListedPacks, *, copies: Copies) -> None:
+    def __init__(
+        self, store: ModelStore, packs: ListedPacks, *, copies: Copies, counts: bool = False
+    ) -> None:
+        """With `counts`, `held` has the objects of each layout that was read, by number; -1 for an absent one."""
+        self._counts = counts
+        self.held: dict[bytes, NDArray[np.int64]] = {}
         self._store = store
         self._packs = packs
         self._copies = copies
@@ -68,6 +76,27 @@ class Mark:
                 if layouts is None or not self._layouts.issuperset(layouts):
                     self.spared.update(record.packs)
 
+    def layouts_of(self, manifest_id: bytes) -> tuple[bytes, ...]:
+        """Return the layouts of a model whose manifest was read; none for any other."""
+        return self._manifests.get(manifest_id, ())
+
+    def count_again(self) -> None:
+        """Read everything anew where objects are counted: their numbers have changed with the listing."""
+        if self._counts:
+            self.held.clear()
+            self._manifests.clear()
+            self._layouts.clear()
+
+    def stop_counting(self) -> None:
+        """Forget the objects of layouts: nobody needs their numbers any more."""
+        self._counts = False
+        self.held.clear()
+
+    def forget(self, manifests: Iterable[bytes]) -> None:
+        """Read these models again if a record turns out to need them."""
+        for manifest_id in manifests:
+            self._layouts.difference_update(self._manifests.pop(manifest_id, ()))
+
     def prune_copies(self) -> None:
         """Keep no copies of descriptions that no record needs any more."""
         self._copies.prune({item.hex() for item in self._manifests.keys() | self._layouts})
@@ -94,6 +123,8 @@ class Mark:
                 raise _unreadable(layouts[layout_id], error) from error
             self._need(chunks, layouts[layout_id])
             self._layouts.add(layout_id)
+            if self._counts:
+                self.held[layout_id] = self._packs.table.find(id_keys(chunks))
 
     def _need(self, ids: Sequence[bytes] | bytes, needed_by: dict[bytes, str] | str) -> None:
         joined = ids if isinstance(ids, bytes) else b"".join(ids)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore.format import names
 from casstore.objects import pack_overhead
 from casstore.ops.gc.candidates import Candidates, choose, rows_to_copy
+from casstore.ops.gc.policies.ages import last_written, outdated
+from casstore.ops.gc.policies.deletion import Deletion, Kept
+from casstore.ops.gc.policies.size import fit
 from casstore.ops.gc.policy import DAY, HOUR, WEEK, GcPolicy
 from casstore.ops.gc.roots import ListedRecord, trimmable
 from casstore.ops.gc.survey import Survey
+from casstore.store.private import require_private
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from casstore.backend.base import Entry
-    from casstore.format.record import Record
     from casstore.ops.gc.tombstones import ListedTombstone
     from casstore.store.model_store import ModelStore
 
@@ -35,12 +38,13 @@ class PlanItem:
 class GcPlan:
     """What a collection would do.
 
-    `items` is all of it for people. `refs` are deleted by the policy. `missing` names refs that need objects which
-    no pack holds, with their number: they cannot be read any more, and everything else of them is kept.
+    `items` is all of it for people, `deletions` are the refs that policies delete. `missing` names refs that need objects
+    which no pack holds, with their number: they cannot be read any more, and everything else of them is kept. `notes` are
+    sentences about what cannot be done.
     """
 
     items: tuple[PlanItem, ...]
-    refs: tuple[str, ...]
+    deletions: tuple[Deletion, ...]
     missing: dict[str, int]
     problems: tuple[str, ...]
     two_phases: bool
@@ -49,7 +53,12 @@ class GcPlan:
     temporaries: tuple[Entry, ...] = field(repr=False, default=())
     trims: tuple[tuple[ListedRecord, ...], ...] = field(repr=False, default=())
     candidates: Candidates = field(repr=False, default_factory=Candidates)
-    outdated: dict[str, Record] = field(repr=False, default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """The names of the refs that policies delete, in order."""
+        return tuple(item.name for item in self.deletions)
 
     @property
     def bytes_freed(self) -> int:
@@ -61,15 +70,15 @@ def plan_gc(store: ModelStore, policy: GcPolicy | None = None, *, now: float | N
     """Find out what a collection would remove from a store; nothing is changed and no lock is taken.
 
     `now` replaces the storage's clock, in POSIX seconds. Raises an IntegrityError that names the ref for anything that
-    cannot be read, and BackendError for a store that fails: then nothing may be deleted (invariant 8).
+    cannot be read, and BackendError for a store that fails: then nothing may be deleted (invariant 8). Raises ConfigError
+    for a policy that needs a private store, and one that is not.
     """
     policy = policy or GcPolicy()
+    if policy.needs_private:
+        require_private(store.backend, policy.needs_private)
     survey = Survey(store, policy, now=now)
-    if policy.older_than is not None:
-        survey.read_refs_first()
-    outdated = outdated_refs(survey, policy)
-    survey.left_out = frozenset(outdated)
     survey.look()
+    deletions, notes = _by_policy(survey)
     trims = trimmable(survey.roots, policy, survey.now())
     doomed = ripe_packs(survey)
     candidates = choose(survey)
@@ -77,7 +86,7 @@ def plan_gc(store: ModelStore, policy: GcPolicy | None = None, *, now: float | N
     temporaries = tuple(store.backend.list_abandoned(older_than=limit))
     items = [
         _temporaries_item(temporaries),
-        PlanItem("refs", len(outdated), 0, _older(policy)),
+        *_deletion_items(deletions),
         PlanItem(
             "records", sum(map(len, trims)), sum(item.size for group in trims for item in group),
             "replaced or deleted for 7 days",
@@ -90,7 +99,7 @@ def plan_gc(store: ModelStore, policy: GcPolicy | None = None, *, now: float | N
         missing[name] = missing.get(name, 0) + 1
     return GcPlan(
         items=tuple(item for item in items if item.count),
-        refs=tuple(sorted(outdated)),
+        deletions=tuple(sorted(deletions, key=lambda item: item.name)),
         missing=missing,
         problems=tuple(survey.roots.problems) + tuple(_unreadable_packs(survey)),
         two_phases=survey.two_phases,
@@ -99,26 +108,31 @@ def plan_gc(store: ModelStore, policy: GcPolicy | None = None, *, now: float | N
         temporaries=temporaries,
         trims=tuple(tuple(group) for group in trims),
         candidates=candidates,
-        outdated=outdated,
+        notes=notes,
     )
 
 
-def outdated_refs(survey: Survey, policy: GcPolicy) -> dict[str, Record]:
-    """Return the refs that the policy deletes, with the record by which that was decided."""
-    if policy.older_than is None:
-        return {}
-    now = survey.now()
-    found: dict[str, Record] = {}
-    for group in survey.roots.refs.values():
-        name = names.parse_key(group[0].key).name
-        heads = survey.roots.heads.get(name, ())
-        if not name.startswith("models/") or not heads or heads[-1].target is None:
-            continue
-        written = max(item.written for item in group if item.replaced is None)
-        newest = max(written, *(record.time / 1e9 for record in heads))
-        if now - newest >= policy.older_than:
-            found[name] = heads[-1]
-    return found
+def _by_policy(survey: Survey) -> tuple[list[Deletion], tuple[str, ...]]:
+    """Return the refs that the policy deletes, and sentences about what it cannot reach."""
+    policy, roots = survey.policy, survey.roots
+    if not policy.deletes_refs:
+        return [], ()
+    with survey.leases() as leased:
+        kept = Kept.of(roots, leased)
+    used = survey.store.last_use.times()
+    going = outdated(roots, policy, kept, now=survey.now(), used=used)
+    if policy.max_size is None:
+        return going, ()
+    found = fit(survey, policy.max_size, kept, going=going, written=last_written(roots), used=used)
+    survey.mark.stop_counting()
+    evicted = {item.name for item in found.deletions}
+    notes: list[str] = []
+    if found.excess:
+        notes.append(
+            f"The store cannot be as small as {policy.max_size} bytes: what stays whatever its size takes {found.excess} bytes "
+            "more. That is what tags and pins name, what people have added, and what running pipelines use."
+        )
+    return [*(item for item in going if item.name not in evicted), *found.deletions], tuple(notes)
 
 
 def ripe_packs(survey: Survey, *, alone: bool | None = None, own: Collection[str] = ()) -> set[int]:
@@ -142,9 +156,13 @@ def _temporaries_item(temporaries: Collection[Entry]) -> PlanItem:
     return PlanItem("temporary files", len(temporaries), size, "left by writers that ended")
 
 
-def _older(policy: GcPolicy) -> str:
-    days = (policy.older_than or 0.0) / DAY
-    return f"older than {days:g} days"
+def _deletion_items(deletions: Sequence[Deletion]) -> list[PlanItem]:
+    counts = Counter((item.why, item.at_once) for item in deletions)
+    later = "; `casstore undelete` brings them back until the next gc, which frees their bytes"
+    return [
+        PlanItem("refs", count, 0, why if at_once else why + later)
+        for (why, at_once), count in sorted(counts.items())
+    ]
 
 
 def _condemned_item(survey: Survey, doomed: set[int]) -> PlanItem:
@@ -159,7 +177,7 @@ def _candidate_items(survey: Survey, found: Candidates) -> list[PlanItem]:
     packs = survey.packs
     unneeded = sum(packs.size(number) for number in found.unneeded)
     sparse = sum(packs.size(number) for number in found.sparse) - found.kept_bytes
-    share = f"less than {survey.policy.repack:.0%} of them is needed, which is copied"
+    share = f"less than {survey.repack:.0%} of them is needed, which is copied"
     needless = "nothing needs them"
     if survey.two_phases and survey.policy.grace > 0:
         later = f"; condemned now, deleted by a collection in {survey.policy.grace / HOUR:g} h"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
 
-from casstore.errors import AccessDenied, BackendUnavailable, ConfigError
+from casstore.errors import AccessDenied, BackendError, BackendUnavailable, ConfigError
 from casstore.machine.copies import Copies
+from casstore.machine.leases import Leases
 from casstore.machine.state import machine_folder
+from casstore.machine.this_machine import store_folder
 from casstore.ops.gc.mark import Mark
 from casstore.ops.gc.policy import MAX_SKEW
 from casstore.ops.gc.roots import RootReader, Roots
 from casstore.ops.gc.tombstones import list_tombstones
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -41,13 +44,17 @@ class Survey:
         self._ahead: float | None = None
         self.two_phases = works_in_two_phases(store)
         self.packs = store.objects.listed_packs(copies=_copies(store, "footers"))
-        self.mark = Mark(store, self.packs, copies=_copies(store, "objects"))
+        self.mark = Mark(
+            store, self.packs, copies=_copies(store, "objects"), counts=policy.max_size is not None
+        )
         self.reader = RootReader(store, policy, two_phases=self.two_phases)
         self.roots = Roots()
         self.tombstones: list[ListedTombstone] = []
         self.quarantined: set[int] = set()
-        self.left_out: frozenset[str] = frozenset()
-        """Refs that this collection deletes: their values keep nothing."""
+        self.repack = policy.repack
+        """The share of a pack that must be needed, or it is rewritten."""
+        self.is_short = False
+        """Whether the store is larger than it may be: then even the youngest leftovers go."""
 
     def now(self) -> float:
         """Return the time by the storage's clock, in POSIX seconds, unless a time was given."""
@@ -72,15 +79,23 @@ class Survey:
             )
         return ahead
 
+    @contextlib.contextmanager
+    def leases(self) -> Iterator[frozenset[str]]:
+        """Give the refs that running pipelines of this machine use; until the end of the block, none is added."""
+        try:
+            with Leases(store_folder(self.store.store_id)).held() as held:
+                yield held
+        except OSError as error:
+            # Invariant 8: what is in use is unknown.
+            raise BackendError(
+                f"Nothing was deleted, since nobody can say which models running pipelines use: {error}"
+            ) from error
+
     def work_in_two_phases(self) -> None:
         """Take writers into account that work without the lock: values that were replaced stay readable for a while."""
         self.two_phases = True
         self._ahead = None
         self.reader.superseded = self.policy.superseded
-
-    def read_refs_first(self) -> None:
-        """Read all records, and mark nothing yet."""
-        self.roots = self.reader.read(self.now())
 
     def look(self, *, own: Sequence[str] = ()) -> None:
         """Read all tombstones, then list the packs, then read all records; never in another order (design §8)."""
@@ -97,7 +112,7 @@ class Survey:
     def read_records(self, now: float) -> None:
         """Read all records, and mark what they need."""
         self.roots = self.reader.read(now)
-        needed = [record for record in self.roots.records.values() if not self._is_left_out(record)]
+        needed = self.roots.records.values()
         current = [record for record in needed if record in self.roots.heads.get(record.name, ())]
         replaced = [record for record in needed if record not in self.roots.heads.get(record.name, ())]
         self.mark.add(current)
@@ -110,15 +125,20 @@ class Survey:
                 return
             # Written since the packs were listed, with a record that was read after that.
             self.packs.read()
+            self.mark.count_again()
             self.mark.add(current)
         raise BackendUnavailable(
             f"A listing of {self.store.backend.url} lacks the pack {min(unlisted).hex()}, which is there. Nothing was "
             "deleted: try again later."
         )
 
-    def _is_left_out(self, record: Record) -> bool:
-        # Where values stay readable for a while after they were replaced, deleting a ref frees nothing at once.
-        return record.name in self.left_out and not self.two_phases
+    def release(self, records: Iterable[Record], objects: NDArray[np.int64]) -> None:
+        """Do not need the objects any more that only these records need: this collection deletes their refs.
+
+        If one of them turns out to be needed after all, since its ref stays or was written again, `look` finds out.
+        """
+        self.mark.forget(record.manifest for record in records if record.manifest is not None)
+        self.packs.table.release(objects)
 
     def condemned(self) -> set[int]:
         """Return the packs that any tombstone names."""

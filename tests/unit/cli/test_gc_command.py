@@ -92,5 +92,13 @@ def test_refs_by_age(place):
     assert "refs" not in out
     assert run("gc", "--older-than", "0h")[0].splitlines()[0].startswith("refs\t1\t")
     assert run("ls", "-q")[0] == ""
+    assert packs(place) == 1, "the next collection frees it, and until then undelete works"
+    assert run("undelete", "models/kept")[0].startswith("models/kept is back, model ")
+    run("get", "models/kept", place.parent / "again", "-q")
+    out, _ = run("gc", "--older-than", "0h", "-v")
+    assert out.splitlines()[1] == "models/kept\tolder than 0 days"
+    assert "; 1 ref was deleted" in out
+    run("gc")
     assert packs(place) == 0
+    assert "gc has freed" in run("undelete", "models/kept", code=1)[1]
     assert "Invalid value for '--orphans'" in run("gc", "--orphans", "never", code=2)[1]

@@ -32,7 +32,14 @@ def warned(caplog):
 @pytest.fixture
 def homeless(monkeypatch):
     """Unset every variable, and have no entry in the password file."""
-    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "CASSTORE_STORE"):
+    for name in (
+        "HOME",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "XDG_STATE_HOME",
+        "CASSTORE_STORE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
     def unknown(uid):

@@ -1,4 +1,4 @@
-"""Which folders live processes use: each process locks a list of its own, and the kernel unlocks a dead one's."""
+"""What live processes use, by name: each process locks a list of its own, and the kernel unlocks a dead one's."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ import os
 import threading
 import uuid
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from casstore.cache.placements.room import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-_log = logging.getLogger("casstore.cache")
+_log = logging.getLogger("casstore")
 
 
 class Uses:
-    """The folders that this process uses, and those of others, by lists in `folder`. Safe in threads."""
+    """The names that this process uses, and those of others, by lists in `folder`. Safe in threads."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
         self._lock = threading.Lock()
         self._mine: set[str] = set()
         self._list: int | None = None
@@ -34,7 +32,7 @@ class Uses:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the one short lock under which folders are claimed, moved and deleted."""
+        """Hold the one short lock under which names are claimed, and what they name is moved and deleted."""
         with self._lock:
             descriptor = os.open(self._folder / "list.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -43,9 +41,9 @@ class Uses:
             finally:
                 unlock(descriptor)
 
-    def claim(self, folder: Path, *, needed: bool = False) -> None:
-        """Put a folder on this process's list; `needed` raises OSError where that cannot be written."""
-        name = str(folder)
+    def claim(self, used: str | os.PathLike[str], *, needed: bool = False) -> None:
+        """Put a name on this process's list; `needed` raises OSError where that cannot be written."""
+        name = os.fspath(used)
         if name in self._mine:
             return
         try:
@@ -58,7 +56,7 @@ class Uses:
         except OSError as error:
             if needed:
                 raise
-            # Invariant 13: on a full disk, files are used without telling other processes so.
+            # Invariant 13: on a full disk, things are used without telling other processes so.
             _log.warning("%s is used, but could not be listed as in use: %s", name, error)
         self._mine.add(name)
 
@@ -80,7 +78,7 @@ class Uses:
                 file.truncate()
 
     def used(self) -> set[str]:
-        """Return every folder that a live process uses; lists of processes that ended are removed."""
+        """Return every name that a live process uses; lists of processes that ended are removed."""
         used = set(self._mine)
         for path in self._folder.glob("*.uses"):
             if path == self._list_path:
@@ -115,6 +113,12 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def write_whole(descriptor: int, data: bytes) -> None:
+    """Write a few bytes; raise OSError if there is no room for all of them."""
+    if os.write(descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def unlock(descriptor: int) -> None:

@@ -1,0 +1,87 @@
+"""The mark of a store that one machine alone uses: only there may policies delete what was not used for long, or to fit a size.
+
+Another machine's pipeline could be using it, and nobody here would know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound
+from casstore.format import marks
+from casstore.machine.this_machine import machine_id
+
+if TYPE_CHECKING:
+    from casstore.backend.base import Backend
+
+_log = logging.getLogger("casstore")
+
+
+def mark_private(backend: Backend) -> None:
+    """Mark a store as used by this machine and user alone, in the place of any other's mark.
+
+    Raises ConfigError where this machine has no id and none can be kept.
+    """
+    try:
+        own = machine_id(create=True)
+    except OSError as error:
+        # Invariant 11: a store that is not marked is not treated as if it were.
+        raise ConfigError(
+            f"{backend.url} cannot be made private, since this machine's id cannot be written: {error}."
+        ) from error
+    if own is None:
+        raise ConfigError(
+            f"{backend.url} cannot be made private, since there is no folder of yours to keep this machine's id in: set "
+            "HOME or XDG_STATE_HOME to a folder of your own."
+        )
+    is_there = True
+    try:
+        found = _read(backend)
+        if found is not None and found.machine == own:
+            return
+        is_there = found is not None
+    except FormatError as error:
+        # Invariant 13: whatever a damaged mark said, this one takes its place.
+        _log.warning("%s is marked anew: %s", backend.url, error)
+    if is_there:
+        # Invariant 1 covers packs, index and refs; the mark is for whoever was told last to use the store alone.
+        backend.delete(marks.PRIVATE_KEY)
+    with contextlib.suppress(
+        ObjectExists
+    ):  # Another process marks it as well; `require_private` says whose it is.
+        backend.put(marks.PRIVATE_KEY, [marks.encode_private(marks.Private(own, time.time_ns()))])
+
+
+def is_private(backend: Backend) -> bool:
+    """Say whether a store is marked as used by this machine and user alone."""
+    found = _read(backend)
+    return found is not None and found.machine == machine_id()
+
+
+def require_private(backend: Backend, what: str) -> None:
+    """Raise ConfigError, saying what to do, unless a store is marked as this machine's; `what` needs that."""
+    found = _read(backend)
+    if found is not None and found.machine == machine_id():
+        return
+    whose = (
+        "and it is not marked as such"
+        if found is None
+        else "and it is marked as that of another machine or user, or this machine's own id was lost"
+    )
+    raise ConfigError(
+        f"{what} works only on a store that is private to this machine, since nobody can know what other machines use: "
+        f"{backend.url} is shared as far as anyone knows, {whose}. If this machine alone uses it, run "
+        f"`casstore init --private {shlex.quote(backend.url)}`; a store that is shared can be collected by the age of its "
+        "records (`casstore gc --older-than`)."
+    )
+
+
+def _read(backend: Backend) -> marks.Private | None:
+    try:
+        return marks.decode_private(backend.read(marks.PRIVATE_KEY))
+    except ObjectNotFound:
+        return None  # Invariant 8: it is certainly absent; an outage raises another error.
