@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.cache.directories import checked_id
 from casstore.cache.model_cache import model_ref
@@ -14,7 +15,8 @@ from casstore.format.run import RunStatus
 from casstore.ops.quarantine import quarantine_damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from casstore.cache.failures import Failures
     from casstore.cache.model_cache import ModelCacheManager
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from casstore.format.run import RunManifest
 
 _log = logging.getLogger("casstore.cache")
+_T = TypeVar("_T")
 
 
 class Lookup:
@@ -76,15 +79,24 @@ class Lookup:
             model_ref(run.name), run.output
         )
 
-    def model(self, model_id: str) -> dict[str, Any] | None:
+    def model(self, model_id: str, *, deferred: bool = False) -> dict[str, Any] | None:
         """Return the config of a model that is here, with paths that exist, None if there is none.
 
-        If it is damaged, its packs are quarantined, so that making or fetching it again repairs the store, and
-        IntegrityError is raised.
+        With `deferred`, `fetched_folder` may have to write the files first. If the model is damaged, its packs are
+        quarantined, so that making or fetching it again repairs the store, and IntegrityError is raised.
         """
-        try:
-            config = self._models.load_model(model_id)
+        with self._quarantining(model_id):
+            config = self._models.load_model(model_id, deferred=deferred)
             return self._adopt(model_id) if config is None else config
+
+    def _folder(self, model_id: str) -> Path | None:
+        with self._quarantining(model_id):
+            return self._models.check_out(model_id)
+
+    @contextlib.contextmanager
+    def _quarantining(self, model_id: str) -> Iterator[None]:
+        try:
+            yield
         except IntegrityError:
             # Invariant 11: the error is raised; the note only keeps the next add from relying on the damage.
             record = self._models.record(model_id)
@@ -113,24 +125,31 @@ class Lookup:
         checked_id(model_id)
         if (uncached := self.uncached.get(model_id)) is not None:
             return uncached
+        return self._fetched(model_id, self.model)
+
+    def fetched_folder(self, model_id: str) -> Path | None:
+        """Return the folder with the checkout of a model, written unless it is there; else as `fetched_model`."""
+        return self._fetched(model_id, self._folder)
+
+    def _fetched(self, model_id: str, load: Callable[[str], _T | None]) -> _T | None:
         shared, ref = self._sharing.shared, model_ref(model_id)
-        config, is_damaged = None, False
+        found, is_damaged = None, False
         try:
-            config = self.model(model_id) or None
+            found = load(model_id) or None
         except IntegrityError as error:
             # Invariant 11: damage here is not a miss while the shared store has the same bytes.
             if shared is None or shared.existing() is None:
                 raise
             self._failures.note(f"read the model {model_id} of this cache", error)
             is_damaged = True
-        if config is None and shared is not None:
+        if found is None and shared is not None:
             if shared.exists(ref):
                 # With `overwrite`, objects in quarantined packs are written again, which repairs this store.
                 shared.retrieve(self._sharing.local, [ref], overwrite=is_damaged)
-                config = self._models.load_model(model_id)
+                found = load(model_id)
             else:
                 shared.check_parent()
-        return config
+        return found
 
 
 def is_id(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casstore.cache.directories import checked_id
-from casstore.cache.placements.placement import PlacedFile, Placement
+from casstore.cache.placements.placement import PlacedFile, Placement, is_below
 from casstore.cache.transfer import ModelFileTransfer, config_in_order
 from casstore.errors import BackendError, RefNotFound
 from casstore.machine.local_names import local_path
@@ -82,7 +82,9 @@ class ModelCacheManager:
         if record is not None and is_ours and before == place_sources(collected.files).files:
             files = _placed(before, self._transfer.file_ids(record))
             try:
-                self._placements.keep_working(name, Placement(added.model_id, collected.config(), files))
+                self._placements.keep_working(
+                    name, Placement(added.model_id, collected.config(), files, name)
+                )
             except OSError as error:
                 # Invariant 11: the pipeline's cache logs it, and gets the files from the store; others get the error.
                 if self._note is None:
@@ -90,27 +92,49 @@ class ModelCacheManager:
                 self._note(f"note where the files of {name} are", error)
         return added
 
-    def load_model(self, name: str, *, verify: bool = False) -> dict[str, Any] | None:
+    def load_model(self, name: str, *, verify: bool = False, deferred: bool = False) -> dict[str, Any] | None:
         """Return the config of a cached model with paths that exist; None if there is no such model.
 
         Files that are here unchanged are used as they are; otherwise they are written from the store,
-        verified. With `verify`, they are always written from the store. Raises IntegrityError for damage in the store.
+        verified. With `verify`, they are always written from the store; with `deferred`, not now: the paths are
+        those that `check_out` writes to. Raises IntegrityError for damage in the store.
         """
         record = self.record(name)
         if record is None or record.target is None:
             return None
         placement = None if verify else self.placed(name, record)
-        config = config_in_order((placement or self._check_out(record)).model, record)
         self._store.last_use.note(record.target)
-        return config
+        if placement is None and deferred and (config := self.future_config(self._store, record)) is not None:
+            return config_in_order(config, record)
+        return config_in_order((placement or self._check_out(record)).model, record)
+
+    def check_out(self, name: str) -> Path | None:
+        """Return the folder with a checkout of a cached model, written unless it is there; None if there is no such model.
+
+        Raises as `load_model` does.
+        """
+        record = self.record(name)
+        if record is None or record.target is None:
+            return None
+        content = _content(record)
+        placement = self._placements.checkout(content) or self._intact_outside(content)
+        placement = placement or self._check_out(record)
+        inside = self._placements.checkout_path(content)
+        if all(is_below(file.location, inside) for file in placement.files):
+            return inside
+        with self._lock:
+            return self._outside[content][0] / "files"
 
     def placed(self, name: str, record: Record) -> Placement | None:
         """Return the files of a cached model that are on this machine and hold what was cached, else None."""
         content = _content(record)
         placement = self._placements.working(name, content) or self._placements.checkout(content)
-        if placement is None and content in self._outside:
-            placement = self._outside[content][1].verified()
-        return placement
+        return placement or self._intact_outside(content)
+
+    def _intact_outside(self, content: str) -> Placement | None:
+        with self._lock:
+            outside = self._outside.get(content)
+        return outside[1].verified() if outside is not None else None
 
     def _check_out(self, record: Record) -> Placement:
         """Write the files of a model into the cache, or elsewhere if it has no room."""
@@ -128,7 +152,10 @@ class ModelCacheManager:
             with _deleted_on_failure(folder):
                 placement = self._write_files(record, folder, folder / "files")
             with self._lock:
-                self._outside[str(folder) if content in self._outside else content] = (folder, placement)
+                if content in self._outside:
+                    earlier = self._outside[content]
+                    self._outside[str(earlier[0])] = earlier
+                self._outside[content] = (folder, placement)
             self._note(f"write {record.name} into the cache, so it is in {tempfile.gettempdir()}", error)
             return placement
 
@@ -139,7 +166,7 @@ class ModelCacheManager:
         document = self._transfer.write_files(record, files)
         written = place_sources({"files": str(files)}).files
         placed = _placed(written, self._transfer.file_ids(record), prefix="files/")
-        return Placement(_content(record), _at(document, final), placed)
+        return Placement(_content(record), _at(document, final), placed, record.name.removeprefix(_PREFIX))
 
     def close(self) -> None:
         """Delete the files that were written outside the cache."""
@@ -150,7 +177,7 @@ class ModelCacheManager:
             shutil.rmtree(folder, ignore_errors=True)
 
     def future_config(self, source: Store, record: Record) -> dict[str, Any] | None:
-        """Return the config of a model of another store, with the paths that its files will have here.
+        """Return the config of a model of a store, with the paths that its files will have here.
 
         `{}` for the model of a failed pass, which has no files; None for a model without a config.
         """

@@ -116,13 +116,16 @@ class OliveCache(PipelineCache):
             raise RefNotFound(
                 f"There is no cached model {model_id} to save: it was never made, or its pass failed."
             )
-        return save_model(
+        saved = save_model(
             config,
             Path(output_dir) if output_dir else Path.cwd(),
             overwrite=overwrite,
             only_files_below=self.dirs.checkouts.parent if only_cache_files else None,
             resources=self.resources,
         )
+        if (content := self.lookup.content_of(model_id)) is not None:
+            self.placements.spend(content.hex())
+        return saved
 
     # Runs
 

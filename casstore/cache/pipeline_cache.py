@@ -6,6 +6,7 @@ not cached. Only an invalid id, a mistake of the caller, raises.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import threading
 import time
@@ -13,6 +14,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from casstore.cache.at_exit import close_at_exit, forget
 from casstore.cache.directories import checked_id, open_cache
 from casstore.cache.document import config_texts, flag_lazy
 from casstore.cache.explain import Explanation, explain_run
@@ -22,6 +24,7 @@ from casstore.cache.model_cache import ModelCacheManager, model_ref
 from casstore.cache.placements.attempts import Attempts
 from casstore.cache.placements.placements import Placements
 from casstore.cache.placements.recent import Recent
+from casstore.cache.placements.stored import is_stored
 from casstore.cache.run_cache import RunCacheManager, run_ref
 from casstore.cache.run_json import alias, get_run_json, new_run, run_json
 from casstore.cache.shared.sharing import Sharing
@@ -64,6 +67,8 @@ class PipelineCache:
     """
 
     shared_class: ClassVar[type[SharedStore]] = SharedStore
+    defers_files = False
+    """Whether `load_model` leaves the files of a hit in the store until they are asked for, by `lookup.fetched_folder`."""
 
     def __init__(
         self, settings: CacheSettings, *, collect: Callable[[dict[str, Any]], CollectedModel]
@@ -75,15 +80,22 @@ class PipelineCache:
         self._asked: Recent[_Asked] = Recent()
         self.dirs, self.local = open_cache(settings, self.failures)
         self.leases = Leases(store_folder(self.local.store_id))
-        self.placements = Placements(self.dirs, max_bytes=settings.max_checkout_bytes)
+        self.placements = Placements(
+            self.dirs,
+            max_bytes=settings.max_checkout_bytes,
+            keep_all=settings.keep_working_files,
+            is_stored=functools.partial(is_stored, self.local),
+        )
         self.attempts = Attempts(self.placements, note=self.failures.note)
         self.models = ModelCacheManager(self.local, self.placements, collect=collect, note=self.failures.note)
         self.runs = RunCacheManager(self.local, environment=settings.environment)
         self._sharing = Sharing(self._open_shared(), self.local, update=settings.update_shared_cache)
         self.lookup = Lookup(self.models, self.runs, self._sharing, self.failures, adopt=self._adopt)
+        close_at_exit(self)
 
     def close(self) -> None:
-        """Release everything; from now on working files and checkouts may be deleted, by their bound."""
+        """End the run, and release everything: working files go, except those of the run's outputs, by their bound."""
+        forget(self)
         self.attempts.close()
         self.models.close()
         self.placements.close()
@@ -145,7 +157,7 @@ class PipelineCache:
         if (uncached := self.lookup.uncached.get(model_id)) is not None:
             return uncached
         with self.failures.tolerated(f"load the model {model_id}"):
-            config = self.lookup.model(model_id)
+            config = self.lookup.model(model_id, deferred=self.defers_files)
             if config is not None:
                 self.attempts.found(model_id)
                 return config
@@ -296,6 +308,8 @@ class PipelineCache:
     def _ask(self, stated: dict[str, Any], accelerator: object, version: str | None) -> _Asked:
         name, input_name = str(stated["pass_name"]), str(stated["input_model_id"])
         content = self.lookup.content_of(input_name)
+        if content is not None:
+            self.placements.spend(content.hex())
         key = self.runs.key(
             name,
             stated["pass_config"],

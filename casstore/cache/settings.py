@@ -29,7 +29,8 @@ class CacheSettings:
 
     `cache_dir` is a local path, the URL of a shared store, or a list of both. `account_name` and
     `container_name` mean a container of Azure Blob Storage. `workflow_id` is the folder of the working files
-    inside the local path. `max_checkout_bytes` bounds working files and checkouts that can be made again.
+    inside the local path. When a run has ended, files of models that only its passes needed go, unless
+    `keep_working_files`; `max_checkout_bytes` bounds those of its outputs, which can be made again as well.
     `environment` are the fields, chosen by name, that decide what a pass makes; `pass_version` the version
     of passes that state none. `storage_options` go to the shared store's file system. With
     `shared="group"`, a shared store that is made in a folder is for the folder's group. Raises ConfigError for
@@ -45,6 +46,7 @@ class CacheSettings:
     update_shared_cache: bool = True
     workflow_id: str | None = None
     max_checkout_bytes: int = DEFAULT_CHECKOUT_BYTES
+    keep_working_files: bool = False
     pass_version: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # keys and tokens

@@ -60,6 +60,23 @@ class Uses:
             _log.warning("%s is used, but could not be listed as in use: %s", name, error)
         self._mine.add(name)
 
+    def mine(self) -> set[str]:
+        """Return what this process uses."""
+        return set(self._mine)
+
+    def release(self, names: set[str]) -> None:
+        """Give up some uses; call it while `locked`, since the list is written anew."""
+        self._mine -= names
+        if self._list is None or self._list_path is None:
+            return
+        data = b"".join(os.fsencode(name) + b"\0" for name in sorted(self._mine))
+        # Invariant 13: at worst these go on being listed until this process ends.
+        with contextlib.suppress(OSError), open(self._list_path, "r+b") as file:
+            # No longer than before, so that a full disk cannot cut it short.
+            if len(data) <= os.fstat(file.fileno()).st_size:
+                file.write(data)
+                file.truncate()
+
     def used(self) -> set[str]:
         """Return every name that a live process uses; lists of processes that ended are removed."""
         used = set(self._mine)

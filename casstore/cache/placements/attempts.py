@@ -62,6 +62,8 @@ class Attempts:
         if folder is None and model_id not in self._thread.asked:
             with self._lock:
                 folder = self._finished.get(model_id)
+            if folder is not None and not folder.is_dir():
+                folder = None  # Its files went when a run ended.
         return folder or self.begin(model_id)
 
     def begin_outside(self, model_id: str, failed: Path, error: Exception) -> Path | None:

@@ -70,11 +70,16 @@ class PlacedFile:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the files of one cached model lie: its model id, its config with paths here, and each file."""
+    """Where the files of one cached model lie: its model id, its config with paths here, and each file.
+
+    `name` is the id that it is cached under. An `output` is what a run was for: its files stay when the run has ended.
+    """
 
     content: str
     model: dict[str, Any]
     files: tuple[PlacedFile, ...]
+    name: str = ""
+    output: bool = False
 
     @property
     def size(self) -> int:
@@ -125,7 +130,8 @@ class Placement:
             [file.location, file.file_id.hex(), (file.proof or b"").hex(), *file.identity.fields()]
             for file in self.files
         ]
-        return json.dumps({"content": self.content, "model": self.model, "files": files}).encode()
+        value = {"content": self.content, "model": self.model, "files": files}
+        return json.dumps({**value, "name": self.name, "output": self.output}).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Placement | None:
@@ -133,7 +139,8 @@ class Placement:
         try:
             value = json.loads(data)
             files = tuple(_decode_file(row) for row in value["files"])
-            return cls(str(value["content"]), dict(value["model"]), files)
+            name, output = str(value.get("name", "")), value.get("output") is True
+            return cls(str(value["content"]), dict(value["model"]), files, name, output)
         except (ValueError, KeyError, TypeError):
             return None  # The files can be made again (invariant 4), so a torn note only costs time.
 

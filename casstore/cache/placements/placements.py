@@ -1,7 +1,8 @@
 """Plain files on this machine, of cached models and of running passes: which are in use, and which may be deleted.
 
-Every byte of a cached model can be made again from the store, so these are bounded: the least recently used go
-first, files in use by a live process stay, and nothing is deleted that is not exactly what was cached.
+Every byte of a cached model can be made again from the store, so its files go when the run that used them has ended.
+Those that the run was for stay, up to a bound: the least recently used go first. Files in use by a live process stay,
+and nothing is deleted that is not exactly what was cached, or that the store does not hold.
 
 A pass writes to a folder that no other attempt has had (`new_attempt`), with a marker beside it. What attempts
 of ended processes left is deleted.
@@ -16,6 +17,7 @@ import os
 import shutil
 import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casstore.cache.placements.placement import NOTE, Placement
@@ -24,8 +26,7 @@ from casstore.cache.placements.trim import OUTPUT, marker_of, trim, unfinished_p
 from casstore.machine.uses import Uses, unlock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Iterator
 
     from casstore.cache.directories import CacheDirectories
 
@@ -37,22 +38,72 @@ _FILES = "files"
 class Placements:
     """The plain files of one cache; safe in threads, and beside other processes."""
 
-    def __init__(self, directories: CacheDirectories, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        directories: CacheDirectories,
+        *,
+        max_bytes: int,
+        keep_all: bool,
+        is_stored: Callable[[Placement], bool],
+    ) -> None:
+        """`is_stored` says whether the store holds a model: only then may its files be deleted."""
         self._directories = directories
         self._max_bytes = max_bytes
+        self._keep_all = keep_all
+        self._is_stored = is_stored
         self._uses = Uses(directories.locks)
+        self._handed: dict[str, None] = {}
+        self._spent: set[str] = set()
         self._estimate: int | None = None
         self._trim_above = max_bytes
 
+    def spend(self, content: str) -> None:
+        """Note that a model is no output of the run: a later pass takes it as input, or its files were saved elsewhere."""
+        self._spent.add(content)
+
+    def end_run(self, outputs: Collection[str] | None = None) -> None:
+        """Delete the files that this run used, except those of its outputs, which are in use until `close`.
+
+        `outputs` are contents; by default, what was handed out and not spent.
+        """
+        self._release(set(outputs) if outputs is not None else self._handed.keys() - self._spent)
+        self.trim()
+
     def close(self) -> None:
-        """Give up every use; from now on the files may be deleted, by the bound."""
+        """End the run, and give up every use."""
+        self._release(self._handed.keys() - self._spent)
         self._uses.close()
         self.trim()
 
+    def _release(self, outputs: Collection[str]) -> None:
+        """Stop using everything but `outputs` and attempts; note beside the files which are which."""
+        # Invariant 13: where the lock fails, they go on being in use until this process ends.
+        with contextlib.suppress(OSError), self._uses.locked():
+            self._uses.release(
+                {name for name in self._uses.mine() if not self._is_needed(Path(name), outputs)}
+            )
+        self._handed, self._spent = dict.fromkeys(outputs), set()
+
+    def _is_needed(self, folder: Path, outputs: Collection[str]) -> bool:
+        placement = Placement.read(folder)
+        if placement is None:
+            return True  # An attempt, or a checkout that is being written.
+        is_output = placement.content in outputs
+        if is_output != placement.output:
+            with contextlib.suppress(OSError):  # Invariant 13: at worst its files are written again.
+                replace(placement, output=is_output).write(folder)
+        return is_output
+
     def trim(self) -> int:
-        """Delete the least recently used files above the bound, and leftovers of dead processes; return the bytes."""
+        """Delete what no run needs and the store holds, and leftovers of dead processes; return the bytes."""
         try:
-            freed, left = trim(self._directories, self._uses, max_bytes=self._max_bytes)
+            freed, left = trim(
+                self._directories,
+                self._uses,
+                max_bytes=self._max_bytes,
+                keep_all=self._keep_all,
+                is_stored=self._is_stored,
+            )
         except OSError as error:
             # Invariant 11: files that could not be deleted only take room.
             _log.warning("Old working files could not be deleted: %s", error)
@@ -98,6 +149,7 @@ class Placements:
             self._uses.claim(folder)
             folder.mkdir(parents=True, exist_ok=True)
             placement.write(folder)
+            self._handed[placement.content] = None
             is_full = self._is_full_with(placement)
         if is_full:
             self.trim()
@@ -128,6 +180,7 @@ class Placements:
                 os.rename(final, replaced)
             os.rename(made, final)
             is_full = self._is_full_with(placement)
+        self._handed[placement.content] = None
         shutil.rmtree(replaced, ignore_errors=True)
         if is_full:
             self.trim()
@@ -187,6 +240,7 @@ class Placements:
             self._uses.claim(folder)
         found = placement.verified()  # Outside the lock: this may read every byte.
         if found is not None:
+            self._handed[content] = None
             with contextlib.suppress(OSError):  # Invariant 13: only the order of deletion depends on it.
                 if found != placement:
                     with self._uses.locked():

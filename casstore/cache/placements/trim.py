@@ -1,4 +1,8 @@
-"""Deletes the least recently used files of a cache, and what ended processes left unfinished."""
+"""Deletes files of a cache that the store holds: those of ended runs, and the least recently used of the others.
+
+Also what ended processes left unfinished. A kill at any moment leaves what the next trim deletes: the note beside the
+files, which lists them, goes last.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from casstore.cache.placements.placement import NOTE, Placement, is_below
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from casstore.cache.directories import CacheDirectories
     from casstore.machine.uses import Uses
@@ -47,29 +51,42 @@ class _Entry:
     used: float
     folder: Path
     size: int
+    stays: bool
 
 
-def trim(directories: CacheDirectories, uses: Uses, *, max_bytes: int) -> tuple[int, int]:
-    """Delete the least recently used files above `max_bytes`, and leftovers of dead processes.
+def trim(
+    directories: CacheDirectories,
+    uses: Uses,
+    *,
+    max_bytes: int,
+    keep_all: bool,
+    is_stored: Callable[[Placement], bool],
+) -> tuple[int, int]:
+    """Delete files that no process uses and `is_stored` does not miss, and leftovers of dead processes.
 
-    Returns the bytes that were freed, and those that are left. Raises OSError.
+    What no run was for goes, unless `keep_all`; of the rest, the least recently used above `max_bytes`. Returns the
+    bytes that were freed, and those that are left. Raises OSError.
     """
     entries, left = _survey(directories)
     with uses.locked():
         used = uses.used()
     for leftovers in _batches([folder for folder in left if str(folder) not in used]):
         _remove_leftovers(leftovers, directories.checkouts, uses)
-    total = sum(entry.size for entry in entries)
-    above = total - max_bytes
-    going: list[Path] = []
-    for entry in sorted(entries, key=lambda entry: entry.used):
+    # The user's own files, outside the cache, are only noted here.
+    unused = [entry for entry in entries if entry.size and str(entry.folder) not in used]
+    going = [entry.folder for entry in unused if not (entry.stays or keep_all)]
+    freed = sum(_remove_files(folders, uses, is_stored) for folders in _batches(going))
+    left_bytes = sum(entry.size for entry in entries) - freed
+    going = []
+    above = left_bytes - max_bytes
+    for entry in sorted(unused, key=lambda entry: entry.used):
         if above <= 0:
             break
-        if str(entry.folder) not in used:
+        if entry.stays or keep_all:
             going.append(entry.folder)
             above -= entry.size
-    freed = sum(_remove_files(folders, uses) for folders in _batches(going))
-    return freed, total - freed
+    more = sum(_remove_files(folders, uses, is_stored) for folders in _batches(going))
+    return freed + more, left_bytes - more
 
 
 def _survey(directories: CacheDirectories) -> tuple[list[_Entry], list[Path]]:
@@ -87,7 +104,7 @@ def _survey(directories: CacheDirectories) -> tuple[list[_Entry], list[Path]]:
             placement = Placement.read(folder) if NOTE in names else None
             if placement is not None:
                 size = sum(file.identity.size for file in placement.files if is_below(file.location, folder))
-                entries.append(_Entry((folder / NOTE).stat().st_mtime, folder, size))
+                entries.append(_Entry((folder / NOTE).stat().st_mtime, folder, size, placement.output))
             attempts = [
                 folder / name.removesuffix(_MARKER)
                 for name in names
@@ -119,13 +136,13 @@ def _remove_leftovers(folders: list[Path], checkouts: Path, uses: Uses) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_files(folders: list[Path], uses: Uses) -> int:
-    """Delete unchanged files of cached models; return their bytes."""
+def _remove_files(folders: list[Path], uses: Uses, is_stored: Callable[[Placement], bool]) -> int:
+    """Delete unchanged files of cached models that the store holds; return their bytes."""
     known = {folder: Placement.read(folder) for folder in folders}
     going = {
         folder: [file for file in placement.verified_files() if is_below(file.location, folder)]
         for folder, placement in known.items()
-        if placement is not None
+        if placement is not None and is_stored(placement)
     }
     freed = 0
     with uses.locked():
@@ -140,13 +157,13 @@ def _remove_files(folders: list[Path], uses: Uses) -> int:
 
 def _delete(folder: Path, files: list[str]) -> None:
     # Invariant 1 covers the store; these are copies of its files, verified by their bytes.
-    (folder / NOTE).unlink(missing_ok=True)
     for path in files:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        # Other files in an attempt's folder belong to whoever put them there, and stay.
-        inside = Path(path).relative_to(folder)
-        marker_of(folder / inside.parts[0]).unlink(missing_ok=True)
+    # Other files in an attempt's folder belong to whoever put them there, and stay: its marker goes before the note.
+    for name in {Path(path).relative_to(folder).parts[0] for path in files}:
+        marker_of(folder / name).unlink(missing_ok=True)
+    (folder / NOTE).unlink(missing_ok=True)
     for below, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):  # A folder that still holds other files stays.
             os.rmdir(below)

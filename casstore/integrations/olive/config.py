@@ -15,10 +15,16 @@ def make_config_class(base: Any) -> Any:
     """Return a subclass of Olive's CacheConfig, which its validation insists on, that opens casstore's cache."""
     pydantic_fields: dict[str, Any] = {
         "max_checkout_bytes": DEFAULT_CHECKOUT_BYTES,
+        "keep_working_files": False,
         "storage_options": {},
         "environment": {},
     }
-    annotations = {"max_checkout_bytes": int, "storage_options": dict, "environment": dict}
+    annotations = {
+        "max_checkout_bytes": int,
+        "keep_working_files": bool,
+        "storage_options": dict,
+        "environment": dict,
+    }
     namespace: dict[str, Any] = {
         "__module__": base.__module__,  # Olive compares classes by module and name
         "__doc__": "The settings of a cache on casstore: Olive's own, and additional ones.",

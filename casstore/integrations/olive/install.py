@@ -49,7 +49,46 @@ def install() -> None:
     model_config.get_model_id = functools.wraps(original)(lambda self: input_model_id(self, original))
     engine = _import("olive.engine.engine").Engine
     engine._evaluate_model = _with_evaluator(engine._evaluate_model)  # noqa: SLF001  # no public method knows the evaluator
+    engine.run_accelerator = _with_outputs(engine.run_accelerator)
+    engine.run = _with_end(engine.run)
     _done = True
+
+
+def _with_outputs(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Have the files of the models that a run is for; run once more what was a hit and could not be read."""
+
+    @functools.wraps(run)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = run(self, *args, **kwargs)
+        if isinstance(self.cache, EngineCache) and not self.cache.fetch_outputs(self.footprint):
+            result = run(self, *args, **kwargs)
+            self.cache.fetch_outputs(self.footprint)
+        return result
+
+    return wrapped
+
+
+def _with_end(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell the cache when a run ends, and what its outputs are."""
+
+    @functools.wraps(run)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.cache, EngineCache):
+            return run(self, *args, **kwargs)
+        try:
+            output = run(self, *args, **kwargs)
+        except Exception:
+            # Invariant 11: the error is Olive's; without outputs, all working files may go.
+            self.cache.end_run()
+            raise
+        best = output.get_best_candidate() if output is not None else None
+        if best is not None:
+            # What was saved lies in the output folder, and no longer in the cache.
+            self.footprint.nodes[best.model_id].model_config_data = dict(best.olive_model_config)
+        self.cache.end_run(self.footprint)
+        return output
+
+    return wrapped
 
 
 def _with_evaluator(evaluate: Callable[..., Any]) -> Callable[..., Any]:
