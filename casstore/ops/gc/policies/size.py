@@ -154,7 +154,7 @@ def _groups(
     written: Mapping[str, float],
     used: Mapping[bytes, float],
 ) -> dict[bytes, _Group]:
-    """Return the models of which every ref is a cache entry that may go, with those refs."""
+    """Return the models of which every ref is a cache entry that may go, with those refs, the least recently used first."""
     groups: dict[bytes, _Group] = {}
     others: set[bytes] = set()
     may_go = {heads[-1].name for heads in kept.others(survey.roots) if is_entry(heads)}
@@ -169,7 +169,8 @@ def _groups(
         group.refs.append(heads[-1])
         group.used = max(group.used, written[name], used.get(heads[-1].target, 0.0))
         group.is_outdated &= name in outdated
-    return {model: group for model, group in groups.items() if model not in others}
+    found = [(model, group) for model, group in groups.items() if model not in others]
+    return dict(sorted(found, key=lambda item: (item[1].used, item[0])))
 
 
 def _needed(survey: Survey) -> dict[str, list[Record]]:
