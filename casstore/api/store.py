@@ -224,7 +224,9 @@ class Store(ModelStore):
         Folders above are made. A file that is there is an error, and is replaced with `force`. Raises RefNotFound,
         PathNotFound for no such file in the model, ConfigError as `get` does.
         """
-        return write_file(self.model(ref_or_id), path, dest, self.objects, force=force, callback=callback)
+        model = self.model(ref_or_id)
+        self._note_use(model)
+        return write_file(model, path, dest, self.objects, force=force, callback=callback)
 
     def cat(self, ref_or_id: str, path: str) -> bytes:
         """Return the bytes of one file of a model; `open_file` reads a large one in parts. Raises as `open_file` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 
@@ -20,6 +21,7 @@ from casstore.ops.gc.policies.eviction import Holders, victims
 from casstore.ops.gc.policy import DAY
 
 SIZE = 100_000
+_log = logging.getLogger(__name__)
 _folders = itertools.count()
 
 
@@ -324,7 +326,7 @@ def test_the_caches_own_entries(tmp_path):
         assert not cache.problems
 
 
-def test_scale(tmp_path, entry, by_hand, capsys):
+def test_scale(tmp_path, entry, by_hand):
     """Many small entries that share parts; nothing may grow with the square of their number."""
     with Store(tmp_path / "scale", create=True, durability="none") as store:
         store.mark_private()
@@ -343,11 +345,10 @@ def test_scale(tmp_path, entry, by_hand, capsys):
         assert bytes_of(store.backend) <= limit
         assert len(store.ls("models/")) == POLICY_REFS + 1 - len(report.refs_deleted)
         assert_clean(store)
-    with capsys.disabled():
-        print(f"\n{POLICY_REFS} entries: planned in {planned:.2f} s, carried out in {report.seconds:.2f} s")
+    _log.info("%d entries: planned in %.2f s, carried out in %.2f s", POLICY_REFS, planned, report.seconds)
 
 
-def test_scale_of_the_order_alone(capsys):
+def test_scale_of_the_order_alone():
     """A hundred times as many chunks as models, each of which is in three of them."""
     chunks = 100 * POLICY_REFS
     random = np.random.default_rng(7)
@@ -357,5 +358,4 @@ def test_scale_of_the_order_alone(capsys):
     order = victims(holders, costs=random.random(POLICY_REFS) * 100, used=np.zeros(POLICY_REFS))
     freed = sum(size for _, size in order)
     assert freed == len(np.unique(np.concatenate(held))) << 18
-    with capsys.disabled():
-        print(f"\n{POLICY_REFS} models, {chunks} chunks: ordered in {time.process_time() - started:.2f} s")
+    _log.info("%d models, %d chunks: ordered in %.2f s", POLICY_REFS, chunks, time.process_time() - started)
