@@ -260,8 +260,9 @@ class Store(ModelStore):
 
         With `dry_run`, nothing is changed, and the report's `bytes_freed` say what would go. `tell` is given a
         sentence when other writers are waited for. `plan_gc` and `execute_gc` do the same in two steps. Raises an
-        IntegrityError, naming the ref, for anything that cannot be read, and BackendError for a store that fails; what
-        is left then goes with the next collection.
+        IntegrityError, naming the ref, for anything that cannot be read, BackendError for a store that fails, and
+        ConfigError for a policy by last use or size on a store that is not private; what is left then goes with the
+        next collection.
         """
         from casstore.ops.gc import GcReport, execute_gc, plan_gc  # noqa: PLC0415 - see the top of this file
 

@@ -6,7 +6,6 @@ import time
 
 from fakes.stores import write_model
 
-from casstore.backend import Backend
 from casstore.cache.run_cache import RunCacheManager
 from casstore.format import names
 from casstore.format.run import RunKey, RunManifest, RunStatus
@@ -42,7 +41,7 @@ def add_entry(store, folder, name, content, *, made_of=None, seconds=1.0):
     return added.model_id
 
 
-def bytes_of(backend: Backend) -> int:
+def bytes_of(backend):
     """Return what a bound counts: packs, index and records."""
     return sum(
         entry.size for prefix in (PACK_PREFIX, INDEX_PREFIX, names.PREFIX) for entry in backend.list(prefix)

@@ -82,7 +82,7 @@ def test_a_lost_state_makes_it_shared_and_says_what_to_do(store, own_home):
     store.mark_private()
     for path in (own_home / "state").rglob("machine-id"):
         path.unlink()
-    with pytest.raises(ConfigError, match="own id was lost.*casstore init --private"):
+    with pytest.raises(ConfigError, match=r"own id was lost.*casstore init --private"):
         plan_gc(store, GcPolicy(max_size=0))
 
 
