@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from fakes.cache_entries import STAMP, add_entry, bytes_of
 from fakes.counts import POLICY_REFS
-from fakes.stores import assert_clean, model_of, noise, read_model, write_model
+from fakes.stores import Content, assert_clean, model_of, noise, read_model, write_model
 
 from casstore import GcPolicy, OliveCache, Store, execute_gc, plan_gc
 from casstore.errors import ConfigError, MissingObject
@@ -324,6 +327,55 @@ def test_the_caches_own_entries(tmp_path):
         work(cache)
         assert made == [2, 3, 2, 3]
         assert not cache.problems
+
+
+PIPELINE = """
+import sys, time
+from casstore import OliveCache
+
+with OliveCache(sys.argv[1]) as cache:
+    hits = []
+    for number in range(int(sys.argv[2])):
+        if cache.load_run(f"e{number}") is not None:
+            hits.append(f"e{number}")
+        if number == 9:
+            print("begun", flush=True)
+        time.sleep(0.005)
+    for name in hits:
+        record = cache.models.record(name)
+        assert record is not None and cache.local.lacks(record) == 0, f"{name} was a hit, and is gone"
+        assert cache.load_model(name) is not None
+    assert not cache.problems, list(cache.problems)
+    print(len(hits))
+"""
+
+
+def test_what_a_pipeline_hits_stays_beside_collections(tmp_path, entry, by_hand):
+    """A pipeline looks for one entry after another while collections delete all that they may."""
+    count = 30
+    with OliveCache(tmp_path / "cache") as cache:
+        base = by_hand(cache.local, "base", 1)
+        for number in range(count):
+            document = json.dumps({"version": 1, "model": {"n": number}, "paths": []}).encode()
+            content = Content({"model.json": (document, False)})
+            add_entry(cache.local, tmp_path / f"p{number}", f"e{number}", content, made_of=base)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PIPELINE, str(tmp_path / "cache"), str(count)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    gone = 0
+    with Store(tmp_path / "cache" / "store") as store:
+        while process.poll() is None:
+            size = bytes_of(store.backend) - 1
+            gone += len(store.gc(GcPolicy(max_size=size)).refs_deleted)
+        hits = int(process.communicate()[0])
+        assert process.returncode == 0
+        # What it had not looked for yet may have gone.
+        assert hits >= 10
+        assert hits + gone >= count
+        assert_clean(store)
 
 
 def test_scale(tmp_path, entry, by_hand):
