@@ -472,11 +472,11 @@ class ModelStore:
             on_damage=self.on_damage,
         )
 
-    def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
+    def draft_copy(self, record: Record, packs: tuple[bytes, ...] = (), *, again: bool = False) -> Record:
         """Return this store's record for the value of `record`, of another store.
 
-        It has a number and a write id of this store's; `packs` are hints at the packs here that cover it.
-        Raises RefConflict as moving the ref would.
+        It has a number and a write id of this store's; `packs` are hints at the packs here that cover it. With `again` it
+        is new, though a record that has become unreadable says the same. Raises RefConflict as moving the ref would.
         """
         return self._refs.draft(
             record.name,
@@ -487,6 +487,7 @@ class ModelStore:
             metadata=record.metadata,
             packs=packs,
             origin=record.origin or record.write_id,
+            again=again,
         )
 
     def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:
