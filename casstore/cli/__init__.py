@@ -42,7 +42,7 @@ COMMANDS = {
     "sync": "Copy refs between any two stores.",
     "stats": "Measure what a store holds and what it takes.",
     "check": "Verify a store; changes nothing.",
-    "repair": "Make a store whole again, from its own packs and from other stores.",
+    "repair": "Take good copies of what is damaged or missing.",
     "quarantine": "Stop relying on the damaged packs of a model.",
     "demo": "Add a model and variants of it, and show what is saved.",
     "remote": "Manage names for other stores.",

@@ -40,9 +40,9 @@ _FILES = 3
 @click.option("--apply", is_flag=True, help="Do it. Without this option, only say what would be done.")
 @click.option("--limit", type=bytes_per_second, metavar="RATE", help="Bytes per second at most, such as 5M.")
 def run(out: Session, *, refs: tuple[str, ...], source: str | None, apply: bool, limit: float | None) -> None:
-    """Make a store whole again: only says how, unless --apply is given.
+    """Take good copies of what is damaged or missing.
 
-    Reads what the refs need, or everything, and takes good copies of what is damaged or missing from other packs of the
+    Only says what it would do, unless --apply is given. Reads what the refs need, or everything, and takes good copies of what is damaged or missing from other packs of the
     store, from what can still be read of damaged ones, and from other stores. Damaged packs are quarantined, never deleted. The
     exit code is 1 if something stays missing.
     """

@@ -125,7 +125,7 @@ class _Repair:
         ids = needs.ids
         return _Summary(
             len(ids),
-            sum(object_id in healer.healed for object_id in ids),
+            sum(object_id in healer.lost and object_id not in healer.missing for object_id in ids),
             sum(object_id in healer.missing for object_id in ids),
             tuple(files),
             needs.complete,

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Healer:
     """Looks for good copies of objects that no usable pack has. Without `write` it only says where there are some.
 
-    `healed` are objects of which a copy was found, with the place; `missing` those of which there is none. What describes
-    models is read in any case, so that it is known what they need. For one thread.
+    `lost` are objects of which no usable pack had a copy that decodes; `missing` are those of them of which there is none
+    anywhere. `healed` are those, and bases, of which a copy was found, with the place. What describes models is read in any case, so that it is known what they need. For one thread.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Healer:
         self._directories: dict[bytes, Footer | None] = {}
         self._plain: dict[bytes, bytes] = {}
         self.healed: dict[bytes, str] = {}
+        self.lost: set[bytes] = set()
         self.missing: set[bytes] = set()
 
     def read(self, object_id: bytes) -> bytes:
@@ -83,6 +84,7 @@ class Healer:
         absent, stranded, lost = self._lost(asked)
         if not lost:
             return
+        self.lost |= lost
         # A base may mend many deltas. One of which a base is in no place needs a copy that decodes alone.
         self._find(absent | stranded, describes=describes, fetch=fetch)
         _, _, lost = self._lost([object_id for object_id in asked if object_id not in self.healed])
