@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from casstore.ops.gc import GcPlan, GcPolicy, GcReport, execute_gc, plan_gc
     from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
+    from casstore.ops.repair import RepairReport
     from casstore.ops.stats import StoreStats
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
@@ -103,6 +104,7 @@ __all__ = [
     "RefConflict",
     "RefInfo",
     "RefNotFound",
+    "RepairReport",
     "RunCacheManager",
     "SharedCache",
     "Store",
@@ -140,6 +142,7 @@ _HOMES = {
     "ModelFileTransfer": "casstore.cache.transfer",
     "OliveCache": "casstore.cache.olive_cache",
     "RefInfo": "casstore.api.values",
+    "RepairReport": "casstore.ops.repair",
     "RunCacheManager": "casstore.cache.run_cache",
     "SharedCache": "casstore.cache.shared_cache",
     "Store": "casstore.api.store",

@@ -6,7 +6,7 @@ Methods that work on whole stores import it when they are called: most programs 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from casstore.ops.gc import GcPolicy, GcReport
     from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
+    from casstore.ops.repair import RepairReport
     from casstore.ops.stats import StoreStats
     from casstore.ops.sync import SyncReport
     from casstore.store.model import Model
@@ -268,6 +269,43 @@ class Store(ModelStore):
         from casstore.ops.check import check  # noqa: PLC0415 - see the top of this file
 
         return check(self, read_data=read_data, bandwidth_limit=bandwidth_limit, callback=callback)
+
+    def repair(
+        self,
+        refs: str | Sequence[str] | None = None,
+        *,
+        source: str | os.PathLike[str] | Store | None = None,
+        dry_run: bool = True,
+        bandwidth_limit: float | None = None,
+        callback: Callback | None = None,
+    ) -> RepairReport:
+        """Find what is damaged or missing, and take good copies from other packs of this store and from another store.
+
+        `refs`, names, prefixes that end with "/", or model ids, are examined, or the whole store, of which every byte is read
+        then. `source` is a path, a URL, the name of a remote, or an open store; by default all remotes of this store are asked.
+        With `dry_run`, which is the default, nothing is written, and the report says what would be. Damaged packs are
+        quarantined, and nothing but damaged index segments is deleted. `bandwidth_limit` is in bytes per second; `callback`
+        counts the bytes of packs. What stays missing is in the report: look at its `ok`. Raises RefNotFound, BackendError for
+        a store that fails.
+        """
+        from casstore.ops.repair import repair  # noqa: PLC0415 - see the top of this file
+
+        wanted = [refs] if isinstance(refs, str) else refs
+        with ExitStack() as stack:
+            if source is None:
+                others = OtherStores(self._remotes)
+                stack.callback(others.close)
+            else:
+                other = stack.enter_context(self._opened(source, read_only=True))
+                others = OtherStores(lambda: [Place(other.backend.url, lambda: other)])
+            return repair(
+                self,
+                wanted,
+                others=others,
+                dry_run=dry_run,
+                bandwidth_limit=bandwidth_limit,
+                callback=callback,
+            )
 
     def stats(self) -> StoreStats:
         """Measure what the store holds, how much space it takes, and what a collection would free."""

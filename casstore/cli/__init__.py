@@ -46,6 +46,7 @@ COMMANDS = {
     "stats": "Measure what a store holds and what it takes.",
     "du": "Say where the bytes are, and what removing refs would free.",
     "check": "Verify a store; changes nothing.",
+    "repair": "Take good copies of what is damaged or missing.",
     "quarantine": "Stop relying on the damaged packs of a model.",
     "demo": "Add a model and variants of it, and show what is saved.",
     "remote": "Manage names for other stores.",

@@ -13,8 +13,9 @@ from casstore.ops.quarantine import find_damage, set_apart
 def run(out: Session, *, ref_or_id: str) -> None:
     """Stop relying on the damaged packs of a model.
 
-    After that the model can be added or pushed again. The packs stay in place, and what is undamaged in them can still
-    be read; nothing new relies on them.
+    For a model that is to be added or pushed again afterwards; `casstore repair REF` does this, too, and takes good copies
+    from wherever there are some. The packs stay in place, and what is undamaged in them can still be read; nothing new
+    relies on them.
     """
     with out.open() as store:
         resolved = store.resolve(ref_or_id)

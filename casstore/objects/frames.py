@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from casstore.objects.ranges import Range
 
 ADVICE = (
-    "Restore that file from another copy; or run `casstore quarantine REF`, then add the model again, or push it here "
-    "with --overwrite from a store that has it. `casstore check --read-data` shows all that is damaged."
+    "Restore that file from another copy, or run `casstore repair`, which looks for other copies. Where there are none, run "
+    "`casstore quarantine REF`, then add the model again. `casstore check --read-data` shows all that is damaged."
 )
 
 

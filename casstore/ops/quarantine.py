@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.errors import FormatError, IntegrityError, ObjectExists, ObjectNotFound, UnsupportedVersion
-from casstore.format import layout as layout_format
-from casstore.format import manifest as manifest_format
-from casstore.format import marks, names
+from casstore.format import marks
 from casstore.format.rows import row_ids
 from casstore.objects import pack_key
+from casstore.store.dependencies import needs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.objects import Located
     from casstore.store.model_store import ModelStore
@@ -54,15 +52,16 @@ def find_damage(store: ModelStore, record: Record) -> Damage:
     Where the description of a model is damaged itself, the packs that its record names are read whole.
     Packs that are gone or quarantined count only where the record lacks something.
     """
-    search = _Search(store, store.objects.quarantined())
-    complete = _search_all(search, record)
-    if not complete:
+    search = Search(store, store.objects.quarantined())
+    needs = needs_of(record, store.objects.read)
+    search.read(needs.ids)
+    if not needs.complete:
         for pack in record.packs:
             search.read_pack(pack)
     found = search.found
-    if search.lost or not complete:
+    if search.lost or not needs.complete:
         found = found | search.gone | search.noted_before()
-    return Damage(found, len(search.lost), complete)
+    return Damage(found, len(search.lost), needs.complete)
 
 
 def set_apart(store: ModelStore, packs: dict[bytes, str]) -> None:
@@ -84,33 +83,13 @@ def set_apart(store: ModelStore, packs: dict[bytes, str]) -> None:
             store.backend.stat(key)
 
 
-def _search_all(search: _Search, record: Record) -> bool:
-    """Read all objects that a record depends on; say whether all of them are known."""
-    if record.manifest is None:
-        return True
-    search.read([record.manifest])
-    if not names.names_model(record.name):
-        return True
-    reader = search.store.objects
-    try:
-        manifest = manifest_format.decode_model(reader.read(record.manifest))
-    except IntegrityError:
-        # Invariant 4: it is damaged, so it is not used; the rest is still examined.
-        search.read([] if record.target is None else [record.target])
-        return False
-    search.read([manifest.model_id, *manifest.layouts])
-    layouts: list[Layout] = []
-    for layout_id in dict.fromkeys(manifest.layouts):
-        # Invariant 4: as above, for one file.
-        with contextlib.suppress(IntegrityError):
-            layouts.append(layout_format.decode(reader.read(layout_id)))
-    search.read([chunk for layout in layouts for chunk in layout.chunk_ids()])
-    return len(layouts) == len(set(manifest.layouts))
-
-
 @dataclass(slots=True)
-class _Search:
-    """What was found so far. `apart` are packs with a note, which are not read again."""
+class Search:
+    """Reads objects from each pack until one has them whole. `apart` are packs with a note, which are not read again.
+
+    `found` are damaged packs, and `gone` those that are not there, each with the reason; `lost` are objects that no pack has
+    whole, bases of deltas included.
+    """
 
     store: ModelStore
     apart: frozenset[bytes]
@@ -119,6 +98,7 @@ class _Search:
     lost: set[bytes] = field(default_factory=set)
     _seen: set[bytes] = field(default_factory=set)
     _whole: set[bytes] = field(default_factory=set)
+    _good: set[bytes] = field(default_factory=set)
     _looked: bool = False
 
     def read(self, ids: Iterable[bytes]) -> None:
@@ -126,9 +106,9 @@ class _Search:
         left = [object_id for object_id in dict.fromkeys(ids) if object_id not in self._seen]
         self._seen.update(left)
         while left:
-            resolved = self.store.objects.resolve(left, usable=self._may_be_whole)
+            resolved = self.store.objects.resolve(left, usable=self.is_usable)
             if not resolved.found.all() and self._looks_harder():
-                resolved = self.store.objects.resolve(left, usable=self._may_be_whole)
+                resolved = self.store.objects.resolve(left, usable=self.is_usable)
             located = resolved.located
             again: list[bytes] = []
             for pack, positions in self.store.objects.packs_of(located).items():
@@ -139,12 +119,22 @@ class _Search:
             self._seen |= bases
             left = [*again, *sorted(bases)]
 
-    def read_pack(self, pack: bytes) -> None:
-        """Read every frame of a pack."""
-        if pack in self.found or pack in self.gone or pack in self.apart:
+    def read_pack(
+        self, pack: bytes, *, size: int | None = None, pace: Callable[[int], None] | None = None
+    ) -> None:
+        """Read every frame of a pack; with `size`, which a listing has just said, every other byte of it as well.
+
+        `pace` is told how many bytes are read next, and may wait. Safe in threads, for different packs.
+        """
+        if pack in self._good or not self.is_usable(pack):
             return
+        objects = self.store.objects
         try:
-            footer = self.store.objects.footer(pack)
+            if size is None:
+                footer = objects.footer(pack)
+            else:
+                footer = objects.check_pack(pack, size=size, read_data=True, pace=pace or (lambda _: None))
+                self._whole.add(pack)
         except UnsupportedVersion:
             return  # Written by a newer casstore, not damaged (design §3).
         except FormatError as error:
@@ -153,7 +143,8 @@ class _Search:
             return
         except ObjectNotFound:
             return  # Invariant 5: the hint names a pack that is gone; looking up the objects shows what is missing.
-        self._read(self.store.objects.located_in(pack, footer), pack, range(len(footer.rows)))
+        if self._read(objects.located_in(pack, footer), pack, range(len(footer.rows))):
+            self._good.add(pack)
 
     def noted_before(self) -> dict[bytes, str]:
         """Return the packs with a note that alone hold lost objects, with the reasons."""
@@ -178,11 +169,14 @@ class _Search:
             self.store.objects.look_for_packs()
         return True
 
-    def _may_be_whole(self, pack: bytes) -> bool:
+    def is_usable(self, pack: bytes) -> bool:
+        """Say whether a pack may be relied on, as far as was read."""
         return pack not in self.found and pack not in self.gone and pack not in self.apart
 
     def _read(self, located: Located, pack: bytes, positions: Sequence[int]) -> bool:
         """Verify objects in one pack; say whether all of them are whole."""
+        if pack in self._good:
+            return True
         try:
             reason = self._wrong_form(pack) or self._wrong_frame(located, positions)
         except ObjectNotFound:

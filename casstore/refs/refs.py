@@ -174,8 +174,11 @@ class Refs:
         origin: bytes | None = None,
         stands: Callable[[Record], bool] | None = None,
         unless: Callable[[Record], bool] | None = None,
+        again: bool = False,
     ) -> Record:
         """Return the record that makes `target` the value of `name`: the newest one, if it already says so.
+
+        With `again` it is a new one all the same: this machine may know a record that nobody can read any more.
 
         `origin` is the write id of another store's record that this one copies. `stands` says of a ref's value
         that names the same model by another manifest (other executable bits, or cuts) that all it needs is
@@ -186,7 +189,7 @@ class Refs:
         names.check_name(name)
         heads = self.heads(name)
         # The new record follows even one that cannot be read, whose number is in its key.
-        newest = heads.records[-1] if heads.records and not heads.hidden else None
+        newest = heads.records[-1] if heads.records and not heads.hidden and not again else None
         said = record_format.said(metadata or {})
         if newest and (newest.target, newest.base, record_format.said(newest.metadata)) == (
             target,

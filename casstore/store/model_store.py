@@ -478,11 +478,11 @@ class ModelStore:
         self.backend.in_spare_room(lambda: self._refs.put(self._refs.draft(name, target=None)))
         self.backend.keep_spare_room()
 
-    def draft_copy(self, record: Record, packs: tuple[bytes, ...] = ()) -> Record:
+    def draft_copy(self, record: Record, packs: tuple[bytes, ...] = (), *, again: bool = False) -> Record:
         """Return this store's record for the value of `record`, of another store.
 
-        It has a number and a write id of this store's; `packs` are hints at the packs here that cover it.
-        Raises RefConflict as moving the ref would.
+        It has a number and a write id of this store's; `packs` are hints at the packs here that cover it. With `again` it
+        is new, though a record that has become unreadable says the same. Raises RefConflict as moving the ref would.
         """
         return self._refs.draft(
             record.name,
@@ -493,6 +493,7 @@ class ModelStore:
             metadata=record.metadata,
             packs=packs,
             origin=record.origin or record.write_id,
+            again=again,
         )
 
     def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:

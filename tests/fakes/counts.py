@@ -48,6 +48,9 @@ GC_KILLS = count("CASSTORE_GC_KILLS", 8)
 SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 6)
 """Syncs that are killed; a third each are pushes, pulls and copies."""
 
+REPAIR_KILLS = count("CASSTORE_REPAIR_KILLS", 5)
+"""Repairs that are killed, each at another change of a file."""
+
 SERVER_KILLS = count("CASSTORE_SERVER_KILLS", 2)
 """Times that each server goes away in the middle of a push and of a pull."""
 
