@@ -61,6 +61,7 @@ def whole_stores(store: casstore.Store, other: casstore.Store) -> None:
     assert_type(store.check().ok, bool)
     assert_type(store.stats(), casstore.StoreStats)
     assert_type(store.leftovers(), casstore.Leftovers)
+    assert_type(store.du("models/", depth=2), casstore.Usage)
     assert_type(store.push("backup", "models/minilm", create=True), casstore.SyncReport)
     assert_type(store.pull(other, ["minilm"]), casstore.SyncReport)
     assert_type(store.sync(other), casstore.SyncReport)
