@@ -732,7 +732,9 @@ def test_a_collection_with_nothing_to_do_asks_a_far_store_for_listings_only(stor
         add(store, f"models/{number}", content)
 
     def collect_far():
-        opened, backend = far_store(store, state=str(tmp_path / "state"), index_copies=str(tmp_path / "index"))
+        opened, backend = far_store(
+            store, state=str(tmp_path / "state"), index_copies=str(tmp_path / "index")
+        )
         backend.now = time.time
         with opened:
             report = execute_gc(opened, plan_gc(opened))
