@@ -1,4 +1,4 @@
-"""The command: `run` measures, `stages` says where casstore's time goes, `report` shows, `compare` tells what changed."""
+"""The command: `run` measures, `stages` says where casstore's time goes, `scale` what upkeep takes, `report` shows, `compare` tells what changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.network.carriers import CARRIERS
 from benchmarks.network.link import Shape
 from benchmarks.network.servers import KINDS as REMOTES
 from benchmarks.peers import PEERS
-from benchmarks.scenarios import SCENARIOS, stages
+from benchmarks.scenarios import SCENARIOS, scale, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +35,9 @@ SMOKE = Options(
     warmups=0,
     memory_gb=(0.008,),
     growth_chunks=(5_000,),
+    scale_chunks=2_000,
+    scale_packs=20,
+    scale_refs=10,
     refs_counts=(20,),
     writers=2,
     remotes=("folder", "s3"),
@@ -65,6 +68,10 @@ def _run(given: argparse.Namespace) -> int:
 
 def _stages(given: argparse.Namespace) -> int:
     return _measure(given, {"stages": stages.run})
+
+
+def _scale(given: argparse.Namespace) -> int:
+    return _measure(given, {"scale": scale.run})
 
 
 def _measure(
@@ -155,6 +162,15 @@ def _parser() -> argparse.ArgumentParser:
     stage = commands.add_parser("stages", help="measure each stage of casstore on its own, on one core")
     stage.set_defaults(call=_stages, peers=())
     _add_measuring(stage, defaults)
+
+    large = commands.add_parser("scale", help="measure gc, du, stats and ls on a large synthetic store")
+    large.set_defaults(call=_scale, peers=())
+    for what in ("chunks", "packs", "refs"):
+        usual = getattr(defaults, f"scale_{what}")
+        large.add_argument(
+            f"--{what}", dest=f"scale_{what}", type=_positive, help=f"{what} in the store ({usual})"
+        )
+    _add_measuring(large, defaults)
 
     show = commands.add_parser("report", help="print a result as Markdown")
     show.set_defaults(call=_report)

@@ -86,6 +86,10 @@ class Options:
     """Chunks in the index of the growth scenario's stores."""
     refs_counts: tuple[int, ...] = (1_000, 100_000)
     """Refs in the refs scenario's stores."""
+    scale_chunks: int = 1_000_000
+    scale_packs: int = 1_000
+    scale_refs: int = 1_000
+    """What the store of the scale command holds."""
     writers: int = 4
     """Processes of the concurrent scenario."""
     remotes: tuple[str, ...] = REMOTES

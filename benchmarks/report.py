@@ -33,6 +33,8 @@ TITLES = {
     "memory": "Memory",
     "startup": "Start-up",
     "cuts": "Fixed cuts inside tensors against content-defined ones",
+    "gc": "Remove every other model, and free what only those needed",
+    "scale": "Upkeep of a large store",
     "stages": "Stages on one core",
 }
 _ENVIRONMENT = (

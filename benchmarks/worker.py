@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import COLLECTORS, PEERS
 from benchmarks.peers.base import Model, PeerMissing, Receipt
 
 if TYPE_CHECKING:
@@ -52,6 +52,19 @@ def restore(peer: str, store: str, receipt: Receipt, dest: str) -> dict[str, obj
     """Restore all models of a receipt to an empty folder."""
     tool = PEERS[peer]()
     return asdict(_time(lambda: tool.restore(Path(store), receipt, Path(dest))))
+
+
+def remove(peer: str, store: str, receipt: Receipt, models: list[int]) -> dict[str, object]:
+    """Remove the names of models, by their positions in a receipt."""
+    tool = COLLECTORS[peer]()
+    return asdict(_time(lambda: tool.remove(Path(store), receipt, models)))
+
+
+def collect(peer: str, store: str) -> dict[str, object]:
+    """Free what no name needs any more."""
+    tool = COLLECTORS[peer]()
+    timed = _time(lambda: tool.collect(Path(store)))
+    return {**asdict(timed), "stored_bytes": tool.stored_bytes(Path(store))}
 
 
 def prepare(peer: str, store: str) -> None:

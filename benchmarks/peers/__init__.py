@@ -15,7 +15,7 @@ from benchmarks.peers.zipnn import Zipnn
 from benchmarks.peers.zstd_files import ZstdFiles
 
 if TYPE_CHECKING:
-    from benchmarks.peers.base import Peer
+    from benchmarks.peers.base import Collector, Peer
 
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
@@ -33,3 +33,8 @@ PEERS: dict[str, type[Peer]] = {
         PlainCopy,
     )
 }
+
+COLLECTORS: dict[str, type[Collector]] = {
+    peer.name: peer for peer in (CasstoreLibrary, CasstoreCli, Restic, Borg, PlainCopy)
+}
+"""Those that can forget single models. In one snapshot or archive for all of them, they cannot."""

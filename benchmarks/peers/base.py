@@ -63,6 +63,16 @@ class Peer(Protocol):
         """Return what the store costs on disk, in bytes of file content."""
 
 
+class Collector(Peer, Protocol):
+    """A peer that can forget models and give back what only they needed."""
+
+    def remove(self, store: Path, receipt: Receipt, models: Sequence[int]) -> None:
+        """Remove the names of models, by their positions among those that were added."""
+
+    def collect(self, store: Path) -> None:
+        """Free what no name needs any more, with the peer's own settings."""
+
+
 def tree_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 

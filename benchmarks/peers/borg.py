@@ -62,6 +62,15 @@ class Borg:
         for archive in receipt["archives"]:
             self._run(store, "extract", f"{store / _REPOSITORY}::{archive}", cwd=dest)
 
+    def remove(self, store: Path, receipt: Receipt, models: Sequence[int]) -> None:
+        """`borg delete`, one for all."""
+        archives = [receipt["archives"][at] for at in models]
+        self._run(store, "delete", store / _REPOSITORY, *archives)
+
+    def collect(self, store: Path) -> None:
+        """`borg compact`, which by default leaves segments of which less than 10% is unneeded."""
+        self._run(store, "compact", store / _REPOSITORY)
+
     def stored_bytes(self, store: Path) -> int:
         """The repository; what borg keeps about it in a home directory is not counted against it."""
         return tree_bytes(store / _REPOSITORY)

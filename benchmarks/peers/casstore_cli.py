@@ -52,6 +52,15 @@ class CasstoreCli:
         for name in receipt["models"]:
             self._run(store, "get", f"models/{name}", dest / name)
 
+    def remove(self, store: Path, receipt: Receipt, models: Sequence[int]) -> None:
+        """`casstore rm`, one for each."""
+        for at in models:
+            self._run(store, "rm", f"models/{receipt['models'][at]}")
+
+    def collect(self, store: Path) -> None:
+        """`casstore gc`."""
+        self._run(store, "gc")
+
     def stored_bytes(self, store: Path) -> int:
         """Everything in the store: packs, index, refs."""
         return tree_bytes(store)

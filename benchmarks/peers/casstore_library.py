@@ -48,6 +48,17 @@ class CasstoreLibrary:
             for name in receipt["models"]:
                 opened.get(f"models/{name}", dest / name)
 
+    def remove(self, store: Path, receipt: Receipt, models: Sequence[int]) -> None:
+        """One `Store.rm` each, on one open store."""
+        with self._store(store, durability="full") as opened:
+            for at in models:
+                opened.rm(f"models/{receipt['models'][at]}")
+
+    def collect(self, store: Path) -> None:
+        """`Store.gc`."""
+        with self._store(store, durability="full") as opened:
+            opened.gc()
+
     def stored_bytes(self, store: Path) -> int:
         """Everything in the store: packs, index, refs."""
         return tree_bytes(store)

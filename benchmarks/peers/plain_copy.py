@@ -43,6 +43,15 @@ class PlainCopy:
         for name in receipt["models"]:
             _copy(store / name, dest / name)
 
+    def remove(self, store: Path, receipt: Receipt, models: Sequence[int]) -> None:
+        """Delete folders, then fsync the one that held them."""
+        for at in models:
+            shutil.rmtree(store / receipt["models"][at])
+        fsync_path(store)
+
+    def collect(self, store: Path) -> None:
+        """Nothing is left to do."""
+
     def stored_bytes(self, store: Path) -> int:
         """All of it."""
         return tree_bytes(store)

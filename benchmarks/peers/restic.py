@@ -56,6 +56,14 @@ class Restic:
         for snapshot in receipt["snapshots"]:
             self._run(store, "restore", snapshot, "--target", dest)
 
+    def remove(self, store: Path, receipt: Receipt, models: Sequence[int]) -> None:
+        """`restic forget`, one for all: each run derives the key anew."""
+        self._run(store, "forget", *(receipt["snapshots"][at] for at in models))
+
+    def collect(self, store: Path) -> None:
+        """`restic prune`, which by default leaves up to 5% of the repository unneeded."""
+        self._run(store, "prune")
+
     def stored_bytes(self, store: Path) -> int:
         """The whole repository."""
         return tree_bytes(store)

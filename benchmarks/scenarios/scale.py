@@ -56,6 +56,7 @@ _SEGMENT = 128
 _MODELS = 256
 """Models whose descriptions are written together."""
 
+_AGE = 2 * 86_400.0
 _FILES = 4
 _SHARED = 10
 _GONE = 10
@@ -187,6 +188,9 @@ def _write_pack(path: Path, footer: Footer, *, nonce: bytes) -> None:
         file.write(pack.encode_header(nonce))
         file.seek(footer.begin)
         file.write(pack.encode_footer(footer, begin=footer.begin))
+    # Younger than an hour, it could belong to an add that is tried again.
+    old = time.time() - _AGE
+    os.utime(path, (old, old))
 
 
 def delete(store: str) -> None:

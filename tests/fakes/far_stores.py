@@ -96,10 +96,14 @@ class FarBackend(BackendWrapper):
             self.requests.append(Request(verb, key, start, size))
 
 
-def far_store(near, **options):
-    """Return a store that reads what `near` holds from far away, and the backend that counts."""
+def far_store(near, *, state=None, **options):
+    """Return a store that reads what `near` holds from far away, and the backend that counts.
+
+    `state` is where this machine keeps what it knows of it.
+    """
     backend = FarBackend(near.backend)
-    opened = ModelStore(backend, store_id=bytes.fromhex(near.store_id), machine=MachineState(None), **options)
+    machine = MachineState(state)
+    opened = ModelStore(backend, store_id=bytes.fromhex(near.store_id), machine=machine, **options)
     return opened, backend
 
 

@@ -68,6 +68,7 @@ def whole_stores(store: casstore.Store, other: casstore.Store) -> None:
     collection = casstore.plan_gc(store, casstore.GcPolicy(max_size=50 * 10**9, unused_for=14 * 86400.0))
     assert_type((collection.refs, collection.notes), tuple[tuple[str, ...], tuple[str, ...]])
     assert_type(casstore.execute_gc(store, collection).refs_deleted, list[str])
+    assert_type(store.du("models/", depth=2), casstore.Usage)
     assert_type(store.push("backup", "models/minilm", create=True), casstore.SyncReport)
     assert_type(store.pull(other, ["minilm"]), casstore.SyncReport)
     assert_type(store.sync(other), casstore.SyncReport)

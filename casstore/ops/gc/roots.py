@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from casstore.backend.base import Entry
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import BackendUnavailable, FormatError, ObjectNotFound, UnsupportedVersion
 from casstore.format import names
@@ -86,11 +88,12 @@ class RootReader:
         """List all records, in two ways, and ask for those that this machine knows of besides."""
         # Before the listing, which must show all that was known before it.
         known = self._catalogue.keys(names.PREFIX)
-        entries = {entry.key: (entry.size, entry.modified) for entry in self._backend.list(names.PREFIX)}
-        for namespace in names.NAMESPACES:
-            for key in self._backend.list_keys(f"{names.PREFIX}{namespace}/"):
-                # Invariant 8: what any listing shows counts. It may also have been written since the first one.
-                entries.setdefault(key, (0, now))
+        folders = [f"{names.PREFIX}{namespace}/" for namespace in names.NAMESPACES]
+        whole, *parts = ask_all(self._list_one, [names.PREFIX, *folders], at_once=self._is_far)
+        entries = {entry.key: (entry.size, entry.modified) for entry in whole}
+        for entry in itertools.chain(*parts):
+            # Invariant 8: what any listing shows counts. It may also have been written since the first one.
+            entries.setdefault(entry.key, (0, now))
         unlisted = sorted(known - entries.keys())
         for key, there in zip(
             unlisted, ask_all(self._exists, unlisted, at_once=self._backend.is_remote), strict=True
@@ -118,6 +121,11 @@ class RootReader:
             refs[place] = group
         return refs
 
+    def _list_one(self, prefix: str) -> list[Entry]:
+        if prefix == names.PREFIX:
+            return list(self._backend.list(prefix))
+        return [Entry(key, 0, math.nan) for key in self._backend.list_keys(prefix)]
+
     def _exists(self, key: str) -> bool:
         try:
             self._backend.stat(key)
@@ -144,28 +152,40 @@ class RootReader:
         absent = []
         for start in range(0, len(left), _BATCH):
             batch = left[start : start + _BATCH]
-            for key, item in zip(
+            held = self._held(batch)
+            self._read.update(held)
+            batch = [key for key in batch if key not in held]
+            fresh: dict[str, bytes] = {}
+            for key, (item, data) in zip(
                 batch, ask_all(self._one, batch, at_once=self._backend.is_remote), strict=True
             ):
                 if item is None:
                     absent.append(key)
-                else:
-                    self._read[key] = item
+                    continue
+                self._read[key] = item
+                if self._is_far and is_unique(key) and not isinstance(item, FormatError):
+                    fresh[key] = data
+            self._catalogue.keep(fresh)
         return absent
 
-    def _one(self, key: str) -> Record | FormatError | None:
-        if self._is_far and is_unique(key):
+    def _held(self, keys: Sequence[str]) -> dict[str, Record]:
+        """Return those records of which this machine has a copy, if the store is far away."""
+        found: dict[str, Record] = {}
+        wanted = [key for key in keys if is_unique(key)] if self._is_far else []
+        for key, data in self._catalogue.records(wanted).items() if wanted else ():
             # A listed record never changes, and this copy carries the record's own checksum.
-            data = self._catalogue.records([key]).get(key)
             with contextlib.suppress(FormatError):
-                if data is not None:
-                    return record_format.decode(data, key=key)
+                found[key] = record_format.decode(data, key=key)
+        return found
+
+    def _one(self, key: str) -> tuple[Record | FormatError | None, bytes]:
         try:
-            return record_format.decode(self._backend.read(key), key=key)
+            data = self._backend.read(key)
+            return record_format.decode(data, key=key), data
         except ObjectNotFound:
-            return None
+            return None, b""
         except FormatError as error:
-            return error  # Judged in `_roots`.
+            return error, b""  # Judged in `_roots`.
 
     def _roots(
         self, refs: dict[str, list[ListedRecord]], wanted: dict[str, list[ListedRecord]], now: float

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.datasets import CorpusModel
 from benchmarks.harness import BenchmarkError, Harness, Options
-from benchmarks.scenarios import concurrent, growth, one_more, read_tensor, size
+from benchmarks.scenarios import concurrent, gc, growth, one_more, read_tensor, size
 from casstore import Store
 
 CORPUS = "synthetic:4"
@@ -63,6 +63,15 @@ def test_one_more_costs_a_copy_all_of_it_and_casstore_what_is_new(smoke, corpus)
         assert 0 < ours["new stored"] < 0.7 * theirs["new stored"]
         assert ours["throughput"] == pytest.approx(models[name].size / 1e6 / ours["time"])
     assert len(found) == 2 * len(PEERS) * len(ours)
+
+
+def test_what_is_left_after_a_collection_is_nearly_what_the_rest_would_take(smoke, corpus):
+    found = smoke.samples("gc")
+    ours, theirs = (_of(found, "gc", CORPUS, peer) for peer in PEERS)
+    gone = sum(corpus.models[at].size for at in gc.removed_from(corpus))
+    assert (theirs["freed"], theirs["over ideal"]) == (gone / 1e6, 0)
+    assert ours["freed"] > 0
+    assert 0 <= ours["over ideal"] < 60, "a pack of which half is needed stays"
 
 
 def test_one_more_leaves_out_what_was_made_of_the_variant(corpus):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-PEER_SCENARIOS = {"size", "add", "add-again", "one-more", "restore", "memory"}
+PEER_SCENARIOS = {"size", "add", "add-again", "one-more", "restore", "gc", "memory"}
 OTHER_SCENARIOS = {"read-tensor", "concurrent", "sync", "refs", "growth", "cuts"}
 DETAILS = {"size parts", "size overhead"}
 
@@ -83,6 +83,18 @@ def test_stages_are_measured_and_reported(benchmark_cache, tmp_path):
         assert min(found.values()) > 0
     assert {"encode", "decode and compare", "write and fsync"} <= set(shares["synthetic:4, add"])
     assert "| synthetic:4, add | read from the page cache |" in run.stdout
+    assert list(work.iterdir()) == []
+
+
+def test_upkeep_of_a_large_store_is_measured(benchmark_cache, tmp_path):
+    out, work = tmp_path / "scale.json", tmp_path / "work"
+    run = _benchmarks("scale", "--smoke", "--cache", benchmark_cache, "--work", work, "--out", out)
+    measured = {
+        item["metric"]["name"]: item["median"] for item in json.loads(out.read_text())["measurements"]
+    }
+    assert {"ls", "du", "stats", "plan", "gc, nothing to do", "gc", "memory of plan"} <= measured.keys()
+    assert measured["packs deleted"] >= 1
+    assert "2,000 chunks, 20 packs, 10 refs" in run.stdout
     assert list(work.iterdir()) == []
 
 

@@ -741,6 +741,24 @@ def test_what_was_marked_before_is_not_fetched_again(store, add):
     assert len(os.listdir(os.path.join(folder, "gc", "footers"))) == len(packs_of(store.backend))
 
 
+def test_a_collection_with_nothing_to_do_asks_a_far_store_for_listings_only(store, add, tmp_path):
+    for number, content in MODELS.items():
+        add(store, f"models/{number}", content)
+
+    def collect_far():
+        opened, backend = far_store(
+            store, state=str(tmp_path / "state"), index_copies=str(tmp_path / "index")
+        )
+        backend.now = time.time
+        with opened:
+            report = execute_gc(opened, plan_gc(opened))
+        assert (report.ok, report.packs_deleted) == (True, 0)
+        return [item for item in backend.take() if item.verb != "list"]
+
+    assert len(collect_far()) > 3 * len(MODELS)
+    assert collect_far() == []
+
+
 def test_a_footer_that_this_machine_mixed_up_deletes_nothing(store, add):
     """The pack itself is asked before it goes."""
     add(store, "models/a", MODELS[0])
