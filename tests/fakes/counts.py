@@ -54,6 +54,9 @@ PUSHERS = count("CASSTORE_PUSHERS", 3)
 FLIPS = count("CASSTORE_FLIPS", 60)
 """Bytes that are flipped in the larger store; the small one is flipped at every byte."""
 
+FAULTS = count("CASSTORE_FAULTS", 1)
+"""Kinds of faults at each call of an operation, of which 10 are all; more than 1 also takes every call of every operation."""
+
 FULL_DISKS = count("CASSTORE_FULL_DISKS", 5)
 """Amounts of free space with which each of four operations meets a full disk."""
 

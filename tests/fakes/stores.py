@@ -144,7 +144,8 @@ def repeat_randomness(monkeypatch):
     monkeypatch.setattr(packs, "os", SimpleNamespace(urandom=urandom))
     monkeypatch.setattr(refs, "os", SimpleNamespace(urandom=urandom))
     monkeypatch.setattr(tombstones, "uuid", SimpleNamespace(uuid4=lambda: uuid.UUID(bytes=urandom(16))))
-    monkeypatch.setattr(refs, "time", SimpleNamespace(time_ns=time_ns))
+    for module in (refs, tombstones):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time_ns=time_ns))
     return restart
 
 
