@@ -6,7 +6,7 @@ import logging
 
 import pytest
 from fakes import counts
-from fakes.collector import condemn, packs_of
+from fakes.collector import condemn, delete_packs, packs_of
 from fakes.crash_states import WatchedDisk, survivors
 from fakes.operations import OPERATIONS, STAYS, judge, make_setting, retry, work_small
 from fakes.posix_model import LOSE_ALL
@@ -70,8 +70,10 @@ HARMLESS = {
     "LocalBackend.delete index": "segments are hints (invariant 5)",
     "LocalBackend.delete packs": "a pack that comes back goes with the next collection",
 }
-ELSEWHERE = {"gc": {"LocalBackend.make_durable packs"}, "add": set()}
-"""Needed where another writer was killed: `test_the_copy_that_stays_is_durable`."""
+NAMES_OF_PACKS = "LocalWriter._make_name_durable packs"
+NAMES_OF_OTHERS = "LocalBackend.make_durable packs"
+ELSEWHERE = {"add": {NAMES_OF_OTHERS}, "gc": {NAMES_OF_OTHERS, NAMES_OF_PACKS}}
+"""Needed where another writer was killed, as below. A collection syncs all packs that it relies on, new ones once more."""
 
 
 @pytest.mark.parametrize("name", ["add", "gc"])
@@ -98,19 +100,24 @@ def test_every_fsync_is_needed(setting, name, monkeypatch):
 
 
 @pytest.mark.parametrize("syncs", [True, False])
-def test_the_copy_that_stays_is_durable(setting, syncs):
-    """Its writer was killed before its name was; a collection that deletes the other copy relies on it."""
+@pytest.mark.parametrize("name", ["add", "gc"])
+def test_who_relies_on_a_pack_makes_its_name_durable(setting, name, syncs):
+    """Its writer was killed before that. An add takes it for known, a collection deletes the other copy."""
     disk = WatchedDisk.holding(setting.disk.crash(LOSE_ALL))
     first = open_on(disk)
     older = packs_of(first.backend)
     tombstone = condemn(first.backend, older)
-    disk.unsynced = "LocalWriter._make_name_durable packs"
+    disk.unsynced = NAMES_OF_PACKS
     open_on(disk).add(setting.folders["old"], ref="models/again")
-    first.backend.delete(tombstone)
-    condemn(first.backend, older)
-    disk.unsynced = None if syncs else "LocalBackend.make_durable packs"
+    disk.unsynced = None if syncs else NAMES_OF_OTHERS
     store = open_on(disk)
-    execute_gc(store, plan_gc(store, GcPolicy(orphans_now=True)))
-    assert not set(older) & set(packs_of(store.backend))
+    if name == "add":
+        store.add(setting.folders["old"], ref="models/new")
+        delete_packs(first.backend, older)
+    else:
+        first.backend.delete(tombstone)
+        condemn(first.backend, older)
+        execute_gc(store, plan_gc(store, GcPolicy(orphans_now=True)))
+        assert not set(older) & set(packs_of(store.backend))
     left = open_on(Disk.holding(disk.crash(LOSE_ALL)))
     assert check(left).ok is syncs

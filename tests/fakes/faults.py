@@ -124,12 +124,16 @@ class Rig:
         return len(self.calls) > self.end
 
     def records_after_the_fault(self):
-        """Return the records that got their names, or were tried, after the fault."""
+        """Return the records that are there and got their names after the fault."""
         if self.level == "calls":
             named = self.disk.named
         else:
             named = [(at, key) for at, (what, key) in enumerate(self.calls) if what in ("put", "create")]
-        return [key for index, key in named if index > self.end and key.startswith("refs/") and "@" in key]
+        return [
+            key
+            for index, key in named
+            if index > self.end and key.startswith("refs/") and f"{ROOT}/{key}" in self.disk.tree()
+        ]
 
     def heal(self):
         """Let the disk work again."""
