@@ -60,6 +60,12 @@ PUSHERS = count("CASSTORE_PUSHERS", 3)
 FLIPS = count("CASSTORE_FLIPS", 60)
 """Bytes that are flipped in the larger store; the small one is flipped at every byte."""
 
+CRASH_STATES = count("CASSTORE_CRASH_STATES", 300)
+"""States of a disk after a crash in one of several operations, taken at random among all that it could be left in."""
+
+FAULTS = count("CASSTORE_FAULTS", 1)
+"""Kinds of faults at each call of an operation, of which 10 are all; more than 1 also takes every call of every operation."""
+
 FULL_DISKS = count("CASSTORE_FULL_DISKS", 5)
 """Amounts of free space with which each of four operations meets a full disk."""
 

@@ -27,7 +27,8 @@ class FaultyBackend(BackendWrapper):
         shorten_listings(n)    list stops after n entries without an error
         freeze_listings()      list shows what there was at this moment
         corrupt(key, offset)   reads of this key have a bit flipped at this offset
-        unplug_at(k, error)    the network is gone at call k and at every later one, or this error is raised
+        unplug_at(k)           the network is gone at call k and at every later one
+        fail_from(k, error)    call k and every later one, or those of some operations, raise this error
         drop_bodies(n)         the next n reads break off half way, with an error
         shorten_reads(size)    a ranged read gives at most so many bytes, without an error
         empty(key)             this object has no bytes, as after a crash of its server
@@ -46,7 +47,8 @@ class FaultyBackend(BackendWrapper):
         self._longest = None
         self._frozen = None
         self._flips: dict[str, list[tuple[int, int]]] = {}
-        self._unplugged, self._ever_since = None, None
+        self._unplugged = None
+        self._lasting = None
         self._dropped = 0
         self._read_limit = None
         self._emptied = set()
@@ -80,8 +82,11 @@ class FaultyBackend(BackendWrapper):
     def corrupt(self, key, offset, *, bit=0):
         self._flips.setdefault(key, []).append((offset, 1 << bit))
 
-    def unplug_at(self, index, error=None):
-        self._unplugged, self._ever_since = index, error
+    def unplug_at(self, index):
+        self._unplugged = index
+
+    def fail_from(self, index, error, operations=None):
+        self._lasting = (index, error, operations)
 
     def drop_bodies(self, times):
         self._dropped = times
@@ -97,7 +102,7 @@ class FaultyBackend(BackendWrapper):
 
     def heal(self):
         """Behave from now on; the count goes on."""
-        self._stop, self._longest, self._frozen = None, None, None
+        self._stop, self._longest, self._frozen, self._lasting = None, None, None, None
         self._unplugged, self._dropped, self._read_limit, self._losing = None, 0, None, None
         self._rain = None
         for faults in (self._errors, self._next, self._lost, self._hidden, self._flips, self._emptied):
@@ -109,7 +114,11 @@ class FaultyBackend(BackendWrapper):
             raise SimulatedCrash(f"at call {index}, {operation} {key}")
         self.calls.append((operation, key))
         if self._unplugged is not None and index >= self._unplugged:
-            raise self._ever_since or BackendUnavailable(f"The network is gone: {operation} {key}.")
+            raise BackendUnavailable(f"The network is gone: {operation} {key}.")
+        if self._lasting is not None:
+            first, error, operations = self._lasting
+            if index >= first and (operations is None or operation in operations):
+                raise error
         if index in self._errors:
             raise self._errors[index]
         for rule in self._next:

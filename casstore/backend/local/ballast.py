@@ -70,6 +70,7 @@ def _write(directory: StoreDirectory, name: str) -> None:
     with LocalWriter(directory) as made:
         # Random, so that no file system stores it in less.
         made.write([os.urandom(PIECE)])
+        made.set_mode(directory.published_mode)
         # Without replacing: of two processes, one has the piece and the other discards its own.
         directory.naming.place(made.path, path, exclusive=False)
 
