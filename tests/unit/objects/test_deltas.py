@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import uuid
 
 import numpy as np
@@ -183,10 +182,8 @@ def test_each_base_is_decoded_once(memory, monkeypatch):
 
     monkeypatch.setattr(reader.backend, "read_into", read_into)
     stored = sum(entry.size for entry in memory.backend.list("packs/"))
-    started = time.perf_counter()
     assert reader.objects.read_many([digest(data) for data in levels[8]]) == levels[8]
     assert count <= stored
-    assert time.perf_counter() - started < 2
 
 
 # ---- what is missing or damaged
