@@ -11,8 +11,7 @@ from fakes.stores import noise
 from casstore.codecs.delta import Extent, Order, Residual, same
 from casstore.digest import digest
 from casstore.errors import IntegrityError
-from casstore.format.rows import Kind
-from casstore.objects import EncodedFrames, encode_delta, encode_object
+from casstore.objects import EncodedFrames, encode_delta
 from casstore.store.adding.ingest import Ingest
 
 FAMILY = 12
@@ -56,14 +55,18 @@ _work = Ingest._work
 
 def _predicting_work(self, block):
     worked = _work(self, block)
-    frames = []
-    for at in worked.wanted:
+    headers, parts = [], []
+    begin = 0
+    for at, header in zip(worked.wanted, worked.frames.headers, strict=True):
         offset, length = block.cuts[at]
-        plain = bytes(block.buffer[offset : offset + length])
-        frames.append(predicted(self._objects, plain) or encode_object(Kind.CHUNK, plain))
+        end = begin + header.size + header.stored
+        delta = predicted(self._objects, bytes(block.buffer[offset : offset + length]))
+        headers += [header] if delta is None else delta.headers
+        parts.append(worked.frames.data[begin:end] if delta is None else delta.data)
+        begin = end
+    frames = EncodedFrames(headers, memoryview(b"".join(parts)))
     worked.frames.release()
-    headers = [header for item in frames for header in item.headers]
-    return worked._replace(frames=EncodedFrames(headers, memoryview(b"".join(item.data for item in frames))))
+    return worked._replace(frames=frames)
 
 
 def predict_from_now_on():
