@@ -1,37 +1,46 @@
 """Reads objects: fetches and decodes their frames, with what deltas need, and hashes what comes out.
 
-Deltas are decoded in groups. All bases of a group, and bases of those, are looked up first, level by level, each of a lower
-rank than what needs it; then each is decoded once, those of the lowest rank first. So chains, and lists that form circles,
-end after as many steps as there are ranks.
+Deltas are decoded in groups. All bases of a group, and bases of those, are looked up first (`base_levels.py`); then each is
+decoded once, those of the lowest rank first. Where that fails, other copies are tried, of one object at a time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casstore.concurrency.buffers import BLOCK, new_buffer, scratch
-from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNotFound, UnsupportedVersion
-from casstore.format.rows import MAX_BASE_BYTES, MAX_RANK
+from casstore.errors import FormatError, IntegrityError, ObjectNotFound, UnsupportedVersion
+from casstore.format.rows import MAX_RANK
+from casstore.objects.base_levels import (
+    Bases,
+    LacksBaseError,
+    TooMuchError,
+    find_bases,
+    find_levels,
+    look_harder,
+    no_base,
+)
 from casstore.objects.damage import bad_file_is_damage
 from casstore.objects.frames import ADVICE, decode_frames
 from casstore.objects.keys import pack_key
 from casstore.objects.ranges import batches, plan_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from casstore.backend.base import Backend
+    from casstore.objects.base_levels import Level
     from casstore.objects.index.index import Index
     from casstore.objects.index.located import Located
     from casstore.objects.ranges import Range
 
-    Bases = dict[bytes, memoryview]
-    ReadThere = Callable[[Collection[bytes]], Bases]
+    ReadThere = Callable[[Collection[bytes]], dict[bytes, memoryview]]
 
 _MAX_MISSES = 3
 """Times that a pack may be listed and yet be absent when it is read: it may be on its way back from a backup."""
@@ -44,18 +53,6 @@ _ANY_RANK = MAX_RANK + 1
 
 def at_once(_: int) -> None:
     """Wait for nothing."""
-
-
-class _LacksBaseError(Exception):
-    """A base of a delta cannot be read, for `reason`."""
-
-    def __init__(self, reason: IntegrityError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-class _TooMuchError(FormatError):
-    """The bases of some deltas have more bytes than are decoded at once."""
 
 
 @dataclass(slots=True)
@@ -78,19 +75,16 @@ class _Job:
     misses: Counter[int] = field(default_factory=Counter)
     gone: frozenset[int] = frozenset()
 
-    def bar(self, positions: Iterable[int], reason: IntegrityError, *, lacking: bool) -> None:
-        """Note objects that cannot be read where they were located, because they are `lacking` a base, or are damaged."""
+    def bar(self, positions: Iterable[int], reason: IntegrityError) -> None:
+        """Do not look for objects again where they were located: nothing is wrong with that pack."""
         for at in positions:
             self.reasons[at] = reason
-            if lacking or at in self.barred:
-                self.barred.setdefault(at, set()).add(int(self.located.rows["pack"][at]))
+            self.barred.setdefault(at, set()).add(int(self.located.rows["pack"][at]))
 
-
-class _Level(NamedTuple):
-    """Bases that frames need at once, and the rank that each must be below."""
-
-    located: Located
-    limits: list[int]
+    def note(self, positions: Iterable[int], reason: IntegrityError) -> None:
+        """Note objects that are damaged where they were located; the index avoids that pack by now."""
+        self.reasons.update(dict.fromkeys(positions, reason))
+        self.bar([at for at in positions if at in self.barred], reason)
 
 
 class ObjectReader:
@@ -118,11 +112,8 @@ class ObjectReader:
         them before anyone sees them (invariant 4). Bases are always hashed. They take memory: MAX_BASE_BYTES at most,
         and as a rule not more than 4 MiB of the deltas that need them. Raises MissingObject for a base that is gone.
         """
-        try:
+        with _reasons():
             self._fill(_Job(located, pending, buffer, elsewhere, verify), None)
-        except _LacksBaseError as lack:
-            # Invariant 7: a delta without its bases is no copy, and there is no other one.
-            raise lack.reason from lack.reason.__cause__
 
     def verify(
         self, located: Located, wanted: Sequence[int], *, pace: Callable[[int], None] = at_once
@@ -142,28 +133,34 @@ class ObjectReader:
         places = dict(zip(wanted, pairwise(edges), strict=True))
         try:
             self._fill(_Job(located, places, new_buffer(edges[-1]), elsewhere=False, verify=True), None)
-        except _LacksBaseError:
+        except LacksBaseError:
             # Invariant 7: one by one, so that all the others are read.
             if len(wanted) > 1:
                 for at in wanted:
                     self._verify(located, [at])
 
-    def bases_of(self, located: Located, positions: Sequence[int], *, near: ReadThere | None = None) -> Bases:
+    def bases_of(
+        self, located: Located, positions: Sequence[int], *, near: ReadThere | None = None
+    ) -> dict[bytes, memoryview]:
         """Return the verified plain bytes, by id, of all bases that the frames at these positions name.
 
         `near` is another store's `read_there`, which is asked first. Raises MissingObject for one that is in no frame of lower rank.
         """
         deltas = [at for at in positions if located.rows["bases"][at]]
-        bases: Bases = {}
+        bases = Bases()
         if deltas and near is not None:
-            bases.update(near({base for at in deltas for base in located.bases(at)}))
-        try:
+            bases.plain.update(near({base for at in deltas for base in located.bases(at)}))
+        with _reasons():
             self._load(located, deltas, bases)
-        except _LacksBaseError as lack:
-            raise lack.reason from lack.reason.__cause__  # Invariant 7
-        return bases
+        return bases.plain
 
-    def read_there(self, ids: Collection[bytes]) -> Bases:
+    def size_of_bases(self, located: Located, at: int) -> int:
+        """Return the plain bytes of all bases of a frame, with the bases of those."""
+        with _reasons():
+            levels = find_levels(self._index, located, [at], Bases())
+        return sum(int(level.located.rows["raw"].sum(dtype=np.int64)) for level in levels)
+
+    def read_there(self, ids: Collection[bytes]) -> dict[bytes, memoryview]:
         """Return the verified plain bytes, by id, of those of these objects that the index knows and that can be read."""
         asked = sorted(ids)
         located = self._index.locate(asked)
@@ -198,23 +195,23 @@ class ObjectReader:
 
     def _read_deltas(self, job: _Job, group: list[int], bases: Bases | None) -> None:
         """Read deltas with their bases; note those that lack one, if they may be read elsewhere."""
-        held: Bases = {} if bases is None else bases
+        held = Bases() if bases is None else bases
         try:
             self._load(job.located, group, held)
-        except (_LacksBaseError, _TooMuchError) as error:
+        except (LacksBaseError, TooMuchError) as error:
             # Invariant 7: only those that need what is lost are concerned.
             if len(group) > 1:
                 middle = len(group) // 2
                 self._read_deltas(job, group[:middle], bases)
                 self._read_deltas(job, group[middle:], bases)
                 return
-            if not job.elsewhere or isinstance(error, _TooMuchError):
+            if not job.elsewhere or isinstance(error, TooMuchError):
                 raise
-            job.bar(group, error.reason, lacking=True)
+            job.bar(group, error.reason)
             return
-        self._read(job, group, held)
+        self._read(job, group, held.plain)
 
-    def _read(self, job: _Job, positions: Sequence[int], bases: Bases) -> None:
+    def _read(self, job: _Job, positions: Sequence[int], bases: Mapping[bytes, memoryview]) -> None:
         """Read frames whose bases are at hand; those that could not be read stay pending."""
         for part in plan_ranges(job.located, positions):
             if part.pack in job.gone:
@@ -227,16 +224,21 @@ class ObjectReader:
                 if job.misses[part.pack] > _MAX_MISSES:
                     raise
                 job.gone = self._index.forget_pack(part.pack)
+            except UnsupportedVersion as error:
+                # Design §3: no damage, so the pack is not avoided; but another one may have what can be read.
+                if not job.elsewhere:
+                    raise
+                job.bar(part.frames, error)
             except IntegrityError as error:
                 # Invariant 4: damage is raised, unless another pack has the same object whole.
-                if not job.elsewhere or not self._is_elsewhere(job.located, part, error):
+                if not job.elsewhere or not self._is_elsewhere(job.located, part):
                     raise
-                job.bar(part.frames, error, lacking=False)
+                job.note(part.frames, error)
             else:
                 for at in part.frames:
                     del job.pending[at]
 
-    def _read_range(self, job: _Job, part: Range, bases: Bases) -> None:
+    def _read_range(self, job: _Job, part: Range, bases: Mapping[bytes, memoryview]) -> None:
         """Fetch the frames of a range, and put their objects where they belong."""
         key = pack_key(self._index.pack_id(part.pack))
         fetched = scratch(part.end - part.begin)
@@ -255,10 +257,8 @@ class ObjectReader:
             verify=job.verify,
         )
 
-    def _is_elsewhere(self, located: Located, part: Range, error: IntegrityError) -> bool:
+    def _is_elsewhere(self, located: Located, part: Range) -> bool:
         """Avoid a damaged pack from now on; say whether other packs hold everything that is read from it."""
-        if isinstance(error, UnsupportedVersion):
-            return False
         self._index.avoid_pack(part.pack)
         again = self._index.locate(located.ids(part.frames))
         return bool((again.found & (again.rows["pack"] != part.pack)).all())
@@ -271,11 +271,11 @@ class ObjectReader:
         for at in job.barred.keys() & job.pending.keys():
             other = self._beside(job.located.ids([at]), job.barred[at])
             if other is None:
-                raise _LacksBaseError(job.reasons[at])
+                raise LacksBaseError(job.reasons[at])
             job.located = job.located.replaced([at], other)
         for at in job.pending:
             if job.located.rows["rank"][at] >= job.limits.get(at, _ANY_RANK):
-                raise _LacksBaseError(job.reasons.get(at) or _no_base(job.located.ids([at])[0]))
+                raise LacksBaseError(job.reasons.get(at) or no_base(job.located.ids([at])[0]))
 
     def _beside(self, ids: list[bytes], barred: set[int]) -> Located | None:
         """Find an object in packs other than those that are barred."""
@@ -285,68 +285,26 @@ class ObjectReader:
 
         found = self._index.locate(ids, usable=lambda n: usable(n) and not self._index.is_avoided(n))
         if not found.found.all():
-            self._look_harder()
+            look_harder(self._index)
             found = self._index.locate(ids, usable=usable)
         return found if found.found.all() else None
 
-    def _look_harder(self) -> None:
-        self._index.refresh()
-        try:
-            while self._index.read_uncovered():
-                pass  # A damaged pack is raised only once nothing else is left to read.
-        except FormatError:
-            pass  # Invariant 5: what only a damaged pack has is absent, and the caller says so.
-
     # ---- bases
 
-    def size_of_bases(self, located: Located, at: int) -> int:
-        """Return the plain bytes of all bases of a frame, with the bases of those."""
-        try:
-            levels = self._find_levels(located, [at], {})
-        except _LacksBaseError as lack:
-            raise lack.reason from lack.reason.__cause__  # Invariant 7
-        return sum(int(level.located.rows["raw"].sum(dtype=np.int64)) for level in levels)
-
     def _load(self, located: Located, positions: Sequence[int], bases: Bases) -> None:
-        """Add the plain bytes of all bases that the frames at these positions lack; raise _LacksBaseError if one cannot be had."""
-        levels = self._find_levels(located, positions, bases)
-        for rank in sorted({rank for level in levels for rank in level.located.rows["rank"].tolist()}):
-            for level in levels:
-                self._decode_bases(level, rank, bases)
+        """Bring all bases that the frames at these positions name; raise LacksBaseError if one cannot be read."""
+        try:
+            levels = find_levels(self._index, located, positions, bases)
+            for rank in sorted({rank for level in levels for rank in level.located.rows["rank"].tolist()}):
+                for level in levels:
+                    self._decode_level(level, rank, bases)
+        except LacksBaseError:
+            # Invariant 7: a base may have another copy, whose own bases are there.
+            for at in positions:
+                for base in located.bases(at):
+                    self._bring(base, int(located.rows["rank"][at]), bases)
 
-    def _find_levels(self, located: Located, positions: Sequence[int], bases: Bases) -> list[_Level]:
-        """Find the bases that these frames lack, then those that these need, and so on."""
-        ranks: dict[bytes, int] = {}
-        levels: list[_Level] = []
-        total = sum(map(len, bases.values()))
-        lacking = _lacking(located, positions, bases, ranks)
-        while lacking:
-            level = _Level(self._find_bases(lacking), list(lacking.values()))
-            total += int(level.located.rows["raw"].sum(dtype=np.int64))
-            if total > MAX_BASE_BYTES:
-                raise _TooMuchError(
-                    f"The bases of the object {located.ids(positions)[0].hex()} have {total >> 20} MiB; "
-                    f"{MAX_BASE_BYTES >> 20} MiB is the limit."
-                )
-            ranks.update(zip(lacking, level.located.rows["rank"].tolist(), strict=True))
-            levels.append(level)
-            lacking = _lacking(level.located, range(len(level.limits)), bases, ranks)
-        return levels
-
-    def _find_bases(self, limits: dict[bytes, int]) -> Located:
-        """Find each of these objects in a frame of a rank below its limit."""
-        ids = list(limits)
-        most = np.array(list(limits.values()))
-        found = self._index.locate_hinted(ids)
-        if not np.all(found.found & (found.rows["rank"] < most)):
-            self._look_harder()
-            found = self._index.locate(ids)
-        wrong = np.flatnonzero(~(found.found & (found.rows["rank"] < most)))
-        if wrong.size:
-            raise _LacksBaseError(_no_base(ids[int(wrong[0])]))
-        return found
-
-    def _decode_bases(self, level: _Level, rank: int, bases: Bases) -> None:
+    def _decode_level(self, level: Level, rank: int, bases: Bases) -> None:
         """Decode those bases of a level that have a rank; the bases that they need are at hand."""
         rows = level.located.rows
         wanted = np.flatnonzero(rows["rank"] == rank).tolist()
@@ -356,44 +314,40 @@ class ObjectReader:
         buffer = new_buffer(edges[-1])
         # A copy that is read instead of a damaged one must still rank below what needs it.
         limits = {at: level.limits[at] for at in wanted}
-        job = _Job(
-            level.located,
-            dict(zip(wanted, spans, strict=True)),
-            buffer,
-            elsewhere=True,
-            verify=True,
-            limits=limits,
-        )
+        places = dict(zip(wanted, spans, strict=True))
+        job = _Job(level.located, places, buffer, elsewhere=True, verify=True, limits=limits)
         try:
             self._fill(job, bases)
         except IntegrityError as error:
-            # Invariant 4: the delta above may be elsewhere without this base.
-            raise _LacksBaseError(error) from error
-        bases.update((item, buffer[begin:end]) for item, (begin, end) in zip(ids, spans, strict=True))
+            # Invariant 4: what is above may be elsewhere without this base.
+            raise LacksBaseError(error) from error
+        bases.plain.update((item, buffer[begin:end]) for item, (begin, end) in zip(ids, spans, strict=True))
+
+    def _bring(self, base: bytes, limit: int, bases: Bases) -> None:
+        """Bring one base from any copy of a rank below the limit that decodes; none is tried twice in vain."""
+        if base in bases.plain:
+            return
+        rank, reason = bases.lost.get(base, (0, None))
+        if reason is not None and limit <= rank:
+            raise LacksBaseError(reason)
+        found = find_bases(self._index, {base: limit}, bases)
+        size = int(found.rows["raw"][0])
+        try:
+            bases.check_room(size, base)
+            buffer = new_buffer(size)
+            self._fill(_Job(found, {0: (0, size)}, buffer, True, True, limits={0: limit}), bases)
+        except (LacksBaseError, IntegrityError) as error:
+            # Invariant 4: as above.
+            lost = error.reason if isinstance(error, LacksBaseError) else error
+            bases.lost[base] = limit, lost
+            raise LacksBaseError(lost) from error
+        bases.plain[base] = buffer
 
 
-def _lacking(
-    located: Located, positions: Sequence[int], bases: Bases, ranks: dict[bytes, int]
-) -> dict[bytes, int]:
-    """Return the bases of these frames that are neither at hand nor found, each with the rank that it must be below.
-
-    `ranks` are those of frames that are found; raises _LacksBaseError if one is not low enough.
-    """
-    limits: dict[bytes, int] = {}
-    for at in positions:
-        if not located.rows["bases"][at]:
-            continue
-        rank = int(located.rows["rank"][at])
-        for base in located.bases(at):
-            if ranks.get(base, -1) >= rank:
-                raise _LacksBaseError(_no_base(base))
-            if base not in bases and base not in ranks:
-                limits[base] = min(rank, limits.get(base, rank))
-    return limits
-
-
-def _no_base(object_id: bytes) -> MissingObject:
-    return MissingObject(
-        f"No pack holds the object {object_id.hex()}, of which another one is made, in a frame of lower rank. "
-        "Add the model again, or copy it from a store that has it."
-    )
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Raise why a base cannot be read: without its bases, a delta is no copy, and there is no other one (invariant 7)."""
+    try:
+        yield
+    except LacksBaseError as lack:
+        raise lack.reason from lack.reason.__cause__

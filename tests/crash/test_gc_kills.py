@@ -70,7 +70,7 @@ def test_collectors_and_writers_that_are_killed_at_any_moment(tmp_path):
     work.mkdir()
     Store(place, create=True).close()
     held = {}
-    finished = interrupted = deleted = 0
+    finished = interrupted = deleted = deltas = 0
     for number in range(-(-GC_KILLS // len(ROLES))):
         processes = [start(place, work, f"w{number}x{at}", role) for at, role in enumerate(ROLES)]
         try:
@@ -83,6 +83,7 @@ def test_collectors_and_writers_that_are_killed_at_any_moment(tmp_path):
                 process.stderr.close()
         with Store(place) as store:
             assert_clean(store)
+            deltas += sum(int((rows["rank"] > 0).sum()) for rows in store.objects.all_rows())
             for lines, role in zip(outputs, ROLES, strict=True):
                 if role == "collector":
                     finished += sum(act == "gc" for act, _, _ in lines)
@@ -108,6 +109,6 @@ def test_collectors_and_writers_that_are_killed_at_any_moment(tmp_path):
         assert_clean(store)
     assert finished > 0
     _log.info(
-        "%d kills: %d collections finished, %d interrupted, %d packs deleted",
-        GC_KILLS, finished, interrupted, deleted,
+        "%d kills: %d collections finished, %d interrupted, %d packs deleted, %d deltas met",
+        GC_KILLS, finished, interrupted, deleted, deltas,
     )  # fmt: skip

@@ -16,23 +16,26 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from fakes.predicting import FAMILY, predict_from_now_on, relative
 from fakes.stores import model_of, noise, write_model
 
 from casstore.api.store import Store
 
 
 def model(seed):
-    """Return the model of this seed. Models share files, so that packs are shared as well."""
+    """Return the model of this seed. Models share files, so that packs are shared; one file becomes a delta in most."""
     chance = random.Random(seed)
     return model_of(
         common=noise(chance.randrange(3), 90_000),
         variant=noise(chance.randrange(20), 40_000),
+        relative=relative(chance.randrange(FAMILY)),
         own=noise(1000 + seed, chance.choice((10, 3_000, 150_000))),
         config=b'{"seed": %d}' % seed,
     )
 
 
 def main(place, work, name):
+    predict_from_now_on()
     chance = random.Random(name)
     store = Store(place)
     mine = []

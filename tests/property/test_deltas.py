@@ -344,7 +344,7 @@ def test_inputs_and_results_without_end_are_refused_at_once():
         finally:
             tracemalloc.stop()
         assert peak < 40 * MIB
-        assert time.perf_counter() - started < 2
+        assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize("raw", [0, MIB + 1])

@@ -11,6 +11,7 @@ import pytest
 from fakes.cache_entries import STAMP, bytes_of
 from fakes.collector import condemn, packs_of
 from fakes.counts import STATEFUL
+from fakes.predicting import predicting, relative
 from fakes.stores import assert_clean, model_of, noise, write_model
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
@@ -214,6 +215,15 @@ class CollectedMachine(StoreMachine):
             content = Content({f"f{seed}": (noise(70 + seed, 30_000), False) for seed in seeds})
             self._add(which, write_model(content, self._new_folder()), content, name)
             shutil.rmtree(self.folders.pop(name))
+
+    @rule(which=WHICH, number=st.integers(0, 3))
+    def add_a_relative(self, which, number):
+        """A model that becomes a delta, if the store holds another one of these."""
+        content = Content({"near": (relative(number), False)})
+        name = f"models/relative{number}"
+        with predicting():
+            self._add(which, write_model(content, self._new_folder()), content, name)
+        shutil.rmtree(self.folders.pop(name))
 
 
 def packs_size(store):

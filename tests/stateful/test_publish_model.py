@@ -133,14 +133,14 @@ def collector_decides(operation, key):
 class World:
     """One store, the actors on it, and who was promised what."""
 
-    def __init__(self, rules, schedule, *, forgotten=()):
+    def __init__(self, rules, schedule, *, forgotten=(), crossed=False):
         self.rules = rules
         self.schedule = schedule
         self.plain = MemoryBackend(uuid.uuid4().hex)
         self.held = {}
         self.frames = {}
         self.stored = 0
-        files, promised = _start_without(frozenset(forgotten))
+        files, promised = _start_without(frozenset(forgotten), crossed=crossed)
         self.plain._objects.update(files)
         self.promised = dict(promised)
         self.check()
@@ -260,8 +260,11 @@ REFS = {"models/first": {X, Y}, "models/second": {X}, "models/third": {Y, Z}, "m
 
 
 @functools.cache
-def _start():
-    """Return the files of a store in which X and Y lie in two packs each, Z in one; DELTA needs another one's BASE."""
+def _start(*, crossed):
+    """Return the files of a store in which X and Y lie in two packs each, Z in one; DELTA needs another one's BASE.
+
+    If `crossed`, there are two packs more, with X as a delta of Y and Y as a delta of X.
+    """
     plain = MemoryBackend("start")
     first, second, third, fourth = REFS.items()
     world = SimpleNamespace(rules=Rules(), promise=lambda *_: None, stored=0)
@@ -271,7 +274,12 @@ def _start():
     setup.add(*second)
     plain.delete(tombstone)
     setup.add(*third)
-    for frames in (encode_object(Kind.CHUNK, OBJECTS[BASE]), delta_frame(OBJECTS[DELTA], 1, [OBJECTS[BASE]])):
+    crossing = [(X, Y), (Y, X)] if crossed else []
+    for frames in (
+        encode_object(Kind.CHUNK, OBJECTS[BASE]),
+        delta_frame(OBJECTS[DELTA], 4, [OBJECTS[BASE]]),
+        *(delta_frame(OBJECTS[one], 4, [OBJECTS[other]]) for one, other in crossing),
+    ):
         with setup.publication() as publication:
             publication.write(frames)
             publication.commit_all([], lambda _: iter(()))
@@ -280,12 +288,12 @@ def _start():
 
 
 @functools.cache
-def _start_without(forgotten):
+def _start_without(forgotten, *, crossed):
     """Return such files after these refs were deleted, and what the others were promised.
 
     What the deleted ones alone reach is garbage that writers still find.
     """
-    files = _start()
+    files = _start(crossed=crossed)
     plain = MemoryBackend("start")
     plain._objects.update(files)
     for name in sorted(forgotten):
@@ -302,7 +310,8 @@ def restart(monkeypatch):
     # All at once, and before the first schedule: their random bytes are not taken from what schedules draw.
     for count in range(len(REFS) + 1):
         for forgotten in itertools.combinations(REFS, count):
-            _start_without(frozenset(forgotten))
+            for crossed in (False, True):
+                _start_without(frozenset(forgotten), crossed=crossed)
     return restart
 
 
@@ -313,7 +322,8 @@ def crowd(seed, rules):
     """Run one schedule of several writers and collectors; raise Loss if a promise was broken."""
     chance = random.Random(seed)
     forgotten = chance.sample(sorted(REFS), chance.randint(0, 3))
-    world = World(rules, Schedule.by_chance(chance), forgotten=forgotten)
+    crossed = random.Random(seed).random() < 0.3
+    world = World(rules, Schedule.by_chance(chance), forgotten=forgotten, crossed=crossed)
     everywhere = chance.random() < 0.2
 
     def client(decisive):
@@ -373,10 +383,11 @@ class Duel:
     first: Callable
     second: Callable
     forgotten: tuple[str, ...] = tuple(REFS)
+    crossed: bool = False
 
     def play(self, rules, places, *, swapped):
         """Run the schedule that changes at `places`; return at how many steps it could have changed."""
-        world = World(rules, Schedule.changing_at(places), forgotten=self.forgotten)
+        world = World(rules, Schedule.changing_at(places), forgotten=self.forgotten, crossed=self.crossed)
         for actor in (self.second, self.first) if swapped else (self.first, self.second):
             world.schedule.add(actor(world))
         world.run()
@@ -421,6 +432,23 @@ def collects(*held):
     return actor
 
 
+def collects_plain(*objects):
+    """Condemn the packs that hold one of these objects in a frame that decodes alone."""
+
+    def actor(world):
+        client = world.client(collector_decides)
+
+        def take(packs):
+            frames = {pack: world.frames.get(pack, []) for pack in packs}
+            return [
+                pack for pack in packs if any(item in objects and not rank for item, rank, _ in frames[pack])
+            ]
+
+        return lambda: client.collect(take)
+
+    return actor
+
+
 DUELS = {
     "an add and a collector": Duel(adds(X), collects()),
     "an add in a process that runs for long": Duel(adds(Y, Z, running=True), collects()),
@@ -432,6 +460,10 @@ DUELS = {
     "two collectors": Duel(collects({X, Y}), collects({X}), forgotten=("models/first", "models/third")),
     "an add after a while": Duel(collects({X}, {X, Y}), adds(X, late=True)),
     "two collectors of the same": Duel(collects({X}), collects({X}), forgotten=("models/first",)),
+    "two collectors of crossed deltas": Duel(
+        collects_plain(X), collects_plain(Y), forgotten=("models/second",), crossed=True
+    ),
+    "a tag of crossed deltas": Duel(tags(X, Y), collects_plain(X, Y), forgotten=(), crossed=True),
 }
 
 
@@ -545,6 +577,35 @@ class TableWithoutBases(FrameTable):
         return np.zeros(0, np.int64)
 
 
+class TableWithoutRanks(FrameTable):
+    """A delta counts wherever there is any frame of its bases."""
+
+    def decodes(self, usable, *, also=None):
+        there = usable[self.packs]
+        held = self.covered(there)
+        lists = self._lists
+        counts = there.copy()
+        for row in np.flatnonzero(there & (lists > 0)).tolist():
+            bases = self.find(self._bases[self._offsets[lists[row] - 1] : self._offsets[lists[row]]])
+            counts[row] = bool((bases >= 0).all() and held[bases].all())
+        return counts
+
+
+class LeavesRanksOut(Rules):
+    """Deletes the plain copies of two deltas that need each other, and reads none of what survives."""
+
+    class Look(Collected):
+        def __init__(self, store, policy):
+            super().__init__(store, policy)
+            self.packs.table = TableWithoutRanks()
+
+    class Act(Sweep):
+        def look(self):
+            super().look()
+            table = self._survey.packs.table
+            table.prove(np.arange(len(table)))
+
+
 class LeavesBasesOutOfTheMark(Rules):
     class Look(Collected):
         def __init__(self, store, policy):
@@ -638,6 +699,7 @@ BROKEN = [
     (writer_that(LeavesBasesOut), "an add of a delta"),
     (writer_that(ForgetsBases), "an add of a delta"),
     (LeavesBasesOutOfTheMark(), "a tag of a delta"),
+    (LeavesRanksOut(), "a tag of crossed deltas"),
     (NeverReadsRecordsAgain(), "a tag of garbage"),
     (CountsOthersCandidates(), "two collectors"),
     (ListsBeforeTombstones(), "two collectors"),

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from fakes.counts import STATEFUL
+from fakes.predicting import predicting, relative
 from fakes.stores import assert_clean, model_of, noise
 from fakes.sync_stores import Side, shown
 from hypothesis import settings
@@ -23,6 +24,9 @@ CONTENTS = [
     model_of(a=PARTS[0], c=PARTS[1]),
     model_of(c=PARTS[1] + PARTS[2]),
     model_of(nothing=b""),
+    model_of(near=relative(0)),
+    model_of(near=relative(1), a=PARTS[0]),
+    model_of(near=relative(2), other=relative(0)),
 ]
 MANIFESTS = [b"first", b"second", noise(9, 12_000)]
 
@@ -55,7 +59,8 @@ class SyncMachine(RuleBasedStateMachine):
 
     @rule(side=SIDES, name=MODELS, content=st.sampled_from(CONTENTS), note=st.sampled_from(["", "n"]))
     def add(self, side, name, content, note):
-        self.sides[side].add(name, content, metadata={"note": note} if note else {})
+        with predicting():
+            self.sides[side].add(name, content, metadata={"note": note} if note else {})
         self._note(side, name)
 
     @rule(side=SIDES, name=TAGS, model=MODELS)

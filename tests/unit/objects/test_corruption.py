@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from fakes.counts import FLIPS
 from fakes.model_files import gguf_bytes, safetensors_bytes
+from fakes.predicting import predicting, relative
 from fakes.stores import (
     assert_clean,
     model_of,
@@ -67,6 +68,8 @@ def large_models():
             model__gguf=gguf_bytes({"q": quantised}),
         ),
         "models/noise": model_of(noise=noise(5, 700_000)),
+        "models/near": model_of(near=relative(0)),
+        "models/nearer": model_of(near=relative(1)),
     }
 
 
@@ -74,7 +77,8 @@ def build(root, models, folder, *, more=True):
     with Store(root, create=True, durability="none") as store:
         for number, (ref, model) in enumerate(models.items()):
             path = write_model(model, folder / f"m{number}")
-            store.add(path, ref=ref, metadata={"number": number})
+            with predicting():
+                store.add(path, ref=ref, metadata={"number": number})
         if more:
             store.tag("kept", next(iter(models)))
             store.rm(store.add(folder / "m0", ref="models/deleted").ref)
@@ -105,7 +109,7 @@ def large(tmp_path_factory):
     top = tmp_path_factory.mktemp("large")
     with pytest.MonkeyPatch.context() as patch:
         small_packs(patch, 900_000)
-        assert build(top / "store", large_models(), top) == {"raw", "zstd", "planes"}
+        assert build(top / "store", large_models(), top) == {"raw", "zstd", "planes", "delta"}
     assert len(files_of(top / "store", "packs")) >= 4
     return top / "store"
 
