@@ -19,7 +19,7 @@ from casstore.digest import digest
 from casstore.errors import CasstoreError, RefNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from typing_extensions import Self
@@ -109,11 +109,9 @@ class EngineCache(OliveCache):
         self._unread = False
         return was_read
 
-    def end_run(self, footprint: Any = None) -> None:
+    def end_run(self, outputs: Collection[str] = ()) -> None:
         """Delete the files of models that a run's passes needed, and keep those of its outputs that were not saved."""
-        outputs = footprint.output_model_ids if footprint is not None else []
-        found = [self.lookup.content_of(model_id) for model_id in outputs if model_id not in self._saved]
-        self.placements.end_run([content.hex() for content in found if content is not None])
+        super().end_run([model_id for model_id in outputs if model_id not in self._saved])
 
     def _with_files(self, value: Any) -> Any:
         """Return a config whose cached models have their files here, unchanged (invariant 14), fetched if need be."""
