@@ -99,7 +99,7 @@ class PipelineCache:
             fetched=self.quota.added,
         )
         self.lookup = Lookup(self.models, self.runs, self._sharing, self.failures, adopt=self._adopt)
-        self.quota.check()
+        self.quota.check(ended=True)  # Earlier runs have, also those that could not say so.
         close_at_exit(self)
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class PipelineCache:
         found = [self.lookup.content_of(model_id) for model_id in outputs]
         self.placements.end_run([content.hex() for content in found if content is not None])
         self.leases.close()
-        self.quota.check()
+        self.quota.check(ended=True)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The process that makes a cache's store fit its bound: at the lowest priority, one for each store at a time.
+"""The process that makes a cache's store fit its bound: at a low priority, one for each store at a time.
 
 A process, since a thread would take the interpreter's lock from the passes. It may outlive the pipeline that started it, and be
 killed at any moment, as any collector may (casstore/ops/gc/README.md).
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from casstore.api.store import Store
 from casstore.cache.quota.ledger import Ledger, Measured
 from casstore.errors import CasstoreError
+from casstore.machine.leases import Leases
+from casstore.machine.this_machine import store_folder
 from casstore.ops.gc import GcPolicy
 from casstore.ops.gc.execution import Mode
 
@@ -27,8 +29,8 @@ _LOCK = "store-collector.lock"
 _ROUNDS = 4
 """Collections of one process; after so many, the next pass that is cached starts another one."""
 
-NICEST = 19
-"""The lowest priority."""
+PRIORITY = 10
+"""How nice the process is: a tenth of a pass's share of a busy processor, and not less, since passes may wait for the lock."""
 
 
 def slack(max_bytes: int) -> int:
@@ -46,15 +48,18 @@ def keep_bound(store: Store, ledger: Ledger, max_bytes: int) -> None:
                 report = store.gc(GcPolicy(max_size=max_bytes - slack(max_bytes)))
             except (CasstoreError, OSError) as error:
                 # Invariant 11: it is raised. Other passes must not try again for nothing.
-                ledger.finish(_measured(size, size + slack(max_bytes), max_bytes, error=str(error)))
+                ledger.finish(
+                    Measured(size, size + slack(max_bytes), max_bytes, time.time(), error=str(error))
+                )
                 raise
             notes = report.problems
             size = measure(store)
             if size > max_bytes - slack(max_bytes) and report.mode != Mode.BUSY.value:
                 # The rest is in use, or not a cache's to delete: only what is added from now on could go.
                 start_above = max(max_bytes, size + slack(max_bytes))
-        ledger.finish(_measured(size, start_above, max_bytes, error="; ".join(notes)))
-        if size + ledger.written() <= start_above:
+        in_use = start_above > max_bytes and _in_use(store)
+        ledger.finish(Measured(size, start_above, max_bytes, time.time(), in_use, "; ".join(notes)))
+        if size + ledger.written() <= start_above and (not in_use or _in_use(store)):
             return
 
 
@@ -63,8 +68,9 @@ def measure(store: Store) -> int:
     return sum(entry.size for prefix in ("packs/", "index/", "refs/") for entry in store.backend.list(prefix))
 
 
-def _measured(size: int, start_above: int, max_bytes: int, *, error: str) -> Measured:
-    return Measured(size, start_above, max_bytes, time.time(), error)
+def _in_use(store: Store) -> bool:
+    with Leases(store_folder(store.store_id)).held() as leased:
+        return bool(leased)
 
 
 @contextlib.contextmanager

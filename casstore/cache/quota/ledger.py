@@ -26,13 +26,15 @@ MAX_AGE = 24 * 3600.0
 class Measured:
     """What the last collector found: bytes of the store, and from where on another collection may find something to do.
 
-    `max_bytes` is the bound that it kept, `error` why it could not. `time` is in POSIX seconds.
+    `max_bytes` is the bound that it kept, `error` why it could not. While something is `in_use`, it stays: when its run has
+    ended, a collection may find more. `time` is in POSIX seconds.
     """
 
     size: int
     start_above: int
     max_bytes: int
     time: float
+    in_use: bool = False
     error: str = ""
 
 
@@ -44,13 +46,10 @@ class Ledger:
         self._written = folder / "store-written"
 
     def add(self, size: int) -> None:
-        """Count bytes that were written, if anyone has measured the store: until then the size is unknown anyway."""
-        if not os.path.exists(self._measured):
-            return
+        """Count bytes that were written, once anyone has begun to measure: before, the size is unknown anyway."""
         # Invariant 13: what is not counted is found when the store is measured again.
         with contextlib.suppress(OSError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            descriptor = os.open(self._written, flags, 0o666)
+            descriptor = os.open(self._written, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
                 os.write(descriptor, b"%d\n" % size)
             finally:
@@ -74,7 +73,7 @@ class Ledger:
 
     def begin(self) -> None:
         """Forget what was written: the store is measured now. What is written meanwhile counts twice at worst."""
-        self._written.unlink(missing_ok=True)
+        self._written.write_bytes(b"")
 
     def finish(self, measured: Measured) -> None:
         """Keep what was found. Raises OSError."""

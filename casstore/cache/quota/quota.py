@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from casstore.cache.quota.collector import NICEST, alone, slack
+from casstore.cache.quota.collector import PRIORITY, alone, slack
 from casstore.cache.quota.ledger import Ledger
 from casstore.concurrency.forks import ForkAware, watch_forks
 from casstore.errors import BackendError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _START = f"""
 import json, os, sys
 os.setsid()
-os.nice({NICEST})
+os.nice({PRIORITY})
 sys.path[:] = json.loads(sys.argv.pop(1))
 from casstore.cache.quota.collector import main
 sys.exit(main())
@@ -62,19 +62,22 @@ class Quota(ForkAware):
         self._ledger.add(size)
         self.check()
 
-    def check(self) -> None:
-        """Start a collector if the store seems too large; log how the last one ended."""
+    def check(self, *, ended: bool = False) -> None:
+        """Start a collector if the store seems too large; log how the last one ended.
+
+        Where a run has `ended`, what it used may go.
+        """
         if self._max_bytes is None or not self._lock.acquire(blocking=False):
             return  # Another thread is doing it.
         try:
-            if not self._is_running() and self._is_due(self._max_bytes):
+            if not self._is_running() and self._is_due(self._max_bytes, ended=ended):
                 self._start(self._max_bytes)
         finally:
             self._lock.release()
 
     def finish(self) -> None:
         """Do what is due, and wait for it, but not for long: the collector goes on when this process has ended."""
-        self.check()
+        self.check(ended=True)
         until = time.monotonic() + _WAIT
         while self._max_bytes is not None and time.monotonic() < until:
             with self._lock:
@@ -82,11 +85,13 @@ class Quota(ForkAware):
                     return
             time.sleep(_POLL)
 
-    def _is_due(self, max_bytes: int) -> bool:
+    def _is_due(self, max_bytes: int, *, ended: bool) -> bool:
         measured = self._ledger.read()
         if measured is None or measured.max_bytes != max_bytes:
             return self._not_below == 0
-        if measured.size + self._ledger.written() <= max(measured.start_above, self._not_below):
+        size = measured.size + self._ledger.written()
+        above = max_bytes if ended and measured.in_use else max(measured.start_above, self._not_below)
+        if size <= above:
             return False
         try:
             with alone(self._folder) as is_free:
