@@ -224,7 +224,9 @@ class Store(ModelStore):
         Folders above are made. A file that is there is an error, and is replaced with `force`. Raises RefNotFound,
         PathNotFound for no such file in the model, ConfigError as `get` does.
         """
-        return write_file(self.model(ref_or_id), path, dest, self.objects, force=force, callback=callback)
+        model = self.model(ref_or_id)
+        self._note_use(model)
+        return write_file(model, path, dest, self.objects, force=force, callback=callback)
 
     def cat(self, ref_or_id: str, path: str) -> bytes:
         """Return the bytes of one file of a model; `open_file` reads a large one in parts. Raises as `open_file` does."""
@@ -258,8 +260,9 @@ class Store(ModelStore):
 
         With `dry_run`, nothing is changed, and the report's `bytes_freed` say what would go. `tell` is given a
         sentence when other writers are waited for. `plan_gc` and `execute_gc` do the same in two steps. Raises an
-        IntegrityError, naming the ref, for anything that cannot be read, and BackendError for a store that fails; what
-        is left then goes with the next collection.
+        IntegrityError, naming the ref, for anything that cannot be read, BackendError for a store that fails, and
+        ConfigError for a policy by last use or size on a store that is not private; what is left then goes with the
+        next collection.
         """
         from casstore.ops.gc import GcReport, execute_gc, plan_gc  # noqa: PLC0415 - see the top of this file
 

@@ -119,7 +119,7 @@ def run(
                     "ref": item.name,
                     "model_id": item.record.target,
                     "why": item.why,
-                    "freed": "now" if item.at_once else "by the next gc",
+                    "freed": "now" if item.at_once else "later",
                 }
                 for item in plan.deletions
             ],

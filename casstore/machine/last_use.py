@@ -23,6 +23,7 @@ class LastUse:
 
     def keep(self) -> None:
         """Note uses from now on, also those of other processes."""
+        self._noted.clear()
         if self._folder is not None:
             # Invariant 13: without the folder, the times of records count.
             with contextlib.suppress(OSError):

@@ -202,7 +202,7 @@ class Refs:
                 f"{name} has used up its numbers: remove the file that begins with {last}, then try again."
             )
         exclusive = name.startswith(f"{_EXCLUSIVE_NAMESPACE}/")
-        if exclusive and target is not None and len({record.target for record in heads.records}) > 1:
+        if exclusive and target is not None and len({record.target for record in heads.records} - {None}) > 1:
             raise RefConflict(f"{name} was moved by two writers at once. Delete it, then set it again.")
         record = Record(
             name=name,

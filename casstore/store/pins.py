@@ -27,7 +27,15 @@ def pin(store: ModelStore, ref_or_id: str) -> str:
 
 
 def unpin(store: ModelStore, ref_or_id: str) -> list[str]:
-    """Delete the pin of this ref or id, else all pins of the model that it means; return their names."""
+    """Delete the pins that `find_pins` finds; return their names."""
+    found = find_pins(store, ref_or_id)
+    for name in found:
+        store.rm(name)
+    return found
+
+
+def find_pins(store: ModelStore, ref_or_id: str) -> list[str]:
+    """Return the pin of this ref or id, else all pins of the model that it means. Raises RefNotFound if there is none."""
     own = [ref_or_id] if ref_or_id.startswith(PREFIX) else []
     own += [f"{PREFIX}{prefix}{ref_or_id}" for prefix in ("", "models/", "tags/")]
     found = [name for name in own if _is_name(name) and store.record(name) is not None][:1]
@@ -36,8 +44,6 @@ def unpin(store: ModelStore, ref_or_id: str) -> list[str]:
         found = sorted(row.name for row in store.find(PREFIX, target=model_id))
     if not found:
         raise RefNotFound(f"{ref_or_id!r} is not pinned. `casstore ls {PREFIX}` lists the pins.")
-    for name in found:
-        store.rm(name)
     return found
 
 

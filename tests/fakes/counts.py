@@ -39,6 +39,9 @@ CRASH_SEEDS = count("CASSTORE_CRASH_SEEDS", 2)
 KILLS = count("CASSTORE_KILLS", 6)
 """Processes that add models and are killed."""
 
+POLICY_REFS = count("CASSTORE_POLICY_REFS", 300)
+"""Cache entries of the store that is made to fit a size."""
+
 GC_KILLS = count("CASSTORE_GC_KILLS", 8)
 """Processes that add to one store or collect it, two each at a time, and are killed."""
 

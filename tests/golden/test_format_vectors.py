@@ -90,6 +90,7 @@ EVALUATION = run.EvaluationManifest("out-cpu", TREE_ID, "e1", {"accuracy": 0.5})
 
 EXPECTED = {
     "format": marks.encode_format(marks.StoreFormat(bytes(range(16)))),
+    "private": marks.encode_private(marks.Private(bytes(range(16)), 7)),
     "tombstone": marks.encode_tombstone(marks.Tombstone((HELLO_ID,), 7)),
     "quarantine": marks.encode_quarantine(marks.Quarantine(HELLO_ID, "torn", 7)),
     "run": run.encode_run(RUN),
@@ -114,6 +115,7 @@ def test_encoding_gives_the_vector(name):
 
 def test_decoding_the_vectors():
     assert marks.decode_format(VECTORS["format"]).store_id == bytes(range(16))
+    assert marks.decode_private(VECTORS["private"]) == marks.Private(bytes(range(16)), 7)
     assert marks.decode_tombstone(VECTORS["tombstone"], key="t").packs == (HELLO_ID,)
     note = marks.decode_quarantine(VECTORS["quarantine"], key=marks.quarantine_key(HELLO_ID))
     assert note == marks.Quarantine(HELLO_ID, "torn", 7)

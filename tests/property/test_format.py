@@ -483,6 +483,11 @@ def test_keys_of_names_that_windows_would_take_for_devices(name):
 def test_marks_round_trip(one, packs):
     value = marks.StoreFormat(one[:16])
     assert marks.decode_format(marks.encode_format(value)) == value
+    private = marks.Private(one[16:], 7)
+    assert marks.decode_private(marks.encode_private(private)) == private
+    for damaged in (b"", marks.encode_private(private)[:-1], marks.encode_format(value)):
+        with pytest.raises(FormatError):
+            marks.decode_private(damaged)
     tomb = marks.Tombstone(tuple(packs), 7)
     assert marks.decode_tombstone(marks.encode_tombstone(tomb), key="t") == tomb
 

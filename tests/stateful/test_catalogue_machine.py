@@ -167,7 +167,11 @@ class CatalogueMachine(RuleBasedStateMachine):
     def _heads(self, name):
         records = [record for record in self.held.values() if record.name == name]
         highest = max((record.seq for record in records), default=0)
-        return sorted((item for item in records if item.seq == highest), key=lambda item: item.write_id)
+        # A deletion loses against whatever was written at the same moment.
+        return sorted(
+            (item for item in records if item.seq == highest),
+            key=lambda item: (item.target is not None, item.write_id),
+        )
 
     def _values(self):
         heads = {name: self._heads(name) for name in NAMES}
@@ -186,7 +190,7 @@ class CatalogueMachine(RuleBasedStateMachine):
     def put(self, which, name, to, base, facts):
         refs, _ = self.clients[which]
         heads = self._heads(name)
-        forked = len({record.target for record in heads}) > 1
+        forked = len({record.target for record in heads} - {None}) > 1
         try:
             record = refs.draft(name, target=to, base=base, metadata=facts)
         except ConflictError:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
+from fakes.cache_entries import STAMP, bytes_of
 from fakes.collector import condemn, packs_of
 from fakes.counts import STATEFUL
-from fakes.stores import assert_clean, noise, write_model
+from fakes.stores import assert_clean, model_of, noise, write_model
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 from stateful.test_store_machine import WHICH, Content, StoreMachine
 
 from casstore import GcPolicy, execute_gc, plan_gc
+from casstore.errors import ConfigError, MissingObject, RefNotFound
 from casstore.format.rows import Kind
 from casstore.objects.keys import PACK_PREFIX
 from casstore.objects.pack_writer import encode_object
@@ -31,7 +34,25 @@ POLICIES = st.builds(
 
 
 class CollectedMachine(StoreMachine):
-    """Two processes in turn add, delete and collect; each of them has an index of its own."""
+    """Two processes in turn add, delete and collect; each of them has an index of its own.
+
+    `deleted` are refs that can be undeleted, since nothing was collected after they went; `past` is what any ref last was.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.deleted = set()
+        self.past = {}
+
+    @initialize()
+    def open(self):
+        super().open()
+        self.stores[0].mark_private()
+
+    def _hold(self, name, held):
+        super()._hold(name, held)
+        self.past[name] = self.held[name]
+        self.deleted.discard(name)
 
     @invariant()
     def is_sound(self):
@@ -50,12 +71,109 @@ class CollectedMachine(StoreMachine):
         assert report.ok, report
         assert before - packs_size(store) == report.bytes_freed == plan.bytes_freed
         assert plan_gc(store, policy).items == ()
+        self.deleted.clear()
+
+    def _forget(self, names):
+        for name in names:
+            del self.held[name]
+            self.folders.pop(name, None)
+
+    def _is_tagged(self, name):
+        tagged = {held.model_id for tag, held in self.held.items() if tag.startswith("tags/")}
+        return self.held[name].model_id in tagged
+
+    @rule(which=WHICH, days=st.integers(1, 20), unused=st.booleans())
+    def collect_by_age(self, which, days, unused):
+        """All models that no tag names go, and can be taken back; what was deleted before is freed."""
+        store = self.stores[which]
+        age = {"unused_for" if unused else "older_than": DAY}
+        policy = GcPolicy(**age, grace=0.0, superseded=0.0, orphans_now=True)
+        wanted = {name for name in self.held if name.startswith("models/") and not self._is_tagged(name)}
+        plan = plan_gc(store, policy, now=time.time() + (days + 1) * DAY)
+        assert set(plan.refs) == wanted
+        # Only by the plan's clock, and so are the times of its tombstones: nothing is ripe that should not be.
+        report = execute_gc(store, plan, wait=0)
+        assert set(report.refs_deleted) == wanted
+        self._forget(wanted)
+        self.deleted = set(wanted)
+        self.index_whole = False
+
+    @rule(which=WHICH, share=st.integers(0, 110))
+    def fit_a_size(self, which, share):
+        """Only entries go, in both halves of a store no more than it takes, and never what a tag names."""
+        store = self.stores[which]
+        limit = bytes_of(store.backend) * share // 100
+        plan = plan_gc(store, GcPolicy(max_size=limit, grace=0.0, superseded=0.0))
+        for name in plan.refs:
+            assert dict(self.held[name].metadata).keys() >= STAMP.keys()
+            assert not self._is_tagged(name)
+        report = execute_gc(store, plan, wait=0)
+        assert report.refs_deleted == list(plan.refs)
+        if self.kind == "local":
+            assert bytes_of(store.backend) <= limit or plan.notes
+        self._forget(plan.refs)
+        self.deleted.clear()
+        self.index_whole = False
+
+    @rule(which=WHICH, seed=st.integers(0, 3), more=st.integers(0, 3))
+    def add_an_entry(self, which, seed, more):
+        """As a pipeline's cache does: models that share parts."""
+        content = model_of(**{f"f{number}": noise(90 + number, 20_000) for number in {seed, more}})
+        name = f"models/entry{seed}"
+        self._add(which, write_model(content, self._new_folder()), content, name, metadata=STAMP)
+        shutil.rmtree(self.folders.pop(name))
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH, data=st.data())
+    def pin(self, which, data):
+        name = self._some_ref(data)
+        pin = self.stores[which].pin(name)
+        assert pin == (name if name.startswith("tags/pins/") else f"tags/pins/{name}")
+        self._hold(pin, replace(self.held[name], metadata=()))
+        self.index_whole = False
+
+    @precondition(lambda self: any(name.startswith("tags/pins/") for name in self.held))
+    @rule(which=WHICH, data=st.data())
+    def unpin(self, which, data):
+        pins = sorted(name for name in self.held if name.startswith("tags/pins/"))
+        pin = data.draw(st.sampled_from(pins), label="pin")
+        assert self.stores[which].unpin(pin) == [pin]
+        del self.held[pin]
+        self.deleted.add(pin)
+
+    def delete_ref(self, which, data):
+        """As the base does, and it can be undone."""
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH, data=st.data())
+    def delete_a_ref(self, which, data):
+        name = self._some_ref(data)
+        self.stores[which].rm(name)
+        del self.held[name]
+        self.deleted.add(name)
+
+    @precondition(lambda self: self.past)
+    @rule(which=WHICH, data=st.data())
+    def undelete(self, which, data):
+        name = data.draw(st.sampled_from(sorted(self.past)), label="ref")
+        try:
+            self.stores[which].undelete(name)
+        except ConfigError:
+            assert name in self.held
+        except (MissingObject, RefNotFound):
+            assert name not in self.held
+            assert name not in self.deleted
+        else:
+            # What was freed may be there again, with another model.
+            assert name not in self.held
+            self._hold(name, self.past[name])
 
     @rule(which=WHICH, days=st.integers(0, 20))
     def collect_later(self, which, days):
         """With the policy that nobody changed, after some days."""
         store = self.stores[which]
         execute_gc(store, plan_gc(store, now=time.time() + days * DAY), wait=0)
+        self.deleted.clear()
         # Each pack may have been condemned, so a tag may copy.
         self.index_whole = False
 
@@ -87,7 +205,7 @@ class CollectedMachine(StoreMachine):
         name = self._some_ref(data)
         assert self.stores[which].tag(tag.removeprefix("tags/"), name) == tag
         held = self.held[name]
-        self._hold(tag, type(held)(held.content, held.model_id, held.base))
+        self._hold(tag, replace(held, metadata=()))
 
     @rule(which=WHICH)
     def add_sharing(self, which):

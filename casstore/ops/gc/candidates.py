@@ -127,7 +127,8 @@ def repack_to_free(survey: Survey, size: int) -> None:
     freed = np.cumsum((total - needed)[partly][order])
     enough = int(np.searchsorted(freed, size))
     if enough < len(order):
-        survey.repack = float(np.nextafter(share[order[enough]], 2.0))
+        # A little more than this pack's share, whatever the division rounded.
+        survey.repack = float(share[order[enough]]) * (1 + 1e-9)
     else:
         survey.repack = 1.0
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from casstore.backend.base import Backend
+    from casstore.ops.gc.policies.deletion import Deletion
     from casstore.ops.gc.survey import Survey
     from casstore.store.model_store import ModelStore
 
@@ -36,6 +37,7 @@ Acknowledged records are safe without it. A writer that dies right after it put 
 """
 
 _POLL = 0.1
+_DELETIONS = 16
 
 _log = logging.getLogger("casstore")
 
@@ -138,20 +140,30 @@ def _delete_refs(store: ModelStore, plan: GcPlan, report: GcReport) -> None:
     refs = Refs(store.backend, store.machine)
     # Somebody may have tagged or pinned a model since.
     tagged = {record.target for record in refs.values(TAGS, strict=True).values()}
-    for item in plan.deletions:
-        target = item.record.target
-        assert target is not None
-        if target in tagged or store.last_use.time(target) > item.used:
-            continue
+    for start in range(0, len(plan.deletions), _DELETIONS):
+        # For a few at a time nobody can begin to use one of them.
         with plan.survey.leases() as leased:
-            deletion = refs.draft(item.name, target=None)
-            is_same = deletion.seq == item.record.seq + 1 and refs.value(item.name) is not None
-            if item.name in leased or not is_same:
-                continue  # Somebody uses it, has written it again, or has deleted it.
-            refs.put(deletion)
-        if refs.value(item.name) is None:
-            # Else somebody has written it at this moment, which wins over a deletion (§9).
-            report.refs_deleted.append(item.name)
+            for item in plan.deletions[start : start + _DELETIONS]:
+                if item.name in leased or item.record.target in tagged:
+                    continue
+                deletion = refs.draft(item.name, target=None)
+                if not _is_unchanged(store, refs, item) or deletion.seq != item.record.seq + 1:
+                    continue  # Somebody has written it, or deleted it, or used its model.
+                refs.put(deletion)
+                if refs.value(item.name) is None:
+                    # Else somebody has written it at this moment, which wins over a deletion (§9).
+                    report.refs_deleted.append(item.name)
+
+
+def _is_unchanged(store: ModelStore, refs: Refs, item: Deletion) -> bool:
+    """Say whether a ref has the value of the plan, and nobody has used its model since."""
+    value, target = refs.value(item.name), item.record.target
+    assert target is not None
+    return (
+        value is not None
+        and value.write_id == item.record.write_id
+        and store.last_use.time(target) <= item.used
+    )
 
 
 def _sweep(

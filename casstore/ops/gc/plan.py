@@ -86,7 +86,7 @@ def plan_gc(store: ModelStore, policy: GcPolicy | None = None, *, now: float | N
     temporaries = tuple(store.backend.list_abandoned(older_than=limit))
     items = [
         _temporaries_item(temporaries),
-        *_deletion_items(deletions),
+        *_deletion_items(survey, deletions),
         PlanItem(
             "records", sum(map(len, trims)), sum(item.size for group in trims for item in group),
             "replaced or deleted for 7 days",
@@ -94,13 +94,12 @@ def plan_gc(store: ModelStore, policy: GcPolicy | None = None, *, now: float | N
         _condemned_item(survey, doomed),
         *_candidate_items(survey, candidates),
     ]  # fmt: skip
-    missing: dict[str, int] = {}
-    for name in survey.mark.absent.values():
-        missing[name] = missing.get(name, 0) + 1
+    evicted = {item.name for item in deletions if item.at_once}
+    missing = Counter(name for name in survey.mark.absent.values() if name not in evicted)
     return GcPlan(
         items=tuple(item for item in items if item.count),
         deletions=tuple(sorted(deletions, key=lambda item: item.name)),
-        missing=missing,
+        missing=dict(missing),
         problems=tuple(survey.roots.problems) + tuple(_unreadable_packs(survey)),
         two_phases=survey.two_phases,
         policy=policy,
@@ -156,9 +155,10 @@ def _temporaries_item(temporaries: Collection[Entry]) -> PlanItem:
     return PlanItem("temporary files", len(temporaries), size, "left by writers that ended")
 
 
-def _deletion_items(deletions: Sequence[Deletion]) -> list[PlanItem]:
+def _deletion_items(survey: Survey, deletions: Sequence[Deletion]) -> list[PlanItem]:
     counts = Counter((item.why, item.at_once) for item in deletions)
-    later = "; `casstore undelete` brings them back until the next gc, which frees their bytes"
+    until = "for 7 days, and then" if survey.two_phases else "until the next gc, which"
+    later = f"; `casstore undelete` brings them back {until} frees their bytes"
     return [
         PlanItem("refs", count, 0, why if at_once else why + later)
         for (why, at_once), count in sorted(counts.items())

@@ -96,7 +96,7 @@ def test_refs_by_age(place):
     assert run("undelete", "models/kept")[0].startswith("models/kept is back, model ")
     run("get", "models/kept", place.parent / "again", "-q")
     out, _ = run("gc", "--older-than", "0h", "-v")
-    assert out.splitlines()[1] == "models/kept\tolder than 0 days"
+    assert out.splitlines()[1] == "models/kept\tolder than 0 hours"
     assert "; 1 ref was deleted" in out
     run("gc")
     assert packs(place) == 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from casstore.format import names
 from casstore.ops.gc.policies.deletion import Deletion, Kept
-from casstore.ops.gc.policy import DAY
+from casstore.ops.gc.policy import DAY, HOUR
 
 if TYPE_CHECKING:
     from casstore.format.record import Record
@@ -49,4 +49,4 @@ def last_written(roots: Roots) -> dict[str, float]:
 
 
 def _days(seconds: float) -> str:
-    return f"{seconds / DAY:g} days"
+    return f"{seconds / DAY:g} days" if seconds >= DAY else f"{seconds / HOUR:g} hours"

@@ -19,7 +19,7 @@ _MODELS = "models/"
 class Deletion:
     """A ref that goes, the record that decided it, and why, for people.
 
-    With `at_once`, what only this ref needs is freed by the same collection; else by the next one, and `undelete` works
+    With `at_once`, what only this ref needs is freed by the same collection; else by a later one, and `undelete` works
     until then. `used` is when this machine last used the model, in POSIX seconds, 0 if that is not known.
     """
 

@@ -40,7 +40,7 @@ class Holders:
         self.alone = np.zeros(len(held), np.int64)
         np.add.at(self.alone, self._owners[single], sizes[single])
 
-    def remove(self, model: int) -> list[int]:
+    def remove(self, model: int) -> Positions:
         """Take a model away; return those that free more than before."""
         objects = self._held[model]
         self._counts[objects] -= 1
@@ -48,7 +48,7 @@ class Holders:
         single = objects[self._counts[objects] == 1]
         owners = self._owners[single]
         np.add.at(self.alone, owners, self._sizes[single])
-        return [int(owner) for owner in np.unique(owners)]
+        return np.unique(owners)
 
     def held(self) -> NDArray[np.bool_]:
         """Return a mask over all objects that is true for those that any model holds."""
@@ -70,30 +70,31 @@ def victims(
     `costs` are the seconds in which each can be made again, nan where that is impossible. Those that can go first, by
     seconds for each byte; then the others, by when they were last `used`. Whoever has enough stops asking.
     """
-    gone = np.zeros(len(costs), np.bool_)
+    waits = np.ones(len(costs), np.bool_)
+    can_go = ~np.isnan(costs)
 
-    def rank(model: int) -> tuple[float, float, int]:
-        freed = int(holders.alone[model])
+    def rank(models: Positions) -> Iterator[tuple[float, float, int]]:
         # What frees nothing yet, since others hold it too, comes last: it may free something with them.
-        value = costs[model] / freed if freed else float("inf")
-        return (float(value), float(costs[model]), model)
+        values = np.full(len(models), np.inf)
+        np.divide(costs[models], holders.alone[models], out=values, where=holders.alone[models] > 0)
+        return zip(values.tolist(), costs[models].tolist(), models.tolist(), strict=True)
 
-    heap = [rank(int(model)) for model in np.flatnonzero(~np.isnan(costs))]
+    heap = list(rank(np.flatnonzero(can_go)))
     heapq.heapify(heap)
     while heap:
-        ranked = heapq.heappop(heap)
-        model = ranked[-1]
-        if gone[model] or ranked != rank(model):
-            continue  # It has been ranked again since, and that rank is in the heap.
-        gone[model] = True
+        _, _, model = heapq.heappop(heap)
+        if not waits[model]:
+            continue  # It went under a later rank, which was lower.
+        waits[model] = False
         freed = int(holders.alone[model])
-        for other in holders.remove(model):
-            if not gone[other] and not np.isnan(costs[other]):
-                heapq.heappush(heap, rank(other))
+        grown = holders.remove(model)
+        for ranked in rank(grown[waits[grown] & can_go[grown]]):
+            heapq.heappush(heap, ranked)
         yield model, freed
     for found in np.argsort(used, kind="stable"):
         model = int(found)
-        if not gone[model]:
+        if waits[model]:
+            waits[model] = False
             freed = int(holders.alone[model])
             holders.remove(model)
             yield model, freed

@@ -64,11 +64,12 @@ def fit(
     `going` are refs that other policies delete: entries among them go first. `written` are the times of refs, `used` of
     models. Afterwards what the chosen entries alone need is not needed any more, and `survey.repack` is such that the store fits.
     """
-    if bytes_after(survey) <= max_size:
+    outdated = {item.name for item in going}
+    small = _small_files(survey) + _DELETION * len(outdated)
+    if _packs_after(survey) + small <= max_size:
         return Fit()
     # As on a disk that is nearly full, leftovers of failed adds go, however young they are.
     survey.is_short = True
-    outdated = {item.name for item in going}
     groups = _groups(survey, kept, outdated, written=written, used=used)
     entries = {record.name for group in groups.values() for record in group.refs}
     needed = _needed(survey)
@@ -91,9 +92,7 @@ def fit(
         used=np.array([group.used for group in groups.values()]),
     )  # fmt: skip
     # What remains if every pack is rewritten.
-    least = (
-        int(holdings.sizes[others | holders.held()].sum()) + _unmovable_bytes(survey) + _small_files(survey)
-    )
+    least = int(holdings.sizes[others | holders.held()].sum()) + _unmovable_bytes(survey) + small
     models = list(groups)
     chosen: list[int] = []
     deletions: list[Deletion] = []
@@ -102,24 +101,29 @@ def fit(
             number, freed = found
             chosen.append(number)
             group = groups[models[number]]
-            least += _DELETION * len(group.refs) - freed
+            more = _DELETION * sum(record.name not in outdated for record in group.refs)
+            small += more
+            least += more - freed
             why = MADE_AGAIN if models[number] in seconds else LAST_USED
-            deletions += [Deletion(record, why, at_once=True, used=group.used) for record in group.refs]
+            last = used.get(models[number], 0.0)
+            deletions += [
+                Deletion(record, why, at_once=not survey.two_phases, used=last) for record in group.refs
+            ]
         if survey.two_phases:
             # What they need stays readable for a while, and a collection meanwhile does not count it.
             return Fit(tuple(deletions), max(0, least - max_size))
         survey.release((record for item in deletions for record in needed[item.name]), holders.freed(chosen))
-        excess = bytes_after(survey, deletions=len(deletions)) - max_size
+        excess = _packs_after(survey) + small - max_size
         if excess > 0:
             repack_to_free(survey, excess)
-            excess = bytes_after(survey, deletions=len(deletions)) - max_size
+            excess = _packs_after(survey) + small - max_size
         if excess <= 0 or len(chosen) == len(models):
             return Fit(tuple(deletions), max(0, excess))
         least = max_size + excess
 
 
-def bytes_after(survey: Survey, *, deletions: int = 0) -> int:
-    """Return what packs, index and records take after a collection that writes so many records of deletions."""
+def _packs_after(survey: Survey) -> int:
+    """Return what packs take after a collection, with what fresh ones add to the index."""
     found = choose(survey)
     packs = survey.packs
     going = {*found.unneeded, *found.sparse, *survey.condemned()}
@@ -127,8 +131,7 @@ def bytes_after(survey: Survey, *, deletions: int = 0) -> int:
     kept = sum(packs.size(number) for number in packs.numbers() if number not in going)
     kept += found.kept_bytes + int(packs.table.sizes[copied].sum(dtype=np.int64))
     rows = found.kept_frames + len(copied)
-    written = rows * _INDEX_ROW + _SEGMENT if rows else 0
-    return kept + written + _small_files(survey) + deletions * _DELETION
+    return kept + (rows * _INDEX_ROW + _SEGMENT if rows else 0)
 
 
 def _small_files(survey: Survey) -> int:
@@ -154,7 +157,7 @@ def _groups(
     written: Mapping[str, float],
     used: Mapping[bytes, float],
 ) -> dict[bytes, _Group]:
-    """Return the models of which every ref is a cache entry that may go, with those refs."""
+    """Return the models of which every ref is a cache entry that may go, with those refs, the least recently used first."""
     groups: dict[bytes, _Group] = {}
     others: set[bytes] = set()
     may_go = {heads[-1].name for heads in kept.others(survey.roots) if is_entry(heads)}
@@ -169,7 +172,8 @@ def _groups(
         group.refs.append(heads[-1])
         group.used = max(group.used, written[name], used.get(heads[-1].target, 0.0))
         group.is_outdated &= name in outdated
-    return {model: group for model, group in groups.items() if model not in others}
+    found = [(model, group) for model, group in groups.items() if model not in others]
+    return dict(sorted(found, key=lambda item: (item[1].used, item[0])))
 
 
 def _needed(survey: Survey) -> dict[str, list[Record]]:
