@@ -145,7 +145,7 @@ class Lookup:
         if found is None and shared is not None:
             if shared.exists(ref):
                 # With `overwrite`, objects in quarantined packs are written again, which repairs this store.
-                shared.retrieve(self._sharing.local, [ref], overwrite=is_damaged)
+                self._sharing.retrieve(shared, ref, overwrite=is_damaged)
                 found = load(model_id)
             else:
                 shared.check_parent()

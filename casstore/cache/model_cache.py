@@ -83,7 +83,7 @@ class ModelCacheManager:
             files = _placed(before, self._transfer.file_ids(record))
             try:
                 self._placements.keep_working(
-                    name, Placement(added.model_id, collected.config(), files, name)
+                    name, Placement(added.model_id, collected.config(), files, self._store.store_id)
                 )
             except OSError as error:
                 # Invariant 11: the pipeline's cache logs it, and gets the files from the store; others get the error.
@@ -166,7 +166,7 @@ class ModelCacheManager:
         document = self._transfer.write_files(record, files)
         written = place_sources({"files": str(files)}).files
         placed = _placed(written, self._transfer.file_ids(record), prefix="files/")
-        return Placement(_content(record), _at(document, final), placed, record.name.removeprefix(_PREFIX))
+        return Placement(_content(record), _at(document, final), placed, self._store.store_id)
 
     def close(self) -> None:
         """Delete the files that were written outside the cache."""

@@ -25,6 +25,7 @@ from casstore.cache.placements.attempts import Attempts
 from casstore.cache.placements.placements import Placements
 from casstore.cache.placements.recent import Recent
 from casstore.cache.placements.stored import is_stored
+from casstore.cache.quota.quota import Quota
 from casstore.cache.run_cache import RunCacheManager, run_ref
 from casstore.cache.run_json import alias, get_run_json, new_run, run_json
 from casstore.cache.shared.sharing import Sharing
@@ -36,9 +37,10 @@ from casstore.errors import CasstoreError
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.machine.leases import Leases
 from casstore.machine.this_machine import store_folder
+from casstore.store.private import require_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from typing_extensions import Self
@@ -89,8 +91,15 @@ class PipelineCache:
         self.attempts = Attempts(self.placements, note=self.failures.note)
         self.models = ModelCacheManager(self.local, self.placements, collect=collect, note=self.failures.note)
         self.runs = RunCacheManager(self.local, environment=settings.environment)
-        self._sharing = Sharing(self._open_shared(), self.local, update=settings.update_shared_cache)
+        self.quota = Quota(self.dirs.store, self.dirs.locks, max_bytes=self._bound(), note=self.failures.note)
+        self._sharing = Sharing(
+            self._open_shared(),
+            self.local,
+            update=settings.update_shared_cache,
+            fetched=self.quota.added,
+        )
         self.lookup = Lookup(self.models, self.runs, self._sharing, self.failures, adopt=self._adopt)
+        self.quota.check(ended=True)  # Earlier runs have, also those that could not say so.
         close_at_exit(self)
 
     def close(self) -> None:
@@ -103,9 +112,17 @@ class PipelineCache:
         self.local.close()
         if self._sharing.shared is not None:
             self._sharing.shared.close()
+        self.quota.finish()
         if self.dirs.is_temporary:
             # Invariant 1 covers stores that are kept; this one was only temporary.
             shutil.rmtree(self.dirs.cache_dir, ignore_errors=True)
+
+    def end_run(self, outputs: Collection[str] = ()) -> None:
+        """Delete working files as `close` does, except those of the models `outputs`, and go on to another run."""
+        found = [self.lookup.content_of(model_id) for model_id in outputs]
+        self.placements.end_run([content.hex() for content in found if content is not None])
+        self.leases.close()
+        self.quota.check(ended=True)
 
     def __enter__(self) -> Self:
         return self
@@ -132,10 +149,11 @@ class PipelineCache:
         stored = False
         try:
             with self.failures.tolerated(f"cache the model {model_id}"):
-                self.models.cache_model(
+                added = self.models.cache_model(
                     model_id, model_json, base=base if is_id(base) else None, metadata=metadata
                 )
                 stored = True
+                self.quota.added(added.bytes_stored)
                 write_view(self.get_model_json_path(model_id), model_json)
                 self._sharing.push([model_ref(model_id)])
         finally:
@@ -292,6 +310,17 @@ class PipelineCache:
         return self.attempts.folder(model_id)
 
     # Internals
+
+    def _bound(self) -> int | None:
+        """Return the bound of the store, None where there is none, or it cannot be kept."""
+        bound = self.config.max_store_bytes
+        if bound is None or self.dirs.is_temporary:
+            return None
+        is_kept = False
+        with self.failures.tolerated(f"keep {self.dirs.store} below {bound} bytes"):
+            require_private(self.local.backend, "max_store_bytes")
+            is_kept = True
+        return bound if is_kept else None
 
     def _open_shared(self) -> SharedStore | None:
         url = self.config.get_shared_cache_url()

@@ -31,6 +31,8 @@ class CacheSettings:
     `container_name` mean a container of Azure Blob Storage. `workflow_id` is the folder of the working files
     inside the local path. When a run has ended, files of models that only its passes needed go, unless
     `keep_working_files`; `max_checkout_bytes` bounds those of its outputs, which can be made again as well.
+    `max_store_bytes` bounds the local store, None does not: what is cheapest to make again goes first, nothing that a
+    running pipeline has hit or made.
     `environment` are the fields, chosen by name, that decide what a pass makes; `pass_version` the version
     of passes that state none. `storage_options` go to the shared store's file system. With
     `shared="group"`, a shared store that is made in a folder is for the folder's group. Raises ConfigError for
@@ -47,6 +49,7 @@ class CacheSettings:
     workflow_id: str | None = None
     max_checkout_bytes: int = DEFAULT_CHECKOUT_BYTES
     keep_working_files: bool = False
+    max_store_bytes: int | None = None
     pass_version: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # keys and tokens
@@ -66,6 +69,8 @@ class CacheSettings:
             _check_workflow(self.workflow_id)
         if self.max_checkout_bytes < 0:
             raise ConfigError("max_checkout_bytes must be a number of bytes, 0 or more.")
+        if self.max_store_bytes is not None and self.max_store_bytes <= 0:
+            raise ConfigError("max_store_bytes must be a number of bytes, 1 or more, or None for no bound.")
         object.__setattr__(self, "cache_dir", locations)
         object.__setattr__(self, "account_name", account)
         object.__setattr__(self, "container_name", container)

@@ -72,13 +72,13 @@ class PlacedFile:
 class Placement:
     """Where the files of one cached model lie: its model id, its config with paths here, and each file.
 
-    `name` is the id that it is cached under. An `output` is what a run was for: its files stay when the run has ended.
+    `store` is the id of the store that holds it. An `output` is what a run was for: its files stay when that has ended.
     """
 
     content: str
     model: dict[str, Any]
     files: tuple[PlacedFile, ...]
-    name: str = ""
+    store: str = ""
     output: bool = False
 
     @property
@@ -131,7 +131,7 @@ class Placement:
             for file in self.files
         ]
         value = {"content": self.content, "model": self.model, "files": files}
-        return json.dumps({**value, "name": self.name, "output": self.output}).encode()
+        return json.dumps({**value, "store": self.store, "output": self.output}).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Placement | None:
@@ -139,8 +139,8 @@ class Placement:
         try:
             value = json.loads(data)
             files = tuple(_decode_file(row) for row in value["files"])
-            name, output = str(value.get("name", "")), value.get("output") is True
-            return cls(str(value["content"]), dict(value["model"]), files, name, output)
+            store, output = str(value.get("store", "")), value.get("output") is True
+            return cls(str(value["content"]), dict(value["model"]), files, store, output)
         except (ValueError, KeyError, TypeError):
             return None  # The files can be made again (invariant 4), so a torn note only costs time.
 

@@ -54,6 +54,7 @@ class Placements:
         self._uses = Uses(directories.locks)
         self._handed: dict[str, None] = {}
         self._spent: set[str] = set()
+        self._unnoted: set[str] = set()
         self._estimate: int | None = None
         self._trim_above = max_bytes
 
@@ -90,8 +91,12 @@ class Placements:
             return True  # An attempt, or a checkout that is being written.
         is_output = placement.content in outputs
         if is_output != placement.output:
-            with contextlib.suppress(OSError):  # Invariant 13: at worst its files are written again.
+            try:
                 replace(placement, output=is_output).write(folder)
+            except OSError:
+                # Invariant 13: on a full disk, its files stay until another run ends, and are written again after that.
+                if is_output:
+                    self._unnoted.add(str(folder))
         return is_output
 
     def trim(self) -> int:
@@ -102,6 +107,7 @@ class Placements:
                 self._uses,
                 max_bytes=self._max_bytes,
                 keep_all=self._keep_all,
+                kept=self._unnoted,
                 is_stored=self._is_stored,
             )
         except OSError as error:

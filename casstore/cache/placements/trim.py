@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from casstore.cache.placements.placement import NOTE, Placement, is_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from casstore.cache.directories import CacheDirectories
     from casstore.machine.uses import Uses
@@ -60,12 +60,13 @@ def trim(
     *,
     max_bytes: int,
     keep_all: bool,
+    kept: Collection[str],
     is_stored: Callable[[Placement], bool],
 ) -> tuple[int, int]:
     """Delete files that no process uses and `is_stored` does not miss, and leftovers of dead processes.
 
-    What no run was for goes, unless `keep_all`; of the rest, the least recently used above `max_bytes`. Returns the
-    bytes that were freed, and those that are left. Raises OSError.
+    What no run was for goes, unless `keep_all` or its folder is `kept`; of the rest, the least recently used above
+    `max_bytes`. Returns the bytes that were freed, and those that are left. Raises OSError.
     """
     entries, left = _survey(directories)
     with uses.locked():
@@ -74,17 +75,21 @@ def trim(
         _remove_leftovers(leftovers, directories.checkouts, uses)
     # The user's own files, outside the cache, are only noted here.
     unused = [entry for entry in entries if entry.size and str(entry.folder) not in used]
-    going = [entry.folder for entry in unused if not (entry.stays or keep_all)]
+    staying, going = [], []
+    for entry in unused:
+        if keep_all or entry.stays or str(entry.folder) in kept:
+            staying.append(entry)
+        else:
+            going.append(entry.folder)
     freed = sum(_remove_files(folders, uses, is_stored) for folders in _batches(going))
     left_bytes = sum(entry.size for entry in entries) - freed
     going = []
     above = left_bytes - max_bytes
-    for entry in sorted(unused, key=lambda entry: entry.used):
+    for entry in sorted(staying, key=lambda entry: entry.used):
         if above <= 0:
             break
-        if entry.stays or keep_all:
-            going.append(entry.folder)
-            above -= entry.size
+        going.append(entry.folder)
+        above -= entry.size
     more = sum(_remove_files(folders, uses, is_stored) for folders in _batches(going))
     return freed + more, left_bytes - more
 

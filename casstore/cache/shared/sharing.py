@@ -28,8 +28,17 @@ class Sharing:
     `update` writes to it; otherwise it is only read.
     """
 
-    def __init__(self, shared: SharedStore | None, local: Store, *, update: bool) -> None:
+    def __init__(
+        self,
+        shared: SharedStore | None,
+        local: Store,
+        *,
+        update: bool,
+        fetched: Callable[[int], None],
+    ) -> None:
+        """`fetched(bytes)` is called for what came from the shared store."""
         self.shared = shared
+        self._fetched = fetched
         self.local = local
         self._update = update
         self._retry_at = 0.0
@@ -76,10 +85,15 @@ class Sharing:
             if not shared.exists(ref):
                 return False
             # Only called when the local ref of this name is of no use.
-            shared.retrieve(self.local, [ref], overwrite=True)
+            self.retrieve(shared, ref, overwrite=True)
             return True
 
         return bool(self.ask(f"return {ref}", copy))
+
+    def retrieve(self, shared: SharedStore, ref: str, *, overwrite: bool) -> None:
+        """Copy a ref from the shared store as it does; raises what it raises."""
+        report = shared.retrieve(self.local, [ref], overwrite=overwrite)
+        self._fetched(report.bytes_written)
 
     def record(self, ref: str) -> Record | None:
         """Return the record of a ref in the shared store, None if there is none."""

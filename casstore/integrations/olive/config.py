@@ -16,12 +16,14 @@ def make_config_class(base: Any) -> Any:
     pydantic_fields: dict[str, Any] = {
         "max_checkout_bytes": DEFAULT_CHECKOUT_BYTES,
         "keep_working_files": False,
+        "max_store_bytes": None,
         "storage_options": {},
         "environment": {},
     }
     annotations = {
         "max_checkout_bytes": int,
         "keep_working_files": bool,
+        "max_store_bytes": int | None,
         "storage_options": dict,
         "environment": dict,
     }

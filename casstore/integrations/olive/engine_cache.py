@@ -19,7 +19,7 @@ from casstore.digest import digest
 from casstore.errors import CasstoreError, RefNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from typing_extensions import Self
@@ -90,7 +90,7 @@ class EngineCache(OliveCache):
         utils, resource_path = _module("olive.common.config_utils"), _module("olive.resource_path")
         base = utils.ConfigBase
         config_class = type(config) if isinstance(config, base) else None
-        value = self._with_files(utils.convert_configs_to_dicts(config))
+        value = self.with_files(utils.convert_configs_to_dicts(config))
         for pointer, resource in resource_path.find_all_resources(value).items():
             _module("olive.common.utils").set_nested_dict_value(value, pointer, self.get_local_path(resource))
         return utils.validate_config(value, config_class) if config_class is not None else value
@@ -104,18 +104,16 @@ class EngineCache(OliveCache):
         with self.failures.tolerated("read the models that the run made"):
             for model_id in footprint.output_model_ids:
                 node = footprint.nodes[model_id]
-                node.model_config_data = self._with_files(node.model_config_data)
+                node.model_config_data = self.with_files(node.model_config_data)
         self.defers_files, was_read = not self._unread, not self._unread
         self._unread = False
         return was_read
 
-    def end_run(self, footprint: Any = None) -> None:
+    def end_run(self, outputs: Collection[str] = ()) -> None:
         """Delete the files of models that a run's passes needed, and keep those of its outputs that were not saved."""
-        outputs = footprint.output_model_ids if footprint is not None else []
-        found = [self.lookup.content_of(model_id) for model_id in outputs if model_id not in self._saved]
-        self.placements.end_run([content.hex() for content in found if content is not None])
+        super().end_run([model_id for model_id in outputs if model_id not in self._saved])
 
-    def _with_files(self, value: Any) -> Any:
+    def with_files(self, value: Any) -> Any:
         """Return a config whose cached models have their files here, unchanged (invariant 14), fetched if need be."""
         folders: dict[str, Path] = {}
         try:

@@ -85,7 +85,7 @@ def _with_end(run: Callable[..., Any]) -> Callable[..., Any]:
         if best is not None:
             # What was saved lies in the output folder, and no longer in the cache.
             self.footprint.nodes[best.model_id].model_config_data = dict(best.olive_model_config)
-        self.cache.end_run(self.footprint)
+        self.cache.end_run(self.footprint.output_model_ids)
         return output
 
     return wrapped
