@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 from fakes import adder
 from fakes.stores import read_folder, read_model, write_model
@@ -12,12 +13,15 @@ from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.errors import BackendError, CasstoreError, RefNotFound
 from casstore.ops.sync import execute, plan_sync
 
-SEEDS = 60
+SEEDS = 16
 """Different models: so few that what one writer deletes another one adds again at the same moment."""
+
+REST = (0.5, 2.0)
+"""For so long, in each so many seconds, no writer begins anything: else no collector would ever get the publishers' lock."""
 
 MODELS = [adder.model(seed) for seed in range(SEEDS)]
 
-REFS = 6
+REFS = 3
 """Refs of each writer, beside a tag."""
 
 
@@ -30,6 +34,9 @@ def writer(store, log, chance, *, name, work, going, **_):
     mine = set()
     folder = os.path.join(work, name)
     while going():
+        if time.monotonic() % REST[1] < REST[0]:
+            time.sleep(0.01)
+            continue
         ref, seed = chance.choice(refs_of(name)), chance.randrange(SEEDS)
         write_model(MODELS[seed], folder)
         log.begin("add", ref, seed)
@@ -41,7 +48,7 @@ def writer(store, log, chance, *, name, work, going, **_):
             log.begin("tag", f"tags/{name}", seed)
             store.tag(name, ref)
             log.end("tag", f"tags/{name}", seed)
-        if chance.random() < 0.4:
+        if chance.random() < 0.6:
             gone = chance.choice(sorted(mine))
             mine.discard(gone)
             log.begin("delete", gone)
