@@ -13,7 +13,7 @@ from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.errors import BackendError, CasstoreError, RefNotFound
 from casstore.ops.sync import execute, plan_sync
 
-SEEDS = 16
+SEEDS = 48
 """Different models: so few that what one writer deletes another one adds again at the same moment."""
 
 REST = (0.5, 2.0)
@@ -21,7 +21,7 @@ REST = (0.5, 2.0)
 
 MODELS = [adder.model(seed) for seed in range(SEEDS)]
 
-REFS = 3
+REFS = 2
 """Refs of each writer, beside a tag."""
 
 
