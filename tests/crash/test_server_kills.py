@@ -1,4 +1,4 @@
-"""A server that dies at any moment of a push or a pull, and comes back: the sync goes on, and nothing is lost."""
+"""A server that dies at any moment of a push, a pull or a collection, and comes back: nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import random
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from fakes.counts import SERVER_KILLS as KILLS
-from fakes.stores import assert_clean, model_of, noise, write_model
+from fakes.stores import assert_clean, model_of, noise, read_folder, read_model, write_model
 from fakes.sync_stores import shown
 from servers.cable import cable
 from servers.processes import free_port, running
 from servers.sftp import SftpServer, prepare
 
-from casstore.api.store import Store
+from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.errors import BackendError
 from casstore.ops.sync import execute, execution, plan_sync, planning
 
@@ -48,12 +49,12 @@ class KilledServer:
 
 
 class LostServer:
-    """An S3 server that is out of reach for a while: it keeps its objects in memory, so it must live on."""
+    """A server that is out of reach for a while: one that keeps objects in memory must live on."""
 
-    def __init__(self, stack, s3_server):
-        self._cable = stack.enter_context(cable(s3_server.port))
-        self.url = f"s3://{s3_server.make_bucket()}/shared"
-        self.options = s3_server.options_at(self._cable.port)
+    def __init__(self, stack, server, url):
+        self._cable = stack.enter_context(cable(server.port))
+        self.url = url
+        self.options = server.options_at(self._cable.port)
 
     def die(self):
         self._cable.down = True
@@ -63,13 +64,17 @@ class LostServer:
         self._cable.down = False
 
 
-@pytest.fixture(params=["sftp", "s3"])
+@pytest.fixture(params=["sftp", "s3", "azure"])
 def server(request, tmp_path):
     with ExitStack() as stack:
         if request.param == "sftp":
             yield KilledServer(stack, tmp_path)
+        elif request.param == "s3":
+            far = request.getfixturevalue("s3_server")
+            yield LostServer(stack, far, f"s3://{far.make_bucket()}/shared")
         else:
-            yield LostServer(stack, request.getfixturevalue("s3_server"))
+            far = request.getfixturevalue("azure_server")
+            yield LostServer(stack, far, f"az://{far.make_container()}/shared")
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +92,12 @@ def fill(store, work, number):
     store.put_manifest(f"runs/{number}", b"run %d" % number)
 
 
-def sync_beside(server, delay, src, dst):
-    """Sync while the server dies after `delay` seconds; say how it went, and how long it took."""
+def sync_all(src, dst):
+    execute(plan_sync(src, dst))
+
+
+def beside(server, delay, work):
+    """Do something while the server dies after `delay` seconds; say how it went, and how long it took."""
     started = time.perf_counter()
 
     def fate():
@@ -100,7 +109,7 @@ def sync_beside(server, delay, src, dst):
     killer = threading.Thread(target=fate)
     killer.start()
     try:
-        execute(plan_sync(src, dst))
+        work()
         outcome = "went on"
     except BackendError as error:
         # Allowed, as long as it says so and what arrived is whole.
@@ -131,7 +140,8 @@ def test_a_server_that_dies_and_comes_back(server, way, tmp_path):
                     execute(plan_sync(src, dst))
                     undisturbed = time.perf_counter() - started
                     continue
-                outcome, seconds = sync_beside(server, chance.uniform(0, undisturbed), src, dst)
+                sync = partial(sync_all, src, dst)
+                outcome, seconds = beside(server, chance.uniform(0, undisturbed), sync)
                 outcomes.append((outcome, round(seconds, 2)))
             # Who comes next finds both whole, and needs one more run at most.
             with Store(server.url, **server.options) as there:
@@ -146,3 +156,41 @@ def test_a_server_that_dies_and_comes_back(server, way, tmp_path):
     _log.info("%s %s: undisturbed %.2f s; %s", way, server.url.split(":")[0], undisturbed, outcomes)
     went_on = [outcome for outcome, _ in outcomes if outcome == "went on"]
     assert len(went_on) >= len(outcomes) / 2, outcomes
+
+
+EVERYTHING = GcPolicy(grace=0, superseded=0, orphans_now=True, repack=0.9)
+
+
+def collect(store):
+    execute_gc(store, plan_gc(store, EVERYTHING))
+
+
+def test_a_server_that_dies_while_it_is_collected(server, tmp_path):
+    """What refs need is there whatever happens; the next collection removes what this one has left."""
+    chance = random.Random(KILLS)
+    outcomes, undisturbed = [], None
+    Store(server.url, create=True, **server.options).close()
+    for number in range(KILLS + 1):
+        with Store(server.url, **server.options) as store:
+            for at in range(3):
+                # The pack of each model has a half that the next one shares.
+                content = model_of(
+                    common=noise(10 * number + at, 60_000), own=noise(10 * number + at + 1, 60_000)
+                )
+                store.add(write_model(content, tmp_path / f"{number}-{at}"), ref=f"models/{number}/{at}")
+            store.rm(f"models/{number}/0")
+            started = time.perf_counter()
+            if undisturbed is None:
+                collect(store)
+                undisturbed = time.perf_counter() - started
+            else:
+                outcome, seconds = beside(server, chance.uniform(0, undisturbed), partial(collect, store))
+                outcomes.append((outcome, round(seconds, 2)))
+        with Store(server.url, **server.options) as store:
+            assert_clean(store)
+            collect(store)
+            assert plan_gc(store, EVERYTHING).items == ()
+            assert_clean(store)
+            for at in (1, 2):
+                assert read_model(store, f"models/{number}/{at}") == read_folder(tmp_path / f"{number}-{at}")
+    _log.info("gc %s: undisturbed %.2f s; %s", server.url.split(":")[0], undisturbed, outcomes)

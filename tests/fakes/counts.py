@@ -42,8 +42,8 @@ KILLS = count("CASSTORE_KILLS", 6)
 POLICY_REFS = count("CASSTORE_POLICY_REFS", 300)
 """Cache entries of the store that is made to fit a size."""
 
-GC_KILLS = count("CASSTORE_GC_KILLS", 8)
-"""Processes that add to one store or collect it, two each at a time, and are killed."""
+GC_KILLS = count("CASSTORE_GC_KILLS", 6)
+"""Processes that add to one store of each kind, push to it, collect it or read it, six at a time, and are killed."""
 
 SYNC_KILLS = count("CASSTORE_SYNC_KILLS", 6)
 """Syncs that are killed; a third each are pushes, pulls and copies."""
@@ -68,6 +68,12 @@ FAULTS = count("CASSTORE_FAULTS", 1)
 
 FULL_DISKS = count("CASSTORE_FULL_DISKS", 5)
 """Amounts of free space with which each of four operations meets a full disk."""
+
+FUZZ_INPUTS = count("CASSTORE_FUZZ_INPUTS", 300)
+"""Mutated inputs of each fuzz target; tests/fuzz/run.py tries as many as its time allows."""
+
+MIXED_SECONDS = count("CASSTORE_MIXED_SECONDS", 2)
+"""How long writers, collectors and readers work on each kind of store at the same time."""
 
 SMOKE_REMOTES = os.environ.get("CASSTORE_SMOKE_REMOTES", "folder,s3")
 """Remotes of the benchmarks' smoke run, of which `folder,s3,azure,sftp` are all."""

@@ -1,0 +1,111 @@
+"""What each process of a mixed run does until a file appears: write, collect, or read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+from fakes import adder
+from fakes.stores import read_folder, read_model, write_model
+
+from casstore import GcPolicy, Store, execute_gc, plan_gc
+from casstore.errors import BackendError, CasstoreError, RefNotFound
+from casstore.ops.sync import execute, plan_sync
+
+SEEDS = 48
+"""Different models: so few that what one writer deletes another one adds again at the same moment."""
+
+REST = (0.5, 2.0)
+"""For so long, in each so many seconds, no writer begins anything: else no collector would ever get the publishers' lock."""
+
+MODELS = [adder.model(seed) for seed in range(SEEDS)]
+
+REFS = 2
+"""Refs of each writer, beside a tag."""
+
+
+def refs_of(writer):
+    return [f"models/{writer}/{number}" for number in range(REFS)]
+
+
+def writer(store, log, chance, *, name, work, going, **_):
+    """Add, tag and delete. Whatever fails ends the process: upkeep must not make an add fail."""
+    mine = set()
+    folder = os.path.join(work, name)
+    while going():
+        if time.monotonic() % REST[1] < REST[0]:
+            time.sleep(0.01)
+            continue
+        ref, seed = chance.choice(refs_of(name)), chance.randrange(SEEDS)
+        write_model(MODELS[seed], folder)
+        log.begin("add", ref, seed)
+        store.add(folder, ref=ref, stat_cache=False)
+        log.end("add", ref, seed)
+        shutil.rmtree(folder)
+        mine.add(ref)
+        if chance.random() < 0.2:
+            log.begin("tag", f"tags/{name}", seed)
+            store.tag(name, ref)
+            log.end("tag", f"tags/{name}", seed)
+        if chance.random() < 0.6:
+            gone = chance.choice(sorted(mine))
+            mine.discard(gone)
+            log.begin("delete", gone)
+            store.rm(gone)
+            log.end("delete", gone)
+
+
+def pusher(store, log, chance, *, name, work, going, **_):
+    """Push models from a store of its own."""
+    folder = os.path.join(work, name)
+    with Store(os.path.join(work, f"{name}-store"), create=True, durability="none") as own:
+        while going():
+            ref, seed = chance.choice(refs_of(name)), chance.randrange(SEEDS)
+            write_model(MODELS[seed], folder)
+            own.add(folder, ref=ref, stat_cache=False)
+            shutil.rmtree(folder)
+            log.begin("add", ref, seed)
+            execute(plan_sync(own, store))
+            log.end("add", ref, seed)
+
+
+def collector(store, log, chance, *, grace, going, **_):
+    """Collect as much as may be without harm. On a local folder, that is everything at once."""
+    while going():
+        local = store.backend.url.startswith("file:") and not store.backend.has_lockless_writers()
+        policy = GcPolicy(
+            orphans_now=local, grace=grace, superseded=grace, repack=chance.choice([0.0, 0.5, 0.9])
+        )
+        log.begin("gc")
+        try:
+            report = execute_gc(store, plan_gc(store, policy), wait=chance.choice([0.0, 0.2, 1.0]))
+        except BackendError as error:
+            # Another collector takes packs away while this one copies from them, and it says so.
+            log.end("gc", error=f"{type(error).__name__}: {error}")
+        else:
+            log.end("gc", value=report.packs_deleted, error="; ".join([*report.problems, *report.missing]))
+
+
+def reader(store, log, chance, *, name, work, writers, going, **_):
+    """Read what somebody wrote, whole, by a store that is kept open, and say which model it was."""
+    target = os.path.join(work, name)
+    while going():
+        other = chance.choice(writers)
+        ref = chance.choice([*refs_of(other), f"tags/{other}"])
+        log.begin("read", ref)
+        try:
+            if chance.random() < 0.3:
+                store.get(ref, target)
+                content = read_folder(target)
+                shutil.rmtree(target)
+            else:
+                content = read_model(store, ref)
+        except RefNotFound:
+            log.end("read", ref)
+        except CasstoreError as error:
+            shutil.rmtree(target, ignore_errors=True)
+            log.end("read", ref, error=f"{type(error).__name__}: {error}")
+        else:
+            known = content in MODELS
+            log.end("read", ref, MODELS.index(content) if known else None, "" if known else "WRONG BYTES")
