@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from dataclasses import dataclass
 from functools import partialmethod
 
@@ -73,7 +72,6 @@ def smoke(benchmark_cache):
     ):
         patch.setattr(Harness, "close", look_and_close)
         patch.setattr(Harness, "fresh_on", partialmethod(call_warm, warm))
-        patch.setattr(os, "sync", lambda: None)  # it waits for what all other tests write
         where = ["--remotes", SMOKE_REMOTES, "--cache", str(benchmark_cache), "--out", str(out)]
         assert main(["run", "--smoke", *where]) == 0
     return Smoke(benchmark_cache, out, json.loads(out.read_text()), printed.getvalue(), left)
