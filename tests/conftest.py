@@ -73,6 +73,22 @@ def homes(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_power_failure():
+    """Let fsync return at once: nothing that this process writes has to survive a power failure.
+
+    What one leaves is tested on a model of a disk (fakes/posix_model.py); processes that tests start do wait for theirs.
+    """
+
+    def fsync(file):
+        os.fstat(file if isinstance(file, int) else file.fileno())  # which refuses what fsync refuses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "sync", lambda: None)  # the benchmarks', which wait for what all other tests write
+        yield
+
+
 _numbers = itertools.count()
 
 

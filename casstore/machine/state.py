@@ -29,7 +29,6 @@ T = TypeVar("T")
 _log = logging.getLogger("casstore")
 
 _CHECK_SIZE = 8
-_BUSY_SECONDS = 10.0
 _RENEWALS = 4
 """Times that one process rebuilds a damaged file before it goes on without one."""
 
@@ -68,12 +67,18 @@ class MachineState(ForkAware):
     """The SQLite file of one store; safe in threads and after a fork. Without a `path`, nothing is kept.
 
     `unchanged_files` makes the object that says, for one call, which files can be recognised by their stat identity.
+    For `patience` seconds, a file that another process has locked is waited for.
     """
 
     def __init__(
-        self, path: str | None, *, unchanged_files: Callable[[], UnchangedFiles] = UnchangedFiles
+        self,
+        path: str | None,
+        *,
+        unchanged_files: Callable[[], UnchangedFiles] = UnchangedFiles,
+        patience: float = 10.0,
     ) -> None:
         self._path = path
+        self._patience = patience
         self.unchanged_files = unchanged_files
         self.lock = threading.RLock()
         self._held: sqlite3.Connection | None = None
@@ -145,7 +150,7 @@ class MachineState(ForkAware):
                 # Side files of a removed file would be taken for this one's.
                 _remove(self._path)
             self._held = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                self._path, timeout=self._patience, isolation_level=None, check_same_thread=False
             )
             _prepare(self._held)
             self._inode = _inode(self._path)

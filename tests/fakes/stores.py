@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from blake3 import blake3
 from fakes.posix_model import PosixModel
 
+from casstore.api.store import Store
 from casstore.backend import LocalBackend
 from casstore.digest import digest
 from casstore.machine.state import MachineState
@@ -89,6 +90,16 @@ def assert_clean(store, *, read_data=True):
     report = check(store, read_data=read_data)
     assert report.ok, report.problems
     return report
+
+
+def assert_nothing_added(store):
+    """What was refused left nothing behind: no ref, no temporary file, no damage."""
+    assert store.refs() == {}
+    assert list(store.backend.list_temporaries()) == []
+    with Store(store.backend.url) as again:
+        report = check(again, read_data=True)
+        assert report.ok, report.problems
+        assert report.records == 0
 
 
 class InlineExecutor:

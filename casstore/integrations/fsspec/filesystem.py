@@ -43,7 +43,6 @@ _FSSPEC_OPTIONS = frozenset(
         "use_listings_cache",
     }
 )  # fmt: skip
-_BLOCK = 4 << 20
 _MAX_GAP = 64 << 10
 
 
@@ -248,7 +247,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
         callback.set_size(layout.size)
         hasher = Hasher()
         with self._store.open_layout(layout, name=path) as source:
-            while data := source.read(_BLOCK):
+            while data := source.read(self.blocksize):
                 hasher.update(data)
                 target.write(data)
                 callback.relative_update(len(data))

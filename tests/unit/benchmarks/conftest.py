@@ -1,4 +1,8 @@
-"""One smoke run for all tests of what it measures: a hundred processes, each of which starts anew."""
+"""One smoke run for all tests of what it measures.
+
+Its hundred processes are forked from one that has everything imported; that the benchmarks start them anew is
+tested with `stages`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ import contextlib
 import io
 import json
 from dataclasses import dataclass
+from functools import partialmethod
 
 import pytest
 from fakes.counts import SMOKE_REMOTES
+from fakes.warm_processes import WarmProcesses
+from servers.processes import Server
 
 from benchmarks import datasets
 from benchmarks.__main__ import main
@@ -45,6 +52,10 @@ def benchmark_cache(tmp_path_factory, byte_code):
     return folder
 
 
+def call_warm(harness, warm, machine, variables, function, **arguments):
+    return warm.call(harness, machine, variables, function, **arguments)
+
+
 @pytest.fixture(scope="session")
 def smoke(benchmark_cache):
     out, printed, left = benchmark_cache / "result.json", io.StringIO(), []
@@ -54,8 +65,13 @@ def smoke(benchmark_cache):
         left.extend(sorted(path.name for path in self.work.iterdir()))
         close(self)
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.closing(WarmProcesses(Server)) as warm,
+    ):
         patch.setattr(Harness, "close", look_and_close)
+        patch.setattr(Harness, "fresh_on", partialmethod(call_warm, warm))
         where = ["--remotes", SMOKE_REMOTES, "--cache", str(benchmark_cache), "--out", str(out)]
         assert main(["run", "--smoke", *where]) == 0
     return Smoke(benchmark_cache, out, json.loads(out.read_text()), printed.getvalue(), left)

@@ -23,10 +23,11 @@ from fakes.model_files import safetensors_bytes
 from fakes.stores import assert_clean, model_of, noise, read_folder, read_model, write_model
 
 from casstore import CasstoreError, ConfigError, ConflictError, Store
-from casstore.backend import BackendWrapper
+from casstore.backend import BackendWrapper, open_backend
 from casstore.errors import AccessDenied
-from casstore.machine import state as machine_module
+from casstore.machine.state import MachineState
 from casstore.ops.check import check
+from casstore.store.model_store import ModelStore
 
 # A fork beside running threads is what these tests are about; newer Pythons warn of it.
 pytestmark = [
@@ -519,13 +520,18 @@ def test_a_machine_state_that_cannot_be_made(tmp_path, models, monkeypatch, capl
     assert len(caplog.records) == 1
 
 
-def test_a_machine_state_that_someone_else_locks(store, models, monkeypatch, caplog):
-    monkeypatch.setattr(machine_module, "_BUSY_SECONDS", 0.05)
+def test_a_machine_state_that_someone_else_locks(store, models, caplog):
+    machine = MachineState(str(state_file(store)), patience=0.05)
     store.add(models[0], ref="models/m")
     blocker = sqlite3.connect(state_file(store), isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
     try:
-        with caplog.at_level(logging.WARNING, "casstore"), Store(store.backend.url) as other:
+        with (
+            caplog.at_level(logging.WARNING, "casstore"),
+            ModelStore(
+                open_backend(store.backend.url), store_id=bytes.fromhex(store.store_id), machine=machine
+            ) as other,
+        ):
             assert read_model(other, "models/m") == model_number(0)
             other.add(models[1], ref="models/n")
             assert read_model(other, "models/n") == model_number(1)

@@ -166,7 +166,7 @@ def test_files_are_copied_whole_with_their_mode(fs, tmp_path):
 
 def test_a_copy_that_fails_leaves_nothing(fs, tmp_path, monkeypatch):
     (tmp_path / "model").write_bytes(b"what was there")
-    monkeypatch.setattr("casstore.integrations.fsspec.filesystem._BLOCK", 1 << 16)
+    monkeypatch.setattr(fs, "blocksize", 1 << 16)
     reads = iter(range(3))
     update = fsspec.Callback.relative_update
     monkeypatch.setattr(

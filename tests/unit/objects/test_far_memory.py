@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from fakes.stores import noise
 
 from casstore.api.store import Store
 
@@ -51,7 +51,8 @@ with Store(sys.argv[2]) as store:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
-    np.random.default_rng(5).integers(0, 256, SIZE, np.uint8).tofile(folder / "large.bin")
+    with open(folder / "large.bin", "wb") as file:
+        file.writelines(noise(at, 1 << 20) for at in range(SIZE >> 20))
     with Store(folder / "store", create=True, durability="none") as store:
         store.add(folder / "large.bin", ref="models/large")
     (folder / "large.bin").unlink()

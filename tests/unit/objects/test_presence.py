@@ -65,16 +65,16 @@ def replace(store, pack, change):
 @pytest.mark.parametrize("scheme", ["file", "s3", "sftp"])
 @pytest.mark.parametrize("asked_at_once", [True, False])
 def test_only_what_is_whole_counts(store, ids, scheme, asked_at_once, monkeypatch):
-    monkeypatch.setattr(presence, "_FOLDERS", 0)
     monkeypatch.setattr(presence, "ASKERS", 1 if asked_at_once else 1_000)
     backend = Far(store.backend, scheme)
-    assert all(have_packs(backend, store.objects._index, ids))
+    many = 10  # more questions than a store has folders of packs
+    assert all(have_packs(backend, store.objects._index, ids * many))
     replace(store, ids[0], lambda data: data[:-1])
     replace(store, ids[1], lambda data: data + b"\0")
     replace(store, ids[2], lambda _: b"")
     store.backend.delete(pack_key(ids[3]))
     expected = [False] * 4 + [True] * (len(ids) - 4)
-    assert have_packs(backend, store.objects._index, ids) == expected
+    assert have_packs(backend, store.objects._index, ids * many) == expected * many
     assert [has_pack(backend, store.objects._index, pack) for pack in ids] == expected
     assert not has_pack(backend, store.objects._index, digest(b"a pack that nobody knows"))
     assert bool(backend.lists) == (asked_at_once and scheme != "file")
