@@ -89,7 +89,7 @@ def make(tmp_path, name, *models):
 
 @pytest.fixture
 def here(tmp_path):
-    return make(tmp_path, "here", noise(1, PACKS * 150_000))
+    return make(tmp_path, "here", noise(1, PACKS * 300_000))
 
 
 @pytest.fixture
