@@ -10,7 +10,7 @@ from fakes.collector import condemn, packs_of
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 
 from casstore import GcPolicy, Store
-from casstore.errors import ConfigError, ConflictError, MissingObject, RefNotFound
+from casstore.errors import ConfigError, ConflictError, FormatError, MissingObject, RefNotFound
 from casstore.format import names
 from casstore.format.record import encode
 from casstore.objects.keys import pack_key
@@ -235,3 +235,23 @@ def test_a_tag_with_a_value_and_a_deletion_is_no_fork(store, two):
     assert store.record("tags/x").target == store.record("models/one").target
     store.tag("x", "models/two")
     assert read_model(store, "tags/x") == TWO
+
+
+@pytest.mark.parametrize("damaged_id", [bytes(16), b"\xff" * 16], ids=["lower", "higher"])
+def test_a_damaged_record_may_win_over_a_deletion_whatever_its_id(store, damaged_id):
+    """It may have a target, so the value is unknown: no older one and no deletion is used instead."""
+    deletion = replace(
+        Refs(store.backend, store.machine).draft("models/one", target=None), write_id=b"\x77" * 16
+    )
+    store.backend.put(deletion.key, [encode(deletion)])
+    assert store.record("models/one") is None
+    store.backend.put(replace(deletion, write_id=damaged_id).key, [b"torn"])
+    with pytest.raises(FormatError, match="newest record of models/one cannot be read"):
+        store.record("models/one")
+    with pytest.raises(FormatError):
+        store.undelete("models/one")
+    with pytest.raises(FormatError):
+        store.gc()
+    store.rm("models/one")
+    store.undelete("models/one")
+    assert read_model(store, "models/one") == ONE
