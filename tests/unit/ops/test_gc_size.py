@@ -13,10 +13,12 @@ import time
 import numpy as np
 import pytest
 from fakes.cache_entries import STAMP, add_entry, bytes_of
+from fakes.collector import delta_frame
 from fakes.counts import POLICY_REFS
 from fakes.stores import Content, assert_clean, model_of, noise, read_model, small_packs, write_model
 
 from casstore import GcPolicy, OliveCache, Store, execute_gc, plan_gc
+from casstore.digest import digest
 from casstore.errors import ConfigError, MissingObject
 from casstore.format.rows import Kind
 from casstore.machine.leases import Leases
@@ -120,6 +122,24 @@ def test_shared_parts_count_for_the_last_one_that_holds_them(store, entry, by_ha
     limit = bytes_of(store.backend) - 2 * SIZE - SIZE // 2
     assert set(shrink(store, limit)) == {"other", "one"}
     assert read_model(store, "models/two") == model_of(f3=noise(3, SIZE), f4=noise(4, SIZE))
+
+
+def test_bases_count_with_the_last_model_that_needs_them(store, by_hand, tmp_path):
+    """Nothing else needs the base of a delta, so it goes with the model: 6 seconds for 80 kB, and not for 20."""
+    base, delta, bases = by_hand(store, "base", 1), noise(70, 20_000), noise(71, 60_000)
+    with store.publication() as publication:
+        publication.write(encode_object(Kind.CHUNK, bases))
+        publication.commit_all([], lambda _: iter(()))
+    with store.publication() as publication:
+        publication.write(delta_frame(delta, 1, (digest(bases),)))
+        publication.commit_all([], lambda _: iter(()))
+    for name, content, seconds in (
+        ("delta", model_of(d=delta), 6),
+        ("plain", model_of(p=noise(72, 30_000)), 3),
+    ):
+        add_entry(store, tmp_path / name, name, content, made_of=base, seconds=seconds)
+    assert shrink(store, bytes_of(store.backend) - 1) == ["delta"]
+    assert bytes_of(store.backend) < SIZE + 40_000
 
 
 def test_two_refs_of_one_model_go_together(store, entry, by_hand):
