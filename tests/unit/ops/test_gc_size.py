@@ -189,7 +189,7 @@ def test_tags_pins_and_what_people_added_stay(store, entry, by_hand):
     store.pin("models/pinned")
     plan = plan_gc(store, GcPolicy(max_size=SIZE))
     (note,) = plan.notes
-    assert "cannot be as small as 100000 bytes" in note
+    assert "cannot be as small as 0.1 MB" in note
     report = execute_gc(store, plan)
     assert (report.refs_deleted, report.notes, report.ok) == (["models/free"], [note], True)
     assert len(store.ls("models/")) == 3
@@ -243,9 +243,9 @@ def test_an_outdated_entry_goes_before_others(store, entry, by_hand):
     assert plan_gc(store, GcPolicy(max_size=limit)).refs == ("models/new",)
     policy = GcPolicy(max_size=limit, unused_for=DAY)
     plan = plan_gc(store, policy, now=time.time() + 2 * DAY)
-    assert [(item.name, item.at_once) for item in plan.deletions] == [
-        ("models/old", True),
-        ("models/older", False),
+    assert [(item.name, item.at_once, item.why) for item in plan.deletions] == [
+        ("models/old", True, "not used for 1 days"),
+        ("models/older", False, "not used for 1 days"),
     ]
     execute_gc(store, plan)
     assert bytes_of(store.backend) <= limit
