@@ -244,8 +244,8 @@ def test_an_outdated_entry_goes_before_others(store, entry, by_hand):
     policy = GcPolicy(max_size=limit, unused_for=DAY)
     plan = plan_gc(store, policy, now=time.time() + 2 * DAY)
     assert [(item.name, item.at_once, item.why) for item in plan.deletions] == [
-        ("models/old", True, "not used for 1 days"),
-        ("models/older", False, "not used for 1 days"),
+        ("models/old", True, "not used for 1 day"),
+        ("models/older", False, "not used for 1 day"),
     ]
     execute_gc(store, plan)
     assert bytes_of(store.backend) <= limit

@@ -212,6 +212,28 @@ def test_a_name_that_is_deleted_and_written_at_the_same_moment_is_written(store,
     assert read_model(store, "models/one") == TWO
 
 
+@pytest.mark.parametrize("write_id", [bytes(16), b"\xff" * 16], ids=["lower", "higher"])
+def test_sync_sees_the_value_too(store, two, tmp_path, write_id):
+    """On the side that sends, and on the one that receives."""
+    with Store(tmp_path / "other", create=True) as other:
+        store.push(other)
+        refs = Refs(store.backend, store.machine)
+        store.add(two, ref="models/two")
+        deletion = refs.draft("models/one", target=None)
+        write = replace(
+            refs.draft("models/one", target=store.record("models/two").target, metadata={"n": 1}),
+            manifest=store.record("models/two").manifest,
+            write_id=write_id,
+        )
+        for record in (deletion, write):
+            store.backend.put(record.key, [encode(record)])
+        assert "models/one" in store.push(other).refs
+        assert read_model(other, "models/one") == TWO
+        assert "models/one" in other.push(store).equal
+        other.rm("models/one")
+        assert other.pull(store, "models/one").refs == ("models/one",)
+
+
 def test_a_deletion_that_lost_leaves_nothing_to_undelete(store):
     refs = Refs(store.backend, store.machine)
     deletion = refs.draft("models/one", target=None)
