@@ -59,6 +59,7 @@ def refs(store: casstore.Store) -> None:
 def whole_stores(store: casstore.Store, other: casstore.Store) -> None:
     assert_type(store.check(read_data=True), casstore.CheckReport)
     assert_type(store.check().ok, bool)
+    assert_type(store.repair(), casstore.RepairReport)
     assert_type(store.stats(), casstore.StoreStats)
     assert_type(store.leftovers(), casstore.Leftovers)
     assert_type(store.push("backup", "models/minilm", create=True), casstore.SyncReport)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -301,23 +300,25 @@ def test_a_pack_that_others_need_loses_nothing_when_it_is_set_apart(place, monke
     """Repairing one model sets a pack apart; what another one has in it is copied as well, and a collection loses nothing."""
     monkeypatch.undo()
     with place.open() as store:
-        both = write_model(model_of(raw=noise(31, 400_000)), place.root.parent / "both")
+        first = model_of(raw=noise(31, 90_000), extra=noise(32, 90_000))
         before = set(place.files("packs"))
-        store.add(both, ref="models/both")
+        store.add(write_model(first, place.root.parent / "one"), ref="models/one")
         [pack] = set(place.files("packs")) - before
-        shutil.copytree(both, place.root.parent / "both2")
-        Path(place.root.parent / "both2" / "more").write_bytes(noise(32, 100))
-        store.add(place.root.parent / "both2", ref="models/both2")
-        own = store.record("models/both").manifest
-        located = store.objects.locate([own])
+        # The one needs only `raw` of that pack now, the other only `extra`.
+        for name, part in (("one", "raw"), ("other", "extra")):
+            data = first.files[part][0]
+            store.add(write_model(model_of(f=data), place.root.parent / part), ref=f"models/{name}")
+        located = store.objects.locate(store.model("models/one").layout("f").chunk_ids()[:1])
         at = int(located.rows["offset"][0]) + frame.HEADER_SIZE + 3
         store.push(place.hub)
     place.write(pack, flipped((place.root / pack).read_bytes(), at))
-    assert place.repair("both").ok
+    report = place.repair("one")
+    assert report.ok
+    assert report.sources[pack] > 0
     with place.open() as store:
-        assert store.lacks(store.record("models/both2")) == 0
         os.unlink(place.root / pack)
-        assert read_model(store, "models/both2").files["raw"][0] == noise(31, 400_000)
+        assert read_model(store, "models/other") == model_of(f=noise(32, 90_000))
+        assert store.lacks(store.record("models/other")) == 0
 
 
 def test_configured_remotes_are_asked(place, tmp_path):
