@@ -337,7 +337,7 @@ class ObjectStore:
     def replace_segments(
         self, damaged: Mapping[str, IntegrityError], packs: Sequence[tuple[bytes, Footer]]
     ) -> None:
-        """Publish index segments over packs, and remove `damaged` ones, whose packs must all be covered then."""
+        """Remove `damaged` index segments, and publish segments over packs: all that these cover and that can be read."""
         self._index.replace(damaged, packs)
 
     def all_rows(self) -> Iterator[Rows]:

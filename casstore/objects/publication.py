@@ -24,14 +24,11 @@ from casstore.errors import (
     ConflictError,
     FormatError,
     MissingObject,
-    ObjectNotFound,
     RefConflict,
     add_note,
 )
 from casstore.format.rows import Kind, row_ids
-from casstore.objects.checking import check_pack
 from casstore.objects.dependencies import Dependencies
-from casstore.objects.keys import pack_key
 from casstore.objects.pack_writer import PACK_TARGET, PackWriter, encode_objects
 from casstore.objects.presence import read_quarantine, read_tombstones
 from casstore.objects.ranges import batches
@@ -318,32 +315,12 @@ class Publication(Dependencies):
             for frames in supply(missing):
                 self.write(frames)
                 missing.difference_update(header.object_id for header in frames.headers)
-        if missing and self._reconsider():
-            missing = self._unknown(sorted(missing))
         if missing:
             raise MissingObject(
                 f"{len(missing)} objects of this model are gone from the store or damaged, "
                 f"{min(missing).hex()} among them. "
                 "Add the model again from its files."
             ) from damage
-
-    def _reconsider(self) -> bool:
-        """Hash the packs in which damage was found; say whether one is whole by now, from a backup perhaps."""
-        restored = [number for number in self._index.avoided() if self._is_restored(number)]
-        for number in restored:
-            self._index.stop_avoiding(number)
-        if restored:
-            self._present.forget()
-        return bool(restored)
-
-    def _is_restored(self, number: int) -> bool:
-        pack = self._index.pack_id(number)
-        try:
-            size = self._backend.stat(pack_key(pack)).size
-            check_pack(self._backend, pack, size=size, read_data=True, pace=lambda _: None)
-        except (FormatError, ObjectNotFound):
-            return False  # Invariant 9: nothing relies on it.
-        return True
 
     def _copy_condemned(self, ids: list[bytes]) -> None:
         """Copy objects, and bases that objects lack, out of packs that a collector will delete."""

@@ -63,6 +63,7 @@ def refs(store: casstore.Store) -> None:
 def whole_stores(store: casstore.Store, other: casstore.Store) -> None:
     assert_type(store.check(read_data=True), casstore.CheckReport)
     assert_type(store.check().ok, bool)
+    assert_type(store.repair(), casstore.RepairReport)
     assert_type(store.stats(), casstore.StoreStats)
     assert_type(store.leftovers(), casstore.Leftovers)
     collection = casstore.plan_gc(store, casstore.GcPolicy(max_size=50 * 10**9, unused_for=14 * 86400.0))

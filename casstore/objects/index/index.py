@@ -216,16 +216,6 @@ class Index(LoadedSegments):
             self.packs.avoided.add(number)
             return new
 
-    def avoided(self) -> list[int]:
-        """Return the packs in which damage was found."""
-        with self.lock:
-            return sorted(self.packs.avoided)
-
-    def stop_avoiding(self, number: int) -> None:
-        """Rely again on a pack that is whole now."""
-        with self.lock:
-            self.packs.avoided.discard(number)
-
     # ---- writing
 
     def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
@@ -245,7 +235,7 @@ class Index(LoadedSegments):
         return [pack for pack, there in zip(packs, covered[numbers].tolist(), strict=True) if not there]
 
     def replace(self, damaged: Mapping[str, IntegrityError], packs: Sequence[tuple[bytes, Footer]]) -> None:
-        """Publish segments over packs, and remove `damaged` ones, of which every readable pack is covered then."""
+        """Remove `damaged` segments, and publish segments over packs: all that these cover and that can be read."""
         self._upkeep.replace(damaged, packs)
 
     def merge(self) -> None:

@@ -92,13 +92,14 @@ class Upkeep:
             self._delete(empty)
 
     def replace(self, damaged: Mapping[str, IntegrityError], packs: Sequence[tuple[bytes, Footer]]) -> None:
-        """Publish segments over packs, and remove `damaged` ones, of which every readable pack is covered then."""
+        """Remove `damaged` segments, and publish segments over packs: all that these cover and that can be read."""
         for key, error in damaged.items():
             self._known.set_aside(key, error)
+        # Invariant 5: hints; until the packs are covered again, their footers answer. The damaged ones go first, since a
+        # segment over the same packs has the same name.
+        self._delete(damaged)
         for start in range(0, len(packs), _PACKS):
             self.publish(packs[start : start + _PACKS])
-        # Invariant 5: hints; whatever they name that can be read at all, a durable segment names now.
-        self._delete(damaged)
 
     def _durable(self) -> list[Segment]:
         return [segment for key, segment in self._known.segments.items() if key.startswith(INDEX_PREFIX)]

@@ -61,7 +61,7 @@ def find_index_damage(store: ModelStore, packs: list[bytes]) -> IndexDamage:
 
 
 def mend_index(store: ModelStore, damage: IndexDamage) -> None:
-    """Cover every pack that can be read, then remove the damaged segments."""
+    """Remove the damaged segments, and cover every pack that can be read."""
     footers = _Footers(store.objects)
     covered = [(pack, footer) for pack in damage.uncovered if (footer := footers.get(pack)) is not None]
     store.objects.replace_segments(damage.segments, covered)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from fakes.model_files import safetensors_bytes
 from fakes.stores import model_of, noise, read_model, small_packs, write_model
 
 from casstore import RefNotFound, Store
+from casstore.digest import digest
 from casstore.format import frame, marks, names
 from casstore.machine.remotes import Remotes
 from casstore.objects.footers import read_footer
@@ -127,8 +127,13 @@ PACK_DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("segments", ["with segments", "without"])
-@pytest.mark.parametrize("how", [*PACK_DAMAGE, "deleted"])
+@pytest.mark.parametrize(
+    ("how", "segments"),
+    [
+        *((how, "with segments") for how in [*PACK_DAMAGE, "deleted"]),
+        *((how, "without") for how in ("flip in the footer", "zeros in the middle", "deleted")),
+    ],
+)
 def test_a_second_copy_restores_every_model(place, how, segments):
     packs = place.files("packs")
     assert len(packs) >= 5
@@ -155,8 +160,13 @@ SALVAGED = ["flip in a frame header", "flip in the pack header", "flip in the no
             "flip in the trailer", "cut by a byte", "longer"]  # fmt: skip
 
 
-@pytest.mark.parametrize("segments", ["with segments", "without"])
-@pytest.mark.parametrize("how", SALVAGED)
+@pytest.mark.parametrize(
+    ("how", "segments"),
+    [
+        *((how, "with segments") for how in SALVAGED),
+        *((how, "without") for how in ("flip in the footer", "cut by a byte")),
+    ],
+)
 def test_what_is_whole_in_damaged_packs_needs_no_second_copy(place, how, segments):
     """Frames are found by their own headers, or where one of those is damaged, by the footer."""
     for key in place.files("packs"):
@@ -301,23 +311,52 @@ def test_a_pack_that_others_need_loses_nothing_when_it_is_set_apart(place, monke
     """Repairing one model sets a pack apart; what another one has in it is copied as well, and a collection loses nothing."""
     monkeypatch.undo()
     with place.open() as store:
-        both = write_model(model_of(raw=noise(31, 400_000)), place.root.parent / "both")
+        first = model_of(raw=noise(31, 90_000), extra=noise(32, 90_000))
         before = set(place.files("packs"))
-        store.add(both, ref="models/both")
+        store.add(write_model(first, place.root.parent / "one"), ref="models/one")
         [pack] = set(place.files("packs")) - before
-        shutil.copytree(both, place.root.parent / "both2")
-        Path(place.root.parent / "both2" / "more").write_bytes(noise(32, 100))
-        store.add(place.root.parent / "both2", ref="models/both2")
-        own = store.record("models/both").manifest
-        located = store.objects.locate([own])
+        # The one needs only `raw` of that pack now, the other only `extra`.
+        for name, part in (("one", "raw"), ("other", "extra")):
+            data = first.files[part][0]
+            store.add(write_model(model_of(f=data), place.root.parent / part), ref=f"models/{name}")
+        located = store.objects.locate(store.model("models/one").layout("f").chunk_ids()[:1])
         at = int(located.rows["offset"][0]) + frame.HEADER_SIZE + 3
         store.push(place.hub)
     place.write(pack, flipped((place.root / pack).read_bytes(), at))
-    assert place.repair("both").ok
+    report = place.repair("one")
+    assert report.ok
+    assert report.sources[pack] > 0
     with place.open() as store:
-        assert store.lacks(store.record("models/both2")) == 0
         os.unlink(place.root / pack)
-        assert read_model(store, "models/both2").files["raw"][0] == noise(31, 400_000)
+        assert read_model(store, "models/other") == model_of(f=noise(32, 90_000))
+        assert store.lacks(store.record("models/other")) == 0
+
+
+def test_where_nobody_knows_what_is_needed_everything_readable_is_kept(place):
+    """The manifest of a model is lost; its chunks are in a pack whose footer is torn, and no segment names them."""
+    with place.open() as store:
+        record = store.record("models/second")
+        chunks = store.model("models/second").layout("other").chunk_ids()
+        located = store.objects.locate([record.manifest, chunks[0]])
+        described, held = (
+            store.objects.packs_of(store.objects.locate([item])) for item in located.ids([0, 1])
+        )
+        begin = int(located.rows["offset"][0])
+        length = frame.HEADER_SIZE + int(located.rows["stored"][0])
+    [described], [held] = described, held
+    keys = {
+        pack: next(key for key in place.files("packs") if key.endswith(pack.hex()))
+        for pack in (described, held)
+    }
+    data = (place.root / keys[described]).read_bytes()
+    place.write(keys[described], data[:begin] + bytes(length) + data[begin + length :])
+    place.write(keys[held], (place.root / keys[held]).read_bytes()[:-9])
+    shutil.rmtree(place.root / "index")
+    report = place.repair(source=None)
+    assert [ref.name for ref in report.refs if ref.health is Health.MISSING] == ["models/second"]
+    (place.root / keys[held]).unlink()
+    with place.open() as store:
+        assert [digest(item) for item in store.objects.read_many(chunks)] == chunks
 
 
 def test_configured_remotes_are_asked(place, tmp_path):

@@ -16,7 +16,7 @@ from fakes.stores import assert_clean, model_of, noise, read_folder, read_model,
 
 from casstore import BackendError, IntegrityError, MissingObject, Store
 from casstore.machine.remotes import Remotes
-from casstore.objects import object_store
+from casstore.objects import ReadThrough, object_store
 from casstore.store import other_stores
 
 TENSOR = np.random.default_rng(5).normal(size=(300, 500)).astype(np.float32)
@@ -263,6 +263,32 @@ def test_a_model_that_was_replaced_and_collected_is_read_as_it_is_now(single, mo
     assert done
 
 
+class Liar:
+    """Other stores, as a reader sees them, that return wrong bytes of the right length."""
+
+    def lengths(self, ids):
+        return dict.fromkeys(ids, 500)
+
+    def read(self, ids):
+        return {object_id: bytes(500) for object_id in ids}
+
+    def answer(self):
+        return "They were asked."
+
+    def close(self):
+        pass
+
+
+def test_whatever_others_return_is_hashed(single):
+    with single.open() as store:
+        reader = ReadThrough(store.objects, store.backend, Liar())
+        [chunk] = store.model(REF).layout("small").chunk_ids()
+        assert reader.read(chunk) == OLD.files["small"][0]
+        single.lose()
+        with pytest.raises(MissingObject, match=r"They were asked\."):
+            reader.read(chunk)
+
+
 # ---- packs that come back
 
 
@@ -279,7 +305,7 @@ def test_a_pack_that_comes_back_is_read(place):
         assert_clean(store)
 
 
-def test_a_pack_that_was_damaged_and_comes_back_is_relied_on_again(place):
+def test_a_pack_that_was_damaged_and_comes_back_is_of_use_again(place):
     with place.open() as store:
         copies = {path: Path(path).read_bytes() for path in place.packs()}
         place.lose("damaged")
