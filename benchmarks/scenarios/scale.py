@@ -11,7 +11,8 @@ many of the model before. Every figure is of a fresh process, and includes openi
 - `gc`: plan and execution after one ref in ten was deleted. It is last, once, and what it says it freed is compared with
   the bytes that are gone.
 
-Memory is the peak of the whole process, imports included. There is no run to warm up: the store has just been written.
+`processor` is the time that all cores together spent, which does not depend on what else the machine does. Memory is the peak
+of the whole process, imports included. There is no run to warm up: the store has just been written.
 """
 
 from __future__ import annotations
@@ -88,9 +89,16 @@ def _trial(harness: Harness, store: Path, refs: int) -> Sample:
         answer = harness.fresh(f"{_MODULE}:{function}", store=str(store))
         if answer.get("refs", refs) != refs or answer.get("freed", 0):
             raise BenchmarkError(f"{name} says {answer} of a store with {refs} refs that are all needed.")
-        sample[Metric(name, "s", "lower")] = answer["seconds"]
-        sample[Metric(f"memory of {name}", "MB", "lower")] = answer["memory"] / 1e6
+        sample.update(_figures(name, answer))
     return sample
+
+
+def _figures(name: str, answer: dict[str, Any]) -> Sample:
+    return {
+        Metric(name, "s", "lower"): answer["seconds"],
+        Metric(f"processor of {name}", "s", "lower"): answer["cpu_seconds"],
+        Metric(f"memory of {name}", "MB", "lower"): answer["memory"] / 1e6,
+    }
 
 
 def _collect(harness: Harness, store: Path) -> Sample:
@@ -100,8 +108,7 @@ def _collect(harness: Harness, store: Path) -> Sample:
     if not 0 < answer["freed"] < before - tree_bytes(store) + before // 100:
         raise BenchmarkError(f"A collection says {answer}, and {before - tree_bytes(store)} bytes are gone.")
     return {
-        Metric("gc", "s", "lower"): answer["seconds"],
-        Metric("memory of gc", "MB", "lower"): answer["memory"] / 1e6,
+        **_figures("gc", answer),
         Metric("packs deleted", "", None): answer["packs"],
     }
 
@@ -233,8 +240,8 @@ def collect(store: str) -> dict[str, Any]:
 
 
 def _measured(store: str, work: Callable[[Store], dict[str, Any]]) -> dict[str, Any]:
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     with Store(store) as opened:
         answer = work(opened)
-        seconds = time.perf_counter() - started
-    return {**answer, "seconds": seconds, "memory": peak_rss()}
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {**answer, "seconds": seconds, "cpu_seconds": cpu, "memory": peak_rss()}
