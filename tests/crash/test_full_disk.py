@@ -122,6 +122,21 @@ def test_a_store_without_ballast_gets_free(tmp_path, prepared, scarce):
             assert read_model(store, "models/kept") == KEPT
 
 
+def test_a_collection_by_age_deletes_refs_and_makes_its_lock_on_a_full_disk(tmp_path, prepared):
+    with small_disk(tmp_path / "disk", size="8m") as disk:
+        shutil.copytree(prepared, disk.store)
+        (disk.store / "gc" / ".lock").unlink()
+        with Store(disk.store) as store:
+            disk.leave(0)
+            report = store.gc(GcPolicy(older_than=0.0))
+            assert report.mode == "alone"
+            assert sorted(report.refs_deleted) == ["models/kept", "models/victim"]
+            assert report.problems == []
+            assert plan_gc(store).items == ()
+            assert disk.free > 500_000
+            assert len(list((disk.store / ".ballast").iterdir())) == 8, "restored"
+
+
 def test_a_store_with_writers_without_the_lock_condemns_on_a_full_disk(tmp_path, prepared):
     with small_disk(tmp_path / "disk", size="8m") as disk:
         shutil.copytree(prepared, disk.store)

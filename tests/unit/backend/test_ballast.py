@@ -21,8 +21,6 @@ from casstore.backend.local.ballast import FOLDER, LAST, PIECE, PIECES
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendError
 
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
 
 @pytest.fixture
 def root(tmp_path):
@@ -41,13 +39,14 @@ def pieces(root):
     return {path.name: path.stat().st_size for path in folder.iterdir()} if folder.exists() else {}
 
 
-def full_until(count):
+def full_until(count, number=errno.ENOSPC):
     """Return work that finds the disk full so many times."""
     left = itertools.repeat(None, count)
+    full = OSError(number, os.strerror(number))
 
     def work():
         if next(left, True) is None:
-            raise from_os_error(FULL, "write") from FULL
+            raise from_os_error(full, "write") from full
         return "done"
 
     return work
@@ -108,15 +107,16 @@ def test_a_disk_without_room_to_spare_gets_none():
     assert len(disk.tree()) == len(PIECES)
 
 
-def test_files_of_dead_writers_go_first_and_the_last_pieces_are_for_the_last_step(root):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_files_of_dead_writers_go_first_and_the_last_pieces_are_for_the_last_step(root, number):
     with LocalBackend(root, create=True) as backend:
         backend.keep_spare_room()
         left_over = root / ".tmp" / f"{'0' * 32}.held"
         left_over.write_bytes(b"left")
-        assert backend.in_spare_room(full_until(1)) == "done"
+        assert backend.in_spare_room(full_until(1, number)) == "done"
         assert not left_over.exists()
         assert len(pieces(root)) == len(PIECES)
-        assert backend.in_spare_room(full_until(3)) == "done"
+        assert backend.in_spare_room(full_until(3, number)) == "done"
         assert len(pieces(root)) == len(PIECES) - 2
         with pytest.raises(BackendError, match="full"):
             backend.in_spare_room(full_until(99))
