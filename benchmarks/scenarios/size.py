@@ -103,9 +103,7 @@ def split(store: str) -> dict[str, Any]:
             footer = opened.objects.footer(pack_id_of(entry.key))
             rows = footer.rows
             bases = np.diff(footer.bases.offsets.astype(np.int64), prepend=0)[rows["bases"]]
-            headers += int(
-                frame.header_size(0) * len(rows) + (frame.header_size(1) - frame.header_size(0)) * bases.sum()
-            )
+            headers += int(frame.header_sizes(bases).sum())
             footers += pack.HEADER_SIZE + len(pack.encode_footer(footer, begin=0))
             chunk = rows["kind"] == Kind.CHUNK
             described += int(rows["stored"][~chunk].sum(dtype=np.int64))

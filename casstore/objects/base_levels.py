@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from casstore.concurrency.buffers import BLOCK_BUFFER, give_block, new_buffer, take_block
 from casstore.errors import FormatError, IntegrityError, MissingObject
 from casstore.format.rows import MAX_BASE_BYTES
 
@@ -37,12 +38,27 @@ class TooMuchError(FormatError):
 class Bases:
     """Plain bytes of bases by id, while deltas are read. `lost` could not be read from a frame below a rank, with the reason.
 
-    `looked` says that packs without a segment were read in vain.
+    `looked` says that packs without a segment were read in vain. With `lending`, memory is lent until `release`.
     """
 
+    lending: bool = False
     plain: dict[bytes, memoryview] = field(default_factory=dict)
     lost: dict[bytes, tuple[int, IntegrityError]] = field(default_factory=dict)
     looked: bool = False
+    _lent: list[memoryview] = field(default_factory=list)
+
+    def take(self, size: int) -> memoryview:
+        """Return memory for so many bytes of bases."""
+        if not self.lending or size > BLOCK_BUFFER:
+            return new_buffer(size)
+        self._lent.append(take_block())
+        return self._lent[-1][:size]
+
+    def release(self) -> None:
+        """Give back memory that was lent; nobody may use any of the bases any more."""
+        self.plain.clear()
+        while self._lent:
+            give_block(self._lent.pop())
 
     def check_room(self, size: int, object_id: bytes) -> None:
         """Raise TooMuchError if bases of so many bytes more are too many for an object."""

@@ -195,21 +195,23 @@ class ObjectReader:
 
     def _read_deltas(self, job: _Job, group: list[int], bases: Bases | None) -> None:
         """Read deltas with their bases; note those that lack one, if they may be read elsewhere."""
-        held = Bases() if bases is None else bases
+        held = Bases(lending=True) if bases is None else bases
         try:
             self._load(job.located, group, held)
+            self._read(job, group, held.plain)
         except (LacksBaseError, TooMuchError) as error:
             # Invariant 7: only those that need what is lost are concerned.
             if len(group) > 1:
                 middle = len(group) // 2
                 self._read_deltas(job, group[:middle], bases)
                 self._read_deltas(job, group[middle:], bases)
-                return
-            if not job.elsewhere or isinstance(error, TooMuchError):
+            elif not job.elsewhere or isinstance(error, TooMuchError):
                 raise
-            job.bar(group, error.reason)
-            return
-        self._read(job, group, held.plain)
+            else:
+                job.bar(group, error.reason)
+        finally:
+            if bases is None:
+                held.release()
 
     def _read(self, job: _Job, positions: Sequence[int], bases: Mapping[bytes, memoryview]) -> None:
         """Read frames whose bases are at hand; those that could not be read stay pending."""
@@ -311,7 +313,7 @@ class ObjectReader:
         edges = [0, *accumulate(rows["raw"][wanted].tolist())]
         ids = level.located.ids(wanted)
         spans = list(pairwise(edges))
-        buffer = new_buffer(edges[-1])
+        buffer = bases.take(edges[-1])
         # A copy that is read instead of a damaged one must still rank below what needs it.
         limits = {at: level.limits[at] for at in wanted}
         places = dict(zip(wanted, spans, strict=True))
@@ -334,7 +336,7 @@ class ObjectReader:
         size = int(found.rows["raw"][0])
         try:
             bases.check_room(size, base)
-            buffer = new_buffer(size)
+            buffer = bases.take(size)
             self._fill(_Job(found, {0: (0, size)}, buffer, True, True, limits={0: limit}), bases)
         except (LacksBaseError, IntegrityError) as error:
             # Invariant 4: as above.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from casstore.objects.index.segment import Segment
 
 BATCH = 1 << 17
-"""About how many lists are joined at once."""
+"""About how many lists are joined at once; fewer if they have more than four ids each."""
 
 
 class MergedLists:
@@ -79,7 +79,7 @@ class MergedLists:
 
 def _batch_edges(segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
     """Return for each segment where its batches start and end, so that equal lists are in the same batch of each."""
-    total = sum(len(segment.lists) for segment in segments)
+    total = sum(max(len(segment.lists), segment.lists.total // 4) for segment in segments)
     bits = max(0, (total // BATCH).bit_length())
     leads = [lead << (64 - bits) if bits else 0 for lead in range(1, 1 << bits)]
     edges = []

@@ -35,6 +35,11 @@ class StoredLists:
     def __len__(self) -> int:
         return self._head.shape.lists
 
+    @property
+    def total(self) -> int:
+        """How many ids all lists have together."""
+        return self._head.shape.list_ids
+
     def take(self, numbers: NDArray[np.int64]) -> BaseLists:
         """Return the base lists with these numbers, which start at 0, in this order; only what holds them is read."""
         shape = self._head.shape
