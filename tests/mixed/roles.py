@@ -11,6 +11,7 @@ from fakes.stores import read_folder, read_model, write_model
 
 from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.errors import BackendError, CasstoreError, RefNotFound
+from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 
 SEEDS = 48
@@ -90,8 +91,12 @@ def collector(store, log, chance, *, grace, going, **_):
 
 
 def reader(store, log, chance, *, name, work, writers, going, **_):
-    """Read what somebody wrote, by a store that is kept open."""
+    """Read what somebody wrote, by a store that is kept open, and check all of it now and then."""
     while going():
+        if chance.random() < 0.03:
+            log.begin("check")
+            report = check(store, read_data=chance.random() < 0.5)
+            log.end("check", error="; ".join(map(str, report.problems)))
         other = chance.choice(writers)
         ref = chance.choice([*refs_of(other), f"tags/{other}"])
         look_at(store, log, ref, target=os.path.join(work, name) if chance.random() < 0.3 else None)
