@@ -1,5 +1,6 @@
 """Fuzz targets for every stored value: any bytes decode to a value that encodes to them again, or are refused.
 
+Each returns something true if its input was accepted, in any form.
 What has a checksum is tried as it is and with the right checksum, or hardly any input would reach what lies behind it.
 """
 
@@ -45,28 +46,28 @@ def fuzz_layout(data):
     if found is not None:
         assert found.offsets()[-1] == found.size
         assert len(list(found.spans)) == len(found.spans)
+    return found
 
 
 def fuzz_tree(data):
-    _round_trip(manifest.decode_tree, manifest.encode_tree, data)
+    return _round_trip(manifest.decode_tree, manifest.encode_tree, data)
 
 
 def fuzz_manifest(data):
-    _round_trip(manifest.decode_model, manifest.encode_model, data)
-    _attempt(run.decode_run, data)
-    _attempt(run.decode_evaluation, data)
+    model = _round_trip(manifest.decode_model, manifest.encode_model, data)
+    return model or _attempt(run.decode_run, data) or _attempt(run.decode_evaluation, data)
 
 
 def _with_envelope(magic, decode):
     def both(data):
-        _attempt(decode, data)
-        _attempt(decode, envelope.seal(magic, data))
+        plain, sealed = _attempt(decode, data), _attempt(decode, envelope.seal(magic, data))
+        return plain or sealed
 
     return both
 
 
 def _decode_quarantine(data):
-    marks.decode_quarantine(data, key=marks.quarantine_key(digest(b"hello, chunk\n")))
+    return marks.decode_quarantine(data, key=marks.quarantine_key(digest(b"hello, chunk\n")))
 
 
 fuzz_record = _with_envelope(record.MAGIC, lambda data: record.decode_anywhere(data, key=KEY))
@@ -78,8 +79,8 @@ _MARKS = (
 
 
 def fuzz_marks(data):
-    for fuzz in _MARKS:
-        fuzz(data)
+    found = [fuzz(data) for fuzz in _MARKS]
+    return any(found)
 
 
 def fuzz_names(data):
@@ -87,10 +88,11 @@ def fuzz_names(data):
     parsed = _attempt(names.parse_key, key)
     if parsed is not None:
         assert names.record_key(parsed.name, seq=parsed.seq, write_id=parsed.write_id) == key
+    return parsed
 
 
 def fuzz_frame(data):
-    _attempt(frame.decode_header, data, key=KEY)
+    plain = _attempt(frame.decode_header, data, key=KEY)
     # The checksum covers all fields and the bases, and stands in the header's last four bytes.
     count = data[7] if len(data) > 7 else 0
     end = frame.header_size(count)
@@ -102,6 +104,7 @@ def fuzz_frame(data):
         header = _attempt(frame.decode_header, whole, key=KEY)
         if header is not None:
             assert frame.encode_header(header) == whole
+    return plain
 
 
 def read_footer(data):
@@ -110,17 +113,19 @@ def read_footer(data):
     footer = pack.decode_footer(body, trailer, key=KEY)
     assert footer.pack_size == len(data)
     assert data == data[: trailer.begin] + pack.encode_footer(footer, begin=trailer.begin)
+    return footer
 
 
 def fuzz_pack(data):
     _attempt(pack.check_header, data, key=KEY)
     _attempt(lambda: list(pack.scan_frames(data, key=KEY)))
-    _attempt(read_footer, data)
+    plain = _attempt(read_footer, data)
     if len(data) >= pack.TRAILER_SIZE:
         whole, tail = data[: -pack.TRAILER_SIZE], data[-pack.TRAILER_SIZE :]
         begin, count = struct.unpack_from("<QQ", tail)
         sealed = struct.pack("<QQ32sQ8s", begin, count, digest(whole[begin:]), 0, pack.END_MAGIC)
         _attempt(read_footer, whole + sealed)
+    return plain
 
 
 def read_segment(data):
@@ -135,7 +140,7 @@ def read_segment(data):
     head.check_buckets(np.arange(shape.buckets), buckets, key=KEY)
     head.check_keys(table, np.frombuffer(data[shape.head_size : shape.rows_begin], "<u4"), key=KEY)
     rows.check_rows(table, lists=len(bases), packs=len(head.packs), key=KEY)
-    index.encode(table, bases, dict(zip(head.packs, head.sizes, strict=True)))
+    return index.encode(table, bases, dict(zip(head.packs, head.sizes, strict=True)))
 
 
 def _sealed_segment(data):
@@ -161,18 +166,24 @@ def _sealed_segment(data):
 
 
 def fuzz_index(data):
-    _attempt(read_segment, data)
+    plain = _attempt(read_segment, data)
     sealed = _sealed_segment(data)
     if sealed is not None:
         _attempt(read_segment, sealed)
     _attempt(rows.BaseLists.decode, data, key=KEY)
+    return plain
 
 
 def fuzz_payload(data):
     """The first byte is the encoding, the next three are the length of the plain bytes."""
-    if len(data) >= 4:
-        length = int.from_bytes(data[1:4], "little") % (rows.MAX_CHUNK + 1)
-        _attempt(decode_payload, data[0] % 5, data[4:], length)
+    if len(data) < 4:
+        return None
+    length = int.from_bytes(data[1:4], "little") % (rows.MAX_CHUNK + 1)
+    return _attempt(decode_payload, data[0] % 5, data[4:], length)
+
+
+def _frames():
+    return [VECTORS["pack"][at:] for at, _ in pack.scan_frames(VECTORS["pack"], key=KEY)]
 
 
 def _payload_seeds():
@@ -191,7 +202,7 @@ def _and_bodies(*chosen):
 
 TARGETS = {
     "pack": (fuzz_pack, [VECTORS["pack"]]),
-    "frame": (fuzz_frame, [VECTORS["pack"][pack.HEADER_SIZE :], VECTORS["pack"][-300:]]),
+    "frame": (fuzz_frame, _frames()),
     "index": (fuzz_index, [VECTORS["index"]]),
     "layout": (fuzz_layout, [VECTORS["layout"]]),
     "tree": (fuzz_tree, [VECTORS["tree"]]),
@@ -200,7 +211,10 @@ TARGETS = {
     "marks": (fuzz_marks, _and_bodies("format", "tombstone", "quarantine")),
     "names": (
         fuzz_names,
-        [b"refs/tags/65/=42est.v1@0000000000000002", b"refs/models/00/a@0000000000000001." + b"0" * 32],
+        [
+            names.record_key("tags/Best.v1", seq=2, write_id=None).encode(),
+            names.record_key("models/é x", seq=1, write_id=bytes(16)).encode(),
+        ],
     ),
     "payload": (fuzz_payload, list(_payload_seeds())),
 }

@@ -33,24 +33,25 @@ def fuzz_pickle(data):
         assert read_symbols(data).end <= len(data)
     except Unrecognised:
         pass
-    check(torch_zip_of(data, STORAGES, align=1))
+    return check(torch_zip_of(data, STORAGES, align=1))
 
 
 def fuzz_safetensors_header(data):
-    check(safetensors_with_header(data, bytes(64)))
+    return check(safetensors_with_header(data, bytes(PAYLOAD)))
 
 
 def fuzz_export_config(data):
-    check(torch_export_bytes({}, configs={"weights": data}, align=1))
+    return check(torch_export_bytes({"w": TENSORS["layer.0.weight"]}, configs={"weights": data}, align=1))
 
 
 def _export_config():
-    meta = torch_export_meta("weight_0", "F32", (2, 3))
+    meta = torch_export_meta("weight_0", "F32", (3, 4))
     return json.dumps({"config": {"w": meta}}).encode()
 
 
 _VIEW = pickle_tensor(View("0", "F32", 0, (3, 4), (4, 1)), parts(TENSORS["layer.0.weight"]))
 _SAFETENSORS = safetensors_bytes(TENSORS)
+PAYLOAD = sum(len(parts(tensor).data) for tensor in TENSORS.values())
 _HEADER = _SAFETENSORS[8 : 8 + int.from_bytes(_SAFETENSORS[:8], "little")]
 _FORMATS = ("safetensors", "torch", "onnx", "gguf", "tflite", "npy", "npz")
 

@@ -31,9 +31,9 @@ def test_every_target(tmp_path):
     _log.info("%s", done.stdout)
 
 
-def test_seeds_are_whole():
-    """Mutation starts from what decodes, or nothing behind the first check would ever be tried."""
+def test_what_mutation_begins_with_is_accepted():
+    """Or nothing behind the first check would ever be tried."""
     for name, (fuzz, seeds) in targets.TARGETS.items():
-        assert seeds, name
-        for seed in seeds:
-            fuzz(seed)
+        refused = [seed for seed in seeds if not fuzz(seed)]
+        # An ONNX file that keeps all its tensors in another file has none itself.
+        assert len(refused) == (name == "onnx"), name

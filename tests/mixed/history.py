@@ -99,7 +99,7 @@ class History:
 
     def complaints(self, acts):
         """Return what readers saw, and must not have, as sentences."""
-        wrong = []
+        wrong = [f"check: {act.error}" for act in acts if act.what == "check" and act.error]
         for act in acts:
             if act.what != "read" or act.end == float("inf"):
                 continue

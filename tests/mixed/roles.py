@@ -11,6 +11,7 @@ from fakes.stores import read_folder, read_model, write_model
 
 from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.errors import BackendError, CasstoreError, RefNotFound
+from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 
 SEEDS = 48
@@ -30,7 +31,7 @@ def refs_of(writer):
 
 
 def writer(store, log, chance, *, name, work, going, **_):
-    """Add, tag and delete. Whatever fails ends the process: upkeep must not make an add fail."""
+    """Add, tag and delete, and read some of it at once. An add that fails ends the process: upkeep must not make it fail."""
     mine = set()
     folder = os.path.join(work, name)
     while going():
@@ -43,6 +44,8 @@ def writer(store, log, chance, *, name, work, going, **_):
         store.add(folder, ref=ref, stat_cache=False)
         log.end("add", ref, seed)
         shutil.rmtree(folder)
+        if chance.random() < 0.5:
+            look_at(store, log, ref)
         mine.add(ref)
         if chance.random() < 0.2:
             log.begin("tag", f"tags/{name}", seed)
@@ -88,24 +91,33 @@ def collector(store, log, chance, *, grace, going, **_):
 
 
 def reader(store, log, chance, *, name, work, writers, going, **_):
-    """Read what somebody wrote, whole, by a store that is kept open, and say which model it was."""
-    target = os.path.join(work, name)
+    """Read what somebody wrote, by a store that is kept open, and check all of it now and then."""
     while going():
+        if chance.random() < 0.03:
+            log.begin("check")
+            report = check(store, read_data=chance.random() < 0.5)
+            log.end("check", error="; ".join(map(str, report.problems)))
         other = chance.choice(writers)
         ref = chance.choice([*refs_of(other), f"tags/{other}"])
-        log.begin("read", ref)
-        try:
-            if chance.random() < 0.3:
-                store.get(ref, target)
-                content = read_folder(target)
-                shutil.rmtree(target)
-            else:
-                content = read_model(store, ref)
-        except RefNotFound:
-            log.end("read", ref)
-        except CasstoreError as error:
-            shutil.rmtree(target, ignore_errors=True)
-            log.end("read", ref, error=f"{type(error).__name__}: {error}")
+        look_at(store, log, ref, target=os.path.join(work, name) if chance.random() < 0.3 else None)
+
+
+def look_at(store, log, ref, *, target=None):
+    """Read a model whole, by a checkout to `target` or from the store, and say which one it was."""
+    log.begin("read", ref)
+    try:
+        if target is None:
+            content = read_model(store, ref)
         else:
-            known = content in MODELS
-            log.end("read", ref, MODELS.index(content) if known else None, "" if known else "WRONG BYTES")
+            store.get(ref, target)
+            content = read_folder(target)
+            shutil.rmtree(target)
+    except RefNotFound:
+        log.end("read", ref)
+    except CasstoreError as error:
+        if target is not None:
+            shutil.rmtree(target, ignore_errors=True)
+        log.end("read", ref, error=f"{type(error).__name__}: {error}")
+    else:
+        known = content in MODELS
+        log.end("read", ref, MODELS.index(content) if known else None, "" if known else "WRONG BYTES")

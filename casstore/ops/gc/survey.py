@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from casstore.errors import AccessDenied, BackendError, BackendUnavailable, ConfigError
+from casstore.errors import AccessDenied, BackendError, BackendUnavailable, ConfigError, IntegrityError
 from casstore.machine.leases import Leases
 from casstore.machine.this_machine import store_folder
 from casstore.ops.descriptions import kept_copies
@@ -100,11 +100,25 @@ class Survey:
 
     def look(self, *, own: Sequence[str] = ()) -> None:
         """Read all tombstones, then list the packs, then read all records; never in another order (design §8)."""
-        now = self.now()
-        self.read_tombstones(own)
-        self.quarantined = {self.packs.number_of(pack) for pack in self.store.objects.quarantined()}
-        self.packs.read()
-        self.read_records(now)
+        for _ in range(_LISTINGS):
+            now = self.now()
+            self.read_tombstones(own)
+            self.quarantined = {self.packs.number_of(pack) for pack in self.store.objects.quarantined()}
+            self.packs.read()
+            listed = {*self.packs.numbers()}
+            try:
+                self.read_records(now)
+            except IntegrityError:
+                self.packs.read()
+                if listed.issubset(self.packs.numbers()):
+                    raise
+                # Invariant 8: a pack that another collector deleted meanwhile is no damage. Its refs were deleted, or its
+                # objects are elsewhere: the next look shows which.
+            else:
+                return
+        raise BackendUnavailable(
+            f"Packs of {self.store.backend.url} kept vanishing while their refs were read. Nothing was deleted: try again later."
+        )
 
     def read_tombstones(self, own: Sequence[str] = ()) -> None:
         """Read all tombstones; `own` are ours, which must be among them."""
