@@ -58,20 +58,24 @@ def mark_private(backend: Backend) -> None:
 
 def is_private(backend: Backend) -> bool:
     """Say whether a store is marked as used by this machine and user alone."""
-    found = _read(backend)
+    try:
+        found = _read(backend)
+    except FormatError:
+        return False  # Invariant 11: `require_private` says so.
     return found is not None and found.machine == machine_id()
 
 
 def require_private(backend: Backend, what: str) -> None:
     """Raise ConfigError, saying what to do, unless a store is marked as this machine's; `what` needs that."""
-    found = _read(backend)
-    if found is not None and found.machine == machine_id():
-        return
-    whose = (
-        "and it is not marked as such"
-        if found is None
-        else "and it is marked as that of another machine or user, or this machine's own id was lost"
-    )
+    try:
+        found = _read(backend)
+        if found is not None and found.machine == machine_id():
+            return
+        whose = "and it is not marked as such"
+        if found is not None:
+            whose = "and it is marked as that of another machine or user, or this machine's own id was lost"
+    except FormatError:
+        whose = "and its mark is damaged"
     raise ConfigError(
         f"{what} works only on a store that is private to this machine, since nobody can know what other machines use: "
         f"{backend.url} is shared as far as anyone knows, {whose}. If this machine alone uses it, run "

@@ -128,8 +128,8 @@ def _by_policy(survey: Survey) -> tuple[list[Deletion], tuple[str, ...]]:
     notes: list[str] = []
     if found.excess:
         notes.append(
-            f"The store cannot be as small as {policy.max_size} bytes: what stays whatever its size takes {found.excess} bytes "
-            "more. That is what tags and pins name, what people have added, and what running pipelines use."
+            f"The store cannot be as small as {_size(policy.max_size)}: what stays whatever its size takes "
+            f"{_size(found.excess)} more. That is what tags and pins name, what people have added, and what running pipelines use."
         )
     return [*(item for item in going if item.name not in evicted), *found.deletions], tuple(notes)
 
@@ -148,6 +148,10 @@ def ripe_packs(survey: Survey, *, alone: bool | None = None, own: Collection[str
     return {
         survey.packs.number_of(pack) for item in ripe for pack in item.packs if survey.packs.is_listed(pack)
     }
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count} bytes"
 
 
 def _temporaries_item(temporaries: Collection[Entry]) -> PlanItem:

@@ -99,6 +99,9 @@ def test_a_damaged_id_is_none_and_is_made_anew(own_home, content):
 
 def test_a_damaged_mark_is_replaced(store, caplog):
     store.backend.put(marks.PRIVATE_KEY, [b"torn"])
+    assert not store.is_private
+    with pytest.raises(ConfigError, match="its mark is damaged"):
+        plan_gc(store, GcPolicy(unused_for=0))
     caplog.set_level(logging.WARNING)
     store.mark_private()
     assert store.is_private

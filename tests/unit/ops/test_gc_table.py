@@ -82,3 +82,21 @@ def test_the_table_is_a_list_of_frames(arrivals, gone, usable, needed):
     assert marked & safe <= {
         key_of(table, at) for at in table.objects[table.decodes(np.zeros(len(mask), np.bool_), also=only)]
     }, "what is kept decodes without the rest"
+    rows = np.full(len(table.live), -1, np.int64)
+    chosen = table.rows_of(np.ones(len(table.live), np.bool_), among=counts)
+    rows[table.objects[chosen]] = chosen
+    assert {key_of(table, int(at)) for at in table.objects[chosen]} == safe
+    bases = {key_of(table, int(table.objects[row])): bases_in(left, table, int(row)) for row in chosen}
+    wanted, level = set(), marked & present
+    while level:
+        wanted |= level
+        level = {base for key in level for base in bases.get(key, ()) if base in present} - wanted
+    found = table.with_bases(np.flatnonzero(table.live), rows)
+    assert {key_of(table, at) for at in found.tolist()} == wanted
+
+
+def bases_in(packs, table, row):
+    """Return the bases of a row's frame: of those with its id and rank in its pack, the first."""
+    frames = packs[int(table.packs[row])]
+    key, rank = key_of(table, int(table.objects[row])), int(table.ranks(np.array([row]))[0])
+    return next(bases for found, level, bases in frames if (found, level) == (key, rank))

@@ -10,7 +10,7 @@ from fakes.collector import condemn, packs_of
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 
 from casstore import GcPolicy, Store
-from casstore.errors import ConfigError, ConflictError, MissingObject, RefNotFound
+from casstore.errors import ConfigError, ConflictError, FormatError, MissingObject, RefNotFound
 from casstore.format import names
 from casstore.format.record import encode
 from casstore.objects.keys import pack_key
@@ -212,6 +212,28 @@ def test_a_name_that_is_deleted_and_written_at_the_same_moment_is_written(store,
     assert read_model(store, "models/one") == TWO
 
 
+@pytest.mark.parametrize("write_id", [bytes(16), b"\xff" * 16], ids=["lower", "higher"])
+def test_sync_sees_the_value_too(store, two, tmp_path, write_id):
+    """On the side that sends, and on the one that receives."""
+    with Store(tmp_path / "other", create=True) as other:
+        store.push(other)
+        refs = Refs(store.backend, store.machine)
+        store.add(two, ref="models/two")
+        deletion = refs.draft("models/one", target=None)
+        write = replace(
+            refs.draft("models/one", target=store.record("models/two").target, metadata={"n": 1}),
+            manifest=store.record("models/two").manifest,
+            write_id=write_id,
+        )
+        for record in (deletion, write):
+            store.backend.put(record.key, [encode(record)])
+        assert "models/one" in store.push(other).refs
+        assert read_model(other, "models/one") == TWO
+        assert "models/one" in other.push(store).equal
+        other.rm("models/one")
+        assert other.pull(store, "models/one").refs == ("models/one",)
+
+
 def test_a_deletion_that_lost_leaves_nothing_to_undelete(store):
     refs = Refs(store.backend, store.machine)
     deletion = refs.draft("models/one", target=None)
@@ -235,3 +257,23 @@ def test_a_tag_with_a_value_and_a_deletion_is_no_fork(store, two):
     assert store.record("tags/x").target == store.record("models/one").target
     store.tag("x", "models/two")
     assert read_model(store, "tags/x") == TWO
+
+
+@pytest.mark.parametrize("damaged_id", [bytes(16), b"\xff" * 16], ids=["lower", "higher"])
+def test_a_damaged_record_may_win_over_a_deletion_whatever_its_id(store, damaged_id):
+    """It may have a target, so the value is unknown: no older one and no deletion is used instead."""
+    deletion = replace(
+        Refs(store.backend, store.machine).draft("models/one", target=None), write_id=b"\x77" * 16
+    )
+    store.backend.put(deletion.key, [encode(deletion)])
+    assert store.record("models/one") is None
+    store.backend.put(replace(deletion, write_id=damaged_id).key, [b"torn"])
+    with pytest.raises(FormatError, match="newest record of models/one cannot be read"):
+        store.record("models/one")
+    with pytest.raises(FormatError):
+        store.undelete("models/one")
+    with pytest.raises(FormatError):
+        store.gc()
+    store.rm("models/one")
+    store.undelete("models/one")
+    assert read_model(store, "models/one") == ONE

@@ -31,9 +31,9 @@ def outdated(
         age = now - written[record.name]
         last = used.get(record.target, 0.0)
         if policy.older_than is not None and age >= policy.older_than:
-            found.append(Deletion(record, f"older than {_days(policy.older_than)}", used=last))
+            found.append(Deletion(record, f"older than {_age(policy.older_than)}", used=last))
         elif policy.unused_for is not None and min(age, now - last) >= policy.unused_for:
-            found.append(Deletion(record, f"not used for {_days(policy.unused_for)}", used=last))
+            found.append(Deletion(record, f"not used for {_age(policy.unused_for)}", used=last))
     return found
 
 
@@ -48,5 +48,6 @@ def last_written(roots: Roots) -> dict[str, float]:
     return found
 
 
-def _days(seconds: float) -> str:
-    return f"{seconds / DAY:g} days" if seconds >= DAY else f"{seconds / HOUR:g} hours"
+def _age(seconds: float) -> str:
+    count, unit = (seconds / DAY, "day") if seconds >= DAY else (seconds / HOUR, "hour")
+    return f"{count:g} {unit}{'' if count == 1 else 's'}"

@@ -18,7 +18,7 @@ from casstore.ops.gc.policies.holdings import Holdings
 from casstore.ops.gc.roots import trimmable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from casstore.format.record import Record
     from casstore.ops.gc.policies.deletion import Kept
@@ -64,7 +64,7 @@ def fit(
     `going` are refs that other policies delete: entries among them go first. `written` are the times of refs, `used` of
     models. Afterwards what the chosen entries alone need is not needed any more, and `survey.repack` is such that the store fits.
     """
-    outdated = {item.name for item in going}
+    outdated = {item.name: item.why for item in going}
     small = _small_files(survey) + _DELETION * len(outdated)
     if _packs_after(survey) + small <= max_size:
         return Fit()
@@ -80,7 +80,9 @@ def fit(
         for group in groups.values()
     ]
     holders = Holders(held, sizes=holdings.sizes, kept=others)
-    seconds = costs(read_runs(survey.roots), groups.keys(), _targets(survey, without=entries | outdated))
+    seconds = costs(
+        read_runs(survey.roots), groups.keys(), _targets(survey, without=entries | outdated.keys())
+    )
     order = victims(
         holders,
         costs=np.array(
@@ -107,7 +109,8 @@ def fit(
             why = MADE_AGAIN if models[number] in seconds else LAST_USED
             last = used.get(models[number], 0.0)
             deletions += [
-                Deletion(record, why, at_once=not survey.two_phases, used=last) for record in group.refs
+                Deletion(record, outdated.get(record.name, why), at_once=not survey.two_phases, used=last)
+                for record in group.refs
             ]
         if survey.two_phases:
             # What they need stays readable for a while, and a collection meanwhile does not count it.
@@ -152,7 +155,7 @@ def _unmovable_bytes(survey: Survey) -> int:
 def _groups(
     survey: Survey,
     kept: Kept,
-    outdated: set[str],
+    outdated: Collection[str],
     *,
     written: Mapping[str, float],
     used: Mapping[bytes, float],
