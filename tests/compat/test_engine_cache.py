@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,23 @@ def test_a_new_pass_gets_the_files_of_a_hit(tmp_path, model, start):
     assert engine.ran == ["Tuning"]
     assert (tmp_path / "out-2/model/w.bin").read_bytes().endswith(b"QuantizationTuning")
     assert copies(tmp_path / "cache") == []
+
+
+def test_a_hit_whose_files_do_not_fit_into_the_cache_is_opened_elsewhere(tmp_path, model, start, monkeypatch):
+    start().run(tmp_path / "out-1")
+    engine = start(passes=[*PASSES, "Tuning"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(engine.cache.placements, "scratch", full)
+    engine.run(tmp_path / "out-2")
+    assert engine.ran == ["Tuning"]
+    assert (tmp_path / "out-2/model/w.bin").read_bytes().endswith(b"QuantizationTuning")
+    assert list(tmp_path.glob("casstore-checkout-*"))
+    engine.cache.close()
+    assert not list(tmp_path.glob("casstore-checkout-*"))
 
 
 def test_one_engine_may_run_twice(tmp_path, model, start):

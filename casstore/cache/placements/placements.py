@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from casstore.cache.placements.placement import NOTE, Placement
 from casstore.cache.placements.room import make_probe
-from casstore.cache.placements.trim import OUTPUT, marker_of, trim, unfinished_path
+from casstore.cache.placements.trim import OUTPUT, marker_of, size_of_files, trim, unfinished_path
 from casstore.machine.uses import Uses, unlock
 
 if TYPE_CHECKING:
@@ -155,10 +155,8 @@ class Placements:
             self._uses.claim(folder)
             folder.mkdir(parents=True, exist_ok=True)
             placement.write(folder)
-            self._handed[placement.content] = None
-            is_full = self._is_full_with(placement)
-        if is_full:
-            self.trim()
+        self._handed[placement.content] = None
+        self._trim_if_full(placement)
 
     def finish_checkout(self, made: Path, placement: Placement) -> Placement:
         """Give a complete checkout its name, in use by this process; return it as it is there.
@@ -185,11 +183,9 @@ class Placements:
                 # Invariant 4: a checkout that was changed is made again.
                 os.rename(final, replaced)
             os.rename(made, final)
-            is_full = self._is_full_with(placement)
         self._handed[placement.content] = None
         shutil.rmtree(replaced, ignore_errors=True)
-        if is_full:
-            self.trim()
+        self._trim_if_full(placement)
         return placement
 
     # Attempts of passes
@@ -256,9 +252,12 @@ class Placements:
                     os.utime(folder / NOTE)
         return found
 
-    def _is_full_with(self, placement: Placement) -> bool:
-        """Count the bytes that were added; say whether it is time to trim."""
+    def _trim_if_full(self, placement: Placement) -> None:
+        """Count the bytes that were added; trim if they may be above the bound."""
         if self._estimate is None:
-            return True
-        self._estimate += placement.size
-        return self._estimate > self._trim_above
+            # No trim yet: files that a killed run left may be hits of this one, and comparing them takes long.
+            self._estimate = size_of_files(self._directories)
+        else:
+            self._estimate += placement.size
+        if self._estimate > self._trim_above:
+            self.trim()

@@ -94,6 +94,11 @@ def trim(
     return freed + more, left_bytes - more
 
 
+def size_of_files(directories: CacheDirectories) -> int:
+    """Return the bytes of all files of cached models in the cache's folder."""
+    return sum(entry.size for entry in _survey(directories)[0])
+
+
 def _survey(directories: CacheDirectories) -> tuple[list[_Entry], list[Path]]:
     """Return all notes, and the folders without one: of attempts, and of unfinished checkouts."""
     checkouts = directories.checkouts

@@ -73,7 +73,10 @@ class Ledger:
 
     def begin(self) -> None:
         """Forget what was written: the store is measured now. What is written meanwhile counts twice at worst."""
-        self._written.write_bytes(b"")
+        with contextlib.suppress(
+            OSError
+        ):  # Invariant 13: on a full disk, a collection is needed all the more.
+            self._written.write_bytes(b"")
 
     def finish(self, measured: Measured) -> None:
         """Keep what was found. Raises OSError."""

@@ -88,10 +88,12 @@ class Quota(ForkAware):
     def _is_due(self, max_bytes: int, *, ended: bool) -> bool:
         measured = self._ledger.read()
         if measured is None or measured.max_bytes != max_bytes:
-            return self._not_below == 0
-        size = measured.size + self._ledger.written()
-        above = max_bytes if ended and measured.in_use else max(measured.start_above, self._not_below)
-        if size <= above:
+            is_due = self._not_below == 0
+        else:
+            size = measured.size + self._ledger.written()
+            above = max_bytes if ended and measured.in_use else max(measured.start_above, self._not_below)
+            is_due = size > above
+        if not is_due:
             return False
         try:
             with alone(self._folder) as is_free:
@@ -104,6 +106,13 @@ class Quota(ForkAware):
         known = measured.size + self._ledger.written() if measured is not None else max_bytes
         # Until more was added, a collector that fails without a word is not started again.
         self._not_below = known + slack(max_bytes)
+        if not sys.executable or getattr(sys, "frozen", False):
+            # Invariant 11, as below: such a program would start itself instead of Python.
+            self._note(
+                f"keep {self._store} below {max_bytes} bytes",
+                BackendError("this program contains Python, and cannot start it for a collector"),
+            )
+            return
         paths = [os.path.abspath(path) for path in sys.path]
         arguments = [str(self._store), str(self._folder), str(max_bytes)]
         errors = str(self._folder / _ERRORS)

@@ -159,6 +159,10 @@ def hide_python(cache, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
 
+def be_frozen(cache, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+
+
 def damage_a_record(cache, monkeypatch):
     [record, *_] = (path for path in (cache.dirs.store / "refs/models").rglob("*@*") if path.is_file())
     record.chmod(0o644)
@@ -169,7 +173,7 @@ def fail(cache, monkeypatch):
     monkeypatch.setattr("casstore.cache.quota.quota._START", "raise SystemExit('no room')")
 
 
-@pytest.mark.parametrize("break_it", [hide_python, damage_a_record, fail])
+@pytest.mark.parametrize("break_it", [hide_python, be_frozen, damage_a_record, fail])
 def test_a_collection_that_fails_is_logged_and_fails_no_pass(tmp_path, model, monkeypatch, break_it):
     with OliveCache(settings(tmp_path, max_store_bytes=None)) as cache:
         run(cache, model, range(8))

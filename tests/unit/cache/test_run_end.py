@@ -147,6 +147,19 @@ def test_what_another_process_uses_stays_until_that_one_ends_however_it_does(tmp
     assert str(left.parent) != first, "a run that nobody closed ends with its process"
 
 
+def test_files_that_a_killed_run_left_are_hits_of_the_next_one_and_go_with_it(tmp_path, model):
+    with other_process(tmp_path, model) as other:
+        assert other.stdout.readline()
+        other.kill()
+        other.communicate()
+    left = files(tmp_path / "cache")
+    assert len(left) == len(PASSES)
+    with OliveCache(settings(tmp_path)) as cache:
+        folders = run(cache, model, passes=[*PASSES, "tune"])
+        assert {path.parent for path in left} == set(folders[:-1])
+    assert [path.parent for path in files(tmp_path / "cache")] == [folders[-1]]
+
+
 def end_and_be_killed(place, model, count):
     """In a child: run two passes, leave a file of one's own, and be killed at a deletion or renaming of the end."""
     cache = OliveCache(settings(place))
