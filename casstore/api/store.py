@@ -235,12 +235,10 @@ class Store(ModelStore):
         Folders above are made. A file that is there is an error, and is replaced with `force`. Raises RefNotFound,
         PathNotFound for no such file in the model, ConfigError as `get` does.
         """
-
-        def write(model: Model, objects: ObjectStore) -> str:
-            self._note_use(model)
-            return write_file(model, path, dest, objects, force=force, callback=callback)
-
-        return self.read_with(ref_or_id, write)
+        return self.read_with(
+            ref_or_id,
+            lambda model, objects: write_file(model, path, dest, objects, force=force, callback=callback),
+        )
 
     def cat(self, ref_or_id: str, path: str) -> bytes:
         """Return the bytes of one file of a model; `open_file` reads a large one in parts. Raises as `open_file` does."""

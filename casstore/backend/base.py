@@ -255,6 +255,10 @@ class Backend(ABC):
     def keep_spare_room(self) -> None:  # noqa: B027  # only a local disk gets full
         """Keep space aside for `in_spare_room`, or restore it, where there is room to spare; if there is none, that is fine."""
 
+    def spare_bytes(self) -> int:
+        """Return how many bytes are kept aside."""
+        return 0
+
     def in_spare_room(self, work: Callable[[], T], *, last: bool = False) -> T:  # noqa: ARG002  # as above
         """Return what `work` does; if the disk is full, repeat it in the space that was kept aside.
 

@@ -84,6 +84,9 @@ class BackendWrapper(Backend):
     def keep_spare_room(self) -> None:
         self.inner.keep_spare_room()
 
+    def spare_bytes(self) -> int:
+        return self.inner.spare_bytes()
+
     def in_spare_room(self, work: Callable[[], T], *, last: bool = False) -> T:
         return self.inner.in_spare_room(work, last=last)
 

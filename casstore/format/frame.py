@@ -22,7 +22,7 @@ _HEADER = struct.Struct("<4sBBBBII32sI")
 _COUNT = struct.Struct("<H")
 HEADER_SIZE = _HEADER.size
 
-MAX_HEADER_SIZE = HEADER_SIZE + DIGEST_SIZE * MAX_BASES
+MAX_HEADER_SIZE = HEADER_SIZE + _COUNT.size + DIGEST_SIZE * MAX_BASES
 """Limit in bytes of a header with its list of bases."""
 
 _KINDS = frozenset(int(kind) for kind in Kind)

@@ -58,7 +58,7 @@ class UsageTotals:
 
     `referenced` are frames that refs need, `unneeded` frames that no ref needs and second copies, `pack_overhead` headers
     and ends of packs and lists of bases, `unreadable` packs of which nobody knows what they hold, `other` tombstones,
-    notes and the format file.
+    notes, the format file, and the space that a local store keeps for a full disk.
     """
 
     referenced: int
@@ -222,7 +222,8 @@ def _sums(owners: NDArray[np.int32], costs: NDArray[np.int64], groups: int) -> N
 def _totals(store: ModelStore, holdings: Holdings, packs: _Packs) -> UsageTotals:
     frames = holdings.bytes_needed + holdings.bytes_unneeded
     unreadable = sum(holdings.packs.size(number) for number in holdings.packs.unreadable)
-    index = records = other = 0
+    index = records = 0
+    other = store.backend.spare_bytes()
     for entry in store.backend.list(""):
         if entry.key.startswith(INDEX_PREFIX):
             index += entry.size

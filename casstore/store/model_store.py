@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.digest import digest
-from casstore.errors import (
-    ConfigError,
-    FormatError,
-    MissingObject,
-    ObjectNotFound,
-    RefNotFound,
-)
+from casstore.errors import ConfigError, FormatError
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.rows import Kind
 from casstore.machine.last_use import LastUse
-from casstore.objects import CHUNK_CACHE, ObjectStore, ReadThrough, check_object, encode_object
+from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_object
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
 from casstore.store import files
@@ -30,8 +22,8 @@ from casstore.store.adding.exclusion import Exclusion
 from casstore.store.checkout.checkout import Checkout
 from casstore.store.checkout.selection import select_files
 from casstore.store.dependencies import count_lacking, described, is_whole, objects_of
-from casstore.store.missing import tell_missing, tell_missing_in
-from casstore.store.model import Model, read_model
+from casstore.store.missing import tell_missing_in
+from casstore.store.reading import ModelReader
 from casstore.store.resolve import Resolved, find_model
 
 if TYPE_CHECKING:
@@ -48,15 +40,10 @@ if TYPE_CHECKING:
     from casstore.machine.state import MachineState
     from casstore.objects import Damage, Publication
     from casstore.refs.rows import RefRow
+    from casstore.store.model import Model
     from casstore.store.other_stores import OtherStores
 
 T = TypeVar("T")
-
-_RESOLVED = 3
-"""Values of one ref that are tried while others replace it and collectors delete what it named."""
-
-_KEPT_MODELS = 8
-"""Models whose description stays in memory, so that reading tensor after tensor does not read it again."""
 
 
 class ModelStore:
@@ -79,29 +66,29 @@ class ModelStore:
     ) -> None:
         """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere.
 
-        `others` are stores from which models are read where this one has lost something. `file_system_type` names the type of the file system that a path is on, as in mount(8); None asks the
-        system.
+        `others` are stores from which models are read where this one has lost something. `file_system_type` names the type
+        of the file system that a path is on, as in mount(8); None asks the system.
         """
         self.backend = backend
         self.store_id = store_id.hex()
         self.objects = ObjectStore(backend, index_copies=index_copies, chunk_cache=chunk_cache)
-        self.others = others
-        self.reader = self._reader(chunk_cache=chunk_cache)
-        """The objects for those who only read models; work on the store itself must see what is missing."""
         self.machine = machine
         self.last_use = last_use or LastUse(None)
         self.file_system_type = file_system_type or SystemCalls().file_system_type
         self._refs = Refs(backend, machine)
-        self._models: OrderedDict[tuple[bytes, bool], Model] = OrderedDict()
+        self._models = ModelReader(backend, self.objects, self._refs, others=others, chunk_cache=chunk_cache)
 
     def close(self) -> None:
         """Release files and connections; the store must not be used afterwards."""
         self.objects.close()
-        self.reader.close()
-        if self.others is not None:
-            self.others.close()
+        self._models.close()
         self.machine.close()
         self.backend.close()
+
+    @property
+    def reader(self) -> ObjectStore:
+        """The objects for those who only read models; work on the store itself must see what is missing."""
+        return self._models.objects
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +161,6 @@ class ModelStore:
             tree, layouts = select_files(model, include, exclude)
             checkout = Checkout(os.fspath(dest), force=force, callback=callback)
             checkout.run(tree, layouts, objects, executable=model.executable)
-            self._note_use(model)
             return model
 
         return self.read_with(ref_or_id, write)
@@ -192,7 +178,7 @@ class ModelStore:
 
         With `read_only`, the files may not be written to afterwards.
         """
-        model = self.model_of(record, objects=self.reader)
+        model = self.model_of(record, elsewhere=True)
         checkout = Checkout(os.fspath(dest), force=force, read_only=read_only, callback=callback)
         checkout.run(model.tree, model.layouts, self.reader, executable=model.executable)
         self._note_use(model)
@@ -203,13 +189,7 @@ class ModelStore:
 
         Raises RefNotFound, PathNotFound for no such file in the model.
         """
-
-        def layout(model: Model, _: ObjectStore) -> Layout:
-            found = model.layout(path)
-            self._note_use(model)
-            return found
-
-        return self.open_layout(self.read_with(ref_or_id, layout), name=path)
+        return self.open_layout(self.read_with(ref_or_id, lambda model, _: model.layout(path)), name=path)
 
     def open_layout(self, layout: Layout, *, name: str) -> BinaryIO:
         """Open the file that a layout describes for reading; `name` is its name."""
@@ -230,72 +210,32 @@ class ModelStore:
 
         def read(model: Model, objects: ObjectStore) -> NDArray[Any]:
             path = file if file is not None else files.find_tensor(model, tensor)
-            self._note_use(model)
             return files.read_tensor(model.layout(path), objects, tensor=tensor, path=path)
 
         return self.read_with(ref_or_id, read)
 
     def read_with(self, ref_or_id: str, read: Callable[[Model, ObjectStore], T]) -> T:
-        """Return what `read` makes of a model and of the objects that it may read.
+        """Return what `read` makes of a model and of the objects that it may read, which counts as a use of it.
 
-        What a pack that has vanished held is looked for in other packs; if it is in none, the ref may name something else by
-        now, which is read instead; and last, `others` are asked. Raises MissingObject, which says what is missing.
+        Packs may vanish meanwhile (`ModelReader.read`). Raises RefNotFound, MissingObject, which says what is missing.
         """
-        record = find_model(self._refs, ref_or_id)
-        for attempt in range(_RESOLVED):
-            objects = self._reader(wanted=lambda record=record: self._names(ref_or_id, record))  # type: ignore[misc]
-            model = None
-            try:
-                model = self.model_of(record, objects=self.reader)
-                return read(model, objects)
-            except (MissingObject, ObjectNotFound) as error:
-                newer = find_model(self._refs, ref_or_id)
-                if newer.manifest == record.manifest or attempt == _RESOLVED - 1:
-                    # Invariant 11: nothing has it.
-                    if model is not None:
-                        tell_missing(error, model, self.objects)
-                    raise
-                record = newer
-        raise AssertionError("the loop returns or raises")
-
-    def _names(self, ref_or_id: str, record: Record) -> bool:
-        """Say whether a name still means the model of this record."""
-        try:
-            return find_model(self._refs, ref_or_id).manifest == record.manifest
-        except RefNotFound:
-            return False
-
-    def _reader(self, *, chunk_cache: int = 0, wanted: Callable[[], bool] = lambda: True) -> ObjectStore:
-        if self.others is None:
-            return self.objects
-        shared = self.reader.chunks if not chunk_cache else None
-        return ReadThrough(
-            self.objects, self.backend, self.others, chunks=shared, chunk_cache=chunk_cache, wanted=wanted
-        )
+        used, result = self._models.read(ref_or_id, lambda model, objects: (model, read(model, objects)))
+        self._note_use(used)
+        return result
 
     def _note_use(self, model: Model) -> None:
         self.last_use.note(bytes.fromhex(model.model_id))
 
     def model(self, ref_or_id: str) -> Model:
         """Return what a model consists of: its tree, its layouts and the record that names it."""
-        return self.read_with(ref_or_id, lambda model, _: model)
+        return self._models.read(ref_or_id, lambda model, _: model)
 
-    def model_of(self, record: Record, *, objects: ObjectStore | None = None) -> Model:
-        """Return what the model of one record consists of, read by way of `objects`, by default those of this store alone."""
-        objects = objects or self.objects
-        if record.manifest is None or record.target is None or not names.names_model(record.name):
-            raise ConfigError(f"{record.name} is not a model.")
-        # Work on the store itself must not get what only another store can read.
-        key = record.manifest, objects is self.objects
-        kept = self._models.get(key)
-        if kept is not None and kept.record.target == record.target:
-            return replace(kept, record=record)
-        self.objects.expect(record.packs)
-        model = read_model(record, record.manifest, objects=objects, backend=self.backend)
-        self._models[key] = model
-        if len(self._models) > _KEPT_MODELS:
-            self._models.popitem(last=False)
-        return model
+    def model_of(self, record: Record, *, elsewhere: bool = False) -> Model:
+        """Return what the model of one record consists of.
+
+        What describes it is read from this store alone, or `elsewhere` if this store has lost it.
+        """
+        return self._models.of(record, elsewhere=elsewhere)
 
     @property
     def on_damage(self) -> Callable[[Damage], None]:

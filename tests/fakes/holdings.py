@@ -39,7 +39,7 @@ class Chunks:
     def frame(self, number, bases=()):
         """Return a frame of a chunk, a delta of rank 4 with `bases`."""
         if bases:
-            return delta_frame(self.plain[number], 4, [self.id(base) for base in bases])
+            return delta_frame(self.plain[number], 4, [self.plain[base] for base in bases])
         return encode_object(Kind.CHUNK, self.plain[number])
 
 

@@ -374,6 +374,10 @@ class LocalBackend(Backend):
         if self._directory.durable:
             ballast.keep(self._directory)
 
+    def spare_bytes(self) -> int:
+        """Return the size of the ballast."""
+        return ballast.size(self._directory)
+
     def in_spare_room(self, work: Callable[[], T], *, last: bool = False) -> T:
         """Repeat `work` while the disk is full: without files of dead writers, then with one piece of ballast less."""
         tidied = False

@@ -54,12 +54,25 @@ def release(directory: StoreDirectory, *, last: bool) -> bool:
     return False
 
 
-def _missing(directory: StoreDirectory) -> list[str]:
+def size(directory: StoreDirectory) -> int:
+    """Return the bytes of all pieces that are there."""
     try:
-        there = dict(directory.calls.scandir(f"{directory.root}/{FOLDER}"))
+        return sum(_sizes(directory).values())
+    except OSError:
+        return 0  # Invariant 13: a store without ballast works, too.
+
+
+def _missing(directory: StoreDirectory) -> list[str]:
+    there = _sizes(directory)
+    return [name for name in PIECES if there.get(name, 0) < PIECE]
+
+
+def _sizes(directory: StoreDirectory) -> dict[str, int]:
+    try:
+        found = directory.calls.scandir(f"{directory.root}/{FOLDER}")
+        return {name: status.size for name, status in found if name in PIECES}
     except FileNotFoundError:
-        return list(PIECES)
-    return [name for name in PIECES if name not in there or there[name].size < PIECE]
+        return {}
 
 
 def _write(directory: StoreDirectory, name: str) -> None:

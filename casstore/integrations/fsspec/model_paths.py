@@ -150,9 +150,7 @@ class ModelPaths:
         key = record.manifest
         folders = self._folders.get(key)
         if folders is None:
-            folders = self._folders[key] = Folders.of(
-                self._store.model_of(record, objects=self._store.reader)
-            )
+            folders = self._folders[key] = Folders.of(self._store.model_of(record, elsewhere=True))
             while len(self._folders) > _KEPT_FOLDERS:
                 self._folders.popitem(last=False)
         return folders

@@ -18,7 +18,7 @@ from fakes.stores import write_model as write_folder
 from hypothesis import given, settings
 
 from casstore import ConfigError, GcPolicy, RefNotFound, Store, execute_gc, plan_gc
-from casstore.format.frame import HEADER_SIZE
+from casstore.format.frame import header_size
 from casstore.format.names import names_model
 from casstore.format.rows import ROW, row_ids
 from casstore.objects import pack_overhead
@@ -54,7 +54,7 @@ def frames_in(store):
     for pack in packs_of(store.backend):
         footer = read_footer(store.backend, pack)
         for (object_id, _, bases), row in zip(frames_of(store.backend, pack), footer.rows, strict=True):
-            cost = HEADER_SIZE + 32 * len(bases) + int(row["stored"]) + ROW.itemsize
+            cost = header_size(len(bases)) + int(row["stored"]) + ROW.itemsize
             assert frames.setdefault(object_id, (cost, bases)) == (cost, bases)
             total += cost
     return frames, total

@@ -16,7 +16,8 @@ from fakes.stores import assert_clean, model_of, noise, read_folder, read_model,
 
 from casstore import BackendError, IntegrityError, MissingObject, Store
 from casstore.machine.remotes import Remotes
-from casstore.objects import ReadThrough, object_store
+from casstore.objects import ReadThrough
+from casstore.objects import reader as reader_module
 from casstore.store import other_stores
 
 TENSOR = np.random.default_rng(5).normal(size=(300, 500)).astype(np.float32)
@@ -239,7 +240,7 @@ def test_a_model_that_was_replaced_and_collected_is_read_as_it_is_now(single, mo
     single.push()
     with single.open() as store:
         done = []
-        inner = object_store.plan_ranges
+        inner = reader_module.plan_ranges
 
         def replaced_meanwhile(*arguments, **options):
             if not done:
@@ -251,7 +252,7 @@ def test_a_model_that_was_replaced_and_collected_is_read_as_it_is_now(single, mo
 
         file_system = cas(single.root)
         file_system.cat_file(f"{REF}/small")
-        monkeypatch.setattr(object_store, "plan_ranges", replaced_meanwhile)
+        monkeypatch.setattr(reader_module, "plan_ranges", replaced_meanwhile)
         if reader == "get":
             store.get(REF, tmp_path / "out")
             assert read_folder(tmp_path / "out") == NEW
