@@ -53,7 +53,13 @@ def find_damage(store: ModelStore, record: Record) -> Damage:
     Packs that are gone or quarantined count only where the record lacks something.
     """
     search = Search(store, store.objects.quarantined())
-    needs = needs_of(record, store.objects.read)
+
+    def read(object_id: bytes) -> bytes:
+        # In this order: a reader that meets damage looks for other copies, and then the search would not see the pack.
+        search.read([object_id])
+        return store.objects.read(object_id)
+
+    needs = needs_of(record, read)
     search.read(needs.ids)
     if not needs.complete:
         for pack in record.packs:
