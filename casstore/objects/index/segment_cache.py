@@ -77,6 +77,10 @@ class SegmentCache(BackendWrapper):
         path = _path(directory, key)
         return path if _is_whole(path, key) or self._fetch(key) else None
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove segments together; `prune` removes their copies."""
+        self.inner.delete_many(keys)
+
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Write a segment, and keep a copy."""
         copy = self.new_copy()

@@ -174,10 +174,8 @@ class Upkeep:
         for key in keys:
             self._known.segments.pop(key, None)
             self._known.aside.pop(key, None)
-        for key in keys:
-            self._known.backend.delete(
-                key
-            )  # Invariant 5: each caller says why the same rows are known elsewhere.
+        # Invariant 5: each caller says why the same rows are known elsewhere.
+        self._known.backend.delete_many(sorted(keys))
 
 
 def _is_damage(error: Exception) -> bool:

@@ -71,7 +71,7 @@ def test_what_is_left_after_a_collection_is_nearly_what_the_rest_would_take(smok
     gone = sum(corpus.models[at].size for at in gc.removed_from(corpus))
     assert (theirs["freed"], theirs["over ideal"]) == (gone / 1e6, 0)
     assert ours["freed"] > 0
-    assert 0 <= ours["over ideal"] < 60, "a pack of which half is needed stays"
+    assert -1 < ours["over ideal"] < 60, "a pack of which half is needed stays"
 
 
 def test_one_more_leaves_out_what_was_made_of_the_variant(corpus):

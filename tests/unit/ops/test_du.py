@@ -163,6 +163,9 @@ def fill(store, add):
     add(store, "models/base", model_of(**base))
     add(store, "models/near", model_of(**base, own=noise(50, 5_000)))
     add(store, "models/half", model_of(**{f"part{at}": noise(at, 30_000) for at in range(3, 9)}))
+    large = {f"part{at}": noise(20 + at, 30_000) for at in range(6)}
+    add(store, "models/large", model_of(**large))
+    add(store, "models/most", model_of(**{name: large[name] for name in list(large)[:4]}))
     add(store, "models/other", model_of(own=noise(99, 40_000)))
     store.tag("best", "models/other")
 
@@ -183,6 +186,9 @@ def test_what_is_said_to_be_freed_is_what_gc_frees(store, add, tmp_path):
     fill(store, add)
     usage = store.du()
     frees = {row.name: row.bytes_freed for row in usage.rows}
+    (large,) = (row for row in usage.rows if row.name == "models/large")
+    assert large.bytes_alone > 60_000
+    assert large.bytes_freed < 2_000, "two thirds of that pack are needed, so it stays as it is"
     assert frees["models/other"] == frees["tags/best"] == 0
     assert max(frees.values()) > 5_000
     for name, said in frees.items():
@@ -204,7 +210,7 @@ def test_who_holds_a_model_is_said(store, add):
     assert rows["models/base"].held_by == ()
     grouped = {row.name: row for row in store.du(depth=1).rows}
     assert grouped["models"].held_by == ("tags/best",)
-    assert (grouped["models"].refs, grouped["tags"].refs) == (4, 1)
+    assert (grouped["models"].refs, grouped["tags"].refs) == (6, 1)
     assert store.du("tags", "models").together.held_by == ()
 
 
