@@ -84,7 +84,8 @@ HARMLESS = {
 }
 NAMES_OF_PACKS = "LocalWriter._make_name_durable packs"
 NAMES_OF_OTHERS = "LocalBackend.make_durable packs"
-ELSEWHERE = {"add": {NAMES_OF_OTHERS}, "gc": {NAMES_OF_OTHERS, NAMES_OF_PACKS}}
+RECORDS_OF_OTHERS = "LocalBackend.make_durable refs"
+ELSEWHERE = {"add": {NAMES_OF_OTHERS}, "gc": {NAMES_OF_OTHERS, RECORDS_OF_OTHERS, NAMES_OF_PACKS}}
 """Needed where another writer was killed, as below. A collection syncs all packs that it relies on, new ones once more."""
 
 
