@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import pytest
 from fakes import counts
 from fakes.collector import condemn, delete_packs, packs_of
 from fakes.crash_states import WatchedDisk, survivors
-from fakes.operations import OPERATIONS, STAYS, judge, make_setting, retry, work_small
-from fakes.posix_model import LOSE_ALL
-from fakes.stores import Disk, open_on, repeat_randomness
+from fakes.operations import (
+    NEW,
+    OLD,
+    OPERATIONS,
+    STAYS,
+    judge,
+    make_setting,
+    remove,
+    retry,
+    value,
+    work_small,
+)
+from fakes.posix_model import LOSE_ALL, SimulatedCrash
+from fakes.stores import Disk, assert_clean, open_on, repeat_randomness
 
 from casstore import GcPolicy, execute_gc, plan_gc
 from casstore.errors import CasstoreError
@@ -72,7 +84,8 @@ HARMLESS = {
 }
 NAMES_OF_PACKS = "LocalWriter._make_name_durable packs"
 NAMES_OF_OTHERS = "LocalBackend.make_durable packs"
-ELSEWHERE = {"add": {NAMES_OF_OTHERS}, "gc": {NAMES_OF_OTHERS, NAMES_OF_PACKS}}
+RECORDS_OF_OTHERS = "LocalBackend.make_durable refs"
+ELSEWHERE = {"add": {NAMES_OF_OTHERS}, "gc": {NAMES_OF_OTHERS, RECORDS_OF_OTHERS, NAMES_OF_PACKS}}
 """Needed where another writer was killed, as below. A collection syncs all packs that it relies on, new ones once more."""
 
 
@@ -97,6 +110,35 @@ def test_every_fsync_is_needed(setting, name, monkeypatch):
     needed = places - HARMLESS.keys() - ELSEWHERE[name]
     assert len(needed) > 3
     assert {place for place in sorted(needed) if not loses(place)} == set()
+
+
+def move(store, setting):
+    store.add(setting.folders["new"], ref="models/old")
+
+
+@pytest.mark.parametrize(("act", "after"), [(remove, None), (move, NEW)])
+def test_a_collection_after_a_killed_writer(setting, act, after):
+    """What a ref no longer needs goes only once the record that says so is durable."""
+    disk = Disk.holding(setting.disk.crash(LOSE_ALL))
+    open_on(disk).rm("tags/stable")
+    before = disk.crash(LOSE_ALL)
+    trial = Disk.holding(before.crash(LOSE_ALL))
+    act(open_on(trial), setting)
+    named = max(at for at, call in enumerate(trial.calls) if call == "link")
+    seen = set()
+    for k in range(named, named + 6):
+        disk = Disk.holding(before.crash(LOSE_ALL), crash_at=k)
+        with suppress(SimulatedCrash):
+            act(open_on(disk), setting)
+        alive = Disk.holding(disk.kill())
+        store = open_on(alive)
+        execute_gc(store, plan_gc(store, GcPolicy(orphans_now=True)))
+        left = open_on(Disk.holding(alive.crash(LOSE_ALL)))
+        assert_clean(left)
+        found = value(left, "models/old")
+        assert found in (OLD, after), k
+        seen.add(found == OLD)
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize("syncs", [True, False])

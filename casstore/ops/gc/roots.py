@@ -56,6 +56,16 @@ class Roots:
     named: set[bytes] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
+    def replacing(self) -> list[str]:
+        """Return the keys of the newest records of all refs that were moved or deleted."""
+        return [
+            item.key
+            for group in self.refs.values()
+            if len(group) > 1
+            for item in group
+            if item.replaced is None
+        ]
+
 
 class RootReader:
     """Reads records, each of those that never change once. For one thread."""
@@ -262,6 +272,8 @@ def trim(store: ModelStore, groups: Iterable[Sequence[ListedRecord]]) -> tuple[i
         keys = [key for key in store.backend.list_keys(folder) if key.startswith(prefix)]
         newest = max(map(number_of, keys), default=0)
         planned = {item.key for item in group}
+        # Invariant 2: the record that replaced these counts only once its name is on the disk.
+        store.backend.make_durable([key for key in keys if number_of(key) == newest])
         for item in group:
             if number_of(item.key) == newest and not planned.issuperset(_same_number(keys, newest)):
                 continue  # Somebody wrote the ref again: this record competes with his.

@@ -110,6 +110,8 @@ class Sweep:
         survivors = self._secure(there)
         # Invariant 2: another writer's pack counts only once its name is on the disk.
         packs.make_durable({int(number) for number in np.unique(table.packs[survivors])})
+        # So does the record by which a ref no longer needs what goes, even if its writer was killed.
+        survey.store.backend.make_durable(survey.roots.replacing())
         unsafe = self._unsafe()
         stays = packs.mask([])
         stays[table.packs[unsafe[table.objects]]] = True

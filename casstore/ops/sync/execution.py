@@ -102,6 +102,9 @@ def execute(
         near=plan.dst if plan.src.backend.is_remote and not plan.dst.backend.is_remote else None,
         keep_going=plan.keep_going,
     )
+    # Invariant 2: whoever wrote these may have been killed before their names were durable, and this says that they are there.
+    there = (*plan.equal, *plan.ahead)
+    plan.dst.backend.make_durable(names.record_key(name, seq=1, write_id=None) for name in there)
     job = _Job(plan, source, bandwidth_limit, Culprits(keep_going=plan.keep_going))
     for group in _groups(plan.refs):
         job.run(group)

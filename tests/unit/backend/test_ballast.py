@@ -173,6 +173,7 @@ def test_threads_and_processes_that_release_and_restore_it_at_once(root):
 def test_a_crash_or_an_error_at_any_call_leaves_a_store_that_works(number, monkeypatch):
     """The next process completes it; there is never more of it than there should be."""
     monkeypatch.setattr(ballast, "PIECE", 100)
+    monkeypatch.setattr(ballast, "PIECES", ("0", "1"))
     clean = Disk()
     open_on(clean, create=True)
     before = clean.crash(LOSE_ALL)
@@ -193,10 +194,9 @@ def test_a_crash_or_an_error_at_any_call_leaves_a_store_that_works(number, monke
             with open_on(alive).publication():
                 pass
             found = {path: data for path, data in alive.tree().items() if "/.ballast/" in path}
-            assert len(found) == len(PIECES)
-            assert {len(data) for data in found.values()} == {100}
+            assert [len(data) for data in found.values()] == [100, 100]
             assert not [path for path in alive.tree() if path.endswith(".held")]
             assert_clean(open_on(alive))
         if finished:
             break
-    assert k > 30
+    assert k > 20

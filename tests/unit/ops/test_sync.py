@@ -257,6 +257,7 @@ class TestRequests:
         assert {(op, key.partition("/")[0]) for op, key in there.faulty.calls} == {
             ("list", "refs"),
             ("read", "refs"),
+            ("make_durable", "refs"),  # asks nobody: only a local folder has something to sync
         }
         assert [op for op, _ in there.faulty.calls].count("list") == 2  # models, runs
 

@@ -131,6 +131,8 @@ def fails_for_space(work, *arguments, **options):
 
 def test_a_full_disk_at_every_step_of_an_add(store, tmp_path):
     write_tree(tmp_path / "m", {"w.bin": noise(7, 300_000), "config.json": b"{}"})
+    # An add that fails to make the ballast goes on without.
+    on_broken_disk(store, SystemCalls()).backend.keep_spare_room()
     failures = 0
     for step in itertools.count():
         calls = Broken(errno.ENOSPC, {"open", "write", "fsync", "mkdir", "link"}, only=step)
