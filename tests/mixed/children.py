@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -70,11 +71,11 @@ class Children:
                 if status:
                     self.failed.append(name)
 
-    def finish(self):
+    def finish(self, *, patience=PATIENCE):
         """Let everybody end; return the names of those that failed or did not end in time."""
         for pid in list(self._stopped):
             self._continue(pid)
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         while self._names and time.monotonic() < until:
             self.watch()
             time.sleep(0.01)
@@ -99,8 +100,8 @@ def alone(work, errors):
     """Do something in a process of its own, so that this one has no threads when it forks again."""
     children = Children()
     children.start("alone", work, errors)
-    if children.finish():
-        raise SystemExit(errors.read_text() if errors.exists() else "A process did not end.")
+    if children.finish(patience=math.inf):
+        raise SystemExit(errors.read_text())
 
 
 def work_at(role, url, options, *, name, seed, folder, home, **settings):

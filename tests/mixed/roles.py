@@ -14,7 +14,7 @@ from casstore.errors import BackendError, CasstoreError, RefNotFound
 from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 
-SEEDS = 48
+SEEDS = 16
 """Different models: so few that what one writer deletes another one adds again at the same moment."""
 
 REST = (0.5, 2.0)
@@ -51,6 +51,7 @@ def writer(store, log, chance, *, name, work, going, **_):
             log.begin("tag", f"tags/{name}", seed)
             store.tag(name, ref)
             log.end("tag", f"tags/{name}", seed)
+            mine.add(f"tags/{name}")
         if chance.random() < 0.6:
             gone = chance.choice(sorted(mine))
             mine.discard(gone)

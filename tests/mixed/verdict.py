@@ -10,7 +10,7 @@ from mixed.children import alone
 from mixed.roles import MODELS
 
 from casstore import GcPolicy, Store, execute_gc, plan_gc
-from casstore.errors import RefNotFound
+from casstore.errors import CasstoreError, RefNotFound
 from casstore.ops.check import check
 
 EVERYTHING = GcPolicy(orphans_now=True, grace=0, superseded=0)
@@ -30,7 +30,10 @@ def _judge(url, options, history, *, path, refs, collect):
     with Store(url, **options) as store:
         found = _faults(store, history, refs, "now")
         if collect:
-            execute_gc(store, plan_gc(store, EVERYTHING), wait=0)
+            try:
+                execute_gc(store, plan_gc(store, EVERYTHING), wait=0)
+            except CasstoreError as error:
+                found.append(f"The last collection failed: {error}")
             found += _faults(store, history, None, "after the last collection")
             found += [f"The last collection left {item}." for item in plan_gc(store, EVERYTHING).items]
             found += [f"The last collection left {entry.key}." for entry in store.backend.list_temporaries()]
@@ -45,6 +48,9 @@ def _faults(store, history, refs, when):
             content = read_model(store, ref)
         except RefNotFound:
             content = None
+        except CasstoreError as error:
+            found.append(f"{when}: {ref} is lost: {error}")
+            continue
         if content not in [None if seed is None else MODELS[seed] for seed in allowed]:
             found.append(f"{when}: {ref} is not one of {allowed}")
     return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casstore.concurrency.bandwidth import TokenBucket
+from casstore.ops.check.models import check_what_refs_need
 from casstore.ops.check.others import check_foreign, check_marks
 from casstore.ops.check.packs import check_packs
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.reading import DataRead, Reading, share_of
-from casstore.ops.check.records import check_models, check_records
+from casstore.ops.check.records import check_records
 from casstore.ops.check.report import CheckReport, Problem, Progress
 from casstore.ops.leftovers import Leftovers, find_leftovers
 
@@ -53,7 +54,7 @@ def check(
         if place is Place.SEGMENT:
             progress.segments += 1
             progress.attempt(entry.key, lambda key=entry.key: store.objects.check_segment(key, footers))  # type: ignore[misc]
-    check_models(store, records, footers, progress)
+    check_what_refs_need(store, records, packs, footers, progress)
     check_marks(backend, [(place, entry.key) for place, entry in entries], progress)
     check_foreign(backend, [(place, entry.key) for place, entry in entries], progress)
     leftovers: list[Leftovers] = []
