@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casstore.format import names
+from casstore.format import record as record_format
 from casstore.objects import INDEX_PREFIX, pack_overhead
 from casstore.ops.gc.candidates import choose, repack_to_free, rows_to_copy, unmovable
 from casstore.ops.gc.policies.deletion import Deletion
@@ -24,10 +26,9 @@ if TYPE_CHECKING:
     from casstore.ops.gc.policies.deletion import Kept
     from casstore.ops.gc.survey import Survey
 
-_DELETION = 1 << 10
 _SEGMENT = 4 << 10
 _INDEX_ROW = 80
-"""What the record of a deletion, an index segment beside its rows, and each row of one take at most, as a rule."""
+"""What an index segment takes beside its rows, and for each of them, at most, as a rule."""
 
 MADE_AGAIN = "to fit the size: a recorded run can make it again"
 LAST_USED = "to fit the size: not used for the longest time"
@@ -64,8 +65,9 @@ def fit(
     `going` are refs that other policies delete: entries among them go first. `written` are the times of refs, `used` of
     models. Afterwards what the chosen entries alone need is not needed any more, and `survey.repack` is such that the store fits.
     """
+    going = list(going)
     outdated = {item.name: item.why for item in going}
-    small = _small_files(survey) + _DELETION * len(outdated)
+    small = _small_files(survey) + sum(_deletion_bytes(item.record) for item in going)
     if _packs_after(survey) + small <= max_size:
         return Fit()
     # As on a disk that is nearly full, leftovers of failed adds go, however young they are.
@@ -103,7 +105,7 @@ def fit(
             number, freed = found
             chosen.append(number)
             group = groups[models[number]]
-            more = _DELETION * sum(record.name not in outdated for record in group.refs)
+            more = sum(_deletion_bytes(record) for record in group.refs if record.name not in outdated)
             small += more
             least += more - freed
             why = MADE_AGAIN if models[number] in seconds else LAST_USED
@@ -143,6 +145,15 @@ def _small_files(survey: Survey) -> int:
     records = sum(item.size for group in survey.roots.refs.values() for item in group)
     trimmed = trimmable(survey.roots, survey.policy, survey.now())
     return index + records - sum(item.size for group in trimmed for item in group)
+
+
+def _deletion_bytes(record: Record) -> int:
+    """Return what the record takes that deletes the ref of another one."""
+    deletion = replace(
+        record, writer=platform.node(), target=None, manifest=None, inline=None, base=None, metadata={}, packs=(),
+        origin=None, extra={},
+    )  # fmt: skip
+    return len(record_format.encode(deletion))
 
 
 def _unmovable_bytes(survey: Survey) -> int:
