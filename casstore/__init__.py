@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from casstore.ops.sync import SyncPlan, SyncReport, plan_sync
     from casstore.ops.sync import execute as execute_sync
     from casstore.store.adding.add import AddResult
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
 __all__ = [
     "AccessDenied",
@@ -136,7 +136,7 @@ _HOMES = {
     "GcReport": "casstore.ops.gc",
     "Leftovers": "casstore.ops.leftovers",
     "Lineage": "casstore.ops.lineage",
-    "Model": "casstore.store.model",
+    "Model": "casstore.store.reading.model",
     "ModelCacheManager": "casstore.cache.model_cache",
     "ModelDescription": "casstore.ops.describe",
     "ModelFileTransfer": "casstore.cache.transfer",

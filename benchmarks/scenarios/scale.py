@@ -40,7 +40,7 @@ from casstore.format.pack import Footer
 from casstore.format.record import Record
 from casstore.format.rows import ROW, BaseLists, Kind
 from casstore.objects import encode_objects, pack_key
-from casstore.objects.pack_writer import PackWriter
+from casstore.objects.publishing.pack_writer import PackWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

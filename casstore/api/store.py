@@ -21,13 +21,13 @@ from casstore.machine.this_machine import store_folder
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
 from casstore.store.checkout.single_file import write_file
-from casstore.store.files import open_chunks, read_range
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
 from casstore.store.nesting import refuse_nested_store
-from casstore.store.other_stores import OtherStores, Place
 from casstore.store.pins import pin, unpin
 from casstore.store.private import is_private, mark_private
+from casstore.store.reading.files import open_chunks, read_range
+from casstore.store.reading.other_stores import OtherStores, Place
 from casstore.store.times import nanoseconds
 from casstore.store.undelete import undelete
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from casstore.ops.repair import RepairReport
     from casstore.ops.stats import StoreStats
     from casstore.ops.sync import SyncReport
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
 
 class Store(ModelStore):

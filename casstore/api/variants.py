@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
     Elements = NDArray[Any]
 

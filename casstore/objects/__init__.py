@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from casstore.format.pack import Footer
 from casstore.objects.bases import decodable
-from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
 from casstore.objects.collection.packs import ListedPacks, pack_overhead
 from casstore.objects.collection.table import FrameTable, id_keys
 from casstore.objects.damage import Damage, DamageLog, is_bad_file, is_refused
-from casstore.objects.delta_writer import Base, encode_delta
-from casstore.objects.dependencies import MAX_HINTS
 from casstore.objects.index.located import Located
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
 from casstore.objects.object_store import ObjectStore
-from casstore.objects.pack_writer import (
+from casstore.objects.publishing.delta_writer import Base, encode_delta
+from casstore.objects.publishing.dependencies import MAX_HINTS
+from casstore.objects.publishing.pack_writer import (
     PACK_TARGET,
     EncodedFrames,
     check_object,
@@ -24,9 +23,10 @@ from casstore.objects.pack_writer import (
     encode_object,
     encode_objects,
 )
-from casstore.objects.publication import Publication
-from casstore.objects.ranges import MAX_FETCH, MAX_GAP, Range, batches, frame_sizes, plan_ranges
-from casstore.objects.read_through import OtherCopies, ReadThrough
+from casstore.objects.publishing.publication import Publication
+from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
+from casstore.objects.reading.ranges import MAX_FETCH, MAX_GAP, Range, batches, frame_sizes, plan_ranges
+from casstore.objects.reading.read_through import OtherCopies, ReadThrough
 
 __all__ = [
     "CHUNK_CACHE",

@@ -13,20 +13,20 @@ from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNo
 from casstore.format.rows import row_ids
 from casstore.objects.bases import Copy, resolve
 from casstore.objects.checking import check_pack, check_segment
-from casstore.objects.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.objects.collection.packs import ListedPacks
 from casstore.objects.damage import bad_file_is_damage
-from casstore.objects.delta_writer import Base
 from casstore.objects.footers import read_footer
-from casstore.objects.frames import decode_encoded, verify_frames
 from casstore.objects.index.index import Index
 from casstore.objects.index.located import Located
 from casstore.objects.keys import pack_key
-from casstore.objects.presence import PresentPacks, read_quarantine
-from casstore.objects.publication import Publication
-from casstore.objects.ranges import plan_ranges
-from casstore.objects.reader import ObjectReader, at_once
-from casstore.objects.salvage import find_frames, salvage
+from casstore.objects.publishing.delta_writer import Base
+from casstore.objects.publishing.presence import PresentPacks, read_quarantine
+from casstore.objects.publishing.publication import Publication
+from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache
+from casstore.objects.reading.frames import decode_encoded, verify_frames
+from casstore.objects.reading.ranges import plan_ranges
+from casstore.objects.reading.reader import ObjectReader, at_once
+from casstore.objects.reading.salvage import find_frames, salvage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from casstore.format.rows import Rows
     from casstore.machine.copies import Copies
     from casstore.objects.bases import Locate, Resolved
-    from casstore.objects.pack_writer import EncodedFrames
-    from casstore.objects.ranges import Range
-    from casstore.objects.reader import ReadThere
+    from casstore.objects.publishing.pack_writer import EncodedFrames
+    from casstore.objects.reading.ranges import Range
+    from casstore.objects.reading.reader import ReadThere
 
 
 class ObjectStore:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.ops.stats import encoding_name
-from casstore.store.model import Recorded
+from casstore.store.reading.model import Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

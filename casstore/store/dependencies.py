@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.objects import Publication
-    from casstore.store.model import Model
     from casstore.store.model_store import ModelStore
+    from casstore.store.reading.model import Model
 
 
 def described(model: Model) -> list[bytes]:

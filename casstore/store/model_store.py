@@ -15,15 +15,15 @@ from casstore.machine.last_use import LastUse
 from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_object
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
-from casstore.store import files
 from casstore.store.adding.add import AddResult, add_model, check_record
 from casstore.store.adding.content import content_id
 from casstore.store.adding.exclusion import Exclusion
 from casstore.store.checkout.checkout import Checkout
 from casstore.store.checkout.selection import select_files
 from casstore.store.dependencies import count_lacking, described, is_whole, objects_of
-from casstore.store.missing import tell_missing_in
-from casstore.store.reading import ModelReader
+from casstore.store.reading import files
+from casstore.store.reading.missing import tell_missing_in
+from casstore.store.reading.model_reader import ModelReader
 from casstore.store.resolve import Resolved, find_model
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from casstore.machine.state import MachineState
     from casstore.objects import Damage, Publication
     from casstore.refs.rows import RefRow
-    from casstore.store.model import Model
-    from casstore.store.other_stores import OtherStores
+    from casstore.store.reading.model import Model
+    from casstore.store.reading.other_stores import OtherStores
 
 T = TypeVar("T")
 
@@ -437,5 +437,5 @@ class ModelStore:
         )
 
     def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:
-        """Return a publish of this store, to be used as a context manager (see objects/publication.py)."""
+        """Return a publish of this store, to be used as a context manager (see objects/publishing/publication.py)."""
         return self.objects.publication(self._refs.put, pack_target=pack_target, uploads=uploads)

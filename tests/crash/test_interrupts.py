@@ -21,8 +21,8 @@ from casstore import Store
 from casstore.backend.local.writer import HELD, TEMPORARY
 from casstore.cli import app
 from casstore.errors import notes
-from casstore.objects import pack_writer as packs
-from casstore.objects import publication as publish
+from casstore.objects.publishing import pack_writer as packs
+from casstore.objects.publishing import publication as publish
 from casstore.ops.leftovers import find_leftovers
 from casstore.store.adding import ingest
 from casstore.store.checkout import staging
@@ -297,7 +297,7 @@ class TestLeftovers:
         """Records name a few packs only; what else they need is in their layouts."""
         small_packs(monkeypatch, 2 * PIECE)
         monkeypatch.setattr(ingest, "BLOCK", PIECE)
-        monkeypatch.setattr("casstore.objects.dependencies.MAX_HINTS", 1)
+        monkeypatch.setattr("casstore.objects.publishing.dependencies.MAX_HINTS", 1)
         with Store(place) as store:
             store.add(model, ref="models/m")
             [record] = store.refs().values()
@@ -308,7 +308,7 @@ class TestLeftovers:
     def test_nothing_is_called_unused_while_something_cannot_be_read(
         self, place, model, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("casstore.objects.dependencies.MAX_HINTS", 0)
+        monkeypatch.setattr("casstore.objects.publishing.dependencies.MAX_HINTS", 0)
         with Store(place) as store:
             store.add(model, ref="models/m")
             store.add(write_model(model_of(a=noise(1, 1000)), tmp_path / "small"), ref="models/small")

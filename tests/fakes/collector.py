@@ -20,7 +20,7 @@ from casstore.machine.state import MachineState
 from casstore.objects.footers import read_footer
 from casstore.objects.keys import PACK_PREFIX, pack_id_of, pack_key
 from casstore.objects.object_store import ObjectStore
-from casstore.objects.pack_writer import EncodedFrames
+from casstore.objects.publishing.pack_writer import EncodedFrames
 from casstore.ops.gc import GcPolicy, execute_gc, plan_gc
 from casstore.store.model_store import ModelStore
 

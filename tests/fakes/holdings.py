@@ -18,7 +18,7 @@ from casstore.format.layout import Layout
 from casstore.format.manifest import ModelManifest, TreeEntry
 from casstore.format.record import Record
 from casstore.format.rows import Kind
-from casstore.objects.pack_writer import PackWriter, encode_object
+from casstore.objects.publishing.pack_writer import PackWriter, encode_object
 
 _times = itertools.count(1_700_000_000_000_000_000)
 

@@ -17,7 +17,7 @@ from casstore.api.store import Store
 from casstore.backend import LocalBackend
 from casstore.digest import digest
 from casstore.machine.state import MachineState
-from casstore.objects import pack_writer as packs
+from casstore.objects.publishing import pack_writer as packs
 from casstore.ops.check import check
 from casstore.ops.gc import tombstones
 from casstore.refs import refs

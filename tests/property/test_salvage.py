@@ -13,7 +13,7 @@ from casstore.backend import MemoryBackend
 from casstore.digest import digest
 from casstore.format.rows import Kind
 from casstore.objects import ObjectStore, encode_objects, pack_key
-from casstore.objects import salvage as salvaging
+from casstore.objects.reading import salvage as salvaging
 
 SIZES = (0, 1, 60, 900, 9_000, 70_000)
 

@@ -10,7 +10,7 @@ from casstore import Store
 from casstore.backend import open_backend
 from casstore.machine.remotes import Remotes
 from casstore.objects.keys import PACK_PREFIX
-from casstore.store.other_stores import OtherStores, Place
+from casstore.store.reading.other_stores import OtherStores, Place
 
 MODEL = model_of(weights=noise(1, 700_000), config=b"{}")
 

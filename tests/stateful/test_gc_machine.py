@@ -21,7 +21,7 @@ from casstore import GcPolicy, execute_gc, plan_gc
 from casstore.errors import ConfigError, MissingObject, RefNotFound
 from casstore.format.rows import Kind
 from casstore.objects.keys import PACK_PREFIX
-from casstore.objects.pack_writer import encode_object
+from casstore.objects.publishing.pack_writer import encode_object
 from casstore.ops.gc.policy import DAY
 
 POLICIES = st.builds(

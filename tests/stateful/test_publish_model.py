@@ -42,8 +42,8 @@ from casstore.objects.collection.table import FrameTable
 from casstore.objects.index.index import Index
 from casstore.objects.keys import PACK_PREFIX, pack_key
 from casstore.objects.object_store import ObjectStore
-from casstore.objects.pack_writer import encode_object
-from casstore.objects.publication import Publication
+from casstore.objects.publishing.pack_writer import encode_object
+from casstore.objects.publishing.publication import Publication
 from casstore.ops.gc.mark import Mark
 from casstore.ops.gc.policy import GcPolicy
 from casstore.ops.gc.survey import Survey

@@ -24,8 +24,8 @@ from casstore.integrations.fsspec.model_paths import ModelPaths
 from casstore.machine.atomic_write import atomic_write
 from casstore.machine.user_folders import expand_home
 from casstore.objects import CHUNK_CACHE
-from casstore.store import files
 from casstore.store.nesting import refuse_inside_store
+from casstore.store.reading import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.manifest import TreeEntry
     from casstore.format.record import Record
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
 _KEPT_FOLDERS = 8
 _KEPT_REFS = 4096

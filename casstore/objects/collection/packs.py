@@ -17,11 +17,11 @@ from casstore.format.rows import ROW, BaseLists, Kind
 from casstore.objects.collection.table import FrameTable, PackColumns, id_keys
 from casstore.objects.damage import bad_file_is_damage
 from casstore.objects.footers import read_footer
-from casstore.objects.frames import verify_frames
 from casstore.objects.index.located import Located
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, is_foreign, pack_id_of, pack_key
-from casstore.objects.pack_writer import EncodedFrames, PackWriter, encode_objects
-from casstore.objects.ranges import Range, frame_sizes, plan_ranges
+from casstore.objects.publishing.pack_writer import EncodedFrames, PackWriter, encode_objects
+from casstore.objects.reading.frames import verify_frames
+from casstore.objects.reading.ranges import Range, frame_sizes, plan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

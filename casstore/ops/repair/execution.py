@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casstore.objects import Publication
     from casstore.ops.repair.records import Head
     from casstore.store.model_store import ModelStore
-    from casstore.store.other_stores import OtherStores
+    from casstore.store.reading.other_stores import OtherStores
 
 _ROUNDS = 4
 """Times that a description is read: a manifest that was found again names layouts, and those name chunks."""

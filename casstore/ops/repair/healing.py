@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casstore.ops.quarantine import Search
     from casstore.store.dependencies import Needs
     from casstore.store.model_store import ModelStore
-    from casstore.store.other_stores import OtherStores
+    from casstore.store.reading.other_stores import OtherStores
 
 
 class Healer:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.store.model_store import ModelStore
-    from casstore.store.other_stores import OtherStores
+    from casstore.store.reading.other_stores import OtherStores
 
 _BATCH = 1024
 

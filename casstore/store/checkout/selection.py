@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import PathNotFound
 from casstore.format.manifest import Tree
-from casstore.store.model import some_of
+from casstore.store.reading.model import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casstore.format.layout import Layout
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
     Patterns = str | Sequence[str]
 

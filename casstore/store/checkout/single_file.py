@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fsspec import Callback
 
     from casstore.objects import ObjectStore
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
 
 def write_file(

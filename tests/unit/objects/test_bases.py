@@ -21,7 +21,7 @@ from casstore.format.rows import MAX_RANK, ROW, BaseLists, Kind
 from casstore.machine.state import MachineState
 from casstore.objects.bases import decodable, resolve
 from casstore.objects.index.located import NOT_FOUND, Located
-from casstore.objects.pack_writer import EncodedFrames, encode_object, encode_objects
+from casstore.objects.publishing.pack_writer import EncodedFrames, encode_object, encode_objects
 from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.identity import create_format

@@ -24,7 +24,7 @@ from casstore.format.rows import Kind
 from casstore.machine.state import MachineState
 from casstore.objects import Base, encode_delta
 from casstore.objects.keys import pack_key
-from casstore.objects.pack_writer import EncodedFrames, PackWriter, encode_object
+from casstore.objects.publishing.pack_writer import EncodedFrames, PackWriter, encode_object
 from casstore.ops.check import check
 from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, plan_sync

@@ -17,9 +17,9 @@ from safetensors.numpy import save
 
 from casstore.api.store import Store
 from casstore.errors import BackendUnavailable, ConfigError, FormatError, IntegrityError
-from casstore.objects import chunk_cache
-from casstore.objects.chunk_cache import ChunkCache
-from casstore.store import files
+from casstore.objects.reading import chunk_cache
+from casstore.objects.reading.chunk_cache import ChunkCache
+from casstore.store.reading import files
 
 MB = 1 << 20
 random = np.random.default_rng(7)

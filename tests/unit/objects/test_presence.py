@@ -11,9 +11,9 @@ from casstore.digest import digest
 from casstore.errors import BackendUnavailable
 from casstore.format.rows import Kind
 from casstore.machine.state import MachineState
-from casstore.objects import presence
 from casstore.objects.keys import PACK_PREFIX, pack_id_of, pack_key
-from casstore.objects.presence import PresentPacks, has_pack, have_packs
+from casstore.objects.publishing import presence
+from casstore.objects.publishing.presence import PresentPacks, has_pack, have_packs
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 

@@ -30,9 +30,9 @@ from casstore.errors import (
 )
 from casstore.format import marks, names
 from casstore.machine.state import MachineState
-from casstore.objects import publication as publish
 from casstore.objects.index.index import Index
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
+from casstore.objects.publishing import publication as publish
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 

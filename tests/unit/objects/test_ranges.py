@@ -10,7 +10,7 @@ from casstore.concurrency.buffers import BLOCK
 from casstore.format.frame import HEADER_SIZE, header_size
 from casstore.format.rows import ROW, BaseLists
 from casstore.objects.index.located import Located
-from casstore.objects.ranges import MAX_FETCH, MAX_GAP, batches, plan_ranges
+from casstore.objects.reading.ranges import MAX_FETCH, MAX_GAP, batches, plan_ranges
 from casstore.ops.sync.frames import _WASTE as WASTE
 from casstore.ops.sync.frames import ranges_of
 

@@ -39,7 +39,7 @@ from casstore.format import marks, names
 from casstore.format.rows import Kind
 from casstore.machine.state import MachineState, machine_folder
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
-from casstore.objects.pack_writer import encode_object
+from casstore.objects.publishing.pack_writer import encode_object
 from casstore.ops.gc.policy import DAY, HOUR, WEEK
 from casstore.ops.gc.roots import trim
 from casstore.ops.gc.survey import Survey

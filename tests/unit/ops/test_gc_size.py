@@ -23,7 +23,7 @@ from casstore.errors import ConfigError, MissingObject
 from casstore.format.rows import Kind
 from casstore.machine.leases import Leases
 from casstore.machine.this_machine import store_folder
-from casstore.objects.pack_writer import encode_object
+from casstore.objects.publishing.pack_writer import encode_object
 from casstore.ops.gc.policies.eviction import Holders, victims
 from casstore.ops.gc.policy import DAY
 

@@ -16,7 +16,7 @@ from casstore.objects import encode_object, pack_key
 from casstore.ops.repair import Health, repair
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
-from casstore.store.other_stores import OtherStores, Place
+from casstore.store.reading.other_stores import OtherStores, Place
 
 BASE, DELTA, ABOVE = noise(1, 3_000), noise(2, 3_000), noise(3, 3_000)
 

@@ -19,9 +19,9 @@ from casstore.digest import digest
 from casstore.errors import AccessDenied, ConfigError, MissingObject, RefNotFound
 from casstore.format import marks, names
 from casstore.format.rows import Kind
-from casstore.objects import publication as publish
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
-from casstore.objects.pack_writer import encode_object
+from casstore.objects.publishing import publication as publish
+from casstore.objects.publishing.pack_writer import encode_object
 from casstore.ops.sync import execute, execution, plan_sync, planning
 
 SHARED = noise(1, 300_000)
@@ -469,7 +469,7 @@ class TestOrder:
 
     def test_a_slow_link_does_not_wait_for_a_full_pack(self, here, tmp_path, monkeypatch):
         monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 1 << 20)
-        monkeypatch.setattr("casstore.objects.pack_writer._FIRST_UPLOAD", 64 << 10)
+        monkeypatch.setattr("casstore.objects.publishing.pack_writer._FIRST_UPLOAD", 64 << 10)
         monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
         there = Side("objects", tmp_path)
         here.add("models/m", model_of(big=noise(4, 3 << 20)))

@@ -173,7 +173,7 @@ def test_a_foreign_file_stops_nothing(sides):
 def test_a_damaged_pack_over_there_that_no_segment_covers(sides, monkeypatch):
     """It is not relied on, and keeps nothing from being written beside it."""
     here, there = sides
-    monkeypatch.setattr("casstore.objects.publication._WORTH_LOOKING", 0)
+    monkeypatch.setattr("casstore.objects.publishing.publication._WORTH_LOOKING", 0)
     there.backend.put(f"{PACK_PREFIX}ab/{'ab' * 32}", [b"torn"])
     report = execute(plan_sync(here.plain, there.plain, keep_going=True))
     assert set(report.refs) == REST | {BAD}

@@ -17,8 +17,8 @@ from casstore.errors import (
     IntegrityError,
 )
 from casstore.format import names
-from casstore.objects import publication as publish
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
+from casstore.objects.publishing import publication as publish
 from casstore.ops.quarantine import quarantine_damaged
 from casstore.ops.sync import execute, execution, plan_sync, planning
 from casstore.ops.sync.ref_state import RefState

@@ -27,7 +27,7 @@ from casstore.format.rows import Kind
 from casstore.machine.user_folders import cache_folder
 from casstore.objects import object_store
 from casstore.objects.keys import PACK_PREFIX, pack_key
-from casstore.objects.presence import read_quarantine
+from casstore.objects.publishing.presence import read_quarantine
 from casstore.ops.check import check
 from casstore.ops.leftovers import find_leftovers
 from casstore.ops.quarantine import find_damage, quarantine_damaged

@@ -15,8 +15,8 @@ from casstore.errors import ConfigError
 from casstore.format import canonical, layout, manifest, record, rows
 from casstore.format.manifest import EMPTY_FILE_ID
 from casstore.format.rows import Kind
-from casstore.objects import pack_writer as packs
-from casstore.objects.pack_writer import encode_objects
+from casstore.objects.publishing import pack_writer as packs
+from casstore.objects.publishing.pack_writer import encode_objects
 
 SMALL = model_of(a=b"a file")
 

@@ -11,7 +11,7 @@ from casstore.integrations.fsspec.model_paths import ModelPaths
 from casstore.machine.stat_identity import StatIdentity
 from casstore.machine.state import MachineState
 from casstore.objects.object_store import ObjectStore
-from casstore.objects.publication import Publication
+from casstore.objects.publishing.publication import Publication
 
 COUNT = 400
 

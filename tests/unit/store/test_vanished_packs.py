@@ -17,8 +17,8 @@ from fakes.stores import assert_clean, model_of, noise, read_folder, read_model,
 from casstore import BackendError, IntegrityError, MissingObject, Store
 from casstore.machine.remotes import Remotes
 from casstore.objects import ReadThrough
-from casstore.objects import reader as reader_module
-from casstore.store import other_stores
+from casstore.objects.reading import reader as reader_module
+from casstore.store.reading import other_stores
 
 TENSOR = np.random.default_rng(5).normal(size=(300, 500)).astype(np.float32)
 OLD = model_of(weights=safetensors_bytes({"w": TENSOR}), more=noise(2, 400_000), small=noise(3, 500))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from casstore.errors import ConfigError, MissingObject, ObjectNotFound, RefNotFound
 from casstore.format import names
 from casstore.objects import ReadThrough
-from casstore.store.missing import tell_missing
-from casstore.store.model import Model, read_model
+from casstore.store.reading.missing import tell_missing
+from casstore.store.reading.model import Model, read_model
 from casstore.store.resolve import find_model
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from casstore.format.record import Record
     from casstore.objects import ObjectStore
     from casstore.refs.refs import Refs
-    from casstore.store.other_stores import OtherStores
+    from casstore.store.reading.other_stores import OtherStores
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.errors import CasstoreError
-    from casstore.objects.chunk_cache import ChunkCache
+    from casstore.objects.reading.chunk_cache import ChunkCache
 
 _ELSEWHERE = np.uint32(0xFFFFFFFE)
 """In the `pack` field of a located row: no pack of this store has the object, and another store does."""

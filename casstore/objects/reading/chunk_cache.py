@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casstore.concurrency.buffers import new_buffer
 from casstore.concurrency.forks import ForkAware, watch_forks
 from casstore.errors import BackendError, ConfigError, IntegrityError
-from casstore.objects.ranges import plan_ranges
+from casstore.objects.reading.ranges import plan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

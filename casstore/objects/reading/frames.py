@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from casstore.objects.index.located import Located
-    from casstore.objects.ranges import Range
+    from casstore.objects.reading.ranges import Range
 
 ADVICE = (
     "Restore that file from another copy, or run `casstore repair`, which looks for other copies. Where there are none, run "

@@ -15,7 +15,7 @@ from casstore.digest import DIGEST_SIZE
 from casstore.errors import CasstoreError, ConfigError, FormatError, TensorNotFound
 from casstore.format.spans import pack_spans
 from casstore.objects import batches
-from casstore.store.model import some_of
+from casstore.store.reading.model import some_of
 from casstore.tensors.dtypes import as_array, labelled
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from casstore.format.layout import Layout, Span
     from casstore.objects import ChunkCache, ObjectStore, Piece
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
 _READ_AHEAD = 4 << 20
 _KEPT_CHUNKS = 16

@@ -13,7 +13,7 @@ import numpy as np
 from casstore.digest import DIGEST_SIZE
 from casstore.objects.bases import Copy, resolve
 from casstore.objects.keys import pack_key
-from casstore.objects.presence import PresentPacks, read_tombstones
+from casstore.objects.publishing.presence import PresentPacks, read_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casstore.objects.bases import Resolved
     from casstore.objects.index.index import Index
     from casstore.objects.index.located import Located
-    from casstore.objects.pack_writer import EncodedFrames
+    from casstore.objects.publishing.pack_writer import EncodedFrames
 
 MAX_HINTS = 32
 """Packs that a record names, at most, as those that hold its objects."""

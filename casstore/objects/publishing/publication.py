@@ -28,10 +28,10 @@ from casstore.errors import (
     add_note,
 )
 from casstore.format.rows import Kind, row_ids
-from casstore.objects.dependencies import Dependencies
-from casstore.objects.pack_writer import PACK_TARGET, PackWriter, encode_objects
-from casstore.objects.presence import read_quarantine, read_tombstones
-from casstore.objects.ranges import batches
+from casstore.objects.publishing.dependencies import Dependencies
+from casstore.objects.publishing.pack_writer import PACK_TARGET, PackWriter, encode_objects
+from casstore.objects.publishing.presence import read_quarantine, read_tombstones
+from casstore.objects.reading.ranges import batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend
     from casstore.format.record import Record
     from casstore.objects.index.index import Index
-    from casstore.objects.pack_writer import EncodedFrames, WrittenPack
+    from casstore.objects.publishing.pack_writer import EncodedFrames, WrittenPack
 
     Supply = Callable[[set[bytes]], Iterator[EncodedFrames]]
     """Makes frames again, from the source, for those of the given object ids that it can."""

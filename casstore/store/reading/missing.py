@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casstore.errors import CasstoreError, MissingObject
-from casstore.store.model import some_of
+from casstore.store.reading.model import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casstore.format.layout import Layout
     from casstore.objects import ObjectStore
-    from casstore.store.model import Model
+    from casstore.store.reading.model import Model
 
 _IDS = 3
 

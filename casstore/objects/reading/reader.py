@@ -17,7 +17,9 @@ import numpy as np
 from casstore.concurrency.buffers import BLOCK, new_buffer, scratch
 from casstore.errors import FormatError, IntegrityError, ObjectNotFound, UnsupportedVersion
 from casstore.format.rows import MAX_RANK
-from casstore.objects.base_levels import (
+from casstore.objects.damage import bad_file_is_damage
+from casstore.objects.keys import pack_key
+from casstore.objects.reading.base_levels import (
     Bases,
     LacksBaseError,
     TooMuchError,
@@ -26,19 +28,17 @@ from casstore.objects.base_levels import (
     look_harder,
     no_base,
 )
-from casstore.objects.damage import bad_file_is_damage
-from casstore.objects.frames import ADVICE, decode_frames
-from casstore.objects.keys import pack_key
-from casstore.objects.ranges import batches, plan_ranges
+from casstore.objects.reading.frames import ADVICE, decode_frames
+from casstore.objects.reading.ranges import batches, plan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from casstore.backend.base import Backend
-    from casstore.objects.base_levels import Level
     from casstore.objects.index.index import Index
     from casstore.objects.index.located import Located
-    from casstore.objects.ranges import Range
+    from casstore.objects.reading.base_levels import Level
+    from casstore.objects.reading.ranges import Range
 
     ReadThere = Callable[[Collection[bytes]], dict[bytes, memoryview]]
 

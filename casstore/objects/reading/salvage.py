@@ -16,18 +16,18 @@ from casstore.format.frame import FrameHeader
 from casstore.format.rows import ROW_FIELDS
 from casstore.objects.damage import bad_file_is_damage
 from casstore.objects.footers import read_footer
-from casstore.objects.frames import verify_frames
 from casstore.objects.index.located import Located
 from casstore.objects.keys import pack_key
-from casstore.objects.pack_writer import EncodedFrames
-from casstore.objects.ranges import plan_ranges
+from casstore.objects.publishing.pack_writer import EncodedFrames
+from casstore.objects.reading.frames import verify_frames
+from casstore.objects.reading.ranges import plan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
     from casstore.backend.base import Backend
     from casstore.format.pack import Footer
-    from casstore.objects.ranges import Range
+    from casstore.objects.reading.ranges import Range
 
 _WINDOW = 8 << 20
 _PIECE = 64 << 10

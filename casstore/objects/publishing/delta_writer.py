@@ -12,7 +12,7 @@ from casstore.errors import DigestMismatch
 from casstore.format import frame
 from casstore.format.frame import FrameHeader
 from casstore.format.rows import MAX_BASE_BYTES, MAX_BASES, MAX_RANK, RANK_STEP, Kind
-from casstore.objects.pack_writer import EncodedFrames
+from casstore.objects.publishing.pack_writer import EncodedFrames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

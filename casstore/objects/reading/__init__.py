@@ -1,0 +1,1 @@
+"""Reads objects: fetches ranges of packs, decodes their frames, and hashes what comes out."""
