@@ -43,7 +43,9 @@ def keep_bound(store: Store, ledger: Ledger, max_bytes: int) -> None:
     for _ in range(_ROUNDS):
         ledger.begin()
         size, start_above, notes = measure(store), max_bytes, []
+        in_use = False
         if size > max_bytes:
+            in_use = _in_use(store)
             try:
                 report = store.gc(GcPolicy(max_size=max_bytes - slack(max_bytes)))
             except (CasstoreError, OSError) as error:
@@ -57,7 +59,8 @@ def keep_bound(store: Store, ledger: Ledger, max_bytes: int) -> None:
             if size > max_bytes - slack(max_bytes) and report.mode != Mode.BUSY.value:
                 # The rest is in use, or not a cache's to delete: only what is added from now on could go.
                 start_above = max(max_bytes, size + slack(max_bytes))
-        in_use = start_above > max_bytes and _in_use(store)
+        # A run that ended meanwhile has kept something from this collection, and not from another one.
+        in_use = start_above > max_bytes and (in_use or _in_use(store))
         ledger.finish(Measured(size, start_above, max_bytes, time.time(), in_use, "; ".join(notes)))
         if size + ledger.written() <= start_above and (not in_use or _in_use(store)):
             return

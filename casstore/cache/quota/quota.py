@@ -77,8 +77,17 @@ class Quota(ForkAware):
 
     def finish(self) -> None:
         """Do what is due, and wait for it, but not for long: the collector goes on when this process has ended."""
-        self.check(ended=True)
         until = time.monotonic() + _WAIT
+        earlier = self._child
+        self.check(ended=True)
+        is_new = self._child not in (None, earlier)
+        self._wait(until)
+        if not is_new:
+            # One that was at work already may have met what this run still used.
+            self.check(ended=True)
+            self._wait(until)
+
+    def _wait(self, until: float) -> None:
         while self._max_bytes is not None and time.monotonic() < until:
             with self._lock:
                 if not self._is_running():
