@@ -83,7 +83,7 @@ def check_models(
     present = _present(footers.values())
     done: set[bytes] = set()
     for name, heads in sorted(records.items()):
-        key = names.directory(name).rstrip("@")
+        key = place_of_ref(name)
         for record in heads:
             if not names.names_model(name):
                 progress.attempt(key, lambda record=record: _check_manifest(store, record, present))  # type: ignore[misc]
@@ -91,6 +91,11 @@ def check_models(
                 done.add(record.manifest)
                 progress.models += 1
                 progress.attempt(key, lambda record=record: _check_model(store, record, present))  # type: ignore[misc]
+
+
+def place_of_ref(name: str) -> str:
+    """Return what stands in a report for the records of a ref."""
+    return names.directory(name).rstrip("@")
 
 
 def _present(footers: Collection[Footer]) -> dict[bytes, int]:
