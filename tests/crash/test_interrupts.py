@@ -149,6 +149,9 @@ class TestTemporaries:
 
             calls.flock = late
             with backend.open_writer() as writer:
+                # Locked in the end, or a collector that goes by age would take it.
+                assert writer.path.endswith(HELD)
+                assert list(backend.list_abandoned(older_than=0)) == []
                 writer.write([b"x"])
                 writer.commit("packs/aa/aa")
             assert backend.read("packs/aa/aa") == b"x"

@@ -29,6 +29,9 @@ TEMPORARY = ".tmp"  # hidden, hence no key, and on the store's own file system
 HELD = ".held"
 """The ending of temporary files that their writer keeps locked while it lives."""
 
+_ATTEMPTS = 4
+"""Files that are made before a writer does without a lock of its own."""
+
 _WRITEBACK = 8 << 20  # bytes after which the kernel is asked to start writing
 
 
@@ -44,7 +47,7 @@ class LocalWriter(BlobWriter):
         self.offset = 0
         self._asked = 0  # bytes that the kernel was asked to write early
         self._broken = False
-        self.path = f"{directory.root}/{TEMPORARY}/{uuid.uuid4().hex}"
+        self.path = self._new_path()
         self._fd: int | None = None
         self._held = False
         self._named = False  # whether the temporary name is (perhaps) there
@@ -58,17 +61,22 @@ class LocalWriter(BlobWriter):
             failed.pop_all()
 
     def _open(self, *, hold: bool) -> None:
-        plain = self.path
         if hold and self._directory.sees_every_lock:
-            # Invariant 2: a file without its final name must not outlive its writer, even one that is killed.
-            self.path = plain + HELD
-            self._fd = self._make()
-            self._held = held.try_hold(self._calls, self._fd, self.path)
-            if self._held:
-                return
-            self.discard()
-            self.path = plain
+            for _ in range(_ATTEMPTS):
+                # Invariant 2: a file without its final name must not outlive its writer, even one that is killed.
+                self.path = self._new_path() + HELD
+                self._fd = self._make()
+                self._held = held.try_hold(self._calls, self._fd, self.path)
+                if self._held:
+                    return
+                # Invariant 13: somebody who cleans up may have looked at it before it was locked. Without a lock,
+                # a collector that removes leftovers of any age would take it from its writer.
+                self.discard()
+            self.path = self._new_path()
         self._fd = self._make()
+
+    def _new_path(self) -> str:
+        return f"{self._directory.root}/{TEMPORARY}/{uuid.uuid4().hex}"
 
     def _make(self) -> int:
         try:

@@ -6,12 +6,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from casstore.concurrency.workers import TaskGroup
-from casstore.errors import FormatError, IntegrityError, ObjectNotFound, UnsupportedVersion
+from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNotFound, UnsupportedVersion
 from casstore.format import marks
 from casstore.objects import pack_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fsspec import Callback
 
@@ -63,7 +63,7 @@ def check_packs(
 
             def take(entry: Entry = entry, footer: Callable[[], Footer] = task.result) -> None:
                 # Invariant 5: a pack that went since the listing does not exist; a model that lacks it is named.
-                with contextlib.suppress(ObjectNotFound):
+                with contextlib.suppress(ObjectNotFound), _unless_it_went(store, entry):
                     footers[pack_id_of(entry.key)] = footer()
                     progress.frames += len(footers[pack_id_of(entry.key)].rows)
 
@@ -73,6 +73,16 @@ def check_packs(
             if callback is not None and (chosen or not reading.chosen):
                 callback.relative_update(entry.size)
     return footers
+
+
+@contextlib.contextmanager
+def _unless_it_went(store: ModelStore, entry: Entry) -> Iterator[None]:
+    """Raise ObjectNotFound where a pack went while its frames were read: then its objects are elsewhere, or not needed."""
+    try:
+        yield
+    except MissingObject:
+        store.backend.stat(entry.key)
+        raise
 
 
 def _check(

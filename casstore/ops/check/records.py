@@ -85,7 +85,7 @@ def check_models(
     present, without_bases = _present(footers.values(), progress)
     done: set[bytes] = set()
     for name, heads in sorted(records.items()):
-        key = names.directory(name).rstrip("@")
+        key = place_of_ref(name)
         for record in heads:
             if not names.names_model(name):
                 progress.attempt(key, lambda record=record: _check_manifest(store, record, present))  # type: ignore[misc]
@@ -93,6 +93,11 @@ def check_models(
                 done.add(record.manifest)
                 progress.models += 1
                 progress.attempt(key, partial(_check_model, store, record, present, without_bases))
+
+
+def place_of_ref(name: str) -> str:
+    """Return what stands in a report for the records of a ref."""
+    return names.directory(name).rstrip("@")
 
 
 def _present(footers: Collection[Footer], progress: Progress) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
@@ -112,6 +117,7 @@ def _present(footers: Collection[Footer], progress: Progress) -> tuple[dict[byte
         for at, number in enumerate(footer.rows["bases"].tolist())
         if number
     ]
+    progress.deltas, progress.deltas_without_bases = len(deltas), 0
     if deltas:
         concerned = {item[0] for item in deltas}.union(*(item[2] for item in deltas))
         alone = [
@@ -121,7 +127,6 @@ def _present(footers: Collection[Footer], progress: Progress) -> tuple[dict[byte
             if not number and object_id in concerned
         ]
         ranks = decodable([*alone, *deltas])
-        progress.deltas = len(deltas)
         for object_id, rank, bases in deltas:
             lacking = next((base for base in bases if ranks.get(base, rank) >= rank), None)
             if lacking is not None:
