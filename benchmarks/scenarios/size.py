@@ -98,7 +98,7 @@ def split(store: str) -> dict[str, Any]:
     plain = left = headers = described = footers = 0
     saved: Counter[str] = Counter()
     with Store(store) as opened:
-        stats = opened.stats()
+        stats, spare = opened.stats(), opened.backend.spare_bytes()
         for entry in opened.backend.list(PACK_PREFIX):
             footer = opened.objects.footer(pack_id_of(entry.key))
             rows = footer.rows
@@ -119,5 +119,6 @@ def split(store: str) -> dict[str, Any]:
         "index": stats.bytes_index,
         "refs": stats.bytes_refs,
     }
-    others = tree_bytes(Path(store)) - stats.bytes_stored
-    return {"plain": plain, "left": left, "saved": saved, "overhead": {**overhead, "other files": others}}
+    others = tree_bytes(Path(store)) - stats.bytes_stored - spare
+    overhead |= {"space for a full disk": spare, "other files": others}
+    return {"plain": plain, "left": left, "saved": saved, "overhead": overhead}

@@ -35,6 +35,7 @@ from casstore.store.adding import ingest
 OLD = model_of(config=b"{}", weights__a=noise(1, 700), weights__b=noise(2, 900))
 NEW = model_of(config=b"{}", weights__a=noise(1, 700), weights__c=noise(3, 1500), weights__d=noise(4, 300))
 WIDE = model_of(part=OLD.files["weights/b"][0], other=noise(6, 2500))
+AGED = model_of(own=noise(9, 300))
 GONE = model_of(own=noise(7, 900), more=noise(8, 900))
 
 
@@ -56,7 +57,7 @@ class Setting:
 @contextmanager
 def make_setting(top):
     """Make a store with something to collect in every way: unneeded and sparse packs, replaced and deleted records."""
-    models = {"old": OLD, "new": NEW, "wide": WIDE, "gone": GONE}
+    models = {"old": OLD, "aged": AGED, "new": NEW, "wide": WIDE, "gone": GONE}
     folders = {name: write_model(content, top / name) for name, content in models.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest, "BLOCK", 1024)
@@ -68,6 +69,7 @@ def make_setting(top):
         small_packs(patch, 400)
         store.add(folders["old"], ref="models/old")
         store.tag("stable", "models/old")
+        store.add(folders["aged"], ref="models/aged")
         store.add(folders["gone"], ref="models/gone")
         for name in ("wide", "gone"):
             store.rm(f"models/{name}")
@@ -146,13 +148,18 @@ def check_all(store, setting):
     assert not report.ok or (report.packs, report.records) == setting.counted
 
 
-STAYS = {"models/old": (OLD, OLD), "tags/stable": (OLD, OLD), "models/gone": (None, None)}
+STAYS = {
+    "models/old": (OLD, OLD),
+    "models/aged": (AGED, AGED),
+    "tags/stable": (OLD, OLD),
+    "models/gone": (None, None),
+}
 
 # Each with what refs are before and after; whatever is not named stays.
 OPERATIONS = {
     "add": (add, {"models/new": (None, NEW)}),
     "gc": (collect, {}),
-    "gc by age": (collect_by_age, {"models/old": (OLD, None)}),
+    "gc by age": (collect_by_age, {"models/aged": (AGED, None)}),
     "tag": (tag, {"tags/other": (None, OLD)}),
     "rm": (remove, {"models/old": (OLD, None)}),
     "rm of a tag": (remove_tag, {"tags/stable": (OLD, None)}),

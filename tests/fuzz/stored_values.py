@@ -15,6 +15,7 @@ import numpy as np
 from fakes.payloads import decode as decode_payload
 
 from casstore.codecs import Encoding
+from casstore.codecs.delta import Extent, Order, Residual, encode_delta, same
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import FormatError
 from casstore.format import envelope, frame, index, layout, manifest, marks, names, pack, record, rows, run
@@ -188,10 +189,30 @@ def _frames():
 
 def _payload_seeds():
     for name in sorted(VECTORS):
-        if name.endswith("-plain"):
+        if name.endswith("-plain") and not name.startswith("delta"):
             payload = name.removesuffix("-plain")
             encoding = Encoding.ZSTD if payload.startswith("zstd") else Encoding.PLANES
             yield bytes([encoding]) + len(VECTORS[name]).to_bytes(3, "little") + VECTORS[payload]
+
+
+_BASE = bytes(range(256)) * 16
+
+
+def fuzz_delta(data):
+    """The first three bytes are the length of the plain bytes; there is one base."""
+    if len(data) < 3:
+        return None
+    length = int.from_bytes(data[:3], "little") % (rows.MAX_CHUNK + 1)
+    return _attempt(decode_payload, Encoding.DELTA, data[3:], length, [_BASE])
+
+
+def _delta_seeds():
+    near = np.frombuffer(_BASE, np.uint8) + np.arange(len(_BASE), dtype=np.uint8) % 3
+    plain = _BASE[100:1100] + b"literal" * 40 + near.tobytes()
+    exact = same(0, [Extent(0, 100, 1000)])
+    missed = same(1000 + 7 * 40, [Extent(0, 0, len(_BASE))], Residual(Order.INTEGER, 1))
+    for pieces in ([exact], [exact, missed]):
+        yield len(plain).to_bytes(3, "little") + encode_delta(plain, [_BASE], pieces)
 
 
 def _and_bodies(*chosen):
@@ -217,4 +238,5 @@ TARGETS = {
         ],
     ),
     "payload": (fuzz_payload, list(_payload_seeds())),
+    "delta": (fuzz_delta, list(_delta_seeds())),
 }

@@ -18,7 +18,6 @@ from fakes.counts import POLICY_REFS
 from fakes.stores import Content, assert_clean, model_of, noise, read_model, small_packs, write_model
 
 from casstore import GcPolicy, OliveCache, Store, execute_gc, plan_gc
-from casstore.digest import digest
 from casstore.errors import ConfigError, MissingObject
 from casstore.format.rows import Kind
 from casstore.machine.leases import Leases
@@ -131,7 +130,7 @@ def test_bases_count_with_the_last_model_that_needs_them(store, by_hand, tmp_pat
         publication.write(encode_object(Kind.CHUNK, bases))
         publication.commit_all([], lambda _: iter(()))
     with store.publication() as publication:
-        publication.write(delta_frame(delta, 1, (digest(bases),)))
+        publication.write(delta_frame(delta, 4, [bases]))
         publication.commit_all([], lambda _: iter(()))
     for name, content, seconds in (
         ("delta", model_of(d=delta), 6),

@@ -418,7 +418,11 @@ def test_one_pack_that_the_disk_cannot_read_is_damage(place, monkeypatch, tmp_pa
         assert [damage.name for damage in report.damaged] == [REF]
         assert read_model(there, "models/other") == OTHER
     place.quarantine()
-    place.add()
+    for _ in range(9):
+        # A new pack may belong in the folder that the file replaces, and its next attempt in another one.
+        with contextlib.suppress(BackendError):
+            place.add()
+            break
     place.assert_whole()
     with opened(place.root) as store, opened(tmp_path / "there") as there:
         assert execute(plan_sync(store, there, keep_going=True)).damaged == ()

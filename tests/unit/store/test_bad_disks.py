@@ -26,6 +26,7 @@ from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import AccessDenied, BackendError, CasstoreError
 from casstore.machine.state import MachineState
 from casstore.ops.check import check
+from casstore.ops.stats import measure
 from casstore.store.model_store import ModelStore
 
 MIB = 1 << 20
@@ -165,7 +166,7 @@ def test_a_read_only_disk(store, kept, model, tmp_path, number):
             write()
     assert stuck.get("models/m", tmp_path / "out").model_id == kept.model_id
     assert tree_of(tmp_path / "out") == tree_of(model)
-    assert stuck.stats().models == 1
+    assert measure(stuck).models == 1
     assert check(stuck, read_data=True).ok
     assert tree_of(Path(store.backend.local_path("format")).parent) == before
 
