@@ -9,7 +9,6 @@ from fakes.collector import delete_packs, delta_frame, packs_of
 from fakes.stores import model_of, noise, read_model, write_model
 
 from casstore.backend import MemoryBackend
-from casstore.digest import digest
 from casstore.format.rows import Kind
 from casstore.machine.state import MachineState
 from casstore.objects import encode_object, pack_key
@@ -44,8 +43,8 @@ def chain(tmp_path):
     """A model of which the only chunk is ABOVE, a delta on DELTA, a delta on BASE; and the packs of these."""
     store, packs = new_store(
         encode_object(Kind.CHUNK, BASE),
-        delta_frame(DELTA, 4, [digest(BASE)]),
-        delta_frame(ABOVE, 8, [digest(DELTA)]),
+        delta_frame(DELTA, 4, [BASE]),
+        delta_frame(ABOVE, 8, [DELTA]),
     )
     store.add(write_model(model_of(f=ABOVE), tmp_path / "model"), ref="models/m")
     return store, packs
