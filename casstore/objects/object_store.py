@@ -26,7 +26,7 @@ from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.objects.reading.frames import decode_encoded, verify_frames
 from casstore.objects.reading.ranges import plan_ranges
 from casstore.objects.reading.reader import ObjectReader, at_once
-from casstore.objects.reading.salvage import find_frames, salvage
+from casstore.objects.reading.salvage import DamagedPacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -313,18 +313,9 @@ class ObjectStore:
         """Return where a pack's own footer says that its objects lie."""
         return Located.of_footer(footer, self._index.number_of(pack))
 
-    def find_frames(self, pack: bytes) -> Footer:
-        """Return a directory of what may still be read of a damaged pack. Raises ObjectNotFound if it is gone."""
-        return find_frames(self._backend, pack)
-
-    def salvage(
-        self, pack: bytes, directory: Footer, wanted: Container[bytes] | None
-    ) -> Iterator[EncodedFrames]:
-        """Yield the frames of a damaged pack, all or those of objects `wanted`, that decode alone, verified.
-
-        `directory` is what `find_frames` returned for it.
-        """
-        return salvage(self._backend, pack, directory, wanted)
+    def damaged_packs(self) -> DamagedPacks:
+        """Return what reads the rest of damaged packs."""
+        return DamagedPacks(self._backend)
 
     def decode(self, frames: EncodedFrames) -> dict[bytes, bytes]:
         """Return the plain bytes, by id, of verified frames that need no bases."""

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.errors import FormatError, IntegrityError, ObjectExists, ObjectNotFound, UnsupportedVersion
-from casstore.format import layout as layout_format
-from casstore.format import manifest as manifest_format
-from casstore.format import marks, names
+from casstore.format import marks
 from casstore.format.rows import row_ids
 from casstore.objects import pack_key
+from casstore.store.dependencies import needs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.objects import Located
     from casstore.store.model_store import ModelStore
@@ -55,14 +53,15 @@ def find_damage(store: ModelStore, record: Record) -> Damage:
     Packs that are gone or quarantined count only where the record lacks something.
     """
     search = Search(store, store.objects.quarantined())
-    complete = _search_all(search, record)
-    if not complete:
+    needs = needs_of(record, store.objects.read)
+    search.read(needs.ids)
+    if not needs.complete:
         for pack in record.packs:
             search.read_pack(pack)
     found = search.found
-    if search.lost or not complete:
+    if search.lost or not needs.complete:
         found = found | search.gone | search.noted_before()
-    return Damage(found, len(search.lost), complete)
+    return Damage(found, len(search.lost), needs.complete)
 
 
 def set_apart(store: ModelStore, packs: dict[bytes, str]) -> None:
@@ -82,30 +81,6 @@ def set_apart(store: ModelStore, packs: dict[bytes, str]) -> None:
             # Invariant 1: someone may have found the damage before, and nothing is overwritten. Whatever is there
             # but is not a file would hide notes from others, so it is an error.
             store.backend.stat(key)
-
-
-def _search_all(search: Search, record: Record) -> bool:
-    """Read all objects that a record depends on; say whether all of them are known."""
-    if record.manifest is None:
-        return True
-    search.read([record.manifest])
-    if not names.names_model(record.name):
-        return True
-    reader = search.store.objects
-    try:
-        manifest = manifest_format.decode_model(reader.read(record.manifest))
-    except IntegrityError:
-        # Invariant 4: it is damaged, so it is not used; the rest is still examined.
-        search.read([] if record.target is None else [record.target])
-        return False
-    search.read([manifest.model_id, *manifest.layouts])
-    layouts: list[Layout] = []
-    for layout_id in dict.fromkeys(manifest.layouts):
-        # Invariant 4: as above, for one file.
-        with contextlib.suppress(IntegrityError):
-            layouts.append(layout_format.decode(reader.read(layout_id)))
-    search.read([chunk for layout in layouts for chunk in layout.chunk_ids()])
-    return len(layouts) == len(set(manifest.layouts))
 
 
 @dataclass(slots=True)

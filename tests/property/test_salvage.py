@@ -36,7 +36,7 @@ def pack_of(plains):
 
 def salvaged(store, pack):
     found = {}
-    for frames in store.salvage(pack, store.find_frames(pack), None):
+    for frames in store.damaged_packs().salvage(pack, None, damaged=[pack]):
         found.update(store.decode(frames))
     return found
 

@@ -86,7 +86,7 @@ class LoadedSegments(ForkAware):
                 self.load(listed)
                 return
             footers = zip(fresh, ask_all(self._footer_of, fresh), strict=True)
-            self._keep_footers([(pack, footer) for pack, footer in footers if footer is not None])
+            self.keep_footers([(pack, footer) for pack, footer in footers if footer is not None])
             self.hinted.update(fresh)
 
     def _footer_of(self, pack: bytes) -> Footer | None:
@@ -176,7 +176,7 @@ class LoadedSegments(ForkAware):
                 file = open_segment(key, self.backend)
         self.keep(Segment(file))
 
-    def _keep_footers(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
+    def keep_footers(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
         """Join the footers of packs that no segment covers into one segment in memory, since look-ups ask every segment."""
         if packs:
             data = join_footers(packs)
@@ -218,9 +218,9 @@ class LoadedSegments(ForkAware):
                         pending.append(answer)
                         rows += len(answer[1].rows)
                         if rows >= _JOINED_ROWS:
-                            self._keep_footers(pending)
+                            self.keep_footers(pending)
                             found, pending, rows = True, [], 0
-            self._keep_footers(pending)
+            self.keep_footers(pending)
             found = found or bool(pending)
             if damage is not None and not found:
                 raise damage

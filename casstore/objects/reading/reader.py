@@ -233,9 +233,20 @@ class ObjectReader:
                 job.bar(part.frames, error)
             except IntegrityError as error:
                 # Invariant 4: damage is raised, unless another pack has the same object whole.
-                if not job.elsewhere or not self._is_elsewhere(job.located, part):
+                if not job.elsewhere:
                     raise
-                job.note(part.frames, error)
+                if self._is_elsewhere(job.located, part):
+                    job.note(part.frames, error)
+                elif len(part.frames) > 1:
+                    # One by one, so that what is whole here is read here.
+                    for at in part.frames:
+                        self._read(job, [at], bases)
+                else:
+                    # All packs that have it may be damaged, and this object be whole in one of them.
+                    job.bar(part.frames, error)
+                    at = part.frames[0]
+                    if not self._among(job.located.ids([at]), job.barred[at]).found.all():
+                        raise
             else:
                 for at in part.frames:
                     del job.pending[at]
@@ -260,7 +271,7 @@ class ObjectReader:
         )
 
     def _is_elsewhere(self, located: Located, part: Range) -> bool:
-        """Avoid a damaged pack from now on; say whether other packs hold everything that is read from it."""
+        """Avoid a damaged pack from now on; say whether others are preferred for everything that is read from it."""
         self._index.avoid_pack(part.pack)
         again = self._index.locate(located.ids(part.frames))
         return bool((again.found & (again.rows["pack"] != part.pack)).all())
@@ -281,15 +292,16 @@ class ObjectReader:
 
     def _beside(self, ids: list[bytes], barred: set[int]) -> Located | None:
         """Find an object in packs other than those that are barred."""
-
-        def usable(number: int) -> bool:
-            return number not in barred and number not in self._index.packs.gone
-
-        found = self._index.locate(ids, usable=lambda n: usable(n) and not self._index.is_avoided(n))
+        found = self._among(ids, barred | self._index.packs.avoided)
         if not found.found.all():
             look_harder(self._index)
-            found = self._index.locate(ids, usable=usable)
+            found = self._among(ids, barred)
         return found if found.found.all() else None
+
+    def _among(self, ids: list[bytes], barred: Collection[int]) -> Located:
+        """Find objects as far as the index knows them, in packs that are not barred."""
+        gone = self._index.packs.gone
+        return self._index.locate(ids, usable=lambda number: number not in barred and number not in gone)
 
     # ---- bases
 

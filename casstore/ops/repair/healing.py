@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.concurrency.bandwidth import TokenBucket
-from casstore.errors import BackendError, IntegrityError, ObjectNotFound
+from casstore.errors import BackendError
 from casstore.format.rows import row_ids
 from casstore.objects import pack_key
 from casstore.ops.sync.frames import FrameSource
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from casstore.objects import EncodedFrames, Footer, Located
+    from casstore.objects import EncodedFrames, Located
     from casstore.ops.quarantine import Search
     from casstore.store.dependencies import Needs
     from casstore.store.model_store import ModelStore
@@ -45,7 +45,7 @@ class Healer:
         self._search = search
         self._others = others
         self._write = write
-        self._directories: dict[bytes, Footer | None] = {}
+        self._rest = store.objects.damaged_packs()
         self._plain: dict[bytes, bytes] = {}
         self.healed: dict[bytes, str] = {}
         self.lost: set[bytes] = set()
@@ -69,14 +69,13 @@ class Healer:
 
     def salvage_all(self) -> None:
         """Find all that can be read of damaged packs and is in no usable one: nobody knows what may need it."""
-        for pack in self._damaged():
-            directory = self._directory(pack)
+        damaged = self._damaged()
+        for pack in damaged:
+            directory = self._rest.directory(pack)
             if directory is not None:
                 ids = [item for item in dict.fromkeys(row_ids(directory.rows)) if item not in self.healed]
                 _, _, lost = self._lost(ids)
-                self._take(
-                    self._store.objects.salvage(pack, directory, lost), pack_key(pack), describes=False
-                )
+                self._take(self._rest.salvage(pack, lost, damaged=damaged), pack_key(pack), describes=False)
 
     def _heal(self, ids: Sequence[bytes], *, describes: bool, fetch: bool) -> None:
         done = self.healed.keys() | self.missing if self.missing else self.healed.keys()
@@ -102,11 +101,11 @@ class Healer:
         return absent, set(resolved.stranded) - self.healed.keys(), lost | absent
 
     def _find(self, wanted: set[bytes], *, describes: bool, fetch: bool) -> None:
-        for pack in self._damaged():
+        damaged = self._damaged()
+        for pack in damaged:
             left = wanted - self.healed.keys()
-            directory = self._directory(pack) if left else None
-            if directory is not None:
-                found = self._store.objects.salvage(pack, directory, left)
+            if left:
+                found = self._rest.salvage(pack, left, damaged=damaged)
                 self._take(found, pack_key(pack), describes=describes)
         left = wanted - self.healed.keys()
         if not fetch or not left:
@@ -126,15 +125,6 @@ class Healer:
 
     def _damaged(self) -> list[bytes]:
         return sorted(self._search.found.keys() | self._search.apart)
-
-    def _directory(self, pack: bytes) -> Footer | None:
-        """Return what may be read of a damaged pack, None for nothing."""
-        if pack not in self._directories:
-            try:
-                self._directories[pack] = self._store.objects.find_frames(pack)
-            except (ObjectNotFound, IntegrityError):
-                self._directories[pack] = None  # Invariant 5: it is gone, or nothing in it can be read.
-        return self._directories[pack]
 
     def _take(self, found: Iterable[EncodedFrames], place: str, *, describes: bool) -> None:
         for frames in found:

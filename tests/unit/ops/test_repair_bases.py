@@ -9,10 +9,10 @@ from fakes.collector import delete_packs, delta_frame, packs_of
 from fakes.stores import model_of, noise, read_model, write_model
 
 from casstore.backend import MemoryBackend
-from casstore.digest import digest
 from casstore.format.rows import Kind
 from casstore.machine.state import MachineState
 from casstore.objects import encode_object, pack_key
+from casstore.objects.keys import INDEX_PREFIX
 from casstore.ops.repair import Health, repair
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
@@ -44,8 +44,8 @@ def chain(tmp_path):
     """A model of which the only chunk is ABOVE, a delta on DELTA, a delta on BASE; and the packs of these."""
     store, packs = new_store(
         encode_object(Kind.CHUNK, BASE),
-        delta_frame(DELTA, 4, [digest(BASE)]),
-        delta_frame(ABOVE, 8, [digest(DELTA)]),
+        delta_frame(DELTA, 4, [BASE]),
+        delta_frame(ABOVE, 8, [DELTA]),
     )
     store.add(write_model(model_of(f=ABOVE), tmp_path / "model"), ref="models/m")
     return store, packs
@@ -114,3 +114,31 @@ def test_a_base_is_salvaged_from_a_damaged_pack(chain):
     report = mended(store, None)
     assert report.sources == {key: 1}
     assert_whole(store)
+
+
+@pytest.mark.parametrize("torn", [(2,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("segments", ["with segments", "without"])
+def test_deltas_are_salvaged_from_packs_whose_footer_is_torn(chain, torn, segments):
+    """Their bases may be in good packs, or salvaged likewise."""
+    store, packs = chain
+    for number in torn:
+        key = pack_key(packs[number])
+        data, written = store.backend._objects[key]
+        store.backend._objects[key] = (data[:-9], written)
+    if segments == "without":
+        for key in list(store.backend.list_keys(INDEX_PREFIX)):
+            store.backend.delete(key)
+    report = mended(store, None)
+    assert report.ok
+    assert pack_key(packs[2]) in report.sources
+    assert_whole(store)
+
+
+def test_a_salvaged_delta_whose_base_is_nowhere_stays_missing(chain):
+    store, packs = chain
+    key = pack_key(packs[2])
+    data, written = store.backend._objects[key]
+    store.backend._objects[key] = (data[:-9], written)
+    delete_packs(store.backend, [packs[0]])
+    report = mended(store, None)
+    assert (report.ok, report.refs[0].missing) == (False, 1)

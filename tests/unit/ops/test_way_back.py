@@ -26,6 +26,7 @@ from casstore.format import frame, marks
 from casstore.format.rows import Kind
 from casstore.machine.user_folders import cache_folder
 from casstore.objects import object_store
+from casstore.objects.footers import read_footer
 from casstore.objects.keys import PACK_PREFIX, pack_key
 from casstore.objects.publishing.presence import read_quarantine
 from casstore.ops.check import check
@@ -232,6 +233,67 @@ def test_both_copies_are_damaged(place):
         assert len(found) == len(set(place.packs(store)) - place.others)
     place.add()
     place.assert_whole()
+
+
+def stored_twice(place):
+    """Store the model once more, by a writer to whom the packs are invisible; return where each object lies in both."""
+    with opened(place.root) as store:
+        first = set(place.packs(store)) - place.others
+    for key in first:
+        os.rename(os.path.join(place.root, key), os.path.join(place.root, "aside-" + key[-64:]))
+    place.add()
+    for key in first:
+        os.rename(os.path.join(place.root, "aside-" + key[-64:]), os.path.join(place.root, key))
+    copies = ({}, {})
+    with opened(place.root) as store:
+        for key in set(place.packs(store)) - place.others:
+            for row in read_footer(store.backend, bytes.fromhex(key[-64:])).rows:
+                os.chmod(os.path.join(place.root, key), 0o600)
+                at = int(row["offset"]) + frame.HEADER_SIZE + 2
+                copies[key not in first][row["id"].tobytes()] = (os.path.join(place.root, key), at)
+        return copies, store.model(REF)
+
+
+def test_both_copies_are_damaged_at_different_objects(tmp_path):
+    """Each object is whole somewhere, and every pack damaged: reading gives the model."""
+    place = Place(tmp_path)
+    copies, model = stored_twice(place)
+    objects = [*model.layout_ids, *model.layout("weights").chunk_ids()]
+    for number, object_id in enumerate(objects):
+        flip(*copies[number % 2][object_id])
+    place.assert_whole()
+    assert place.quarantine()
+    with opened(place.root) as store:
+        assert store.repair(dry_run=False).ok
+    place.assert_whole()
+
+
+@pytest.mark.parametrize("tool", ["quarantine", "repair", "repair all"])
+def test_every_damaged_pack_is_found_though_what_describes_the_model_is_read_first(
+    tmp_path, monkeypatch, tool
+):
+    """Its tree is damaged in both copies, so from then on a reader avoids both packs."""
+    small_packs(monkeypatch, 100_000)
+    place = Place(tmp_path)
+    copies, model = stored_twice(place)
+    for number, object_id in enumerate([*model.layout_ids, *model.layout("weights").chunk_ids()]):
+        flip(*copies[number % 2][object_id])
+    for copy in copies:
+        flip(*copy[bytes.fromhex(model.model_id)])
+    damaged = {path[-64:] for copy in copies for path, _ in copy.values()}
+    assert len(damaged) == 4
+    with opened(place.root) as store:
+        if tool == "quarantine":
+            damage = find_damage(store, store.record(REF))
+            found, complete = {pack.hex() for pack in damage.packs}, damage.complete
+        else:
+            report = store.repair([REF] if tool == "repair" else None)
+            found, complete = (
+                report.packs.keys(),
+                not any("more may be missing" in ref.reason for ref in report.refs),
+            )
+    assert found == damaged
+    assert complete
 
 
 def test_what_is_only_gone_is_told(place):
