@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fakes.command_line import run, run_json
 from fakes.model_files import safetensors_bytes
 
 import casstore
@@ -18,18 +19,6 @@ from casstore.cli import app
 from casstore.cli.support.exits import BROKEN_PIPE, SIGNALLED
 
 HEX = 64
-
-
-def run(*arguments, code=0):
-    """Run the command line; return what it printed to stdout and stderr."""
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
-
-
-def run_json(*arguments, code=0):
-    return json.loads(run(*arguments, "--json", code=code)[0])
 
 
 @pytest.fixture

@@ -6,21 +6,12 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
+from fakes.command_line import run
 
 from casstore import Store
 from casstore.cache.run_cache import RunCacheManager
-from casstore.cli import app
 
 BAD = "models/bad"
-
-
-def run(*arguments, code=0):
-    """Run the command line; return what it printed to stdout and stderr."""
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
 
 
 @pytest.fixture

@@ -6,19 +6,11 @@ import json
 import os
 
 import pytest
-from click.testing import CliRunner
+from fakes.command_line import run
 from fakes.stores import noise
 
 from casstore import Store
-from casstore.cli import app
 from casstore.objects.keys import pack_key
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
 
 
 @pytest.fixture

@@ -5,19 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
+from fakes.command_line import run
 
 import casstore
 from casstore.backend.base import LOCKLESS
-from casstore.cli import app
 from casstore.objects.keys import PACK_PREFIX
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
 
 
 @pytest.fixture

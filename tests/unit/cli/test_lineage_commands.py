@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 
 import pytest
-from click.testing import CliRunner
+from fakes.command_line import run, run_json
 from fakes.olive_cache import OliveCache
 
 from casstore import Store
 from casstore.cache.run_cache import RunCacheManager
-from casstore.cli import app
 from casstore.cli.support.graph import draw
 from casstore.digest import digest
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.ops.lineage import read_graph
-
-
-def run(*arguments, code=0):
-    """Run the command line; return what it printed to stdout and stderr."""
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
-
-
-def run_json(*arguments, code=0):
-    return json.loads(run(*arguments, "--json", code=code)[0])
 
 
 def put_run(

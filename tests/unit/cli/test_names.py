@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
-
-from casstore.cli import app
+from fakes.command_line import run
 
 FILES = {
     "2024-05-05T12:00:00.json": b"{}",
@@ -16,13 +14,6 @@ FILES = {
     "aux.py": b"import os",
     "new\nline\x1b[2J": b"x",
 }
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
 
 
 @pytest.fixture

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from click.testing import CliRunner
 from fakes.cache_entries import add_entry, bytes_of
+from fakes.command_line import run, run_json
 from fakes.stores import model_of, noise
 
 import casstore
-from casstore.cli import app
 from casstore.cli.support.sizes import Size
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
-
-
-def run_json(*arguments, code=0):
-    return json.loads(run(*arguments, "--json", code=code)[0])
 
 
 @pytest.fixture

@@ -5,20 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
+from fakes.command_line import run
 from fakes.stores import model_of, noise, read_model, write_model
 
 from casstore import Store
-from casstore.cli import app
 
 MODELS = {"models/one": model_of(a=noise(1, 90_000)), "models/two": model_of(b=noise(2, 90_000))}
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
 
 
 @pytest.fixture

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from click.testing import CliRunner
+from fakes.command_line import run, run_json
 
 import casstore
-from casstore.cli import app
 
 HEX = 64
-
-
-def run(*arguments, code=0):
-    """Run the command line; return what it printed to stdout and stderr."""
-    result = CliRunner().invoke(app, [str(item) for item in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
-
-
-def run_json(*arguments, code=0):
-    return json.loads(run(*arguments, "--json", code=code)[0])
 
 
 def add(place, tmp_path, name, data):
