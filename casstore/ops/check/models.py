@@ -49,7 +49,7 @@ def check_what_refs_need(
                 # Invariant 5: a pack that went since the listing does not exist; a damaged one is reported by the next check,
                 # and here if a model needs it.
                 with contextlib.suppress(ObjectNotFound, FormatError):
-                    footers[pack] = store.objects.check_pack(pack, size=size, read_data=False)
+                    footers[pack] = store.objects.check_pack(pack, size=size)
         for pack in footers.keys() - found.keys():
             del footers[pack]
         listed = set(found)
