@@ -72,6 +72,10 @@ def run(out: Session, *, read_data: float | None, limit: float | None) -> None:
         )
         if report.data is not None:
             out.summary(_before(report.data))
+        if report.apart:
+            out.summary(
+                f"Damaged, set apart, and needed by no ref: {counted(len(report.apart), 'pack')}, for `casstore gc` to remove."
+            )
         if report.leftovers:
             out.summary(f"Left by interrupted or deleted work: {leftovers_text(report.leftovers)}.")
     if not report.ok:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.concurrency.buffers import new_buffer
-from casstore.digest import Hasher, digest
+from casstore.digest import digest
 from casstore.errors import FormatError, ObjectNotFound
 from casstore.format import index as index_format
 from casstore.format import pack as pack_format
@@ -17,47 +16,22 @@ from casstore.objects.footers import read_footer
 from casstore.objects.keys import index_id_of, pack_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from casstore.backend.base import Backend
     from casstore.format.pack import Footer
 
-_READ = 8 << 20
 
+def check_pack(backend: Backend, pack_id: bytes, *, size: int) -> Footer:
+    """Check a pack of `size` bytes apart from its frames and its hash; return its footer.
 
-def check_pack(
-    backend: Backend, pack_id: bytes, *, size: int, read_data: bool, pace: Callable[[int], None]
-) -> Footer:
-    """Check a pack of `size` bytes apart from its frames, with `read_data` also its hash; return its footer.
-
-    `pace` is told how many bytes are read next, and may wait. Raises ObjectNotFound if it is gone, FormatError if it is damaged.
+    Raises ObjectNotFound if it is gone, FormatError if it is damaged.
     """
     key = pack_key(pack_id)
-    # A damaged version number must not pass for a newer one: the hash decides first, where it is known.
-    if read_data:
-        _check_hash(backend, pack_id, size, pace)
     with bad_file_is_damage(backend):
         head = backend.read(key, start=0, length=pack_format.HEADER_SIZE)
     pack_format.check_header(head, key=key)
     return read_footer(backend, pack_id, size=size)
-
-
-def _check_hash(backend: Backend, pack_id: bytes, size: int, pace: Callable[[int], None]) -> None:
-    key = pack_key(pack_id)
-    hasher = Hasher()
-    buffer = new_buffer(_READ)
-    at = 0
-    while at < size:
-        wanted = min(_READ, size - at)
-        pace(wanted)
-        with bad_file_is_damage(backend):
-            count = backend.read_into(key, buffer[:wanted], start=at)
-        if count == 0:
-            raise FormatError(f"{key} became shorter while it was read.")
-        hasher.update(buffer[:count])
-        at += count
-    if hasher.digest() != pack_id:
-        raise FormatError(f"{key} does not have the hash that names it: some byte in it changed.")
 
 
 def check_segment(backend: Backend, key: str, footers: Mapping[bytes, Footer]) -> None:

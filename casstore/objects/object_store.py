@@ -25,8 +25,9 @@ from casstore.objects.publishing.publication import Publication
 from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.objects.reading.frames import decode_encoded, verify_frames
 from casstore.objects.reading.ranges import plan_ranges
-from casstore.objects.reading.reader import ObjectReader, at_once
+from casstore.objects.reading.reader import ObjectReader
 from casstore.objects.reading.salvage import DamagedPacks
+from casstore.objects.reading.whole_pack import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from casstore.objects.publishing.pack_writer import EncodedFrames
     from casstore.objects.reading.ranges import Range
     from casstore.objects.reading.reader import ReadThere
+
+
+def _at_once(_: int) -> None:
+    """Wait for nothing."""
 
 
 class ObjectStore:
@@ -231,15 +236,12 @@ class ObjectStore:
     ) -> None:
         self._reader.fill(located, pending, buffer, verify=verify)
 
-    def verify(
-        self, located: Located, wanted: Sequence[int], *, pace: Callable[[int], None] = at_once
-    ) -> None:
+    def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
 
-        Deltas that lack a base are left out: they count as absent, not as damaged (invariant 7). `pace` is told how many
-        bytes are read next, and may wait.
+        Deltas that lack a base are left out: they count as absent, not as damaged (invariant 7).
         """
-        self._reader.verify(located, wanted, pace=pace)
+        self._reader.verify(located, wanted)
 
     def _read_group(self, located: Located, group: Sequence[int]) -> list[bytes]:
         edges = [0, *accumulate(located.rows["raw"][group].tolist())]
@@ -280,18 +282,11 @@ class ObjectStore:
         """Read and check the footer of a pack. Raises ObjectNotFound if it is gone, FormatError if it is damaged."""
         return read_footer(self._backend, pack)
 
-    def check_pack(
-        self,
-        pack: bytes,
-        *,
-        size: int | None = None,
-        read_data: bool = False,
-        pace: Callable[[int], None] = at_once,
-    ) -> Footer:
-        """Check a pack apart from its frames, with `read_data` also its hash; return its footer.
+    def check_pack(self, pack: bytes, *, size: int | None = None) -> Footer:
+        """Check a pack apart from its frames and its hash; return its footer.
 
-        `size` is what a listing has just said; without it, it is asked for, and must be the index's. `pace` is told
-        how many bytes are read next, and may wait. Raises ObjectNotFound if the pack is gone, FormatError if it is damaged.
+        `size` is what a listing has just said; without it, it is asked for, and must be the index's. Raises
+        ObjectNotFound if the pack is gone, FormatError if it is damaged.
         """
         if size is None:
             with bad_file_is_damage(self._backend):
@@ -299,7 +294,15 @@ class ObjectStore:
             expected = self._index.pack_size(self._index.number_of(pack))
             if size != expected:
                 raise FormatError(f"{pack_key(pack)} has {size} bytes, and its index says {expected}.")
-        return check_pack(self._backend, pack, size=size, read_data=read_data, pace=pace)
+        return check_pack(self._backend, pack, size=size)
+
+    def read_whole(self, pack: bytes, *, size: int, pace: Callable[[int], None] = _at_once) -> Footer:
+        """Read every byte of a pack, and verify its hash, its form and each frame (`read_whole`); return its footer.
+
+        `size` is what a listing has just said. `pace` is told how many bytes are read next, and may wait. Raises
+        ObjectNotFound if the pack is gone, an IntegrityError if it is damaged.
+        """
+        return read_whole(self._backend, self._index, pack, size=size, pace=pace)
 
     def check_segment(self, key: str, footers: Mapping[bytes, Footer]) -> None:
         """Check an index segment, and that it agrees with the footers of packs; raise FormatError if it does not."""

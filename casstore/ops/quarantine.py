@@ -130,14 +130,14 @@ class Search:
             return
         objects = self.store.objects
         try:
-            if size is None:
-                footer = objects.footer(pack)
-            else:
-                footer = objects.check_pack(pack, size=size, read_data=True, pace=pace or (lambda _: None))
-                self._whole.add(pack)
+            if size is not None:
+                objects.read_whole(pack, size=size, pace=pace or (lambda _: None))
+                self._good.add(pack)
+                return
+            footer = objects.footer(pack)
         except UnsupportedVersion:
             return  # Written by a newer casstore, not damaged (design §3).
-        except FormatError as error:
+        except IntegrityError as error:
             # Invariant 9: a frame that fails verification is never copied or relied on.
             self.found[pack] = str(error)
             return

@@ -501,10 +501,10 @@ def slow(tmp_path, monkeypatch):
         "    LocalWriter.write = lambda *args: slowed(write, *args)\n"
         "    checkout._decode = lambda *args, **kwargs: slowed(decode, *args, **kwargs)\n"
         "    batches.BLOCK = 1 << 20\n"
-        "    from casstore.store.adding import ingest; from casstore.objects import pack_writer as packs\n"
+        "    from casstore.store.adding import ingest; from casstore.objects.publishing import pack_writer as packs\n"
         "    ingest.BLOCK = 1 << 20\n"
         "    packs.PackWriter.__init__.__kwdefaults__['target'] = 4 << 20\n"
-        "    from casstore.objects import publication as publish\n"
+        "    from casstore.objects.publishing import publication as publish\n"
         "    publish._WORTH_LOOKING = 2 << 20\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder))

@@ -49,7 +49,7 @@ def _faults(store, history, refs, when):
         except RefNotFound:
             content = None
         except CasstoreError as error:
-            found.append(f"{when}: {ref} is lost: {error}")
+            found.append(f"{when}: {ref} is lost, of {allowed}: {error}")
             continue
         if content not in [None if seed is None else MODELS[seed] for seed in allowed]:
             found.append(f"{when}: {ref} is not one of {allowed}")

@@ -45,7 +45,7 @@ def test_readers_find_it_on_the_server(s3_server, tmp_path):
         shutil.rmtree(tmp_path / "own/packs")
     with Store(tmp_path / "own", read_only=True) as own:
         # A test server has its address in the options, which a name of a remote cannot hold.
-        own.others._find = lambda: [Place("hub", lambda: Store(url, read_only=True, **options))]
+        own._models._others._find = lambda: [Place("hub", lambda: Store(url, read_only=True, **options))]
         assert isinstance(own.others, OtherStores)
         assert read_model(own, "models/m") == MODEL
     with open_backend(tmp_path / "own") as backend:

@@ -35,7 +35,6 @@ from casstore.digest import digest
 from casstore.errors import BackendUnavailable, ConflictError, MissingObject
 from casstore.format import marks, names
 from casstore.format.rows import Kind
-from casstore.machine.copies import Copies
 from casstore.machine.state import MachineState
 from casstore.objects.bases import Resolved
 from casstore.objects.collection.table import FrameTable
@@ -80,7 +79,7 @@ class Collected(Survey):
 
     def __init__(self, store, policy):
         super().__init__(store, policy)
-        self.mark = MetadataMark(store, self.packs, copies=Copies(None))
+        self.mark = MetadataMark(store, self.packs)
         self.own = []
 
 

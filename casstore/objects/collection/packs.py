@@ -22,6 +22,7 @@ from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, is_foreign, pack_id
 from casstore.objects.publishing.pack_writer import EncodedFrames, PackWriter, encode_objects
 from casstore.objects.reading.frames import verify_frames
 from casstore.objects.reading.ranges import Range, frame_sizes, plan_ranges
+from casstore.objects.reading.salvage import find_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -186,6 +187,17 @@ class ListedPacks:
         found[list(numbers)] = True
         return found
 
+    def salvageable(self, numbers: Collection[int]) -> NDArray[np.bool_]:
+        """Say of each object in the table whether those of these packs whose footer cannot be read may have a frame of it."""
+        found = np.zeros(len(self.table.live), np.bool_)
+        for number in self.unreadable.keys() & set(numbers):
+            # Invariant 5: a pack that is gone holds nothing.
+            with contextlib.suppress(ObjectNotFound):
+                rows = find_frames(self._backend, self._ids[number]).rows
+                objects = self.table.find(id_keys(np.ascontiguousarray(rows["id"]).tobytes()))
+                found[objects[objects >= 0]] = True
+        return found
+
     # ---- reading and copying frames
 
     def verify(self, rows: Positions) -> list[bytes]:
@@ -313,6 +325,8 @@ class ListedPacks:
         except ObjectNotFound:
             return None  # Another collector was faster, and a deletion of nothing is none.
         except FormatError as error:
+            # The next collection must not take the copy of the footer for what is in the pack.
+            self._copies.put(entry.key.rpartition("/")[2], b"")
             return str(error)  # Invariant 8: whatever it holds, it stays.
         held = np.sort(id_keys(np.ascontiguousarray(footer.rows["id"]).tobytes()).view("V16"), axis=0)
         known = np.sort(np.ascontiguousarray(self.table.row_keys(rows)).view("V16"), axis=0)

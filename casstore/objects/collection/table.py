@@ -65,6 +65,8 @@ class FrameTable:
         self.objects: NDArray[np.uint32] = np.zeros(0, np.uint32)
         """The number of each row's object."""
         self._firsts = np.zeros(0, np.uint32)
+        self._missed = np.zeros((0, 2), np.uint64)
+        """Both words of the ids of needed objects that are in no pack any more."""
         self.live: Mask = np.zeros(0, np.bool_)
         """By object: whether something needs it."""
 
@@ -76,6 +78,7 @@ class FrameTable:
         kept: Any = slice(None)
         if gone:
             kept = ~np.isin(self.packs, np.fromiter(gone, np.uint32, len(gone)))
+            self._missed = np.concatenate([self._missed, self._needed_keys(~kept)])
         counts = [len(item.leads) for item in added]
         parts = self._parts(added)
         added.clear()
@@ -94,6 +97,16 @@ class FrameTable:
         self.objects -= np.uint32(1)
         self.live = np.zeros(len(self._firsts), np.bool_)
         self.live[self.objects[(self._flags & _LIVE) != 0]] = True
+        if len(self._missed):
+            # Another collector copies what is needed to a new pack, and deletes the old one: it is needed there as well.
+            found = self.find(self._missed)
+            self.live[found[found >= 0]] = True
+            self._missed = self._missed[found < 0]
+
+    def _needed_keys(self, rows: Mask) -> NDArray[np.uint64]:
+        """Return both words of the ids of the objects of these rows that are needed."""
+        first = self._firsts[np.unique(self.objects[rows & self.live[self.objects]])]
+        return np.stack([self._leads[first], self._tails[first]], axis=1)
 
     def _parts(self, added: list[PackColumns]) -> dict[str, list[Any]]:
         """Return new columns by name, with their base lists appended to those that are here."""

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate
 
 import numpy as np
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from casstore.objects.reading.base_levels import Level
     from casstore.objects.reading.ranges import Range
 
+    ReadInto = Callable[Concatenate[str, memoryview, ...], int]
     ReadThere = Callable[[Collection[bytes]], dict[bytes, memoryview]]
 
 _MAX_MISSES = 3
@@ -49,10 +50,6 @@ _BATCH = 8 << 20
 """Plain bytes that are verified at once when a whole pack is."""
 
 _ANY_RANK = MAX_RANK + 1
-
-
-def at_once(_: int) -> None:
-    """Wait for nothing."""
 
 
 @dataclass(slots=True)
@@ -90,9 +87,11 @@ class _Job:
 class ObjectReader:
     """Reads objects of one store; safe in threads. Nothing is kept from one call to the next."""
 
-    def __init__(self, backend: Backend, index: Index) -> None:
+    def __init__(self, backend: Backend, index: Index, *, read_into: ReadInto | None = None) -> None:
+        """`read_into` reads instead of the backend's."""
         self._backend = backend
         self._index = index
+        self._read_into = read_into
 
     def fill(
         self,
@@ -115,17 +114,13 @@ class ObjectReader:
         with _reasons():
             self._fill(_Job(located, pending, buffer, elsewhere, verify), None)
 
-    def verify(
-        self, located: Located, wanted: Sequence[int], *, pace: Callable[[int], None] = at_once
-    ) -> None:
+    def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
 
-        Deltas of which a base cannot be read are left out: they count as absent, not as damaged (invariant 7). `pace` is
-        told how many bytes are read next, and may wait.
+        Deltas of which a base cannot be read are left out: they count as absent, not as damaged (invariant 7).
         """
         lengths = [int(located.rows["raw"][at]) for at in wanted]
         for batch in batches(lengths, _BATCH):
-            pace(int(located.rows["stored"][wanted[batch.start : batch.stop]].sum()))
             self._verify(located, wanted[batch.start : batch.stop])
 
     def _verify(self, located: Located, wanted: Sequence[int]) -> None:
@@ -256,7 +251,8 @@ class ObjectReader:
         key = pack_key(self._index.pack_id(part.pack))
         fetched = scratch(part.end - part.begin)
         with bad_file_is_damage(self._backend, ADVICE):
-            count = self._backend.read_into(key, fetched, start=part.begin)
+            read_into = self._read_into or self._backend.read_into
+            count = read_into(key, fetched, start=part.begin)
         if count != len(fetched):
             raise FormatError(f"{key} is truncated. {ADVICE}")
         decode_frames(

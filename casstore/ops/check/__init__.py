@@ -41,6 +41,7 @@ def check(
     share, bucket = share_of(read_data), TokenBucket(bandwidth_limit)
     # In the reverse order of writing (invariant 3), so that whatever a record needs is listed after the record.
     records = check_records(backend, progress)
+    wrong = len(progress.problems)
     entries = [(place_of(entry.key), entry) for entry in backend.list("")]
     packs = [entry for place, entry in entries if place is Place.PACK]
     reading = Reading(store.machine, packs, share)
@@ -54,7 +55,12 @@ def check(
         if place is Place.SEGMENT:
             progress.segments += 1
             progress.attempt(entry.key, lambda key=entry.key: store.objects.check_segment(key, footers))  # type: ignore[misc]
+    before = len(progress.problems)
     check_what_refs_need(store, records, packs, footers, progress)
+    if wrong or len(progress.problems) > before:
+        # Invariant 8: what is lost, or what a record that cannot be read needs, may be in a pack that is set apart.
+        progress.problems += progress.apart
+        progress.apart.clear()
     check_marks(backend, [(place, entry.key) for place, entry in entries], progress)
     check_foreign(backend, [(place, entry.key) for place, entry in entries], progress)
     leftovers: list[Leftovers] = []
@@ -71,6 +77,7 @@ def check(
         read_data=bool(share),
         data=reading.result() if share else None,
         problems=tuple(progress.problems),
+        apart=tuple(progress.apart),
         foreign=tuple(progress.foreign),
         foreign_files=progress.foreign_files,
         leftovers=leftovers[0] if leftovers else Leftovers(0, 0, 0, 0, complete=False),

@@ -71,7 +71,7 @@ def _update(store: ModelStore, footers: dict[bytes, Footer], listed: set[bytes])
             # Invariant 5: a pack that went since the listing does not exist. A damaged one is reported by the next check,
             # and by this one if a model needs it.
             with contextlib.suppress(ObjectNotFound, FormatError):
-                footers[pack] = store.objects.check_pack(pack, size=size, read_data=False)
+                footers[pack] = store.objects.check_pack(pack, size=size)
     for pack in footers.keys() - found.keys():
         del footers[pack]
     return set(found)

@@ -25,7 +25,7 @@ _DAMAGED = (
     "Restore it from another copy, or run `casstore repair`. Without another copy, run `casstore quarantine REF` for each "
     "model that is in it, then add the model again."
 )
-_APART = "It is set apart, and nothing new relies on it. Once this check names no model, move it and {note} out of the store."
+_APART = "It is set apart by {note}, and nothing new relies on it. Once this check names no ref, `casstore gc` removes it."
 
 
 def check_packs(
@@ -67,7 +67,7 @@ def check_packs(
                     footers[pack_id_of(entry.key)] = footer()
                     progress.frames += len(footers[pack_id_of(entry.key)].rows)
 
-            progress.attempt(entry.key, take)
+            progress.attempt(entry.key, take, apart=pack_id_of(entry.key) in apart)
             chosen = pack_id_of(entry.key) in reading.chosen
             progress.bytes_read += entry.size if chosen else 0
             if callback is not None and (chosen or not reading.chosen):
@@ -91,12 +91,11 @@ def _check(
     """Check one pack; the error for a damaged one says what to do."""
     pack_id = pack_id_of(entry.key)
     try:
-        footer = store.objects.check_pack(pack_id, size=entry.size, read_data=read_data, pace=pace)
+        if read_data:
+            return store.objects.read_whole(pack_id, size=entry.size, pace=pace)
+        return store.objects.check_pack(pack_id, size=entry.size)
     except UnsupportedVersion:
         raise
     except FormatError as error:
         advice = _APART.format(note=marks.quarantine_key(pack_id)) if pack_id in apart else _DAMAGED
         raise FormatError(f"{error} {advice}") from error
-    if read_data:
-        store.objects.verify(store.objects.located_in(pack_id, footer), range(len(footer.rows)), pace=pace)
-    return footer

@@ -29,7 +29,8 @@ class CheckReport:
     """Counts of what was examined, and every problem found; `ok` if there is none. Leftovers are no problem.
 
     `deltas` of the frames need bases; of those, `deltas_without_bases` lack one, so they are no copies of their objects.
-    `data` says how far the bytes of packs were read, None if they were not asked for. `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
+    `data` says how far the bytes of packs were read, None if they were not asked for. `apart` are damaged packs that have a
+    quarantine note, if all that refs need is whole in other packs: no problem, but a collector's work. `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
     """
 
     packs: int
@@ -44,6 +45,7 @@ class CheckReport:
     deltas: int = 0
     deltas_without_bases: int = 0
     data: DataRead | None = None
+    apart: tuple[Problem, ...] = ()
     foreign: tuple[Problem, ...] = ()
     foreign_files: int = 0
 
@@ -66,6 +68,7 @@ class Progress:
     deltas: int = 0
     deltas_without_bases: int = 0
     problems: list[Problem] = field(default_factory=list)
+    apart: list[Problem] = field(default_factory=list)
     foreign: list[Problem] = field(default_factory=list)
     foreign_files: int = 0
 
@@ -77,12 +80,16 @@ class Progress:
                 Problem(key, f"{key} is not a file of the store and is ignored. Move it out.")
             )
 
-    def attempt(self, key: str, action: Callable[[], None]) -> bool:
-        """Run `action`; note damage and go on, so that one report names all of it."""
+    def attempt(self, key: str, action: Callable[[], None], *, apart: bool = False) -> bool:
+        """Run `action`; note damage and go on, so that one report names all of it.
+
+        Damage of a pack that is set `apart` is kept by itself, until it is known whether anything needs that pack.
+        """
         try:
             action()
         except (IntegrityError, BackendError) as error:
-            # Invariant 8: what cannot be read is a problem in the report, never skipped.
-            self.problems.append(Problem(key, str(error)))
+            # Invariant 8: what cannot be read is in the report, never skipped.
+            found = self.apart if apart and isinstance(error, IntegrityError) else self.problems
+            found.append(Problem(key, str(error)))
             return False
         return True

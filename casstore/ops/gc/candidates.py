@@ -94,18 +94,35 @@ def _shares(survey: Survey) -> _Shares:
 
 
 def _choice(survey: Survey, *, lonely: NDArray[np.bool_]) -> tuple[int, ...]:
-    """Return the packs that may go: not those that hold `lonely` objects, of which no good pack has a frame."""
+    """Return the packs that may go: not those that hold, or may hold, `lonely` objects, of which no good pack has a frame."""
     packs, table = survey.packs, survey.packs.table
     # A quarantined pack may go once all that is needed of it is elsewhere.
     held = packs.mask([])
     held[table.packs[lonely[table.objects]]] = True
     condemned = survey.condemned()
     spared = {packs.number_of(pack) for pack in survey.mark.spared}
+    opaque = packs.unreadable.keys() - _superfluous(survey, lonely=lonely)
     return tuple(
         number
         for number in packs.numbers()
-        if not (number in condemned or number in spared or number in packs.unreadable or held[number])
+        if not (number in condemned or number in spared or number in opaque or held[number])
     )
+
+
+def superfluous(survey: Survey) -> set[int]:
+    """Return the packs that may go though their footer cannot be read: quarantined ones, if nothing at all is lost.
+
+    Whatever such a pack holds is either not needed, or in a good pack as well.
+    """
+    table = survey.packs.table
+    return _superfluous(survey, lonely=table.live & ~table.covered(table.decodes(survey.good())))
+
+
+def _superfluous(survey: Survey, *, lonely: NDArray[np.bool_]) -> set[int]:
+    mark = survey.mark
+    if mark.absent or mark.spared or mark.replaced_lack or lonely.any():
+        return set()  # Invariant 8: what is absent may be in it.
+    return survey.packs.unreadable.keys() & survey.quarantined
 
 
 def unmovable(survey: Survey) -> set[int]:

@@ -33,7 +33,7 @@ class Mark:
     """Marks objects as live in the table of listed packs; what was marked stays so. For one thread.
 
     `absent` are objects that no pack holds, each with the ref that needs it; `spared` are packs named by records of
-    which the description is not complete.
+    which the description is not complete. `replaced_lack` says that values which were replaced need absent objects, too.
     """
 
     def __init__(self, store: ModelStore, packs: ListedPacks, *, counts: bool = False) -> None:
@@ -46,11 +46,13 @@ class Mark:
         self._layouts: set[bytes] = set()
         self.absent: dict[bytes, str] = {}
         self.spared: set[bytes] = set()
+        self.replaced_lack = False
 
     def add_replaced(self, records: Sequence[Record]) -> None:
         """Mark what replaced records need, as far as it is there: an earlier collection may have removed it."""
         absent, spared = self.absent, set(self.spared)
         self.add(records)
+        self.replaced_lack = not (self.absent.keys() <= absent.keys() and self.spared <= spared)
         self.absent, self.spared = absent, spared
 
     def add(self, records: Sequence[Record]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casstore.objects import pack_overhead
-from casstore.ops.gc.candidates import Candidates, choose, rows_to_copy
+from casstore.ops.gc.candidates import Candidates, choose, rows_to_copy, superfluous
 from casstore.ops.gc.policies.ages import last_written, outdated
 from casstore.ops.gc.policies.deletion import Deletion, Kept
 from casstore.ops.gc.policies.size import fit
@@ -210,7 +210,10 @@ def _young(survey: Survey) -> str:
 
 
 def _unreadable_packs(survey: Survey) -> list[str]:
-    return [f"{item.error} It stays." for item in survey.packs.unreadable.values()]
+    going = superfluous(survey)
+    return [
+        f"{item.error} It stays." for number, item in survey.packs.unreadable.items() if number not in going
+    ]
 
 
 def finished_tombstones(survey: Survey) -> list[ListedTombstone]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from casstore.backend.oserrors import is_disk_full
 from casstore.errors import BackendError, IntegrityError, ObjectNotFound
-from casstore.ops.gc.candidates import rows_to_copy
+from casstore.ops.gc.candidates import rows_to_copy, superfluous
 from casstore.ops.gc.tombstones import write_tombstone
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Sweep:
         # So does the record by which a ref no longer needs what goes, even if its writer was killed.
         survey.store.backend.make_durable(survey.roots.replacing())
         unsafe = self._unsafe()
+        torn = superfluous(survey)
         stays = packs.mask([])
         stays[table.packs[unsafe[table.objects]]] = True
         going = []
@@ -120,14 +121,14 @@ class Sweep:
             pack = packs.id_of(number)
             if not packs.is_listed(pack):
                 continue  # Another collector was faster.
-            if number in packs.unreadable:
+            if number in packs.unreadable and number not in torn:
                 self.kept[pack] = f"its footer cannot be read: {packs.unreadable[number].error}"
             elif stays[number]:
                 self.kept[pack] = "it holds the last copy of something that is needed, and that is damaged."
             else:
                 going.append(number)
         # Invariant 5: what they hold was decided by copies of their footers, perhaps; the packs themselves have the last word.
-        differing = packs.confirm(going)
+        differing = packs.confirm([number for number in going if number not in torn])
         self.kept.update((packs.id_of(number), reason) for number, reason in differing.items())
         going = [number for number in going if number not in differing]
         for start in range(0, len(going), _AT_ONCE):
@@ -143,7 +144,7 @@ class Sweep:
             self.copy_out(without=without)
             good = self._survey.good(without=without)
             keepers = table.keepers(table.decodes(good), np.zeros(len(good), np.float64))
-            concerned = table.covered(packs.mask(doomed)[table.packs])
+            concerned = table.covered(packs.mask(doomed)[table.packs]) | packs.salvageable(doomed)
             survivors = keepers[concerned[table.objects[keepers]]]
             # Invariant 9: a frame that was never read may be damaged, and then this pack has the last good copy.
             if not packs.verify(survivors[~table.proved()[survivors]]):

@@ -48,8 +48,13 @@ def test_from_finding_to_healing(place):
     with Store(place / "store") as store:
         for ref, model in MODELS.items():
             assert read_model(store, ref) == model
+    checked = "".join(run("check", "--read-data"))
+    assert "nothing is wrong" in checked
+    assert "set apart, and needed by no ref: 1 pack" in checked
     run("gc", "--orphans=now")
-    assert "nothing is wrong" in run("check", "--read-data")[0]
+    checked = "".join(run("check", "--read-data"))
+    assert "nothing is wrong" in checked
+    assert "set apart" not in checked
 
 
 def test_json(place):

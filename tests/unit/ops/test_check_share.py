@@ -8,6 +8,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
+from fakes.predicting import predicting, relative
 from fakes.stores import model_of, noise, write_model
 
 from casstore import ConfigError, Store
@@ -15,6 +16,7 @@ from casstore.cli import app
 from casstore.machine.packs_read import PacksRead
 from casstore.objects import object_store
 from casstore.objects.keys import PACK_PREFIX, pack_id_of
+from casstore.objects.reading import whole_pack
 
 PACKS = 6
 
@@ -35,14 +37,13 @@ def root(tmp_path):
 def read(monkeypatch):
     """The packs that are read whole, in order."""
     found = []
-    inner = object_store.check_pack
+    inner = object_store.read_whole
 
-    def check_pack(backend, pack_id, *, read_data, **options):
-        if read_data:
-            found.append(pack_id)
-        return inner(backend, pack_id, read_data=read_data, **options)
+    def read_whole(backend, index, pack, **options):
+        found.append(pack)
+        return inner(backend, index, pack, **options)
 
-    monkeypatch.setattr(object_store, "check_pack", check_pack)
+    monkeypatch.setattr(object_store, "read_whole", read_whole)
     return found
 
 
@@ -94,7 +95,7 @@ def test_damage_is_met_and_not_remembered_as_good(root, read):
 
 def test_an_interrupted_check_keeps_what_it_has_read(root, read, monkeypatch):
     lock = threading.Lock()
-    inner = object_store.check_pack
+    inner = object_store.read_whole
 
     def interrupted(*arguments, **options):
         with lock:
@@ -102,15 +103,42 @@ def test_an_interrupted_check_keeps_what_it_has_read(root, read, monkeypatch):
                 raise KeyboardInterrupt
             return inner(*arguments, **options)
 
-    monkeypatch.setattr(object_store, "check_pack", interrupted)
+    monkeypatch.setattr(object_store, "read_whole", interrupted)
     with Store(root) as store, pytest.raises(KeyboardInterrupt):
         store.check(read_data=True)
-    monkeypatch.setattr(object_store, "check_pack", inner)
+    monkeypatch.setattr(object_store, "read_whole", inner)
     with Store(root) as store:
         done = PacksRead(store.machine).last().keys()
         assert len(done) >= 1
         store.check(read_data=(PACKS - len(done) - 0.1) / PACKS)
         assert set(read[3:]) == set(packs(store)) - done
+
+
+@pytest.mark.parametrize("window", [whole_pack._WINDOW, 3_000])
+def test_every_byte_of_a_pack_is_fetched_once(tmp_path, monkeypatch, window):
+    """With windows in which not even a frame lies, some are fetched again, and the answer is the same."""
+    monkeypatch.setattr(whole_pack, "_WINDOW", window)
+    size = 20_000_000 if window > 1 << 20 else 200_000
+    with Store(tmp_path / "store", create=True, durability="none") as store, predicting():
+        for number in range(3):
+            store.add(write_model(model_of(f=relative(number)), tmp_path / f"d{number}"), ref=f"d{number}")
+        store.add(write_model(model_of(f=noise(1, size)), tmp_path / "m"), ref="m")
+    with Store(tmp_path / "store") as store:
+        inner, fetched = store.backend.read_into, []
+        largest = max(store.backend.list(PACK_PREFIX), key=lambda entry: entry.size)
+
+        def read_into(key, buffer, *, start=0):
+            if key == largest.key:
+                fetched.append(len(buffer))
+            return inner(key, buffer, start=start)
+
+        monkeypatch.setattr(store.backend, "read_into", read_into)
+        report = store.check(read_data=True)
+        assert (report.problems, report.deltas > 0) == ((), True)
+        assert sum(fetched) < 1.01 * largest.size or window == 3_000
+        flip(tmp_path / "store", pack_id_of(largest.key))
+        (problem,) = (item for item in store.check(read_data=True).problems if item.key == largest.key)
+        assert "does not have the hash that names it" in problem.message
 
 
 def test_a_pack_that_is_gone_is_forgotten(root):

@@ -393,6 +393,70 @@ def test_a_quarantined_copy_does_not_count(store, add):
         assert read_model(other, "models/a") == MODELS[0]
 
 
+def tear(store, pack):
+    """Cut the end of a pack, so that nobody can read its footer, and set the pack apart."""
+    path = store.backend.local_path(pack_key(pack))
+    os.chmod(path, 0o600)
+    os.truncate(path, os.path.getsize(path) - 9)
+    note = marks.Quarantine(pack, "a test", 0)
+    store.backend.put(marks.quarantine_key(pack), [marks.encode_quarantine(note)])
+
+
+def test_a_torn_pack_that_is_set_apart_goes_once_nothing_is_absent(store, add):
+    add(store, "models/a", MODELS[0])
+    add(store, "models/b", MODELS[1])
+    (pack,) = store.objects.packs_of(store.objects.locate(store.model("models/a").layout("own").chunk_ids()))
+    tear(store, pack)
+    for policy in (GcPolicy(orphans_now=True), GcPolicy()):
+        with Store(store.backend.url) as other:
+            # Nobody knows what is in it, and something is absent.
+            report = collect(other, policy)
+            assert report.missing.keys() >= {"models/a"}
+            assert (report.packs_deleted, pack in packs_of(store.backend)) == (0, True)
+            assert report.problems
+    with Store(store.backend.url) as other:
+        add(other, "models/a", MODELS[0])
+        report = collect(other, GcPolicy())
+        assert (report.packs_deleted, report.problems, report.kept) == (1, [], {})
+        assert pack not in packs_of(store.backend)
+    with Store(store.backend.url) as other:
+        assert read_model(other, "models/a") == MODELS[0]
+        assert_clean(other)
+
+
+def test_a_torn_pack_that_no_record_named_must_be_old(store, add):
+    add(store, "models/a", MODELS[0])
+    before = set(packs_of(store.backend))
+    with store.publication() as publication:
+        publication.write(encode_object(Kind.CHUNK, noise(90, 3_000)))
+        publication.commit_all([], lambda _: iter(()))
+    (pack,) = set(packs_of(store.backend)) - before
+    tear(store, pack)
+    with Store(store.backend.url) as other:
+        report = collect(other)
+        assert (report.packs_deleted, report.problems, report.kept) == (0, [], {})
+    with Store(store.backend.url) as other:
+        assert collect(other, GcPolicy(orphans_now=True)).packs_deleted == 1
+
+
+def test_a_torn_pack_stays_while_it_has_the_last_good_copy_of_a_frame(store, add):
+    """The other copy is listed in a footer that is whole, and only reading it shows that it is damaged."""
+    twice(store, add)
+    torn, other = sorted(packs_of(store.backend))
+    tear(store, torn)
+    flip(store.backend.local_path(pack_key(other)), 1_000)
+    report = collect(store, GcPolicy(orphans_now=True))
+    assert torn in packs_of(store.backend)
+    assert report.kept.keys() | set(report.problems)
+    with Store(store.backend.url) as again:
+        assert again.repair(dry_run=False).ok
+    with Store(store.backend.url) as again:
+        assert collect(again, GcPolicy(orphans_now=True)).packs_deleted == 2
+    with Store(store.backend.url) as again:
+        assert read_model(again, "models/a") == MODELS[0]
+        assert_clean(again)
+
+
 # ---- bases and ranks
 
 X, Y, D = noise(11, 3_000), noise(12, 3_000), noise(13, 3_000)

@@ -100,3 +100,15 @@ def bases_in(packs, table, row):
     frames = packs[int(table.packs[row])]
     key, rank = key_of(table, int(table.objects[row])), int(table.ranks(np.array([row]))[0])
     return next(bases for found, level, bases in frames if (found, level) == (key, rank))
+
+
+def test_what_is_needed_stays_so_while_it_moves_to_another_pack():
+    """Another collector copies it there, and deletes the old pack, between two looks or over several."""
+    table, key, other = FrameTable(), IDS[0], IDS[1]
+    table.replace([columns(0, [(key, 0, ()), (other, 0, ())])], frozenset())
+    table.mark(id_of(key))
+    table.replace([columns(1, [(key, 0, ()), (other, 0, ())])], frozenset({0}))
+    assert table.live.tolist() == [True, False]
+    table.replace([], frozenset({1}))
+    table.replace([columns(2, [(other, 0, ()), (key, 0, ())])], frozenset())
+    assert table.live.tolist() == [True, False]

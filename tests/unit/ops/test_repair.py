@@ -281,7 +281,8 @@ def test_a_damaged_segment_beside_a_damaged_pack(place):
     assert place.repair().ok
     place.assert_whole()
     with place.open() as store:
-        assert {problem.key for problem in store.check().problems} == {key}
+        report = store.check()
+        assert (report.ok, [problem.key for problem in report.apart]) == (True, [key])
 
 
 def test_only_what_a_ref_needs_is_read_and_healed(place):
@@ -461,6 +462,32 @@ def test_a_newest_record_of_a_newer_version_is_no_damage_to_mend(place):
 
 
 # ---- with what happens to a store besides
+
+
+@pytest.mark.parametrize("how", ["flips all over", "cut in half", "emptied", "flip in the footer"])
+def test_afterwards_check_is_clean_and_a_collection_removes_the_damaged_packs(place, how):
+    damaged = place.files("packs")
+    for key in damaged:
+        place.write(key, PACK_DAMAGE[how]((place.root / key).read_bytes()))
+    with place.open() as store:
+        before = store.check(read_data=True)
+        assert {problem.key for problem in before.problems} >= set(damaged)
+        assert before.apart == ()
+    # Set apart, but not healed: they stay problems.
+    if not place.repair(source=None).ok:
+        with place.open() as store:
+            assert {problem.key for problem in store.check(read_data=True).problems} >= set(damaged)
+    assert place.repair().ok
+    with place.open() as store:
+        report = store.check(read_data=True)
+        assert report.problems == ()
+        assert [problem.key for problem in report.apart] == damaged
+        assert store.check().ok
+        collect_alone(store.backend)
+    assert not set(damaged) & set(place.files("packs"))
+    place.assert_whole()
+    with place.open() as store:
+        assert store.check(read_data=True).apart == ()
 
 
 def test_a_flip_is_still_there_after_a_collection_and_is_healed(place):

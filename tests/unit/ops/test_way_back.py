@@ -367,9 +367,10 @@ def test_damage_beside_the_frames_has_a_way_back(place):
     assert place.quarantine()
     assert place.add().chunks_new > 0
     with opened(place.root) as store:
-        problems = check(store).problems
-        assert {problem.key.partition("/")[0] for problem in problems} == {"packs"}
-        for problem in problems:
+        report = check(store)
+        assert report.ok
+        assert {problem.key.partition("/")[0] for problem in report.apart} == {"packs"}
+        for problem in report.apart:
             note = marks.quarantine_key(bytes.fromhex(problem.key.rpartition("/")[2]))
             assert note in problem.message
             for key in (problem.key, note):
