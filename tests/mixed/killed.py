@@ -2,7 +2,8 @@
 
     python tests/mixed/killed.py local|fsspec|s3|azure|sftp [--kills 200] [--seed 1] [--keep]
 
-The kinds are those of paused.py. After each round all is checked: a ref is absent or whole, and there once acknowledged.
+The kinds are those of paused.py. After each round all is checked: a ref is absent or whole, and there once acknowledged
+(without the publishers' lock, and with next to no grace, one that was not acknowledged may name packs that are gone).
 Every round goes on with what the last one left. At the end adding and collecting work, and nothing is left that
 no ref needs. Prints what was done; exits with 1 after a complaint, and then leaves everything in place.
 """

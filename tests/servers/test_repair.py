@@ -46,7 +46,7 @@ def test_readers_find_it_on_the_server(s3_server, tmp_path):
     with Store(tmp_path / "own", read_only=True) as own:
         # A test server has its address in the options, which a name of a remote cannot hold.
         own._models._others._find = lambda: [Place("hub", lambda: Store(url, read_only=True, **options))]
-        assert isinstance(own.others, OtherStores)
+        assert isinstance(own._models._others, OtherStores)
         assert read_model(own, "models/m") == MODEL
     with open_backend(tmp_path / "own") as backend:
         assert list(backend.list_keys(PACK_PREFIX)) == []

@@ -678,7 +678,7 @@ class CountsItsOwnCandidates(Rules):
                 for pack in item.packs
             }
             for number in own & set(self._survey.packs.numbers()):
-                self._survey.packs.delete(number)
+                self._survey.packs.delete([number])
 
 
 class LetsTombstonesExpire(Rules):
