@@ -32,7 +32,7 @@ if sys.dont_write_bytecode:
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Use the processors for a run of all tests; whoever names files or folders gets one process, or asks by -n."""
+    """Use the processors for a run without arguments; whoever names files or folders gets one process, or asks by -n."""
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if everything else 0
 
