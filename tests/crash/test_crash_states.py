@@ -126,7 +126,8 @@ def test_a_collection_after_a_killed_writer(setting, act, after):
     act(open_on(trial), setting)
     named = max(at for at, call in enumerate(trial.calls) if call == "link")
     seen = set()
-    for k in range(named, named + 6):
+    # The names of packs are random, so a run may have a few calls less, for a folder that is there already.
+    for k in range(named - 4, named + 6):
         disk = Disk.holding(before.crash(LOSE_ALL), crash_at=k)
         with suppress(SimulatedCrash):
             act(open_on(disk), setting)
