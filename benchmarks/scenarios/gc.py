@@ -55,7 +55,7 @@ def _trial(harness: Harness, peer: str, folder: Path, corpus: Corpus) -> Callabl
     store, full = folder / "store", folder / "full"
     gone = removed_from(corpus)
     stay = [at for at in range(len(corpus.models)) if at not in gone]
-    kept = replace(corpus, models=tuple(corpus.models[at] for at in stay))
+    kept = _only(corpus, stay)
     with harness.scratch("ideal") as ideal:
         least = harness.filled_store(peer, ideal, kept)["stored_bytes"]
     answer = harness.filled_store(peer, store, corpus)
@@ -87,6 +87,16 @@ def _trial(harness: Harness, peer: str, folder: Path, corpus: Corpus) -> Callabl
         }
 
     return trial
+
+
+def _only(corpus: Corpus, positions: Sequence[int]) -> Corpus:
+    """Return a corpus of some of the models; what was made of another one stands for itself."""
+    names = {corpus.models[at].name for at in positions}
+    models = tuple(
+        model if model.base in names else replace(model, base=None)
+        for model in (corpus.models[at] for at in positions)
+    )
+    return replace(corpus, models=models)
 
 
 def _part(receipt: dict[str, Any], positions: Sequence[int]) -> dict[str, Any]:
