@@ -11,7 +11,7 @@ from casstore.errors import ConfigError, FormatError
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.format.rows import Kind
-from casstore.machine.last_use import LastUse
+from casstore.machine.usage.last_use import LastUse
 from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_object
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
