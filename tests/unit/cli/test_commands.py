@@ -361,10 +361,10 @@ class TestTagAndRm:
         _, error = run("rm", "models/one", "--store", place, code=1)
         assert "models/one" in error
 
-    def test_rm_guesses_nothing(self, place, added):
-        _, error = run("rm", "one", "--store", place, code=1)
-        assert "models/one" in error
-        run("rm", added["model_id"], "--store", place, code=1)
+    def test_rm_takes_names_and_no_ids(self, place, added):
+        assert "Would delete models/one" in run("rm", "-n", "one", "--store", place)[0]
+        _, error = run("rm", added["model_id"], "--store", place, code=1)
+        assert "is a model id" in error
         run("rm", added["model_id"][:8], "--store", place, code=1)
         assert run("ls", "-q", "--store", place)[0] == "models/one\n"
 
