@@ -72,7 +72,7 @@ def find_name(refs: Refs, ref: str, *, deleted: bool = False) -> str:
     heads = {name: refs.heads(name) for name in full if _is_name(name)}
     known = [name for name, head in heads.items() if head.number]
     is_deleted = {name: heads[name].value is None and not heads[name].hidden for name in known}
-    found = [name for name in known if is_deleted[name] == deleted] or known
+    found = [name for name in known if is_deleted[name] == deleted] or (known if deleted else [])
     if not found:
         raise not_found(ref)
     if len(found) > 1:
