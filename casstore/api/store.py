@@ -17,7 +17,7 @@ from casstore.format import names
 from casstore.machine.remotes import Remotes
 from casstore.machine.state import MachineState, machine_folder, state_path
 from casstore.machine.this_machine import store_folder
-from casstore.machine.usage.last_use import LastUse
+from casstore.machine.uses.last_use import LastUse
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
 from casstore.store.checkout.single_file import write_file

@@ -36,7 +36,7 @@ from casstore.digest import digest
 from casstore.errors import CasstoreError
 from casstore.format.run import RunKey, RunManifest, RunStatus
 from casstore.machine.this_machine import store_folder
-from casstore.machine.usage.leases import Leases
+from casstore.machine.uses.leases import Leases
 from casstore.store.private import require_private
 
 if TYPE_CHECKING:

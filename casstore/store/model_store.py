@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.format import names
-from casstore.machine.usage.last_use import LastUse
+from casstore.machine.uses.last_use import LastUse
 from casstore.objects import CHUNK_CACHE, ObjectStore
 from casstore.store.adding.add import AddResult, add_model
 from casstore.store.adding.content import content_id
