@@ -92,12 +92,10 @@ class Store(ModelStore):
             shared=shared,
             **storage_options,
         )
-        try:
+        with ExitStack() as unless_opened:
+            unless_opened.callback(backend.close)
             identity = identify(backend, create=create)
-        except BaseException:
-            # Invariant 11: the error goes on to the caller; only the backend is closed.
-            backend.close()
-            raise
+            unless_opened.pop_all()
         keeps_state = not backend.url.startswith("memory:")
         path = state_path(identity.store_id, backend.url) if keeps_state else None
         folder = machine_folder(identity.store_id, backend.url) if keeps_state else None
