@@ -457,6 +457,16 @@ class TestTerminal:
         assert column == name
         assert "\x1b[3" not in out
 
+    def test_columns_without_anything_leave_room_for_the_others(self, place, added, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setattr(sys, "stdout", _Terminal())
+        with pytest.raises(SystemExit, match="0"):
+            app(["log", "--store", str(place)])
+        heading, row = sys.stdout.getvalue().split("\n")[:2]
+        assert heading.split() == ["time", "name", "model", "evaluations"]
+        assert row.split()[2:] == ["models/one", added["model_id"][:12], "0"]
+
     def test_progress_only_where_somebody_watches(self, place, model, monkeypatch):
         seen = []
         original = Store.add
