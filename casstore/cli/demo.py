@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def run(out: Session, *, path: str | None) -> None:
     """Add a model and variants of it, and show what is saved.
 
-    One is got back and compared byte for byte.
+    One of them is restored and compared byte for byte.
     """
     store = expand_home(out.store_option) if out.store_option else None
     with out.status() as announce:

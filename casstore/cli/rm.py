@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def run(out: Session, *, ref: str, dry_run: bool) -> None:
     """Delete a ref.
 
-    The model's bytes stay until they are collected, and as long as another ref, such as a pin, needs them. Until then
-    `casstore undelete` brings the ref back.
+    The model's bytes stay until the next `gc`, and longer if another ref, such as a pin, needs them. Until then
+    `casstore undelete` restores the ref.
     """
     with out.open(read_only=dry_run) as store:
         ref = store.rm(ref, dry_run=True)
