@@ -73,6 +73,10 @@ def find_name(refs: Refs, ref: str, *, deleted: bool = False) -> str:
     known = [name for name, head in heads.items() if head.number]
     is_deleted = {name: heads[name].value is None and not heads[name].hidden for name in known}
     found = [name for name in known if is_deleted[name] == deleted] or (known if deleted else [])
+    if not found and _PREFIX.fullmatch(ref):
+        raise RefNotFound(
+            f"No ref named {ref!r}. Of a model id, give the name of a ref: `casstore ls --model {ref}` lists them."
+        )
     if not found:
         raise not_found(ref)
     if len(found) > 1:

@@ -365,7 +365,8 @@ class TestTagAndRm:
         assert "Would delete models/one" in run("rm", "-n", "one", "--store", place)[0]
         _, error = run("rm", added["model_id"], "--store", place, code=1)
         assert "is a model id" in error
-        run("rm", added["model_id"][:8], "--store", place, code=1)
+        _, error = run("rm", added["model_id"][:8], "--store", place, code=1)
+        assert f"ls --model {added['model_id'][:8]}" in error
         assert run("ls", "-q", "--store", place)[0] == "models/one\n"
 
 
