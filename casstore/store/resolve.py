@@ -70,6 +70,8 @@ def find_name(refs: Refs, ref: str, *, deleted: bool = False) -> str:
         )
     full = [f"{namespace}/{ref}" for namespace in names.MODEL_NAMESPACES]
     heads = {name: refs.heads(name) for name in full if _is_name(name)}
+    if not heads:
+        names.check_name(full[0])  # Raises the reason.
     known = [name for name, head in heads.items() if head.number]
     is_deleted = {name: heads[name].value is None and not heads[name].hidden for name in known}
     found = [name for name in known if is_deleted[name] == deleted] or (known if deleted else [])

@@ -115,7 +115,7 @@ class TestNames:
             store.undelete("small")
         with pytest.raises(casstore.RefNotFound, match=r"is a model id.*ls --model"):
             store.rm(model_id)
-        with pytest.raises(casstore.RefNotFound, match="No ref or model named 'no@name'"):
+        with pytest.raises(casstore.ConfigError, match="must not contain '@'"):
             store.rm("no@name")
 
     def test_a_closed_store_says_so(self, store, minilm, tmp_path):
