@@ -22,15 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.datasets.packs import STORED, footer_of
 from benchmarks.harness import BenchmarkError, Metric
 from benchmarks.peers.base import tree_bytes
 from benchmarks.worker import peak_rss
 from casstore import Store
-from casstore.chunking import FIXED_CHUNK
-from casstore.codecs import Encoding
-from casstore.format import frame, pack
-from casstore.format.pack import Footer
-from casstore.format.rows import ROW, BaseLists, Kind
+from casstore.digest import DIGEST_SIZE
 from casstore.objects import PACK_TARGET
 
 if TYPE_CHECKING:
@@ -55,8 +52,7 @@ LOOKED_UP = 4096
 ADDED = 16_384
 """Chunks that one add brings: a model of 8 GB."""
 
-_STORED = FIXED_CHUNK * 2 // 3
-_PER_PACK = PACK_TARGET // _STORED
+_PER_PACK = PACK_TARGET // STORED
 
 
 def run(harness: Harness) -> list[Measurement]:
@@ -108,7 +104,7 @@ def build(store: str, chunks: int) -> str:
         for begin in range(0, chunks, ADDED):
             end = min(begin + ADDED, chunks)
             packs = [
-                (rng.bytes(32), _footer(rng, min(_PER_PACK, end - start)))
+                (rng.bytes(32), footer_of(rng.bytes(DIGEST_SIZE * min(_PER_PACK, end - start))))
                 for start in range(begin, end, _PER_PACK)
             ]
             joined = np.concatenate([footer.rows["id"] for _, footer in packs], dtype=">u8")
@@ -143,15 +139,6 @@ def look_up(store: str, ids: str) -> dict[str, float]:
         "memory": peak_rss() - before,
         "private": _private_memory() - private,
     }
-
-
-def _footer(rng: np.random.Generator, frames: int) -> Footer:
-    rows = np.zeros(frames, ROW)
-    rows["id"] = np.frombuffer(rng.bytes(32 * frames), ">u8").reshape(-1, 4)
-    rows["offset"] = pack.HEADER_SIZE + np.arange(frames) * (frame.HEADER_SIZE + _STORED)
-    rows["stored"], rows["raw"] = _STORED, FIXED_CHUNK
-    rows["kind"], rows["encoding"] = Kind.CHUNK, Encoding.PLANES
-    return Footer(rows, BaseLists.empty())
 
 
 def _private_memory() -> int:

@@ -26,19 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.datasets.packs import footer_of
 from benchmarks.harness import BenchmarkError, Measurement, Metric
 from benchmarks.peers.base import tree_bytes
 from benchmarks.worker import peak_rss
 from casstore import Store, execute_gc, plan_gc
 from casstore.chunking import FIXED_CHUNK
-from casstore.codecs import Encoding
 from casstore.digest import DIGEST_SIZE, digest
-from casstore.format import frame, layout, manifest, pack
+from casstore.format import layout, manifest, pack
 from casstore.format import record as record_format
 from casstore.format.names import WRITE_ID_SIZE
-from casstore.format.pack import Footer
 from casstore.format.record import Record
-from casstore.format.rows import ROW, BaseLists, Kind
+from casstore.format.rows import Kind
 from casstore.objects import encode_objects, pack_key
 from casstore.objects.publishing.pack_writer import PackWriter
 
@@ -48,9 +47,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.harness import Harness, Sample
+    from casstore.format.pack import Footer
 
 _MODULE = "benchmarks.scenarios.scale"
-_STORED = FIXED_CHUNK * 2 // 3
 _SEGMENT = 128
 """Packs that one index segment covers when it is written; segments merge by the store's own rule."""
 
@@ -121,7 +120,7 @@ def build(store: str, chunks: int, packs: int, refs: int) -> None:
         edges = np.linspace(0, chunks, packs + 1).astype(np.int64).tolist()
         written: list[tuple[bytes, Footer]] = []
         for begin, end in itertools.pairwise(edges):
-            footer = _footer(ids[begin:end])
+            footer = footer_of(ids[begin:end].tobytes())
             pack_id = rng.bytes(DIGEST_SIZE)
             _write_pack(Path(store) / pack_key(pack_id), footer, nonce=pack_id[: pack.NONCE_SIZE])
             written.append((pack_id, footer))
@@ -177,15 +176,6 @@ def _record(number: int, model_id: bytes, manifest_id: bytes) -> Record:
         target=model_id,
         manifest=manifest_id,
     )
-
-
-def _footer(ids: NDArray[Any]) -> Footer:
-    rows = np.zeros(len(ids), ROW)
-    rows["id"] = np.frombuffer(ids.tobytes(), ">u8").reshape(-1, 4)
-    rows["offset"] = pack.HEADER_SIZE + np.arange(len(ids)) * (frame.HEADER_SIZE + _STORED)
-    rows["stored"], rows["raw"] = _STORED, FIXED_CHUNK
-    rows["kind"], rows["encoding"] = Kind.CHUNK, Encoding.PLANES
-    return Footer(rows, BaseLists.empty())
 
 
 def _write_pack(path: Path, footer: Footer, *, nonce: bytes) -> None:

@@ -47,7 +47,7 @@ class DemoStep:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """The result of the demo. `ref` is the model that was got back in `get_seconds`, equal to what was added."""
+    """The result of the demo. `ref` is the model that was restored in `get_seconds`, equal to what was added."""
 
     source: str
     store: str

@@ -14,10 +14,10 @@ from casstore.api.values import FileInfo, RefInfo, TensorInfo
 from casstore.backend import open_backend
 from casstore.digest import is_hex
 from casstore.format import names
-from casstore.machine.last_use import LastUse
 from casstore.machine.remotes import Remotes
 from casstore.machine.state import MachineState, machine_folder, state_path
 from casstore.machine.this_machine import store_folder
+from casstore.machine.uses.last_use import LastUse
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
 from casstore.store.checkout.single_file import write_file
@@ -92,12 +92,10 @@ class Store(ModelStore):
             shared=shared,
             **storage_options,
         )
-        try:
+        with ExitStack() as unless_opened:
+            unless_opened.callback(backend.close)
             identity = identify(backend, create=create)
-        except BaseException:
-            # Invariant 11: the error goes on to the caller; only the backend is closed.
-            backend.close()
-            raise
+            unless_opened.pop_all()
         keeps_state = not backend.url.startswith("memory:")
         path = state_path(identity.store_id, backend.url) if keeps_state else None
         folder = machine_folder(identity.store_id, backend.url) if keeps_state else None

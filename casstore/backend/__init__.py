@@ -33,7 +33,8 @@ __all__ = [
     "validate_key",
 ]
 
-_OPENING = RetryPolicy(deadline=10)  # shorter, because the user is waiting and may have mistyped the host
+OPENING = RetryPolicy(deadline=10)
+"""Shorter than for what follows, because the user is waiting and may have mistyped the host."""
 
 
 def open_backend(
@@ -43,6 +44,7 @@ def open_backend(
     read_only: bool = False,
     durability: Durability = "full",
     shared: Literal["group"] | None = None,
+    opening: RetryPolicy | None = None,
     **storage_options: Any,
 ) -> Backend:
     """Open the backend that a path or URL names.
@@ -51,7 +53,7 @@ def open_backend(
     goes to fsspec with `storage_options`, wrapped so that throttling and outages are retried. The https:// URL
     of a container of Azure Blob Storage means that container; any other web server is read-only. `create` makes
     what is missing; `read_only` refuses every write and makes nothing. `durability` and `shared` matter to
-    local directories only. Raises ConfigError for what cannot be opened as given.
+    local directories only. `opening` is how long a storage that has not answered yet is tried, by default OPENING. Raises ConfigError for what cannot be opened as given.
     """
     if durability not in ("full", "none"):
         raise ConfigError(f"durability is {durability!r}: use 'full', or 'none' for a throw-away store.")
@@ -82,8 +84,9 @@ def open_backend(
         if driver_for(location.target.partition("://")[0]).is_read_only and not read_only:
             raise ConfigError(f"{location.target} can only be read from: open it with read_only=True.")
         options = {**location.options, **storage_options}
+        patience = opening or OPENING
         backend = RetryingBackend(
-            retry(lambda: FsspecBackend(location.target, create=create, storage_options=options), _OPENING),
-            opening=_OPENING,
+            retry(lambda: FsspecBackend(location.target, create=create, storage_options=options), patience),
+            opening=patience,
         )
     return ReadonlyBackend(backend) if read_only else backend

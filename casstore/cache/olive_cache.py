@@ -14,7 +14,7 @@ from casstore.cache.olive.saving import save_model
 from casstore.cache.passes.pass_runs import run_pass
 from casstore.cache.pipeline_cache import PipelineCache
 from casstore.cache.run_cache import evaluation_ref
-from casstore.cache.run_json import get_run_json, run_json
+from casstore.cache.runs.run_json import get_run_json, run_json
 from casstore.cache.settings import CacheSettings
 from casstore.cache.shared_cache import SharedCache, replace_config
 from casstore.cache.values import plain

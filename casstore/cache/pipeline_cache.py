@@ -14,12 +14,9 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from casstore.cache.at_exit import close_at_exit, forget
 from casstore.cache.directories import checked_id, open_cache
 from casstore.cache.document import config_texts, flag_lazy
-from casstore.cache.explain import Explanation, explain_run
 from casstore.cache.failures import Failures
-from casstore.cache.lookup import Lookup, is_id
 from casstore.cache.model_cache import ModelCacheManager, model_ref
 from casstore.cache.placements.attempts import Attempts
 from casstore.cache.placements.placements import Placements
@@ -27,7 +24,10 @@ from casstore.cache.placements.recent import Recent
 from casstore.cache.placements.stored import is_stored
 from casstore.cache.quota.quota import Quota
 from casstore.cache.run_cache import RunCacheManager, run_ref
-from casstore.cache.run_json import alias, get_run_json, new_run, run_json
+from casstore.cache.runs.at_exit import close_at_exit, forget
+from casstore.cache.runs.explain import Explanation, explain_run
+from casstore.cache.runs.run_json import alias, get_run_json, new_run, run_json
+from casstore.cache.shared.lookup import Lookup, is_id
 from casstore.cache.shared.sharing import Sharing
 from casstore.cache.shared.store import SharedStore
 from casstore.cache.values import plain
@@ -35,8 +35,8 @@ from casstore.cache.views import is_foreign, read_json, write_view
 from casstore.digest import digest
 from casstore.errors import CasstoreError
 from casstore.format.run import RunKey, RunManifest, RunStatus
-from casstore.machine.leases import Leases
 from casstore.machine.this_machine import store_folder
+from casstore.machine.uses.leases import Leases
 from casstore.store.private import require_private
 
 if TYPE_CHECKING:

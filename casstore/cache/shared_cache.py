@@ -11,7 +11,7 @@ from casstore.cache.document import flag_lazy
 from casstore.cache.model_cache import model_ref
 from casstore.cache.olive.collect import collect
 from casstore.cache.run_cache import RunCacheManager, run_ref
-from casstore.cache.run_json import new_run, run_json
+from casstore.cache.runs.run_json import new_run, run_json
 from casstore.cache.shared.store import SharedStore
 from casstore.cache.transfer import ModelFileTransfer
 from casstore.cache.views import write_json

@@ -48,7 +48,7 @@ class _Share(click.ParamType[float]):
     is_flag=False,
     flag_value=_ALL,
     metavar="[=N%]",
-    help="Read, hash and decode every byte of every pack, or N% of them, those first that were not read for the longest time.",
+    help="Also read, hash and decode every pack, or N% of the stored bytes: the packs that were read longest ago.",
 )
 @click.option("--limit", type=bytes_per_second, metavar="RATE", help="Bytes per second at most, such as 5M.")
 def run(out: Session, *, read_data: float | None, limit: float | None) -> None:
@@ -74,7 +74,7 @@ def run(out: Session, *, read_data: float | None, limit: float | None) -> None:
             out.summary(_before(report.data))
         if report.apart:
             out.summary(
-                f"Damaged, set apart, and needed by no ref: {counted(len(report.apart), 'pack')}, for `casstore gc` to remove."
+                f"Damaged, quarantined, and needed by no ref: {counted(len(report.apart), 'pack')}, for `casstore gc` to remove."
             )
         if report.leftovers:
             out.summary(f"Left by interrupted or deleted work: {leftovers_text(report.leftovers)}.")

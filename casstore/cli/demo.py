@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def run(out: Session, *, path: str | None) -> None:
     """Add a model and variants of it, and show what is saved.
 
-    One is got back and compared byte for byte.
+    One of them is restored and compared byte for byte.
     """
     store = expand_home(out.store_option) if out.store_option else None
     with out.status() as announce:
@@ -62,9 +62,9 @@ def _print(out: Session, report: DemoReport) -> None:
     out.table(("step", ">as files", ">-dedup", *saved, ">=stored", ">seconds", ">MB/s"), rows)
     total = sum(step.bytes_total for step in report.steps)
     stored = sum(step.bytes_stored for step in report.steps)
-    place = "in a temporary store, removed now" if report.temporary else f"in {report.store}"
+    place = "in a temporary store, which is gone again" if report.temporary else f"in {report.store}"
     out.summary(
         f"{human_bytes(total)} of models took {human_bytes(stored)} ({human_percent(stored, total)}) {place}. "
-        f"{report.ref} was got back in {human_duration(report.get_seconds)} "
+        f"{report.ref} was restored in {human_duration(report.get_seconds)} "
         f"({human_rate(report.get_bytes, report.get_seconds)}) and equals byte for byte what was added."
     )

@@ -2,8 +2,8 @@
 
 import click
 
-from casstore.cache.explain import explain_run
 from casstore.cache.run_cache import RunCacheManager
+from casstore.cache.runs.explain import explain_run
 from casstore.cli.support.command import Command
 from casstore.cli.support.lineage import plain
 from casstore.cli.support.session import Session

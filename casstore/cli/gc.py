@@ -43,26 +43,26 @@ class _Age(click.ParamType[float]):
     "--older-than",
     type=_Age(),
     metavar="AGE",
-    help="Also delete refs below models/ that were written so long ago (12h, 30d, 8w); never tags.",
+    help="Also delete refs below models/ that were written longer ago than this (12h, 30d, 8w); never tags.",
 )
 @click.option(
     "--unused-for",
     type=_Age(),
     metavar="AGE",
-    help="Also delete refs below models/ that this machine has not used for so long; private stores only.",
+    help="Also delete refs below models/ that this machine has not used for this long; private stores only.",
 )
 @click.option(
     "--max-size",
     type=Size(),
     metavar="SIZE",
-    help="Also delete cached models until the store takes so much at most (500MB, 50GB, 1TiB); private stores only.",
+    help="Also delete cached models until the store is no larger than this (500MB, 50GB, 1TiB); private stores only.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Also list the refs that go, and why.")
 @click.option(
     "--orphans",
     type=click.Choice(["old", "now"]),
     default="old",
-    help="With 'now', also what is so young that an add may be at work on it.",
+    help="With 'now', also free what an add left less than an hour ago, and might still use.",
 )
 @DRY_RUN
 def run(

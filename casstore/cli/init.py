@@ -20,7 +20,7 @@ from casstore.cli.support.session import Session
 @click.option(
     "--private",
     is_flag=True,
-    help="Mark it, also one that is there, as used by this machine alone: gc may then go by size and last use.",
+    help="Mark it, new or not, as used by this machine alone: gc may then go by size and last use.",
 )
 def run(out: Session, *, place: str | None, shared: Literal["group"] | None, private: bool) -> None:
     """Make a store; one that is already there is left as it is."""

@@ -2,21 +2,13 @@
 
 import click
 
-from casstore.cli.support.command import Command
+from casstore.cli.support.command import Command, several
 from casstore.cli.support.session import Session
 from casstore.cli.support.text import short_id
-from casstore.machine.local_names import tree_name
 
 
 @click.command(cls=Command)
-@click.argument(
-    "refs_or_ids",
-    nargs=-1,
-    required=True,
-    type=tree_name,
-    metavar="REF_OR_ID...",
-    help="Refs, model ids, or the first 4 or more digits of one.",
-)
+@several("refs_or_ids", metavar="REF_OR_ID", what="Refs, model ids, or the first 4 or more digits of one.")
 def run(out: Session, *, refs_or_ids: tuple[str, ...]) -> None:
     """Keep models, whatever `gc` is told to delete.
 

@@ -8,7 +8,7 @@ import click
 
 from casstore.cli.support.command import DRY_RUN, Command
 from casstore.cli.support.text import local_time, short_id
-from casstore.errors import ConfigError, IntegrityError, RefNotFound
+from casstore.errors import IntegrityError
 from casstore.machine.local_names import tree_name
 from casstore.store.pins import PREFIX as PINS
 
@@ -19,20 +19,17 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument(
-    "ref", type=tree_name, metavar="REF", help="The whole name of a ref, as `casstore ls` prints it."
-)
+@click.argument("ref", type=tree_name, metavar="REF", help="A ref; NAME alone is models/NAME or tags/NAME.")
 @DRY_RUN
 def run(out: Session, *, ref: str, dry_run: bool) -> None:
     """Delete a ref.
 
-    The model's bytes stay until they are collected, and as long as another ref, such as a pin, needs them. Until then
-    `casstore undelete` brings the ref back.
+    The model's bytes stay until the next `gc`, and longer if another ref, such as a pin, needs them. Until then
+    `casstore undelete` restores the ref.
     """
     with out.open(read_only=dry_run) as store:
-        record, readable = _look(store, ref)
-        if record is None and readable:
-            raise RefNotFound(_missing(ref, sorted(row.name for row in store.find())))
+        ref = store.rm(ref, dry_run=True)
+        record = _readable(store, ref)
         model_id = record.target.hex() if record is not None and record.target is not None else None
         named = store.find(target=model_id) if model_id else []
         others = sorted(other.name for other in named if other.name != ref)
@@ -57,18 +54,8 @@ def run(out: Session, *, ref: str, dry_run: bool) -> None:
     out.report({"ref": ref, "model_id": model_id, "deleted": not dry_run, "other_refs": others}, *lines)
 
 
-def _look(store: Store, ref: str) -> tuple[Record | None, bool]:
-    """Return the record of a ref, if there is one, and whether it could be read."""
+def _readable(store: Store, ref: str) -> Record | None:
     try:
-        return store.record(ref), True
-    except ConfigError:
-        return None, True  # Not a valid name, so no ref has it.
+        return store.record(ref)
     except IntegrityError:
-        return None, False  # What deletes it needs no more than its number.
-
-
-def _missing(ref: str, names: list[str]) -> str:
-    close = [name for name in names if name.partition("/")[2] == ref]
-    if close:
-        return f"{ref!r} is not a whole ref name, which rm needs. Give {' or '.join(close)}."
-    return f"No ref named {ref!r}; rm takes the whole name, as `casstore ls` prints it."
+        return None  # What deletes it needs no more than its number.

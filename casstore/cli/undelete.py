@@ -6,23 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from casstore.cli.support.command import Command
+from casstore.cli.support.command import Command, several
 from casstore.cli.support.text import short_id
-from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
     from casstore.cli.support.session import Session
 
 
 @click.command(cls=Command)
-@click.argument(
-    "refs",
-    nargs=-1,
-    required=True,
-    type=tree_name,
-    metavar="REF...",
-    help="Whole names of refs, as `casstore ls` printed them.",
-)
+@several("refs", metavar="REF", what="Refs that were deleted: models/NAME, NAME, or tags/NAME.")
 def run(out: Session, *, refs: tuple[str, ...]) -> None:
     """Give deleted refs their last values again.
 

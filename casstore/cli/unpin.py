@@ -4,21 +4,13 @@ from functools import partial
 
 import click
 
-from casstore.cli.support.command import DRY_RUN, Command
+from casstore.cli.support.command import DRY_RUN, Command, several
 from casstore.cli.support.session import Session
-from casstore.machine.local_names import tree_name
 from casstore.store.pins import find_pins
 
 
 @click.command(cls=Command)
-@click.argument(
-    "refs_or_ids",
-    nargs=-1,
-    required=True,
-    type=tree_name,
-    metavar="REF_OR_ID...",
-    help="What was pinned, the pin itself, or the model's id.",
-)
+@several("refs_or_ids", metavar="REF_OR_ID", what="What was pinned, the pin itself, or the model's id.")
 @DRY_RUN
 def run(out: Session, *, refs_or_ids: tuple[str, ...], dry_run: bool) -> None:
     """Delete pins, so that `gc` may delete the models by policy again."""

@@ -69,11 +69,15 @@ class UnchangedFiles:
         min_age: int = MIN_AGE,
         now: int | None = None,
         mark: Callable[[bytes], bytes | None] | None = None,
+        boot: Callable[[], bytes | None] | None = None,
     ) -> None:
-        """`min_age` is in nanoseconds, `now` in nanoseconds since 1970; `mark` stands for `file_system_mark`."""
+        """`min_age` is in nanoseconds, `now` in nanoseconds since 1970.
+
+        `mark` stands for `file_system_mark`, `boot` for `boot_id`.
+        """
         self._newest = (time.time_ns() if now is None else now) - min_age
         self._mark = mark or file_system_mark
-        self._boot = _boot_id()
+        self._boot = (boot or boot_id)()
         self._folders: dict[tuple[bytes, int], tuple[bytes, bytes | None]] = {}
 
     def trusts(self, path: str | bytes, identity: StatIdentity) -> bool:
@@ -172,7 +176,7 @@ def _is_flushed(path: bytes, identity: StatIdentity) -> bool:
         os.close(descriptor)
 
 
-def _boot_id() -> bytes | None:
+def boot_id() -> bytes | None:
     """Return a value that changes with each start of the machine, None if there is none."""
     if sys.platform == "darwin":
         room = ctypes.create_string_buffer(64)

@@ -156,7 +156,7 @@ class Search:
                 reasons[pack] = marks.decode_quarantine(self.store.backend.read(key), key=key).reason
             except (FormatError, ObjectNotFound) as error:
                 # Invariant 9: the name of a note says which pack to avoid; only the reason is lost with it.
-                reasons[pack] = f"{pack_key(pack)} was set apart, and why is not known: {error}"
+                reasons[pack] = f"{pack_key(pack)} was quarantined, and why is not known: {error}"
         return reasons
 
     def _looks_harder(self) -> bool:

@@ -227,6 +227,29 @@ class Refs:
         self._drafted.add(record.write_id)
         return record
 
+    def draft_copy(
+        self,
+        record: Record,
+        packs: tuple[bytes, ...] = (),
+        *,
+        origin: bytes | None = None,
+        unless: Callable[[Record], bool] | None = None,
+        again: bool = False,
+    ) -> Record:
+        """Return the record that gives a ref the value of an earlier or another store's record; the rest is as in `draft`."""
+        return self.draft(
+            record.name,
+            target=record.target,
+            manifest=record.manifest,
+            inline=record.inline,
+            base=record.base,
+            metadata=record.metadata,
+            packs=packs,
+            origin=origin,
+            unless=unless,
+            again=again,
+        )
+
     def put(self, record: Record) -> Record:
         """Write a record, the only commit point (invariant 3), and return the one that counts.
 

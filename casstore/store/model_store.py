@@ -6,16 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.backend.local.syscalls import SystemCalls
-from casstore.digest import digest
-from casstore.errors import ConfigError, FormatError
 from casstore.format import names
-from casstore.format import record as record_format
-from casstore.format.rows import Kind
-from casstore.machine.last_use import LastUse
-from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_object
-from casstore.refs.refs import Refs, not_found
-from casstore.refs.rows import RefQuery
-from casstore.store.adding.add import AddResult, add_model, check_record
+from casstore.machine.uses.last_use import LastUse
+from casstore.objects import CHUNK_CACHE, ObjectStore
+from casstore.store.adding.add import AddResult, add_model
 from casstore.store.adding.content import content_id
 from casstore.store.adding.exclusion import Exclusion
 from casstore.store.checkout.checkout import Checkout
@@ -24,6 +18,7 @@ from casstore.store.dependencies import count_lacking, described, is_whole, obje
 from casstore.store.reading import files
 from casstore.store.reading.missing import tell_missing_in
 from casstore.store.reading.model_reader import ModelReader
+from casstore.store.ref_store import RefStore
 from casstore.store.resolve import Resolved, find_model
 
 if TYPE_CHECKING:
@@ -32,21 +27,18 @@ if TYPE_CHECKING:
 
     from fsspec import Callback
     from numpy.typing import NDArray
-    from typing_extensions import Self
 
     from casstore.backend.base import Backend
     from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.machine.state import MachineState
-    from casstore.objects import Damage, Publication
-    from casstore.refs.rows import RefRow
     from casstore.store.reading.model import Model
     from casstore.store.reading.other_stores import OtherStores
 
 T = TypeVar("T")
 
 
-class ModelStore:
+class ModelStore(RefStore):
     """The models of one store, and the records behind them. Safe in threads, and in a child process after a fork.
 
     `casstore.Store` is what people use: it opens one, and adds the work on whole stores.
@@ -69,35 +61,29 @@ class ModelStore:
         `others` are stores from which models are read where this one has lost something. `file_system_type` names the type
         of the file system that a path is on, as in mount(8); None asks the system.
         """
-        self.backend = backend
-        self.store_id = store_id.hex()
-        self.objects = ObjectStore(backend, index_copies=index_copies, chunk_cache=chunk_cache)
-        self.machine = machine
+        super().__init__(
+            backend, store_id=store_id, machine=machine, index_copies=index_copies, chunk_cache=chunk_cache
+        )
         self.last_use = last_use or LastUse(None)
         self.file_system_type = file_system_type or SystemCalls().file_system_type
-        self._refs = Refs(backend, machine)
-        self._models = ModelReader(backend, self.objects, self._refs, others=others, chunk_cache=chunk_cache)
+        self._open_models = ModelReader(
+            backend, self.objects, self._refs, others=others, chunk_cache=chunk_cache
+        )
 
     def close(self) -> None:
         """Release files and connections; the store must not be used afterwards."""
-        self.objects.close()
-        self._models.close()
-        self.machine.close()
-        self.backend.close()
+        self._open_models.close()
+        super().close()
+
+    @property
+    def _models(self) -> ModelReader:
+        self._require_open()
+        return self._open_models
 
     @property
     def reader(self) -> ObjectStore:
         """The objects for those who only read models; work on the store itself must see what is missing."""
         return self._models.objects
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.backend.url!r})"
 
     def add(
         self,
@@ -237,58 +223,6 @@ class ModelStore:
         """
         return self._models.of(record, elsewhere=elsewhere)
 
-    @property
-    def on_damage(self) -> Callable[[Damage], None]:
-        """Called for each entry that work on the whole store leaves out because it cannot be read.
-
-        By default a warning is logged. It may be called from any thread.
-        """
-        return self._refs.on_damage
-
-    @on_damage.setter
-    def on_damage(self, tell: Callable[[Damage], None]) -> None:
-        self._refs.on_damage = tell
-
-    def refs(
-        self,
-        prefix: str = "",
-        *,
-        strict: bool = False,
-        on_damage: Callable[[Damage], None] | None = None,
-    ) -> dict[str, Record]:
-        """Return the current record of every ref whose name starts with `prefix`.
-
-        One that cannot be read is left out, and `on_damage` called, by default the store's own; with `strict`,
-        that is an error.
-        """
-        return self._refs.values(prefix, strict=strict, on_damage=on_damage)
-
-    def find(
-        self,
-        prefix: str = "",
-        *,
-        where: Mapping[str, Any] | None = None,
-        target: bytes | str | None = None,
-        base: bytes | str | None = None,
-        since: int | None = None,
-        until: int | None = None,
-        limit: int | None = None,
-        newest_first: bool = True,
-        strict: bool = False,
-    ) -> list[RefRow]:
-        """Return the refs for which all conditions hold, as light rows, ordered by time and then name.
-
-        `prefix` is how names begin. `where` gives fields of the metadata and the values that they must equal,
-        as Python compares; "a.b" is the field `b` of the map `a`, and None also matches a field that is
-        absent. `target` and `base` are whole ids. `since` (inclusive) and `until` (exclusive) are nanoseconds
-        since 1970. A ref that cannot be read is left out, and `on_damage` called; with `strict`, that is an error.
-        Raises ConfigError for conditions that make no sense.
-        """
-        if limit is not None and limit < 0:
-            raise ConfigError(f"Cannot list {limit} refs: give a limit of 0 or more.")
-        query = RefQuery.of(prefix, where=where, target=target, base=base, since=since, until=until)
-        return self._refs.find(query, limit=limit, newest_first=newest_first, strict=strict)
-
     def resolve(self, ref_or_id: str) -> Resolved:
         """Say which model a ref, a model id, a prefix of one (4 digits or more) or a bare name means.
 
@@ -346,96 +280,3 @@ class ModelStore:
         """Return the model id that adding `path` would give; nothing is added."""
         exclusion = Exclusion(exclude, ignore_file=ignore_file)
         return content_id(path, self.machine, exclusion=exclusion).hex()
-
-    def put_manifest(
-        self,
-        name: str,
-        manifest: bytes,
-        *,
-        metadata: dict[str, Any] | None = None,
-        unless: Callable[[Record], bool] | None = None,
-    ) -> Record:
-        """Make the ref `name`, of a run or an evaluation, name a manifest; return its record.
-
-        A manifest of up to 8 KiB lies inside the record, a larger one in a pack. `metadata` is what listings
-        show and filter by. Nothing is written if the newest record has this value already, or `unless` accepts it
-        instead. Raises ConfigError for a manifest, or metadata, that is too large to be read back.
-        """
-        names.check_name(name)
-        if names.names_model(name):
-            raise ConfigError(f"{name} names a model: only runs and evaluations have manifests of their own.")
-        check_object(Kind.MANIFEST, manifest)
-        check_record(name, metadata or {})
-        target = digest(manifest)
-        if len(manifest) <= record_format.MAX_INLINE:
-            # The record needs no pack, so there is nothing that a collector could delete.
-            with self.backend.publish_lock():
-                record = self._refs.draft(
-                    name, target=target, inline=manifest, metadata=metadata, unless=unless
-                )
-                return self._refs.put(record)
-        with self.publication() as publication:
-            publication.write_objects(Kind.MANIFEST, {target: manifest})
-            return publication.commit(
-                lambda packs: self._refs.draft(
-                    name, target=target, manifest=target, metadata=metadata, packs=packs, unless=unless
-                ),
-                lambda _: iter([encode_object(Kind.MANIFEST, manifest)]),
-            )
-
-    def manifest_of(self, record: Record) -> bytes:
-        """Return the verified manifest that the record of a run or an evaluation names."""
-        if record.target is None or names.names_model(record.name):
-            raise ConfigError(f"{record.name} is not a run or an evaluation.")
-        manifest = record.inline if record.inline is not None else self.objects.read(record.target)
-        if digest(manifest) != record.target:
-            raise FormatError(f"The manifest inside {record.name} is not the one that it names.")
-        return manifest
-
-    def history(self, name: str) -> list[Record]:
-        """Return every record of one ref that the store keeps, oldest first; the last one is its value.
-
-        An older one that cannot be read is left out, and `on_damage` called; an unreadable newest one is an error.
-        """
-        names.check_name(name)
-        return self._refs.history(name)
-
-    def record(self, name: str) -> Record | None:
-        """Return the current record of one ref, None if there is none or it is deleted.
-
-        Raises IntegrityError if there is one that cannot be read.
-        """
-        names.check_name(name)
-        return self._refs.value(name)
-
-    def rm(self, name: str) -> None:
-        """Delete a ref, readable or not; a later gc can free what only it reached. Raises RefNotFound if there is none."""
-        names.check_name(name)
-        heads = self._refs.heads(name)
-        if not heads.hidden and (not heads.records or heads.records[-1].target is None):
-            raise not_found(name)
-        # On a full disk, deleting is the first step to free it (design §8).
-        self.backend.in_spare_room(lambda: self._refs.put(self._refs.draft(name, target=None)))
-        self.backend.keep_spare_room()
-
-    def draft_copy(self, record: Record, packs: tuple[bytes, ...] = (), *, again: bool = False) -> Record:
-        """Return this store's record for the value of `record`, of another store.
-
-        It has a number and a write id of this store's; `packs` are hints at the packs here that cover it. With `again` it
-        is new, though a record that has become unreadable says the same. Raises RefConflict as moving the ref would.
-        """
-        return self._refs.draft(
-            record.name,
-            target=record.target,
-            manifest=record.manifest,
-            inline=record.inline,
-            base=record.base,
-            metadata=record.metadata,
-            packs=packs,
-            origin=record.origin or record.write_id,
-            again=again,
-        )
-
-    def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:
-        """Return a publish of this store, to be used as a context manager (see objects/publishing/publication.py)."""
-        return self.objects.publication(self._refs.put, pack_target=pack_target, uploads=uploads)

@@ -55,6 +55,37 @@ def find_model(refs: Refs, ref_or_id: str) -> Record:
     return record
 
 
+def find_name(refs: Refs, ref: str, *, deleted: bool = False) -> str:
+    """Return the full name of a ref that is to be deleted or, with `deleted`, restored: `minilm` is `models/minilm` or `tags/minilm`.
+
+    A model id is no name, as several refs may have that model. Raises RefNotFound if there is no such ref, or if there
+    are two, ConfigError for what cannot name one.
+    """
+    if ref.partition("/")[0] in names.NAMESPACES:
+        names.check_name(ref)
+        return ref
+    if is_hex(ref):
+        raise RefNotFound(
+            f"{ref} is a model id, not the name of a ref. `casstore ls --model {ref}` lists its refs."
+        )
+    full = [f"{namespace}/{ref}" for namespace in names.MODEL_NAMESPACES]
+    heads = {name: refs.heads(name) for name in full if _is_name(name)}
+    if not heads:
+        names.check_name(full[0])  # Raises the reason.
+    known = [name for name, head in heads.items() if head.number]
+    is_deleted = {name: heads[name].value is None and not heads[name].hidden for name in known}
+    found = [name for name in known if is_deleted[name] == deleted] or (known if deleted else [])
+    if not found and _PREFIX.fullmatch(ref):
+        raise RefNotFound(
+            f"No ref named {ref!r}. Of a model id, give the name of a ref: `casstore ls --model {ref}` lists them."
+        )
+    if not found:
+        raise not_found(ref)
+    if len(found) > 1:
+        raise RefNotFound(f"{ref!r} is ambiguous: give {' or '.join(found)}.")
+    return found[0]
+
+
 def find_model_id(refs: Refs, ref_or_id: str) -> bytes:
     """Return the id of the model that a name or an id means; quick for the id of a model that an add named by it."""
     if is_hex(ref_or_id):

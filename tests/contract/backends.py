@@ -222,36 +222,27 @@ def fsspec_unordered_bucket(tmp_path):
 @contextmanager
 def s3(tmp_path, server):
     bucket = server.make_bucket()
-    url = f"s3://{bucket}/some/store"
-    yield Subject(
-        open_backend(url, create=True, **server.options),
-        lambda: open_backend(url, **server.options),
-        exclusive=True,
-        lose_root=lambda: server.drop_bucket(bucket),
-    )
+    yield _on(server, f"s3://{bucket}/some/store", lambda: server.drop_bucket(bucket))
 
 
 @contextmanager
 def azure(tmp_path, server):
     container = server.make_container()
-    url = f"az://{container}/some/store"
-    yield Subject(
-        open_backend(url, create=True, **server.options),
-        lambda: open_backend(url, **server.options),
-        exclusive=True,
-        lose_root=lambda: server.drop_container(container),
-    )
+    yield _on(server, f"az://{container}/some/store", lambda: server.drop_container(container))
 
 
 @contextmanager
 def sftp(tmp_path, server):
     root = tmp_path / "some/store"
-    url = server.url(root)
-    yield Subject(
+    yield _on(server, server.url(root), lambda: root.rename(tmp_path / "elsewhere"))
+
+
+def _on(server, url, lose_root):
+    return Subject(
         open_backend(url, create=True, **server.options),
         lambda: open_backend(url, **server.options),
         exclusive=True,
-        lose_root=lambda: root.rename(tmp_path / "elsewhere"),
+        lose_root=lose_root,
     )
 
 

@@ -15,11 +15,9 @@ from fakes.operations import (
     OPERATIONS,
     STAYS,
     judge,
-    make_setting,
     remove,
     retry,
     value,
-    work_small,
 )
 from fakes.posix_model import LOSE_ALL, SimulatedCrash
 from fakes.stores import Disk, assert_clean, open_on, repeat_randomness
@@ -33,18 +31,9 @@ NAMES = ("add", "gc", "gc by age", "rm", "rm of a tag", "tag", "sync into it")
 KILL_EVERY = 20 if counts.CRASH_STATES < 1000 else 4
 """Calls between two kills, after which another process does it again."""
 
+pytestmark = pytest.mark.usefixtures("work_small")
+
 _log = logging.getLogger(__name__)
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory):
-    with make_setting(tmp_path_factory.mktemp("crashes")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    work_small(monkeypatch)
 
 
 def acting(name, setting, monkeypatch):

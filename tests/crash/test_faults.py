@@ -9,7 +9,7 @@ import logging
 import pytest
 from fakes import counts
 from fakes.faults import FAULTS, Rig
-from fakes.operations import OPERATIONS, READERS, STAYS, judge, make_setting, retry, work_small
+from fakes.operations import OPERATIONS, READERS, STAYS, judge, retry
 from fakes.stores import repeat_randomness, visible
 
 from casstore.errors import CasstoreError
@@ -20,18 +20,9 @@ MAX_CALLS = 3000
 WHOLE = ("add", "gc")
 """Operations of which every call fails once, also in short runs."""
 
+pytestmark = pytest.mark.usefixtures("work_small")
+
 _log = logging.getLogger(__name__)
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory):
-    with make_setting(tmp_path_factory.mktemp("faults")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    work_small(monkeypatch)
 
 
 @pytest.mark.parametrize("level", ["calls", "backend"])

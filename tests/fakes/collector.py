@@ -30,6 +30,17 @@ def packs_of(backend):
     return [pack_id_of(entry.key) for entry in backend.list(PACK_PREFIX)]
 
 
+def write_frames(store, *frames):
+    """Publish frames in a pack of their own, of which no record is written; return its id."""
+    before = set(packs_of(store.backend))
+    with store.publication() as publication:
+        for item in frames:
+            publication.write(item)
+        publication.commit_all([], lambda _: iter(()))
+    [pack] = set(packs_of(store.backend)) - before
+    return pack
+
+
 def condemn(backend, packs, *, name=None):
     """Write a tombstone; return its key."""
     key = f"{marks.TOMBSTONE_PREFIX}{name or uuid.uuid4()}"

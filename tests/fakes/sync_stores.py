@@ -8,7 +8,7 @@ import uuid
 import fsspec
 from contract.backends import ObjectDriver, ObjectFileSystem
 from fakes.faulty_backend import FaultyBackend
-from fakes.stores import read_model, write_model
+from fakes.stores import noise, read_model, write_model
 
 from casstore.backend import LocalBackend, MemoryBackend, RetryingBackend, RetryPolicy
 from casstore.backend.fsspec.backend import FsspecBackend
@@ -121,3 +121,14 @@ def shown(store):
             value = (record.target, record.base, store.manifest_of(record))
         found[name] = (value, record.metadata)
     return found
+
+
+def source_files(folder, models, *, best):
+    """Return the files of a store in memory with these models, a tag, and a small and a large run, by their keys."""
+    side = Side("memory", folder)
+    for name, content in models.items():
+        side.add(name, content)
+    side.plain.tag("best", best)
+    side.plain.put_manifest("runs/small", b"a run")
+    side.plain.put_manifest("runs/large", noise(9, 20_000))
+    return side.files()

@@ -22,3 +22,15 @@ def azure_server(tmp_path_factory):
 def sftp_server(tmp_path_factory):
     with sftp.sftp_server(tmp_path_factory.mktemp("sftp")) as server:
         yield server
+
+
+@pytest.fixture(params=["s3", "azure", "sftp"])
+def remote_place(request, tmp_path):
+    """Return the URL of a new place on a server of each kind, and what opens it."""
+    server = request.getfixturevalue(f"{request.param}_server")
+    url = {
+        "s3": lambda: f"s3://{server.make_bucket()}/team/store",
+        "azure": lambda: f"az://{server.make_container()}/team/store",
+        "sftp": lambda: server.url(tmp_path / "team/store"),
+    }[request.param]()
+    return url, server.options

@@ -18,20 +18,15 @@ MODELS = {
 HASTY = GcPolicy(grace=0, superseded=0, orphans_now=True, repack=0.9)
 
 
-@pytest.fixture(params=["s3", "azure", "sftp"])
-def opener(request, tmp_path, monkeypatch):
+@pytest.fixture
+def opener(remote_place, tmp_path, monkeypatch):
     """Return a function that opens one store as a machine of some name."""
-    server = request.getfixturevalue(f"{request.param}_server")
-    url = {
-        "s3": lambda: f"s3://{server.make_bucket()}/team/store",
-        "azure": lambda: f"az://{server.make_container()}/team/store",
-        "sftp": lambda: server.url(tmp_path / "team/store"),
-    }[request.param]()
+    url, access = remote_place
     opened = []
 
     def machine(name, **options):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name / "cache"))
-        opened.append(Store(url, **server.options, **options))
+        opened.append(Store(url, **access, **options))
         return opened[-1]
 
     yield machine

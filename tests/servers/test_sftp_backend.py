@@ -122,10 +122,10 @@ def test_no_directory_there(sftp_server, tmp_path):
         open_backend(sftp_server.url(tmp_path / "none"), **sftp_server.options)
 
 
-def test_nobody_listens(monkeypatch, sftp_server, tmp_path):
-    monkeypatch.setattr("casstore.backend._OPENING", RetryPolicy(deadline=0.1))
+def test_nobody_listens(sftp_server, tmp_path):
+    url = SftpServer(1, sftp_server.folder).url(tmp_path)
     with pytest.raises(BackendUnavailable):
-        open_backend(SftpServer(1, sftp_server.folder).url(tmp_path), **sftp_server.options)
+        open_backend(url, opening=RetryPolicy(deadline=0.1), **sftp_server.options)
 
 
 def test_a_listing_that_meets_an_error_is_an_error(backend, tmp_path, monkeypatch):

@@ -40,16 +40,10 @@ class Place:
         return self.open_stores.enter_context(Store(self.url, **self.options, **options))
 
 
-@pytest.fixture(params=["s3", "azure", "sftp"])
-def place(request, tmp_path, monkeypatch):
-    server = request.getfixturevalue(f"{request.param}_server")
-    url = {
-        "s3": lambda: f"s3://{server.make_bucket()}/team/store",
-        "azure": lambda: f"az://{server.make_container()}/team/store",
-        "sftp": lambda: server.url(tmp_path / "team/store"),
-    }[request.param]()
+@pytest.fixture
+def place(remote_place, tmp_path, monkeypatch):
     with ExitStack() as open_stores:
-        yield Place(url, server.options, tmp_path, monkeypatch, open_stores)
+        yield Place(*remote_place, tmp_path, monkeypatch, open_stores)
 
 
 def test_what_one_machine_adds_another_checks_out(place, tmp_path):

@@ -58,7 +58,7 @@ def proxy(s3_server, monkeypatch):
 def impatient(monkeypatch):
     """Give up soon, and let a push of a few hundred kilobytes have a middle."""
     brief = RetryPolicy(deadline=0.2, first_pause=0.01)
-    monkeypatch.setattr("casstore.backend._OPENING", brief)
+    monkeypatch.setattr("casstore.backend.OPENING", brief)
     monkeypatch.setattr("casstore.backend.RetryingBackend", partial(RetryingBackend, policy=brief))
     monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
     monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)

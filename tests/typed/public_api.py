@@ -26,6 +26,7 @@ def models(store: casstore.Store) -> None:
     assert_type(store.get_file("minilm", "config.json", "copy/"), str)
     assert_type(store.tag("best", "minilm"), str)
     assert_type((store.pin("minilm"), store.unpin("minilm")), tuple[str, list[str]])
+    assert_type(store.rm("minilm", dry_run=True), str)
     assert_type(store.undelete("models/minilm"), casstore.RefInfo)
     store.mark_private()
     assert_type(store.is_private, bool)

@@ -16,6 +16,7 @@ from fakes.olive_cache import OliveCache, onnx_file
 from casstore.cli import app
 
 ROOT = Path(__file__).parents[2]
+TOPS = ("casstore", "tests", "benchmarks")
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "casstore").rglob("README.md")),
@@ -74,6 +75,19 @@ def test_the_python_of_a_page(page):
     assert found
     for block in found:
         exec(compile(block, page, "exec"), {"__name__": "example"})  # what the page tells people to run
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "tests" / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_modules_that_a_page_names_exist(page):
+    """By the end of their path, as tables name the modules of a folder."""
+    known = {f"/{path.relative_to(ROOT)}" for top in TOPS for path in (ROOT / top).rglob("*.*")}
+    named = set(re.findall(r"`((?:\.\./)*[\w./]+\.(?:py|c|dot))`", page.read_text(encoding="utf-8"))) - {
+        "NAME.py"
+    }
+    ends = {name: f"/{name.replace('../', '')}" for name in named}
+    assert [name for name, end in ends.items() if not any(path.endswith(end) for path in known)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -21,9 +21,13 @@ _IN_MEMORY = 8 << 20  # bytes; beyond this the object goes to a temporary file
 _DESCRIPTORS = "/proc/self/fd"
 
 
-def _new_file() -> Any:
-    """Make a temporary file; where the system can reopen one without a name, it vanishes with this process, however that ends."""
-    if os.path.isdir(_DESCRIPTORS):
+def new_file(descriptors: str = _DESCRIPTORS) -> Any:
+    """Make a temporary file.
+
+    Where the system can reopen one without a name, by its number in the folder `descriptors`, it vanishes with this
+    process, however that ends.
+    """
+    if os.path.isdir(descriptors):
         return tempfile.TemporaryFile(prefix="casstore-")
     return tempfile.NamedTemporaryFile(prefix="casstore-")
 
@@ -31,13 +35,16 @@ def _new_file() -> Any:
 class SpoolingWriter(BlobWriter):
     """Hands what was written to `send(key, bytes or path)` on commit.
 
-    Keeps up to 8 MiB in memory, more in a file in TMPDIR that only its owner can read. A failed commit may
-    be repeated: the spool stays until a commit succeeds or it is discarded.
+    Keeps up to 8 MiB in memory, more in a file in TMPDIR that only its owner can read, which `make_file` makes. A
+    failed commit may be repeated: the spool stays until a commit succeeds or it is discarded.
     """
 
-    def __init__(self, send: Callable[[str, bytes | str], None], url: str) -> None:
+    def __init__(
+        self, send: Callable[[str, bytes | str], None], url: str, *, make_file: Callable[[], Any] = new_file
+    ) -> None:
         self._send = send
         self._url = url
+        self._make_file = make_file
         self._memory = bytearray()
         self._file: Any = None
         self._closed = False
@@ -49,7 +56,7 @@ class SpoolingWriter(BlobWriter):
         with self._spooling():
             for view in byte_views(parts):
                 if self._file is None and self.offset + view.nbytes > _IN_MEMORY:
-                    self._file = _new_file()
+                    self._file = self._make_file()
                     self._file.write(self._memory)
                     self._memory = bytearray()
                 if self._file is None:

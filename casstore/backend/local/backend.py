@@ -7,7 +7,6 @@ import os
 import time
 import uuid
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from casstore.backend.base import (
@@ -23,12 +22,13 @@ from casstore.backend.base import (
 )
 from casstore.backend.local import ballast, held, lock
 from casstore.backend.local.directory import StoreDirectory
+from casstore.backend.local.listing import walk, walk_foreign
 from casstore.backend.local.mount_types import is_network
-from casstore.backend.local.syscalls import EntryKind, Status, SystemCalls, close_quietly
+from casstore.backend.local.syscalls import SystemCalls, close_quietly
 from casstore.backend.local.writer import HELD, TEMPORARY, LocalWriter
 from casstore.backend.location import file_url
 from casstore.backend.oserrors import from_os_error, is_disk_full
-from casstore.errors import BackendError, BackendUnavailable, ConfigError, ObjectNotFound
+from casstore.errors import BackendError, ConfigError, ObjectNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from casstore.backend.base import Durability
 
 T = TypeVar("T")
-_Listed = TypeVar("_Listed", Status, EntryKind)
-_Files = list[tuple[str, _Listed]]
 
 MARKER_WAIT = 120.0
 """Seconds for which network mounts keep believing, at most, that a file is not there (acdirmax of nfs(5), doubled)."""
@@ -155,72 +153,18 @@ class LocalBackend(Backend):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Walk the directories, one of them in memory at a time."""
         validate_prefix(prefix)
-        for files in self._walk(prefix, self._calls.scandir, top=True):
-            for key, status in files:
-                yield Entry(key, status.size, status.modified)
+        for key, status in walk(self._directory, prefix, self._calls.scandir):
+            yield Entry(key, status.size, status.modified)
 
     def list_keys(self, prefix: str) -> Iterator[str]:
         """Walk the directories without a system call for each file."""
         validate_prefix(prefix)
-        for files in self._walk(prefix, self._calls.scan_kinds, top=True):
-            for key, _ in files:
-                yield key
-
-    def _walk(
-        self, prefix: str, scan: Callable[[str], _Files[_Listed]], *, top: bool
-    ) -> Iterator[_Files[_Listed]]:
-        """Yield the files below `prefix` in order, as many at once as lie side by side."""
-        try:
-            children = scan(f"{self._root}/{prefix}")
-        except FileNotFoundError as error:
-            if not top:
-                # Invariant 8: casstore removes no directories, so a part of the listing got lost.
-                raise BackendUnavailable(
-                    f"Cannot list {prefix} in {self.url}: a directory or a link in it disappeared."
-                ) from error
-            self._directory.require_reachable(prefix)
-            return
-        except OSError as error:
-            # Invariant 8: an error is an error, never an empty set.
-            raise from_os_error(error, f"list {prefix or 'everything'} in {self.url}") from error
-        if top and not children:
-            self._directory.require_reachable(prefix)
-        # A directory sorts as its name with the slash, so that whole keys come out in order.
-        # By name: a directory that changes while it is read may give a name twice.
-        named = [
-            (f"{name}/" if found.is_directory else name, found) for name, found in dict(children).items()
-        ]
-        named.sort(key=itemgetter(0))
-        files: _Files[_Listed] = []
-        for name, found in named:
-            # Hidden names are this backend's own or the file system's (.nfs…); names that are not keys
-            # belong to other programs (Thumbs.db).
-            if found.is_directory:
-                if is_key(name[:-1]):
-                    yield files
-                    files = []
-                    yield from self._walk(prefix + name, scan, top=False)
-            elif found.is_file and is_key(name):
-                files.append((prefix + name, found))
-        yield files
+        for key, _ in walk(self._directory, prefix, self._calls.scan_kinds):
+            yield key
 
     def list_foreign(self) -> Iterator[str]:
         """Walk the directories that casstore may have made."""
-        yield from self._foreign("")
-
-    def _foreign(self, prefix: str) -> Iterator[str]:
-        try:
-            children = self._calls.scan_kinds(f"{self._root}/{prefix}")
-        except OSError as error:
-            # Invariant 8: an error is an error, never an empty set.
-            raise from_os_error(error, f"list {prefix or 'everything'} in {self.url}") from error
-        for name, found in sorted(children, key=itemgetter(0)):
-            if name.startswith("."):
-                continue
-            if is_key(name) and found.is_directory:
-                yield from self._foreign(f"{prefix}{name}/")
-            elif not (is_key(name) and found.is_file):
-                yield f"{prefix}{name}/" if found.is_directory else f"{prefix}{name}"
+        return walk_foreign(self._directory)
 
     def local_path(self, key: str) -> str | None:
         """Return the file's path; the file may be absent."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from casstore.cache.placements.placement import NOTE, Placement
 from casstore.cache.placements.room import make_probe
 from casstore.cache.placements.trim import OUTPUT, marker_of, size_of_files, trim, unfinished_path
-from casstore.machine.uses import Uses, unlock
+from casstore.machine.uses.processes import Uses, unlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

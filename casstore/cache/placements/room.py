@@ -7,7 +7,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
-from casstore.machine.uses import write_whole
+from casstore.machine.uses.processes import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from casstore.cache.directories import CacheDirectories
-    from casstore.machine.uses import Uses
+    from casstore.machine.uses.processes import Uses
 
 _Item = TypeVar("_Item")
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from casstore.api.store import Store
 from casstore.cache.quota.ledger import Ledger, Measured
 from casstore.errors import CasstoreError
-from casstore.machine.leases import Leases
 from casstore.machine.this_machine import store_folder
+from casstore.machine.uses.leases import Leases
 from casstore.ops.gc import GcPolicy
 from casstore.ops.gc.execution import Mode
 

@@ -1,1 +1,1 @@
-"""A store elsewhere through which machines share what they cached, and going on when it fails."""
+"""A store elsewhere through which machines share what they cached: looking there, and going on when it fails."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from casstore.machine.local_names import tree_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 SHARED_OPTIONS = (
     click.Option(
@@ -34,6 +36,11 @@ MODEL = click.argument(
 )
 DRY_RUN = click.option("--dry-run", "-n", is_flag=True, help="Say what would be done; change nothing.")
 LIMIT = click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Only the newest N.")
+
+
+def several(name: str, *, metavar: str, what: str) -> Callable[[F], F]:
+    """Declare the argument of a command that takes one or more refs or ids; `what` is its help."""
+    return click.argument(name, nargs=-1, required=True, type=tree_name, metavar=f"{metavar}...", help=what)
 
 
 class Command(click.Command):

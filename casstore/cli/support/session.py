@@ -151,7 +151,8 @@ class Session:
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, label: str = "") -> None:
         """Print rows: a table on a terminal, else tab-separated lines that start with `label`, if any.
 
-        Columns whose name starts with ">" are aligned to the right.
+        Columns whose name starts with ">" are aligned to the right. On a terminal, one of three or more in which every
+        cell is "-" is left out, which leaves room for the others.
         """
         if sys.stdout is None or not sys.stdout.isatty():
             for row in rows:
@@ -163,11 +164,17 @@ class Session:
 
         # Whatever does not fit is folded, never cut: half a number is a wrong number.
         shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for column in columns:
-            justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-            shown.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
-        for row in rows:
-            shown.add_row(*(Text(printable(cell)) for cell in row))
+        found = list(rows)
+        used = [
+            at
+            for at in range(len(columns))
+            if len(columns) < 3 or not found or any(row[at] != "-" for row in found)
+        ]
+        for at in used:
+            justify: Literal["left", "right"] = "right" if columns[at].startswith(">") else "left"
+            shown.add_column(columns[at].removeprefix(">"), justify=justify, overflow="fold")
+        for row in found:
+            shown.add_row(*(Text(printable(row[at])) for at in used))
         Console(highlight=False).print(shown, "")
 
     def progress(self, label: str) -> AbstractContextManager[ProgressBar | None]:

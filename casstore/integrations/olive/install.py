@@ -78,7 +78,8 @@ def _with_end(run: Callable[..., Any]) -> Callable[..., Any]:
         try:
             output = run(self, *args, **kwargs)
         except Exception:
-            # Invariant 11: the error is Olive's; without outputs, all working files may go.
+            # Invariant 11: what a pass or Olive itself raises goes on to the caller. A run without outputs needs no
+            # working files. Ctrl-C is not caught: the end of the process ends the run (cache/runs/at_exit.py).
             self.cache.end_run()
             raise
         best = output.get_best_candidate() if output is not None else None

@@ -141,7 +141,7 @@ class ListedPacks:
         name = entry.key.rpartition("/")[2]
         tail = self._copies.get(name)
         if tail is not None:
-            # A copy that is damaged, or of another size, is as good as none.
+            # A copy that is damaged, or of another size, is not used.
             with contextlib.suppress(FormatError):
                 trailer = pack_format.decode_trailer(tail, pack_size=entry.size, key=entry.key)
                 return pack_format.decode_footer(tail[: -pack_format.TRAILER_SIZE], trailer, key=entry.key)
@@ -323,7 +323,7 @@ class ListedPacks:
         try:
             footer = read_footer(self._backend, self._ids[number], size=entry.size)
         except ObjectNotFound:
-            return None  # Another collector was faster, and a deletion of nothing is none.
+            return None  # Another collector deleted it first, so this one deleted nothing.
         except FormatError as error:
             # The next collection must not take the copy of the footer for what is in the pack.
             self._copies.put(entry.key.rpartition("/")[2], b"")

@@ -86,7 +86,7 @@ def _batch_edges(segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
     for segment in segments:
         lists = len(segment.lists)
         inner = [_first_from(segment, lead) for lead in leads]
-        # Where a segment is not sorted, equal lists may be missed, but none is left out.
+        # Where a segment is not sorted, equal lists may both be kept, but none is lost.
         edges.append(np.array(list(itertools.accumulate([0, *inner, lists], max)), np.int64))
     return edges
 

@@ -183,7 +183,8 @@ class ChunkCache(ForkAware):
         try:
             self._objects.fill(located, group, buffer, edges)
         except BaseException:
-            # Invariant 4: a failed block is not kept, so the next reader asks the store again.
+            # Invariant 4: whatever ended the fetch, an error of the backend, damage or a lack of memory, the block holds
+            # bytes that nobody checked. It is dropped, so that the next reader asks the store again.
             with self._lock:
                 self._drop(block)
             raise

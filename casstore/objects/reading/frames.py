@@ -157,7 +157,7 @@ def _decode(run: list[_Frame], buffer: memoryview, bases: Mapping[bytes, memoryv
         if len(run) > 1:
             for item in run:
                 _decode([item], buffer, bases, key=key)
-        # Invariant 4: the error names the file and the object, so that a person can mend it.
+        # Invariant 4: the error names the file and the object, so that a person can repair it.
         raise type(error)(f"{key}, object {run[0].object_id.hex()}: {error} {ADVICE}") from error
 
 

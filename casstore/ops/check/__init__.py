@@ -58,7 +58,7 @@ def check(
     before = len(progress.problems)
     check_what_refs_need(store, records, packs, footers, progress)
     if wrong or len(progress.problems) > before:
-        # Invariant 8: what is lost, or what a record that cannot be read needs, may be in a pack that is set apart.
+        # Invariant 8: what is lost, or what a record that cannot be read needs, may be in a quarantined pack.
         progress.problems += progress.apart
         progress.apart.clear()
     check_marks(backend, [(place, entry.key) for place, entry in entries], progress)

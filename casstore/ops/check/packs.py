@@ -25,7 +25,7 @@ _DAMAGED = (
     "Restore it from another copy, or run `casstore repair`. Without another copy, run `casstore quarantine REF` for each "
     "model that is in it, then add the model again."
 )
-_APART = "It is set apart by {note}, and nothing new relies on it. Once this check names no ref, `casstore gc` removes it."
+_APART = "It is quarantined by {note}, and nothing new relies on it. Once this check names no ref, `casstore gc` removes it."
 
 
 def check_packs(

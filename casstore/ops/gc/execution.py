@@ -211,7 +211,7 @@ def _sweep(
             numbers &= {number for number in numbers if _age(survey, number) >= DAY}
         sweep.condemn({survey.packs.id_of(number) for number in numbers})
         if mode is Mode.BUSY and numbers:
-            # Whoever had just checked his packs puts his record meanwhile, and it is read below.
+            # A writer that had just checked its packs puts its record meanwhile; that record is read below.
             time.sleep(min(wait, BUSY_PAUSE))
         sweep.look()
         if mode is Mode.ALONE and survey.store.backend.has_lockless_writers():

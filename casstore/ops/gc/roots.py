@@ -276,7 +276,7 @@ def trim(store: ModelStore, groups: Iterable[Sequence[ListedRecord]]) -> tuple[i
         store.backend.make_durable([key for key in keys if number_of(key) == newest])
         for item in group:
             if number_of(item.key) == newest and not planned.issuperset(_same_number(keys, newest)):
-                continue  # Somebody wrote the ref again: this record competes with his.
+                continue  # Somebody wrote the ref again: this record competes with that one.
             # Invariant 1: only records that newer ones have replaced for a week, and deletions as old; elders first.
             store.backend.delete(item.key)
             count += 1

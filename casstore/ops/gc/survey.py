@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from casstore.errors import AccessDenied, BackendError, BackendUnavailable, ConfigError, IntegrityError
-from casstore.machine.leases import Leases
 from casstore.machine.this_machine import store_folder
+from casstore.machine.uses.leases import Leases
 from casstore.ops.descriptions import kept_copies
 from casstore.ops.gc.mark import Mark
 from casstore.ops.gc.policy import MAX_SKEW

@@ -50,7 +50,7 @@ class Sweep:
             try:
                 self.own.append(backend.in_spare_room(lambda: write_tombstone(backend, packs), last=True))
             except BackendError as error:  # noqa: PERF203  # once, as a rule
-                # A full disk gets free without a free byte, and without ballast: an earlier version may have made the store.
+                # A full disk must be freed without a free byte, and a store that was made on one has no ballast.
                 if not is_disk_full(error) or not self._survey.packs.make_room():
                     raise
             else:
@@ -127,7 +127,7 @@ class Sweep:
                 self.kept[pack] = "it holds the last copy of something that is needed, and that is damaged."
             else:
                 going.append(number)
-        # Invariant 5: what they hold was decided by copies of their footers, perhaps; the packs themselves have the last word.
+        # Invariant 5: what they hold was decided by copies of their footers, perhaps; the packs themselves decide.
         differing = packs.confirm([number for number in going if number not in torn])
         self.kept.update((packs.id_of(number), reason) for number, reason in differing.items())
         going = [number for number in going if number not in differing]

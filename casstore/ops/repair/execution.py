@@ -100,7 +100,7 @@ class _Repair:
                 if ref.head.name in chosen:
                     known[record.manifest] = self._heal(record, healer)
                 elif self.search.found:
-                    # Packs that are set apart may hold what other refs need: nothing relies on those any more.
+                    # Quarantined packs may hold what other refs need, and nothing relies on those packs.
                     healer.heal(needs_of(record, healer.read), fetch=False)
         if any(ref.is_unknown for ref in refs) or not all(item.complete for item in known.values()):
             healer.salvage_all()

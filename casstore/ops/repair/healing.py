@@ -84,7 +84,7 @@ class Healer:
         if not lost:
             return
         self.lost |= lost
-        # A base may mend many deltas. One of which a base is in no place needs a copy that decodes alone.
+        # One base may make many deltas whole. A delta of which some base is nowhere needs a copy that decodes alone.
         self._find(absent | stranded, describes=describes, fetch=fetch)
         _, _, lost = self._lost([object_id for object_id in asked if object_id not in self.healed])
         self._find(lost, describes=describes, fetch=fetch)

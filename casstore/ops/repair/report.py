@@ -57,7 +57,7 @@ class RecordRepair:
 class RepairReport:
     """The result of a repair, or with `dry_run`, what it would be.
 
-    `packs` are damaged ones that are set apart now, with the reasons. `sources` says how many objects were taken from
+    `packs` are damaged ones that are quarantined, with the reasons. `sources` says how many objects were taken from
     where: files of this store, and other stores. `segments` are damaged index segments that are replaced, `uncovered` packs
     that get one. `unreachable` are other stores that could not be asked, with the reasons; `problems` are sentences.
     """

@@ -96,7 +96,8 @@ class Checkout:
                 if fresh:
                     self._publish(root)
             except BaseException:
-                # Invariant 4: what is not whole and checked does not stay; only own files are removed.
+                # Invariant 4: whatever ended it, Ctrl-C included, what is not whole and checked does not stay. Only
+                # own files are removed, and the error goes on.
                 self._remove_written(descriptor)
                 if fresh:
                     with contextlib.suppress(OSError):

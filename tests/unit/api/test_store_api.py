@@ -96,8 +96,41 @@ class TestNames:
             store.add(minilm, ref="runs/x")
         with pytest.raises(casstore.ConfigError, match="not a ref name"):
             store.add(minilm, ref="tag/x")
-        with pytest.raises(casstore.ConfigError, match="not a ref name"):
+
+    def test_rm_and_undelete_take_the_name_alone(self, store, minilm):
+        model_id = store.add(minilm, ref="small").model_id
+        assert store.rm("small", dry_run=True) == "models/small"
+        assert store.model("small").ref == "models/small"
+        assert store.rm("small") == "models/small"
+        assert not store.ls()
+        assert store.undelete("small").name == "models/small"
+        assert store.tag("small", "models/small") == "tags/small"
+        with pytest.raises(casstore.RefNotFound, match="ambiguous: give models/small or tags/small"):
             store.rm("small")
+        assert store.rm("models/small") == "models/small"
+        assert store.rm("small") == "tags/small"
+        with pytest.raises(casstore.RefNotFound, match="No ref or model named 'small'"):
+            store.rm("small")
+        with pytest.raises(casstore.RefNotFound, match="ambiguous"):
+            store.undelete("small")
+        with pytest.raises(casstore.RefNotFound, match=r"is a model id.*ls --model"):
+            store.rm(model_id)
+        with pytest.raises(casstore.ConfigError, match="must not contain '@'"):
+            store.rm("no@name")
+
+    def test_a_closed_store_says_so(self, store, minilm, tmp_path):
+        store.add(minilm)
+        store.close()
+        store.close()
+        for verb in (
+            store.ls, store.stats, store.gc, store.check, store.du, store.repair, lambda: store.add(minilm),
+            lambda: store.get("minilm", tmp_path / "out"), lambda: store.rm("minilm"), lambda: store.log("minilm"),
+            lambda: store.tag("x", "minilm"), lambda: store.show("minilm"), lambda: store.push(tmp_path / "other", create=True),
+            lambda: store.open_file("minilm", "x"), lambda: store.undelete("minilm"), lambda: store.pin("minilm"),
+        ):  # fmt: skip
+            with pytest.raises(casstore.ConfigError, match="is closed"):
+                verb()
+        assert str(tmp_path) in repr(store)
 
     def test_a_name_by_default_never_takes_another_models(self, store, tmp_path):
         first = store.add(write(tmp_path / "a" / "m", "one"))

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 from fakes.posix_model import KEEP_ALL, LOSE_ALL, SimulatedCrash
-from fakes.stores import Disk, assert_clean, noise, open_on
+from fakes.stores import Disk, assert_clean, open_on
 
 from casstore import Store
 from casstore.backend import LocalBackend, MemoryBackend
@@ -20,18 +20,6 @@ from casstore.backend.local import ballast
 from casstore.backend.local.ballast import FOLDER, LAST, PIECE, PIECES
 from casstore.backend.oserrors import from_os_error
 from casstore.errors import BackendError
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def model(tmp_path):
-    place = tmp_path / "model.bin"
-    place.write_bytes(noise(1, 50_000))
-    return place
 
 
 def pieces(root):

@@ -4,6 +4,7 @@ import math
 import os
 import uuid
 from datetime import datetime, timezone
+from functools import partial
 
 import fsspec
 import pytest
@@ -18,9 +19,9 @@ from contract.backends import (
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from casstore.backend.fsspec import spool
 from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.backend.fsspec.info import entry
+from casstore.backend.fsspec.spool import SpoolingWriter, new_file
 from casstore.errors import (
     AccessDenied,
     BackendError,
@@ -242,9 +243,13 @@ def test_large_objects_are_spooled_to_a_file_that_no_kill_leaves_behind(tmp_path
 def test_large_objects_are_spooled_to_a_private_file(tmp_path, monkeypatch):
     """Where a file without a name cannot be opened again."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(spool, "_DESCRIPTORS", str(tmp_path / "absent"))
-    backend = make("objects")
-    with backend.open_writer() as writer:
+    sent = {}
+
+    def send(key, path):
+        sent[key] = os.path.getsize(path)
+
+    make_file = partial(new_file, str(tmp_path / "absent"))
+    with SpoolingWriter(send, "objects://store", make_file=make_file) as writer:
         writer.write([bytes(8 << 20)])
         assert list(tmp_path.iterdir()) == []
         writer.write([b"more"])
@@ -252,7 +257,7 @@ def test_large_objects_are_spooled_to_a_private_file(tmp_path, monkeypatch):
         assert kept.stat().st_mode & 0o777 == 0o600
         writer.commit(KEY)
     assert list(tmp_path.iterdir()) == []
-    assert backend.stat(KEY).size == (8 << 20) + 4
+    assert sent == {KEY: (8 << 20) + 4}
 
 
 def test_a_full_spool_names_the_place(tmp_path, monkeypatch):
@@ -263,13 +268,15 @@ def test_a_full_spool_names_the_place(tmp_path, monkeypatch):
 
 def test_a_spool_on_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(spool, "_new_file", lambda: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
-    backend = make("objects")
-    with backend.open_writer() as writer, pytest.raises(BackendError, match="TMPDIR") as failure:
+    sent = []
+    full = partial(open, "/dev/full", "wb", buffering=0)
+    with (
+        SpoolingWriter(lambda *parts: sent.append(parts), "objects://store", make_file=full) as writer,
+        pytest.raises(BackendError, match="TMPDIR") as failure,
+    ):
         writer.write([bytes(9 << 20)])
     assert f"MiB are free on the file system of {tmp_path}" in str(failure.value)
-    with pytest.raises(ObjectNotFound):
-        backend.stat(KEY)
+    assert not sent
 
 
 def test_objects_that_are_no_keys_are_left_out():

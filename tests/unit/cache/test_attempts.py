@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fakes.small_disk import small_disk
 
 from casstore import OliveCache
 from casstore.cache.placements import room
@@ -431,32 +432,16 @@ def test_a_hit_on_a_full_disk_is_written_elsewhere(tmp_path, model, full, monkey
 
 
 def test_a_real_disk_of_four_megabytes(tmp_path, model):
-    """As root, on a file system of its own; elsewhere the folder is as large as any."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = shutil.which("mount")
-    mounted = (
-        mount is not None
-        and subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=False, capture_output=True
-        ).returncode
-        == 0
-    )
-
     def make(model, output, size):
         with open(output / "o.bin", "wb") as file:
             file.writelines(os.urandom(1 << 10) for _ in range(size >> 10))
 
-    try:
-        with OliveCache(place / "cache") as cache:
-            small = (cache.run_pass("p", make, model, {"size": 1 << 10}, version="1") / "o.bin").read_bytes()
-            large = cache.run_pass("p", make, model, {"size": 8 << 20}, version="1")
-            assert (large / "o.bin").stat().st_size == 8 << 20
-            assert bool(cache.problems) == mounted
-            assert large.is_relative_to(place) != mounted
-            hit = cache.run_pass("p", make, model, {"size": 1 << 10}, version="1")
-            assert (hit / "o.bin").read_bytes() == small
-    finally:
-        if mounted:
-            subprocess.run(["umount", "--lazy", str(place)], check=True)
-            shutil.rmtree(large.parent)
+    with small_disk(tmp_path / "disk", size="4m") as disk, OliveCache(disk.place / "cache") as cache:
+        small = (cache.run_pass("p", make, model, {"size": 1 << 10}, version="1") / "o.bin").read_bytes()
+        large = cache.run_pass("p", make, model, {"size": 8 << 20}, version="1")
+        assert (large / "o.bin").stat().st_size == 8 << 20
+        assert cache.problems
+        assert not large.is_relative_to(disk.place)
+        hit = cache.run_pass("p", make, model, {"size": 1 << 10}, version="1")
+        assert (hit / "o.bin").read_bytes() == small
+    shutil.rmtree(large.parent)

@@ -92,7 +92,7 @@ PLACES = {"s3": "s3://bucket/cache", "az": "az://box/cache", "sftp": "sftp://127
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_secret_options_are_shown_nowhere(kind, tmp_path, own_home, caplog, monkeypatch):
     """In what a store, a cache or its settings print of themselves, in errors, in logs, on the disk."""
-    monkeypatch.setattr("casstore.backend._OPENING", RetryPolicy(deadline=0.1))
+    monkeypatch.setattr("casstore.backend.OPENING", RetryPolicy(deadline=0.1))
     options = OPTIONS[kind]
     config = CacheConfig(cache_dir=[str(tmp_path / "here"), PLACES[kind]], storage_options=options)
     assert SECRET not in repr(config)

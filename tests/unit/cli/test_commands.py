@@ -361,11 +361,12 @@ class TestTagAndRm:
         _, error = run("rm", "models/one", "--store", place, code=1)
         assert "models/one" in error
 
-    def test_rm_guesses_nothing(self, place, added):
-        _, error = run("rm", "one", "--store", place, code=1)
-        assert "models/one" in error
-        run("rm", added["model_id"], "--store", place, code=1)
-        run("rm", added["model_id"][:8], "--store", place, code=1)
+    def test_rm_takes_names_and_no_ids(self, place, added):
+        assert "Would delete models/one" in run("rm", "-n", "one", "--store", place)[0]
+        _, error = run("rm", added["model_id"], "--store", place, code=1)
+        assert "is a model id" in error
+        _, error = run("rm", added["model_id"][:8], "--store", place, code=1)
+        assert f"ls --model {added['model_id'][:8]}" in error
         assert run("ls", "-q", "--store", place)[0] == "models/one\n"
 
 
@@ -456,6 +457,16 @@ class TestTerminal:
         column = "".join(line.split(" ")[0] for line in out.splitlines()[1:])
         assert column == name
         assert "\x1b[3" not in out
+
+    def test_columns_without_anything_leave_room_for_the_others(self, place, added, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setattr(sys, "stdout", _Terminal())
+        with pytest.raises(SystemExit, match="0"):
+            app(["log", "--store", str(place)])
+        heading, row = sys.stdout.getvalue().split("\n")[:2]
+        assert heading.split() == ["time", "name", "model", "evaluations"]
+        assert row.split()[2:] == ["models/one", added["model_id"][:12], "0"]
 
     def test_progress_only_where_somebody_watches(self, place, model, monkeypatch):
         seen = []

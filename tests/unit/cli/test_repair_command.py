@@ -50,11 +50,11 @@ def test_from_finding_to_healing(place):
             assert read_model(store, ref) == model
     checked = "".join(run("check", "--read-data"))
     assert "nothing is wrong" in checked
-    assert "set apart, and needed by no ref: 1 pack" in checked
+    assert "quarantined, and needed by no ref: 1 pack" in checked
     run("gc", "--orphans=now")
     checked = "".join(run("check", "--read-data"))
     assert "nothing is wrong" in checked
-    assert "set apart" not in checked
+    assert "quarantined" not in checked
 
 
 def test_json(place):

@@ -19,9 +19,9 @@ from casstore import GcPolicy, OliveCache, Store, plan_gc
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.errors import BackendError, ConfigError
 from casstore.format import marks
-from casstore.machine.last_use import LastUse
-from casstore.machine.leases import Leases
 from casstore.machine.this_machine import machine_id, store_folder
+from casstore.machine.uses.last_use import LastUse
+from casstore.machine.uses.leases import Leases
 from casstore.ops.gc.policy import DAY
 
 MODEL = model_of(own=noise(1, 30_000))
@@ -275,7 +275,7 @@ def test_leases_end_with_close_and_with_the_process(tmp_path):
     other.take("models/b")
     program = """
         import sys
-        from casstore.machine.leases import Leases
+        from casstore.machine.uses.leases import Leases
         leases = Leases(sys.argv[1])
         leases.take("models/c")
         print("taken", flush=True)

@@ -121,11 +121,10 @@ def test_the_key_covers_the_place(tmp_path, monkeypatch):
     assert asked.key("a/f", found) == asked.key(b"a/f", found) == keys["a/f"]
     other = UnchangedFiles(min_age=0, mark=lambda _: b"another file system")
     assert other.key("a/f", found) not in {None, keys["a/f"]}
-    monkeypatch.setattr(unchanged, "_boot_id", lambda: b"after a crash")
-    rebooted = UnchangedFiles(min_age=0, mark=lambda _: b"test")
+    rebooted = UnchangedFiles(min_age=0, mark=lambda _: b"test", boot=lambda: b"after a crash")
     assert rebooted.key("a/f", found) not in {None, keys["a/f"]}
-    monkeypatch.setattr(unchanged, "_boot_id", lambda: None)
-    assert UnchangedFiles(min_age=0, mark=lambda _: b"test").key("a/f", found) is None
+    unsure = UnchangedFiles(min_age=0, mark=lambda _: b"test", boot=lambda: None)
+    assert unsure.key("a/f", found) is None
 
 
 def test_file_systems_are_asked_once_per_folder_in_each_call(tmp_path):

@@ -8,7 +8,7 @@ import uuid
 
 import numpy as np
 import pytest
-from fakes.collector import condemn, decoded, delete_packs, delta_frame, frames_of, packs_of
+from fakes.collector import condemn, decoded, delete_packs, delta_frame, frames_of, packs_of, write_frames
 from fakes.stores import model_of, noise, read_model, write_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,17 +42,6 @@ def again(store):
     return ModelStore(store.backend, store_id=bytes.fromhex(store.store_id), machine=MachineState(None))
 
 
-def put(store, *frames):
-    """Write frames into a pack of their own; return its id."""
-    before = set(packs_of(store.backend))
-    with store.publication() as publication:
-        for item in frames:
-            publication.write(item)
-        publication.commit_all([], lambda _: iter(()))
-    [pack] = set(packs_of(store.backend)) - before
-    return pack
-
-
 def plain(data):
     return encode_object(Kind.CHUNK, data)
 
@@ -71,9 +60,9 @@ def store():
 def chain(store):
     """ABOVE on DELTA on BASE, each in a pack of its own."""
     return [
-        put(store, plain(BASE)),
-        put(store, delta_frame(DELTA, 4, [BASE])),
-        put(store, delta_frame(ABOVE, 8, [DELTA])),
+        write_frames(store, plain(BASE)),
+        write_frames(store, delta_frame(DELTA, 4, [BASE])),
+        write_frames(store, delta_frame(ABOVE, 8, [DELTA])),
     ]
 
 
@@ -104,14 +93,14 @@ def test_what_needs_a_base_that_is_gone_cannot_be_required(store, chain):
 
 
 def test_another_copy_of_a_base_does(store, chain):
-    put(store, plain(BASE))
+    write_frames(store, plain(BASE))
     delete_packs(store.backend, [chain[0]])
     assert known(store, ABOVE)
 
 
 def test_a_copy_of_no_lower_rank_does_not(store, chain):
     other = noise(9, 900)
-    put(store, plain(other), delta_frame(BASE, 4, [other]))
+    write_frames(store, plain(other), delta_frame(BASE, 4, [other]))
     delete_packs(store.backend, [chain[0]])
     assert known(store, BASE)
     assert not known(store, DELTA)
@@ -119,7 +108,7 @@ def test_a_copy_of_no_lower_rank_does_not(store, chain):
 
 def test_a_plain_copy_is_found_beside_a_delta_that_does_not_decode(store, chain):
     delete_packs(store.backend, [chain[0]])
-    put(store, plain(ABOVE))
+    write_frames(store, plain(ABOVE))
     assert known(store, ABOVE)
     assert not known(store, DELTA)
 
@@ -131,7 +120,7 @@ def test_a_record_depends_on_the_packs_of_bases(store, chain):
 
 
 def test_what_a_writer_writes_itself_depends_on_them_too(store):
-    pack = put(store, plain(BASE))
+    pack = write_frames(store, plain(BASE))
     with again(store).publication() as publication:
         publication.write(delta_frame(DELTA, 4, [BASE]))
         assert set(publication._depends) == {pack}
@@ -141,8 +130,8 @@ def test_what_a_writer_writes_itself_depends_on_them_too(store):
 def test_a_delta_may_be_written_in_any_order(store, where):
     frames = [plain(BASE), delta_frame(DELTA, 4, [BASE])]
     if where == "before":
-        put(store, frames.pop(0))
-    put(store, *(reversed(frames) if where == "after" else frames))
+        write_frames(store, frames.pop(0))
+    write_frames(store, *(reversed(frames) if where == "after" else frames))
     assert known(store, DELTA)
 
 
@@ -278,7 +267,7 @@ def test_ten_thousand_deltas_are_resolved_in_a_moment(store):
     joined = EncodedFrames(
         [item.headers[0] for item in frames], memoryview(b"".join(item.data for item in frames))
     )
-    put(store, encode_objects(Kind.CHUNK, bases), joined)
+    write_frames(store, encode_objects(Kind.CHUNK, bases), joined)
     ids = [digest(item) for item in deltas]
     with again(store).publication() as publication:
         started = time.perf_counter()

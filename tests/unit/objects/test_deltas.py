@@ -8,7 +8,7 @@ import uuid
 import numpy as np
 import pytest
 from contract.backends import ObjectDriver
-from fakes.collector import condemn, delete_packs, delta_frame, packs_of
+from fakes.collector import condemn, delete_packs, delta_frame, packs_of, write_frames
 from fakes.model_files import safetensors_bytes
 from fakes.predicting import FAMILY, predicting, relative
 from fakes.stores import assert_clean, model_of, noise, read_folder, read_model, write_model
@@ -61,17 +61,6 @@ def memory(tmp_path):
     return made("memory", tmp_path)
 
 
-def put(store, *frames):
-    """Write frames into a pack of their own; return its id."""
-    before = set(packs_of(store.backend))
-    with store.publication() as publication:
-        for item in frames:
-            publication.write(item)
-        publication.commit_all([], lambda _: iter(()))
-    [pack] = set(packs_of(store.backend)) - before
-    return pack
-
-
 def forge(store, *frames):
     """Write frames that no publish would: with an index, and no check of their bases."""
     with PackWriter(store.backend) as writer:
@@ -110,9 +99,9 @@ def read(store, data):
 
 
 def test_a_chain_reads_whatever_is_asked_for(store):
-    put(store, plain(BASE), plain(OTHER))
-    put(store, delta_frame(DELTA, 4, [BASE, OTHER]))
-    put(store, delta_frame(ABOVE, 8, [DELTA, BASE]))
+    write_frames(store, plain(BASE), plain(OTHER))
+    write_frames(store, delta_frame(DELTA, 4, [BASE, OTHER]))
+    write_frames(store, delta_frame(ABOVE, 8, [DELTA, BASE]))
     everything = [ABOVE, BASE, DELTA, OTHER, ABOVE]
     assert opened(store.backend).objects.read_many(list(map(digest, everything))) == everything
     for data in everything:
@@ -150,7 +139,7 @@ def test_models_of_deltas_are_read_in_every_way(store, tmp_path):
             frames.append(made_of)
             assert len(made_of.data) < 0.7 * len(data)
     assert frames
-    put(far, *frames)
+    write_frames(far, *frames)
     far.add(str(tmp_path / "second"), ref="models/second")
     reader = opened(far.backend)
     assert read_model(reader, "models/second") == second
@@ -168,9 +157,9 @@ def predict(data, base):
 def test_each_base_is_decoded_once(memory, monkeypatch):
     """Eight levels of ten chunks, each made of all ten below: as many frames are read as there are."""
     levels = [[noise(100 * level + at, 600) for at in range(10)] for level in range(9)]
-    put(memory, *map(plain, levels[0]))
+    write_frames(memory, *map(plain, levels[0]))
     for level in range(1, 9):
-        put(memory, *(delta_frame(data, 4 * level, levels[level - 1]) for data in levels[level]))
+        write_frames(memory, *(delta_frame(data, 4 * level, levels[level - 1]) for data in levels[level]))
     reader = opened(memory.backend)
     count = 0
     inner = reader.backend.read_into
@@ -190,9 +179,9 @@ def test_each_base_is_decoded_once(memory, monkeypatch):
 
 
 def test_a_missing_base_is_named(store):
-    base = put(store, plain(BASE))
-    put(store, delta_frame(DELTA, 4, [BASE]))
-    put(store, delta_frame(ABOVE, 8, [DELTA]), plain(OTHER))
+    base = write_frames(store, plain(BASE))
+    write_frames(store, delta_frame(DELTA, 4, [BASE]))
+    write_frames(store, delta_frame(ABOVE, 8, [DELTA]), plain(OTHER))
     delete_packs(store.backend, [base])
     for data in (DELTA, ABOVE):
         with pytest.raises(MissingObject, match=digest(BASE).hex()):
@@ -200,15 +189,15 @@ def test_a_missing_base_is_named(store):
     found, failed = opened(store.backend).objects.read_present([digest(item) for item in (OTHER, ABOVE)])
     assert found == {digest(OTHER): OTHER}
     assert failed.keys() == {digest(ABOVE)}
-    put(store, plain(BASE))
+    write_frames(store, plain(BASE))
     assert read(store, ABOVE)
 
 
 def test_another_delta_is_read_where_the_first_lacks_its_base(store):
-    base = put(store, plain(BASE))
-    put(store, plain(OTHER))
-    put(store, delta_frame(DELTA, 4, [BASE]))
-    put(store, delta_frame(DELTA, 8, [OTHER]), delta_frame(ABOVE, 12, [DELTA]))
+    base = write_frames(store, plain(BASE))
+    write_frames(store, plain(OTHER))
+    write_frames(store, delta_frame(DELTA, 4, [BASE]))
+    write_frames(store, delta_frame(DELTA, 8, [OTHER]), delta_frame(ABOVE, 12, [DELTA]))
     reader = opened(store.backend)
     assert reader.objects.read(digest(DELTA)) == DELTA
     delete_packs(store.backend, [base])
@@ -218,10 +207,10 @@ def test_another_delta_is_read_where_the_first_lacks_its_base(store):
 
 
 def test_a_copy_that_ranks_too_high_is_no_base(store):
-    base = put(store, plain(BASE))
-    put(store, plain(OTHER))
-    put(store, delta_frame(DELTA, 4, [BASE]))
-    put(store, delta_frame(BASE, 4, [OTHER]))
+    base = write_frames(store, plain(BASE))
+    write_frames(store, plain(OTHER))
+    write_frames(store, delta_frame(DELTA, 4, [BASE]))
+    write_frames(store, delta_frame(BASE, 4, [OTHER]))
     delete_packs(store.backend, [base])
     assert read(store, BASE)
     with pytest.raises(MissingObject, match="lower rank"):
@@ -230,17 +219,20 @@ def test_a_copy_that_ranks_too_high_is_no_base(store):
 
 @pytest.mark.parametrize("where", ["base", "delta"])
 def test_a_damaged_frame_is_read_from_another_copy(store, where):
-    packs = {"base": put(store, plain(BASE)), "delta": put(store, delta_frame(DELTA, 4, [BASE]))}
-    put(store, delta_frame(DELTA, 8, [BASE]))
-    put(store, plain(BASE))
+    packs = {
+        "base": write_frames(store, plain(BASE)),
+        "delta": write_frames(store, delta_frame(DELTA, 4, [BASE])),
+    }
+    write_frames(store, delta_frame(DELTA, 8, [BASE]))
+    write_frames(store, plain(BASE))
     _, begin, _ = place_of(store, packs[where], digest({"base": BASE, "delta": DELTA}[where]))
     flip(store, packs[where], begin + 40)
     assert read(store, DELTA)
 
 
 def test_a_damaged_base_is_named_and_so_is_its_pack(store):
-    base = put(store, plain(BASE))
-    put(store, delta_frame(DELTA, 4, [BASE]))
+    base = write_frames(store, plain(BASE))
+    write_frames(store, delta_frame(DELTA, 4, [BASE]))
     flip(store, base, place_of(store, base, digest(BASE))[1])
     with pytest.raises(DigestMismatch, match=base.hex()):
         read(store, DELTA)
@@ -249,9 +241,9 @@ def test_a_damaged_base_is_named_and_so_is_its_pack(store):
 
 
 def test_a_plain_copy_is_used_instead_of_a_delta_whose_base_is_damaged(store):
-    base = put(store, plain(BASE))
-    delta = put(store, delta_frame(DELTA, 4, [BASE]))
-    hidden = put(store, plain(DELTA))
+    base = write_frames(store, plain(BASE))
+    delta = write_frames(store, delta_frame(DELTA, 4, [BASE]))
+    hidden = write_frames(store, plain(DELTA))
     reader = opened(store.backend)
     # The reader's index was read before the plain copy was there.
     saved = store.backend.read(pack_key(hidden))
@@ -264,7 +256,7 @@ def test_a_plain_copy_is_used_instead_of_a_delta_whose_base_is_damaged(store):
 
 
 def test_every_flip_in_a_delta_is_seen(memory):
-    put(memory, plain(BASE))
+    write_frames(memory, plain(BASE))
     data = bytearray(BASE[:400])
     data[7] ^= 1
     delta = encode_delta(
@@ -272,7 +264,7 @@ def test_every_flip_in_a_delta_is_seen(memory):
         bases=[Base(digest(BASE), BASE)],
         pieces=[same(0, [Extent(0, 0, 400)], Residual(Order.INTEGER, 1))],
     )
-    pack = put(memory, delta)
+    pack = write_frames(memory, delta)
     whole = bytes(memory.backend.read(pack_key(pack)))
     begin, _, end = place_of(memory, pack, digest(data))
     seen, silent = set(), 0
@@ -306,7 +298,7 @@ def test_circles_and_deltas_of_themselves_end(memory):
 
 def test_a_chain_of_all_ranks_is_read(memory):
     chain = [noise(200 + at, 500) for at in range(33)]
-    put(
+    write_frames(
         memory, plain(chain[0]), *(delta_frame(chain[rank], rank, [chain[rank - 1]]) for rank in range(1, 33))
     )
     assert read(memory, chain[32])
@@ -315,12 +307,12 @@ def test_a_chain_of_all_ranks_is_read(memory):
 def test_bases_without_end_are_refused_before_they_are_read(memory):
     """A small pack of large chunks that compress to nothing, and one that needs all of them."""
     zeros = [bytes([at & 255, at >> 8]) + bytes(MIB - 2) for at in range(257)]
-    put(memory, *map(plain, zeros))
+    write_frames(memory, *map(plain, zeros))
     names = [Base(digest(item), item) for item in zeros]
     pieces = [same(at, [Extent(at, 0, 1)]) for at in range(257)]
     assert encode_delta(bytes(at & 255 for at in range(257)), bases=names, pieces=pieces) is None
     wanted = bytes(at & 255 for at in range(257))
-    put(memory, delta_frame(wanted, 4, zeros))
+    write_frames(memory, delta_frame(wanted, 4, zeros))
     with pytest.raises(FormatError, match="256 MiB is the limit"):
         read(memory, wanted)
     [problem] = check(opened(memory.backend), read_data=True).problems
@@ -329,11 +321,11 @@ def test_bases_without_end_are_refused_before_they_are_read(memory):
 
 @pytest.mark.parametrize("change", [{"encoding": 0}, {"encoding": 1}, {"encoding": 9}])
 def test_bases_and_encoding_have_to_fit(memory, change):
-    put(memory, plain(BASE))
+    write_frames(memory, plain(BASE))
     delta = delta_frame(DELTA, 4, [BASE])
     header = dataclasses.replace(delta.headers[0], **change)
     payload = bytes(delta.data[header.size :])
-    put(memory, EncodedFrames([header], memoryview(frame.encode_header(header) + payload)))
+    write_frames(memory, EncodedFrames([header], memoryview(frame.encode_header(header) + payload)))
     with pytest.raises(FormatError):
         read(memory, DELTA)
 
@@ -346,7 +338,7 @@ def pieces_of(size):
 
 
 def test_a_writer_gets_ranks_in_steps_and_ends_after_eight(memory):
-    put(memory, plain(relative(0)))
+    write_frames(memory, plain(relative(0)))
     ranks = []
     for number in range(1, 10):
         bases = memory.objects.read_bases([digest(relative(number - 1))])
@@ -354,7 +346,7 @@ def test_a_writer_gets_ranks_in_steps_and_ends_after_eight(memory):
         if frames is None:
             break
         assert bases[0].below == 40_000 * (number - 1)
-        put(memory, frames)
+        write_frames(memory, frames)
         ranks.append(frames.headers[0].rank)
     assert ranks == [4, 8, 12, 16, 20, 24, 28, 32]
     assert read(memory, relative(8))
@@ -460,7 +452,9 @@ def test_a_pull_reads_bases_from_the_store_that_has_them(memory, tmp_path):
     for one, other in zip(olds, news, strict=True):
         if one != other:
             data = scratch.objects.read(other)
-            put(far, encode_delta(data, bases=far.objects.read_bases([one]), pieces=pieces_of(len(data))))
+            write_frames(
+                far, encode_delta(data, bases=far.objects.read_bases([one]), pieces=pieces_of(len(data)))
+            )
     far.add(folders[1], ref="models/new")
     plan = plan_sync(opened(far.backend), near, ["models/new"])
     report = execute(plan)

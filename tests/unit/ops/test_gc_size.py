@@ -20,8 +20,8 @@ from fakes.stores import Content, assert_clean, model_of, noise, read_model, sma
 from casstore import GcPolicy, OliveCache, Store, execute_gc, plan_gc
 from casstore.errors import ConfigError, MissingObject
 from casstore.format.rows import Kind
-from casstore.machine.leases import Leases
 from casstore.machine.this_machine import store_folder
+from casstore.machine.uses.leases import Leases
 from casstore.objects.publishing.pack_writer import encode_object
 from casstore.ops.gc.policies.eviction import Holders, victims
 from casstore.ops.gc.policy import DAY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes.collector import packs_of
 from fakes.stores import assert_clean, model_of, noise, read_model
-from fakes.sync_stores import Side
+from fakes.sync_stores import Side, source_files
 
 from casstore.errors import CasstoreError, FormatError
 from casstore.format import names
@@ -22,13 +22,7 @@ BAD = "models/b"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """What the source holds, by the keys of its files."""
-    side = Side("memory", tmp_path_factory.mktemp("source"))
-    for name, content in MODELS.items():
-        side.add(name, content)
-    side.plain.tag("best", "models/c")
-    side.plain.put_manifest("runs/small", b"a run")
-    side.plain.put_manifest("runs/large", noise(9, 20_000))
-    return side.files()
+    return source_files(tmp_path_factory.mktemp("source"), MODELS, best="models/c")
 
 
 @pytest.fixture(params=[("memory", "objects"), ("objects", "local"), ("local", "memory")], ids="-".join)

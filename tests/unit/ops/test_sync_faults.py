@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes.collector import packs_of
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
-from fakes.sync_stores import FlakyFileSystem, Side, shown
+from fakes.sync_stores import FlakyFileSystem, Side, shown, source_files
 
 from casstore.backend.base import Throttled
 from casstore.errors import (
@@ -39,13 +39,7 @@ def kinds(request):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """What the source holds, by the keys of its files."""
-    side = Side("memory", tmp_path_factory.mktemp("source"))
-    for name, content in MODELS.items():
-        side.add(name, content)
-    side.plain.tag("best", "models/b")
-    side.plain.put_manifest("runs/small", b"a run")
-    side.plain.put_manifest("runs/large", noise(9, 20_000))
-    return side.files()
+    return source_files(tmp_path_factory.mktemp("source"), MODELS, best="models/b")
 
 
 @pytest.fixture

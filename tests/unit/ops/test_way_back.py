@@ -390,7 +390,7 @@ def test_a_damaged_note_does_not_block_the_way_back(place, how):
     again = place.quarantine()
     assert again
     assert again.keys() <= packs.keys()
-    assert all("was set apart" in reason for reason in again.values())
+    assert all("was quarantined" in reason for reason in again.values())
     place.add()
     place.assert_whole()
 

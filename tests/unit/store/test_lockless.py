@@ -41,18 +41,6 @@ def open_through_fsspec(root):
 
 
 @pytest.fixture
-def root(tmp_path):
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def model(tmp_path):
-    file = tmp_path / "model.bin"
-    file.write_bytes(noise(1, 100_000))
-    return file
-
-
-@pytest.fixture
 def near(root, model):
     """Return a store whose only model is deleted: its pack is free for the taking."""
     with Store(root, create=True, durability="none") as store:

@@ -137,8 +137,10 @@ def test_what_is_not_deleted_and_what_never_was(store):
         store.undelete("models/one")
     with pytest.raises(RefNotFound):
         store.undelete("models/none")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="models/one is not deleted"):
         store.undelete("one")
+    with pytest.raises(ConfigError, match="not a ref name"):
+        store.undelete("models")
 
 
 @pytest.mark.parametrize("reopened", [False, True])
@@ -171,9 +173,9 @@ def test_what_somebody_writes_meanwhile_stays(store, two, monkeypatch):
     store.rm("models/one")
     writing = undeleting._write
 
-    def late(store, earlier):
+    def late(store, *rest):
         store.add(two, ref="models/one")
-        return writing(store, earlier)
+        return writing(store, *rest)
 
     monkeypatch.setattr(undeleting, "_write", late)
     with pytest.raises(ConflictError, match="models/one was written by someone else"):

@@ -84,7 +84,7 @@ def victims(
     while heap:
         _, _, model = heapq.heappop(heap)
         if not waits[model]:
-            continue  # It went under a later rank, which was lower.
+            continue  # It was ranked again when it came to free more, and has gone already.
         waits[model] = False
         freed = int(holders.alone[model])
         grown = holders.remove(model)

@@ -16,7 +16,7 @@ from casstore.ops.gc.candidates import choose, repack_to_free, rows_to_copy, unm
 from casstore.ops.gc.policies.deletion import Deletion
 from casstore.ops.gc.policies.entries import costs, is_entry, read_runs
 from casstore.ops.gc.policies.eviction import Holders, victims
-from casstore.ops.gc.policies.holdings import Holdings
+from casstore.ops.gc.policies.reach import Reach
 from casstore.ops.gc.roots import trimmable
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ def fit(
     groups = _groups(survey, kept, outdated, written=written, used=used)
     entries = {record.name for group in groups.values() for record in group.refs}
     needed = _needed(survey)
-    holdings = Holdings(survey)
-    others = holdings.mask(chain.from_iterable(needed[name] for name in needed.keys() - entries))
+    reach = Reach(survey)
+    others = reach.mask(chain.from_iterable(needed[name] for name in needed.keys() - entries))
     held = [
-        holdings.of(chain.from_iterable(needed[record.name] for record in group.refs))
+        reach.of(chain.from_iterable(needed[record.name] for record in group.refs))
         for group in groups.values()
     ]
-    holders = Holders(held, sizes=holdings.sizes, kept=others)
+    holders = Holders(held, sizes=reach.sizes, kept=others)
     seconds = costs(
         read_runs(survey.roots), groups.keys(), _targets(survey, without=entries | outdated.keys())
     )
@@ -96,7 +96,7 @@ def fit(
         used=np.array([group.used for group in groups.values()]),
     )  # fmt: skip
     # What remains if every pack is rewritten.
-    least = int(holdings.sizes[others | holders.held()].sum()) + _unmovable_bytes(survey) + small
+    least = int(reach.sizes[others | holders.held()].sum()) + _unmovable_bytes(survey) + small
     models = list(groups)
     chosen: list[int] = []
     deletions: list[Deletion] = []

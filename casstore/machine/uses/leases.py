@@ -7,7 +7,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from casstore.machine.uses import Uses
+from casstore.machine.uses.processes import Uses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

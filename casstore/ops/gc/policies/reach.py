@@ -1,4 +1,4 @@
-"""Which objects models need, and what each of those takes, for the accounts of a collection that must free space."""
+"""Which objects records reach, and what each of those takes, for a collection that must free space."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Positions = NDArray[np.int64]
 
 
-class Holdings:
-    """What records need, by the numbers that objects have in the survey's table until packs are listed again.
+class Reach:
+    """What records reach, by the numbers that objects have in the survey's table until packs are listed again.
 
     `sizes` are the bytes that each object takes in a pack, its row in the pack's directory included.
     """
@@ -39,7 +39,7 @@ class Holdings:
         self.sizes[table.objects[rows]] = table.sizes[rows].astype(np.int64) + ROW.itemsize
 
     def of(self, records: Iterable[Record]) -> Positions:
-        """Return the objects that these records need, bases included, each once."""
+        """Return the objects that these records reach, bases included, each once."""
         parts: list[Positions] = []
         direct: list[bytes] = []
         for record in records:
@@ -55,7 +55,7 @@ class Holdings:
         return self._table.with_bases(found[found >= 0], self._rows)
 
     def mask(self, records: Iterable[Record]) -> NDArray[np.bool_]:
-        """Return a mask over all objects that is true for those that these records need."""
+        """Return a mask over all objects that is true for those that these records reach."""
         needed = np.zeros(len(self.sizes), np.bool_)
         for record in records:
             if record.manifest is not None:

@@ -1,0 +1,1 @@
+"""What this machine uses of stores: when it read which model last, and which refs its running pipelines need."""
