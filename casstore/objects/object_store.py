@@ -194,9 +194,15 @@ class ObjectStore:
     def read_bases(self, ids: Sequence[bytes]) -> list[Base]:
         """Return objects as `encode_delta` needs them. Raises MissingObject or another IntegrityError."""
         located = self.locate(ids)
-        plain = self.read_many(ids)
+        edges = [0, *accumulate(located.rows["raw"].tolist())]
+        if self._is_far:
+            parts: Sequence[bytes | memoryview] = self.read_many(ids)
+        else:
+            buffer = new_buffer(edges[-1])
+            self.fill(located, range(len(ids)), buffer, edges)
+            parts = [buffer[begin:end].toreadonly() for begin, end in pairwise(edges)]
         return [
-            Base(ids[at], plain[at], int(rank), self._reader.size_of_bases(located, at))
+            Base(ids[at], parts[at], rank, self._reader.size_of_bases(located, at) if rank else 0)
             for at, rank in enumerate(located.rows["rank"].tolist())
         ]
 

@@ -16,6 +16,7 @@ from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_obje
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
 from casstore.store.adding.add import AddResult, add_model, check_record
+from casstore.store.adding.bases.policy import delta_policy
 from casstore.store.adding.content import content_id
 from casstore.store.adding.exclusion import Exclusion
 from casstore.store.checkout.checkout import Checkout
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from casstore.machine.state import MachineState
     from casstore.objects import Damage, Publication
     from casstore.refs.rows import RefRow
+    from casstore.store.adding.bases.policy import DeltaOption
     from casstore.store.reading.model import Model
     from casstore.store.reading.other_stores import OtherStores
 
@@ -63,14 +65,18 @@ class ModelStore:
         others: OtherStores | None = None,
         file_system_type: Callable[[str], str | None] | None = None,
         last_use: LastUse | None = None,
+        delta: DeltaOption = "balanced",
     ) -> None:
         """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere.
 
         `others` are stores from which models are read where this one has lost something. `file_system_type` names the type
-        of the file system that a path is on, as in mount(8); None asks the system.
+        of the file system that a path is on, as in mount(8); None asks the system. `delta` is how `add` uses what the store
+        has.
         """
         self.backend = backend
+        delta_policy(delta)
         self.store_id = store_id.hex()
+        self._delta = delta
         self.objects = ObjectStore(backend, index_copies=index_copies, chunk_cache=chunk_cache)
         self.machine = machine
         self.last_use = last_use or LastUse(None)
@@ -111,13 +117,15 @@ class ModelStore:
         stat_cache: bool = True,
         exclude: Sequence[str] = (),
         ignore_file: bool = True,
+        delta: DeltaOption | None = None,
     ) -> AddResult:
         """Add a file or directory and make `ref` name it; return what it took.
 
         `ref="minilm"` means `models/minilm`. By default the file or folder gives the name, `./minilm` is added as
         `models/minilm`, and a map as `models/<model id>`. A map adds several files and directories at once, each
         under the path in the model that is its key. `base` is the model that it was made from; it and `metadata` are
-        kept in the ref's record. `stat_cache=False` reads files even if their times say that nothing changed.
+        kept in the ref's record. Chunks are stored as deltas against tensors of the store that predict them, of the base or of like
+        models, as `delta` allows, by default the store's own setting. `stat_cache=False` reads files even if their times say that nothing changed.
         `exclude` are patterns, as in .gitignore, of what is left out of every folder that is added; one that is added
         by its own path also leaves out what its `.casstoreignore` says, unless `ignore_file` is off. Raises
         PathNotFound (a FileNotFoundError) if there is nothing to add, ConfigError for paths that cannot be kept,
@@ -135,6 +143,7 @@ class ModelStore:
             follow_links=follow_links,
             stat_cache=stat_cache,
             exclusion=Exclusion(exclude, ignore_file=ignore_file),
+            delta=self._delta if delta is None else delta,
         )
 
     def get(

@@ -27,18 +27,23 @@ class Base(NamedTuple):
     """
 
     object_id: bytes
-    plain: bytes
+    plain: bytes | memoryview
     rank: int = 0
     below: int = 0
 
 
 def encode_delta(
-    plain: bytes, *, bases: Sequence[Base], pieces: Sequence[Piece], side: bytes = b""
+    plain: bytes | memoryview,
+    *,
+    bases: Sequence[Base],
+    pieces: Sequence[Piece],
+    side: bytes = b"",
+    object_id: bytes | None = None,
 ) -> EncodedFrames | None:
     """Return the frame of a chunk that is predicted from bases, verified; None if it would be no use or beyond the limits.
 
     `pieces` predict parts of `plain`, and name bases by their place in `bases`; the rest, and `side`, become literal bytes
-    (`codecs.encode_delta`). No use is one that is not smaller than `plain`. Raises ValueError for a prediction that is not exact and
+    (`codecs.encode_delta`). `object_id` is the id of `plain`, if it is known. No use is one that is not smaller than `plain`. Raises ValueError for a prediction that is not exact and
     has no residual, FormatError for pieces that are malformed, DigestMismatch if the encoder is wrong.
     """
     rank = max(base.rank for base in bases) + RANK_STEP
@@ -49,15 +54,18 @@ def encode_delta(
     if len(payload) >= len(plain):
         return None
     ids = tuple(base.object_id for base in bases)
-    header = FrameHeader(digest(plain), Kind.CHUNK, Encoding.DELTA, len(plain), len(payload), rank, ids)
-    _verify(header, payload, bases)
+    own = digest(plain) if object_id is None else object_id
+    header = FrameHeader(own, Kind.CHUNK, Encoding.DELTA, len(plain), len(payload), rank, ids)
+    _verify(header, payload, bases, memoryview(plain))
     return EncodedFrames([header], memoryview(frame.encode_header(header) + payload))
 
 
-def _verify(header: FrameHeader, payload: bytes, bases: Sequence[Base]) -> None:
+def _verify(header: FrameHeader, payload: bytes, bases: Sequence[Base], plain: memoryview) -> None:
     """Decode a payload before it is published (invariant 9)."""
     decoded = scratch(header.raw)
     codecs.decode_deltas([Delta(payload, [base.plain for base in bases])], [header.raw], decoded)
+    if codecs.equal(decoded, plain):
+        return
     actual = digest(decoded)
     if actual != header.object_id:
         raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was added.")
