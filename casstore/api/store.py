@@ -20,6 +20,7 @@ from casstore.machine.state import MachineState, machine_folder, state_path
 from casstore.machine.this_machine import store_folder
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
+from casstore.store.adding.bases.policy import delta_policy
 from casstore.store.checkout.single_file import write_file
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from casstore.ops.repair import RepairReport
     from casstore.ops.stats import StoreStats
     from casstore.ops.sync import SyncReport
+    from casstore.store.adding.bases.policy import DeltaOption
     from casstore.store.reading.model import Model
 
 
@@ -69,6 +71,7 @@ class Store(ModelStore):
         shared: Literal["group"] | None = None,
         chunk_cache: int = CHUNK_CACHE,
         fallback: bool = True,
+        delta: DeltaOption = "balanced",
         **storage_options: Any,
     ) -> None:
         """Open the store at a path or URL; with `create`, make it if there is none yet.
@@ -78,10 +81,13 @@ class Store(ModelStore):
         directory's group may read and write: later openers know it by the directory's mode. `chunk_cache` is how many
         bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
         With `fallback`, models of which this store has lost something are read from its remotes (`casstore remote
-        add`), which are asked only then. `storage_options` go to fsspec. Raises StoreNotFound (a FileNotFoundError) where there is no store, ConfigError
+        add`), which are asked only then. `delta` says when `add` stores chunks as deltas against tensors of the store:
+        "balanced" where that saves a tenth and reading stays fast, "max" wherever it saves anything, "off" never.
+        `storage_options` go to fsspec. Raises StoreNotFound (a FileNotFoundError) where there is no store, ConfigError
         for a place that cannot become one, that lies in another store, or that is private although `shared` is given,
         UnsupportedVersion for a store that a newer casstore made.
         """
+        delta_policy(delta)  # Before anything is opened.
         if create:
             refuse_nested_store(path_or_url)
         backend = open_backend(
@@ -110,6 +116,7 @@ class Store(ModelStore):
             chunk_cache=chunk_cache,
             last_use=LastUse(store_folder(identity.store_id.hex()) if keeps_state else None),
             others=OtherStores(self._remotes) if fallback else None,
+            delta=delta,
         )
 
     def ls(

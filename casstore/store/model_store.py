@@ -16,7 +16,6 @@ from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_obje
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
 from casstore.store.adding.add import AddResult, add_model, check_record
-from casstore.store.adding.bases.policy import delta_policy
 from casstore.store.adding.content import content_id
 from casstore.store.adding.exclusion import Exclusion
 from casstore.store.checkout.checkout import Checkout
@@ -74,7 +73,6 @@ class ModelStore:
         has.
         """
         self.backend = backend
-        delta_policy(delta)
         self.store_id = store_id.hex()
         self._delta = delta
         self.objects = ObjectStore(backend, index_copies=index_copies, chunk_cache=chunk_cache)
