@@ -9,7 +9,7 @@ setup(
         Extension(
             "casstore._kernels",
             ["casstore/_kernels.c", *sorted(glob("casstore/codecs/native/*.c"))],
-            depends=["casstore/codecs/native/kernels.h"],
+            depends=sorted(glob("casstore/codecs/native/*.h")),
             # A product and a sum in one instruction round once, and the format says that they round twice.
             extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
             optional=True,

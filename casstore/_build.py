@@ -23,6 +23,7 @@ class Kernels(Protocol):
     repeats: Callable[[Buffer, int], bool]
     subtract: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
+    cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
 
 
 def _load() -> Kernels | None:

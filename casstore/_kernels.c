@@ -312,6 +312,7 @@ static PyMethodDef methods[] = {
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
     {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences."},
     {"add", add, METH_VARARGS, "add(differences, predicted, out, width, float): the inverse of subtract."},
+    {"cast", cast, METH_VARARGS, "cast(values, out, source, target, rounding, saturate): write floats in another format."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -326,7 +326,7 @@ NEWER = {
     "a stream": made(piece(), streams=[(6, b"x")]),
     "a stream's encoding": made(piece(), encoding=3),
     "an extent": made(piece(spare=1)),
-    "an operation": made(piece(steps=[(2, 1, (0,), b"")])),
+    "an operation": made(piece(steps=[(99, 1, (0,), b"")])),
     "a version of an operation": made(piece(steps=[(SAME, 2, (0,), b"")])),
     "an order": made(piece(order=3, width=4), streams=[(4, bytes(4))]),
 }
