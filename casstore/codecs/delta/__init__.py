@@ -1,14 +1,18 @@
 """The `delta` encoding: bytes predicted from other chunks, and what the prediction missed. Pure functions on buffers.
 
-A payload is a list of pieces, each a prediction for a range of the output, with literal bytes between them. `predict.py`
-has the operations of which predictions are made; a new one is a function there, and nothing else changes.
+A payload is a list of pieces, each a prediction for a range of the output, with literal bytes between them. `operations/` has
+the operations of which predictions are made; a new one is a module there, and nothing else changes.
 """
 
 from __future__ import annotations
 
 from casstore.codecs.delta.decoder import Delta, decode_deltas
 from casstore.codecs.delta.encoder import encode_delta
+from casstore.codecs.delta.operations.cast import cast_step
+from casstore.codecs.delta.operations.floats import Rounding
 from casstore.codecs.delta.piece import LITERALS, SAME, Extent, Order, Piece, Residual, Step, same
+from casstore.codecs.delta.predict import piece_of
+from casstore.codecs.delta.programs import cast
 
 __all__ = [
     "LITERALS",
@@ -18,8 +22,12 @@ __all__ = [
     "Order",
     "Piece",
     "Residual",
+    "Rounding",
     "Step",
+    "cast",
+    "cast_step",
     "decode_deltas",
     "encode_delta",
+    "piece_of",
     "same",
 ]

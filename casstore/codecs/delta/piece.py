@@ -13,7 +13,8 @@ LITERALS = 0xFFFF
 """As the base of an extent: the literal bytes of the delta itself."""
 
 SAME = 1
-"""The number of the operation that returns its only operand."""
+CAST = 2
+"""The numbers of the operations."""
 
 
 class Extent(NamedTuple):

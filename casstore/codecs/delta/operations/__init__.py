@@ -1,0 +1,19 @@
+"""The operations of which predictions are made; format/README.md specifies each bit for bit.
+
+To add one: give it the next number there and in `piece.py`, write a module with its OPERATION and the function that makes its
+step, and list it here. What an operation returns never changes; a better one is a new version beside the old one.
+"""
+
+from __future__ import annotations
+
+from casstore.codecs.delta.operations import cast, same
+from casstore.codecs.delta.operations.operation import Operation
+from casstore.codecs.delta.piece import CAST, SAME
+
+__all__ = ["OPERATIONS", "Operation"]
+
+OPERATIONS = {
+    (SAME, 1): same.OPERATION,
+    (CAST, 1): cast.OPERATION,
+}
+"""Operations by number and version."""
