@@ -7,7 +7,7 @@ the operations of which predictions are made; a new one is a module there, and n
 from __future__ import annotations
 
 from casstore.codecs.delta.decoder import Delta, decode_deltas
-from casstore.codecs.delta.encoder import encode_delta
+from casstore.codecs.delta.encoder import DeltaInput, encode_delta, encode_deltas
 from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.floats import Rounding
 from casstore.codecs.delta.piece import LITERALS, SAME, Extent, Order, Piece, Residual, Step, same
@@ -18,6 +18,7 @@ __all__ = [
     "LITERALS",
     "SAME",
     "Delta",
+    "DeltaInput",
     "Extent",
     "Order",
     "Piece",
@@ -28,6 +29,7 @@ __all__ = [
     "cast_step",
     "decode_deltas",
     "encode_delta",
+    "encode_deltas",
     "piece_of",
     "same",
 ]

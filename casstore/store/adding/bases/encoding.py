@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import FormatError
 from casstore.format.rows import Kind
-from casstore.objects import EncodedFrames, encode_delta, encode_frames
+from casstore.objects import DeltaChunk, EncodedFrames, encode_deltas, encode_frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from casstore.codecs import ElementHint
-    from casstore.objects import Base
     from casstore.store.adding.bases.base_chunks import BaseChunks
     from casstore.store.adding.bases.chunk_plan import ChunkPlan
     from casstore.store.adding.bases.policy import DeltaPolicy
@@ -41,15 +40,15 @@ def encode_planned(
     `block` is only read. Each frame was decoded and compared (invariant 9).
     """
     bases = chunks.read(base for item in planned.values() for base in item.plan.bases)
-    made: dict[int, EncodedFrames] = {}
+    items: dict[int, DeltaChunk] = {}
     for key, item in planned.items():
         own = [bases.get(base) for base in item.plan.bases]
         there = [base for base in own if base is not None]
         if len(there) == len(own):
-            frames = _encode(block, item, there, policy)
-            if frames is not None:
-                made[key] = frames
-    return made
+            plain = block[item.begin : item.end]
+            items[key] = DeltaChunk(item.object_id, plain, there, item.plan.pieces)
+    deltas = dict(zip(items, _encode(list(items.values())), strict=True))
+    return {key: _chosen(block, planned[key], delta, policy) for key, delta in deltas.items() if delta}
 
 
 def joined(frames: Sequence[EncodedFrames]) -> EncodedFrames | None:
@@ -63,17 +62,20 @@ def joined(frames: Sequence[EncodedFrames]) -> EncodedFrames | None:
     return EncodedFrames(headers, data)
 
 
-def _encode(
-    block: memoryview, item: PlannedChunk, bases: Sequence[Base], policy: DeltaPolicy
-) -> EncodedFrames | None:
-    plain = block[item.begin : item.end]
+def _encode(items: Sequence[DeltaChunk]) -> list[EncodedFrames | None]:
     try:
-        delta = encode_delta(plain, bases=bases, pieces=item.plan.pieces, object_id=item.object_id)
+        return encode_deltas(items)
     except FormatError:
-        # Invariant 14: the layout that the plan rests on may be wrong about the lengths of its chunks.
-        return None
-    if delta is None:
-        return None
+        # Invariant 14: the layout that a plan rests on may be wrong about the lengths of its chunks.
+        if len(items) == 1:
+            return [None]
+    return [frames for item in items for frames in _encode([item])]
+
+
+def _chosen(
+    block: memoryview, item: PlannedChunk, delta: EncodedFrames, policy: DeltaPolicy
+) -> EncodedFrames:
+    """Return the delta if it is worth it, else the frame without bases."""
     size = len(delta.data)
     if item.plan.plain is not None and size <= _SURE * policy.keep * item.plan.plain:
         return delta

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.sketch import Words
     from casstore.tensors import TensorSpan
 
-_GOOD = 0.6
-"""Of what is left without a base: a tensor of the same name that leaves less is not compared with others."""
-
 _PATIENCE = 16
 _GLANCE = 8
 """After so many tensors that are like nothing in the store, one in _GLANCE is looked up."""
@@ -117,7 +114,7 @@ class BaseSearch:
         best = None
         if named is not None and named.elements == target.elements:
             best = self._compare(target, named, plain_share)
-            if best is not None and best[0] < _GOOD * plain_share:
+            if best is not None:
                 return best
         for tensor in file.by_elements.get(target.elements, ()):
             if tensor is not named:
