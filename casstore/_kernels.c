@@ -313,6 +313,7 @@ static PyMethodDef methods[] = {
     {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences."},
     {"add", add, METH_VARARGS, "add(differences, predicted, out, width, float): the inverse of subtract."},
     {"cast", cast, METH_VARARGS, "cast(values, out, source, target, rounding, saturate): write floats in another format."},
+    {"transpose", transpose, METH_VARARGS, "transpose(parts, out, width, shape, distances, first): write permuted elements."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -10,9 +10,10 @@ from casstore.codecs.delta.decoder import Delta, decode_deltas
 from casstore.codecs.delta.encoder import DeltaInput, encode_delta, encode_deltas
 from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.floats import Rounding
+from casstore.codecs.delta.operations.transpose import transpose_step
 from casstore.codecs.delta.piece import LITERALS, SAME, Extent, Order, Piece, Residual, Step, same
 from casstore.codecs.delta.predict import piece_of
-from casstore.codecs.delta.programs import cast
+from casstore.codecs.delta.programs import cast, transpose
 
 __all__ = [
     "LITERALS",
@@ -32,4 +33,6 @@ __all__ = [
     "encode_deltas",
     "piece_of",
     "same",
+    "transpose",
+    "transpose_step",
 ]

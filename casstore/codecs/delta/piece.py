@@ -14,6 +14,7 @@ LITERALS = 0xFFFF
 
 SAME = 1
 CAST = 2
+TRANSPOSE = 3
 """The numbers of the operations."""
 
 

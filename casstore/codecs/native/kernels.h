@@ -57,5 +57,6 @@ PyObject *refuse(const char *message, Py_buffer *buffers, int count);
 PyObject *subtract(PyObject *self, PyObject *args);
 PyObject *add(PyObject *self, PyObject *args);
 PyObject *cast(PyObject *self, PyObject *args);
+PyObject *transpose(PyObject *self, PyObject *args);
 
 #endif

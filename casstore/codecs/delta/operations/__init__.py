@@ -6,14 +6,15 @@ step, and list it here. What an operation returns never changes; a better one is
 
 from __future__ import annotations
 
-from casstore.codecs.delta.operations import cast, same
+from casstore.codecs.delta.operations import cast, same, transpose
 from casstore.codecs.delta.operations.operation import Operation
-from casstore.codecs.delta.piece import CAST, SAME
+from casstore.codecs.delta.piece import CAST, SAME, TRANSPOSE
 
 __all__ = ["OPERATIONS", "Operation"]
 
 OPERATIONS = {
     (SAME, 1): same.OPERATION,
     (CAST, 1): cast.OPERATION,
+    (TRANSPOSE, 1): transpose.OPERATION,
 }
 """Operations by number and version."""
