@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 from fakes.damage import flipped
@@ -150,6 +151,44 @@ def test_a_base_that_is_gone_for_the_collector_stays_for_what_needs_it(tmp_path,
         assert_same(store, "tuned", fine_tune, tmp_path / "out")
         again = store.add(base, ref="base")
         assert again.bytes_new < 0.2 * again.bytes_total
+
+
+def _bfloat16(array):
+    return ("BF16", array.shape, array.astype(ml_dtypes.bfloat16).tobytes())
+
+
+DERIVED = {
+    "in half the precision": lambda array: array.astype("<f2"),
+    "in bfloat16": _bfloat16,
+    "transposed": lambda array: np.ascontiguousarray(array.T),
+    "transposed and cast": lambda array: np.ascontiguousarray(array.T).astype("<f2"),
+}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("how", DERIVED)
+def test_what_follows_from_the_base_takes_nothing(tmp_path, base, how, named):
+    derived = {f"onnx::MatMul_{name}": DERIVED[how](array) for name, array in BASE.items()}
+    folder = write_family_model(tmp_path / "derived", derived)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        added = store.add(folder, ref="derived", base="base" if named else None)
+        large = sum(array.nbytes for array in BASE.values() if array.ndim == 2)
+        assert added.bytes_stored < 0.02 * large
+        assert_same(store, "derived", folder, tmp_path / "out")
+        assert store.check(read_data=True).ok
+
+
+def test_a_wider_copy_follows_from_a_narrow_one(tmp_path):
+    narrow = {name: array.astype("<f2") for name, array in BASE.items()}
+    folder = write_family_model(
+        tmp_path / "wide", {name: array.astype("<f4") for name, array in narrow.items()}
+    )
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "narrow", narrow), ref="narrow")
+        added = store.add(folder, ref="wide", base="narrow")
+        assert added.bytes_stored < 0.02 * added.bytes_new
+        assert_same(store, "wide", folder, tmp_path / "out")
 
 
 def _damage_packs(folder):

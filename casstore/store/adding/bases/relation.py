@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from casstore.codecs.delta import SAME, Extent, Piece, Residual, Step
+from casstore.codecs.delta import SAME, Extent, Piece, Residual, Step, transpose_step
 from casstore.codecs.delta.predict import predict
 from casstore.store.adding.bases.sketch import WIDTHS, order_of
 
@@ -53,6 +53,41 @@ class Elementwise:
         piece = Piece(0, len(inputs[0]) * self.width, extents, self.steps)
         made: Words = predict(piece, buffers, np.zeros(0, np.uint8)).view(f"<u{self.width}")
         return made
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """An operation that takes a matrix for the transpose of another one, and then goes element by element.
+
+    `steps` are those of an Elementwise that makes elements of `width` bytes of this tensor's.
+    """
+
+    tensor: BaseTensor
+    steps: tuple[Step, ...]
+    width: int
+
+    @property
+    def inputs(self) -> tuple[BaseTensor, ...]:
+        """The matrix."""
+        return (self.tensor,)
+
+    def piece(self, begin: int, end: int, at: int, bases: FrameBases, residual: Residual | None) -> Piece:
+        """Return the prediction of a part (`Operation.piece`)."""
+        span = self.tensor.span
+        extents = bases.extents(self.tensor, 0, self.tensor.size)
+        moved = transpose_step(
+            0,
+            width=WIDTHS[span.dtype],
+            shape=span.shape,
+            permutation=(1, 0),
+            first=begin // self.width,
+            count=(end - begin) // self.width,
+        )
+        # The first value is the input, the second what the transposition makes of it: all others are one further on.
+        others = [
+            step._replace(operands=tuple(operand + 1 for operand in step.operands)) for step in self.steps
+        ]
+        return Piece(at, at + end - begin, (extents,), (moved, *others), residual)
 
 
 def same(tensor: BaseTensor) -> Elementwise:

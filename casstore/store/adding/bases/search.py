@@ -12,8 +12,10 @@ from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.proposals import propose
 from casstore.store.adding.bases.relation import Relation, same
 from casstore.store.adding.bases.sketch import (
+    FIRST,
     RUN,
     WIDTHS,
+    are_strangers,
     differences,
     distance,
     order_of,
@@ -132,14 +134,19 @@ class BaseSearch:
         words = self._sketch_of(tensor)
         if words is None:
             return None
+        order = order_of(target.span.dtype)
         best = None
         for operation, predicted, actual in propose(target, tensor, words, self._policy):
-            residuals = differences(actual, predicted, order_of(target.span.dtype))
+            if are_strangers(differences(actual[:FIRST], predicted[:FIRST], order), target.span.dtype):
+                continue
+            residuals = differences(actual, predicted, order)
             share = share_left(residuals) if residuals.any() else 0.0
             if share <= self._policy.keep * plain_share:
-                rank = tensor.rank or 0
-                score = share * self._policy.depth_cost ** (rank / RANK_STEP)
+                # All chunks of the base may have another rank, but few have.
+                score = share * self._policy.depth_cost ** ((tensor.rank or 0) / RANK_STEP)
                 best = _better(best, (score, Relation(target.span, operation, plain_share)))
+            if share == 0:
+                break
         return best
 
     def _may_rest_on(self, tensor: BaseTensor) -> bool:

@@ -28,7 +28,8 @@ FIRST = 16
 """Elements of a sketch, from its start, that tell strangers from relatives; the places are in no order."""
 
 _SIGNS = 16
-_MAX_BIAS = 8.0
+_STRANGE = {"F64": 53, "F32": 23, "F16": 11.5, "BF16": 10}
+"""Bits of the mean difference between tensors of which one predicts nothing of the other; more where signs differ."""
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
@@ -105,10 +106,9 @@ def distance(residuals: Words) -> float:
     return float(np.log2(residuals.astype(np.float64) + 1.0).mean())
 
 
-def are_strangers(residuals: Words) -> bool:
-    """Say whether tensors with such differences have nothing in common; a few residuals are enough."""
-    bits = 8 * residuals.dtype.itemsize
-    return distance(residuals) > bits * 0.75
+def are_strangers(residuals: Words, dtype: str) -> bool:
+    """Say whether tensors of a type with such differences have nothing in common; a few residuals are enough."""
+    return distance(residuals) > _STRANGE.get(dtype, 7 * residuals.dtype.itemsize)
 
 
 def share_left(words: Words) -> float:
@@ -124,5 +124,5 @@ def share_left(words: Words) -> float:
         if len(counts) > 1:
             # Miller's correction: few samples see too few values (Miller 1955, "Note on the bias of information estimates").
             own += (len(counts) - 1) / (2 * count * np.log(2))
-        bits += min(_MAX_BIAS, own)
+        bits += min(8.0, own)
     return bits / (8 * columns.shape[1])

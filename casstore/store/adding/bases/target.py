@@ -41,10 +41,12 @@ class TargetTensor:
 
     def views(self) -> list[Words]:
         """Return the sketches by which it may be found: its own, and that of its transpose."""
-        shape = self.span.shape
-        if len(shape) != 2 or 1 in shape:
-            return [self.sketch]
-        return [self.sketch, self.transpose]
+        return [self.sketch, self.transpose] if self.is_matrix else [self.sketch]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it differs from its transpose."""
+        return len(self.span.shape) == 2 and 1 not in self.span.shape
 
     @cached_property
     def transpose(self) -> Words:
