@@ -24,6 +24,7 @@ from casstore.objects.publishing.pack_writer import (
     encode_objects,
 )
 from casstore.objects.publishing.publication import Publication
+from casstore.objects.reading.base_cache import BaseCache
 from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
 from casstore.objects.reading.ranges import MAX_FETCH, MAX_GAP, Range, batches, frame_sizes, plan_ranges
 from casstore.objects.reading.read_through import OtherCopies, ReadThrough
@@ -37,6 +38,7 @@ __all__ = [
     "PACK_PREFIX",
     "PACK_TARGET",
     "Base",
+    "BaseCache",
     "ChunkCache",
     "Damage",
     "DamageLog",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from casstore.machine.copies import Copies
     from casstore.objects.bases import Locate, Resolved
     from casstore.objects.publishing.pack_writer import EncodedFrames
+    from casstore.objects.reading.base_cache import BaseCache
     from casstore.objects.reading.ranges import Range
     from casstore.objects.reading.reader import ReadThere
 
@@ -233,14 +234,22 @@ class ObjectStore:
         edges: Sequence[int],
         *,
         verify: bool = True,
+        cache: BaseCache | None = None,
     ) -> None:
         """Decode the objects at positions `wanted` of `located` into `buffer` (`ObjectReader.fill`)."""
-        self._fill(located, dict(zip(wanted, pairwise(edges), strict=True)), buffer, verify=verify)
+        pending = dict(zip(wanted, pairwise(edges), strict=True))
+        self._fill(located, pending, buffer, verify=verify, cache=cache)
 
     def _fill(
-        self, located: Located, pending: dict[int, tuple[int, int]], buffer: memoryview, *, verify: bool
+        self,
+        located: Located,
+        pending: dict[int, tuple[int, int]],
+        buffer: memoryview,
+        *,
+        verify: bool,
+        cache: BaseCache | None = None,
     ) -> None:
-        self._reader.fill(located, pending, buffer, verify=verify)
+        self._reader.fill(located, pending, buffer, verify=verify, cache=cache)
 
     def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.

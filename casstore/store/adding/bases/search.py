@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,15 +36,26 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.sketch import Words
     from casstore.tensors import TensorSpan
 
+_LARGE = 0.25
+"""Of what is left without a base: where more is left with one, the catalogue may know a better one."""
+
 _PATIENCE = 16
 _GLANCE = 8
-"""After so many tensors that are like nothing in the store, one in _GLANCE is looked up."""
+"""After so many tensors for which the catalogue had nothing better, one in _GLANCE is looked up."""
 
 _NEAREST = 3
 """Tensors that the catalogue finds whose files are looked at, for one tensor."""
 
 _MAX_FILES = 32
 """Files that are looked at for each that is added."""
+
+
+class _Found(NamedTuple):
+    """A relation, with its score, the lower the better, and the rank of what it rests on."""
+
+    score: float
+    rank: int
+    relation: Relation
 
 
 class BaseSearch:
@@ -72,16 +83,18 @@ class BaseSearch:
     def relate(self, number: int, target: TargetTensor) -> Relation | None:
         """Return what predicts a tensor, number `number` of its file's spans; None if nothing does well enough."""
         plain_share = share_left(target.sketch)
-        best: tuple[float, Relation] | None = None
+        best: _Found | None = None
         for file in self._files:
             best = _better(best, self._in_file(file, target, plain_share))
-        if best is None:
+        if best is None or best.score > _LARGE * plain_share:
             for file in self._alike(target):
                 self._files.append(file)
-                best = _better(best, self._in_file(file, target, plain_share))
-        if best is None or best[0] > 0:
+                other = self._in_file(file, target, plain_share)
+                if other is not None and (best is None or other.score < best.score):
+                    best, self._fruitless = other, 0
+        if best is None or best.score > 0:
             self._made.append((number, target.elements, target.sketch))
-        return None if best is None else best[1]
+        return None if best is None else best.relation
 
     def by_name(self, span: TensorSpan) -> Relation | None:
         """Return what predicts a tensor that is too small for a sketch: the one of its name. For any thread."""
@@ -109,9 +122,7 @@ class BaseSearch:
 
     # ---- one base file
 
-    def _in_file(
-        self, file: BaseFile, target: TargetTensor, plain_share: float
-    ) -> tuple[float, Relation] | None:
+    def _in_file(self, file: BaseFile, target: TargetTensor, plain_share: float) -> _Found | None:
         named = file.by_name.get(plain_name(target.span.name))
         best = None
         if named is not None and named.elements == target.elements:
@@ -121,13 +132,11 @@ class BaseSearch:
         for tensor in file.by_elements.get(target.elements, ()):
             if tensor is not named:
                 best = _better(best, self._compare(target, tensor, plain_share))
-                if best is not None and best[0] == 0:
+                if best is not None and best.score == 0 and best.rank == 0:
                     break
         return best
 
-    def _compare(
-        self, target: TargetTensor, tensor: BaseTensor, plain_share: float
-    ) -> tuple[float, Relation] | None:
+    def _compare(self, target: TargetTensor, tensor: BaseTensor, plain_share: float) -> _Found | None:
         """Judge what a tensor predicts: the lower the first number, the better; None if it is not worth it."""
         if not self._may_rest_on(tensor):
             return None
@@ -142,9 +151,9 @@ class BaseSearch:
             residuals = differences(actual, predicted, order)
             share = share_left(residuals) if residuals.any() else 0.0
             if share <= self._policy.keep * plain_share:
-                # All chunks of the base may have another rank, but few have.
-                score = share * self._policy.depth_cost ** ((tensor.rank or 0) / RANK_STEP)
-                best = _better(best, (score, Relation(target.span, operation, plain_share)))
+                rank = tensor.rank or 0
+                score = share * self._policy.depth_cost ** (rank / RANK_STEP)
+                best = _better(best, _Found(score, rank, Relation(target.span, operation, plain_share)))
             if share == 0:
                 break
         return best
@@ -199,7 +208,6 @@ class BaseSearch:
                 known.add(sketch.layout)
                 file = self._finder.of_layout(sketch.layout)
                 if file is not None:
-                    self._fruitless = 0
                     yield file
 
     def _distances(self, target: TargetTensor, found: Sequence[Sketch]) -> Iterator[tuple[float, Sketch]]:
@@ -216,9 +224,7 @@ class BaseSearch:
                 yield nearest, sketch
 
 
-def _better(
-    one: tuple[float, Relation] | None, other: tuple[float, Relation] | None
-) -> tuple[float, Relation] | None:
+def _better(one: _Found | None, other: _Found | None) -> _Found | None:
     if one is None or other is None:
         return one or other
-    return other if other[0] < one[0] else one
+    return other if other[:2] < one[:2] else one
