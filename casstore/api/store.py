@@ -371,6 +371,7 @@ class Store(ModelStore):
         create: bool = False,
         overwrite: bool = False,
         keep_going: bool = False,
+        with_bases: bool = False,
         bandwidth_limit: float | None = None,
         callback: Callback | None = None,
     ) -> SyncReport:
@@ -385,6 +386,7 @@ class Store(ModelStore):
                 refs,
                 overwrite=overwrite,
                 keep_going=keep_going,
+                with_bases=with_bases,
                 bandwidth_limit=bandwidth_limit,
                 callback=callback,
             )
@@ -396,6 +398,7 @@ class Store(ModelStore):
         *,
         overwrite: bool = False,
         keep_going: bool = False,
+        with_bases: bool = False,
         bandwidth_limit: float | None = None,
         callback: Callback | None = None,
     ) -> SyncReport:
@@ -409,6 +412,7 @@ class Store(ModelStore):
                 refs,
                 overwrite=overwrite,
                 keep_going=keep_going,
+                with_bases=with_bases,
                 bandwidth_limit=bandwidth_limit,
                 callback=callback,
             )
@@ -420,6 +424,7 @@ class Store(ModelStore):
         *,
         overwrite: bool = False,
         keep_going: bool = False,
+        with_bases: bool = False,
         bandwidth_limit: float | None = None,
         callback: Callback | None = None,
     ) -> SyncReport:
@@ -428,7 +433,8 @@ class Store(ModelStore):
         `other` is a path, a URL, the name of a remote, or an open store.
         `refs` are names, prefixes that end with "/", or model ids. One that has a value in `other` which this store
         has not seen is left alone and is in the report's `conflicts`, unless `overwrite` is set. With `keep_going`,
-        damaged models are in its `damaged`, and the others are copied. `bandwidth_limit` is in bytes per second,
+        damaged models are in its `damaged`, and the others are copied. Deltas whose bases `other` lacks are stored there without
+        bases, or with `with_bases` along with them. `bandwidth_limit` is in bytes per second,
         `callback` counts stored bytes. Raises RefNotFound, IntegrityError for a damaged model, BackendError when a store
         fails; what was copied so far stays, and the next attempt copies the rest.
         """
@@ -436,7 +442,14 @@ class Store(ModelStore):
 
         wanted = [refs] if isinstance(refs, str) else refs
         with self._opened(other) as destination:
-            plan = plan_sync(self, destination, wanted, overwrite=overwrite, keep_going=keep_going)
+            plan = plan_sync(
+                self,
+                destination,
+                wanted,
+                overwrite=overwrite,
+                keep_going=keep_going,
+                with_bases=with_bases,
+            )
             return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)
 
     def _remotes(self) -> list[Place]:

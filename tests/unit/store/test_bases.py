@@ -15,6 +15,7 @@ from fakes.model_files import safetensors_bytes
 from casstore import GcPolicy, Store
 from casstore.errors import ConfigError, IntegrityError
 from casstore.machine.state import MachineState
+from casstore.ops.sync import execution
 
 BASE = base_tensors()
 
@@ -241,6 +242,27 @@ def test_a_copy_of_a_store_gets_no_base_that_it_did_not_ask_for(tmp_path, base, 
             assert other.show("tuned").model_id == added.model_id
             assert_same(other, "tuned", fine_tune, tmp_path / "out")
             shutil.rmtree(tmp_path / "out")
+
+
+def test_a_copy_that_asks_for_the_bases_gets_the_deltas(tmp_path, base, fine_tune):
+    with made(tmp_path) as store, made(tmp_path, "copy") as copy:
+        store.add(base, ref="base")
+        added = store.add(fine_tune, ref="tuned", base="base")
+        copy.pull(store, "tuned", with_bases=True)
+        assert encodings(copy, "tuned")["delta"] > 0.95 * added.bytes_new
+        assert list(copy.refs()) == ["models/tuned"]
+        assert copy.check(read_data=True).ok
+        copy.gc()
+        assert_same(copy, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_models_are_copied_after_those_that_they_were_made_from(tmp_path, base, fine_tune, monkeypatch):
+    monkeypatch.setattr(execution, "GROUP_REFS", 1)
+    with made(tmp_path) as store, made(tmp_path, "copy") as copy:
+        store.add(base, ref="zz-base")
+        store.add(fine_tune, ref="tuned", base="zz-base")
+        store.push(copy)
+        assert "delta" in encodings(copy, "tuned")
 
 
 def test_deltas_can_be_turned_off_and_no_other_way(tmp_path, base, fine_tune):
