@@ -16,12 +16,12 @@ from casstore.objects.publishing.pack_writer import EncodedFrames
 from casstore.objects.reading.ranges import batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from casstore.codecs.delta import Piece
 
-_VERIFIED = 2 << 20
-"""Plain bytes that are decoded at once to be verified."""
+_AT_ONCE = 2 << 20
+"""Plain bytes that are encoded and verified at once."""
 
 
 class Base(NamedTuple):
@@ -63,6 +63,14 @@ def encode_deltas(chunks: Sequence[DeltaChunk]) -> list[EncodedFrames | None]:
     them. Raises ValueError for a prediction that is not exact and has no residual, FormatError for pieces that are
     malformed, DigestMismatch if the encoder is wrong.
     """
+    frames: list[EncodedFrames | None] = []
+    for run in batches((len(chunk.plain) for chunk in chunks), _AT_ONCE):
+        frames += _encode(chunks[run.start : run.stop])
+    return frames
+
+
+def _encode(chunks: Sequence[DeltaChunk]) -> Iterator[EncodedFrames | None]:
+    """Yield the frames of a few chunks: they and their residuals stay in the processor's cache until all is verified."""
     tried = [chunk for chunk in chunks if _is_allowed(chunk.bases)]
     payloads = codecs.encode_deltas(
         [
@@ -70,20 +78,21 @@ def encode_deltas(chunks: Sequence[DeltaChunk]) -> list[EncodedFrames | None]:
             for chunk in tried
         ]
     )
-    made = {
-        id(chunk): (_header(chunk, payload), payload)
+    made = [
+        (chunk, payload)
         for chunk, payload in zip(tried, payloads, strict=True)
         if len(payload) < len(chunk.plain)
-    }
-    _verify([(chunk, made[id(chunk)][1]) for chunk in tried if id(chunk) in made])
-    frames: list[EncodedFrames | None] = []
-    for chunk in chunks:
-        header, payload = made.get(id(chunk), (None, b""))
-        if header is None:
-            frames.append(None)
-        else:
-            frames.append(EncodedFrames([header], memoryview(frame.encode_header(header) + payload)))
-    return frames
+    ]
+    _verify(made)
+    frames = {id(chunk): _frame(chunk, payload) for chunk, payload in made}
+    return (frames.get(id(chunk)) for chunk in chunks)
+
+
+def _frame(chunk: DeltaChunk, payload: bytes) -> EncodedFrames:
+    ids = tuple(base.object_id for base in chunk.bases)
+    raw, stored, rank = len(chunk.plain), len(payload), _rank(chunk.bases)
+    header = FrameHeader(chunk.object_id, Kind.CHUNK, Encoding.DELTA, raw, stored, rank, ids)
+    return EncodedFrames([header], memoryview(frame.encode_header(header) + payload))
 
 
 def _rank(bases: Sequence[Base]) -> int:
@@ -95,33 +104,18 @@ def _is_allowed(bases: Sequence[Base]) -> bool:
     return _rank(bases) <= MAX_RANK and len(bases) <= MAX_BASES and size <= MAX_BASE_BYTES
 
 
-def _header(chunk: DeltaChunk, payload: bytes) -> FrameHeader:
-    ids = tuple(base.object_id for base in chunk.bases)
-    return FrameHeader(
-        chunk.object_id,
-        Kind.CHUNK,
-        Encoding.DELTA,
-        len(chunk.plain),
-        len(payload),
-        _rank(chunk.bases),
-        ids,
-    )
-
-
 def _verify(made: Sequence[tuple[DeltaChunk, bytes]]) -> None:
     """Decode payloads before they are published (invariant 9). Bytes equal to those of the chunk have its hash."""
-    lengths = [len(chunk.plain) for chunk, _ in made]
-    for run in batches(lengths, _VERIFIED):
-        sizes = lengths[run.start : run.stop]
-        decoded = scratch(sum(sizes))
-        codecs.decode_deltas(
-            [Delta(made[at][1], [base.plain for base in made[at][0].bases]) for at in run], sizes, decoded
-        )
-        at = 0
-        for (chunk, _), size in zip(made[run.start : run.stop], sizes, strict=True):
-            own = decoded[at : at + size]
-            at += size
-            if not codecs.equal(own, memoryview(chunk.plain)):
-                raise DigestMismatch(
-                    chunk.object_id.hex(), digest(own).hex(), "a new frame", "Nothing was added."
-                )
+    sizes = [len(chunk.plain) for chunk, _ in made]
+    decoded = scratch(sum(sizes))
+    codecs.decode_deltas(
+        [Delta(payload, [base.plain for base in chunk.bases]) for chunk, payload in made], sizes, decoded
+    )
+    at = 0
+    for chunk, _ in made:
+        own = decoded[at : at + len(chunk.plain)]
+        at += len(own)
+        if not codecs.equal(own, memoryview(chunk.plain)):
+            raise DigestMismatch(
+                chunk.object_id.hex(), digest(own).hex(), "a new frame", "Nothing was added."
+            )

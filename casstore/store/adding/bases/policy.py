@@ -27,7 +27,7 @@ class DeltaPolicy:
 
 
 _POLICIES = {
-    "balanced": DeltaPolicy(keep=0.9, base_rank=RANK_STEP, depth_cost=1.1, whole=16 << 20),
+    "balanced": DeltaPolicy(keep=0.9, base_rank=RANK_STEP, depth_cost=1.25, whole=16 << 20),
     "max": DeltaPolicy(keep=0.98, base_rank=MAX_RANK - RANK_STEP, depth_cost=1.02, whole=64 << 20),
 }
 
