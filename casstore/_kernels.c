@@ -314,6 +314,7 @@ static PyMethodDef methods[] = {
     {"add", add, METH_VARARGS, "add(differences, predicted, out, width, float): the inverse of subtract."},
     {"cast", cast, METH_VARARGS, "cast(values, out, source, target, rounding, saturate): write floats in another format."},
     {"transpose", transpose, METH_VARARGS, "transpose(parts, out, width, shape, distances, first): write permuted elements."},
+    {"quantise", quantise, METH_VARARGS, "quantise(values, out, scales, zeros, bits, low, high, rule, first, inner, channels, outer)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -10,26 +10,31 @@ from casstore.codecs.delta.decoder import Delta, decode_deltas
 from casstore.codecs.delta.encoder import encode_delta
 from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.floats import Rounding
+from casstore.codecs.delta.operations.quantise import Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
 from casstore.codecs.delta.piece import LITERALS, SAME, Extent, Order, Piece, Residual, Step, same
 from casstore.codecs.delta.predict import piece_of
-from casstore.codecs.delta.programs import cast, transpose
+from casstore.codecs.delta.programs import cast, quantise, transpose
 
 __all__ = [
     "LITERALS",
     "SAME",
+    "Axis",
     "Delta",
     "Extent",
     "Order",
     "Piece",
     "Residual",
     "Rounding",
+    "Rule",
     "Step",
     "cast",
     "cast_step",
     "decode_deltas",
     "encode_delta",
     "piece_of",
+    "quantise",
+    "quantise_step",
     "same",
     "transpose",
     "transpose_step",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.floats import Rounding
+from casstore.codecs.delta.operations.quantise import PER_TENSOR, Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
 from casstore.codecs.delta.predict import piece_of
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from casstore.codecs.delta.piece import Extent, Piece, Residual
 
-__all__ = ["cast", "transpose"]
+__all__ = ["cast", "quantise", "transpose"]
 
 
 def cast(
@@ -49,3 +50,24 @@ def transpose(
     """
     step = transpose_step(0, width=width, shape=shape, permutation=permutation, first=first, count=count)
     return piece_of(begin, [extents], [step], residual)
+
+
+def quantise(
+    begin: int,
+    extents: Sequence[Extent],
+    scales: Sequence[Extent],
+    zeros: Sequence[Extent] | None = None,
+    *,
+    target: str,
+    axis: Axis = PER_TENSOR,
+    first: int = 0,
+    rule: Rule = Rule.DIVIDE,
+    limits: tuple[int, int] | None = None,
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts from `begin` on what these F32 extents hold as integers; see `quantise_step`."""
+    inputs = [extents, scales] if zeros is None else [extents, scales, zeros]
+    step = quantise_step(
+        0, 1, None if zeros is None else 2, target=target, axis=axis, first=first, rule=rule, limits=limits
+    )
+    return piece_of(begin, inputs, [step], residual)
