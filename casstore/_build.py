@@ -25,6 +25,7 @@ class Kernels(Protocol):
     add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
     quantise: Callable[..., None]
+    combine: Callable[..., None]
     transpose: Callable[[tuple[Buffer, ...], Buffer, int, tuple[int, ...], tuple[int, ...], int], None]
 
 

@@ -16,6 +16,7 @@ SAME = 1
 CAST = 2
 TRANSPOSE = 3
 QUANTISE = 4
+COMBINE = 5
 """The numbers of the operations."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casstore.codecs.delta.operations.cast import cast_step
+from casstore.codecs.delta.operations.combine import Combination, combine_step
 from casstore.codecs.delta.operations.floats import Rounding
 from casstore.codecs.delta.operations.quantise import PER_TENSOR, Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from casstore.codecs.delta.piece import Extent, Piece, Residual
 
-__all__ = ["cast", "quantise", "transpose"]
+__all__ = ["cast", "combine", "mean", "quantise", "transpose"]
 
 
 def cast(
@@ -71,3 +72,52 @@ def quantise(
         0, 1, None if zeros is None else 2, target=target, axis=axis, first=first, rule=rule, limits=limits
     )
     return piece_of(begin, inputs, [step], residual)
+
+
+def combine(
+    begin: int,
+    operands: Sequence[Sequence[Extent]],
+    *,
+    weights: Sequence[float],
+    divisor: float = 1,
+    combination: Combination = Combination.SUM,
+    element: str = "F32",
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts from `begin` on a combination of tensors, each in extents of its own; see `combine_step`.
+
+    Operands of F16 or BF16 are cast to F32 and the result is cast back, with each step rounded in between.
+    """
+    numbers = range(len(operands))
+    if element in {"F64", "F32"}:
+        step = combine_step(
+            numbers, weights=weights, divisor=divisor, combination=combination, element=element
+        )
+        return piece_of(begin, operands, [step], residual)
+    count = len(operands)
+    steps = [cast_step(number, source=element, target="F32") for number in numbers]
+    steps.append(
+        combine_step(
+            range(count, 2 * count),
+            weights=weights,
+            divisor=divisor,
+            combination=combination,
+            rounding=element,
+        )
+    )
+    steps.append(cast_step(2 * count, source="F32", target=element))
+    return piece_of(begin, operands, steps, residual)
+
+
+def mean(
+    begin: int,
+    operands: Sequence[Sequence[Extent]],
+    *,
+    element: str = "F32",
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts the mean of tensors: their sum, one after the other, by their number."""
+    weights = [1.0] * len(operands)
+    return combine(
+        begin, operands, weights=weights, divisor=len(operands), element=element, residual=residual
+    )
