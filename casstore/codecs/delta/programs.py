@@ -14,9 +14,9 @@ from casstore.codecs.delta.predict import piece_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casstore.codecs.delta.piece import Extent, Piece, Residual
+    from casstore.codecs.delta.piece import Extent, Piece, Residual, Step
 
-__all__ = ["cast", "combine", "mean", "quantise", "transpose"]
+__all__ = ["cast", "combine", "combine_steps", "mean", "quantise", "transpose"]
 
 
 def cast(
@@ -88,25 +88,44 @@ def combine(
 
     Operands of F16 or BF16 are cast to F32 and the result is cast back, with each step rounded in between.
     """
-    numbers = range(len(operands))
-    if element in {"F64", "F32"}:
-        step = combine_step(
-            numbers, weights=weights, divisor=divisor, combination=combination, element=element
-        )
-        return piece_of(begin, operands, [step], residual)
-    count = len(operands)
-    steps = [cast_step(number, source=element, target="F32") for number in numbers]
-    steps.append(
-        combine_step(
-            range(count, 2 * count),
-            weights=weights,
-            divisor=divisor,
-            combination=combination,
-            rounding=element,
-        )
+    steps = combine_steps(
+        range(len(operands)),
+        inputs=len(operands),
+        weights=weights,
+        divisor=divisor,
+        combination=combination,
+        element=element,
     )
-    steps.append(cast_step(2 * count, source="F32", target=element))
     return piece_of(begin, operands, steps, residual)
+
+
+def combine_steps(
+    operands: Sequence[int],
+    *,
+    inputs: int,
+    weights: Sequence[float],
+    divisor: float = 1,
+    combination: Combination = Combination.SUM,
+    element: str = "F32",
+) -> tuple[Step, ...]:
+    """Return the steps that combine some of a piece's inputs, in this order, an input as often as it is named.
+
+    All `inputs` are of type `element`, F64, F32, F16 or BF16, and so is the result.
+    """
+    if element in {"F64", "F32"}:
+        only = combine_step(
+            operands, weights=weights, divisor=divisor, combination=combination, element=element
+        )
+        return (only,)
+    wide = [cast_step(number, source=element, target="F32") for number in range(inputs)]
+    combined = combine_step(
+        [inputs + number for number in operands],
+        weights=weights,
+        divisor=divisor,
+        combination=combination,
+        rounding=element,
+    )
+    return (*wide, combined, cast_step(2 * inputs, source="F32", target=element))
 
 
 def mean(

@@ -86,7 +86,9 @@ class Axis(NamedTuple):
 PER_TENSOR = Axis()
 
 
-class _Quantise(NamedTuple):
+class Quantise(NamedTuple):
+    """The parameters of a step."""
+
     target: Integer
     rule: Rule
     low: int
@@ -119,7 +121,8 @@ def quantise_step(
     return Step(QUANTISE, 1, operands, parameters)
 
 
-def _read(parameters: bytes) -> _Quantise:
+def read_step(parameters: bytes) -> Quantise:
+    """Return what the parameters of a step say; raise FormatError for others than a reader takes."""
     code, rule, spare, low, high, channels, first, inner, outer = read_parameters(
         "quantise", _PARAMETERS, parameters
     )
@@ -130,11 +133,11 @@ def _read(parameters: bytes) -> _Quantise:
         raise reject("quantise", f"limits {low} and {high}")
     if not channels or not inner or first > _MAX_FIRST:
         raise reject("quantise", f"{channels} channels of {inner} elements")
-    return _Quantise(target, Rule(rule), low, high, first, Axis(inner, channels, outer))
+    return Quantise(target, Rule(rule), low, high, first, Axis(inner, channels, outer))
 
 
 def _size(parameters: bytes, sizes: Sequence[int]) -> int:
-    step = _read(parameters)
+    step = read_step(parameters)
     if len(sizes) not in {2, 3} or sizes[0] % 4 or sizes[1] % 4 or not sizes[0]:
         raise reject("quantise", f"operands of {list(sizes)} bytes")
     count, scales = sizes[0] // 4, sizes[1] // 4
@@ -147,7 +150,7 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
 
 
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
-    step = _read(parameters)
+    step = read_step(parameters)
     scales: Floats = joined(operands[1]).view("<f4").astype(np.float32)
     zeros: Floats = np.zeros(len(scales), np.float32)
     if len(operands) == 3:
@@ -166,7 +169,7 @@ def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     return out
 
 
-def _channels(step: _Quantise, block: slice, scales: Floats, zeros: Floats) -> tuple[Any, Any]:
+def _channels(step: Quantise, block: slice, scales: Floats, zeros: Floats) -> tuple[Any, Any]:
     """Return scale and zero point of each element of a block, or one of each for all."""
     inner, channels, outer = step.axis
     if channels == 1 and not outer:
@@ -179,7 +182,7 @@ def _channels(step: _Quantise, block: slice, scales: Floats, zeros: Floats) -> t
     return scales[index], zeros[index]
 
 
-def quantise_floats(values: Floats, scales: Any, zeros: Any, step: _Quantise) -> NDArray[np.int32]:
+def quantise_floats(values: Floats, scales: Any, zeros: Any, step: Quantise) -> NDArray[np.int32]:
     """Return integers: the specification in numpy. Scales and zero points are F32, one for each value or one for all."""
     with np.errstate(all="ignore"):
         reciprocal = step.rule & Rule.RECIPROCAL
