@@ -24,6 +24,8 @@ class Kernels(Protocol):
     subtract: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
+    quantise: Callable[..., None]
+    combine: Callable[..., None]
     transpose: Callable[[tuple[Buffer, ...], Buffer, int, tuple[int, ...], tuple[int, ...], int], None]
 
 

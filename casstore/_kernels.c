@@ -314,6 +314,8 @@ static PyMethodDef methods[] = {
     {"add", add, METH_VARARGS, "add(differences, predicted, out, width, float): the inverse of subtract."},
     {"cast", cast, METH_VARARGS, "cast(values, out, source, target, rounding, saturate): write floats in another format."},
     {"transpose", transpose, METH_VARARGS, "transpose(parts, out, width, shape, distances, first): write permuted elements."},
+    {"quantise", quantise, METH_VARARGS, "quantise(values, out, scales, zeros, bits, low, high, rule, first, inner, channels, outer)"},
+    {"combine", combine, METH_VARARGS, "combine(operands, out, element, format, order, weights): weighted sums, step by step."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 from casstore.codecs.delta.decoder import Delta, decode_deltas
 from casstore.codecs.delta.encoder import DeltaInput, encode_delta, encode_deltas
 from casstore.codecs.delta.operations.cast import cast_step
+from casstore.codecs.delta.operations.combine import Combination, combine_step
 from casstore.codecs.delta.operations.floats import Rounding
+from casstore.codecs.delta.operations.quantise import Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
 from casstore.codecs.delta.piece import LITERALS, SAME, Extent, Order, Piece, Residual, Step, same
 from casstore.codecs.delta.predict import piece_of
-from casstore.codecs.delta.programs import cast, transpose
+from casstore.codecs.delta.programs import cast, combine, mean, quantise, transpose
 
 __all__ = [
     "LITERALS",
     "SAME",
+    "Axis",
+    "Combination",
     "Delta",
     "DeltaInput",
     "Extent",
@@ -25,13 +29,19 @@ __all__ = [
     "Piece",
     "Residual",
     "Rounding",
+    "Rule",
     "Step",
     "cast",
     "cast_step",
+    "combine",
+    "combine_step",
     "decode_deltas",
     "encode_delta",
     "encode_deltas",
+    "mean",
     "piece_of",
+    "quantise",
+    "quantise_step",
     "same",
     "transpose",
     "transpose_step",

@@ -15,6 +15,8 @@ LITERALS = 0xFFFF
 SAME = 1
 CAST = 2
 TRANSPOSE = 3
+QUANTISE = 4
+COMBINE = 5
 """The numbers of the operations."""
 
 

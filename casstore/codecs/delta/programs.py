@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casstore.codecs.delta.operations.cast import cast_step
+from casstore.codecs.delta.operations.combine import Combination, combine_step
 from casstore.codecs.delta.operations.floats import Rounding
+from casstore.codecs.delta.operations.quantise import PER_TENSOR, Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
 from casstore.codecs.delta.predict import piece_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casstore.codecs.delta.piece import Extent, Piece, Residual
+    from casstore.codecs.delta.piece import Extent, Piece, Residual, Step
 
-__all__ = ["cast", "transpose"]
+__all__ = ["cast", "combine", "combine_steps", "mean", "quantise", "transpose"]
 
 
 def cast(
@@ -49,3 +51,92 @@ def transpose(
     """
     step = transpose_step(0, width=width, shape=shape, permutation=permutation, first=first, count=count)
     return piece_of(begin, [extents], [step], residual)
+
+
+def quantise(
+    begin: int,
+    extents: Sequence[Extent],
+    scales: Sequence[Extent],
+    zeros: Sequence[Extent] | None = None,
+    *,
+    target: str,
+    axis: Axis = PER_TENSOR,
+    first: int = 0,
+    rule: Rule = Rule.DIVIDE,
+    limits: tuple[int, int] | None = None,
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts from `begin` on what these F32 extents hold as integers; see `quantise_step`."""
+    inputs = [extents, scales] if zeros is None else [extents, scales, zeros]
+    step = quantise_step(
+        0, 1, None if zeros is None else 2, target=target, axis=axis, first=first, rule=rule, limits=limits
+    )
+    return piece_of(begin, inputs, [step], residual)
+
+
+def combine(
+    begin: int,
+    operands: Sequence[Sequence[Extent]],
+    *,
+    weights: Sequence[float],
+    divisor: float = 1,
+    combination: Combination = Combination.SUM,
+    element: str = "F32",
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts from `begin` on a combination of tensors, each in extents of its own; see `combine_step`.
+
+    Operands of F16 or BF16 are cast to F32 and the result is cast back, with each step rounded in between.
+    """
+    steps = combine_steps(
+        range(len(operands)),
+        inputs=len(operands),
+        weights=weights,
+        divisor=divisor,
+        combination=combination,
+        element=element,
+    )
+    return piece_of(begin, operands, steps, residual)
+
+
+def combine_steps(
+    operands: Sequence[int],
+    *,
+    inputs: int,
+    weights: Sequence[float],
+    divisor: float = 1,
+    combination: Combination = Combination.SUM,
+    element: str = "F32",
+) -> tuple[Step, ...]:
+    """Return the steps that combine some of a piece's inputs, in this order, an input as often as it is named.
+
+    All `inputs` are of type `element`, F64, F32, F16 or BF16, and so is the result.
+    """
+    if element in {"F64", "F32"}:
+        only = combine_step(
+            operands, weights=weights, divisor=divisor, combination=combination, element=element
+        )
+        return (only,)
+    wide = [cast_step(number, source=element, target="F32") for number in range(inputs)]
+    combined = combine_step(
+        [inputs + number for number in operands],
+        weights=weights,
+        divisor=divisor,
+        combination=combination,
+        rounding=element,
+    )
+    return (*wide, combined, cast_step(2 * inputs, source="F32", target=element))
+
+
+def mean(
+    begin: int,
+    operands: Sequence[Sequence[Extent]],
+    *,
+    element: str = "F32",
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts the mean of tensors: their sum, one after the other, by their number."""
+    weights = [1.0] * len(operands)
+    return combine(
+        begin, operands, weights=weights, divisor=len(operands), element=element, residual=residual
+    )

@@ -58,5 +58,7 @@ PyObject *subtract(PyObject *self, PyObject *args);
 PyObject *add(PyObject *self, PyObject *args);
 PyObject *cast(PyObject *self, PyObject *args);
 PyObject *transpose(PyObject *self, PyObject *args);
+PyObject *quantise(PyObject *self, PyObject *args);
+PyObject *combine(PyObject *self, PyObject *args);
 
 #endif

@@ -6,9 +6,9 @@ step, and list it here. What an operation returns never changes; a better one is
 
 from __future__ import annotations
 
-from casstore.codecs.delta.operations import cast, same, transpose
+from casstore.codecs.delta.operations import cast, combine, quantise, same, transpose
 from casstore.codecs.delta.operations.operation import Operation
-from casstore.codecs.delta.piece import CAST, SAME, TRANSPOSE
+from casstore.codecs.delta.piece import CAST, COMBINE, QUANTISE, SAME, TRANSPOSE
 
 __all__ = ["OPERATIONS", "Operation"]
 
@@ -16,5 +16,7 @@ OPERATIONS = {
     (SAME, 1): same.OPERATION,
     (CAST, 1): cast.OPERATION,
     (TRANSPOSE, 1): transpose.OPERATION,
+    (QUANTISE, 1): quantise.OPERATION,
+    (COMBINE, 1): combine.OPERATION,
 }
 """Operations by number and version."""

@@ -30,7 +30,7 @@ _WIDTHS = {1, 2, 4, 8}
 class _Transpose(NamedTuple):
     width: int
     first: int
-    count: int
+    number: int
     shape: tuple[int, ...]
     permutation: tuple[int, ...]
 
@@ -95,7 +95,7 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
     step = _read(parameters)
     if list(sizes) != [math.prod(step.shape) * step.width]:
         raise reject("transpose", f"operands of {list(sizes)} bytes for shape {list(step.shape)}")
-    return step.count * step.width
+    return step.number * step.width
 
 
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
@@ -103,7 +103,7 @@ def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     parts = operands[0]
     if len(parts) > 1 and any(len(part) % step.width for part in parts):
         parts = [joined(parts)]
-    out: U8 = np.empty(step.count * step.width, np.uint8)
+    out: U8 = np.empty(step.number * step.width, np.uint8)
     if _build.kernels is not None:
         # How far apart in the operand neighbours along each axis are.
         distances = [math.prod(step.shape[axis + 1 :]) for axis in range(len(step.shape))]
@@ -124,7 +124,7 @@ def _whole(parts: Parts, step: _Transpose) -> NDArray[Any]:
     begin, end = 0, rows
     if step.permutation[0] == 0:
         inner = math.prod(step.shape[1:])
-        begin, end = step.first // inner, -(-(step.first + step.count) // inner)
+        begin, end = step.first // inner, -(-(step.first + step.number) // inner)
     # What is not copied is never touched: it takes no memory.
     whole: U8 = np.empty(rows * row, np.uint8)
     for part, (start, stop) in zip(parts, pairwise([0, *accumulate(map(len, parts))]), strict=True):
