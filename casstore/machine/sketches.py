@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from casstore.machine.state import MachineState
 
-_NEWEST = 8
+_NEWEST = 16
 """Sketches of one signature that are looked at, at most, however many models a store has."""
 
 

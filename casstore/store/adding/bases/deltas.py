@@ -8,6 +8,7 @@ from casstore.errors import CasstoreError, RefNotFound
 from casstore.machine.sketches import Sketches
 from casstore.store.adding.bases.base_chunks import BaseChunks
 from casstore.store.adding.bases.base_files import BaseFiles
+from casstore.store.adding.bases.base_sketches import BaseSketches
 from casstore.store.adding.bases.encoding import encode_planned
 from casstore.store.adding.bases.file_relations import FileRelations
 from casstore.store.adding.bases.search import BaseSearch
@@ -55,8 +56,7 @@ class Deltas:
         search = BaseSearch(
             files=self._named or (),
             finder=self._finder,
-            chunks=self._chunks,
-            sketches=self._sketches,
+            sketches=BaseSketches(self._sketches, self._chunks),
             policy=self._policy,
         )
         return FileRelations(spans, search)

@@ -25,6 +25,10 @@ class DeltaPolicy:
     depth_cost: float
     whole: int
 
+    def allows(self, rank: int | None) -> bool:
+        """Say whether a frame of this rank may be a base; None is the rank of what is missing."""
+        return rank is not None and rank <= self.base_rank
+
 
 _POLICIES = {
     "balanced": DeltaPolicy(keep=0.9, base_rank=RANK_STEP, depth_cost=1.25, whole=16 << 20),

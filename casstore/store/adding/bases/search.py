@@ -1,39 +1,34 @@
-"""Which tensor of the store predicts a tensor best, judged by sketches."""
+"""Which tensors of the store predict a tensor best, judged by sketches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from casstore.format.rows import RANK_STEP
-from casstore.machine.sketches import Sketch
+from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.proposals import propose
 from casstore.store.adding.bases.relation import Relation, same
 from casstore.store.adding.bases.sketch import (
     FIRST,
-    RUN,
     WIDTHS,
     are_strangers,
     differences,
     distance,
     order_of,
-    positions,
     share_left,
-    signature,
 )
-from casstore.store.adding.bases.target import TargetTensor, has_sketch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from casstore.machine.sketches import Sketches
-    from casstore.store.adding.bases.base_chunks import BaseChunks
     from casstore.store.adding.bases.base_files import BaseFiles
+    from casstore.store.adding.bases.base_sketches import BaseSketches
     from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
     from casstore.store.adding.bases.policy import DeltaPolicy
+    from casstore.store.adding.bases.relation import Operation
     from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.target import TargetTensor
     from casstore.tensors import TensorSpan
 
 _LARGE = 0.25
@@ -41,10 +36,10 @@ _LARGE = 0.25
 
 _PATIENCE = 16
 _GLANCE = 8
-"""After so many tensors for which the catalogue had nothing better, one in _GLANCE is looked up."""
+"""After so many tensors for which nothing better was found, one in _GLANCE is looked up."""
 
-_NEAREST = 3
-"""Tensors that the catalogue finds whose files are looked at, for one tensor."""
+_NEAREST = 4
+"""Files that are looked at for one tensor, of those that the catalogue finds."""
 
 _MAX_FILES = 32
 """Files that are looked at for each that is added."""
@@ -58,40 +53,52 @@ class _Found(NamedTuple):
     relation: Relation
 
 
+class _Budget:
+    """How often something is tried that has not helped yet."""
+
+    def __init__(self) -> None:
+        self._fruitless = 0
+
+    def allows(self) -> bool:
+        """Say whether to try once more, which counts as fruitless until `helped` is called."""
+        self._fruitless += 1
+        return self._fruitless <= _PATIENCE or self._fruitless % _GLANCE == 0
+
+    def helped(self) -> None:
+        """Begin again."""
+        self._fruitless = 0
+
+
 class BaseSearch:
-    """Finds what predicts the tensors of one file. For one thread."""
+    """Finds what predicts the tensors of one file. For one thread, but for `by_name`."""
 
     def __init__(
-        self,
-        *,
-        files: Sequence[BaseFile],
-        finder: BaseFiles,
-        chunks: BaseChunks,
-        sketches: Sketches,
-        policy: DeltaPolicy,
+        self, *, files: Sequence[BaseFile], finder: BaseFiles, sketches: BaseSketches, policy: DeltaPolicy
     ) -> None:
-        """`files` are looked at first; `finder` finds others."""
+        """`files` are looked at first; `finder` opens others."""
         self._files = list(files)
         self._finder = finder
-        self._chunks = chunks
-        self._catalogue = sketches
+        self._sketches = sketches
         self._policy = policy
-        self._fruitless = 0
+        self._looking = _Budget()
+        self._summing = _Budget()
         self._made: list[tuple[int, int, Words]] = []
-        self._rebuilt: list[Sketch] = []
 
     def relate(self, number: int, target: TargetTensor) -> Relation | None:
         """Return what predicts a tensor, number `number` of its file's spans; None if nothing does well enough."""
-        plain_share = share_left(target.sketch)
-        best: _Found | None = None
+        judge = _Judge(target, self._sketches, self._policy)
         for file in self._files:
-            best = _better(best, self._in_file(file, target, plain_share))
-        if best is None or best.score > _LARGE * plain_share:
+            judge.compare_file(file)
+        if judge.may_be_better(_LARGE) and self._looking.allows():
+            before = judge.best
             for file in self._alike(target):
                 self._files.append(file)
-                other = self._in_file(file, target, plain_share)
-                if other is not None and (best is None or other.score < best.score):
-                    best, self._fruitless = other, 0
+                judge.compare_file(file)
+            if judge.best is not before:
+                self._looking.helped()
+        if judge.may_be_better(0) and len(judge.near) > 1 and self._summing.allows() and judge.sum_up():
+            self._summing.helped()
+        best = judge.best
         if best is None or best.score > 0:
             self._made.append((number, target.elements, target.sketch))
         return None if best is None else best.relation
@@ -106,125 +113,92 @@ class BaseSearch:
                 tensor is not None
                 and tensor.span.dtype == span.dtype
                 and tensor.span.shape == span.shape
-                and self._may_rest_on(tensor)
+                and self._policy.allows(tensor.rank)
             ):
                 return Relation(span, same(tensor))
         return None
 
     def remember(self, layout: bytes) -> None:
-        """Keep the sketches of the file's tensors, whose layout this is, and those that were made of bases."""
-        own = [
-            Sketch(layout, number, elements, signature(words), words.tobytes())
-            for number, elements, words in self._made
-        ]
-        self._catalogue.keep([*self._rebuilt, *own])
-        self._made, self._rebuilt = [], []
-
-    # ---- one base file
-
-    def _in_file(self, file: BaseFile, target: TargetTensor, plain_share: float) -> _Found | None:
-        named = file.by_name.get(plain_name(target.span.name))
-        best = None
-        if named is not None and named.elements == target.elements:
-            best = self._compare(target, named, plain_share)
-            if best is not None:
-                return best
-        for tensor in file.by_elements.get(target.elements, ()):
-            if tensor is not named:
-                best = _better(best, self._compare(target, tensor, plain_share))
-                if best is not None and best.score == 0 and best.rank == 0:
-                    break
-        return best
-
-    def _compare(self, target: TargetTensor, tensor: BaseTensor, plain_share: float) -> _Found | None:
-        """Judge what a tensor predicts: the lower the first number, the better; None if it is not worth it."""
-        if not self._may_rest_on(tensor):
-            return None
-        words = self._sketch_of(tensor)
-        if words is None:
-            return None
-        order = order_of(target.span.dtype)
-        best = None
-        for operation, predicted, actual in propose(target, tensor, words, self._policy):
-            if are_strangers(differences(actual[:FIRST], predicted[:FIRST], order), target.span.dtype):
-                continue
-            residuals = differences(actual, predicted, order)
-            share = share_left(residuals) if residuals.any() else 0.0
-            if share <= self._policy.keep * plain_share:
-                rank = tensor.rank or 0
-                score = share * self._policy.depth_cost ** (rank / RANK_STEP)
-                best = _better(best, _Found(score, rank, Relation(target.span, operation, plain_share)))
-            if share == 0:
-                break
-        return best
-
-    def _may_rest_on(self, tensor: BaseTensor) -> bool:
-        rank = tensor.rank
-        return rank is not None and rank <= self._policy.base_rank
-
-    def _sketch_of(self, tensor: BaseTensor) -> Words | None:
-        """Return the sketch of a base; read from the store, if that is allowed, where the catalogue has none."""
-        kept = tensor.file.sketches
-        width = WIDTHS[tensor.span.dtype]
-        places = positions(tensor.elements)
-        data = kept.get(tensor.number)
-        if data is None and tensor.file.may_read and has_sketch(tensor.span):
-            data = self._read_sketch(tensor, places.tolist(), width)
-            kept[tensor.number] = data
-            if data:
-                words = np.frombuffer(data, f"<u{width}")
-                self._rebuilt.append(
-                    Sketch(tensor.file.layout_id, tensor.number, tensor.elements, signature(words), data)
-                )
-        return np.frombuffer(data, f"<u{width}") if data and len(data) == len(places) * width else None
-
-    def _read_sketch(self, tensor: BaseTensor, places: Sequence[int], width: int) -> bytes:
-        """Return the bytes of a sketch out of the store; none if a chunk is missing or damaged."""
-        origin = tensor.span.begin
-        parts = [
-            part
-            for place in places[::RUN]
-            for part in tensor.file.parts(origin + place * width, origin + (place + RUN) * width)
-        ]
-        bases = self._chunks.read(chunk_id for chunk_id, _, _ in parts)
-        if any(chunk_id not in bases for chunk_id, _, _ in parts):
-            return b""
-        return b"".join(bytes(bases[chunk_id].plain[begin:end]) for chunk_id, begin, end in parts)
-
-    # ---- the catalogue
+        """Keep the sketches of the file's tensors, whose layout this is."""
+        self._sketches.keep(layout, self._made)
+        self._made = []
 
     def _alike(self, target: TargetTensor) -> Iterator[BaseFile]:
         """Yield files that are not looked at yet and have a tensor like this one, the nearest first."""
-        self._fruitless += 1
-        if self._fruitless > _PATIENCE and self._fruitless % _GLANCE:
-            return
-        if len(self._files) >= _MAX_FILES:
-            return
         known = {file.layout_id for file in self._files}
-        found = self._catalogue.alike([(target.elements, signature(words)) for words in target.views()])
-        near = sorted(self._distances(target, found), key=lambda item: item[0])
-        for _, sketch in near[:_NEAREST]:
-            if sketch.layout not in known:
-                known.add(sketch.layout)
-                file = self._finder.of_layout(sketch.layout)
-                if file is not None:
-                    yield file
+        new = [layout for layout in self._sketches.layouts_like(target) if layout not in known]
+        for layout in new[: min(_NEAREST, _MAX_FILES - len(known))]:
+            file = self._finder.of_layout(layout)
+            if file is not None:
+                yield file
 
-    def _distances(self, target: TargetTensor, found: Sequence[Sketch]) -> Iterator[tuple[float, Sketch]]:
-        size = target.width
-        for sketch in found:
-            if len(sketch.data) != len(target.sketch) * size:
-                yield 64.0, sketch  # Of another element type: only its values can be compared.
+
+class _Judge:
+    """Compares one tensor with others. `best` is the best relation so far, `near` what else is like it."""
+
+    def __init__(self, target: TargetTensor, sketches: BaseSketches, policy: DeltaPolicy) -> None:
+        self._target = target
+        self._sketches = sketches
+        self._policy = policy
+        self._order = order_of(target.span.dtype)
+        self._plain_share = share_left(target.sketch)
+        self.best: _Found | None = None
+        self.near: list[Near] = []
+
+    def may_be_better(self, share: float) -> bool:
+        """Say whether more is left than this share of what is left without a base."""
+        return self.best is None or self.best.score > share * self._plain_share
+
+    def compare_file(self, file: BaseFile) -> None:
+        """Compare with the tensor of the same name, or else with all that have as many elements."""
+        named = file.by_name.get(plain_name(self._target.span.name))
+        if named is not None and named.elements == self._target.elements and self._compare(named):
+            return
+        for tensor in file.by_elements.get(self._target.elements, ()):
+            if tensor is not named:
+                self._compare(tensor)
+                if self.best is not None and self.best.score == self.best.rank == 0:
+                    break
+
+    def sum_up(self) -> bool:
+        """Try sums of what is near; say whether one is better."""
+        sketch, dtype = self._target.sketch, self._target.span.dtype
+        by_distance = sorted(
+            self.near, key=lambda item: distance(differences(sketch, item.words, self._order))
+        )
+        different = list({item.words.tobytes(): item for item in by_distance}.values())
+        found = combined(sketch, dtype, different[:MAX_BASES])
+        return found is not None and self._take(*found)
+
+    def _compare(self, tensor: BaseTensor) -> bool:
+        """Try every operation that fits; say whether one is worth it."""
+        if not self._policy.allows(tensor.rank):
+            return False
+        words = self._sketches.of(tensor)
+        if words is None:
+            return False
+        fits = False
+        target = self._target
+        for operation, predicted, actual in propose(target, tensor, words, self._policy):
+            first = differences(actual[:FIRST], predicted[:FIRST], self._order)
+            if are_strangers(first, target.span.dtype):
                 continue
-            words = np.frombuffer(sketch.data, f"<u{size}")
-            nearest = min(
-                distance(differences(view, words, order_of(target.span.dtype))) for view in target.views()
-            )
-            if nearest < 8 * size:
-                yield nearest, sketch
+            if predicted is words and actual is target.sketch:
+                self.near.append(Near(tensor, words))
+            residuals = differences(actual, predicted, self._order)
+            share = share_left(residuals) if residuals.any() else 0.0
+            fits = self._take(share, operation) or fits
+            if share == 0:
+                break
+        return fits
 
-
-def _better(one: _Found | None, other: _Found | None) -> _Found | None:
-    if one is None or other is None:
-        return one or other
-    return other if other[:2] < one[:2] else one
+    def _take(self, share: float, operation: Operation) -> bool:
+        """Take note of what an operation leaves; say whether that is worth it, be it the best or not."""
+        if share > self._policy.keep * self._plain_share:
+            return False
+        rank = max(tensor.rank or 0 for tensor in operation.inputs)
+        score = share * self._policy.depth_cost ** (rank / RANK_STEP)
+        if self.best is None or (score, rank) < self.best[:2]:
+            relation = Relation(self._target.span, operation, self._plain_share)
+            self.best = _Found(score, rank, relation)
+        return True
