@@ -192,6 +192,63 @@ def test_a_wider_copy_follows_from_a_narrow_one(tmp_path):
         assert_same(store, "wide", folder, tmp_path / "out")
 
 
+SUMS = {
+    "the mean": lambda one, other, _: (one + other) / np.float32(2),
+    "a weighted sum": lambda one, other, _: one * np.float32(0.3) + other * np.float32(0.7),
+    "task arithmetic": lambda one, other, third: one + np.float32(0.4) * (other - third),
+}
+
+
+@pytest.mark.parametrize("how", SUMS)
+def test_sums_of_models_take_nothing(tmp_path, base, how):
+    models = [BASE, tuned(BASE, 1, 1e-3), tuned(BASE, 2, 1e-3)]
+    summed = {name: SUMS[how](*(model[name] for model in models)) for name in BASE}
+    folder = write_family_model(tmp_path / "sum", summed)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        for number in (1, 2):
+            other = write_family_model(tmp_path / f"other{number}", models[number])
+            store.add(other, ref=f"other{number}", base="base")
+        added = store.add(folder, ref="sum", base="base")
+        small = sum(array.nbytes for array in BASE.values() if array.ndim == 1)
+        assert added.bytes_stored < small + 0.01 * added.bytes_total
+        assert_same(store, "sum", folder, tmp_path / "out")
+
+
+def _quantised(array, kind):
+    """Quantise a matrix as onnxruntime does: for the tensor, or for each column, signed or not."""
+    if kind == "unsigned":
+        scale = np.float32((array.max() - array.min()) / 255)
+        zero = np.uint8(np.rint(-array.min() / scale))
+        found = np.clip(np.rint(array / scale) + zero, 0, 255).astype(np.uint8)
+        return found, np.array([scale]), np.array([zero])
+    axis = 0 if kind == "by column" else None
+    scale = (np.abs(array).max(axis=axis) / np.float32(127)).astype("<f4").reshape(-1)
+    return np.clip(np.rint(array / scale), -127, 127).astype(np.int8), scale, None
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned", "by column"])
+@pytest.mark.parametrize("known_zeros", [True, False])
+def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
+    rng = np.random.default_rng(4)
+    whole = {name: rng.normal(0, 0.05, shape).astype("<f4") for name, shape in MATRICES.items()}
+    tensors = {}
+    for name, array in whole.items():
+        found, scale, zero = _quantised(np.ascontiguousarray(array.T) if name == "layer" else array, kind)
+        tensors |= {f"{name}_quantized": found, f"{name}_scale": scale}
+        if zero is not None and known_zeros:
+            tensors[f"{name}_zero_point"] = zero
+    folder = write_family_model(tmp_path / "quantised", tensors)
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", whole), ref="whole")
+        added = store.add(folder, ref="quantised", base="whole")
+        assert added.bytes_stored < 0.05 * added.bytes_total
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
+MATRICES = {"embeddings": (500, 256), "layer": (400, 200)}
+
+
 def _damage_packs(folder):
     for path in (folder / "packs").rglob("*"):
         if path.is_file():

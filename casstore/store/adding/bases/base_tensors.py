@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.codecs.delta import Extent
+from casstore.codecs.delta import LITERALS, Extent
 from casstore.digest import DIGEST_SIZE
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.sketch import WIDTHS
@@ -104,15 +104,22 @@ class BaseFile:
 
 
 class FrameBases:
-    """The bases of one frame, numbered in the order of their first use."""
+    """The bases of one frame, numbered in the order of their first use, and bytes that its programs need besides."""
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
+        self._sides: dict[bytes, int] = {}
+        self._size = 0
 
     @property
     def ids(self) -> list[bytes]:
         """The chunks, in the order of their numbers."""
         return list(self._numbers)
+
+    @property
+    def sides(self) -> bytes:
+        """The bytes of all sides, each once."""
+        return b"".join(self._sides)
 
     def extents(self, tensor: BaseTensor, begin: int, end: int) -> tuple[Extent, ...]:
         """Return bytes `begin` to `end` of a tensor as extents of bases."""
@@ -121,3 +128,11 @@ class FrameBases:
             Extent(self._numbers.setdefault(chunk_id, len(self._numbers)), first, last)
             for chunk_id, first, last in tensor.file.parts(origin + begin, origin + end)
         )
+
+    def side(self, data: bytes) -> Extent:
+        """Return bytes that follow the literals, as an extent that counts from the first of `sides`."""
+        if data not in self._sides:
+            self._sides[data] = self._size
+            self._size += len(data)
+        begin = self._sides[data]
+        return Extent(LITERALS, begin, begin + len(data))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from casstore.codecs.delta import LITERALS, Extent
 from casstore.codecs.delta.payload import MAX_EXTENTS, MAX_PIECES
 from casstore.store.adding.bases.base_tensors import FrameBases
 
@@ -22,12 +23,13 @@ _LITERALS = 0.5
 class ChunkPlan:
     """How a chunk is predicted: `bases` are chunks of the store, which `pieces` name by their places.
 
-    `plain` is an estimate of the bytes that the chunk takes without them, None where nobody knows.
+    `side` are bytes that pieces need beside the literals. `plain` is an estimate of the bytes that the chunk takes without them, None where nobody knows.
     """
 
     pieces: tuple[Piece, ...]
     bases: tuple[bytes, ...]
     plain: float | None
+    side: bytes = b""
 
 
 def plan_chunk(begin: int, end: int, relations: Iterable[Relation]) -> ChunkPlan | None:
@@ -61,4 +63,18 @@ def plan_chunk(begin: int, end: int, relations: Iterable[Relation]) -> ChunkPlan
         return None
     if plain is not None:
         plain += _LITERALS * (end - begin - predicted)
-    return ChunkPlan(tuple(pieces), tuple(bases.ids), plain)
+    left = end - begin - predicted
+    moved = tuple(_after_literals(piece, left) for piece in pieces) if bases.sides else tuple(pieces)
+    return ChunkPlan(moved, tuple(bases.ids), plain, bases.sides)
+
+
+def _after_literals(piece: Piece, left: int) -> Piece:
+    """Return a piece whose sides come after the `left` literal bytes of its chunk."""
+    inputs = tuple(
+        tuple(
+            Extent(base, begin + left, end + left) if base == LITERALS else Extent(base, begin, end)
+            for base, begin, end in extents
+        )
+        for extents in piece.inputs
+    )
+    return replace(piece, inputs=inputs)

@@ -46,7 +46,7 @@ def encode_planned(
         there = [base for base in own if base is not None]
         if len(there) == len(own):
             plain = block[item.begin : item.end]
-            items[key] = DeltaChunk(item.object_id, plain, there, item.plan.pieces)
+            items[key] = DeltaChunk(item.object_id, plain, there, item.plan.pieces, item.plan.side)
     deltas = dict(zip(items, _encode(list(items.values())), strict=True))
     return {key: _chosen(block, planned[key], delta, policy) for key, delta in deltas.items() if delta}
 

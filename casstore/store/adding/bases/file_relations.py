@@ -8,6 +8,7 @@ import numpy as np
 
 from casstore.store.adding.bases.chunk_plan import plan_chunk
 from casstore.store.adding.bases.target import TargetTensor, has_sketch
+from casstore.store.adding.sources import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.relation import Relation
     from casstore.store.adding.bases.search import BaseSearch
     from casstore.tensors import TensorSpan
+
+_SMALL = 64 << 10
+"""Bytes of the largest tensor that is read as scales or zero points of another one."""
 
 
 class FileRelations:
@@ -30,6 +34,7 @@ class FileRelations:
         self._ends: NDArray[np.int64] = np.maximum.accumulate(
             np.array([span.end for span in spans] or [0], np.int64)
         )
+        self._by_name = {span.name: span for span in spans}
         self._next = 0
         self._found: dict[int, Relation | None] = {}
 
@@ -44,8 +49,21 @@ class FileRelations:
             if has_sketch(span) and (number == 0 or self._spans[number - 1].begin != span.begin):
                 whole = begin <= span.begin and span.end <= end
                 part = data[span.begin - begin : span.end - begin] if whole else None
-                target = TargetTensor(span, part, descriptor, shown)
+                target = TargetTensor(
+                    span,
+                    part,
+                    descriptor=descriptor,
+                    shown=shown,
+                    read=lambda name, dtype: self._small(name, dtype, descriptor, shown),
+                )
                 self._found[number] = self._search.relate(number, target)
+
+    def _small(self, name: str, dtype: str, descriptor: int, shown: str) -> bytes | None:
+        """Return the bytes of a small tensor of the file, None if there is none of this name and type."""
+        span = self._by_name.get(name)
+        if span is None or span.dtype != dtype or span.end - span.begin > _SMALL:
+            return None
+        return read_range(descriptor, span.begin, span.end - span.begin, shown)
 
     def plan(self, begin: int, end: int) -> ChunkPlan | None:
         """Return how a chunk of bytes [`begin`, `end`) is predicted, None if it is not."""

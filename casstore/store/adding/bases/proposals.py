@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.codecs.delta import SAME, Rounding, cast_step
+from casstore.store.adding.bases.quantising import QUANTISED, quantised
 from casstore.store.adding.bases.relation import Elementwise, Transposed, same
 from casstore.store.adding.bases.sketch import FLOATS, WIDTHS
 
@@ -36,6 +37,9 @@ def propose(
     target: TargetTensor, tensor: BaseTensor, words: Words, policy: DeltaPolicy
 ) -> Iterator[Proposal]:
     """Yield what may make the target of a tensor of as many elements, whose sketch is `words`."""
+    if target.span.dtype in QUANTISED:
+        for whole in quantised(target, tensor, words, whole=policy.whole):
+            yield Proposal(*whole)
     made = [*_elementwise(tensor, words, target.span.dtype)]
     for operation, predicted in made:
         yield Proposal(operation, predicted, target.sketch)

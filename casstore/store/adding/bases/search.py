@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.target import TargetTensor
     from casstore.tensors import TensorSpan
 
-_LARGE = 0.25
+_LARGE = 0.02
 """Of what is left without a base: where more is left with one, the catalogue may know a better one."""
 
 _PATIENCE = 16

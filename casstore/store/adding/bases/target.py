@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.store.adding.bases.quantising import find_scales
 from casstore.store.adding.bases.sketch import SIZE, WIDTHS, elements_at, positions, transposed
 from casstore.store.adding.sources import read_range
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casstore.format.layout import Span
+    from casstore.store.adding.bases.quantising import Scales
     from casstore.store.adding.bases.sketch import Positions, Words
     from casstore.tensors import TensorSpan
 
@@ -23,16 +27,26 @@ MIN_SIZE = 64 << 10
 class TargetTensor:
     """The elements of one tensor: from memory where all of it is at hand, else from its file.
 
-    `data` are its bytes, or None; they are only used while the caller's buffer holds them.
+    `data` are its bytes, or None; they are only used while the caller's buffer holds them. `read` returns the bytes of
+    another tensor of the file, a small one, by its name and type.
     """
 
-    def __init__(self, span: TensorSpan, data: memoryview | None, descriptor: int, shown: str) -> None:
+    def __init__(
+        self,
+        span: TensorSpan,
+        data: memoryview | None,
+        *,
+        descriptor: int,
+        shown: str,
+        read: Callable[[str, str], bytes | None],
+    ) -> None:
         self.span = span
         self.elements = prod(span.shape)
         self.width = WIDTHS[span.dtype]
         self._data = data
         self._descriptor = descriptor
         self._shown = shown
+        self._read = read
 
     @cached_property
     def sketch(self) -> Words:
@@ -51,8 +65,18 @@ class TargetTensor:
     @cached_property
     def transpose(self) -> Words:
         """The sketch of its transpose."""
+        return self.at(self.transposed_places)
+
+    @property
+    def transposed_places(self) -> Positions:
+        """Where the elements of the sketch of its transpose are."""
         rows, columns = self.span.shape
-        return self.at(transposed(positions(self.elements), columns, rows))
+        return transposed(positions(self.elements), columns, rows)
+
+    @cached_property
+    def scales(self) -> Scales | None:
+        """What the file says of how it was quantised."""
+        return find_scales(self.span.name, self.span.dtype, self._read)
 
     def at(self, places: Positions) -> Words:
         """Return the elements at these positions."""
