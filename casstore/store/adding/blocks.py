@@ -10,6 +10,7 @@ from casstore.chunking import MAX_CHUNK, Chunker, plan_regions
 from casstore.concurrency.buffers import BLOCK, take_block
 from casstore.digest import Hasher
 from casstore.machine.unchanged import flush
+from casstore.store.adding.bases.file_relations import Window
 from casstore.store.adding.sources import check_unchanged, open_source, read_full
 from casstore.store.adding.tensor_spans import ElementHints, find_file_spans
 
@@ -55,10 +56,15 @@ class Block:
     parts: list[tuple[Reading, int, bool]] = field(default_factory=list)
     used: int = 0
 
-    def relations(self) -> Iterator[FileRelations | None]:
-        """Yield for each chunk the relations of its file."""
+    def windows(self) -> Iterator[tuple[FileRelations | None, Window]]:
+        """Yield for each chunk the relations of its file, and the part of the file that is in the block."""
+        first = 0
         for reading, count, _ in self.parts:
-            yield from [reading.relations] * count
+            if count:
+                begin, end = self.cuts[first][0], sum(self.cuts[first + count - 1])
+                window = Window(self.offsets[first], self.buffer[begin:end])
+                yield from [(reading.relations, window)] * count
+            first += count
 
     def append(self, reading: Reading, lengths: list[int], offset: int, *, final: bool) -> int:
         """Add chunks that start at `used`, byte `offset` of the file; return where they end in the buffer."""
@@ -125,8 +131,6 @@ class BlockReader:
                     data = block.buffer[begin : begin + carried + count]
                     offset = position - len(data)
                     lengths = chunker.cut(data, offset=offset, final=final).tolist()
-                    if reading.relations is not None:
-                        reading.relations.read_on(data, offset, descriptor=descriptor, shown=file.shown)
                     cut_to = block.append(reading, lengths, offset, final=final)
                     carried = len(data) - (cut_to - begin)
                     if final:
@@ -144,5 +148,5 @@ class BlockReader:
         yield block
 
     def _begin(self, file: SourceFile, key: bytes | None, spans: tuple[TensorSpan, ...]) -> Reading:
-        relations = self._deltas.open_file(spans) if self._deltas is not None and spans else None
+        relations = self._deltas.open_file(file, spans) if self._deltas is not None and spans else None
         return Reading(file, key, spans, relations)

@@ -286,12 +286,13 @@ class Ingest:
         """Encode those of the wanted chunks that something in the store predicts; return their frames."""
         if self._deltas is None:
             return {}
-        relations = list(block.relations())
+        windows = list(block.windows())
         planned: dict[int, PlannedChunk] = {}
         for at in wanted:
             begin, length = block.cuts[at]
-            of_file = relations[at]
-            plan = of_file.plan(block.offsets[at], block.offsets[at] + length) if of_file else None
+            relations, window = windows[at]
+            offset = block.offsets[at]
+            plan = relations.plan(offset, offset + length, window) if relations is not None else None
             if plan is not None:
                 planned[at] = PlannedChunk(ids[at], begin, begin + length, block.hints[at], plan)
         return self._deltas.encode(block.buffer, planned) if planned else {}

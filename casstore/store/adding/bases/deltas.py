@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from casstore.errors import CasstoreError, RefNotFound
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.base_tensors import BaseFile
     from casstore.store.adding.bases.encoding import PlannedChunk
     from casstore.store.adding.bases.policy import DeltaPolicy
+    from casstore.store.adding.sources import SourceFile
     from casstore.store.model_store import ModelStore
     from casstore.tensors import TensorSpan
 
 
 class Deltas:
-    """Finds bases and encodes deltas for one add. `encode` may be called by any thread, the rest by one."""
+    """Finds bases and encodes deltas for one add. Safe in threads."""
 
     def __init__(
         self,
@@ -47,19 +49,22 @@ class Deltas:
         self._refs = refs
         self._base = base
         self._named: list[BaseFile] | None = None
+        self._lock = threading.Lock()
 
-    def open_file(self, spans: Sequence[TensorSpan]) -> FileRelations:
+    def open_file(self, source: SourceFile, spans: Sequence[TensorSpan]) -> FileRelations:
         """Return what will know the relations of the tensors of one file."""
-        if self._named is None and spans:
+        return FileRelations(source, spans, search=self._search, lock=self._lock)
+
+    def _search(self) -> BaseSearch:
+        if self._named is None:
             base = self._base
             self._named = [] if base is None else self._finder.of_lineage(base, self._newest_record)
-        search = BaseSearch(
-            files=self._named or (),
+        return BaseSearch(
+            files=self._named,
             finder=self._finder,
             sketches=BaseSketches(self._sketches, self._chunks),
             policy=self._policy,
         )
-        return FileRelations(spans, search)
 
     def encode(self, block: memoryview, planned: Mapping[int, PlannedChunk]) -> dict[int, EncodedFrames]:
         """Return the frames of planned chunks (`encode_planned`)."""

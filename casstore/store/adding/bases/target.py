@@ -10,7 +10,6 @@ import numpy as np
 
 from casstore.store.adding.bases.quantising import find_scales
 from casstore.store.adding.bases.sketch import SIZE, WIDTHS, elements_at, positions, transposed
-from casstore.store.adding.sources import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +24,9 @@ MIN_SIZE = 64 << 10
 
 
 class TargetTensor:
-    """The elements of one tensor: from memory where all of it is at hand, else from its file.
+    """The elements of one tensor: from memory where all of it is at hand, else from its file. For one thread.
 
-    `data` are its bytes, or None; they are only used while the caller's buffer holds them. `read` returns the bytes of
+    `data` are its bytes, or None; `read` returns bytes of its file, by offset and length, fewer at the end. `read_small` returns
     another tensor of the file, a small one, by its name and type.
     """
 
@@ -36,17 +35,15 @@ class TargetTensor:
         span: TensorSpan,
         data: memoryview | None,
         *,
-        descriptor: int,
-        shown: str,
-        read: Callable[[str, str], bytes | None],
+        read: Callable[[int, int], bytes],
+        read_small: Callable[[str, str], bytes | None],
     ) -> None:
         self.span = span
         self.elements = prod(span.shape)
         self.width = WIDTHS[span.dtype]
         self._data = data
-        self._descriptor = descriptor
-        self._shown = shown
         self._read = read
+        self._read_small = read_small
 
     @cached_property
     def sketch(self) -> Words:
@@ -76,7 +73,7 @@ class TargetTensor:
     @cached_property
     def scales(self) -> Scales | None:
         """What the file says of how it was quantised."""
-        return find_scales(self.span.name, self.span.dtype, self._read)
+        return find_scales(self.span.name, self.span.dtype, self._read_small)
 
     def at(self, places: Positions) -> Words:
         """Return the elements at these positions."""
@@ -86,7 +83,7 @@ class TargetTensor:
         parts = []
         for run in np.split(places, breaks):
             begin, length = self.span.begin + int(run[0]) * self.width, len(run) * self.width
-            part = read_range(self._descriptor, begin, length, self._shown)
+            part = self._read(begin, length)
             # Of a file that became shorter: the add ends as soon as that is noticed.
             parts.append(part.ljust(length, b"\0"))
         return np.frombuffer(b"".join(parts), f"<u{self.width}")
