@@ -60,5 +60,7 @@ PyObject *cast(PyObject *self, PyObject *args);
 PyObject *transpose(PyObject *self, PyObject *args);
 PyObject *quantise(PyObject *self, PyObject *args);
 PyObject *combine(PyObject *self, PyObject *args);
+PyObject *gguf(PyObject *self, PyObject *args);
+PyObject *lora(PyObject *self, PyObject *args);
 
 #endif
