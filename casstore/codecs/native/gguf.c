@@ -96,7 +96,7 @@ VECTORISED static void q8_0(const uint8_t *values, const uint8_t *scales, uint8_
     }
 }
 
-/* The number of greatest magnitude, the first of several. */
+/* The number of greatest magnitude, the first of several; 0 of zeros with any signs. */
 static inline float greatest(const float *x) {
     uint32_t most = 0;
     int at = 0;
@@ -105,7 +105,7 @@ static inline float greatest(const float *x) {
         most = magnitude > most ? magnitude : most;
     }
     while ((bits_of(x[at]) & 0x7FFFFFFF) != most) at++;
-    return x[at];
+    return most ? x[at] : 0.0f;
 }
 
 static inline void truncate_to(const float *x, float least, float factor, float half, float last, uint8_t *quants) {
