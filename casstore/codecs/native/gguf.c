@@ -6,52 +6,49 @@
 
 static const float levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-static inline float load_half(const uint8_t *from) {
+INLINE float load_half(const uint8_t *from) {
     uint16_t half;
     memcpy(&half, from, 2);
     return float_of(widen_f16(half));
 }
 
-static inline void store_half(uint8_t *out, float value) {
+INLINE void store_half(uint8_t *out, float value) {
     uint16_t half = (uint16_t)narrow_to_f16(bits_of(value));
     memcpy(out, &half, 2);
 }
 
-static inline float inverse(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
+INLINE float inverse(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
 
 /* Cut off at limits; what is no number becomes the lower one. */
-static inline float cut(float value, float low, float high) {
+INLINE float cut(float value, float low, float high) {
     value = value > low ? value : low;
     return value < high ? value : high;
 }
 
-/* Round to nearest even: |value| is less than 2^22. */
-static inline int nearest(float value) {
-    const float whole = 0x1.8p23f;
-    return (int)((value + whole) - whole);
-}
-
 /* A NaN counts as 0. */
-static inline void load(const uint8_t *from, float *x, int count) {
-    memcpy(x, from, 4 * (size_t)count);
-    for (int i = 0; i < count; i++) x[i] = x[i] == x[i] ? x[i] : 0.0f;
+INLINE void load(const uint8_t *from, float *x, int count) {
+    for (int i = 0; i < count; i++) {
+        float value;
+        memcpy(&value, from + 4 * i, 4);
+        x[i] = value == value ? value : 0.0f;
+    }
 }
 
 /* ---- packing */
 
-static inline void nibbles(const uint8_t *quants, int count, int half, uint8_t *out) {
+INLINE void nibbles(const uint8_t *quants, int count, int half, uint8_t *out) {
     for (int at = 0; at < count; at += 2 * half)
         for (int i = 0; i < half; i++) *out++ = (uint8_t)((quants[at + i] & 15) | quants[at + half + i] << 4);
 }
 
-static inline void pairs(const uint8_t *quants, int shift, uint8_t *out) {
+INLINE void pairs(const uint8_t *quants, int shift, uint8_t *out) {
     for (int at = 0; at < 256; at += 128, out += 32)
         for (int i = 0; i < 32; i++)
             out[i] = (uint8_t)((quants[at + i] >> shift & 3) | (quants[at + 32 + i] >> shift & 3) << 2 |
                                (quants[at + 64 + i] >> shift & 3) << 4 | (quants[at + 96 + i] >> shift & 3) << 6);
 }
 
-static inline void columns(const uint8_t *quants, int shift, uint8_t *out) {
+INLINE void columns(const uint8_t *quants, int shift, uint8_t *out) {
     for (int i = 0; i < 32; i++) {
         int bits = 0;
         for (int k = 0; k < 8; k++) bits |= (quants[32 * k + i] >> shift & 1) << k;
@@ -59,7 +56,7 @@ static inline void columns(const uint8_t *quants, int shift, uint8_t *out) {
     }
 }
 
-static inline void fifth_bits(const uint8_t *quants, uint8_t *out) {
+INLINE void fifth_bits(const uint8_t *quants, uint8_t *out) {
     uint32_t bits = 0;
     for (int i = 0; i < 32; i++) bits |= (uint32_t)(quants[i] >> 4) << i;
     memcpy(out, &bits, 4);
@@ -67,8 +64,18 @@ static inline void fifth_bits(const uint8_t *quants, uint8_t *out) {
 
 /* ---- types with 32 elements and a rule for scales */
 
+INLINE uint32_t greatest_magnitude(const float *x) {
+    uint32_t most = 0;
+    for (int i = 0; i < 32; i++) {
+        uint32_t magnitude = bits_of(x[i]) & 0x7FFFFFFF;
+        most = magnitude > most ? magnitude : most;
+    }
+    return most;
+}
+
 VECTORISED static void q8_0(const uint8_t *values, const uint8_t *scales, uint8_t *out, Py_ssize_t count) {
     float x[32];
+    int32_t quants[32];
     for (Py_ssize_t n = 0; n < count; n++, values += 128, out += 34) {
         float scale, factor;
         load(values, x, 32);
@@ -76,43 +83,50 @@ VECTORISED static void q8_0(const uint8_t *values, const uint8_t *scales, uint8_
             scale = load_half(scales + 2 * n);
             memcpy(out, scales + 2 * n, 2);
         } else {
-            uint32_t most = 0;
-            for (int i = 0; i < 32; i++) {
-                uint32_t magnitude = bits_of(x[i]) & 0x7FFFFFFF;
-                most = magnitude > most ? magnitude : most;
-            }
-            scale = float_of(most) / 127.0f;
+            scale = float_of(greatest_magnitude(x)) / 127.0f;
             store_half(out, scale);
         }
         factor = inverse(scale);
         for (int i = 0; i < 32; i++) {
-            float v = x[i] * factor, whole, rest;
-            v = v == v ? v : 0.0f;
-            v = cut(v, -128.0f, 127.0f);
-            whole = (float)(int)v;
-            rest = v - whole;
-            out[2 + i] = (uint8_t)((int)whole + (rest >= 0.5f) - (rest <= -0.5f));
+            float v = x[i] * factor;
+            x[i] = v == v ? v : 0.0f;
         }
+        for (int i = 0; i < 32; i++) x[i] = cut(x[i], -128.0f, 127.0f);
+        for (int i = 0; i < 32; i++) quants[i] = (int32_t)nearest_away(x[i]);
+        for (int i = 0; i < 32; i++) out[2 + i] = (uint8_t)quants[i];
     }
 }
 
 /* The number of greatest magnitude, the first of several; 0 of zeros with any signs. */
-static inline float greatest(const float *x) {
-    uint32_t most = 0;
-    int at = 0;
+INLINE float greatest(const float *x) {
+    uint32_t most = greatest_magnitude(x);
+    int first = 31;
     for (int i = 0; i < 32; i++) {
-        uint32_t magnitude = bits_of(x[i]) & 0x7FFFFFFF;
-        most = magnitude > most ? magnitude : most;
+        int at = (bits_of(x[i]) & 0x7FFFFFFF) == most ? i : 31;
+        first = at < first ? at : first;
     }
-    while ((bits_of(x[at]) & 0x7FFFFFFF) != most) at++;
-    return most ? x[at] : 0.0f;
+    return most ? x[first] : 0.0f;
 }
 
-static inline void truncate_to(const float *x, float least, float factor, float half, float last, uint8_t *quants) {
+/* Floats as integers in the same order, with one zero. */
+INLINE int32_t number(float x) {
+    int32_t bits = (int32_t)bits_of(x + 0.0f);
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF);
+}
+
+/* Of several zeros it is the first one: the numbers do not tell their signs. */
+INLINE float of_number(int32_t number, const float *x) {
+    if (number == 0)
+        for (int i = 0; i < 32; i++)
+            if (x[i] == 0.0f) return x[i];
+    return float_of((uint32_t)(number ^ ((number >> 31) & 0x7FFFFFFF)));
+}
+
+INLINE void truncate_to(const float *x, float least, float factor, float half, float last, uint8_t *quants) {
     for (int i = 0; i < 32; i++) quants[i] = (uint8_t)(int)cut((x[i] - least) * factor + half, 0.0f, last);
 }
 
-static inline void store_legacy(const uint8_t *quants, int five, uint8_t *out) {
+INLINE void store_legacy(const uint8_t *quants, int five, uint8_t *out) {
     if (five) fifth_bits(quants, out);
     nibbles(quants, 32, 16, out + (five ? 4 : 0));
 }
@@ -151,13 +165,15 @@ SIGNED(q5_0, 22, 32, 1)
                 least = load_half(scales + 4 * n + 2);                                                                 \
                 memcpy(out, scales + 4 * n, 4);                                                                        \
             } else {                                                                                                   \
-                float most = x[0];                                                                                     \
-                least = x[0];                                                                                          \
-                for (int i = 1; i < 32; i++) {                                                                         \
-                    most = x[i] > most ? x[i] : most;                                                                  \
-                    least = x[i] < least ? x[i] : least;                                                               \
+                int32_t low = INT32_MAX, high = INT32_MIN;                                                             \
+                for (int i = 0; i < 32; i++) {                                                                         \
+                    int32_t key = number(x[i]);                                                                        \
+                    low = key < low ? key : low;                                                                       \
+                    high = key > high ? key : high;                                                                    \
                 }                                                                                                      \
-                scale = (most - least) / (float)((LEVELS)-1);                                                          \
+                least = of_number(low, x);                                                                             \
+                scale = of_number(high, x) - least;                                                                    \
+                scale = scale / (float)((LEVELS)-1);                                                                   \
                 store_half(out, scale);                                                                                \
                 store_half(out + 2, least);                                                                            \
             }                                                                                                          \
@@ -171,16 +187,29 @@ RANGED(q5_1, 24, 32, 1)
 
 /* ---- types whose scales are given */
 
-/* Quants of a part of a block: those of a part without a step are 0. */
-static inline void round_part(const float *x, int count, float step, float offset, float low, float high, uint8_t *quants) {
-    if (step == 0.0f) {
-        memset(quants, 0, (size_t)count);
-        return;
+/* The step and the offset of each x. */
+typedef struct {
+    float steps[MOST], offsets[MOST];
+} Parts;
+
+INLINE void set_part(Parts *parts, int at, int count, float step, float offset) {
+    for (int i = at; i < at + count; i++) {
+        parts->steps[i] = step;
+        parts->offsets[i] = offset;
     }
-    for (int i = 0; i < count; i++) quants[i] = (uint8_t)(nearest(cut((x[i] + offset) / step, low, high)) - (int)low);
 }
 
-static inline void level_part(const float *x, int count, float step, uint8_t *quants) {
+/* Quants of a block: those of a part without a step are 0. */
+INLINE void round_parts(const float *x, const Parts *parts, float low, float high, uint8_t *quants) {
+    int32_t found[MOST];
+    for (int i = 0; i < MOST; i++) {
+        float v = cut((x[i] + parts->offsets[i]) / parts->steps[i], low, high);
+        found[i] = (int32_t)(nearest(v) - low);
+    }
+    for (int i = 0; i < MOST; i++) quants[i] = (uint8_t)(parts->steps[i] == 0.0f ? 0 : found[i]);
+}
+
+INLINE void level_part(const float *x, int count, float step, uint8_t *quants) {
     float factor = inverse(step);
     for (int i = 0; i < count; i++) {
         float v = x[i] * factor;
@@ -200,10 +229,12 @@ static inline void level_part(const float *x, int count, float step, uint8_t *qu
         }                                                                                                              \
     }
 
-static inline void block_q2_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+INLINE void block_q2_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+    Parts parts;
     float d = load_half(scales + 16), m = load_half(scales + 18);
     for (int j = 0; j < 16; j++)
-        round_part(x + 16 * j, 16, d * (float)(scales[j] & 15), m * (float)(scales[j] >> 4), 0.0f, 3.0f, quants + 16 * j);
+        set_part(&parts, 16 * j, 16, d * (float)(scales[j] & 15), m * (float)(scales[j] >> 4));
+    round_parts(x, &parts, 0.0f, 3.0f, quants);
     memcpy(out, scales, 16);
     pairs(quants, 0, out + 16);
     memcpy(out + 80, scales + 16, 4);
@@ -211,12 +242,14 @@ static inline void block_q2_k(const float *x, const uint8_t *scales, uint8_t *qu
 
 GIVEN(q2_k, 256, 84, 20)
 
-static inline void block_q3_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+INLINE void block_q3_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+    Parts parts;
     float d = load_half(scales + 12);
     for (int j = 0; j < 16; j++) {
         int low = j < 8 ? scales[j] & 15 : scales[j - 8] >> 4, high = scales[8 + j % 4] >> (2 * (j / 4)) & 3;
-        round_part(x + 16 * j, 16, d * (float)((low | high << 4) - 32), 0.0f, -4.0f, 3.0f, quants + 16 * j);
+        set_part(&parts, 16 * j, 16, d * (float)((low | high << 4) - 32), 0.0f);
     }
+    round_parts(x, &parts, -4.0f, 3.0f, quants);
     columns(quants, 2, out);
     pairs(quants, 0, out + 32);
     memcpy(out + 96, scales, 14);
@@ -225,17 +258,19 @@ static inline void block_q3_k(const float *x, const uint8_t *scales, uint8_t *qu
 GIVEN(q3_k, 256, 110, 14)
 
 /* The parts of Q4_K and Q5_K, of which scale and minimum have six bits. */
-static inline void round_pairs(const float *x, const uint8_t *scales, float last, uint8_t *quants) {
+INLINE void round_pairs(const float *x, const uint8_t *scales, float last, uint8_t *quants) {
+    Parts parts;
     float d = load_half(scales), m = load_half(scales + 2);
     const uint8_t *low = scales + 4, *middle = scales + 8, *high = scales + 12;
     for (int j = 0; j < 8; j++) {
         int factor = j < 4 ? low[j] & 63 : (high[j - 4] & 15) | low[j - 4] >> 6 << 4;
         int minimum = j < 4 ? middle[j] & 63 : high[j - 4] >> 4 | middle[j - 4] >> 6 << 4;
-        round_part(x + 32 * j, 32, d * (float)factor, m * (float)minimum, 0.0f, last, quants + 32 * j);
+        set_part(&parts, 32 * j, 32, d * (float)factor, m * (float)minimum);
     }
+    round_parts(x, &parts, 0.0f, last, quants);
 }
 
-static inline void block_q4_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+INLINE void block_q4_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
     round_pairs(x, scales, 15.0f, quants);
     memcpy(out, scales, 16);
     nibbles(quants, 256, 32, out + 16);
@@ -243,7 +278,7 @@ static inline void block_q4_k(const float *x, const uint8_t *scales, uint8_t *qu
 
 GIVEN(q4_k, 256, 144, 16)
 
-static inline void block_q5_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+INLINE void block_q5_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
     round_pairs(x, scales, 31.0f, quants);
     memcpy(out, scales, 16);
     columns(quants, 4, out + 16);
@@ -252,10 +287,12 @@ static inline void block_q5_k(const float *x, const uint8_t *scales, uint8_t *qu
 
 GIVEN(q5_k, 256, 176, 16)
 
-static inline void block_q6_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+INLINE void block_q6_k(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+    Parts parts;
     float d = load_half(scales + 16);
     for (int j = 0; j < 16; j++)
-        round_part(x + 16 * j, 16, d * (float)(int8_t)scales[j], 0.0f, -32.0f, 31.0f, quants + 16 * j);
+        set_part(&parts, 16 * j, 16, d * (float)(int8_t)scales[j], 0.0f);
+    round_parts(x, &parts, -32.0f, 31.0f, quants);
     nibbles(quants, 256, 64, out);
     pairs(quants, 4, out + 128);
     memcpy(out + 192, scales, 18);
@@ -263,7 +300,7 @@ static inline void block_q6_k(const float *x, const uint8_t *scales, uint8_t *qu
 
 GIVEN(q6_k, 256, 210, 18)
 
-static inline void block_iq4_nl(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+INLINE void block_iq4_nl(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
     level_part(x, 32, load_half(scales), quants);
     memcpy(out, scales, 2);
     nibbles(quants, 32, 16, out + 2);
@@ -271,7 +308,7 @@ static inline void block_iq4_nl(const float *x, const uint8_t *scales, uint8_t *
 
 GIVEN(iq4_nl, 32, 18, 2)
 
-static inline void block_iq4_xs(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
+INLINE void block_iq4_xs(const float *x, const uint8_t *scales, uint8_t *quants, uint8_t *out) {
     float d = load_half(scales);
     int top = scales[2] | scales[3] << 8;
     for (int j = 0; j < 8; j++) {

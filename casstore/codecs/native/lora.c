@@ -15,11 +15,11 @@ VECTORISED static void multiply(float *restrict one, float *restrict two, const 
     }
 }
 
-static inline float to_f16(float x) { return float_of(widen_f16(narrow_to_f16(bits_of(x)))); }
+INLINE float to_f16(float x) { return float_of(widen_f16(narrow_to_f16(bits_of(x)))); }
 
-static inline float to_bf16(float x) { return float_of(widen_bf16(narrow_to_bf16(bits_of(x)))); }
+INLINE float to_bf16(float x) { return float_of(widen_bf16(narrow_to_bf16(bits_of(x)))); }
 
-static inline float to_f32(float x) { return x; }
+INLINE float to_f32(float x) { return x; }
 
 /* The bits of a NaN that arithmetic made differ between machines. */
 #define MERGE(NAME, ROUND)                                                                                             \
