@@ -26,6 +26,8 @@ class Kernels(Protocol):
     cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
     quantise: Callable[..., None]
     combine: Callable[..., None]
+    gguf: Callable[..., None]
+    lora: Callable[..., None]
     transpose: Callable[[tuple[Buffer, ...], Buffer, int, tuple[int, ...], tuple[int, ...], int], None]
 
 

@@ -316,6 +316,8 @@ static PyMethodDef methods[] = {
     {"transpose", transpose, METH_VARARGS, "transpose(parts, out, width, shape, distances, first): write permuted elements."},
     {"quantise", quantise, METH_VARARGS, "quantise(values, out, scales, zeros, bits, low, high, rule, first, inner, channels, outer)"},
     {"combine", combine, METH_VARARGS, "combine(operands, out, element, format, order, weights): weighted sums, step by step."},
+    {"gguf", gguf, METH_VARARGS, "gguf(values, out, scales, type): write floats as blocks of GGUF; scales may be None."},
+    {"lora", lora, METH_VARARGS, "lora(weights, a, b, out, rounding, rule, rank, columns, first, scale): add a scaled product."},
     {NULL, NULL, 0, NULL},
 };
 

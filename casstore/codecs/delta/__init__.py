@@ -11,11 +11,13 @@ from casstore.codecs.delta.encoder import DeltaInput, encode_delta, encode_delta
 from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.combine import Combination, combine_step
 from casstore.codecs.delta.operations.floats import Rounding
+from casstore.codecs.delta.operations.gguf import gguf_step, scales_of
+from casstore.codecs.delta.operations.lora import Merge, lora_step
 from casstore.codecs.delta.operations.quantise import Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
 from casstore.codecs.delta.piece import LITERALS, SAME, Extent, Order, Piece, Residual, Step, same
 from casstore.codecs.delta.predict import piece_of
-from casstore.codecs.delta.programs import cast, combine, mean, quantise, transpose
+from casstore.codecs.delta.programs import cast, combine, combine_steps, gguf, lora, mean, quantise, transpose
 
 __all__ = [
     "LITERALS",
@@ -25,6 +27,7 @@ __all__ = [
     "Delta",
     "DeltaInput",
     "Extent",
+    "Merge",
     "Order",
     "Piece",
     "Residual",
@@ -35,14 +38,20 @@ __all__ = [
     "cast_step",
     "combine",
     "combine_step",
+    "combine_steps",
     "decode_deltas",
     "encode_delta",
     "encode_deltas",
+    "gguf",
+    "gguf_step",
+    "lora",
+    "lora_step",
     "mean",
     "piece_of",
     "quantise",
     "quantise_step",
     "same",
+    "scales_of",
     "transpose",
     "transpose_step",
 ]

@@ -17,6 +17,8 @@ CAST = 2
 TRANSPOSE = 3
 QUANTISE = 4
 COMBINE = 5
+GGUF = 6
+LORA = 7
 """The numbers of the operations."""
 
 

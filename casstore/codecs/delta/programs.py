@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.combine import Combination, combine_step
 from casstore.codecs.delta.operations.floats import Rounding
+from casstore.codecs.delta.operations.gguf import gguf_step
+from casstore.codecs.delta.operations.lora import Merge, lora_step
 from casstore.codecs.delta.operations.quantise import PER_TENSOR, Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
 from casstore.codecs.delta.predict import piece_of
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from casstore.codecs.delta.piece import Extent, Piece, Residual, Step
 
-__all__ = ["cast", "combine", "combine_steps", "mean", "quantise", "transpose"]
+__all__ = ["cast", "combine", "combine_steps", "gguf", "lora", "mean", "quantise", "transpose"]
 
 
 def cast(
@@ -140,3 +142,67 @@ def mean(
     return combine(
         begin, operands, weights=weights, divisor=len(operands), element=element, residual=residual
     )
+
+
+def lora(
+    begin: int,
+    weights: Sequence[Extent],
+    a: Sequence[Extent],
+    b: Sequence[Extent],
+    *,
+    rank: int,
+    columns: int,
+    scale: float,
+    first: int = 0,
+    rule: Merge = Merge.PLAIN,
+    element: str = "F32",
+    adapter: str | None = None,
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts from `begin` on weights with an adapter merged; see `lora_step`.
+
+    Weights and result are of type `element`, the adapter's matrices of type `adapter`, the same by default: F32, F16 or BF16.
+    """
+    sources = [element, adapter or element, adapter or element]
+    steps: list[Step] = []
+    operands = []
+    for number, source in enumerate(sources):
+        if source == "F32":
+            operands.append(number)
+        else:
+            operands.append(len(sources) + len(steps))
+            steps.append(cast_step(number, source=source, target="F32"))
+    merged = lora_step(
+        *operands,
+        rank=rank,
+        columns=columns,
+        scale=scale,
+        first=first,
+        rule=rule,
+        rounding=element,
+    )
+    steps.append(merged)
+    if element != "F32":
+        steps.append(cast_step(len(sources) + len(steps) - 1, source="F32", target=element))
+    return piece_of(begin, [weights, a, b], steps, residual)
+
+
+def gguf(
+    begin: int,
+    values: Sequence[Extent],
+    scales: Sequence[Extent] | None = None,
+    *,
+    target: str,
+    source: str = "F32",
+    residual: Residual | None = None,
+) -> Piece:
+    """Return the piece that predicts from `begin` on whole blocks of type `target`; see `gguf_step`.
+
+    The values are of type `source`, F32, or another float that is cast to it first.
+    """
+    inputs = [values] if scales is None else [values, scales]
+    given = None if scales is None else 1
+    if source == "F32":
+        return piece_of(begin, inputs, [gguf_step(0, given, target=target)], residual)
+    widened = cast_step(0, source=source, target="F32")
+    return piece_of(begin, inputs, [widened, gguf_step(len(inputs), given, target=target)], residual)

@@ -40,7 +40,7 @@ CAST_DOWN(f32_e5m2fnuz, uint32_t, uint8_t, narrow_32, FORMAT_F8_E5M2FNUZ)
     }
 
 /* A processor makes NaNs quiet when it widens them; their bits stay as they are here. */
-static inline uint64_t widen_f32(uint32_t x) {
+INLINE uint64_t widen_f32(uint32_t x) {
     uint32_t magnitude = x & 0x7FFFFFFF;
     double value = float_of(magnitude);
     uint64_t found;

@@ -20,7 +20,7 @@ enum { NEAREST_EVEN, TOWARD_ZERO, NEAREST_AWAY };
 
 /* `bits` is the width of the result; all but x, rounding and saturate are constants where this is inlined. */
 #define NARROW(NAME, WORD, SOURCE_BITS, SOURCE_MANTISSA, SOURCE_BIAS)                                                  \
-    static inline uint32_t NAME(WORD x, int rounding, int saturate, int bits, int mantissa, int bias, uint32_t largest, \
+    INLINE uint32_t NAME(WORD x, int rounding, int saturate, int bits, int mantissa, int bias, uint32_t largest, \
                                 uint32_t beyond, uint32_t nan, int one_zero) {                                         \
         const WORD hidden = (WORD)1 << SOURCE_MANTISSA;                                                                \
         const WORD infinity = (WORD)(2 * SOURCE_BIAS + 1) << SOURCE_MANTISSA;                                          \
@@ -54,14 +54,14 @@ enum { NEAREST_EVEN, TOWARD_ZERO, NEAREST_AWAY };
 NARROW(narrow_32, uint32_t, 32, 23, 127)
 NARROW(narrow_64, uint64_t, 64, 52, 1023)
 
-static inline uint32_t narrow_to_f16(uint32_t x) { return narrow_32(x, NEAREST_EVEN, 0, 16, FORMAT_F16); }
+INLINE uint32_t narrow_to_f16(uint32_t x) { return narrow_32(x, NEAREST_EVEN, 0, 16, FORMAT_F16); }
 
-static inline uint32_t narrow_to_bf16(uint32_t x) { return narrow_32(x, NEAREST_EVEN, 0, 16, FORMAT_BF16); }
+INLINE uint32_t narrow_to_bf16(uint32_t x) { return narrow_32(x, NEAREST_EVEN, 0, 16, FORMAT_BF16); }
 
-static inline uint32_t widen_bf16(uint32_t x) { return x << 16; }
+INLINE uint32_t widen_bf16(uint32_t x) { return x << 16; }
 
 /* Subnormals are products that are exact. */
-static inline uint32_t widen_f16(uint32_t x) {
+INLINE uint32_t widen_f16(uint32_t x) {
     uint32_t magnitude = x & 0x7FFF;
     uint32_t found = (magnitude << 13) + (112u << 23);
     uint32_t small = bits_of((float)(int32_t)magnitude * 0x1p-24f);
@@ -70,13 +70,26 @@ static inline uint32_t widen_f16(uint32_t x) {
     return found | (x & 0x8000) << 16;
 }
 
-static inline uint32_t widen_8(uint32_t x, int mantissa, int bias, uint32_t largest, uint32_t beyond, uint32_t nan, int one_zero) {
+INLINE uint32_t widen_8(uint32_t x, int mantissa, int bias, uint32_t largest, uint32_t beyond, uint32_t nan, int one_zero) {
     uint32_t magnitude = x & 0x7F, sign = (x & 0x80) << 24, low = magnitude & ((1u << mantissa) - 1);
     int exponent = (int)(magnitude >> mantissa);
     if (one_zero ? x == nan : nan && magnitude == nan) return sign | 0x7FC00000u;
     if (magnitude > largest) return sign | 0x7F800000u | (magnitude - beyond) << (23 - mantissa);
     if (exponent == 0) return sign | bits_of((float)(int)low * float_of((uint32_t)(128 - bias - mantissa) << 23));
     return sign | (uint32_t)(exponent - bias + 127) << 23 | low << (23 - mantissa);
+}
+
+/* Round to an integer, to nearest even: |value| is less than 2^22. */
+INLINE float nearest(float value) {
+    const float whole = 0x1.8p23f;
+    return (value + whole) - whole;
+}
+
+/* The same, of two equally near the one of greater magnitude. */
+INLINE float nearest_away(float value) {
+    float down = (float)(int32_t)value;
+    float rest = value - down;
+    return down + (rest >= 0.5f ? 1.0f : 0.0f) - (rest <= -0.5f ? 1.0f : 0.0f);
 }
 
 #endif

@@ -29,6 +29,13 @@
 #define VECTORISED
 #endif
 
+/* What is called in loops becomes part of them, in each of their versions. */
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
 /* Between these, floats round to nearest even and subnormals are numbers, whatever another library left behind. */
 #define FLOATS_BEGIN                                                                                                   \
     {                                                                                                                  \
@@ -39,13 +46,13 @@
     fesetenv(&floats_before);                                                                                          \
     }
 
-static inline uint32_t bits_of(float value) {
+INLINE uint32_t bits_of(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-static inline float float_of(uint32_t bits) {
+INLINE float float_of(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
@@ -60,5 +67,7 @@ PyObject *cast(PyObject *self, PyObject *args);
 PyObject *transpose(PyObject *self, PyObject *args);
 PyObject *quantise(PyObject *self, PyObject *args);
 PyObject *combine(PyObject *self, PyObject *args);
+PyObject *gguf(PyObject *self, PyObject *args);
+PyObject *lora(PyObject *self, PyObject *args);
 
 #endif

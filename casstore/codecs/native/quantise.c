@@ -1,6 +1,6 @@
 /* Compiled twin of casstore/codecs/delta/operations/quantise.py: floats to integers of 4, 8 or 16 bits, by scale and zero point. */
 
-#include "kernels.h"
+#include "floats.h"
 
 #define TILE 1024
 enum { RECIPROCAL = 1, ZERO_FIRST = 2, HALF_AWAY = 4 };
@@ -34,18 +34,6 @@ static void fill(const Channels *all, uint64_t element, Py_ssize_t count, Tile *
             tile->zeros[done] = all->zeros[channel];
         }
     }
-}
-
-/* Round to an integer, to nearest even: |value| is less than 2^22. */
-static inline float nearest(float value) {
-    const float whole = 0x1.8p23f;
-    return (value + whole) - whole;
-}
-
-static inline float nearest_away(float value) {
-    float down = (float)(int32_t)value;
-    float rest = value - down;
-    return down + (rest >= 0.5f ? 1.0f : 0.0f) - (rest <= -0.5f ? 1.0f : 0.0f);
 }
 
 #define ROUND(NAME, ROUNDED, SCALED)                                                                                   \

@@ -4,7 +4,7 @@
 
 /* The number of a bit pattern in the order of floats: where the sign is set, all other bits are inverted. */
 #define NUMBER(NAME, WORD, BITS)                                                                                       \
-    static inline WORD NAME(WORD x) {                                                                                  \
+    INLINE WORD NAME(WORD x) {                                                                                  \
         return (WORD)(x ^ ((WORD)(0 - (WORD)(x >> (BITS - 1))) & (WORD)(((WORD)1 << (BITS - 1)) - 1)));                \
     }
 #define PLAIN(x) (x)

@@ -50,7 +50,7 @@ static Py_ssize_t part_of(const Tensor *tensor, Py_ssize_t element) {
     }
 
 /* Transpose 8 x 8 bytes. */
-static inline void block_1(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
+INLINE void block_1(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
     uint64_t rows[8];
     for (int i = 0; i < 8; i++) memcpy(&rows[i], from + i * step, 8);
     for (int i = 0; i < 4; i++) SWAP(rows[i], rows[i + 4], 32, 0x00000000FFFFFFFFull)
@@ -60,7 +60,7 @@ static inline void block_1(const uint8_t *from, Py_ssize_t step, uint8_t *out, P
 }
 
 /* Transpose 8 x 4 elements of two bytes. */
-static inline void block_2(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
+INLINE void block_2(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
     for (int half = 0; half < 2; half++) {
         uint64_t rows[4];
         for (int i = 0; i < 4; i++) memcpy(&rows[i], from + (4 * half + i) * step, 8);
@@ -71,14 +71,14 @@ static inline void block_2(const uint8_t *from, Py_ssize_t step, uint8_t *out, P
 }
 
 /* Transpose 8 x 2 elements of four bytes, and copy 8 elements of eight. */
-static inline void block_4(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
+INLINE void block_4(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
     for (int i = 0; i < 8; i++) {
         memcpy(out + 4 * i, from + i * step, 4);
         memcpy(out + pitch + 4 * i, from + i * step + 4, 4);
     }
 }
 
-static inline void block_8(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
+INLINE void block_8(const uint8_t *from, Py_ssize_t step, uint8_t *out, Py_ssize_t pitch) {
     (void)pitch;
     for (int i = 0; i < 8; i++) memcpy(out + 8 * i, from + i * step, 8);
 }

@@ -6,9 +6,9 @@ step, and list it here. What an operation returns never changes; a better one is
 
 from __future__ import annotations
 
-from casstore.codecs.delta.operations import cast, combine, quantise, same, transpose
+from casstore.codecs.delta.operations import cast, combine, gguf, lora, quantise, same, transpose
 from casstore.codecs.delta.operations.operation import Operation
-from casstore.codecs.delta.piece import CAST, COMBINE, QUANTISE, SAME, TRANSPOSE
+from casstore.codecs.delta.piece import CAST, COMBINE, GGUF, LORA, QUANTISE, SAME, TRANSPOSE
 
 __all__ = ["OPERATIONS", "Operation"]
 
@@ -18,5 +18,7 @@ OPERATIONS = {
     (TRANSPOSE, 1): transpose.OPERATION,
     (QUANTISE, 1): quantise.OPERATION,
     (COMBINE, 1): combine.OPERATION,
+    (GGUF, 1): gguf.OPERATION,
+    (LORA, 1): lora.OPERATION,
 }
 """Operations by number and version."""
