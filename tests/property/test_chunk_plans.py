@@ -71,7 +71,7 @@ def test_chunks_come_back(files, data):
     ]
     edges = cut(data.draw, len(target))
     for begin, end in itertools.pairwise(edges):
-        plan = plan_chunk(begin, end, relations)
+        plan = plan_chunk(begin, memoryview(target[begin:end]), relations)
         predicted = any(
             min(end, relation.span.end) - max(begin, relation.span.begin) >= 2 * relation.width
             for relation in relations

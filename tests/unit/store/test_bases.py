@@ -10,9 +10,10 @@ import pytest
 from fakes.damage import flipped
 from fakes.families import base_tensors, encodings, tuned, write_family_model
 from fakes.folders import tree_of
-from fakes.model_files import safetensors_bytes
+from fakes.model_files import gguf_bytes, safetensors_bytes
 
 from casstore import GcPolicy, Store
+from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, quantise_blocks
 from casstore.errors import ConfigError, IntegrityError
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
@@ -244,6 +245,30 @@ def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
         added = store.add(folder, ref="quantised", base="whole")
         assert added.bytes_stored < 0.05 * added.bytes_total
         assert_same(store, "quantised", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("kind", "left"), [("Q8_0", 0.01), ("Q4_0", 0.01), ("Q4_K", 0.13), ("Q6_K", 0.13)])
+def test_a_ladder_of_quants_follows_from_its_floats(tmp_path, kind, left):
+    rng = np.random.default_rng(4)
+    whole = {
+        f"blk.0.{name}.weight": rng.normal(0, 0.05, (700, 512)).astype("<f2") for name in ("attn_q", "ffn_up")
+    }
+    block = BLOCKS[kind]
+    blocks = {}
+    for name, array in whole.items():
+        rows = array.astype("<f4").reshape(-1, block.elements)
+        scales = None
+        if not block.has_rule:
+            scales = rng.integers(1, 50, (len(rows), block.scale_bytes)).astype(np.uint8)
+        blocks[name] = kind, array.shape, quantise_blocks(kind, rows, scales).tobytes()
+    for folder, tensors in (("whole", whole), ("blocks", blocks)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.gguf").write_bytes(gguf_bytes(tensors))
+    with made(tmp_path) as store:
+        store.add(tmp_path / "whole", ref="whole")
+        added = store.add(tmp_path / "blocks", ref="blocks", base="whole")
+        assert added.bytes_stored < left * added.bytes_total
+        assert_same(store, "blocks", tmp_path / "blocks", tmp_path / "out")
 
 
 MATRICES = {"embeddings": (500, 256), "layer": (400, 200)}

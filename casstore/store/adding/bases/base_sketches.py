@@ -53,6 +53,10 @@ class BaseSketches:
                 )
         return np.frombuffer(data, f"<u{width}") if data and len(data) == len(places) * width else None
 
+    def read(self, tensor: BaseTensor, begin: int, end: int) -> bytes:
+        """Return bytes `begin` to `end` of a tensor in the store; none if a chunk is missing or damaged."""
+        return self._joined(tensor, [(begin, end)])
+
     def layouts_like(self, target: TargetTensor) -> list[bytes]:
         """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first."""
         found = self._catalogue.alike([(target.elements, signature(words)) for words in target.views()])
@@ -79,13 +83,12 @@ class BaseSketches:
             yield min(distance(differences(view, words, order)) for view in target.views()), sketch.layout
 
     def _read_sketch(self, tensor: BaseTensor, places: Sequence[int], width: int) -> bytes:
-        """Return the bytes of a sketch out of the store; none if a chunk is missing or damaged."""
+        return self._joined(tensor, [(place * width, (place + RUN) * width) for place in places[::RUN]])
+
+    def _joined(self, tensor: BaseTensor, ranges: Sequence[tuple[int, int]]) -> bytes:
+        """Return ranges of a tensor's bytes, one after the other."""
         origin = tensor.span.begin
-        parts = [
-            part
-            for place in places[::RUN]
-            for part in tensor.file.parts(origin + place * width, origin + (place + RUN) * width)
-        ]
+        parts = [part for begin, end in ranges for part in tensor.file.parts(origin + begin, origin + end)]
         bases = self._chunks.read(chunk_id for chunk_id, _, _ in parts)
         if any(chunk_id not in bases for chunk_id, _, _ in parts):
             return b""

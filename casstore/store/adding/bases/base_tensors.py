@@ -104,9 +104,13 @@ class BaseFile:
 
 
 class FrameBases:
-    """The bases of one frame, numbered in the order of their first use, and bytes that its programs need besides."""
+    """The bases of one frame, numbered in the order of their first use, and bytes that its programs need besides.
 
-    def __init__(self) -> None:
+    `plain` are the bytes of the frame's chunk.
+    """
+
+    def __init__(self, plain: memoryview) -> None:
+        self.plain = plain
         self._numbers: dict[bytes, int] = {}
         self._sides: dict[bytes, int] = {}
         self._size = 0

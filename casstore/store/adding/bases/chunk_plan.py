@@ -32,14 +32,15 @@ class ChunkPlan:
     side: bytes = b""
 
 
-def plan_chunk(begin: int, end: int, relations: Iterable[Relation]) -> ChunkPlan | None:
-    """Return the plan of bytes [`begin`, `end`) of a file; None if nothing predicts any of them.
+def plan_chunk(begin: int, plain: memoryview, relations: Iterable[Relation]) -> ChunkPlan | None:
+    """Return the plan of a chunk, `plain` from byte `begin` of a file on; None if nothing predicts any of it.
 
     `relations` are of tensors in the order of the file; elements that are cut by the chunk's ends are left out.
     """
-    bases = FrameBases()
+    end = begin + len(plain)
+    bases = FrameBases(plain)
     pieces: list[Piece] = []
-    plain: float | None = 0.0
+    estimate: float | None = 0.0
     at, extents, predicted = begin, 0, 0
     for relation in relations:
         span, width = relation.span, relation.width
@@ -56,16 +57,16 @@ def plan_chunk(begin: int, end: int, relations: Iterable[Relation]) -> ChunkPlan
             return None
         pieces.append(piece)
         share = relation.plain_share
-        plain = None if plain is None or share is None else plain + share * (last - first)
+        estimate = None if estimate is None or share is None else estimate + share * (last - first)
         predicted += last - first
         at = span.begin + last
     if not pieces:
         return None
-    if plain is not None:
-        plain += _LITERALS * (end - begin - predicted)
+    if estimate is not None:
+        estimate += _LITERALS * (end - begin - predicted)
     left = end - begin - predicted
     moved = tuple(_after_literals(piece, left) for piece in pieces) if bases.sides else tuple(pieces)
-    return ChunkPlan(moved, tuple(bases.ids), plain, bases.sides)
+    return ChunkPlan(moved, tuple(bases.ids), estimate, bases.sides)
 
 
 def _after_literals(piece: Piece, left: int) -> Piece:

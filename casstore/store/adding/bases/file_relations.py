@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.errors import CasstoreError
 from casstore.store.adding.bases.chunk_plan import plan_chunk
-from casstore.store.adding.bases.target import TargetTensor, has_sketch
+from casstore.store.adding.bases.target import MIN_SIZE, TargetTensor, has_sketch
 from casstore.store.adding.sources import open_source, read_range
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ class FileRelations:
         self._found: dict[int, Relation | None] = {}
 
     def plan(self, begin: int, end: int, window: Window) -> ChunkPlan | None:
-        """Return how a chunk of bytes [`begin`, `end`) is predicted, None if it is not. `window` is memory around it."""
+        """Return how a chunk of bytes [`begin`, `end`) is predicted, None if it is not. `window` holds it and more."""
         first = int(np.searchsorted(self._ends, begin, side="right"))
         last = int(np.searchsorted(self._begins, end))
-        return plan_chunk(begin, end, self._relations(range(first, last), window))
+        plain = window.data[begin - window.begin : end - window.begin]
+        return plan_chunk(begin, plain, self._relations(range(first, last), window))
 
     def remember(self, layout: bytes) -> None:
         """Keep the sketches that were made, now that the layout of the file has this id."""
@@ -94,7 +96,8 @@ class FileRelations:
         if self._search is None:
             self._search = self._open_search()
         span = self._spans[number]
-        if not has_sketch(span):
+        is_block = span.dtype in BLOCKS and span.end - span.begin >= MIN_SIZE
+        if not (is_block or has_sketch(span)):
             return self._search.by_name(span)
         # Invariant 11: whatever it is, reading the file shows it; without a relation, the tensor is encoded alone.
         with contextlib.suppress(CasstoreError), contextlib.ExitStack() as stack:
@@ -115,6 +118,8 @@ class FileRelations:
                     return None
                 return read(other.begin, other.end - other.begin)
 
+            if is_block:
+                return self._search.of_blocks(span, read)
             data = window.of(span.begin, span.end)
             return self._search.relate(number, TargetTensor(span, data, read=read, read_small=read_small))
         return None

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from casstore.codecs.delta import SAME, Extent, Piece, Residual, Step, transpose_step
+from casstore.codecs.delta import SAME, Extent, Piece, Step, transpose_step
+from casstore.codecs.delta.fit import residual_for
 from casstore.codecs.delta.predict import predict
-from casstore.store.adding.bases.sketch import WIDTHS, order_of
+from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.tensors.dtypes import element_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from casstore.codecs.delta import Residual
     from casstore.store.adding.bases.base_tensors import BaseTensor, FrameBases
     from casstore.store.adding.bases.sketch import Words
     from casstore.tensors import TensorSpan
@@ -108,10 +111,10 @@ class Relation:
 
     @property
     def width(self) -> int:
-        """The bytes of an element."""
-        return WIDTHS[self.span.dtype]
+        """The bytes of an element or block."""
+        return element_width(self.span.dtype)
 
     @property
     def residual(self) -> Residual:
         """How differences are stored."""
-        return Residual(order_of(self.span.dtype), self.width)
+        return residual_for(self.span.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.format.rows import RANK_STEP
+from casstore.store.adding.bases.block_types import made_of
 from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.proposals import propose
@@ -20,7 +21,7 @@ from casstore.store.adding.bases.sketch import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casstore.store.adding.bases.base_files import BaseFiles
     from casstore.store.adding.bases.base_sketches import BaseSketches
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 _LARGE = 0.02
 """Of what is left without a base: where more is left with one, the catalogue may know a better one."""
+
+_BLOCKS_PLAIN = 0.9
+_SURELY = 0.3
+"""What is left of blocks without a base, and what must be left with one to keep it without trying the other."""
 
 _PATIENCE = 16
 _GLANCE = 8
@@ -102,6 +107,18 @@ class BaseSearch:
         if best is None or best.score > 0:
             self._made.append((number, target.elements, target.sketch))
         return None if best is None else best.relation
+
+    def of_blocks(self, span: TensorSpan, read: Callable[[int, int], bytes]) -> Relation | None:
+        """Return what makes a tensor of blocks: one of floats that has its name. `read` returns bytes of its file."""
+        best: tuple[float, Relation] | None = None
+        for file in self._files:
+            tensor = file.by_name.get(plain_name(span.name))
+            if tensor is None or not self._policy.allows(tensor.rank):
+                continue
+            found = made_of(span, tensor, read=read, read_base=self._sketches.read)
+            if found is not None and found[0] < self._policy.keep and (best is None or found[0] < best[0]):
+                best = found[0], Relation(span, found[1], _BLOCKS_PLAIN if found[0] < _SURELY else None)
+        return None if best is None else best[1]
 
     def by_name(self, span: TensorSpan) -> Relation | None:
         """Return what predicts a tensor that is too small for a sketch: the one of its name. For any thread."""
