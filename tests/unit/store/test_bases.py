@@ -347,6 +347,28 @@ def test_models_are_copied_after_those_that_they_were_made_from(tmp_path, base, 
         assert "delta" in encodings(copy, "tuned")
 
 
+def test_people_see_what_deltas_save_and_against_which_model(tmp_path, base, fine_tune):
+    stranger = write_family_model(tmp_path / "stranger", base_tensors(3))
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(stranger, ref="stranger")
+        store.add(fine_tune, ref="tuned", base="base")
+        alone = store.show("base").encodings
+        deltas = store.show("tuned").deltas
+        assert [model.ref for model in deltas.bases] == ["models/base"]
+        assert deltas.unknown == 0
+        without = sum(share.bytes_stored for share in alone)
+        assert deltas.bytes_saved == pytest.approx(without - deltas.bytes_stored, rel=0.1)
+        assert store.show("base").deltas is None
+        assert store.stats().bytes_saved_by_deltas == pytest.approx(deltas.bytes_saved, rel=0.1)
+        rows = {row.name: row for row in store.du().rows}
+        assert rows["models/base"].bytes_bases == rows["models/stranger"].bytes_bases == 0
+        assert 0.9 * without < rows["models/tuned"].bytes_bases < 1.1 * without
+        assert rows["models/tuned"].bytes_stored > rows["models/tuned"].bytes_bases
+        store.rm("models/base")
+        assert store.show("tuned").deltas.unknown == deltas.bases[0].chunks
+
+
 def test_deltas_can_be_turned_off_and_no_other_way(tmp_path, base, fine_tune):
     with pytest.raises(ConfigError, match="balanced"):
         made(tmp_path, delta="some")
