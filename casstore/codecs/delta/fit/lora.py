@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product as product_of
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,11 +31,12 @@ _RULES = (
 
 
 class LoraFit(NamedTuple):
-    """The scale and the rule of *lora*, the residual, and the share of the bytes that is left."""
+    """The scale, the rule and the blocks of *lora*, the residual, and the share of the bytes that is left."""
 
     share: float
     scale: float
     rule: Merge
+    block: int
     residual: Residual
 
 
@@ -65,16 +67,29 @@ def fit_lora(
     extents = [[Extent(at, 0, len(data))] for at, data in enumerate(buffers)]
     residual, best = residual_for(dtype), None
     for scale in _scales(float(moved @ product) / energy):
-        for rule in _RULES:
+        for rule, block in product_of(_RULES, _blocks(rank)):
             piece = lora(
-                0, *extents, rank=rank, columns=columns, scale=scale, rule=rule, element=dtype, adapter=source
+                0,
+                *extents,
+                rank=rank,
+                columns=columns,
+                scale=scale,
+                block=block,
+                rule=rule,
+                element=dtype,
+                adapter=source,
             )
             share = estimate(target, predict(piece, buffers, buffers[0][:0]), residual)
             if best is None or share < best.share:
-                best = LoraFit(share, scale, rule, residual)
+                best = LoraFit(share, scale, rule, block, residual)
             if share == 0:
                 return best
     return best
+
+
+def _blocks(rank: int) -> list[int]:
+    """Return the blocks in which libraries add up terms: all of them, mostly; halves and blocks of 192 are MKL's."""
+    return [rank, *(block for block in (-(-rank // 2), 192, 256, 384) if 64 <= block < rank)]
 
 
 def _scales(found: float) -> Iterator[float]:

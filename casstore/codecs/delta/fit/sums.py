@@ -8,10 +8,11 @@ import numpy as np
 
 from casstore.codecs.delta.fit.estimate import Fit, best_of, residual_for
 from casstore.codecs.delta.operations.cast import cast_step
-from casstore.codecs.delta.operations.combine import Combination
+from casstore.codecs.delta.operations.combine import Combination, combine_step, rounded
+from casstore.codecs.delta.operations.floats import FORMATS
 from casstore.codecs.delta.piece import Extent, Step
 from casstore.codecs.delta.predict import piece_of, predict
-from casstore.codecs.delta.programs import combine_steps
+from casstore.codecs.delta.programs import combine_steps, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,16 +29,30 @@ def fit_mean(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
 
 
 def _means(count: int, dtype: str) -> Iterator[tuple[Step, ...]]:
-    inputs = range(count)
-    yield combine_steps(inputs, inputs=count, weights=[1] * count, divisor=count, element=dtype)
-    for combination in _sums(dtype):
+    for wide in _widths(dtype):
         yield combine_steps(
-            inputs, inputs=count, weights=[1 / count] * count, combination=combination, element=dtype
+            range(count), inputs=count, weights=[1] * count, divisor=count, element=dtype, wide=wide
         )
+    yield from _sums(count, [1 / count] * count, dtype)
 
 
-def _sums(dtype: str) -> tuple[Combination, ...]:
-    return (Combination.SUM,) if dtype == "F64" else (Combination.SUM, Combination.FUSED_SUM)
+def _widths(dtype: str) -> tuple[bool, ...]:
+    """Return whether steps may be rounded at the end only: F16 and BF16 are computed in both ways."""
+    return (False,) if dtype in {"F64", "F32"} else (False, True)
+
+
+def _sums(count: int, weights: Sequence[float], dtype: str) -> Iterator[tuple[Step, ...]]:
+    fused = () if dtype == "F64" else (Combination.FUSED_SUM,)
+    for combination in (Combination.SUM, *fused):
+        for wide in _widths(dtype):
+            yield combine_steps(
+                range(count),
+                inputs=count,
+                weights=weights,
+                combination=combination,
+                element=dtype,
+                wide=wide,
+            )
 
 
 def fit_combine(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
@@ -47,31 +62,42 @@ def fit_combine(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
     if mean.share == 0:
         return mean
     values = np.stack([as_floats(base, dtype) for base in bases], axis=1)
-    weights = _solved(values, as_floats(target, dtype))
+    weights = _solved(values, as_floats(target, dtype), dtype)
     if weights is None:
         return mean
-    return min(
-        mean, best_of(target, bases, _weighted(count, weights, dtype), residual), key=lambda fit: fit.share
-    )
+    rules = (rule for some in weights for rule in _weighted(count, some, dtype))
+    return min(mean, best_of(target, bases, rules, residual), key=lambda fit: fit.share)
 
 
-def _weighted(count: int, weights: list[list[float]], dtype: str) -> Iterator[tuple[Step, ...]]:
-    inputs = range(count)
-    for some in weights:
-        for combination in _sums(dtype):
-            yield combine_steps(inputs, inputs=count, weights=some, combination=combination, element=dtype)
-        if count == 2:
-            # What torch.lerp does: one of the two, and a part of the way to the other one.
-            share = some[1]
-            orders = [(0, 1, 0), (1, 1, 0)]
-            for order, weight in zip(orders, (share, share - 1), strict=True):
-                for tasks in _tasks(dtype)[:2]:
-                    yield combine_steps(order, inputs=2, weights=[weight], combination=tasks, element=dtype)
+def _weighted(count: int, weights: list[float], dtype: str) -> Iterator[tuple[Step, ...]]:
+    yield from _sums(count, weights, dtype)
+    if count == 2:
+        # What torch.lerp does: one of the two, and a part of the way to the other one.
+        share = weights[1]
+        for order, weight in (((0, 1, 0), share), ((1, 1, 0), share - 1)):
+            yield from _tasks(order, 2, [weight], dtype, joint=False)
 
 
-def _tasks(dtype: str) -> tuple[Combination, ...]:
-    exact = (Combination.TASKS, Combination.JOINT_TASKS)
-    return exact if dtype == "F64" else (Combination.TASKS, Combination.FUSED_TASKS, Combination.JOINT_TASKS)
+def _tasks(
+    operands: Sequence[int], inputs: int, weights: Sequence[float], dtype: str, *, joint: bool
+) -> Iterator[tuple[Step, ...]]:
+    combinations = [Combination.TASKS]
+    if dtype != "F64":
+        combinations.append(Combination.FUSED_TASKS)
+    if joint:
+        combinations.append(Combination.JOINT_TASKS)
+    for combination in combinations:
+        for wide in _widths(dtype):
+            yield combine_steps(
+                operands, inputs=inputs, weights=weights, combination=combination, element=dtype, wide=wide
+            )
+
+
+def _alpha(weight: float, dtype: str) -> tuple[Step, ...]:
+    """Return the steps of torch.add with alpha for F16 and BF16: the difference is rounded, and then only the result."""
+    difference = combine_step([4, 5], weights=[1, -1], rounding=dtype)
+    total = combine_step([3, 6], weights=[1, weight])
+    return (*widened(3, dtype), difference, total, cast_step(7, source="F32", target=dtype))
 
 
 def fit_tasks(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
@@ -85,13 +111,15 @@ def fit_tasks(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
         raise ValueError(f"{count} bases are not one and some pairs.")
     first, *others = (as_floats(base, dtype) for base in bases)
     values = np.stack([one - other for one, other in zip(others[::2], others[1::2], strict=True)], axis=1)
-    weights = _solved(values, as_floats(target, dtype) - first) or [[1.0] * (count // 2)]
-    rules = (
-        combine_steps(range(count), inputs=count, weights=some, combination=tasks, element=dtype)
-        for some in weights
-        for tasks in _tasks(dtype)
-    )
-    return best_of(target, bases, rules, residual_for(dtype))
+    weights = _solved(values, as_floats(target, dtype) - first, dtype) or [[1.0] * (count // 2)]
+    return best_of(target, bases, _task_rules(count, weights, dtype), residual_for(dtype))
+
+
+def _task_rules(count: int, weights: list[list[float]], dtype: str) -> Iterator[tuple[Step, ...]]:
+    for some in weights:
+        yield from _tasks(range(count), count, some, dtype, joint=True)
+        if count == 3 and dtype not in {"F64", "F32"}:
+            yield _alpha(some[0], dtype)
 
 
 def as_floats(data: Buffer, dtype: str) -> NDArray[np.float64]:
@@ -104,14 +132,18 @@ def as_floats(data: Buffer, dtype: str) -> NDArray[np.float64]:
     return np.nan_to_num(values, posinf=0.0, neginf=0.0)
 
 
-def _solved(values: NDArray[np.float64], target: NDArray[np.float64]) -> list[list[float]] | None:
-    """Return weights by least squares, first those that people write, with few digits; None if nothing is near."""
+def _solved(values: NDArray[np.float64], target: NDArray[np.float64], dtype: str) -> list[list[float]] | None:
+    """Return weights by least squares, first those that people write, with few digits; None if they are not determined.
+
+    Some libraries round weights to the type of the tensors, so those follow, too.
+    """
     found, _, rank, _ = np.linalg.lstsq(values, target, rcond=None)
     if rank < values.shape[1] or not np.isfinite(found).all():
         return None
     tried: list[list[float]] = []
     for digits in (1, 2, 3, 4):
-        short = [round(float(weight), digits) for weight in found]
-        if short not in tried and np.allclose(short, found, rtol=0, atol=2e-3):
-            tried.append(short)
-    return [*tried, [float(weight) for weight in found]]
+        short = np.round(found, digits)
+        if np.allclose(short, found, rtol=0, atol=2e-3):
+            narrow = rounded(short.astype("<f4"), FORMATS[dtype])
+            tried += [some for some in (short.tolist(), narrow.tolist()) if some not in tried]
+    return [*tried, found.tolist()]
