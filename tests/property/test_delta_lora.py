@@ -25,14 +25,17 @@ ROUND = {
 F32 = np.float32
 
 
-def by_the_page(weights, a, b, scale, *, rule, form):
+def by_the_page(weights, a, b, scale, *, rule, form, block=512):
     """Return the whole matrix."""
     r, s = ROUND[form], F32(scale)
     if rule & Merge.SCALE_FIRST:
         b, s = r(s * b), F32(1)
-    product = np.zeros((b.shape[0], a.shape[1]), F32)
-    for k in range(a.shape[0]):
-        product = (product.astype(float) + np.outer(b[:, k].astype(float), a[k].astype(float))).astype(F32)
+    product = None
+    for begin in range(0, len(a), block):
+        part = np.zeros((b.shape[0], a.shape[1]), F32)
+        for k in range(begin, min(len(a), begin + block)):
+            part = (part.astype(float) + np.outer(b[:, k].astype(float), a[k].astype(float))).astype(F32)
+        product = part if product is None else product + part
     if rule & Merge.ROUND_PRODUCT:
         product = r(product)
     if rule & Merge.FUSED:
@@ -62,13 +65,23 @@ def test_ranges_of_merged_weights_are_those_of_the_page(form, data):
     if data.draw(st.booleans()):
         weights[0, 0], a[0, -1], b[-1, 0] = np.nan, np.inf, 1e38
     rule, scale = Merge(data.draw(st.integers(0, 15))), data.draw(st.sampled_from([1, 2, 0.5, 0.3, -1.7]))
+    block = data.draw(st.integers(1, rank))
     with np.errstate(all="ignore"):
-        whole = by_the_page(weights, a, b, scale, rule=rule, form=form)
+        whole = by_the_page(weights, a, b, scale, rule=rule, form=form, block=block)
     first = data.draw(st.integers(0, rows * columns - 1))
     count = data.draw(st.integers(1, rows * columns - first))
     begin, end = first // columns, -(-(first + count) // columns)
     step = lora_step(
-        0, 1, 2, rank=rank, columns=columns, scale=scale, first=first % columns, rule=rule, rounding=form
+        0,
+        1,
+        2,
+        rank=rank,
+        columns=columns,
+        scale=scale,
+        block=block,
+        first=first % columns,
+        rule=rule,
+        rounding=form,
     )
     found = made(step, [weights.reshape(-1)[first : first + count], a, b[begin:end]])
     expected = whole.reshape(-1)[first : first + count]
@@ -113,8 +126,8 @@ def test_the_product_of_an_adapter_is_numpys():
     assert np.abs(found - merged.reshape(-1)).max() < 1e-6
 
 
-def parameters(*, rounding=2, rule=0, rank=2, columns=3, first=0, scale=1.0):
-    return struct.pack("<BBHIIf", rounding, rule, rank, columns, first, scale)
+def parameters(*, rounding=2, rule=0, rank=2, columns=3, first=0, scale=1.0, block=2, spare=0):
+    return struct.pack("<BBHIIfHH", rounding, rule, rank, columns, first, scale, block, spare)
 
 
 HOSTILE = [
@@ -127,7 +140,10 @@ HOSTILE = [
     parameters(rule=16),
     parameters(rank=0),
     parameters(rank=1),
-    parameters(rank=257),
+    parameters(rank=513),
+    parameters(block=0),
+    parameters(block=3),
+    parameters(spare=1),
     parameters(columns=0),
     parameters(columns=2),
     parameters(columns=0xFFFFFFFF),
@@ -157,17 +173,19 @@ def test_operands_that_do_not_fit_are_refused(sizes):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (bytes(24), bytes(24), bytes(16), bytearray(20), 2, 0, 2, 3, 0, 1.0),
-        (bytes(24), bytes(20), bytes(16), bytearray(24), 2, 0, 2, 3, 0, 1.0),
-        (bytes(24), bytes(24), bytes(8), bytearray(24), 2, 0, 2, 3, 0, 1.0),
-        (bytes(24), bytes(24), bytes(17), bytearray(24), 2, 0, 2, 3, 0, 1.0),
-        (bytes(24), bytes(24), bytes(16), bytearray(24), 1, 0, 2, 3, 0, 1.0),
-        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 16, 2, 3, 0, 1.0),
-        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 0, 3, 0, 1.0),
-        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 0, 0, 1.0),
-        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 3, 3, 1.0),
-        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 3, -1, 1.0),
-        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 257, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(20), 2, 0, 2, 2, 3, 0, 1.0),
+        (bytes(24), bytes(20), bytes(16), bytearray(24), 2, 0, 2, 2, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(8), bytearray(24), 2, 0, 2, 2, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(17), bytearray(24), 2, 0, 2, 2, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 1, 0, 2, 2, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 16, 2, 2, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 0, 0, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 2, 0, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 2, 3, 3, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 2, 3, -1, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 513, 2, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 0, 3, 0, 1.0),
+        (bytes(24), bytes(24), bytes(16), bytearray(24), 2, 0, 2, 3, 3, 0, 1.0),
     ],
 )
 def test_compiled_merges_refuse_what_does_not_fit(arguments):

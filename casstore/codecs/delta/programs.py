@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from casstore.codecs.delta.piece import Extent, Piece, Residual, Step
 
-__all__ = ["cast", "combine", "combine_steps", "gguf", "lora", "mean", "quantise", "transpose"]
+__all__ = ["cast", "combine", "combine_steps", "gguf", "lora", "mean", "quantise", "transpose", "widened"]
 
 
 def cast(
@@ -84,11 +84,12 @@ def combine(
     divisor: float = 1,
     combination: Combination = Combination.SUM,
     element: str = "F32",
+    wide: bool = False,
     residual: Residual | None = None,
 ) -> Piece:
-    """Return the piece that predicts from `begin` on a combination of tensors, each in extents of its own; see `combine_step`.
+    """Return the piece that predicts from `begin` on a combination of tensors, each in extents of its own.
 
-    Operands of F16 or BF16 are cast to F32 and the result is cast back, with each step rounded in between.
+    See `combine_steps`.
     """
     steps = combine_steps(
         range(len(operands)),
@@ -97,6 +98,7 @@ def combine(
         divisor=divisor,
         combination=combination,
         element=element,
+        wide=wide,
     )
     return piece_of(begin, operands, steps, residual)
 
@@ -109,25 +111,31 @@ def combine_steps(
     divisor: float = 1,
     combination: Combination = Combination.SUM,
     element: str = "F32",
+    wide: bool = False,
 ) -> tuple[Step, ...]:
     """Return the steps that combine some of a piece's inputs, in this order, an input as often as it is named.
 
-    All `inputs` are of type `element`, F64, F32, F16 or BF16, and so is the result.
+    All `inputs` are of type `element`, F64, F32, F16 or BF16, and so is the result; see `combine_step`. Arithmetic on F16 and
+    BF16 rounds each step to that, or with `wide` only the result.
     """
     if element in {"F64", "F32"}:
         only = combine_step(
             operands, weights=weights, divisor=divisor, combination=combination, element=element
         )
         return (only,)
-    wide = [cast_step(number, source=element, target="F32") for number in range(inputs)]
     combined = combine_step(
         [inputs + number for number in operands],
         weights=weights,
         divisor=divisor,
         combination=combination,
-        rounding=element,
+        rounding="F32" if wide else element,
     )
-    return (*wide, combined, cast_step(2 * inputs, source="F32", target=element))
+    return (*widened(inputs, element), combined, cast_step(2 * inputs, source="F32", target=element))
+
+
+def widened(inputs: int, element: str) -> tuple[Step, ...]:
+    """Return the steps that cast all inputs to F32: the result of the first one is value number `inputs`."""
+    return tuple(cast_step(number, source=element, target="F32") for number in range(inputs))
 
 
 def mean(
@@ -153,6 +161,7 @@ def lora(
     rank: int,
     columns: int,
     scale: float,
+    block: int | None = None,
     first: int = 0,
     rule: Merge = Merge.PLAIN,
     element: str = "F32",
@@ -177,6 +186,7 @@ def lora(
         rank=rank,
         columns=columns,
         scale=scale,
+        block=block,
         first=first,
         rule=rule,
         rounding=element,

@@ -3,6 +3,7 @@
 #include "floats.h"
 
 #define TILE 512
+#define MAX_RANK 512
 enum { ROUND_PRODUCT = 1, ROUND_SCALED = 2, SCALE_FIRST = 4, FUSED = 8 };
 
 /* Two rows of the product at once, as each element of A is widened only once for both. */
@@ -49,7 +50,7 @@ static float rounded(int format, float x) { return format == F16 ? to_f16(x) : f
 typedef struct {
     const uint8_t *weights, *a, *b;
     uint8_t *out;
-    Py_ssize_t count, first, columns, rank;
+    Py_ssize_t count, first, columns, rank, block;
     int format, rule;
     float scale;
 } Product;
@@ -79,8 +80,8 @@ static int is_needed(const Product *p, Py_ssize_t row, Py_ssize_t from, Py_ssize
 }
 
 static void run(const Product *p) {
-    float one[TILE], two[TILE];
-    double factors[2][256];
+    float one[TILE], two[TILE], sums[2][TILE];
+    double factors[2][MAX_RANK];
     Py_ssize_t rows = (p->first + p->count + p->columns - 1) / p->columns;
     for (Py_ssize_t row = 0; row < rows; row += 2) {
         Py_ssize_t other = row + 1 < rows ? row + 1 : row;
@@ -91,12 +92,20 @@ static void run(const Product *p) {
         for (Py_ssize_t at = 0; at < p->columns; at += TILE) {
             Py_ssize_t end = p->columns - at < TILE ? p->columns : at + TILE;
             if (!is_needed(p, row, at, end) && !is_needed(p, other, at, end)) continue;
-            memset(one, 0, sizeof one);
-            memset(two, 0, sizeof two);
-            for (Py_ssize_t k = 0; k < p->rank; k++)
-                multiply(one, two, p->a + 4 * (k * p->columns + at), factors[0][k], factors[1][k], end - at);
-            merge_row(p, row, at, end, one);
-            if (other != row) merge_row(p, other, at, end, two);
+            for (Py_ssize_t from = 0; from < p->rank; from += p->block) {
+                Py_ssize_t to = p->rank - from < p->block ? p->rank : from + p->block;
+                float *first = from ? one : sums[0], *second = from ? two : sums[1];
+                memset(first, 0, sizeof one);
+                memset(second, 0, sizeof two);
+                for (Py_ssize_t k = from; k < to; k++)
+                    multiply(first, second, p->a + 4 * (k * p->columns + at), factors[0][k], factors[1][k], end - at);
+                for (Py_ssize_t i = 0; from && i < end - at; i++) {
+                    sums[0][i] += one[i];
+                    sums[1][i] += two[i];
+                }
+            }
+            merge_row(p, row, at, end, sums[0]);
+            if (other != row) merge_row(p, other, at, end, sums[1]);
         }
     }
 }
@@ -106,15 +115,15 @@ PyObject *lora(PyObject *self, PyObject *args) {
     Product p;
     Py_ssize_t rows;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*iinnnf", &held[0], &held[1], &held[2], &held[3], &p.format, &p.rule, &p.rank,
-                          &p.columns, &p.first, &p.scale))
+    if (!PyArg_ParseTuple(args, "y*y*y*w*iinnnnf", &held[0], &held[1], &held[2], &held[3], &p.format, &p.rule, &p.rank,
+                          &p.block, &p.columns, &p.first, &p.scale))
         return NULL;
     p.weights = held[0].buf;
     p.a = held[1].buf;
     p.b = held[2].buf;
     p.out = held[3].buf;
     p.count = held[0].len / 4;
-    if (held[0].len % 4 || held[3].len != held[0].len || p.rank < 1 || p.rank > 256 || p.columns < 1 ||
+    if (held[0].len % 4 || held[3].len != held[0].len || p.rank < 1 || p.rank > MAX_RANK || p.block < 1 || p.block > p.rank || p.columns < 1 ||
         p.columns > (Py_ssize_t)1 << 32 || p.first < 0 || p.first >= p.columns || p.format < F32 || p.format > BF16 ||
         p.rule < 0 || p.rule > 15 || held[1].len != 4 * p.rank * p.columns)
         return refuse("the matrices do not fit one another", held, 4);

@@ -11,12 +11,16 @@ from casstore.codecs.delta.fit import (
     estimate,
     fit_cast,
     fit_combine,
+    fit_gguf,
+    fit_lora,
     fit_mean,
     fit_quantise,
     fit_same,
     fit_tasks,
     residual_for,
 )
+from casstore.codecs.delta.operations import OPERATIONS
+from casstore.codecs.delta.operations.gguf import BLOCKS, gguf_step
 from casstore.codecs.delta.operations.quantise import Rule
 
 F32, F16, BF16 = np.float32, np.float16, ml_dtypes.bfloat16
@@ -116,12 +120,8 @@ def test_weighted_pairs_are_found(dtype, pair):
     bases = [weights(seed, kind) for seed in range(2)]
     made = kind(pair[0]) * bases[0] + kind(pair[1]) * bases[1]
     fit = fit_combine(made.tobytes(), [base.tobytes() for base in bases], dtype=dtype)
-    if dtype in {"F64", "F32"} or pair == (0.5, 0.5):
-        assert fit.share == 0
-        assert predicted_exactly(fit, made, bases)
-    else:
-        # A weight that is rounded to two bytes is none that people write.
-        assert fit.share < 0.2
+    assert fit.share == 0
+    assert predicted_exactly(fit, made, bases)
 
 
 def test_interpolation_is_found():
@@ -180,3 +180,38 @@ def test_rules_of_quantising_are_found(rule, target):
     assert fit.limits in {(low, high), (-128, 127)}
     worse = fit_quantise(made, weights(6), np.array([scale]), np.array([zero]), target=target)
     assert worse.share > 0.3
+
+
+@pytest.mark.parametrize("target", ["Q8_0", "Q4_1", "Q4_K", "IQ4_NL"])
+def test_whether_blocks_have_scales_by_rule_is_found(target):
+    block = BLOCKS[target]
+    values = weights(7, F32, 256 * 64)
+    floats = [values.view(np.uint8)]
+    chance = np.random.default_rng(8)
+    scales = chance.integers(0x20, 0x24, 256 * 64 // block.elements * block.scale_bytes, np.uint8)
+    given = OPERATIONS[6, 1].apply(gguf_step(0, 1, target=target).parameters, [floats, [scales]])
+    fit = fit_gguf(given, values, target=target)
+    assert fit.given
+    assert 0.01 < fit.share < 0.06
+    if block.has_rule:
+        ruled = OPERATIONS[6, 1].apply(gguf_step(0, target=target).parameters, [floats])
+        fit = fit_gguf(ruled, values, target=target)
+        assert (fit.share, fit.given) == (0, False)
+    assert fit_gguf(given, weights(9, F32, 256 * 64), target=target).share > 0.3
+
+
+@pytest.mark.parametrize("scale", [2, 0.5, 1 / 3, 0.1])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_merges_of_adapters_are_found(dtype, scale):
+    kind = TYPES[dtype]
+    base, a = weights(0, kind, 40 * 96).reshape(40, 96), weights(1, kind, 8 * 96).reshape(8, 96)
+    b = weights(2, kind, 40 * 8).reshape(40, 8)
+    product = b.astype(F32) @ a.astype(F32)
+    made = (base.astype(F32) + F32(scale) * product).astype(kind)
+    arrays = [array.tobytes() for array in (made, base, a, b)]
+    fit = fit_lora(*arrays, rank=8, dtype=dtype)
+    assert fit.share < 0.001
+    assert fit.scale == pytest.approx(scale, rel=1e-6)
+    assert fit_lora(arrays[1], *arrays[1:], rank=8, dtype=dtype) is None
+    stranger = weights(5, kind, 40 * 96).tobytes()
+    assert fit_lora(stranger, *arrays[1:], rank=8, dtype=dtype) is None

@@ -135,7 +135,8 @@ def _signed(levels: int) -> Callable[[Floats, U8 | None, U8], NDArray[np.int32]]
     def rule(values: Floats, scales: U8 | None, out: U8) -> NDArray[np.int32]:
         if scales is None:
             greatest = _first(values, np.abs(values).argmax(axis=1))
-            scale = np.where(greatest == 0, _ZERO, greatest) / np.float32(-levels // 2)
+            zeros: Floats = np.where(greatest == 0, _ZERO, greatest)
+            scale = zeros / np.float32(-levels // 2)
             out[:, :2] = _half(scale)
         else:
             scale = _single(scales)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_RANK", "OPERATION", "Merge", "lora_step"]
 
-_PARAMETERS = struct.Struct("<BBHIIf")
-MAX_RANK = 256
-"""Limit of the rank: those who multiply larger ones add in another order."""
+_PARAMETERS = struct.Struct("<BBHIIfHH")
+MAX_RANK = 512
+"""Limit of the rank, which bounds the work for each byte."""
 
 _AT_ONCE = 1 << 15
 
@@ -53,6 +53,7 @@ class _Lora(NamedTuple):
     rounding: Float
     rule: Merge
     rank: int
+    block: int
     columns: int
     first: int
     scale: float
@@ -70,6 +71,7 @@ def lora_step(
     rank: int,
     columns: int,
     scale: float,
+    block: int | None = None,
     first: int = 0,
     rule: Merge = Merge.PLAIN,
     rounding: str = "F32",
@@ -78,19 +80,22 @@ def lora_step(
 
     The weights are any range of a matrix of so many `columns`, and begin in column `first`; `a` is the whole matrix of
     rank by columns; `b` are just the rows, of `rank` elements, of those in which the weights lie. With `rounding` F16 or BF16,
-    results are rounded to that; a cast does the rest. The scale is rounded to F32 first.
+    results are rounded to that; a cast does the rest. The scale is rounded to F32 first. `block` is after how many of its
+    terms a sum is added to that of the terms before; all of them by default. Libraries differ there, for large ranks.
     """
-    parameters = _PARAMETERS.pack(FORMATS[rounding].code, rule, rank, columns, first, scale)
+    parameters = _PARAMETERS.pack(FORMATS[rounding].code, rule, rank, columns, first, scale, block or rank, 0)
     return Step(LORA, 1, (weights, a, b), parameters)
 
 
 def _read(parameters: bytes) -> _Lora:
-    code, rule, rank, columns, first, scale = read_parameters("lora", _PARAMETERS, parameters)
-    if code not in CODES or CODES[code].name not in {"F32", "F16", "BF16"} or rule > sum(Merge):
+    code, rule, rank, columns, first, scale, block, spare = read_parameters("lora", _PARAMETERS, parameters)
+    if code not in CODES or CODES[code].name not in {"F32", "F16", "BF16"} or rule > sum(Merge) or spare:
         raise reject("lora", f"rounding {code} and rule {rule}")
-    if not 1 <= rank <= MAX_RANK or first >= columns:
-        raise reject("lora", f"rank {rank}, {columns} columns, and begins in column {first}")
-    return _Lora(CODES[code], Merge(rule), rank, columns, first, scale)
+    if not 1 <= block <= rank <= MAX_RANK or first >= columns:
+        raise reject(
+            "lora", f"rank {rank} in blocks of {block}, {columns} columns, and begins in column {first}"
+        )
+    return _Lora(CODES[code], Merge(rule), rank, block, columns, first, scale)
 
 
 def _size(parameters: bytes, sizes: Sequence[int]) -> int:
@@ -110,7 +115,7 @@ def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     out: U8 = np.empty(len(weights), np.uint8)
     if _build.kernels is not None:
         codes = step.rounding.code, int(step.rule)
-        _build.kernels.lora(weights, a, b, out, *codes, step.rank, step.columns, step.first, step.scale)
+        _build.kernels.lora(weights, a, b, out, *codes, *step[2:])
         return out
     plain, found = weights.view("<f4"), out.view("<u4")
     one, other = a.view("<f4").reshape(step.rank, step.columns), b.view("<f4").reshape(-1, step.rank)
@@ -132,15 +137,18 @@ def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
 
 def _product(a: Floats, b: Floats, step: _Lora) -> Floats:
     """Return rows of the product: the specification in numpy. Each addition rounds to F64 and then to F32."""
-    total = np.zeros((len(b), a.shape[1]), np.float32)
+    sums: list[Floats] = []
     with np.errstate(all="ignore"):
         if step.rule & Merge.SCALE_FIRST:
             b = rounded(np.float32(step.scale) * b, step.rounding)
-        for k in range(step.rank):
-            term = b[:, k : k + 1].astype(np.float64) * a[k].astype(np.float64)
-            term += total
-            total = term.astype(np.float32)
-    return total
+        for begin in range(0, step.rank, step.block):
+            part = np.zeros((len(b), a.shape[1]), np.float32)
+            for k in range(begin, min(begin + step.block, step.rank)):
+                term = b[:, k : k + 1].astype(np.float64) * a[k].astype(np.float64)
+                term += part
+                part = term.astype(np.float32)
+            sums = [sums[0] + part] if sums else [part]
+    return sums[0]
 
 
 def _merged(weights: Floats, product: Floats, step: _Lora) -> Floats:
