@@ -15,12 +15,20 @@ __all__ = ["Kernels", "kernels", "kernels_name"]
 
 
 class Kernels(Protocol):
-    """The functions of `_kernels.c`; casstore/codecs/kernels.py says what each does."""
+    """The compiled functions; casstore/codecs/kernels.py and the modules of casstore/codecs/delta say what each does."""
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
+    subtract: Callable[[Buffer, Buffer, Buffer, int, bool], None]
+    add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
+    cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
+    quantise: Callable[..., None]
+    combine: Callable[..., None]
+    gguf: Callable[..., None]
+    lora: Callable[..., None]
+    transpose: Callable[[tuple[Buffer, ...], Buffer, int, tuple[int, ...], tuple[int, ...], int], None]
 
 
 def _load() -> Kernels | None:

@@ -2,25 +2,10 @@
  *
  * Elements are `stride` bytes, little-endian; a run is the same adjacent byte columns of every element, one
  * element after the other. Work goes in tiles that stay in the core's first cache; the loops over a tile are
- * written so that compilers vectorise them. No function touches Python objects while it works, so none holds
- * the GIL. Buffers may lie at any address: elements are loaded with memcpy.
+ * written so that compilers vectorise them. codecs/native/ has the kernels of deltas.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the kernels are for little-endian machines; casstore runs without them"
-#endif
-
-/* One portable build that uses AVX2 where the processor has it: needs the loader's indirect functions. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORISED __attribute__((target_clones("avx2", "default")))
-#else
-#define VECTORISED
-#endif
+#include "codecs/native/kernels.h"
 
 #define TILE 2048
 #define MAX_STRIDE 512
@@ -209,6 +194,12 @@ static int has_words(Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
 
 /* ---- what Python calls */
 
+PyObject *refuse(const char *message, Py_buffer *buffers, int count) {
+    while (count) PyBuffer_Release(&buffers[--count]);
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, message);
+    return NULL;
+}
+
 static int check_sign(Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
     if (!sign) return 1;
     return (stride == 2 || stride == 4) && number >= 2 && runs[number - 1].columns == 1 && runs[number - 2].columns == 1;
@@ -319,6 +310,14 @@ static PyMethodDef methods[] = {
     {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
+    {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences."},
+    {"add", add, METH_VARARGS, "add(differences, predicted, out, width, float): the inverse of subtract."},
+    {"cast", cast, METH_VARARGS, "cast(values, out, source, target, rounding, saturate): write floats in another format."},
+    {"transpose", transpose, METH_VARARGS, "transpose(parts, out, width, shape, distances, first): write permuted elements."},
+    {"quantise", quantise, METH_VARARGS, "quantise(values, out, scales, zeros, bits, low, high, rule, first, inner, channels, outer)"},
+    {"combine", combine, METH_VARARGS, "combine(operands, out, element, format, order, weights): weighted sums, step by step."},
+    {"gguf", gguf, METH_VARARGS, "gguf(values, out, scales, type): write floats as blocks of GGUF; scales may be None."},
+    {"lora", lora, METH_VARARGS, "lora(weights, a, b, out, rounding, rule, rank, columns, first, scale): add a scaled product."},
     {NULL, NULL, 0, NULL},
 };
 

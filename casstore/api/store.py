@@ -20,6 +20,7 @@ from casstore.machine.this_machine import store_folder
 from casstore.machine.uses.last_use import LastUse
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
+from casstore.store.adding.bases.policy import delta_policy
 from casstore.store.checkout.single_file import write_file
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from casstore.ops.repair import RepairReport
     from casstore.ops.stats import StoreStats
     from casstore.ops.sync import SyncReport
+    from casstore.store.adding.bases.policy import DeltaOption
     from casstore.store.reading.model import Model
 
 
@@ -69,6 +71,7 @@ class Store(ModelStore):
         shared: Literal["group"] | None = None,
         chunk_cache: int = CHUNK_CACHE,
         fallback: bool = True,
+        delta: DeltaOption = "balanced",
         **storage_options: Any,
     ) -> None:
         """Open the store at a path or URL; with `create`, make it if there is none yet.
@@ -78,10 +81,13 @@ class Store(ModelStore):
         directory's group may read and write: later openers know it by the directory's mode. `chunk_cache` is how many
         bytes of chunks `open_file` and `read_tensor` keep in memory where the store is a network away.
         With `fallback`, models of which this store has lost something are read from its remotes (`casstore remote
-        add`), which are asked only then. `storage_options` go to fsspec. Raises StoreNotFound (a FileNotFoundError) where there is no store, ConfigError
+        add`), which are asked only then. `delta` says when `add` stores chunks as deltas against tensors of the store:
+        "balanced" where that saves a tenth and reading stays fast, "max" wherever it saves anything, "off" never.
+        `storage_options` go to fsspec. Raises StoreNotFound (a FileNotFoundError) where there is no store, ConfigError
         for a place that cannot become one, that lies in another store, or that is private although `shared` is given,
         UnsupportedVersion for a store that a newer casstore made.
         """
+        delta_policy(delta)  # Before anything is opened.
         if create:
             refuse_nested_store(path_or_url)
         backend = open_backend(
@@ -108,6 +114,7 @@ class Store(ModelStore):
             chunk_cache=chunk_cache,
             last_use=LastUse(store_folder(identity.store_id.hex()) if keeps_state else None),
             others=OtherStores(self._remotes) if fallback else None,
+            delta=delta,
         )
 
     def ls(
@@ -362,6 +369,7 @@ class Store(ModelStore):
         create: bool = False,
         overwrite: bool = False,
         keep_going: bool = False,
+        with_bases: bool = False,
         bandwidth_limit: float | None = None,
         callback: Callback | None = None,
     ) -> SyncReport:
@@ -376,6 +384,7 @@ class Store(ModelStore):
                 refs,
                 overwrite=overwrite,
                 keep_going=keep_going,
+                with_bases=with_bases,
                 bandwidth_limit=bandwidth_limit,
                 callback=callback,
             )
@@ -387,6 +396,7 @@ class Store(ModelStore):
         *,
         overwrite: bool = False,
         keep_going: bool = False,
+        with_bases: bool = False,
         bandwidth_limit: float | None = None,
         callback: Callback | None = None,
     ) -> SyncReport:
@@ -400,6 +410,7 @@ class Store(ModelStore):
                 refs,
                 overwrite=overwrite,
                 keep_going=keep_going,
+                with_bases=with_bases,
                 bandwidth_limit=bandwidth_limit,
                 callback=callback,
             )
@@ -411,6 +422,7 @@ class Store(ModelStore):
         *,
         overwrite: bool = False,
         keep_going: bool = False,
+        with_bases: bool = False,
         bandwidth_limit: float | None = None,
         callback: Callback | None = None,
     ) -> SyncReport:
@@ -419,7 +431,8 @@ class Store(ModelStore):
         `other` is a path, a URL, the name of a remote, or an open store.
         `refs` are names, prefixes that end with "/", or model ids. One that has a value in `other` which this store
         has not seen is left alone and is in the report's `conflicts`, unless `overwrite` is set. With `keep_going`,
-        damaged models are in its `damaged`, and the others are copied. `bandwidth_limit` is in bytes per second,
+        damaged models are in its `damaged`, and the others are copied. Deltas whose bases `other` lacks are stored there without
+        bases, or with `with_bases` along with them. `bandwidth_limit` is in bytes per second,
         `callback` counts stored bytes. Raises RefNotFound, IntegrityError for a damaged model, BackendError when a store
         fails; what was copied so far stays, and the next attempt copies the rest.
         """
@@ -427,7 +440,14 @@ class Store(ModelStore):
 
         wanted = [refs] if isinstance(refs, str) else refs
         with self._opened(other) as destination:
-            plan = plan_sync(self, destination, wanted, overwrite=overwrite, keep_going=keep_going)
+            plan = plan_sync(
+                self,
+                destination,
+                wanted,
+                overwrite=overwrite,
+                keep_going=keep_going,
+                with_bases=with_bases,
+            )
             return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)
 
     def _remotes(self) -> list[Place]:

@@ -105,13 +105,13 @@ def open_cache(settings: CacheSettings, failures: Failures) -> tuple[CacheDirect
         elif settings.clean_evaluation_cache:
             shutil.rmtree(directories.evaluations, ignore_errors=True)
         directories.make()
-        store = _open_own(directories.store)
+        store = _open_own(directories.store, settings)
     except (CasstoreError, OSError) as error:
         # Invariant 11: without its folder the pipeline goes on in a temporary one, and nothing is kept.
         failures.note(f"use {settings.get_local_cache_dir()}, so nothing is kept", error)
         directories = CacheDirectories.temporary()
         directories.make()
-        return directories, Store(directories.store, create=True, durability="none")
+        return directories, Store(directories.store, create=True, durability="none", delta="off")
     if settings.clean_cache:
         _forget(store, ("models/", "runs/", "evaluations/"), directories, failures)
     elif settings.clean_evaluation_cache:
@@ -119,10 +119,10 @@ def open_cache(settings: CacheSettings, failures: Failures) -> tuple[CacheDirect
     return directories, store
 
 
-def _open_own(folder: Path) -> Store:
+def _open_own(folder: Path, settings: CacheSettings) -> Store:
     """Open the store of a cache. One that is made here is private to this machine, unless others may reach its folder."""
     is_new = not (folder / FORMAT_KEY).exists()
-    store = Store(folder, create=True)
+    store = Store(folder, create=True, delta=settings.delta)
     if is_new and not is_network(store.file_system_type(str(folder))):
         # Invariant 13: without the mark, the store only keeps no bound.
         with contextlib.suppress(CasstoreError):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from casstore.backend.location import parse_location
 from casstore.errors import ConfigError
 from casstore.format.paths import check_path
+from casstore.store.adding.bases.policy import DeltaOption, delta_policy
 
 _log = logging.getLogger("casstore.cache")
 
@@ -35,7 +36,8 @@ class CacheSettings:
     running pipeline has hit or made.
     `environment` are the fields, chosen by name, that decide what a pass makes; `pass_version` the version
     of passes that state none. `storage_options` go to the shared store's file system. With
-    `shared="group"`, a shared store that is made in a folder is for the folder's group. Raises ConfigError for
+    `shared="group"`, a shared store that is made in a folder is for the folder's group. `delta` is that of the local
+    `Store`. Raises ConfigError for
     invalid settings, such as URLs with a user or a secret in them.
     """
 
@@ -54,6 +56,7 @@ class CacheSettings:
     environment: Mapping[str, Any] = field(default_factory=dict)
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # keys and tokens
     shared: Literal["group"] | None = None
+    delta: DeltaOption = "balanced"
 
     def __post_init__(self) -> None:
         locations = _locations(self.cache_dir)
@@ -71,6 +74,7 @@ class CacheSettings:
             raise ConfigError("max_checkout_bytes must be a number of bytes, 0 or more.")
         if self.max_store_bytes is not None and self.max_store_bytes <= 0:
             raise ConfigError("max_store_bytes must be a number of bytes, 1 or more, or None for no bound.")
+        delta_policy(self.delta)
         object.__setattr__(self, "cache_dir", locations)
         object.__setattr__(self, "account_name", account)
         object.__setattr__(self, "container_name", container)

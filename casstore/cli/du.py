@@ -45,7 +45,8 @@ def run(out: Session, *, prefixes: Sequence[str], depth: int | None) -> None:
     """Say where the bytes are, and what removing refs would free.
 
     For each ref: its size as files, what it takes in the store, how much of that nothing else needs, and what gc would free
-    if only it were removed. What would free most comes first.
+    if only it were removed. What would free most comes first. Of what it takes, the part "for deltas" are chunks of other models
+    that its deltas rest on.
     """
     with out.open(read_only=True) as store:
         usage = out.answer_for(store).du(*prefixes, depth=depth)
@@ -62,9 +63,11 @@ def run(out: Session, *, prefixes: Sequence[str], depth: int | None) -> None:
         for row in usage.rows:
             out.print_line(row.name)
     else:
-        heads = (">frees", ">alone", ">stored", ">as files", *([">refs"] if depth else []), "ref", "held by")
-        rows = [_cells(row, depth=depth) for row in usage.rows]
-        out.table(heads, [*rows, _cells(usage.together, depth=depth, name="all of these")])
+        bases = any(row.bytes_bases for row in usage.rows)
+        more = [*([">for deltas"] if bases else []), ">as files", *([">refs"] if depth else [])]
+        rows = [_cells(row, depth=depth, bases=bases) for row in usage.rows]
+        together = _cells(usage.together, depth=depth, bases=bases, name="all of these")
+        out.table((">frees", ">alone", ">stored", *more, "ref", "held by"), [*rows, together])
         out.table(
             ("where", ">bytes"),
             [(text, human_bytes(totals[name])) for name, text in _TOTALS.items() if totals[name]]
@@ -82,7 +85,7 @@ def _as_json(row: UsageRow) -> dict[str, Any]:
     return {**asdict(row), "bytes_shared": row.bytes_shared}
 
 
-def _cells(row: UsageRow, *, depth: int | None, name: str | None = None) -> tuple[str, ...]:
+def _cells(row: UsageRow, *, depth: int | None, bases: bool, name: str | None = None) -> tuple[str, ...]:
     held = ", ".join(row.held_by[:_HOLDERS])
     if len(row.held_by) > _HOLDERS:
         held += f" and {len(row.held_by) - _HOLDERS} more"
@@ -90,6 +93,7 @@ def _cells(row: UsageRow, *, depth: int | None, name: str | None = None) -> tupl
         human_bytes(row.bytes_freed),
         human_bytes(row.bytes_alone),
         human_bytes(row.bytes_stored),
+        *([human_bytes(row.bytes_bases)] if bases else []),
         human_bytes(row.bytes_logical),
         *([str(row.refs)] if depth else []),
         name or row.name,

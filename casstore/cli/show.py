@@ -23,6 +23,7 @@ from casstore.ops.lineage import lineage
 
 if TYPE_CHECKING:
     from casstore.cli.support.session import Session
+    from casstore.ops.delta_bases import DeltaShare
     from casstore.ops.describe import FileDescription, ModelDescription
     from casstore.ops.lineage import Lineage
 
@@ -70,6 +71,7 @@ def _as_json(model: ModelDescription, about: Lineage) -> dict[str, Any]:
         "bytes_stored": model.bytes_stored,
         "chunks": model.chunks,
         "encodings": model.encodings,
+        "deltas": model.deltas,
         "files": [
             {
                 "path": file.path,
@@ -108,6 +110,7 @@ def _print(out: Session, model: ModelDescription, *, tensors: bool) -> None:
                 "stored",
                 f"{human_bytes(model.bytes_stored)} ({human_percent(model.bytes_stored, model.size)})",
             ),
+            *([("deltas", _deltas_text(model.deltas))] if model.deltas is not None else []),
         ],
     )
     out.table(
@@ -145,6 +148,15 @@ def _print(out: Session, model: ModelDescription, *, tensors: bool) -> None:
             ),
             label="tensor",
         )
+
+
+def _deltas_text(deltas: DeltaShare) -> str:
+    """Say what deltas take and save, and against which models."""
+    names = [base.ref for base in deltas.bases] + (["chunks of other models"] if deltas.unknown else [])
+    return (
+        f"{human_bytes(deltas.bytes_plain)} in {human_bytes(deltas.bytes_stored)}, which saves about "
+        f"{human_bytes(deltas.bytes_saved)}; against {', '.join(names)}"
+    )
 
 
 def _print_lineage(out: Session, about: Lineage) -> None:

@@ -34,6 +34,7 @@ def run(out: Session) -> None:
             (f"{stats.packs} packs", human_bytes(stats.bytes_packs)),
             ("index", human_bytes(stats.bytes_index)),
             ("records", human_bytes(stats.bytes_refs)),
+            ("saved by deltas", f"about {human_bytes(stats.bytes_saved_by_deltas)}"),
             ("left over", leftovers_text(stats.leftovers)),
             ("needed by no ref", human_bytes(stats.bytes_unneeded)),
             ("gc would free", unknown if to_free is None else f"about {human_bytes(to_free)}"),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from casstore.codecs.batch import decode_batch, encode_each
-from casstore.codecs.delta import Delta, decode_deltas, encode_delta
+from casstore.codecs.delta import Delta, DeltaInput, decode_deltas, encode_delta, encode_deltas
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 from casstore.codecs.kernels import equal
 
 __all__ = [
     "MAX_STRIDE",
     "Delta",
+    "DeltaInput",
     "ElementHint",
     "Encoded",
     "Encoding",
     "decode_batch",
     "decode_deltas",
     "encode_delta",
+    "encode_deltas",
     "encode_each",
     "equal",
 ]

@@ -1,4 +1,4 @@
-"""State of this machine that can be rebuilt: the stat cache, the tables of the catalogue, and which packs were read.
+"""State of this machine that can be rebuilt: the stat cache, the tables of the catalogue, which packs were read, sketches.
 
 A store may sit on a shared folder or be read-only, so none of this lies in it. One SQLite file per store
 in the user's cache directory; without it (there is none, or it is on a network file system), everything
@@ -32,7 +32,7 @@ _CHECK_SIZE = 8
 _RENEWALS = 4
 """Times that one process rebuilds a damaged file before it goes on without one."""
 
-_VERSION = 4
+_VERSION = 5
 """The version of the tables below: a file of another version is rebuilt."""
 
 _SCHEMA = f"""
@@ -50,6 +50,17 @@ CREATE TABLE folders (
 
 -- When packs were last read whole; packs_read.py.
 CREATE TABLE packs_read (pack BLOB PRIMARY KEY, time INTEGER NOT NULL, good INTEGER NOT NULL) WITHOUT ROWID;
+
+-- Parts of tensors, to find like ones; sketches.py. The index also has the rowid: the newest are found first.
+CREATE TABLE sketches (
+    layout BLOB NOT NULL,
+    span INTEGER NOT NULL,
+    elements INTEGER NOT NULL,
+    signature INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (layout, span)
+);
+CREATE INDEX sketches_alike ON sketches (elements, signature);
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """

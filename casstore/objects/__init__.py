@@ -13,7 +13,7 @@ from casstore.objects.damage import Damage, DamageLog, is_bad_file, is_refused
 from casstore.objects.index.located import Located
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_id_of, pack_key
 from casstore.objects.object_store import ObjectStore
-from casstore.objects.publishing.delta_writer import Base, encode_delta
+from casstore.objects.publishing.delta_writer import Base, DeltaChunk, encode_delta, encode_deltas
 from casstore.objects.publishing.dependencies import MAX_HINTS
 from casstore.objects.publishing.pack_writer import (
     PACK_TARGET,
@@ -24,6 +24,7 @@ from casstore.objects.publishing.pack_writer import (
     encode_objects,
 )
 from casstore.objects.publishing.publication import Publication
+from casstore.objects.reading.base_cache import BaseCache
 from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache, Piece
 from casstore.objects.reading.ranges import MAX_FETCH, MAX_GAP, Range, batches, frame_sizes, plan_ranges
 from casstore.objects.reading.read_through import OtherCopies, ReadThrough
@@ -37,9 +38,11 @@ __all__ = [
     "PACK_PREFIX",
     "PACK_TARGET",
     "Base",
+    "BaseCache",
     "ChunkCache",
     "Damage",
     "DamageLog",
+    "DeltaChunk",
     "EncodedFrames",
     "Footer",
     "FrameTable",
@@ -55,6 +58,7 @@ __all__ = [
     "check_object",
     "decodable",
     "encode_delta",
+    "encode_deltas",
     "encode_frames",
     "encode_object",
     "encode_objects",

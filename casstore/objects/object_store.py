@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from casstore.machine.copies import Copies
     from casstore.objects.bases import Locate, Resolved
     from casstore.objects.publishing.pack_writer import EncodedFrames
+    from casstore.objects.reading.base_cache import BaseCache
     from casstore.objects.reading.ranges import Range
     from casstore.objects.reading.reader import ReadThere
 
@@ -194,9 +195,15 @@ class ObjectStore:
     def read_bases(self, ids: Sequence[bytes]) -> list[Base]:
         """Return objects as `encode_delta` needs them. Raises MissingObject or another IntegrityError."""
         located = self.locate(ids)
-        plain = self.read_many(ids)
+        edges = [0, *accumulate(located.rows["raw"].tolist())]
+        if self._is_far:
+            parts: Sequence[bytes | memoryview] = self.read_many(ids)
+        else:
+            buffer = new_buffer(edges[-1])
+            self.fill(located, range(len(ids)), buffer, edges)
+            parts = [buffer[begin:end].toreadonly() for begin, end in pairwise(edges)]
         return [
-            Base(ids[at], plain[at], int(rank), self._reader.size_of_bases(located, at))
+            Base(ids[at], parts[at], rank, self._reader.size_of_bases(located, at) if rank else 0)
             for at, rank in enumerate(located.rows["rank"].tolist())
         ]
 
@@ -227,14 +234,22 @@ class ObjectStore:
         edges: Sequence[int],
         *,
         verify: bool = True,
+        cache: BaseCache | None = None,
     ) -> None:
         """Decode the objects at positions `wanted` of `located` into `buffer` (`ObjectReader.fill`)."""
-        self._fill(located, dict(zip(wanted, pairwise(edges), strict=True)), buffer, verify=verify)
+        pending = dict(zip(wanted, pairwise(edges), strict=True))
+        self._fill(located, pending, buffer, verify=verify, cache=cache)
 
     def _fill(
-        self, located: Located, pending: dict[int, tuple[int, int]], buffer: memoryview, *, verify: bool
+        self,
+        located: Located,
+        pending: dict[int, tuple[int, int]],
+        buffer: memoryview,
+        *,
+        verify: bool,
+        cache: BaseCache | None = None,
     ) -> None:
-        self._reader.fill(located, pending, buffer, verify=verify)
+        self._reader.fill(located, pending, buffer, verify=verify, cache=cache)
 
     def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.ops.delta_bases import DeltaShare, describe_deltas
 from casstore.ops.stats import encoding_name
 from casstore.store.reading.model import Recorded
 
@@ -53,13 +54,17 @@ class FileDescription:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription(Recorded):
-    """A model: `ref` names it since `time`; `encodings` counts each chunk of the whole model once."""
+    """A model: `ref` names it since `time`; `encodings` counts each chunk of the whole model once.
+
+    `deltas` says what its deltas rest on, None if it has none.
+    """
 
     model_id: str
     record: Record = field(repr=False)
     files: tuple[FileDescription, ...]
     empty_directories: tuple[str, ...]
     encodings: tuple[EncodingShare, ...]
+    deltas: DeltaShare | None = None
 
     @property
     def size(self) -> int:
@@ -101,6 +106,7 @@ def describe(store: ModelStore, ref_or_id: str) -> ModelDescription:
         files=tuple(files),
         empty_directories=model.tree.empty,
         encodings=_shares(located, in_model),
+        deltas=describe_deltas(store, model.record, located),
     )
 
 

@@ -5,7 +5,7 @@ Measured by the index, without opening packs: enough for whoever deletes nothing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +39,7 @@ _LISTINGS = 2
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one manifest needs: objects by number in the table, once each, with the bases of deltas.
+    """What one manifest needs: objects by number in the table, once each, with the bases of deltas; `own` are those without.
 
     `size` is that of a model's files in bytes. `lacking` objects are in no pack. Unless `is_whole`, something that
     describes it could not be read, and it may need more.
@@ -49,6 +49,7 @@ class Held:
     size: int = 0
     lacking: int = 0
     is_whole: bool = True
+    own: Numbers = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Holdings:
@@ -85,7 +86,8 @@ class Holdings:
         for manifest, item in held.items():
             undecodable = int((self.rows[item.objects] < 0).sum())
             objects = table.with_bases(item.objects, self.rows).astype(np.int32)
-            self._held[manifest] = Held(objects, item.size, item.lacking + undecodable, item.is_whole)
+            lacking = item.lacking + undecodable
+            self._held[manifest] = Held(objects, item.size, lacking, item.is_whole, item.objects)
 
     @property
     def bytes_needed(self) -> int:
@@ -117,6 +119,14 @@ class Holdings:
         """Return the bytes of all frames that these refs need, each once."""
         parts = [self.of(ref).objects for ref in refs]
         objects = parts[0] if len(parts) == 1 else np.unique(np.concatenate([*parts, np.zeros(0, np.int32)]))
+        return int(self.costs[objects].sum())
+
+    def bytes_of_bases(self, refs: Iterable[RefRow]) -> int:
+        """Return the bytes of frames that these refs need only because deltas rest on them."""
+        held = [self.of(ref) for ref in refs]
+        nothing = np.zeros(0, np.int32)
+        own = np.concatenate([*(item.own for item in held), nothing])
+        objects = np.setdiff1d(np.concatenate([*(item.objects for item in held), nothing]), own)
         return int(self.costs[objects].sum())
 
     def unneeded_packs(self) -> list[int]:

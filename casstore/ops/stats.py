@@ -20,6 +20,8 @@ from casstore.ops.holdings import survey
 from casstore.ops.leftovers import Leftovers, leftovers_in
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casstore.objects import ObjectStore
     from casstore.store.model_store import ModelStore
 
@@ -42,7 +44,8 @@ class StoreStats:
     """Counts and bytes of a store; `bytes_logical` is the size of all models with a ref as plain files.
 
     `bytes_unneeded` are frames that no ref needs, in packs that nobody needs or beside others in packs that somebody does; 0
-    where something that cannot be read hides what is needed. `bytes_to_free` is what a collection with the default policy would free now, by the index, which is an estimate; None if
+    where something that cannot be read hides what is needed. `bytes_saved_by_deltas` is about what deltas would take more
+    without bases, if they compressed as other chunks do. `bytes_to_free` is what a collection with the default policy would free now, by the index, which is an estimate; None if
     something that cannot be read keeps it from collecting anything.
     """
 
@@ -59,6 +62,7 @@ class StoreStats:
     leftovers: Leftovers
     bytes_unneeded: int
     bytes_to_free: int | None
+    bytes_saved_by_deltas: int = 0
 
     @property
     def bytes_stored(self) -> int:
@@ -82,6 +86,7 @@ def measure(store: ModelStore) -> StoreStats:
     packs = holdings.packs
     sizes = [packs.size(number) for number in packs.numbers()]
     backend = store.backend
+    frames = _frame_stats(store.objects)
     return StoreStats(
         url=backend.url,
         store_id=store.store_id,
@@ -92,11 +97,21 @@ def measure(store: ModelStore) -> StoreStats:
         bytes_packs=sum(sizes),
         bytes_index=sum(entry.size for entry in backend.list(INDEX_PREFIX)),
         bytes_refs=sum(entry.size for entry in backend.list(REF_PREFIX)),
-        frames=_frame_stats(store.objects),
+        frames=frames,
         leftovers=leftovers_in(store, holdings),
         bytes_unneeded=holdings.bytes_unneeded if holdings.is_complete else 0,
         bytes_to_free=_bytes_to_free(store),
+        bytes_saved_by_deltas=_saved_by_deltas(frames),
     )
+
+
+def _saved_by_deltas(frames: Sequence[FrameStats]) -> int:
+    chunks = [row for row in frames if row.kind == Kind.CHUNK.name.lower()]
+    deltas = [row for row in chunks if row.encoding == encoding_name(Encoding.DELTA)]
+    others = [row for row in chunks if row not in deltas]
+    plain = sum(row.bytes_plain for row in others)
+    share = sum(row.bytes_stored for row in others) / plain if plain else 1.0
+    return max(0, int(sum(share * row.bytes_plain - row.bytes_stored for row in deltas)))
 
 
 def _bytes_to_free(store: ModelStore) -> int | None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.machine.state import MachineState
+    from casstore.store.adding.bases.policy import DeltaOption
     from casstore.store.reading.model import Model
     from casstore.store.reading.other_stores import OtherStores
 
@@ -55,15 +56,18 @@ class ModelStore(RefStore):
         others: OtherStores | None = None,
         file_system_type: Callable[[str], str | None] | None = None,
         last_use: LastUse | None = None,
+        delta: DeltaOption = "balanced",
     ) -> None:
         """`index_copies` is where this machine keeps index segments of a remote store, None for nowhere.
 
         `others` are stores from which models are read where this one has lost something. `file_system_type` names the type
-        of the file system that a path is on, as in mount(8); None asks the system.
+        of the file system that a path is on, as in mount(8); None asks the system. `delta` is how `add` uses what the store
+        has.
         """
         super().__init__(
             backend, store_id=store_id, machine=machine, index_copies=index_copies, chunk_cache=chunk_cache
         )
+        self._delta = delta
         self.last_use = last_use or LastUse(None)
         self.file_system_type = file_system_type or SystemCalls().file_system_type
         self._open_models = ModelReader(
@@ -97,13 +101,15 @@ class ModelStore(RefStore):
         stat_cache: bool = True,
         exclude: Sequence[str] = (),
         ignore_file: bool = True,
+        delta: DeltaOption | None = None,
     ) -> AddResult:
         """Add a file or directory and make `ref` name it; return what it took.
 
         `ref="minilm"` means `models/minilm`. By default the file or folder gives the name, `./minilm` is added as
         `models/minilm`, and a map as `models/<model id>`. A map adds several files and directories at once, each
         under the path in the model that is its key. `base` is the model that it was made from; it and `metadata` are
-        kept in the ref's record. `stat_cache=False` reads files even if their times say that nothing changed.
+        kept in the ref's record. Chunks are stored as deltas against tensors of the store that predict them, of the base or of like
+        models, as `delta` allows, by default the store's own setting. `stat_cache=False` reads files even if their times say that nothing changed.
         `exclude` are patterns, as in .gitignore, of what is left out of every folder that is added; one that is added
         by its own path also leaves out what its `.casstoreignore` says, unless `ignore_file` is off. Raises
         PathNotFound (a FileNotFoundError) if there is nothing to add, ConfigError for paths that cannot be kept,
@@ -121,6 +127,7 @@ class ModelStore(RefStore):
             follow_links=follow_links,
             stat_cache=stat_cache,
             exclusion=Exclusion(exclude, ignore_file=ignore_file),
+            delta=self._delta if delta is None else delta,
         )
 
     def get(

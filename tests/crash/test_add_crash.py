@@ -23,7 +23,7 @@ from fakes.stores import (
 )
 
 from casstore.errors import CasstoreError, ConfigError, RefNotFound
-from casstore.store.adding import ingest
+from casstore.store.adding import blocks
 
 THOROUGH = CRASH_SEEDS > 2
 CHOICES = (LOSE_ALL, KEEP_ALL, *range(CRASH_SEEDS))
@@ -39,7 +39,7 @@ OTHER = model_of(weights__c=noise(3, 1500), tail=noise(5, 50))
 def _small(monkeypatch):
     """Several packs for a few kilobytes, several blocks for a few files."""
     small_packs(monkeypatch, 400)
-    monkeypatch.setattr(ingest, "BLOCK", 1024)
+    monkeypatch.setattr(blocks, "BLOCK", 1024)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fakes.stores import assert_clean, model_of, noise, read_model, small_packs,
 from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.backend.base import LOCKLESS
 from casstore.errors import BackendError, RefNotFound
-from casstore.store.adding import ingest
+from casstore.store.adding import blocks
 
 PAGE = 4096
 LARGEST = 200 * PAGE
@@ -46,7 +46,7 @@ def prepared(folders, tmp_path_factory):
         store.add(folders["all"], ref="models/all")
         store.add(folders["kept"], ref="models/kept")
         small_packs(patch, 30_000)
-        patch.setattr(ingest, "BLOCK", 30_000)
+        patch.setattr(blocks, "BLOCK", 30_000)
         store.add(folders["victim"], ref="models/victim")
         store.rm("models/all")
     return place

@@ -24,7 +24,7 @@ from casstore.errors import notes
 from casstore.objects.publishing import pack_writer as packs
 from casstore.objects.publishing import publication as publish
 from casstore.ops.leftovers import find_leftovers
-from casstore.store.adding import ingest
+from casstore.store.adding import blocks, ingest
 from casstore.store.checkout import staging
 
 COMMAND = (sys.executable, "-m", "casstore")
@@ -173,7 +173,7 @@ def interrupt(monkeypatch, error, *, after):
             raise error
 
     monkeypatch.setattr(ingest.Ingest, "_take_oldest", stopping)
-    monkeypatch.setattr(ingest, "BLOCK", PIECE)
+    monkeypatch.setattr(blocks, "BLOCK", PIECE)
 
 
 @pytest.mark.usefixtures("small")
@@ -255,7 +255,7 @@ class TestRetries:
             emit(self, target, data, then=then)
 
         monkeypatch.setattr(packs.PackWriter, "_emit", stopping)
-        monkeypatch.setattr(ingest, "BLOCK", PIECE)
+        monkeypatch.setattr(blocks, "BLOCK", PIECE)
         with Store(place) as store, pytest.raises(Stop):
             store.add(model, ref="models/m")
         assert temporaries(place) == []
@@ -299,7 +299,7 @@ class TestLeftovers:
     def test_packs_that_a_record_needs_and_does_not_name(self, place, model, monkeypatch):
         """Records name a few packs only; what else they need is in their layouts."""
         small_packs(monkeypatch, 2 * PIECE)
-        monkeypatch.setattr(ingest, "BLOCK", PIECE)
+        monkeypatch.setattr(blocks, "BLOCK", PIECE)
         monkeypatch.setattr("casstore.objects.publishing.dependencies.MAX_HINTS", 1)
         with Store(place) as store:
             store.add(model, ref="models/m")
@@ -501,8 +501,8 @@ def slow(tmp_path, monkeypatch):
         "    LocalWriter.write = lambda *args: slowed(write, *args)\n"
         "    checkout._decode = lambda *args, **kwargs: slowed(decode, *args, **kwargs)\n"
         "    batches.BLOCK = 1 << 20\n"
-        "    from casstore.store.adding import ingest; from casstore.objects.publishing import pack_writer as packs\n"
-        "    ingest.BLOCK = 1 << 20\n"
+        "    from casstore.store.adding import blocks; from casstore.objects.publishing import pack_writer as packs\n"
+        "    blocks.BLOCK = 1 << 20\n"
         "    packs.PackWriter.__init__.__kwdefaults__['target'] = 4 << 20\n"
         "    from casstore.objects.publishing import publication as publish\n"
         "    publish._WORTH_LOOKING = 2 << 20\n"

@@ -30,7 +30,7 @@ from casstore.errors import RefNotFound
 from casstore.ops.check import check
 from casstore.ops.gc.policy import DAY
 from casstore.ops.sync import execute, plan_sync
-from casstore.store.adding import ingest
+from casstore.store.adding import blocks
 
 OLD = model_of(config=b"{}", weights__a=noise(1, 700), weights__b=noise(2, 900))
 NEW = model_of(config=b"{}", weights__a=noise(1, 700), weights__c=noise(3, 1500), weights__d=noise(4, 300))
@@ -60,7 +60,7 @@ def make_setting(top):
     models = {"old": OLD, "aged": AGED, "new": NEW, "wide": WIDE, "gone": GONE}
     folders = {name: write_model(content, top / name) for name, content in models.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "BLOCK", 1024)
+        patch.setattr(blocks, "BLOCK", 1024)
         commit_inline(patch)
         repeat_randomness(patch)
         disk = Disk()
@@ -86,7 +86,7 @@ def make_setting(top):
 def work_small(monkeypatch):
     """Let packs and blocks be small, and calls come in one order."""
     small_packs(monkeypatch, 400)
-    monkeypatch.setattr(ingest, "BLOCK", 1024)
+    monkeypatch.setattr(blocks, "BLOCK", 1024)
     commit_inline(monkeypatch)
 
 

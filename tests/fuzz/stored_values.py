@@ -10,12 +10,25 @@ import importlib.resources
 import re
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 from fakes.payloads import decode as decode_payload
 
 from casstore.codecs import Encoding
-from casstore.codecs.delta import Extent, Order, Residual, encode_delta, same
+from casstore.codecs.delta import (
+    LITERALS,
+    Extent,
+    Order,
+    Residual,
+    cast,
+    encode_delta,
+    gguf,
+    mean,
+    quantise,
+    same,
+    transpose,
+)
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import FormatError
 from casstore.format import envelope, frame, index, layout, manifest, marks, names, pack, record, rows, run
@@ -213,6 +226,15 @@ def _delta_seeds():
     missed = same(1000 + 7 * 40, [Extent(0, 0, len(_BASE))], Residual(Order.INTEGER, 1))
     for pieces in ([exact], [exact, missed]):
         yield len(plain).to_bytes(3, "little") + encode_delta(plain, [_BASE], pieces)
+    operations = [
+        cast(0, [Extent(0, 0, 4096)], source="F32", target="BF16", residual=Residual(Order.FLOAT, 2)),
+        transpose(2048, [Extent(0, 0, 4096)], width=4, shape=(32, 32), permutation=(1, 0), first=9, count=90),
+        quantise(3000, [Extent(0, 0, 512)], [Extent(LITERALS, 0, 4)], target="I8"),
+        gguf(4000, [Extent(0, 0, 1024)], [Extent(LITERALS, 5, 21)], target="Q4_K"),
+        mean(5000, [[Extent(0, 0, 512)], [Extent(0, 512, 1024)]]),
+    ]
+    pieces = [replace(piece, residual=piece.residual or Residual(Order.INTEGER, 1)) for piece in operations]
+    yield len(near.tobytes() * 2).to_bytes(3, "little") + encode_delta(near.tobytes() * 2, [_BASE], pieces)
 
 
 def _and_bodies(*chosen):

@@ -6,9 +6,9 @@ import resource
 import sys
 import time
 
-from fuzz import stored_values, tensor_files
+from fuzz import delta_operations, stored_values, tensor_files
 
-TARGETS = {**stored_values.TARGETS, **tensor_files.TARGETS}
+TARGETS = {**stored_values.TARGETS, **delta_operations.TARGETS, **tensor_files.TARGETS}
 """Name → the function that takes any bytes, and the inputs from which mutation begins."""
 
 SECONDS_PER_MIB = 1.0

@@ -6,6 +6,7 @@ import importlib.resources
 import re
 
 import pytest
+from fakes.implementations import agreed
 from fakes.payloads import decode
 
 from casstore.codecs import Encoding
@@ -19,7 +20,7 @@ PAYLOADS = sorted(name.removesuffix("-plain") for name in VECTORS if name.endswi
 
 def test_the_page_has_vectors_for_all_encodings():
     assert {name.partition("-")[0] for name in PAYLOADS} == {"planes", "zstd", "delta"}
-    assert len(PAYLOADS) >= 11
+    assert len(PAYLOADS) >= 17
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
@@ -27,4 +28,4 @@ def test_payload_decodes_to_its_plain_bytes(name):
     plain = VECTORS[f"{name}-plain"]
     bases = [data for item, data in VECTORS.items() if item.startswith(f"{name}-base")]
     encoding = Encoding[name.partition("-")[0].upper()]
-    assert decode(encoding, VECTORS[name], len(plain), bases) == plain
+    assert agreed(lambda: decode(encoding, VECTORS[name], len(plain), bases)) == plain

@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from fakes.implementations import COMPILED, agreed
 from fakes.payloads import decode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,7 +115,7 @@ def number_of(pattern, form):
 
 
 @pytest.mark.parametrize("form", RESIDUALS)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 40))
+@given(seed=st.integers(0, 1000), count=st.integers(1, 100))
 def test_residuals_are_those_of_the_specification(form, seed, count):
     bits = 8 * form.width
     chance = np.random.default_rng(seed)
@@ -131,13 +132,38 @@ def test_residuals_are_those_of_the_specification(form, seed, count):
         difference = (number_of(one, form) - number_of(other, form)) % (1 << bits)
         signed = difference - (1 << bits) if difference >> bits - 1 else difference
         expected.append(2 * signed if signed >= 0 else -2 * signed - 1)
-    as_bytes = lambda values: np.array(values, f"<u{form.width}").view(np.uint8)  # noqa: E731
-    out = np.empty(count * form.width, np.uint8)
-    residual.subtract(as_bytes(actual), as_bytes(predicted), form, out)
-    assert out.view(f"<u{form.width}").tolist() == expected
-    back = np.empty_like(out)
-    residual.add(out, as_bytes(predicted), form, back)
-    assert back.view(f"<u{form.width}").tolist() == actual
+
+    def as_bytes(values):
+        # At any address: chunks begin anywhere in memory.
+        shift = chance.integers(8)
+        data = np.array(values, f"<u{form.width}").view(np.uint8)
+        return np.concatenate([np.zeros(shift, np.uint8), data])[shift:]
+
+    def run(function, one, other):
+        out = np.empty(count * form.width + 1, np.uint8)[1:]
+        function(as_bytes(one), as_bytes(other), form, out)
+        return out
+
+    differences = agreed(lambda: run(residual.subtract, actual, predicted))
+    assert np.frombuffer(differences, f"<u{form.width}").tolist() == expected
+    back = agreed(lambda: run(residual.add, expected, predicted))
+    assert np.frombuffer(back, f"<u{form.width}").tolist() == actual
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.subtract(bytes(8), bytes(8), bytearray(7), 4, True),
+        lambda c: c.subtract(bytes(8), bytes(4), bytearray(8), 4, True),
+        lambda c: c.subtract(bytes(6), bytes(6), bytearray(6), 4, True),
+        lambda c: c.add(bytes(6), bytes(6), bytearray(6), 3, False),
+        lambda c: c.add(bytes(6), bytes(6), bytearray(6), 0, False),
+        lambda c: c.add(b"", b"", bytearray(), -1, False),
+    ],
+)
+def test_compiled_residuals_refuse_what_does_not_fit(call):
+    with pytest.raises(ValueError, match="fit"):
+        call(COMPILED)
 
 
 def test_neighbours_in_value_have_small_residuals():
@@ -300,7 +326,7 @@ NEWER = {
     "a stream": made(piece(), streams=[(6, b"x")]),
     "a stream's encoding": made(piece(), encoding=3),
     "an extent": made(piece(spare=1)),
-    "an operation": made(piece(steps=[(2, 1, (0,), b"")])),
+    "an operation": made(piece(steps=[(99, 1, (0,), b"")])),
     "a version of an operation": made(piece(steps=[(SAME, 2, (0,), b"")])),
     "an order": made(piece(order=3, width=4), streams=[(4, bytes(4))]),
 }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import replace
+from functools import cache
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from fakes.cache_entries import STAMP, bytes_of
 from fakes.collector import condemn, packs_of
 from fakes.counts import STATEFUL
+from fakes.families import tuned
+from fakes.model_files import safetensors_bytes
 from fakes.predicting import predicting, relative
 from fakes.stores import assert_clean, model_of, noise, write_model
 from hypothesis import HealthCheck, settings
@@ -224,6 +228,23 @@ class CollectedMachine(StoreMachine):
         with predicting():
             self._add(which, write_model(content, self._new_folder()), content, name)
         shutil.rmtree(self.folders.pop(name))
+
+    @rule(which=WHICH, number=st.integers(0, 3), data=st.data())
+    def add_a_fine_tune(self, which, number, data):
+        """A model that an add stores as its difference from another one, if the store holds one."""
+        content = Content({"model.safetensors": (fine_tune(number), False)})
+        bases = [name for name in sorted(self.held) if name.startswith("models/tuned")]
+        base = data.draw(st.sampled_from([None, *bases]))
+        name = f"models/tuned{number}"
+        self._add(which, write_model(content, self._new_folder()), content, name, base=base)
+        shutil.rmtree(self.folders.pop(name))
+
+
+@cache
+def fine_tune(number):
+    """Return a file with one tensor, nearly the same for all numbers."""
+    tensors = {"weight": np.random.default_rng(7).normal(0, 0.1, 17_000).astype("<f4")}
+    return safetensors_bytes(tuned(tensors, number, 1e-5 * number))
 
 
 def packs_size(store):

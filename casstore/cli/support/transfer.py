@@ -50,6 +50,11 @@ _OPTIONS = (
         "--overwrite", is_flag=True, help="Write refs even where the other side has a value of its own."
     ),
     click.option(
+        "--with-bases",
+        is_flag=True,
+        help="Copy what deltas rest on as well, so that they stay as small as they are.",
+    ),
+    click.option(
         "--limit", type=bytes_per_second, metavar="RATE", help="Bytes per second at most, such as 5M."
     ),
 )
@@ -71,12 +76,15 @@ def transfer(
     refs: tuple[str, ...],
     dry_run: bool,
     overwrite: bool,
+    with_bases: bool,
     limit: float | None,
 ) -> None:
     """Sync and say what was done; exit code 1 if a ref was left alone because of a conflict, or left out as damaged."""
     with out.status() as status:
         status("Comparing")
-        plan = casstore.plan_sync(src, dst, refs or None, overwrite=overwrite, keep_going=True)
+        plan = casstore.plan_sync(
+            src, dst, refs or None, overwrite=overwrite, keep_going=True, with_bases=with_bases
+        )
     if dry_run:
         _show_plan(out, plan, limit=limit)
         conflicts, damaged = plan.conflicts, plan.damaged

@@ -19,6 +19,7 @@ from casstore.codecs.delta.payload import (
     read_head,
 )
 from casstore.codecs.delta.predict import check_programs, predict
+from casstore.codecs.encoding import Encoding
 from casstore.codecs.regroup import scratch
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def _parse(delta: Delta, raw: int) -> _Parsed:
 
 def _directory(head: Head) -> memoryview:
     stream = head.streams[DIRECTORY]
+    if stream.encoding == Encoding.RAW and len(stream.body) == stream.plain:
+        return stream.body
     plain = memoryview(bytearray(stream.plain))
     decode_batch([(stream.encoding, stream.body)], [stream.plain], plain)
     return plain

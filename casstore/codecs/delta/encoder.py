@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,60 +23,124 @@ from casstore.codecs.delta.payload import (
     write_head,
 )
 from casstore.codecs.delta.predict import check_programs, predict
-from casstore.codecs.encoding import ElementHint
+from casstore.codecs.encoding import ElementHint, Encoding
+from casstore.codecs.kernels import equal
+from casstore.codecs.regroup import scratch
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
     from casstore.codecs.delta.piece import Piece
+    from casstore.codecs.encoding import Encoded
 
     U8 = NDArray[np.uint8]
+
+_TINY = 64
+"""Bytes from which a stream without residuals is worth compressing."""
+
+
+class DeltaInput(NamedTuple):
+    """Plain bytes, the plain bytes of bases, and predictions for parts of the first; the rest becomes literal bytes.
+
+    `side` are bytes beyond the literals for inputs to name: they follow the literals, in `LITERALS` too.
+    """
+
+    plain: Buffer
+    bases: Sequence[Buffer]
+    pieces: Sequence[Piece]
+    side: bytes = b""
+
+
+class _Parts(NamedTuple):
+    """What becomes of one input: pieces, literals, the sizes of its residuals by width, and how many bytes no piece has."""
+
+    pieces: list[Piece]
+    literals: U8
+    sizes: dict[int, int]
+    left: int
 
 
 def encode_delta(
     plain: Buffer, bases: Sequence[Buffer], pieces: Sequence[Piece], *, side: bytes = b""
 ) -> bytes:
-    """Return the payload of `plain`, given predictions for parts of it; the rest becomes literal bytes.
+    """Return the payload of `plain`, given predictions for parts of it (`encode_deltas`)."""
+    return encode_deltas([DeltaInput(plain, bases, pieces, side)])[0]
 
-    `bases` are plain bytes. `side` are bytes beyond the literals for inputs to name: they follow the literals, in `LITERALS`
-    too. A piece whose prediction proves exact gets no residual. Raises ValueError for one that is not and names
-    none, FormatError for pieces that a reader would refuse. The payload may be longer than `plain`.
+
+def encode_deltas(inputs: Sequence[DeltaInput]) -> list[bytes]:
+    """Return the payload of each input. Those of one tensor are best given together, a few megabytes of them.
+
+    A piece whose prediction proves exact gets no residual. Raises ValueError for one that is not and names
+    none, FormatError for pieces that a reader would refuse. A payload may be longer than its plain bytes.
     """
-    data: U8 = np.frombuffer(plain, np.uint8)
-    left = check_order(pieces, len(data))
-    buffers: list[U8] = [np.frombuffer(base, np.uint8) for base in bases]
-    gaps = zip(
-        [0, *(piece.end for piece in pieces)], [*(piece.begin for piece in pieces), len(data)], strict=True
-    )
-    literals: U8 = np.concatenate([*(data[begin:end] for begin, end in gaps), np.frombuffer(side, np.uint8)])
-    check_programs(pieces, [len(base) for base in buffers], len(literals))
+    room = scratch("residuals", sum(memoryview(item.plain).nbytes for item in inputs))
+    parts: list[_Parts] = []
+    cuts: list[tuple[int, int]] = []
+    hints: list[ElementHint | None] = []
+    at = 0
+    for item in inputs:
+        parts.append(_predict(item, room[at:]))
+        for width, size in sorted(parts[-1].sizes.items()):
+            cuts.append((at, size))
+            hints.append(ElementHint(width))
+            at += size
+    # Adjoining residuals of one width are judged, taken apart and compressed together.
+    out = scratch("encoded", at).data
+    # All of them first: nothing else may be encoded in between.
+    residuals = iter(list(encode_each(room[:at].data, cuts, hints, out=out)))
+    return [_payload(item, residuals) for item in parts]
+
+
+def _predict(item: DeltaInput, room: U8) -> _Parts:
+    """Write the residuals of an input to the start of `room`, those of small elements first."""
+    data: U8 = np.frombuffer(item.plain, np.uint8)
+    left = check_order(item.pieces, len(data))
+    bases: list[U8] = [np.frombuffer(base, np.uint8) for base in item.bases]
+    ends = [0, *(piece.end for piece in item.pieces)]
+    begins = [*(piece.begin for piece in item.pieces), len(data)]
+    gaps = [data[begin:end] for begin, end in zip(ends, begins, strict=True)]
+    literals: U8 = np.concatenate([*gaps, np.frombuffer(item.side, np.uint8)])
+    check_programs(item.pieces, [len(base) for base in bases], len(literals))
     kept: list[Piece] = []
-    residuals: dict[int, list[U8]] = {}
-    for piece in pieces:
-        actual, predicted = data[piece.begin : piece.end], predict(piece, buffers, literals)
-        if np.array_equal(actual, predicted):
+    missed: dict[int, list[tuple[Piece, U8]]] = {}
+    for piece in item.pieces:
+        predicted = predict(piece, bases, literals)
+        if equal(data[piece.begin : piece.end].data, predicted.data):
             kept.append(replace(piece, residual=None))
             continue
         if piece.residual is None:
             raise ValueError(
                 f"The prediction for bytes {piece.begin} to {piece.end} is not exact, and has no residual."
             )
-        differences = np.empty(len(actual), np.uint8)
-        residual.subtract(actual, predicted, piece.residual, differences)
-        residuals.setdefault(piece.residual.width, []).append(differences)
+        missed.setdefault(piece.residual.width, []).append((piece, predicted))
         kept.append(piece)
-    streams = [_stream(DIRECTORY, np.frombuffer(_directory(kept), np.uint8), None)]
-    if literals.size:
-        streams.append(_stream(LITERAL, literals, None))
-    for width, number in RESIDUALS.items():
-        if width in residuals:
-            streams.append(_stream(number, np.concatenate(residuals[width]), ElementHint(width)))
-    payload = b"".join([write_head(len(kept), streams), *(stream.body for stream in streams)])
-    check_streams(kept, read_head(memoryview(payload)), left)
+    at = 0
+    sizes = dict.fromkeys(missed, 0)
+    for width in sorted(missed):
+        for piece, predicted in missed[width]:
+            assert piece.residual is not None
+            end = at + len(predicted)
+            residual.subtract(data[piece.begin : piece.end], predicted, piece.residual, room[at:end])
+            at = end
+            sizes[width] += len(predicted)
+    return _Parts(kept, literals, sizes, left)
+
+
+def _payload(parts: _Parts, residuals: Iterator[Encoded]) -> bytes:
+    """Return the payload of an input, of which the residuals come next."""
+    directory = _directory(parts.pieces)
+    streams = [_stream(DIRECTORY, np.frombuffer(directory, np.uint8))]
+    if parts.literals.size:
+        streams.append(_stream(LITERAL, parts.literals))
+    for width, size in sorted(parts.sizes.items()):
+        encoded = next(residuals)
+        streams.append(Stream(RESIDUALS[width], int(encoded.encoding), size, encoded.payload))
+    payload = b"".join([write_head(len(parts.pieces), streams), *(stream.body for stream in streams)])
+    check_streams(parts.pieces, read_head(memoryview(payload)), parts.left)
     return payload
 
 
@@ -90,6 +154,8 @@ def _directory(pieces: Sequence[Piece]) -> bytes:
     return directory
 
 
-def _stream(number: int, plain: U8, hint: ElementHint | None) -> Stream:
-    (encoded,) = encode_each(plain.data, [(0, len(plain))], [hint])
+def _stream(number: int, plain: U8) -> Stream:
+    if len(plain) < _TINY:
+        return Stream(number, int(Encoding.RAW), len(plain), plain.data)
+    (encoded,) = encode_each(plain.data, [(0, len(plain))], [None])
     return Stream(number, int(encoded.encoding), len(plain), encoded.payload)

@@ -13,7 +13,13 @@ LITERALS = 0xFFFF
 """As the base of an extent: the literal bytes of the delta itself."""
 
 SAME = 1
-"""The number of the operation that returns its only operand."""
+CAST = 2
+TRANSPOSE = 3
+QUANTISE = 4
+COMBINE = 5
+GGUF = 6
+LORA = 7
+"""The numbers of the operations."""
 
 
 class Extent(NamedTuple):

@@ -1,24 +1,23 @@
-"""The operations of which predictions are made, and the evaluation of a piece's program.
-
-format/README.md specifies each bit for bit. To add one: give it the next number there and in `piece.py`, write its two
-functions, and list them in _OPERATIONS. A change of what an operation returns is a new version beside the old one.
-"""
+"""The evaluation of a piece's program, and the checks that come before it. `operations/` has the operations."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from casstore.codecs.delta.piece import LITERALS, SAME
+from casstore.codecs.delta.operations import OPERATIONS
+from casstore.codecs.delta.operations.operation import joined
+from casstore.codecs.delta.piece import LITERALS, Piece
 from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from casstore.codecs.delta.piece import Extent, Piece, Step
+    from casstore.codecs.delta.operations import Operation
+    from casstore.codecs.delta.operations.operation import Parts
+    from casstore.codecs.delta.piece import Extent, Residual, Step
 
     U8 = NDArray[np.uint8]
 
@@ -29,32 +28,9 @@ MAX_RESULTS = 64 << 20
 """Limit of the bytes of all results of a delta together."""
 
 
-class _Operation(NamedTuple):
-    """`size` says how many bytes the result has, from the parameters and the operands' sizes, or raises FormatError.
-
-    `apply` makes the result, from operands of such sizes; it only reads them, and may return one.
-    """
-
-    size: Callable[[bytes, Sequence[int]], int]
-    apply: Callable[[bytes, Sequence[U8]], U8]
-
-
-def _same_size(parameters: bytes, sizes: Sequence[int]) -> int:
-    if parameters or len(sizes) != 1:
-        raise FormatError("A delta's operation *same* has parameters, or not one operand.")
-    return sizes[0]
-
-
-def _same(_parameters: bytes, operands: Sequence[U8]) -> U8:
-    return operands[0]
-
-
-_OPERATIONS = {(SAME, 1): _Operation(_same_size, _same)}
-
-
-def _operation(step: Step) -> _Operation:
+def _operation(step: Step) -> Operation:
     try:
-        return _OPERATIONS[step.operation, step.version]
+        return OPERATIONS[step.operation, step.version]
     except KeyError:
         raise UnsupportedVersion(
             f"A delta has operation {step.operation} in version {step.version}: a newer casstore wrote it. "
@@ -98,13 +74,28 @@ def check_programs(pieces: Sequence[Piece], bases: Sequence[int], literals: int)
 
 def predict(piece: Piece, bases: Sequence[U8], literals: U8) -> U8:
     """Return the prediction of a piece that was checked, perhaps as a view of a base."""
-    values = [_read(extents, bases, literals) for extents in piece.inputs]
+    values: list[Parts] = [_read(extents, bases, literals) for extents in piece.inputs]
     for step in piece.steps:
         operation = _operation(step)
-        values.append(operation.apply(step.parameters, [values[at] for at in step.operands]))
-    return values[-1]
+        values.append([operation.apply(step.parameters, [values[at] for at in step.operands])])
+    return joined(values[-1])
 
 
-def _read(extents: Sequence[Extent], bases: Sequence[U8], literals: U8) -> U8:
-    parts = [(literals if base == LITERALS else bases[base])[begin:end] for base, begin, end in extents]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _read(extents: Sequence[Extent], bases: Sequence[U8], literals: U8) -> Parts:
+    return [(literals if base == LITERALS else bases[base])[begin:end] for base, begin, end in extents]
+
+
+def piece_of(
+    begin: int, inputs: Sequence[Sequence[Extent]], steps: Sequence[Step], residual: Residual | None = None
+) -> Piece:
+    """Return the piece that predicts what the last step gives, from `begin` on.
+
+    Operands of steps are numbers of values: first the inputs, then the results of steps. Raises FormatError for what no
+    reader takes.
+    """
+    sizes = [sum(extent.end - extent.begin for extent in extents) for extents in inputs]
+    for step in steps:
+        sizes.append(_operation(step).size(step.parameters, [sizes[at] for at in step.operands]))
+    return Piece(
+        begin, begin + sizes[-1], tuple(tuple(extents) for extents in inputs), tuple(steps), residual
+    )

@@ -1,7 +1,8 @@
 """What a prediction missed: the differences of elements, as small unsigned numbers.
 
 The elements' bit patterns are put into an order in which neighbours in value are neighbours in number; the difference
-wraps around, and is zigzagged: 0, -1, 1, -2 … become 0, 1, 2, 3 …. All integers are little-endian on every host.
+wraps around, and is zigzagged: 0, -1, 1, -2 … become 0, 1, 2, 3 …. All integers are little-endian on every host. What is
+here in numpy is the specification of the compiled kernels, and their replacement where there are none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from casstore import _build
 from casstore.codecs.delta.piece import Order
 from casstore.codecs.regroup import scratch
 
@@ -29,6 +31,9 @@ _BLOCK = 32 << 10
 
 def subtract(actual: U8, predicted: U8, residual: Residual, out: U8) -> None:
     """Write the zigzagged differences to `out`; all three have the same length, whole elements."""
+    if _build.kernels is not None:
+        _build.kernels.subtract(actual, predicted, out, residual.width, residual.order is Order.FLOAT)
+        return
     for at, end in _blocks(len(actual)):
         difference, spare = _words(residual.width, end - at)
         _to_order(_view(actual, at, end, residual), residual, spare, difference)
@@ -43,6 +48,9 @@ def subtract(actual: U8, predicted: U8, residual: Residual, out: U8) -> None:
 
 def add(differences: U8, predicted: U8, residual: Residual, out: U8) -> None:
     """Write the actual elements to `out`: the inverse of `subtract`. `out` must not overlap the others."""
+    if _build.kernels is not None:
+        _build.kernels.add(differences, predicted, out, residual.width, residual.order is Order.FLOAT)
+        return
     for at, end in _blocks(len(differences)):
         value, spare = _words(residual.width, end - at)
         zigzagged = _view(differences, at, end, residual)

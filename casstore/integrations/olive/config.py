@@ -17,6 +17,7 @@ def make_config_class(base: Any) -> Any:
         "max_checkout_bytes": DEFAULT_CHECKOUT_BYTES,
         "keep_working_files": False,
         "max_store_bytes": None,
+        "delta": "balanced",
         "storage_options": {},
         "environment": {},
     }
@@ -24,6 +25,7 @@ def make_config_class(base: Any) -> Any:
         "max_checkout_bytes": int,
         "keep_working_files": bool,
         "max_store_bytes": int | None,
+        "delta": str,
         "storage_options": dict,
         "environment": dict,
     }

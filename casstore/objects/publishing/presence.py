@@ -76,8 +76,8 @@ class PresentPacks:
         asked = sorted(numbers)
         kept = [number for number in asked if not self._condemned(number)]
         there = self._have([self._index.pack_id(number) for number in kept])
-        self._usable.update(dict.fromkeys(asked, False))
-        self._usable.update(zip(kept, there, strict=True))
+        # In one step: another thread may look at these packs meanwhile.
+        self._usable.update(dict.fromkeys(asked, False) | dict(zip(kept, there, strict=True)))
 
     def forget(self) -> None:
         """Ask for every pack again."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from casstore.backend.base import Backend
     from casstore.errors import CasstoreError
+    from casstore.objects.reading.base_cache import BaseCache
     from casstore.objects.reading.chunk_cache import ChunkCache
 
 _ELSEWHERE = np.uint32(0xFFFFFFFE)
@@ -82,7 +83,13 @@ class ReadThrough(ObjectStore):
         return located.replaced(lacking, Located(rows, np.zeros(len(names), np.int32), ()))
 
     def _fill(
-        self, located: Located, pending: dict[int, tuple[int, int]], buffer: memoryview, *, verify: bool
+        self,
+        located: Located,
+        pending: dict[int, tuple[int, int]],
+        buffer: memoryview,
+        *,
+        verify: bool,
+        cache: BaseCache | None = None,
     ) -> None:
         away = [at for at in pending if located.rows["pack"][at] == _ELSEWHERE]
         if away:
@@ -91,7 +98,7 @@ class ReadThrough(ObjectStore):
             spans = [pending.pop(at) for at in away]
             self._take(ids, [buffer[begin:end] for begin, end in spans], missing)
         try:
-            super()._fill(located, pending, buffer, verify=verify)
+            super()._fill(located, pending, buffer, verify=verify, cache=cache)
         except UnsupportedVersion:
             raise
         except (IntegrityError, ObjectNotFound) as error:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend
     from casstore.objects.index.index import Index
     from casstore.objects.index.located import Located
+    from casstore.objects.reading.base_cache import BaseCache
     from casstore.objects.reading.base_levels import Level
     from casstore.objects.reading.ranges import Range
 
@@ -51,6 +52,9 @@ _BATCH = 8 << 20
 
 _ANY_RANK = MAX_RANK + 1
 
+_SHARED = 2.5
+"""Bytes of bases for each byte of some deltas from which they are most likely the bases of others as well."""
+
 
 @dataclass(slots=True)
 class _Job:
@@ -58,7 +62,7 @@ class _Job:
 
     With `elsewhere`, other copies may be read, of a rank below the object's limit. `barred` are the packs in which an
     object cannot be read, by position, for objects that are deltas without a base somewhere; `reasons` says why something
-    could not be read. `gone` are packs that the current round of reads found to be absent.
+    could not be read. `gone` are packs that the current round of reads found to be absent. `cache` has bases of earlier reads.
     """
 
     located: Located
@@ -71,6 +75,7 @@ class _Job:
     reasons: dict[int, IntegrityError] = field(default_factory=dict)
     misses: Counter[int] = field(default_factory=Counter)
     gone: frozenset[int] = frozenset()
+    cache: BaseCache | None = None
 
     def bar(self, positions: Iterable[int], reason: IntegrityError) -> None:
         """Do not look for objects again where they were located: nothing is wrong with that pack."""
@@ -85,7 +90,7 @@ class _Job:
 
 
 class ObjectReader:
-    """Reads objects of one store; safe in threads. Nothing is kept from one call to the next."""
+    """Reads objects of one store; safe in threads. Only a BaseCache of the caller keeps anything from one call to the next."""
 
     def __init__(self, backend: Backend, index: Index, *, read_into: ReadInto | None = None) -> None:
         """`read_into` reads instead of the backend's."""
@@ -101,6 +106,7 @@ class ObjectReader:
         *,
         elsewhere: bool = True,
         verify: bool = True,
+        cache: BaseCache | None = None,
     ) -> None:
         """Decode objects, verified, to where `pending` says in `buffer`, by their positions in `located`.
 
@@ -108,11 +114,12 @@ class ObjectReader:
         caller's, and holds unspecified bytes where this raises. What is damaged, or lacks a base,
         is read from another pack that holds it, if there is one and `elsewhere` is set. With `verify` off, only
         what does not decode counts as damaged: the caller must prove the bytes by another hash that covers
-        them before anyone sees them (invariant 4). Bases are always hashed. They take memory: MAX_BASE_BYTES at most,
-        and as a rule not more than 4 MiB of the deltas that need them. Raises MissingObject for a base that is gone.
+        them before anyone sees them (invariant 4). Bases take memory: MAX_BASE_BYTES at most,
+        and as a rule not more than 4 MiB of the deltas that need them. `cache` keeps those that other reads with the same
+        `verify` need again. Raises MissingObject for a base that is gone.
         """
         with _reasons():
-            self._fill(_Job(located, pending, buffer, elsewhere, verify), None)
+            self._fill(_Job(located, pending, buffer, elsewhere, verify, cache=cache), None)
 
     def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
@@ -191,8 +198,10 @@ class ObjectReader:
     def _read_deltas(self, job: _Job, group: list[int], bases: Bases | None) -> None:
         """Read deltas with their bases; note those that lack one, if they may be read elsewhere."""
         held = Bases(lending=True) if bases is None else bases
+        if bases is None and job.cache is not None:
+            held.plain.update(job.cache.get(base for at in group for base in job.located.bases(at)))
         try:
-            self._load(job.located, group, held)
+            self._load(job.located, group, held, verify=job.verify, cache=job.cache)
             self._read(job, group, held.plain)
         except (LacksBaseError, TooMuchError) as error:
             # Invariant 7: only those that need what is lost are concerned.
@@ -301,20 +310,36 @@ class ObjectReader:
 
     # ---- bases
 
-    def _load(self, located: Located, positions: Sequence[int], bases: Bases) -> None:
+    def _load(
+        self,
+        located: Located,
+        positions: Sequence[int],
+        bases: Bases,
+        *,
+        verify: bool = True,
+        cache: BaseCache | None = None,
+    ) -> None:
         """Bring all bases that the frames at these positions name; raise LacksBaseError if one cannot be read."""
         try:
             levels = find_levels(self._index, located, positions, bases)
+            own = int(located.rows["raw"][list(positions)].sum(dtype=np.int64))
+            total = sum(int(level.located.rows["raw"].sum(dtype=np.int64)) for level in levels)
+            kept = cache if total > _SHARED * own else None
+            # What is kept must not be memory that is lent.
+            bases.lending = bases.lending and kept is None
             for rank in sorted({rank for level in levels for rank in level.located.rows["rank"].tolist()}):
                 for level in levels:
-                    self._decode_level(level, rank, bases)
+                    self._decode_level(level, rank, bases, verify=verify)
+            if kept is not None:
+                names = [name for level in levels for name in level.located.ids(range(len(level.limits)))]
+                kept.put({name: bases.plain[name] for name in names})
         except LacksBaseError:
             # Invariant 7: a base may have another copy, whose own bases are there.
             for at in positions:
                 for base in located.bases(at):
                     self._bring(base, int(located.rows["rank"][at]), bases)
 
-    def _decode_level(self, level: Level, rank: int, bases: Bases) -> None:
+    def _decode_level(self, level: Level, rank: int, bases: Bases, *, verify: bool) -> None:
         """Decode those bases of a level that have a rank; the bases that they need are at hand."""
         rows = level.located.rows
         wanted = np.flatnonzero(rows["rank"] == rank).tolist()
@@ -325,7 +350,7 @@ class ObjectReader:
         # A copy that is read instead of a damaged one must still rank below what needs it.
         limits = {at: level.limits[at] for at in wanted}
         places = dict(zip(wanted, spans, strict=True))
-        job = _Job(level.located, places, buffer, elsewhere=True, verify=True, limits=limits)
+        job = _Job(level.located, places, buffer, elsewhere=True, verify=verify, limits=limits)
         try:
             self._fill(job, bases)
         except IntegrityError as error:

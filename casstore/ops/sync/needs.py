@@ -49,6 +49,11 @@ class Needs:
             return FormatError(f"The manifest of {record.name} is another model's: add the model again.")
         return self.failed.get(manifest)
 
+    def add_bases(self, src: ModelStore) -> None:
+        """Count the bases of deltas of `src` among what their records depend on."""
+        for manifest, joined in self.found.items():
+            self.found[manifest] = b"".join(src.objects.with_bases(split(joined)))
+
     def fail(self, lost: Mapping[bytes, CasstoreError]) -> None:
         """Note that objects are lost, with the reason for each."""
         self.failed.update(lacking(self.found, lost))

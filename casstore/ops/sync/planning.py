@@ -18,7 +18,7 @@ from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ref_state import RefState, compare, same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
@@ -114,12 +114,14 @@ def plan_sync(
     *,
     overwrite: bool = False,
     keep_going: bool = False,
+    with_bases: bool = False,
 ) -> SyncPlan:
     """Plan what would have to move so that `dst` has these refs of `src`; changes nothing.
 
     `refs` are names, prefixes that end with "/", or model ids; None means all. A ref that has another value
     in `dst` is written if `src` has seen that value, and is a conflict otherwise unless `overwrite` is set
-    (README.md), which also rewrites objects that `dst` only has in quarantined or truncated packs. Raises RefNotFound
+    (README.md), which also rewrites objects that `dst` only has in quarantined or truncated packs. `with_bases` copies the
+    bases of deltas as well, so that those stay deltas whatever `dst` has. Raises RefNotFound
     for one that `src` does not have, IntegrityError for a model of `src` that is not whole; with `keep_going`,
     such models, and refs whose record cannot be read on either side, are named in the plan's `damaged`, and
     in the report's, and the rest is done.
@@ -132,13 +134,15 @@ def plan_sync(
     condemned = dst.objects.quarantined() if overwrite else None
     if condemned is not None:
         states.mend(src, dst, chosen, condemned)
-    to_write = sorted(states.to_write, key=lambda name: (not names.names_model(name), name))
+    to_write = _bases_first(chosen, states.to_write)
     moves = _Moves.nothing()
     needs = Needs()
     if any(chosen[name].manifest is not None for name in to_write):
         dst.objects.refresh()
         src.objects.expect(list(dict.fromkeys(pack for name in to_write for pack in chosen[name].packs)))
         needs = needs_of(src, dst, (chosen[name] for name in to_write))
+        if with_bases:
+            needs.add_bases(src)
         if keep_going:
             needs.fail(_lost(src, dst, set().union(*map(split, needs.found.values())), condemned))
         to_write = _whole(chosen, to_write, needs, culprits)
@@ -171,6 +175,28 @@ def plan_sync(
         keep_going=keep_going,
         damaged=tuple(culprits.found),
     )
+
+
+def _bases_first(chosen: dict[str, Record], wanted: Iterable[str]) -> list[str]:
+    """Return names in the order of copying: models first, each after the one that it was made from, then the others.
+
+    A delta is copied as it is only where its base is there.
+    """
+    ordered = sorted(wanted, key=lambda name: (not names.names_model(name), name))
+    naming: dict[bytes, str] = {}
+    for name in ordered:
+        target = chosen[name].target
+        if names.names_model(name) and target is not None:
+            naming.setdefault(target, name)
+    done: dict[str, None] = {}
+    for name in ordered:
+        chain = []
+        above: str | None = name
+        while above is not None and above not in done and above not in chain:
+            chain.append(above)
+            above = naming.get(chosen[above].base or b"")
+        done.update(dict.fromkeys(reversed(chain)))
+    return list(done)
 
 
 def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culprits: Culprits) -> list[str]:

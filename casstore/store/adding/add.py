@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from casstore.format.manifest import ModelManifest, TreeEntry
 from casstore.format.record import Record
 from casstore.format.rows import Kind
 from casstore.objects import MAX_HINTS, encode_object
+from casstore.store.adding.bases.deltas import Deltas
+from casstore.store.adding.bases.policy import delta_policy
+from casstore.store.adding.claims import Claims
 from casstore.store.adding.executable import own_bits
 from casstore.store.adding.ingest import Ingest
 from casstore.store.adding.sources import list_sources
@@ -62,9 +66,11 @@ def add_model(
     follow_links: bool,
     stat_cache: bool,
     exclusion: Exclusion,
+    delta: str,
 ) -> AddResult:
     """Add files to a store as `ModelStore.add` describes; `refs` are the store's."""
     started = time.perf_counter()
+    policy = delta_policy(delta)
     given = full_name(ref) if ref is not None else None
     # Encoded and decoded once before any work is done: metadata that cannot be kept is refused now, and compared
     # in its stored form.
@@ -75,16 +81,23 @@ def add_model(
     own = os.path.realpath(os.path.dirname(root)) if root else None
     sources = list_sources(path, follow=follow_links, store=own, exclusion=exclusion)
     default = name_of_path(path) if given is None and not isinstance(path, Mapping) else None
-    with (
-        store.publication() as publication,
-        Ingest(
-            publication=publication,
-            objects=store.objects,
-            machine=store.machine,
-            stat_cache=stat_cache,
-            callback=callback,
-        ) as ingest,
-    ):
+    with contextlib.ExitStack() as stack:
+        publication = stack.enter_context(store.publication())
+        claims = Claims(publication)
+        deltas = None
+        if policy is not None:
+            deltas = Deltas(store, refs, policy, base=base_id, ranks=claims.ranks)
+        ingest = stack.enter_context(
+            Ingest(
+                publication=publication,
+                claims=claims,
+                objects=store.objects,
+                machine=store.machine,
+                stat_cache=stat_cache,
+                callback=callback,
+                deltas=deltas,
+            )
+        )
         added = ingest.run(sources)
         entries = [TreeEntry(item.source.path, item.layout.size, item.layout.file_id) for item in added]
         entries += [TreeEntry(name, 0, None) for name in sources.empty]

@@ -7,42 +7,43 @@ workers in blocks of megabytes, where native code holds no GIL. How many blocks 
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.chunking import LAYOUT_VERSION, MAX_CHUNK, Chunker, plan_regions
-from casstore.concurrency.buffers import BLOCK, give_block, take_block
+from casstore.chunking import LAYOUT_VERSION
+from casstore.concurrency.buffers import BLOCK, give_block
 from casstore.concurrency.workers import TaskGroup, worker_count
-from casstore.digest import Hasher, digest
+from casstore.digest import digest
 from casstore.errors import ConfigError, ConflictError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format.layout import Layout
 from casstore.format.rows import Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import KnownFile
-from casstore.machine.unchanged import flush
 from casstore.objects import encode_frames, encode_object
+from casstore.store.adding.bases.encoding import PlannedChunk, joined
+from casstore.store.adding.blocks import BlockReader
 from casstore.store.adding.known_content import Content, compare_content, sample_keys
-from casstore.store.adding.sources import check_unchanged, is_onnx, open_source, read_full, read_source
-from casstore.store.adding.tensor_spans import ElementHints, find_external_spans, find_file_spans
+from casstore.store.adding.sources import is_onnx, read_source
+from casstore.store.adding.tensor_spans import find_external_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
     from fsspec import Callback
     from typing_extensions import Self
 
-    from casstore.codecs import ElementHint
     from casstore.machine.state import MachineState
     from casstore.objects import EncodedFrames, ObjectStore, Publication
+    from casstore.store.adding.bases.deltas import Deltas
+    from casstore.store.adding.bases.file_relations import FileRelations
+    from casstore.store.adding.blocks import Block, Reading
+    from casstore.store.adding.claims import Claims
     from casstore.store.adding.sources import SourceFile, Sources
-    from casstore.tensors import TensorSpan
 
     _Keyed = tuple[SourceFile, bytes | None]
     """A file, and the key under which the stat cache knows it."""
@@ -74,40 +75,16 @@ class AddCounts:
     chunks_new: int = 0
 
 
-@dataclass(slots=True)
-class _Reading:
-    """A file on its way through the pipeline."""
-
-    source: SourceFile
-    stat_key: bytes | None
-    spans: tuple[TensorSpan, ...]
-    size: int = 0
-    hasher: Hasher = field(default_factory=Hasher)
-    ids: list[bytes] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    hints: ElementHints = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.hints = ElementHints(self.spans)
-
-
-@dataclass(slots=True)
-class _Block:
-    """A buffer full of chunks; `parts` says how many belong to which file, and `last` whether that file ends here."""
-
-    buffer: memoryview
-    cuts: list[tuple[int, int]] = field(default_factory=list)
-    hints: list[ElementHint | None] = field(default_factory=list)
-    parts: list[tuple[_Reading, int, bool]] = field(default_factory=list)
-    used: int = 0
-
-
 class _Worked(NamedTuple):
-    """A worker's result for a block: the ids of its chunks, which of them are new, and the frames of those."""
+    """A worker's result for a block: the ids of its chunks, which of them are new, and the frames of those.
+
+    `predicted` are the frames of those for which there was a plan.
+    """
 
     ids: list[bytes]
     wanted: list[int]
     frames: EncodedFrames
+    predicted: EncodedFrames | None = None
 
 
 class Ingest:
@@ -117,24 +94,29 @@ class Ingest:
         self,
         *,
         publication: Publication,
+        claims: Claims,
         objects: ObjectStore,
         machine: MachineState,
         stat_cache: bool,
         callback: Callback | None,
+        deltas: Deltas | None = None,
     ) -> None:
+        """`claims` are those of the publication. Without `deltas`, every chunk is encoded alone."""
         self._publication = publication
+        self._claims = claims
+        self._deltas = deltas
         self._objects = objects
         self._machine = machine
         self._stat_cache = stat_cache
         self._callback = callback
         self._tasks = TaskGroup()
-        self._claiming = threading.Lock()
         self._window = worker_count()
-        self._working: deque[tuple[_Block, Future[_Worked]]] = deque()
+        self._working: deque[tuple[Block, Future[_Worked]]] = deque()
         self._added: list[AddedFile] = []
         self._layouts: dict[bytes, bytes] = {}
         self._layouts_size = 0
         self._sample_keys: dict[str, bytes] = {}
+        self._related: list[tuple[FileRelations, bytes]] = []
         self.counts = AddCounts()
 
     def __enter__(self) -> Self:
@@ -158,7 +140,8 @@ class Ingest:
         unknown = self._take_known_content(unknown)
         self._publication.recall(sum(file.identity.size for file, _ in unknown))
         external = find_external_spans([file for file, _ in unknown], sources.files)
-        for block in self._blocks(unknown, external):
+        reader = BlockReader(window=self._window, progress=self._progress, deltas=self._deltas)
+        for block in reader.read(unknown, external):
             self._working.append((block, self._tasks.submit(self._work, block)))
             if len(self._working) > self._window:
                 self._take_oldest()
@@ -190,6 +173,8 @@ class Ingest:
             for key in (added.stat_key, self._sample_keys.get(added.source.path))
             if key is not None
         )
+        for relations, layout_id in self._related:
+            relations.remember(layout_id)
 
     def _take_unchanged(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
         """Take unchanged files without reading them, if all that they need is in the store; yield the others."""
@@ -282,72 +267,43 @@ class Ingest:
             at += layout.chunks
         return whole
 
-    def _blocks(
-        self, files: Sequence[_Keyed], external: Mapping[str, tuple[TensorSpan, ...] | None]
-    ) -> Iterator[_Block]:
-        """Read files into blocks: a large file fills many, small files share one."""
-        block = _Block(take_block())
-        left = sum(file.identity.size for file, _ in files)
-        for file, stat_key in files:
-            descriptor = open_source(file)
-            try:
-                key = stat_key if stat_key is not None and flush(descriptor) else None
-                check_unchanged(file, os.fstat(descriptor))
-                reading = _Reading(file, key, find_file_spans(file, descriptor, external.get(file.path, ())))
-                chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
-                position = 0
-                carried = 0
-                while True:
-                    begin = block.used
-                    # Blocks become smaller towards the end: otherwise all workers wait for the one with the last block.
-                    end = MAX_CHUNK + min(BLOCK, max(left // (2 * self._window), begin + carried))
-                    room = block.buffer[begin + carried : end]
-                    count = read_full(descriptor, room, position, file.shown)
-                    left -= count
-                    position += count
-                    reading.hasher.update(room[:count])
-                    self._progress(count)
-                    # A file ends where reading it ends: the size that stat gives may be wrong.
-                    final = count < len(room)
-                    if not final and position > file.identity.size:
-                        check_unchanged(file, os.fstat(descriptor))
-                    data = block.buffer[begin : begin + carried + count]
-                    lengths = chunker.cut(data, offset=position - len(data), final=final).tolist()
-                    cut_to = _append(block, reading, lengths, position - len(data), final=final)
-                    carried = len(data) - (cut_to - begin)
-                    if final:
-                        break
-                    full, block = block, _Block(take_block())
-                    block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
-                    yield full
-                check_unchanged(file, os.fstat(descriptor))
-                reading.size = position
-            finally:
-                os.close(descriptor)
-            if block.used >= BLOCK // 2:
-                yield block
-                block = _Block(take_block())
-        yield block
-
-    def _work(self, block: _Block) -> _Worked:
+    def _work(self, block: Block) -> _Worked:
         """Hash the chunks of a block and encode those that are new; runs on a worker thread."""
         ids = [digest(block.buffer[offset : offset + length]) for offset, length in block.cuts]
-        with self._claiming:
-            wanted = self._publication.claim(ids)
+        wanted = self._claims.claim(ids)
+        predicted = self._predict(block, ids, wanted)
+        alone = [at for at in wanted if at not in predicted]
         frames = encode_frames(
             Kind.CHUNK,
-            [ids[at] for at in wanted],
+            [ids[at] for at in alone],
             block.buffer,
-            [block.cuts[at] for at in wanted],
-            [block.hints[at] for at in wanted],
+            [block.cuts[at] for at in alone],
+            [block.hints[at] for at in alone],
         )
-        return _Worked(ids, wanted, frames)
+        return _Worked(ids, wanted, frames, joined(list(predicted.values())))
+
+    def _predict(self, block: Block, ids: list[bytes], wanted: list[int]) -> dict[int, EncodedFrames]:
+        """Encode those of the wanted chunks that something in the store predicts; return their frames."""
+        if self._deltas is None:
+            return {}
+        windows = list(block.windows())
+        planned: dict[int, PlannedChunk] = {}
+        for at in wanted:
+            begin, length = block.cuts[at]
+            relations, window = windows[at]
+            offset = block.offsets[at]
+            plan = relations.plan(offset, offset + length, window) if relations is not None else None
+            if plan is not None:
+                planned[at] = PlannedChunk(ids[at], begin, begin + length, block.hints[at], plan)
+        return self._deltas.encode(block.buffer, planned) if planned else {}
 
     def _take_oldest(self) -> None:
         """Take the oldest block that was handed out: write its frames, note its chunks."""
         block, future = self._working.popleft()
         worked = future.result()
         self._publication.write(worked.frames)
+        if worked.predicted is not None:
+            self._publication.write(worked.predicted)
         give_block(block.buffer)
         ids = worked.ids
         self._count(sum(length for _, length in block.cuts), len(ids))
@@ -361,7 +317,7 @@ class Ingest:
             if last:
                 self._finish(reading)
 
-    def _finish(self, reading: _Reading) -> None:
+    def _finish(self, reading: Reading) -> None:
         as_stated = reading.size == reading.source.identity.size
         layout = Layout(
             file_id=reading.hasher.digest(),
@@ -381,6 +337,8 @@ class Ingest:
             layout = replace(layout, spans=())
             plain = layout_format.encode(layout)
         layout_id = digest(plain)
+        if reading.relations is not None and layout.spans:
+            self._related.append((reading.relations, layout_id))
         self._layouts[layout_id] = plain
         self._layouts_size += len(plain)
         self._added.append(
@@ -398,16 +356,3 @@ class Ingest:
     def _count(self, size: int, chunks: int) -> None:
         self.counts.bytes_total += size
         self.counts.chunks += chunks
-
-
-def _append(block: _Block, reading: _Reading, lengths: list[int], offset: int, *, final: bool) -> int:
-    """Add chunks that start at `block.used`, byte `offset` of the file; return where they end in the buffer."""
-    at = block.used
-    for length in lengths:
-        block.cuts.append((at, length))
-        block.hints.append(reading.hints.of(offset, offset + length))
-        at += length
-        offset += length
-    block.parts.append((reading, len(lengths), final))
-    block.used = at
-    return at

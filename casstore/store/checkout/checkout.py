@@ -21,6 +21,7 @@ from casstore.concurrency.buffers import give_block, take_block
 from casstore.concurrency.workers import TaskGroup, worker_count
 from casstore.digest import Hasher
 from casstore.errors import ConfigError, ConflictError, DigestMismatch
+from casstore.objects import BaseCache
 from casstore.store.checkout import staging
 from casstore.store.checkout.batches import Batch, OpenFile, open_at_once, plan_batches
 from casstore.store.checkout.destination import check_destination
@@ -177,12 +178,13 @@ class Checkout:
         window = worker_count() + 1
         most_open, most_pieces = open_at_once()
         pending: deque[tuple[Batch, Future[None]]] = deque()
+        bases = BaseCache()
         try:
             with TaskGroup() as tasks:
                 for batch in plan_batches(tree.files, layouts, most_pieces):
                     self._open_targets(root, batch)
                     batch.buffer = take_block()
-                    pending.append((batch, tasks.submit(_decode, objects, located, batch)))
+                    pending.append((batch, tasks.submit(_decode, objects, located, batch, bases)))
                     while len(pending) > window or len(self._open_files) > most_open:
                         self._complete_batch(*pending.popleft(), objects)
                 while pending:
@@ -313,14 +315,22 @@ class Checkout:
         return current
 
 
-def _decode(objects: ObjectStore, located: Located, batch: Batch, *, verify: bool = False) -> None:
+def _decode(
+    objects: ObjectStore,
+    located: Located,
+    batch: Batch,
+    bases: BaseCache | None = None,
+    *,
+    verify: bool = False,
+) -> None:
     """Decode a batch into its buffer, and write its pieces where they belong; for a worker.
 
-    The hash of the whole file covers every chunk, and nothing has its name before that is checked (invariant 4).
+    The hash of the whole file covers every chunk, and nothing has its name before that is checked (invariant 4). `bases` keeps
+    what other batches need as well.
     """
     wanted = range(batch.first, batch.first + len(batch.lengths))
     edges = [0, *accumulate(batch.lengths)]
-    objects.fill(located, wanted, batch.buffer, edges, verify=verify)
+    objects.fill(located, wanted, batch.buffer, edges, verify=verify, cache=bases)
     at = 0
     for piece in batch.pieces:
         assert piece.file is not None

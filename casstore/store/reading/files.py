@@ -14,7 +14,7 @@ from casstore.concurrency.workers import TaskGroup
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import CasstoreError, ConfigError, FormatError, TensorNotFound
 from casstore.format.spans import pack_spans
-from casstore.objects import batches
+from casstore.objects import BaseCache, batches
 from casstore.store.reading.model import some_of
 from casstore.tensors.dtypes import as_array, labelled
 
@@ -132,6 +132,7 @@ class NearChunks:
         self._edges = layout.offsets()
         self._next_chunk = 0
         self._kept: OrderedDict[int, memoryview] = OrderedDict()
+        self._bases = BaseCache()
 
     def read_into(self, out: memoryview, begin: int) -> int:
         """Copy chunk after chunk."""
@@ -155,7 +156,7 @@ class NearChunks:
             if number == self._next_chunk:
                 limit = int(self._edges[number]) + _READ_AHEAD
                 stop = max(stop, int(np.searchsorted(self._edges, limit, side="right")) - 1)
-            data = read_chunks(self._layout, self._objects, number, stop)
+            data = read_chunks(self._layout, self._objects, number, stop, bases=self._bases)
             begin = int(self._edges[number])
             for at in range(number, stop):
                 self._kept[at] = data[int(self._edges[at]) - begin : int(self._edges[at + 1]) - begin]
@@ -277,19 +278,23 @@ def open_chunks(layout: Layout, objects: ObjectStore) -> Chunks:
     return NearChunks(layout, objects) if objects.chunks is None else FarChunks(layout, objects.chunks)
 
 
-def read_chunks(layout: Layout, objects: ObjectStore, start: int, stop: int) -> memoryview:
-    """Return the verified plain bytes of chunks [`start`, `stop`) in one fresh buffer."""
+def read_chunks(
+    layout: Layout, objects: ObjectStore, start: int, stop: int, *, bases: BaseCache | None = None
+) -> memoryview:
+    """Return the verified plain bytes of chunks [`start`, `stop`) in one fresh buffer; `bases` are of earlier calls."""
     edges = layout.offsets()[start : stop + 1]
     marks = (edges - edges[0]).tolist()
     buffer = new_buffer(marks[-1])
     located = objects.locate(layout.ids[start * DIGEST_SIZE : stop * DIGEST_SIZE])
     runs = list(batches(np.diff(marks).tolist(), BLOCK))
     if len(runs) == 1:
-        objects.fill(located, runs[0], buffer, marks)
+        objects.fill(located, runs[0], buffer, marks, cache=bases)
         return buffer
     with TaskGroup() as tasks:
+        kept = BaseCache() if bases is None else bases
         filled = [
-            tasks.submit(objects.fill, located, run, buffer, marks[run.start : run.stop + 1]) for run in runs
+            tasks.submit(objects.fill, located, run, buffer, marks[run.start : run.stop + 1], cache=kept)
+            for run in runs
         ]
         for task in filled:
             task.result()

@@ -178,7 +178,7 @@ def test_what_cannot_be_written_back_is_not_remembered(store, tmp_path, monkeypa
     trust_fresh_files(store)
     path = Path(tmp_path / "f")
     path.write_bytes(b"x")
-    for module in ("ingest", "content"):
+    for module in ("blocks", "content"):
         monkeypatch.setattr(f"casstore.store.adding.{module}.flush", lambda _: False)
     store.add(path)
     store.content_id(str(path))

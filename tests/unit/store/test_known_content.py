@@ -11,7 +11,7 @@ from fsspec import Callback
 
 from casstore import ConflictError, Store
 from casstore.objects import Publication
-from casstore.store.adding import ingest
+from casstore.store.adding import blocks
 from casstore.store.adding.known_content import MIN_SIZE, sample_keys
 from casstore.store.adding.sources import find_sources
 
@@ -26,9 +26,9 @@ def store(tmp_path):
 def parsed(monkeypatch):
     """The files whose tensors are looked for."""
     seen = []
-    find = ingest.find_file_spans
+    find = blocks.find_file_spans
     monkeypatch.setattr(
-        ingest, "find_file_spans", lambda file, *rest: seen.append(file.path) or find(file, *rest)
+        blocks, "find_file_spans", lambda file, *rest: seen.append(file.path) or find(file, *rest)
     )
     return seen
 

@@ -1,0 +1,78 @@
+"""Sketches of the tensors in a store, kept on this machine: by which layout they lie in, and for finding like ones.
+
+store/adding/bases/sketch.py says what a sketch is. All of it can be made again from the store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Sequence
+
+    from casstore.machine.state import MachineState
+
+_NEWEST = 16
+"""Sketches of one signature that are looked at, at most, however many models a store has."""
+
+
+class Sketch(NamedTuple):
+    """The sketch `data` of span number `span` of a layout: of a tensor of so many `elements`, with this `signature`."""
+
+    layout: bytes
+    span: int
+    elements: int
+    signature: int
+    data: bytes
+
+
+class Sketches:
+    """The table of one machine state; where there is none, nothing is kept. Safe in threads.
+
+    What it says is a hint (invariant 13): a wrong sketch costs a delta that is not smaller, and is not kept.
+    """
+
+    def __init__(self, machine: MachineState) -> None:
+        self._machine = machine
+
+    def of_layout(self, layout: bytes) -> dict[int, bytes]:
+        """Return the sketches of the tensors of a layout, by the number of the span, as far as they are known."""
+
+        def look_up(state: sqlite3.Connection) -> dict[int, bytes]:
+            sql = "SELECT span, data FROM sketches WHERE layout = ?"
+            return dict(state.execute(sql, (layout,)).fetchall())
+
+        return self._machine.run(look_up, {})
+
+    def alike(self, wanted: Sequence[tuple[int, int]]) -> list[Sketch]:
+        """Return the newest sketches for each of these pairs of elements and signature."""
+        sql = (
+            "SELECT layout, span, elements, signature, data FROM sketches "
+            "WHERE elements = ? AND signature = ? ORDER BY rowid DESC LIMIT ?"
+        )
+
+        def look_up(state: sqlite3.Connection) -> list[Sketch]:
+            return [
+                Sketch(*row) for pair in wanted for row in state.execute(sql, (*pair, _NEWEST)).fetchall()
+            ]
+
+        return self._machine.run(look_up, [])
+
+    def keep(self, sketches: Iterable[Sketch]) -> None:
+        """Keep sketches, in the place of those of the same tensors."""
+        rows = list(sketches)
+        if rows:
+            self._machine.run(
+                lambda state: state.executemany(
+                    "INSERT OR REPLACE INTO sketches VALUES (?, ?, ?, ?, ?)", rows
+                ),
+                None,
+                writes=True,
+            )
+
+    def forget(self, layout: bytes) -> None:
+        """Drop the sketches of a layout that the store has no more."""
+        self._machine.run(
+            lambda state: state.execute("DELETE FROM sketches WHERE layout = ?", (layout,)), None, writes=True
+        )

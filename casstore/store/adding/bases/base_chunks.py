@@ -1,0 +1,63 @@
+"""Chunks of the store as bases: read and decoded once while they are of use, then dropped."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from casstore.errors import IntegrityError, ObjectNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from casstore.objects import Base, ObjectStore
+
+KEPT = 32 << 20
+"""Plain bytes of bases that stay in memory; those in use come on top."""
+
+
+class BaseChunks:
+    """Reads bases of one store; safe in threads. The least recently used ones go first."""
+
+    def __init__(self, objects: ObjectStore, *, kept: int = KEPT) -> None:
+        self._objects = objects
+        self._limit = kept
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[bytes, Base] = OrderedDict()
+        self._size = 0
+
+    def read(self, ids: Iterable[bytes]) -> dict[bytes, Base]:
+        """Return those of these chunks that can be read, by id; the others are missing or damaged."""
+        wanted = list(dict.fromkeys(ids))
+        found: dict[bytes, Base] = {}
+        with self._lock:
+            for chunk_id in wanted:
+                if chunk_id in self._kept:
+                    self._kept.move_to_end(chunk_id)
+                    found[chunk_id] = self._kept[chunk_id]
+        # Two threads may read the same chunk: that costs less than waiting for each other.
+        fresh = self._read([chunk_id for chunk_id in wanted if chunk_id not in found])
+        with self._lock:
+            for base in fresh:
+                found[base.object_id] = base
+                if base.object_id not in self._kept:
+                    self._kept[base.object_id] = base
+                    self._size += len(base.plain)
+            while self._size > self._limit:
+                _, gone = self._kept.popitem(last=False)
+                self._size -= len(gone.plain)
+        return found
+
+    def _read(self, ids: list[bytes]) -> list[Base]:
+        """Read chunks all at once; by halves if something is wrong with one of them."""
+        if not ids:
+            return []
+        try:
+            return self._objects.read_bases(ids)
+        except (IntegrityError, ObjectNotFound):
+            # Invariant 11: nothing is hidden: without the base, the chunk is encoded alone.
+            if len(ids) == 1:
+                return []
+        middle = len(ids) // 2
+        return self._read(ids[:middle]) + self._read(ids[middle:])

@@ -1,0 +1,94 @@
+"""The files whose tensors may be bases: those of the model that is named, of its ancestors, and of like ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casstore.errors import ConfigError, IntegrityError, ObjectNotFound
+from casstore.format import layout as layout_format
+from casstore.store.adding.bases.base_tensors import BaseFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from casstore.format.layout import Layout
+    from casstore.format.record import Record
+    from casstore.machine.sketches import Sketches
+    from casstore.store.model_store import ModelStore
+
+ANCESTORS = 3
+"""Models above the one that is named whose tensors may be bases, too."""
+
+MAX_FILES = 256
+"""Files of one model that are looked at."""
+
+
+class BaseFiles:
+    """Finds base files in one store. For one thread."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        *,
+        sketches: Sketches,
+        ranks: Callable[[Sequence[bytes]], list[int | None]],
+    ) -> None:
+        """`ranks` says of chunks which rank the frames have on which a publish may depend, as `Publication.ranks` does."""
+        self._store = store
+        self._sketches = sketches
+        self._ranks = ranks
+        self._known: dict[bytes, BaseFile | None] = {}
+
+    def of_lineage(self, base: bytes, find: Callable[[bytes], Record | None]) -> list[BaseFile]:
+        """Return the files of a model and of its ancestors, nearest first; `find` returns the newest record of a model.
+
+        Those of ancestors only where this machine has their sketches.
+        """
+        files: list[BaseFile] = []
+        model: bytes | None = base
+        for step in range(1 + ANCESTORS):
+            record = None if model is None else find(model)
+            if record is None:
+                break
+            found = self._of_record(record, may_read=step == 0)
+            files += [file for file in found if step == 0 or file.sketches]
+            model = record.base
+        return files
+
+    def of_layout(self, layout_id: bytes) -> BaseFile | None:
+        """Return the file of a layout that the catalogue names; None if the store has it no more."""
+        if layout_id not in self._known:
+            plain, _ = self._store.objects.read_present([layout_id])
+            layout = None
+            if layout_id in plain:
+                layout = self._decode(plain[layout_id])
+            self._known[layout_id] = None if layout is None else self._file(layout_id, layout, may_read=False)
+            if layout is None:
+                self._sketches.forget(layout_id)
+        return self._known[layout_id]
+
+    def _of_record(self, record: Record, *, may_read: bool) -> Iterator[BaseFile]:
+        try:
+            model = self._store.model_of(record)
+            layouts = model.layouts_at(range(min(MAX_FILES, len(model.layout_ids))))
+        except (IntegrityError, ObjectNotFound, ConfigError):
+            # Invariant 11: nothing is hidden: `check` reports that model, and this one is stored without it.
+            return
+        for layout_id, layout in zip(model.layout_ids, layouts, strict=False):
+            if layout.spans and layout_id not in self._known:
+                self._known[layout_id] = self._file(layout_id, layout, may_read=may_read)
+            file = self._known.get(layout_id)
+            if file is not None:
+                yield file
+
+    def _file(self, layout_id: bytes, layout: Layout, *, may_read: bool) -> BaseFile:
+        file = BaseFile(layout_id, layout, self._ranks(layout.chunk_ids()), may_read=may_read)
+        file.sketches.update(self._sketches.of_layout(layout_id))
+        return file
+
+    @staticmethod
+    def _decode(plain: bytes) -> Layout | None:
+        try:
+            return layout_format.decode(plain)
+        except IntegrityError:
+            return None  # Invariant 13: the catalogue is a hint, and may name what is no layout.

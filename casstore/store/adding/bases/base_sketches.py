@@ -1,0 +1,95 @@
+"""The sketches of tensors in the store: from this machine's catalogue, or read where it has none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.machine.sketches import Sketch
+from casstore.store.adding.bases.sketch import (
+    RUN,
+    WIDTHS,
+    differences,
+    distance,
+    order_of,
+    positions,
+    signature,
+)
+from casstore.store.adding.bases.target import has_sketch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from casstore.machine.sketches import Sketches
+    from casstore.store.adding.bases.base_chunks import BaseChunks
+    from casstore.store.adding.bases.base_tensors import BaseTensor
+    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.target import TargetTensor
+
+_FAR = 64.0
+
+
+class BaseSketches:
+    """Sketches for the files of one add. For one thread."""
+
+    def __init__(self, catalogue: Sketches, chunks: BaseChunks) -> None:
+        self._catalogue = catalogue
+        self._chunks = chunks
+        self._read: list[Sketch] = []
+
+    def of(self, tensor: BaseTensor) -> Words | None:
+        """Return the sketch of a base; None if nobody knows it, or its chunks cannot be read."""
+        kept = tensor.file.sketches
+        width = WIDTHS[tensor.span.dtype]
+        places = positions(tensor.elements)
+        data = kept.get(tensor.number)
+        if data is None and tensor.file.may_read and has_sketch(tensor.span):
+            data = kept[tensor.number] = self._read_sketch(tensor, places.tolist(), width)
+            if data:
+                words = np.frombuffer(data, f"<u{width}")
+                self._read.append(
+                    Sketch(tensor.file.layout_id, tensor.number, tensor.elements, signature(words), data)
+                )
+        return np.frombuffer(data, f"<u{width}") if data and len(data) == len(places) * width else None
+
+    def read(self, tensor: BaseTensor, begin: int, end: int) -> bytes:
+        """Return bytes `begin` to `end` of a tensor in the store; none if a chunk is missing or damaged."""
+        return self._joined(tensor, [(begin, end)])
+
+    def layouts_like(self, target: TargetTensor) -> list[bytes]:
+        """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first."""
+        found = self._catalogue.alike([(target.elements, signature(words)) for words in target.views()])
+        near = sorted(self._distances(target, found), key=lambda item: item[0])
+        return list(dict.fromkeys(layout for _, layout in near))
+
+    def keep(self, layout: bytes, made: Iterable[tuple[int, int, Words]]) -> None:
+        """Keep sketches of spans of a layout, (number, elements, sketch) each, and those that were read."""
+        own = [
+            Sketch(layout, number, elements, signature(words), words.tobytes())
+            for number, elements, words in made
+        ]
+        self._catalogue.keep([*self._read, *own])
+        self._read = []
+
+    @staticmethod
+    def _distances(target: TargetTensor, found: Sequence[Sketch]) -> Iterator[tuple[float, bytes]]:
+        order = order_of(target.span.dtype)
+        for sketch in found:
+            if len(sketch.data) != len(target.sketch) * target.width:
+                yield _FAR, sketch.layout  # Of another element type: only values can be compared.
+                continue
+            words = np.frombuffer(sketch.data, f"<u{target.width}")
+            yield min(distance(differences(view, words, order)) for view in target.views()), sketch.layout
+
+    def _read_sketch(self, tensor: BaseTensor, places: Sequence[int], width: int) -> bytes:
+        return self._joined(tensor, [(place * width, (place + RUN) * width) for place in places[::RUN]])
+
+    def _joined(self, tensor: BaseTensor, ranges: Sequence[tuple[int, int]]) -> bytes:
+        """Return ranges of a tensor's bytes, one after the other."""
+        origin = tensor.span.begin
+        parts = [part for begin, end in ranges for part in tensor.file.parts(origin + begin, origin + end)]
+        bases = self._chunks.read(chunk_id for chunk_id, _, _ in parts)
+        if any(chunk_id not in bases for chunk_id, _, _ in parts):
+            return b""
+        return b"".join(bytes(bases[chunk_id].plain[begin:end]) for chunk_id, begin, end in parts)

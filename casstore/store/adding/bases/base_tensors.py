@@ -1,0 +1,142 @@
+"""The tensors of files in the store, and the chunks in which their bytes lie."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.codecs.delta import LITERALS, Extent
+from casstore.digest import DIGEST_SIZE
+from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.sketch import WIDTHS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casstore.format.layout import Layout, Span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseTensor:
+    """One tensor of a base file: number `number` of its layout's spans."""
+
+    file: BaseFile
+    number: int
+    span: Span
+
+    @property
+    def elements(self) -> int:
+        """The number of its elements."""
+        return prod(self.span.shape)
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.span.end - self.span.begin
+
+    @property
+    def rank(self) -> int | None:
+        """The highest rank of the frames that hold it, None if one of them is missing."""
+        return self.file.rank_of(self.span.begin, self.span.end)
+
+
+class BaseFile:
+    """A file of a model in the store: `ranks` are those of the frames of its chunks, None where there is none.
+
+    `may_read` says that chunks may be read for sketches that nobody has.
+    """
+
+    def __init__(
+        self, layout_id: bytes, layout: Layout, ranks: Sequence[int | None], *, may_read: bool
+    ) -> None:
+        self.layout_id = layout_id
+        self.layout = layout
+        self.may_read = may_read
+        self.sketches: dict[int, bytes] = {}
+        self._edges = layout.offsets()
+        self._ranks = np.array([-1 if rank is None else rank for rank in ranks], np.int64)
+
+    @cached_property
+    def tensors(self) -> list[BaseTensor]:
+        """All tensors that are not empty."""
+        return [
+            BaseTensor(self, number, span)
+            for number, span in enumerate(self.layout.spans)
+            if span.end > span.begin
+        ]
+
+    @cached_property
+    def by_name(self) -> dict[str, BaseTensor]:
+        """The tensors by what formats have in common of their names."""
+        return {plain_name(tensor.span.name): tensor for tensor in self.tensors}
+
+    @cached_property
+    def by_elements(self) -> dict[int, list[BaseTensor]]:
+        """The tensors that have sketches, by the number of their elements."""
+        found: dict[int, list[BaseTensor]] = defaultdict(list)
+        for tensor in self.tensors:
+            if tensor.span.dtype in WIDTHS:
+                found[tensor.elements].append(tensor)
+        return found
+
+    def rank_of(self, begin: int, end: int) -> int | None:
+        """Return the highest rank of the frames that hold a range of the file, None if one of them is missing."""
+        first, last = self._chunks(begin, end)
+        ranks = self._ranks[first:last]
+        return None if bool((ranks < 0).any()) else int(ranks.max())
+
+    def parts(self, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        """Yield the parts of chunks that make up a range of the file: the chunk's id, and the bytes of it."""
+        first, last = self._chunks(begin, end)
+        for number in range(first, last):
+            origin, stop = int(self._edges[number]), int(self._edges[number + 1])
+            chunk_id = self.layout.ids[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
+            yield chunk_id, max(begin, origin) - origin, min(end, stop) - origin
+
+    def _chunks(self, begin: int, end: int) -> tuple[int, int]:
+        first = int(np.searchsorted(self._edges, begin, side="right")) - 1
+        return first, int(np.searchsorted(self._edges, end, side="left"))
+
+
+class FrameBases:
+    """The bases of one frame, numbered in the order of their first use, and bytes that its programs need besides.
+
+    `plain` are the bytes of the frame's chunk.
+    """
+
+    def __init__(self, plain: memoryview) -> None:
+        self.plain = plain
+        self._numbers: dict[bytes, int] = {}
+        self._sides: dict[bytes, int] = {}
+        self._size = 0
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The chunks, in the order of their numbers."""
+        return list(self._numbers)
+
+    @property
+    def sides(self) -> bytes:
+        """The bytes of all sides, each once."""
+        return b"".join(self._sides)
+
+    def extents(self, tensor: BaseTensor, begin: int, end: int) -> tuple[Extent, ...]:
+        """Return bytes `begin` to `end` of a tensor as extents of bases."""
+        origin = tensor.span.begin
+        return tuple(
+            Extent(self._numbers.setdefault(chunk_id, len(self._numbers)), first, last)
+            for chunk_id, first, last in tensor.file.parts(origin + begin, origin + end)
+        )
+
+    def side(self, data: bytes) -> Extent:
+        """Return bytes that follow the literals, as an extent that counts from the first of `sides`."""
+        if data not in self._sides:
+            self._sides[data] = self._size
+            self._size += len(data)
+        begin = self._sides[data]
+        return Extent(LITERALS, begin, begin + len(data))

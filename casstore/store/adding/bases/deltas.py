@@ -1,0 +1,80 @@
+"""The deltas of one add: where their bases may be, and the frames that they become."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from casstore.errors import CasstoreError, RefNotFound
+from casstore.machine.sketches import Sketches
+from casstore.store.adding.bases.base_chunks import BaseChunks
+from casstore.store.adding.bases.base_files import BaseFiles
+from casstore.store.adding.bases.base_sketches import BaseSketches
+from casstore.store.adding.bases.encoding import encode_planned
+from casstore.store.adding.bases.file_relations import FileRelations
+from casstore.store.adding.bases.search import BaseSearch
+from casstore.store.resolve import find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from casstore.format.record import Record
+    from casstore.objects import EncodedFrames
+    from casstore.refs.refs import Refs
+    from casstore.store.adding.bases.base_tensors import BaseFile
+    from casstore.store.adding.bases.encoding import PlannedChunk
+    from casstore.store.adding.bases.policy import DeltaPolicy
+    from casstore.store.adding.sources import SourceFile
+    from casstore.store.model_store import ModelStore
+    from casstore.tensors import TensorSpan
+
+
+class Deltas:
+    """Finds bases and encodes deltas for one add. Safe in threads."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        refs: Refs,
+        policy: DeltaPolicy,
+        *,
+        base: bytes | None,
+        ranks: Callable[[Sequence[bytes]], list[int | None]],
+    ) -> None:
+        """`base` is the model that is named; `ranks` is `Publication.ranks`, safe in threads."""
+        self._policy = policy
+        self._sketches = Sketches(store.machine)
+        self._chunks = BaseChunks(store.objects)
+        self._finder = BaseFiles(store, sketches=self._sketches, ranks=ranks)
+        self._refs = refs
+        self._base = base
+        self._named: list[BaseFile] | None = None
+        self._lock = threading.Lock()
+
+    def open_file(self, source: SourceFile, spans: Sequence[TensorSpan]) -> FileRelations:
+        """Return what will know the relations of the tensors of one file."""
+        return FileRelations(source, spans, search=self._search, lock=self._lock)
+
+    def _search(self) -> BaseSearch:
+        if self._named is None:
+            base = self._base
+            self._named = [] if base is None else self._finder.of_lineage(base, self._newest_record)
+        return BaseSearch(
+            files=self._named,
+            finder=self._finder,
+            sketches=BaseSketches(self._sketches, self._chunks),
+            policy=self._policy,
+        )
+
+    def encode(self, block: memoryview, planned: Mapping[int, PlannedChunk]) -> dict[int, EncodedFrames]:
+        """Return the frames of planned chunks (`encode_planned`)."""
+        return encode_planned(block, planned, self._chunks, self._policy)
+
+    def _newest_record(self, model_id: bytes) -> Record | None:
+        try:
+            record = self._refs.value(f"models/{model_id.hex()}")
+            if record is not None and record.target == model_id:
+                return record
+            return find_model(self._refs, model_id.hex())
+        except (RefNotFound, CasstoreError):
+            return None  # Invariant 13: lineage is a hint here; the model is stored without a base.

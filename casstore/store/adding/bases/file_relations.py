@@ -1,0 +1,125 @@
+"""What predicts the tensors of one file: found for those of which the store lacks something, when that is encoded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from casstore.codecs.delta.operations.gguf import BLOCKS
+from casstore.errors import CasstoreError
+from casstore.store.adding.bases.chunk_plan import plan_chunk
+from casstore.store.adding.bases.target import MIN_SIZE, TargetTensor, has_sketch
+from casstore.store.adding.sources import open_source, read_range
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from casstore.store.adding.bases.chunk_plan import ChunkPlan
+    from casstore.store.adding.bases.relation import Relation
+    from casstore.store.adding.bases.search import BaseSearch
+    from casstore.store.adding.sources import SourceFile
+    from casstore.tensors import TensorSpan
+
+_SMALL = 64 << 10
+"""Bytes of the largest tensor that is read as scales or zero points of another one."""
+
+
+class Window(NamedTuple):
+    """The bytes of a file from `begin` on that are in memory."""
+
+    begin: int
+    data: memoryview
+
+    def of(self, begin: int, end: int) -> memoryview | None:
+        """Return a range of the file, None if not all of it is here."""
+        if not self.begin <= begin <= end <= self.begin + len(self.data):
+            return None
+        return self.data[begin - self.begin : end - self.begin]
+
+
+class FileRelations:
+    """The relations of one file's tensors. Safe in threads: one at a time looks for relations, under `lock`."""
+
+    def __init__(
+        self,
+        source: SourceFile,
+        spans: Sequence[TensorSpan],
+        *,
+        search: Callable[[], BaseSearch],
+        lock: threading.Lock,
+    ) -> None:
+        """`search` makes what finds relations; it is called at most once, and only if one is looked for."""
+        self._source = source
+        self._spans = spans
+        self._open_search = search
+        self._lock = lock
+        self._search: BaseSearch | None = None
+        self._by_name = {span.name: span for span in spans}
+        self._begins: NDArray[np.int64] = np.array([span.begin for span in spans], np.int64)
+        ends: NDArray[np.int64] = np.array([span.end for span in spans], np.int64)
+        self._ends = np.maximum.accumulate(ends)
+        self._found: dict[int, Relation | None] = {}
+
+    def plan(self, begin: int, end: int, window: Window) -> ChunkPlan | None:
+        """Return how a chunk of bytes [`begin`, `end`) is predicted, None if it is not. `window` holds it and more."""
+        first = int(np.searchsorted(self._ends, begin, side="right"))
+        last = int(np.searchsorted(self._begins, end))
+        plain = window.data[begin - window.begin : end - window.begin]
+        return plan_chunk(begin, plain, self._relations(range(first, last), window))
+
+    def remember(self, layout: bytes) -> None:
+        """Keep the sketches that were made, now that the layout of the file has this id."""
+        if self._search is not None:
+            self._search.remember(layout)
+
+    def _relations(self, numbers: range, window: Window) -> Iterator[Relation]:
+        for number in numbers:
+            span = self._spans[number]
+            # Of tied tensors the first one stands for all.
+            if number and self._spans[number - 1][3:] == span[3:]:
+                continue
+            if number not in self._found:
+                with self._lock:
+                    if number not in self._found:
+                        self._found[number] = self._relate(number, window)
+            relation = self._found[number]
+            if relation is not None:
+                yield relation
+
+    def _relate(self, number: int, window: Window) -> Relation | None:
+        if self._search is None:
+            self._search = self._open_search()
+        span = self._spans[number]
+        is_block = span.dtype in BLOCKS and span.end - span.begin >= MIN_SIZE
+        if not (is_block or has_sketch(span)):
+            return self._search.by_name(span)
+        # Invariant 11: whatever it is, reading the file shows it; without a relation, the tensor is encoded alone.
+        with contextlib.suppress(CasstoreError), contextlib.ExitStack() as stack:
+            opened: list[int] = []
+
+            def read(begin: int, length: int) -> bytes:
+                part = window.of(begin, begin + length)
+                if part is not None:
+                    return bytes(part)
+                if not opened:
+                    opened.append(open_source(self._source))
+                    stack.callback(os.close, opened[0])
+                return read_range(opened[0], begin, length, self._source.shown)
+
+            def read_small(name: str, dtype: str) -> bytes | None:
+                other = self._by_name.get(name)
+                if other is None or other.dtype != dtype or other.end - other.begin > _SMALL:
+                    return None
+                return read(other.begin, other.end - other.begin)
+
+            if is_block:
+                return self._search.of_blocks(span, read)
+            data = window.of(span.begin, span.end)
+            return self._search.relate(number, TargetTensor(span, data, read=read, read_small=read_small))
+        return None

@@ -1,0 +1,61 @@
+"""What the names of one tensor in several formats have in common."""
+
+from __future__ import annotations
+
+import re
+
+_PREFIXES = (
+    "_orig_mod.",
+    "module.",
+    "base_model.model.",
+    "model.",
+    "transformer.",
+    "bert.",
+    "roberta.",
+    "auto_model.",
+    "0.auto_model.",
+    "encoder_model.",
+    "language_model.",
+)
+"""What wrappers put before the names of a model's own modules: saved with or without them, it is the same model."""
+
+_SECOND = re.compile(r"#\d+$")
+
+_GGUF_BLOCK = re.compile(r"^blk\.(\d+)\.(.+)$")
+_GGUF_PARTS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GGUF_NAMES = {
+    "token_embd.weight": "embed_tokens.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+}
+"""Names that llama.cpp gives to tensors of the Llama family, and those that transformers gives to them.
+
+https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/tensor_mapping.py
+"""
+
+
+def plain_name(name: str) -> str:
+    """Return a tensor's name without what wrappers and formats add to it, in the words of transformers."""
+    name = _SECOND.sub("", name)
+    name = _GGUF_NAMES.get(name, name)
+    block = _GGUF_BLOCK.match(name)
+    if block is not None:
+        part, dot, kind = block[2].rpartition(".")
+        return f"layers.{block[1]}.{_GGUF_PARTS.get(part, part)}{dot}{kind}"
+    shorter = True
+    while shorter:
+        shorter = False
+        for prefix in _PREFIXES:
+            if name.startswith(prefix) and len(name) > len(prefix):
+                name, shorter = name[len(prefix) :], True
+    return name

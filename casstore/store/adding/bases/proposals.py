@@ -1,0 +1,77 @@
+"""What a tensor may have been made of another one by: each operation that fits types and shapes, with its prediction.
+
+The prediction is for a few elements, those of sketches; whether it is any good is for the caller to judge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from casstore.codecs.delta import SAME, Rounding, cast_step
+from casstore.store.adding.bases.quantising import QUANTISED, quantised
+from casstore.store.adding.bases.relation import Elementwise, Transposed, same
+from casstore.store.adding.bases.sketch import FLOATS, WIDTHS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casstore.codecs.delta import Step
+    from casstore.store.adding.bases.base_tensors import BaseTensor
+    from casstore.store.adding.bases.policy import DeltaPolicy
+    from casstore.store.adding.bases.relation import Operation
+    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.target import TargetTensor
+
+_EIGHT_BITS = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+
+
+class Proposal(NamedTuple):
+    """An operation, elements that it makes, and those of the target at the same places."""
+
+    operation: Operation
+    predicted: Words
+    actual: Words
+
+
+def propose(
+    target: TargetTensor, tensor: BaseTensor, words: Words, policy: DeltaPolicy
+) -> Iterator[Proposal]:
+    """Yield what may make the target of a tensor of as many elements, whose sketch is `words`."""
+    if target.span.dtype in QUANTISED:
+        for whole in quantised(target, tensor, words, whole=policy.whole):
+            yield Proposal(*whole)
+    made = [*_elementwise(tensor, words, target.span.dtype)]
+    for operation, predicted in made:
+        yield Proposal(operation, predicted, target.sketch)
+    if tensor.size <= policy.whole and target.is_matrix and tensor.span.shape == target.span.shape[::-1]:
+        for operation, predicted in made:
+            steps = tuple(step for step in operation.steps if step.operation != SAME)
+            moved = Transposed(tensor, steps, operation.width)
+            yield Proposal(moved, predicted, target.transpose)
+
+
+def _elementwise(tensor: BaseTensor, words: Words, dtype: str) -> Iterator[tuple[Elementwise, Words]]:
+    """Yield the operations that go element by element, with what they make of `words`."""
+    source = tensor.span.dtype
+    if source == dtype:
+        yield same(tensor), words
+        return
+    for step in _casts(source, dtype):
+        operation = Elementwise((tensor,), (step,), WIDTHS[dtype])
+        yield operation, operation.of([words])
+
+
+def _casts(source: str, target: str) -> Iterator[Step]:
+    """Yield the casts between two types of floats, the usual rounding first."""
+    if source not in FLOATS and source not in _EIGHT_BITS:
+        return
+    if target not in FLOATS and target not in _EIGHT_BITS:
+        return
+    one, other = WIDTHS[source], WIDTHS[target]
+    if one > other and source in {"F64", "F32"}:
+        yield cast_step(0, source=source, target=target)
+        if target in _EIGHT_BITS:
+            yield cast_step(0, source=source, target=target, saturate=True)
+        yield cast_step(0, source=source, target=target, rounding=Rounding.TOWARD_ZERO)
+    elif one < other and target == "F32":
+        yield cast_step(0, source=source, target=target)

@@ -1,0 +1,190 @@
+"""Integers that are quantised floats, by scales and zero points that the same file holds. Pure, on sketches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from casstore.codecs.delta import Axis, Piece, cast_step, quantise_step, transpose_step
+from casstore.codecs.delta.fit import fit_quantise
+from casstore.codecs.delta.operations.quantise import quantise_floats, read_step
+from casstore.store.adding.bases.combining import floats
+from casstore.store.adding.bases.sketch import FIRST, FLOATS, WIDTHS, positions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from casstore.codecs.delta import Residual, Rule, Step
+    from casstore.store.adding.bases.base_tensors import BaseTensor, FrameBases
+    from casstore.store.adding.bases.sketch import Positions, Words
+    from casstore.store.adding.bases.target import TargetTensor
+
+QUANTISED = {"I8": "|i1", "U8": "|u1"}
+"""Types that are looked at, with those of numpy."""
+
+_SUFFIXES = ("_quantized", "_quant", ".quantized", "")
+_SCALES = ("_scale", ".scale", "_scales", ".scales")
+_ZEROS = ("_zero_point", ".zero_point", "_zero_points", ".zero_points")
+"""How onnxruntime and others name what belongs to a quantised tensor."""
+
+_MAX_SCALES = 64 << 10
+_NEAR = 2.0
+"""Steps between what is predicted by the usual rule and the target, on average, up to which other rules are tried."""
+
+
+class Scales(NamedTuple):
+    """Scales, F32, and zero points, of the target's type, None if they are not known; one for each channel."""
+
+    scales: bytes
+    zeros: bytes | None
+
+    @property
+    def channels(self) -> int:
+        """The number of scales."""
+        return len(self.scales) // 4
+
+
+def find_scales(name: str, dtype: str, read: Callable[[str, str], bytes | None]) -> Scales | None:
+    """Return the scales of a tensor; `read` returns the bytes of a small tensor of a name and type."""
+    for suffix in _SUFFIXES:
+        if name.endswith(suffix):
+            stem = name[: len(name) - len(suffix)]
+            scales = next(filter(None, (read(stem + own, "F32") for own in _SCALES)), None)
+            if scales is not None and len(scales) <= _MAX_SCALES:
+                zeros = next(filter(None, (read(stem + own, dtype) for own in _ZEROS)), None)
+                return Scales(scales, zeros if zeros and 4 * len(zeros) == len(scales) else None)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """The operation that quantises a tensor of floats, perhaps its transpose; the result has one byte for each element."""
+
+    tensor: BaseTensor
+    transposed: bool
+    target: str
+    scales: Scales
+    axis: Axis
+    rule: Rule
+    limits: tuple[int, int]
+
+    @property
+    def inputs(self) -> tuple[BaseTensor, ...]:
+        """The tensor of floats."""
+        return (self.tensor,)
+
+    def piece(self, begin: int, end: int, at: int, bases: FrameBases, residual: Residual | None) -> Piece:
+        """Return the prediction of a part (`Operation.piece`)."""
+        dtype = self.tensor.span.dtype
+        width = WIDTHS[dtype]
+        low, high = (0, self.tensor.size) if self.transposed else (begin * width, end * width)
+        inputs = [bases.extents(self.tensor, low, high), (bases.side(self.scales.scales),)]
+        if self.scales.zeros is not None:
+            inputs.append((bases.side(self.scales.zeros),))
+        steps: list[Step] = []
+        value, following = 0, len(inputs)
+        if self.transposed:
+            shape = self.tensor.span.shape
+            steps.append(
+                transpose_step(
+                    value, width=width, shape=shape, permutation=(1, 0), first=begin, count=end - begin
+                )
+            )
+            value, following = following, following + 1
+        if dtype != "F32":
+            steps.append(cast_step(value, source=dtype, target="F32"))
+            value = following
+        zeros = None if self.scales.zeros is None else 2
+        steps.append(self.step(value, zeros, begin))
+        return Piece(at, at + end - begin, tuple(inputs), tuple(steps), residual)
+
+    def step(self, value: int, zeros: int | None, first: int) -> Step:
+        """Return the step that quantises value number `value`, from element `first` on."""
+        return quantise_step(
+            value,
+            1,
+            zeros,
+            target=self.target,
+            axis=self.axis,
+            first=first,
+            rule=self.rule,
+            limits=self.limits,
+        )
+
+
+def quantised(
+    target: TargetTensor, tensor: BaseTensor, words: Words, *, whole: int
+) -> Iterator[tuple[Quantised, Words, Words]]:
+    """Yield what may make integers of a tensor of floats whose sketch is `words`: operation, prediction, actual.
+
+    Tensors of up to `whole` bytes may be transposed.
+    """
+    dtype = tensor.span.dtype
+    scales = target.scales
+    if scales is None or dtype not in FLOATS or dtype == "F64":
+        return
+    values = floats(words, dtype).astype(np.float32)
+    places = positions(target.elements)
+    views = [(False, target.sketch, places)]
+    if tensor.size <= whole and target.is_matrix and tensor.span.shape == target.span.shape[::-1]:
+        views.append((True, target.transpose, target.transposed_places))
+    for transposed, actual, where in views:
+        for axis in _axes(scales.channels, target.span.shape):
+            channels = where // axis.inner % axis.channels
+            made = _fit(target.span.dtype, values, actual, scales, channels)
+            if made is not None:
+                known, rule, limits, predicted = made
+                yield (
+                    Quantised(tensor, transposed, target.span.dtype, known, axis, rule, limits),
+                    predicted,
+                    actual,
+                )
+
+
+def _axes(count: int, shape: tuple[int, ...]) -> Iterator[Axis]:
+    """Yield how so many scales may belong to the elements of a tensor."""
+    elements = prod(shape)
+    if count == 1:
+        yield Axis()
+        return
+    if shape and count == shape[-1]:
+        yield Axis(1, count)
+    if shape and elements % count == 0 and (count == shape[0] or shape[-1] % (elements // count) == 0):
+        yield Axis(elements // count, count)
+
+
+def _fit(
+    dtype: str, values: NDArray[np.float32], actual: Words, scales: Scales, channels: Positions
+) -> tuple[Scales, Rule, tuple[int, int], Words] | None:
+    """Return the rule that fits, with zero points if they were not known, and what it predicts; None if it is far off.
+
+    `channels` are the numbers of the values' scales.
+    """
+    found = actual.view(QUANTISED[dtype]).astype(np.int64)
+    own = np.frombuffer(scales.scales, "<f4")[channels]
+    with np.errstate(all="ignore"):
+        plain = np.nan_to_num(np.rint(values / own), posinf=0, neginf=0)
+    if scales.zeros is None:
+        zero = int(np.clip(np.median(found - plain), *_range(dtype)))
+        known = np.full(scales.channels, zero, QUANTISED[dtype])
+        scales = scales._replace(zeros=known.tobytes() if zero else None)
+    else:
+        known = np.frombuffer(scales.zeros, QUANTISED[dtype])
+    zeros = known[channels].astype(np.float32)
+    low, high = _range(dtype)
+    missed = np.abs(np.clip(plain + zeros, low, high) - found)
+    if missed[:FIRST].mean() > _NEAR or missed.mean() > _NEAR:
+        return None
+    fit = fit_quantise(found, values, own, zeros, target=dtype)
+    step = quantise_step(0, 1, target=dtype, rule=fit.rule, limits=fit.limits)
+    made = quantise_floats(values, own, zeros, read_step(step.parameters))
+    return scales, fit.rule, fit.limits, made.astype("<u1" if dtype == "U8" else "<i1").view("<u1")
+
+
+def _range(dtype: str) -> tuple[int, int]:
+    return (0, 255) if dtype == "U8" else (-128, 127)

@@ -1,0 +1,221 @@
+"""Which tensors of the store predict a tensor best, judged by sketches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from casstore.format.rows import RANK_STEP
+from casstore.store.adding.bases.block_types import made_of
+from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
+from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.proposals import propose
+from casstore.store.adding.bases.relation import Relation, same
+from casstore.store.adding.bases.sketch import (
+    FIRST,
+    WIDTHS,
+    are_strangers,
+    differences,
+    distance,
+    order_of,
+    share_left,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from casstore.store.adding.bases.base_files import BaseFiles
+    from casstore.store.adding.bases.base_sketches import BaseSketches
+    from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
+    from casstore.store.adding.bases.policy import DeltaPolicy
+    from casstore.store.adding.bases.relation import Operation
+    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.target import TargetTensor
+    from casstore.tensors import TensorSpan
+
+_LARGE = 0.02
+"""Of what is left without a base: where more is left with one, the catalogue may know a better one."""
+
+_BLOCKS_PLAIN = 0.9
+_SURELY = 0.3
+"""What is left of blocks without a base, and what must be left with one to keep it without trying the other."""
+
+_PATIENCE = 16
+_GLANCE = 8
+"""After so many tensors for which nothing better was found, one in _GLANCE is looked up."""
+
+_NEAREST = 4
+"""Files that are looked at for one tensor, of those that the catalogue finds."""
+
+_MAX_FILES = 32
+"""Files that are looked at for each that is added."""
+
+
+class _Found(NamedTuple):
+    """A relation, with its score, the lower the better, and the rank of what it rests on."""
+
+    score: float
+    rank: int
+    relation: Relation
+
+
+class _Budget:
+    """How often something is tried that has not helped yet."""
+
+    def __init__(self) -> None:
+        self._fruitless = 0
+
+    def allows(self) -> bool:
+        """Say whether to try once more, which counts as fruitless until `helped` is called."""
+        self._fruitless += 1
+        return self._fruitless <= _PATIENCE or self._fruitless % _GLANCE == 0
+
+    def helped(self) -> None:
+        """Begin again."""
+        self._fruitless = 0
+
+
+class BaseSearch:
+    """Finds what predicts the tensors of one file. For one thread, but for `by_name`."""
+
+    def __init__(
+        self, *, files: Sequence[BaseFile], finder: BaseFiles, sketches: BaseSketches, policy: DeltaPolicy
+    ) -> None:
+        """`files` are looked at first; `finder` opens others."""
+        self._files = list(files)
+        self._finder = finder
+        self._sketches = sketches
+        self._policy = policy
+        self._looking = _Budget()
+        self._summing = _Budget()
+        self._made: list[tuple[int, int, Words]] = []
+
+    def relate(self, number: int, target: TargetTensor) -> Relation | None:
+        """Return what predicts a tensor, number `number` of its file's spans; None if nothing does well enough."""
+        judge = _Judge(target, self._sketches, self._policy)
+        for file in self._files:
+            judge.compare_file(file)
+        if judge.may_be_better(_LARGE) and self._looking.allows():
+            before = judge.best
+            for file in self._alike(target):
+                self._files.append(file)
+                judge.compare_file(file)
+            if judge.best is not before:
+                self._looking.helped()
+        if judge.may_be_better(0) and len(judge.near) > 1 and self._summing.allows() and judge.sum_up():
+            self._summing.helped()
+        best = judge.best
+        if best is None or best.score > 0:
+            self._made.append((number, target.elements, target.sketch))
+        return None if best is None else best.relation
+
+    def of_blocks(self, span: TensorSpan, read: Callable[[int, int], bytes]) -> Relation | None:
+        """Return what makes a tensor of blocks: one of floats that has its name. `read` returns bytes of its file."""
+        best: tuple[float, Relation] | None = None
+        for file in self._files:
+            tensor = file.by_name.get(plain_name(span.name))
+            if tensor is None or not self._policy.allows(tensor.rank):
+                continue
+            found = made_of(span, tensor, read=read, read_base=self._sketches.read)
+            if found is not None and found[0] < self._policy.keep and (best is None or found[0] < best[0]):
+                best = found[0], Relation(span, found[1], _BLOCKS_PLAIN if found[0] < _SURELY else None)
+        return None if best is None else best[1]
+
+    def by_name(self, span: TensorSpan) -> Relation | None:
+        """Return what predicts a tensor that is too small for a sketch: the one of its name. For any thread."""
+        if span.dtype not in WIDTHS:
+            return None
+        for file in self._files:
+            tensor = file.by_name.get(plain_name(span.name))
+            if (
+                tensor is not None
+                and tensor.span.dtype == span.dtype
+                and tensor.span.shape == span.shape
+                and self._policy.allows(tensor.rank)
+            ):
+                return Relation(span, same(tensor))
+        return None
+
+    def remember(self, layout: bytes) -> None:
+        """Keep the sketches of the file's tensors, whose layout this is."""
+        self._sketches.keep(layout, self._made)
+        self._made = []
+
+    def _alike(self, target: TargetTensor) -> Iterator[BaseFile]:
+        """Yield files that are not looked at yet and have a tensor like this one, the nearest first."""
+        known = {file.layout_id for file in self._files}
+        new = [layout for layout in self._sketches.layouts_like(target) if layout not in known]
+        for layout in new[: min(_NEAREST, _MAX_FILES - len(known))]:
+            file = self._finder.of_layout(layout)
+            if file is not None:
+                yield file
+
+
+class _Judge:
+    """Compares one tensor with others. `best` is the best relation so far, `near` what else is like it."""
+
+    def __init__(self, target: TargetTensor, sketches: BaseSketches, policy: DeltaPolicy) -> None:
+        self._target = target
+        self._sketches = sketches
+        self._policy = policy
+        self._order = order_of(target.span.dtype)
+        self._plain_share = share_left(target.sketch)
+        self.best: _Found | None = None
+        self.near: list[Near] = []
+
+    def may_be_better(self, share: float) -> bool:
+        """Say whether more is left than this share of what is left without a base."""
+        return self.best is None or self.best.score > share * self._plain_share
+
+    def compare_file(self, file: BaseFile) -> None:
+        """Compare with the tensor of the same name, or else with all that have as many elements."""
+        named = file.by_name.get(plain_name(self._target.span.name))
+        if named is not None and named.elements == self._target.elements and self._compare(named):
+            return
+        for tensor in file.by_elements.get(self._target.elements, ()):
+            if tensor is not named:
+                self._compare(tensor)
+                if self.best is not None and self.best.score == self.best.rank == 0:
+                    break
+
+    def sum_up(self) -> bool:
+        """Try sums of what is near; say whether one is better."""
+        sketch, dtype = self._target.sketch, self._target.span.dtype
+        by_distance = sorted(
+            self.near, key=lambda item: distance(differences(sketch, item.words, self._order))
+        )
+        different = list({item.words.tobytes(): item for item in by_distance}.values())
+        found = combined(sketch, dtype, different[:MAX_BASES])
+        return found is not None and self._take(*found)
+
+    def _compare(self, tensor: BaseTensor) -> bool:
+        """Try every operation that fits; say whether one is worth it."""
+        if not self._policy.allows(tensor.rank):
+            return False
+        words = self._sketches.of(tensor)
+        if words is None:
+            return False
+        fits = False
+        target = self._target
+        for operation, predicted, actual in propose(target, tensor, words, self._policy):
+            first = differences(actual[:FIRST], predicted[:FIRST], self._order)
+            if are_strangers(first, target.span.dtype):
+                continue
+            if predicted is words and actual is target.sketch:
+                self.near.append(Near(tensor, words))
+            residuals = differences(actual, predicted, self._order)
+            share = share_left(residuals) if residuals.any() else 0.0
+            fits = self._take(share, operation) or fits
+            if share == 0:
+                break
+        return fits
+
+    def _take(self, share: float, operation: Operation) -> bool:
+        """Take note of what an operation leaves; say whether that is worth it, be it the best or not."""
+        if share > self._policy.keep * self._plain_share:
+            return False
+        rank = max(tensor.rank or 0 for tensor in operation.inputs)
+        score = share * self._policy.depth_cost ** (rank / RANK_STEP)
+        if self.best is None or (score, rank) < self.best[:2]:
+            relation = Relation(self._target.span, operation, self._plain_share)
+            self.best = _Found(score, rank, relation)
+        return True

@@ -1,0 +1,95 @@
+"""A tensor of a file that is being added, of which a few elements are looked at."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casstore.store.adding.bases.quantising import find_scales
+from casstore.store.adding.bases.sketch import SIZE, WIDTHS, elements_at, positions, transposed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casstore.format.layout import Span
+    from casstore.store.adding.bases.quantising import Scales
+    from casstore.store.adding.bases.sketch import Positions, Words
+    from casstore.tensors import TensorSpan
+
+MIN_SIZE = 64 << 10
+"""Bytes from which a tensor has a sketch; smaller ones follow from their names."""
+
+
+class TargetTensor:
+    """The elements of one tensor: from memory where all of it is at hand, else from its file. For one thread.
+
+    `data` are its bytes, or None; `read` returns bytes of its file, by offset and length, fewer at the end. `read_small` returns
+    another tensor of the file, a small one, by its name and type.
+    """
+
+    def __init__(
+        self,
+        span: TensorSpan,
+        data: memoryview | None,
+        *,
+        read: Callable[[int, int], bytes],
+        read_small: Callable[[str, str], bytes | None],
+    ) -> None:
+        self.span = span
+        self.elements = prod(span.shape)
+        self.width = WIDTHS[span.dtype]
+        self._data = data
+        self._read = read
+        self._read_small = read_small
+
+    @cached_property
+    def sketch(self) -> Words:
+        """Its elements at the positions of a sketch."""
+        return self.at(positions(self.elements))
+
+    def views(self) -> list[Words]:
+        """Return the sketches by which it may be found: its own, and that of its transpose."""
+        return [self.sketch, self.transpose] if self.is_matrix else [self.sketch]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it differs from its transpose."""
+        return len(self.span.shape) == 2 and 1 not in self.span.shape
+
+    @cached_property
+    def transpose(self) -> Words:
+        """The sketch of its transpose."""
+        return self.at(self.transposed_places)
+
+    @property
+    def transposed_places(self) -> Positions:
+        """Where the elements of the sketch of its transpose are."""
+        rows, columns = self.span.shape
+        return transposed(positions(self.elements), columns, rows)
+
+    @cached_property
+    def scales(self) -> Scales | None:
+        """What the file says of how it was quantised."""
+        return find_scales(self.span.name, self.span.dtype, self._read_small)
+
+    def at(self, places: Positions) -> Words:
+        """Return the elements at these positions."""
+        if self._data is not None:
+            return elements_at(self._data, places, self.width)
+        breaks = np.flatnonzero(np.diff(places) != 1) + 1
+        parts = []
+        for run in np.split(places, breaks):
+            begin, length = self.span.begin + int(run[0]) * self.width, len(run) * self.width
+            part = self._read(begin, length)
+            # Of a file that became shorter: the add ends as soon as that is noticed.
+            parts.append(part.ljust(length, b"\0"))
+        return np.frombuffer(b"".join(parts), f"<u{self.width}")
+
+
+def has_sketch(span: Span | TensorSpan) -> bool:
+    """Say whether a tensor has a sketch."""
+    width = WIDTHS.get(span.dtype)
+    return width is not None and span.end - span.begin >= max(MIN_SIZE, SIZE * width)

@@ -1,0 +1,152 @@
+"""Reading files into blocks of chunks: a large file fills many blocks, small files share one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casstore.chunking import MAX_CHUNK, Chunker, plan_regions
+from casstore.concurrency.buffers import BLOCK, take_block
+from casstore.digest import Hasher
+from casstore.machine.unchanged import flush
+from casstore.store.adding.bases.file_relations import Window
+from casstore.store.adding.sources import check_unchanged, open_source, read_full
+from casstore.store.adding.tensor_spans import ElementHints, find_file_spans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from casstore.codecs import ElementHint
+    from casstore.store.adding.bases.deltas import Deltas
+    from casstore.store.adding.bases.file_relations import FileRelations
+    from casstore.store.adding.sources import SourceFile
+    from casstore.tensors import TensorSpan
+
+
+@dataclass(slots=True)
+class Reading:
+    """A file on its way through the pipeline; `relations` say what predicts its tensors."""
+
+    source: SourceFile
+    stat_key: bytes | None
+    spans: tuple[TensorSpan, ...]
+    relations: FileRelations | None = None
+    size: int = 0
+    hasher: Hasher = field(default_factory=Hasher)
+    ids: list[bytes] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    hints: ElementHints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hints = ElementHints(self.spans)
+
+
+@dataclass(slots=True)
+class Block:
+    """A buffer full of chunks; `parts` says how many belong to which file, and `last` whether that file ends here.
+
+    `offsets` are those of the chunks in their files.
+    """
+
+    buffer: memoryview
+    cuts: list[tuple[int, int]] = field(default_factory=list)
+    hints: list[ElementHint | None] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    parts: list[tuple[Reading, int, bool]] = field(default_factory=list)
+    used: int = 0
+
+    def windows(self) -> Iterator[tuple[FileRelations | None, Window]]:
+        """Yield for each chunk the relations of its file, and the part of the file that is in the block."""
+        first = 0
+        for reading, count, _ in self.parts:
+            if count:
+                begin, end = self.cuts[first][0], sum(self.cuts[first + count - 1])
+                window = Window(self.offsets[first], self.buffer[begin:end])
+                yield from [(reading.relations, window)] * count
+            first += count
+
+    def append(self, reading: Reading, lengths: list[int], offset: int, *, final: bool) -> int:
+        """Add chunks that start at `used`, byte `offset` of the file; return where they end in the buffer."""
+        at = self.used
+        for length in lengths:
+            self.cuts.append((at, length))
+            self.hints.append(reading.hints.of(offset, offset + length))
+            self.offsets.append(offset)
+            at += length
+            offset += length
+        self.parts.append((reading, len(lengths), final))
+        self.used = at
+        return at
+
+
+class BlockReader:
+    """Reads files, hashes them whole, and cuts them. For one thread.
+
+    `window` blocks are worked on at once; `progress` is called with the number of bytes read; `deltas` finds what predicts
+    tensors.
+    """
+
+    def __init__(self, *, window: int, progress: Callable[[int], None], deltas: Deltas | None) -> None:
+        self._window = window
+        self._progress = progress
+        self._deltas = deltas
+
+    def read(
+        self,
+        files: Sequence[tuple[SourceFile, bytes | None]],
+        external: Mapping[str, tuple[TensorSpan, ...] | None],
+    ) -> Iterator[Block]:
+        """Yield the blocks of files, which have keys in the stat cache; whoever takes a block gives its buffer back.
+
+        `external` are tensors that other files tell of (`find_external_spans`).
+        """
+        block = Block(take_block())
+        left = sum(file.identity.size for file, _ in files)
+        for file, stat_key in files:
+            descriptor = open_source(file)
+            try:
+                key = stat_key if stat_key is not None and flush(descriptor) else None
+                check_unchanged(file, os.fstat(descriptor))
+                reading = self._begin(
+                    file, key, find_file_spans(file, descriptor, external.get(file.path, ()))
+                )
+                chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
+                position = 0
+                carried = 0
+                while True:
+                    begin = block.used
+                    # Blocks become smaller towards the end: otherwise all workers wait for the one with the last block.
+                    end = MAX_CHUNK + min(BLOCK, max(left // (2 * self._window), begin + carried))
+                    room = block.buffer[begin + carried : end]
+                    count = read_full(descriptor, room, position, file.shown)
+                    left -= count
+                    position += count
+                    reading.hasher.update(room[:count])
+                    self._progress(count)
+                    # A file ends where reading it ends: the size that stat gives may be wrong.
+                    final = count < len(room)
+                    if not final and position > file.identity.size:
+                        check_unchanged(file, os.fstat(descriptor))
+                    data = block.buffer[begin : begin + carried + count]
+                    offset = position - len(data)
+                    lengths = chunker.cut(data, offset=offset, final=final).tolist()
+                    cut_to = block.append(reading, lengths, offset, final=final)
+                    carried = len(data) - (cut_to - begin)
+                    if final:
+                        break
+                    full, block = block, Block(take_block())
+                    block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
+                    yield full
+                check_unchanged(file, os.fstat(descriptor))
+                reading.size = position
+            finally:
+                os.close(descriptor)
+            if block.used >= BLOCK // 2:
+                yield block
+                block = Block(take_block())
+        yield block
+
+    def _begin(self, file: SourceFile, key: bytes | None, spans: tuple[TensorSpan, ...]) -> Reading:
+        relations = self._deltas.open_file(file, spans) if self._deltas is not None and spans else None
+        return Reading(file, key, spans, relations)

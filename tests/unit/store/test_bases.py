@@ -1,0 +1,422 @@
+"""Models that are made of others take a fraction of their size, and are as safe as any."""
+
+from __future__ import annotations
+
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fakes.damage import flipped
+from fakes.families import base_tensors, encodings, tuned, write_family_model
+from fakes.folders import tree_of
+from fakes.model_files import gguf_bytes, safetensors_bytes
+
+from casstore import GcPolicy, Store
+from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, quantise_blocks
+from casstore.errors import ConfigError, IntegrityError
+from casstore.machine.state import MachineState
+from casstore.ops.sync import execution
+
+BASE = base_tensors()
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_family_model(tmp_path / "base", BASE)
+
+
+@pytest.fixture
+def fine_tune(tmp_path):
+    return write_family_model(tmp_path / "tuned", tuned(BASE))
+
+
+def made(tmp_path, name="store", **options):
+    return Store(tmp_path / name, create=True, durability="none", **options)
+
+
+def assert_same(store, ref, folder, out):
+    store.get(ref, out)
+    assert tree_of(out) == tree_of(folder)
+
+
+def share(result):
+    return result.bytes_stored / result.bytes_new
+
+
+def test_a_fine_tune_is_stored_as_its_difference_from_its_base(tmp_path, base, fine_tune):
+    with made(tmp_path) as store, made(tmp_path, "other", delta="off") as other:
+        store.add(base, ref="base")
+        added = store.add(fine_tune, ref="tuned", base="base")
+        alone = other.add(fine_tune, ref="tuned")
+        assert encodings(store, "tuned")["delta"] > 0.95 * added.bytes_new
+        assert "delta" not in encodings(other, "tuned")
+        assert share(added) < 0.75 * share(alone)
+        assert added.model_id == alone.model_id
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+        array = store.read_tensor("tuned", "layer.1.value.weight")
+        assert np.array_equal(array, tuned(BASE)["layer.1.value.weight"])
+        assert store.check(read_data=True).ok
+
+
+def test_a_base_need_not_be_named(tmp_path, base, fine_tune):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "stranger", base_tensors(9)), ref="stranger")
+        added = store.add(fine_tune, ref="tuned")
+        assert encodings(store, "tuned")["delta"] > 0.9 * added.bytes_new
+        assert "delta" not in encodings(store, "stranger")
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_the_nearest_relative_is_the_base(tmp_path, base):
+    near = tuned(BASE, 5, 1e-3)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "near", near), ref="near")
+        first = store.add(write_family_model(tmp_path / "next", tuned(near, 6, 1e-6)), ref="next")
+        with made(tmp_path, "other") as other:
+            other.add(base, ref="base")
+            second = other.add(tmp_path / "next", ref="next")
+        assert first.bytes_stored < 0.6 * second.bytes_stored
+
+
+def test_what_the_machine_forgot_is_read_from_the_store(tmp_path, base, fine_tune, monkeypatch):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+    with Store(tmp_path / "store") as store:
+        store.machine = MachineState(None)
+        added = store.add(fine_tune, ref="tuned", base="base")
+        assert encodings(store, "tuned")["delta"] > 0.95 * added.bytes_new
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_other_names_do_not_hide_a_base(tmp_path, base):
+    renamed = {f"model.{number}": array for number, array in enumerate(tuned(BASE).values())}
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        folder = write_family_model(tmp_path / "renamed", renamed)
+        added = store.add(folder, ref="renamed", base="base")
+        assert encodings(store, "renamed")["delta"] > 0.9 * added.bytes_new
+        assert_same(store, "renamed", folder, tmp_path / "out")
+
+
+def test_a_chain_does_not_grow(tmp_path):
+    tensors = BASE
+    with made(tmp_path) as store:
+        for number in range(6):
+            folder = write_family_model(tmp_path / f"step-{number}", tensors)
+            store.add(folder, ref=f"step-{number}", base=f"step-{number - 1}" if number else None)
+            tensors = tuned(tensors, number, 1e-5)
+        ranks = set()
+        for number in range(6):
+            layouts = store.model(f"step-{number}").layouts
+            ids = b"".join(layout.ids for layout in layouts)
+            ranks |= set(store.objects.locate(ids).rows["rank"].tolist())
+            assert number == 0 or "delta" in encodings(store, f"step-{number}")
+            assert_same(store, f"step-{number}", tmp_path / f"step-{number}", tmp_path / f"out-{number}")
+        assert ranks == {0, 4, 8}
+
+
+def test_a_stranger_is_stored_as_if_there_was_no_base(tmp_path, base):
+    stranger = write_family_model(tmp_path / "stranger", base_tensors(3))
+    with made(tmp_path) as store, made(tmp_path, "other", delta="off") as other:
+        store.add(base, ref="base")
+        named = store.add(stranger, ref="stranger", base="base")
+        alone = other.add(stranger, ref="stranger")
+        assert share(named) == pytest.approx(share(alone), rel=1e-3)
+        assert "delta" not in encodings(store, "stranger")
+
+
+def test_a_base_of_another_architecture_changes_nothing(tmp_path, base):
+    rng = np.random.default_rng(1)
+    tensors = {
+        "embeddings.weight": rng.normal(0, 1, (300, 200)).astype("<f4"),
+        "layer.0.query.weight": rng.normal(0, 1, (192, 256)).astype("<f2"),
+        "ids": np.arange(40_000, dtype="<i8"),
+    }
+    folder = write_family_model(tmp_path / "odd", tensors)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(folder, ref="odd", base="base")
+        assert "delta" not in encodings(store, "odd")
+        assert_same(store, "odd", folder, tmp_path / "out")
+
+
+def test_a_base_that_is_gone_for_the_collector_stays_for_what_needs_it(tmp_path, base, fine_tune):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(fine_tune, ref="tuned", base="base")
+        store.rm("models/base")
+        store.gc(GcPolicy())
+        assert store.check(read_data=True).ok
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+        again = store.add(base, ref="base")
+        assert again.bytes_new < 0.2 * again.bytes_total
+
+
+def _bfloat16(array):
+    return ("BF16", array.shape, array.astype(ml_dtypes.bfloat16).tobytes())
+
+
+DERIVED = {
+    "in half the precision": lambda array: array.astype("<f2"),
+    "in bfloat16": _bfloat16,
+    "transposed": lambda array: np.ascontiguousarray(array.T),
+    "transposed and cast": lambda array: np.ascontiguousarray(array.T).astype("<f2"),
+}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("how", DERIVED)
+def test_what_follows_from_the_base_takes_nothing(tmp_path, base, how, named):
+    derived = {f"onnx::MatMul_{name}": DERIVED[how](array) for name, array in BASE.items()}
+    folder = write_family_model(tmp_path / "derived", derived)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        added = store.add(folder, ref="derived", base="base" if named else None)
+        large = sum(array.nbytes for array in BASE.values() if array.ndim == 2)
+        assert added.bytes_stored < 0.02 * large
+        assert_same(store, "derived", folder, tmp_path / "out")
+        assert store.check(read_data=True).ok
+
+
+def test_a_wider_copy_follows_from_a_narrow_one(tmp_path):
+    narrow = {name: array.astype("<f2") for name, array in BASE.items()}
+    folder = write_family_model(
+        tmp_path / "wide", {name: array.astype("<f4") for name, array in narrow.items()}
+    )
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "narrow", narrow), ref="narrow")
+        added = store.add(folder, ref="wide", base="narrow")
+        assert added.bytes_stored < 0.02 * added.bytes_new
+        assert_same(store, "wide", folder, tmp_path / "out")
+
+
+SUMS = {
+    "the mean": lambda one, other, _: (one + other) / np.float32(2),
+    "a weighted sum": lambda one, other, _: one * np.float32(0.3) + other * np.float32(0.7),
+    "task arithmetic": lambda one, other, third: one + np.float32(0.4) * (other - third),
+}
+
+
+@pytest.mark.parametrize("how", SUMS)
+def test_sums_of_models_take_nothing(tmp_path, base, how):
+    models = [BASE, tuned(BASE, 1, 1e-3), tuned(BASE, 2, 1e-3)]
+    summed = {name: SUMS[how](*(model[name] for model in models)) for name in BASE}
+    folder = write_family_model(tmp_path / "sum", summed)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        for number in (1, 2):
+            other = write_family_model(tmp_path / f"other{number}", models[number])
+            store.add(other, ref=f"other{number}", base="base")
+        added = store.add(folder, ref="sum", base="base")
+        small = sum(array.nbytes for array in BASE.values() if array.ndim == 1)
+        assert added.bytes_stored < small + 0.01 * added.bytes_total
+        assert_same(store, "sum", folder, tmp_path / "out")
+
+
+def _quantised(array, kind):
+    """Quantise a matrix as onnxruntime does: for the tensor, or for each column, signed or not."""
+    if kind == "unsigned":
+        scale = np.float32((array.max() - array.min()) / 255)
+        zero = np.uint8(np.rint(-array.min() / scale))
+        found = np.clip(np.rint(array / scale) + zero, 0, 255).astype(np.uint8)
+        return found, np.array([scale]), np.array([zero])
+    axis = 0 if kind == "by column" else None
+    scale = (np.abs(array).max(axis=axis) / np.float32(127)).astype("<f4").reshape(-1)
+    return np.clip(np.rint(array / scale), -127, 127).astype(np.int8), scale, None
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned", "by column"])
+@pytest.mark.parametrize("known_zeros", [True, False])
+def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
+    rng = np.random.default_rng(4)
+    whole = {name: rng.normal(0, 0.05, shape).astype("<f4") for name, shape in MATRICES.items()}
+    tensors = {}
+    for name, array in whole.items():
+        found, scale, zero = _quantised(np.ascontiguousarray(array.T) if name == "layer" else array, kind)
+        tensors |= {f"{name}_quantized": found, f"{name}_scale": scale}
+        if zero is not None and known_zeros:
+            tensors[f"{name}_zero_point"] = zero
+    folder = write_family_model(tmp_path / "quantised", tensors)
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", whole), ref="whole")
+        added = store.add(folder, ref="quantised", base="whole")
+        assert added.bytes_stored < 0.05 * added.bytes_total
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("kind", "left"), [("Q8_0", 0.01), ("Q4_0", 0.01), ("Q4_K", 0.13), ("Q6_K", 0.13)])
+def test_a_ladder_of_quants_follows_from_its_floats(tmp_path, kind, left):
+    rng = np.random.default_rng(4)
+    whole = {
+        f"blk.0.{name}.weight": rng.normal(0, 0.05, (700, 512)).astype("<f2") for name in ("attn_q", "ffn_up")
+    }
+    block = BLOCKS[kind]
+    blocks = {}
+    for name, array in whole.items():
+        rows = array.astype("<f4").reshape(-1, block.elements)
+        scales = None
+        if not block.has_rule:
+            scales = rng.integers(1, 50, (len(rows), block.scale_bytes)).astype(np.uint8)
+        blocks[name] = kind, array.shape, quantise_blocks(kind, rows, scales).tobytes()
+    for folder, tensors in (("whole", whole), ("blocks", blocks)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.gguf").write_bytes(gguf_bytes(tensors))
+    with made(tmp_path) as store:
+        store.add(tmp_path / "whole", ref="whole")
+        added = store.add(tmp_path / "blocks", ref="blocks", base="whole")
+        assert added.bytes_stored < left * added.bytes_total
+        assert_same(store, "blocks", tmp_path / "blocks", tmp_path / "out")
+
+
+MATRICES = {"embeddings": (500, 256), "layer": (400, 200)}
+
+
+def _damage_packs(folder):
+    for path in (folder / "packs").rglob("*"):
+        if path.is_file():
+            path.chmod(0o600)
+            data = path.read_bytes()
+            for at in range(5000, len(data) - 5000, 20_000):
+                data = flipped(data, at, 0x40)
+            path.write_bytes(data)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_damaged_base_is_no_base(tmp_path, base, fine_tune, forgotten):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+    _damage_packs(tmp_path / "store")
+    with Store(tmp_path / "store") as store:
+        if forgotten:
+            store.machine = MachineState(None)
+        store.add(fine_tune, ref="tuned", base="base")
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_adding_again_heals_what_lost_its_base(tmp_path, base, fine_tune):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(fine_tune, ref="tuned", base="base")
+        first = store.objects.packs_of(store.objects.locate(store.model("base").layouts[1].ids))
+        for pack in first:
+            (tmp_path / "store/packs" / pack.hex()[:2] / pack.hex()).unlink()
+    with Store(tmp_path / "store") as store:
+        with pytest.raises(IntegrityError):
+            store.get("tuned", tmp_path / "lost")
+        store.add(fine_tune, ref="tuned")
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_a_copy_of_a_store_gets_no_base_that_it_did_not_ask_for(tmp_path, base, fine_tune):
+    with made(tmp_path) as store, made(tmp_path, "copy") as copy, made(tmp_path, "second") as second:
+        store.add(base, ref="base")
+        added = store.add(fine_tune, ref="tuned", base="base")
+        store.push(copy, "tuned")
+        assert "delta" not in encodings(copy, "tuned")
+        second.add(base, ref="base")
+        store.push(second, "tuned")
+        assert encodings(second, "tuned")["delta"] > 0.95 * added.bytes_new
+        for other in (copy, second):
+            assert other.check(read_data=True).ok
+            assert other.show("tuned").model_id == added.model_id
+            assert_same(other, "tuned", fine_tune, tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
+
+
+def test_a_copy_that_asks_for_the_bases_gets_the_deltas(tmp_path, base, fine_tune):
+    with made(tmp_path) as store, made(tmp_path, "copy") as copy:
+        store.add(base, ref="base")
+        added = store.add(fine_tune, ref="tuned", base="base")
+        copy.pull(store, "tuned", with_bases=True)
+        assert encodings(copy, "tuned")["delta"] > 0.95 * added.bytes_new
+        assert list(copy.refs()) == ["models/tuned"]
+        assert copy.check(read_data=True).ok
+        copy.gc()
+        assert_same(copy, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_models_are_copied_after_those_that_they_were_made_from(tmp_path, base, fine_tune, monkeypatch):
+    monkeypatch.setattr(execution, "GROUP_REFS", 1)
+    with made(tmp_path) as store, made(tmp_path, "copy") as copy:
+        store.add(base, ref="zz-base")
+        store.add(fine_tune, ref="tuned", base="zz-base")
+        store.push(copy)
+        assert "delta" in encodings(copy, "tuned")
+
+
+def test_people_see_what_deltas_save_and_against_which_model(tmp_path, base, fine_tune):
+    stranger = write_family_model(tmp_path / "stranger", base_tensors(3))
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(stranger, ref="stranger")
+        store.add(fine_tune, ref="tuned", base="base")
+        alone = store.show("base").encodings
+        deltas = store.show("tuned").deltas
+        assert [model.ref for model in deltas.bases] == ["models/base"]
+        assert deltas.unknown == 0
+        without = sum(share.bytes_stored for share in alone)
+        assert deltas.bytes_saved == pytest.approx(without - deltas.bytes_stored, rel=0.1)
+        assert store.show("base").deltas is None
+        assert store.stats().bytes_saved_by_deltas == pytest.approx(deltas.bytes_saved, rel=0.1)
+        rows = {row.name: row for row in store.du().rows}
+        assert rows["models/base"].bytes_bases == rows["models/stranger"].bytes_bases == 0
+        assert 0.9 * without < rows["models/tuned"].bytes_bases < 1.1 * without
+        assert rows["models/tuned"].bytes_stored > rows["models/tuned"].bytes_bases
+        store.rm("models/base")
+        assert store.show("tuned").deltas.unknown == deltas.bases[0].chunks
+
+
+def test_deltas_can_be_turned_off_and_no_other_way(tmp_path, base, fine_tune):
+    with pytest.raises(ConfigError, match="balanced"):
+        made(tmp_path, delta="some")
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(fine_tune, ref="tuned", base="base", delta="off")
+        assert "delta" not in encodings(store, "tuned")
+        with pytest.raises(ConfigError, match="balanced"):
+            store.add(fine_tune, ref="tuned", delta="much")
+
+
+def test_a_wrong_sketch_costs_a_delta_and_nothing_else(tmp_path, base):
+    stranger = write_family_model(tmp_path / "stranger", base_tensors(3))
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        layout = store.model("base").layout_ids[1]
+        lie = store.add(stranger, ref="lie", delta="off")
+        assert lie.bytes_new
+        with made(tmp_path, "other") as other:
+            other.add(stranger, ref="stranger")
+            other_layout = other.model("stranger").layout_ids[1]
+            rows = other.machine.run(
+                lambda state: state.execute(
+                    "SELECT span, elements, signature, data FROM sketches WHERE layout = ?", (other_layout,)
+                ).fetchall(),
+                [],
+            )
+        assert rows
+        store.machine.run(
+            lambda state: state.executemany(
+                "INSERT OR REPLACE INTO sketches VALUES (?, ?, ?, ?, ?)", [(layout, *row) for row in rows]
+            ),
+            None,
+            writes=True,
+        )
+        folder = write_family_model(tmp_path / "near", tuned(base_tensors(3)))
+        added = store.add(folder, ref="near", base="base")
+        assert added.bytes_stored < 0.9 * added.bytes_new
+        assert_same(store, "near", folder, tmp_path / "out")
+
+
+def test_files_of_two_formats_in_one_model(tmp_path, base):
+    tensors = tuned(BASE)
+    folder = write_family_model(tmp_path / "two", tensors)
+    np.savez(folder / "extra.npz", **{name.replace(".", "_"): array for name, array in tensors.items()})
+    (folder / "copy.safetensors").write_bytes(safetensors_bytes(tensors))
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        added = store.add(folder, ref="two", base="base")
+        assert added.bytes_stored < 0.3 * added.bytes_total
+        assert_same(store, "two", folder, tmp_path / "out")
