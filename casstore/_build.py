@@ -19,6 +19,7 @@ class Kernels(Protocol):
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
+    merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
 

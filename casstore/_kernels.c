@@ -146,7 +146,9 @@ FILL(fill_2, uint16_t)
 FILL(fill_4, uint32_t)
 FILL(fill_8, uint64_t)
 
-static void merge_words(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
+/* Write the elements to `out` or, where that is NULL, compare them with `expected`; say whether they are equal. */
+static int merge_words(uint8_t *out, const uint8_t *expected, Py_ssize_t elements, Py_ssize_t stride, int sign,
+                       const Run *runs, Py_ssize_t number) {
     uint64_t memory[TILE];
     uint8_t spread[2][TILE];
     uint64_t constant = 0;
@@ -181,8 +183,10 @@ static void merge_words(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, in
             if (stride == 2) merge_sign_2((uint16_t *)memory, halves[0], halves[1], count);
             else merge_sign_4((uint32_t *)memory, halves[0], halves[1], count);
         }
-        memcpy(out + at * stride, memory, (size_t)(count * stride));
+        if (out != NULL) memcpy(out + at * stride, memory, (size_t)(count * stride));
+        else if (memcmp(expected + at * stride, memory, (size_t)(count * stride)) != 0) return 0;
     }
+    return 1;
 }
 
 static void merge_any(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
@@ -196,6 +200,21 @@ static void merge_any(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, cons
             for (Py_ssize_t i = 0; i < count; i++) memcpy(to + i * stride, data + i * step, (size_t)run->columns);
         }
     }
+}
+
+static int is_any(const uint8_t *expected, Py_ssize_t elements, Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
+    for (Py_ssize_t at = 0; at < elements; at += TILE) {
+        Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
+        for (Py_ssize_t k = 0; k < number; k++) {
+            const Run *run = &runs[k];
+            Py_ssize_t step = run->constant ? 0 : run->columns;
+            const uint8_t *data = run->data + at * step;
+            const uint8_t *given = expected + at * stride + run->start;
+            for (Py_ssize_t i = 0; i < count; i++)
+                if (memcmp(given + i * stride, data + i * step, (size_t)run->columns) != 0) return 0;
+        }
+    }
+    return 1;
 }
 
 static int has_words(Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
@@ -245,42 +264,83 @@ wrong:
     return NULL;
 }
 
+/* The runs that Python gave for elements of `stride` bytes, and the buffers that they borrow. */
+typedef struct {
+    Run runs[MAX_RUNS];
+    Py_buffer held[MAX_RUNS];
+    Py_ssize_t number, taken;
+} Taken;
+
+static void release_runs(Taken *from) {
+    while (from->taken) PyBuffer_Release(&from->held[--from->taken]);
+}
+
+static int take_runs(Taken *into, PyObject *given, Py_ssize_t size, Py_ssize_t stride, int sign) {
+    Py_ssize_t start = 0;
+    into->taken = 0;
+    into->number = PyTuple_GET_SIZE(given);
+    if (stride < 1 || stride > MAX_STRIDE || into->number < 1 || into->number > MAX_RUNS || size % stride) goto wrong;
+    for (Py_ssize_t k = 0; k < into->number; k++) {
+        Py_ssize_t width;
+        Py_buffer *held = &into->held[k];
+        int constant;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, k), "ny*p", &width, held, &constant)) goto wrong;
+        into->taken++;
+        into->runs[k] = (Run){start, width, held->buf, constant};
+        if (width < 1 || width > stride - start || held->len != (constant ? width : width * (size / stride))) goto wrong;
+        start += width;
+    }
+    if (start == stride && check_sign(stride, sign, into->runs, into->number)) return 1;
+wrong:
+    release_runs(into);
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
+    return 0;
+}
+
 static PyObject *merge(PyObject *self, PyObject *args) {
     Py_buffer out;
-    Py_buffer held[MAX_RUNS];
-    Run runs[MAX_RUNS];
-    Py_ssize_t stride, number, elements, start = 0, taken = 0;
+    Taken taken;
+    Py_ssize_t stride, elements;
     int sign;
     PyObject *given;
     (void)self;
     if (!PyArg_ParseTuple(args, "w*npO!", &out, &stride, &sign, &PyTuple_Type, &given)) return NULL;
-    number = PyTuple_GET_SIZE(given);
-    if (stride < 1 || stride > MAX_STRIDE || number < 1 || number > MAX_RUNS || out.len % stride) goto wrong;
-    elements = out.len / stride;
-    for (; taken < number; taken++) {
-        Py_ssize_t width;
-        int constant;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, taken), "ny*p", &width, &held[taken], &constant)) goto wrong;
-        runs[taken] = (Run){start, width, held[taken].buf, constant};
-        if (width < 1 || width > stride - start || held[taken].len != (constant ? width : width * elements)) {
-            taken++;
-            goto wrong;
-        }
-        start += width;
+    if (!take_runs(&taken, given, out.len, stride, sign)) {
+        PyBuffer_Release(&out);
+        return NULL;
     }
-    if (start != stride || !check_sign(stride, sign, runs, number)) goto wrong;
+    elements = out.len / stride;
     Py_BEGIN_ALLOW_THREADS
-    if (sign || has_words(stride, runs, number)) merge_words(out.buf, elements, stride, sign, runs, number);
-    else merge_any(out.buf, elements, stride, runs, number);
+    if (sign || has_words(stride, taken.runs, taken.number))
+        merge_words(out.buf, NULL, elements, stride, sign, taken.runs, taken.number);
+    else merge_any(out.buf, elements, stride, taken.runs, taken.number);
     Py_END_ALLOW_THREADS
-    while (taken) PyBuffer_Release(&held[--taken]);
+    release_runs(&taken);
     PyBuffer_Release(&out);
     Py_RETURN_NONE;
-wrong:
-    while (taken) PyBuffer_Release(&held[--taken]);
-    PyBuffer_Release(&out);
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
-    return NULL;
+}
+
+static PyObject *merges_to(PyObject *self, PyObject *args) {
+    Py_buffer expected;
+    Taken taken;
+    Py_ssize_t stride, elements;
+    int sign, same;
+    PyObject *given;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*npO!", &expected, &stride, &sign, &PyTuple_Type, &given)) return NULL;
+    if (!take_runs(&taken, given, expected.len, stride, sign)) {
+        PyBuffer_Release(&expected);
+        return NULL;
+    }
+    elements = expected.len / stride;
+    Py_BEGIN_ALLOW_THREADS
+    if (sign || has_words(stride, taken.runs, taken.number))
+        same = merge_words(NULL, expected.buf, elements, stride, sign, taken.runs, taken.number);
+    else same = is_any(expected.buf, elements, stride, taken.runs, taken.number);
+    Py_END_ALLOW_THREADS
+    release_runs(&taken);
+    PyBuffer_Release(&expected);
+    return PyBool_FromLong(same);
 }
 
 static PyObject *equal(PyObject *self, PyObject *args) {
@@ -317,6 +377,7 @@ static PyObject *repeats(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "split(body, out, stride, sign, columns): write the runs of columns one after the other."},
     {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
+    {"merges_to", merges_to, METH_VARARGS, "merges_to(expected, stride, sign, runs): whether merge would write these bytes."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
     {NULL, NULL, 0, NULL},

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from casstore.codecs.batch import decode_batch, encode_each
+from casstore.codecs.batch import decode_batch, decodes_to, encode_each
 from casstore.codecs.delta import Delta, decode_deltas, encode_delta
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
-from casstore.codecs.kernels import equal
 
 __all__ = [
     "MAX_STRIDE",
@@ -15,7 +14,7 @@ __all__ = [
     "Encoding",
     "decode_batch",
     "decode_deltas",
+    "decodes_to",
     "encode_delta",
     "encode_each",
-    "equal",
 ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["RunData", "equal", "merge_runs", "repeats", "split_runs"]
+__all__ = ["RunData", "equal", "merge_runs", "merges_to", "repeats", "split_runs"]
 
 
 class RunData(NamedTuple):
@@ -53,12 +53,23 @@ def merge_runs(runs: Sequence[RunData], *, stride: int, sign: bool, out: U8) -> 
     if _build.kernels is not None:
         _build.kernels.merge(out, stride, sign, tuple(runs))
         return
+    regroup.merge_runs(_placed(runs), stride=stride, sign=sign, out=out)
+
+
+def merges_to(runs: Sequence[RunData], *, stride: int, sign: bool, expected: U8) -> bool:
+    """Say whether `merge_runs` would write `expected`, which is only read; the elements are compared a few at a time."""
+    if _build.kernels is not None:
+        return _build.kernels.merges_to(expected, stride, sign, tuple(runs))
+    return regroup.merges_to(_placed(runs), stride=stride, sign=sign, expected=expected)
+
+
+def _placed(runs: Sequence[RunData]) -> list[regroup.PlacedRun]:
     placed = []
     start = 0
     for run in runs:
         placed.append(regroup.PlacedRun(start, *run))
         start += run.columns
-    regroup.merge_runs(placed, stride=stride, sign=sign, out=out)
+    return placed
 
 
 def equal(one: memoryview, other: memoryview) -> bool:

@@ -151,18 +151,16 @@ def _verify(
 ) -> None:
     """Decode payloads of adjoining chunks before they are published (invariant 9).
 
-    Bytes equal to those of the chunk have the hash that names it.
+    Bytes equal to those of the chunk have the hash that names it. They are compared a few at a time, as they are put together.
     """
     begin = cuts[0][0]
     plain = block[begin : sum(cuts[-1])]
-    decoded = scratch(len(plain))
-    codecs.decode_batch(
-        [(header.encoding, payload) for header, payload in zip(headers, payloads, strict=True)],
-        [length for _, length in cuts],
-        decoded,
-    )
-    if codecs.equal(decoded, plain):
+    pairs = [(header.encoding, payload) for header, payload in zip(headers, payloads, strict=True)]
+    lengths = [length for _, length in cuts]
+    if codecs.decodes_to(pairs, lengths, plain):
         return
+    decoded = scratch(len(plain))
+    codecs.decode_batch(pairs, lengths, decoded)
     for header, (offset, length) in zip(headers, cuts, strict=True):
         actual = digest(decoded[offset - begin : offset - begin + length])
         if actual != header.object_id:
