@@ -1,4 +1,7 @@
-"""ModelStore: the models, refs and objects of one directory or bucket, for the layers above."""
+"""ModelStore: the models, refs and objects of one directory or bucket, for the layers above.
+
+Adding and checking out are imported when they are called: half of the commands do neither, and start faster without.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,6 @@ from casstore.machine.last_use import LastUse
 from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_object
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
-from casstore.store.adding.add import AddResult, add_model, check_record
-from casstore.store.adding.content import content_id
-from casstore.store.adding.exclusion import Exclusion
-from casstore.store.checkout.checkout import Checkout
-from casstore.store.checkout.selection import select_files
 from casstore.store.dependencies import count_lacking, described, is_whole, objects_of
 from casstore.store.reading import files
 from casstore.store.reading.missing import tell_missing_in
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from casstore.machine.state import MachineState
     from casstore.objects import Damage, Publication
     from casstore.refs.rows import RefRow
+    from casstore.store.adding.add import AddResult
     from casstore.store.reading.model import Model
     from casstore.store.reading.other_stores import OtherStores
 
@@ -124,6 +123,9 @@ class ModelStore:
         ConflictError for a file that changes meanwhile, and its subclass NameTaken if a name given by default is
         another model's, which keeps it; then no ref names what was added.
         """
+        from casstore.store.adding.add import add_model  # noqa: PLC0415 - see the top of this file
+        from casstore.store.adding.exclusion import Exclusion  # noqa: PLC0415 - see the top of this file
+
         return add_model(
             self,
             self._refs,
@@ -156,6 +158,8 @@ class ModelStore:
         matches, ConfigError, naming them, for paths of the model that the file system of `dest` cannot hold, and for a
         `dest` in a store's directory; nothing is written then.
         """
+        from casstore.store.checkout.checkout import Checkout  # noqa: PLC0415 - see the top of this file
+        from casstore.store.checkout.selection import select_files  # noqa: PLC0415 - see the top of this file
 
         def write(model: Model, objects: ObjectStore) -> Model:
             tree, layouts = select_files(model, include, exclude)
@@ -178,6 +182,8 @@ class ModelStore:
 
         With `read_only`, the files may not be written to afterwards.
         """
+        from casstore.store.checkout.checkout import Checkout  # noqa: PLC0415 - see the top of this file
+
         model = self.model_of(record, elsewhere=True)
         checkout = Checkout(os.fspath(dest), force=force, read_only=read_only, callback=callback)
         checkout.run(model.tree, model.layouts, self.reader, executable=model.executable)
@@ -344,6 +350,9 @@ class ModelStore:
         self, path: str | Mapping[str, str], *, exclude: Sequence[str] = (), ignore_file: bool = True
     ) -> str:
         """Return the model id that adding `path` would give; nothing is added."""
+        from casstore.store.adding.content import content_id  # noqa: PLC0415 - see the top of this file
+        from casstore.store.adding.exclusion import Exclusion  # noqa: PLC0415 - see the top of this file
+
         exclusion = Exclusion(exclude, ignore_file=ignore_file)
         return content_id(path, self.machine, exclusion=exclusion).hex()
 
@@ -361,6 +370,8 @@ class ModelStore:
         show and filter by. Nothing is written if the newest record has this value already, or `unless` accepts it
         instead. Raises ConfigError for a manifest, or metadata, that is too large to be read back.
         """
+        from casstore.store.adding.add import check_record  # noqa: PLC0415 - see the top of this file
+
         names.check_name(name)
         if names.names_model(name):
             raise ConfigError(f"{name} names a model: only runs and evaluations have manifests of their own.")
