@@ -447,6 +447,6 @@ class ModelStore:
             again=again,
         )
 
-    def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:
+    def publication(self, *, pack_target: int | None = None) -> Publication:
         """Return a publish of this store, to be used as a context manager (see objects/publishing/publication.py)."""
-        return self.objects.publication(self._refs.put, pack_target=pack_target, uploads=uploads)
+        return self.objects.publication(self._refs.put, pack_target=pack_target)

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
 
+REMOTE_PACK_TARGET = 32 << 20
+"""The same for a store that is a network away: several packs are sent at once, each from a spool."""
+
+UPLOADS = 6
+"""Packs that are sent at once: a single stream seldom fills a long link."""
+
 _FIRST_UPLOAD = 7 << 20
 """Bytes at which the first of several packs for a slow link is closed, whatever the size of the others."""
 
@@ -167,23 +173,28 @@ def _verify(
             raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was added.")
 
 
+def pack_target(backend: Backend) -> int:
+    """Return the size in bytes at which packs for a backend are closed."""
+    return REMOTE_PACK_TARGET if backend.is_remote else PACK_TARGET
+
+
 class PackWriter:
     """Appends frames to packs: one thread writes and hashes them, another one commits full packs.
 
     Use as a context manager: packs that were not finished are discarded. For one thread.
-    `target` is the size in bytes at which a pack is closed. With `uploads`, that many full packs are committed
-    at once, and `append` waits while more than that are under way: data that a slow link has not taken yet lies
-    in a spool.
+    `target` is the size in bytes at which a pack is closed, by default what suits the backend. For one that is a network
+    away, UPLOADS full packs are committed at once, and `append` waits while more than that are under way: data that a
+    slow link has not taken yet lies in a spool.
     """
 
-    def __init__(self, backend: Backend, *, target: int = PACK_TARGET, uploads: int | None = None) -> None:
+    def __init__(self, backend: Backend, *, target: int | None = None) -> None:
         self._backend = backend
-        self._target = target
+        self._uploads = UPLOADS if backend.is_remote else None
+        self._target = target or pack_target(backend)
         # The link is idle until the first pack is full.
-        self._full = target if uploads is None else min(target, _FIRST_UPLOAD)
-        self._uploads = uploads
+        self._full = self._target if self._uploads is None else min(self._target, _FIRST_UPLOAD)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
-        self._committer = ThreadPoolExecutor(uploads or 1, thread_name_prefix="casstore-commit")
+        self._committer = ThreadPoolExecutor(self._uploads or 1, thread_name_prefix="casstore-commit")
         self._writes: deque[Future[None]] = deque()
         self._commits: list[Future[WrittenPack]] = []
         self._open: _OpenPack | None = None

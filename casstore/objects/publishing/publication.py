@@ -75,15 +75,13 @@ class Publication(Dependencies):
         put_record: Callable[[Record], Record],
         durable: set[bytes] | None = None,
         pack_target: int | None = None,
-        uploads: int | None = None,
     ) -> None:
-        """`pack_target` and `uploads` are the PackWriter's, for a link that is slower than the writer."""
+        """`pack_target` is the size in bytes at which a pack is closed, None for what suits the backend."""
         super().__init__(backend, index, set() if durable is None else durable)
         self._is_far = backend.is_remote
         self._read_present = read_present
         self._put_record = put_record
         self._pack_target = pack_target
-        self._uploads = uploads
         self._exit = contextlib.ExitStack()
         self._finished: list[WrittenPack] = []
         self._keeping: Future[None] | None = None
@@ -105,8 +103,7 @@ class Publication(Dependencies):
             )
             self._condemned = condemned | self._damaged
             self._keeper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="casstore-keep"))
-            target = {} if self._pack_target is None else {"target": self._pack_target}
-            self._writer = stack.enter_context(PackWriter(self._backend, uploads=self._uploads, **target))
+            self._writer = stack.enter_context(PackWriter(self._backend, target=self._pack_target))
             self._exit = stack.pop_all()
         return self
 
