@@ -4,6 +4,12 @@ from setuptools import Extension, setup
 
 setup(
     ext_modules=[
-        Extension("casstore._kernels", ["casstore/_kernels.c"], extra_compile_args=["-O3"], optional=True)
+        Extension(
+            "casstore._kernels",
+            ["casstore/_kernels.c", "casstore/_huffman.c"],
+            depends=["casstore/_huffman.h"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        )
     ]
 )

@@ -15,13 +15,16 @@ __all__ = ["Kernels", "kernels", "kernels_name"]
 
 
 class Kernels(Protocol):
-    """The functions of `_kernels.c`; casstore/codecs/kernels.py says what each does."""
+    """The functions of `_kernels.c` and `_huffman.c`; casstore/codecs/kernels.py says what each does."""
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
+    literals: Callable[[tuple[Buffer, ...], Buffer], tuple[int, ...]]
+    literals_room: Callable[[int], int]
+    probe_literals: Callable[[Buffer], tuple[int, int]]
 
 
 def _load() -> Kernels | None:

@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_huffman.h"
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the kernels are for little-endian machines; casstore runs without them"
 #endif
@@ -374,12 +376,63 @@ static PyObject *repeats(PyObject *self, PyObject *args) {
     return PyBool_FromLong(same);
 }
 
+static PyObject *literals(PyObject *self, PyObject *args) {
+    Py_buffer out, data;
+    PyObject *pieces, *sizes;
+    size_t used = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O!w*", &PyTuple_Type, &pieces, &out)) return NULL;
+    sizes = PyTuple_New(PyTuple_GET_SIZE(pieces));
+    for (Py_ssize_t k = 0; sizes != NULL && k < PyTuple_GET_SIZE(pieces); k++) {
+        size_t size = 0;
+        PyObject *number = NULL;
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pieces, k), &data, PyBUF_SIMPLE) == 0) {
+            if (casstore_literals_room((size_t)data.len) > (size_t)out.len - used) {
+                PyErr_SetString(PyExc_ValueError, "the frames have no room");
+            } else {
+                Py_BEGIN_ALLOW_THREADS
+                size = casstore_literals(data.buf, (size_t)data.len, (uint8_t *)out.buf + used);
+                Py_END_ALLOW_THREADS
+                used += size;
+                number = PyLong_FromSize_t(size);
+            }
+            PyBuffer_Release(&data);
+        }
+        if (number == NULL) Py_CLEAR(sizes);
+        else PyTuple_SET_ITEM(sizes, k, number);
+    }
+    PyBuffer_Release(&out);
+    return sizes;
+}
+
+static PyObject *probe_literals(PyObject *self, PyObject *args) {
+    Py_buffer data;
+    size_t size, found;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
+    /* As few bytes as a sample has take less time than giving the lock away. */
+    size = casstore_literals(data.buf, (size_t)data.len, NULL);
+    found = casstore_repeats(data.buf, (size_t)data.len);
+    PyBuffer_Release(&data);
+    return Py_BuildValue("nn", (Py_ssize_t)size, (Py_ssize_t)found);
+}
+
+static PyObject *literals_room(PyObject *self, PyObject *args) {
+    Py_ssize_t size;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "n", &size)) return NULL;
+    return PyLong_FromSize_t(casstore_literals_room((size_t)size));
+}
+
 static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "split(body, out, stride, sign, columns): write the runs of columns one after the other."},
     {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
     {"merges_to", merges_to, METH_VARARGS, "merges_to(expected, stride, sign, runs): whether merge would write these bytes."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
+    {"literals", literals, METH_VARARGS, "literals(pieces, out): write a zstd frame of literals for each; return the sizes, 0 for none."},
+    {"probe_literals", probe_literals, METH_VARARGS, "probe_literals(data): about the size of its frame of literals, 0 for none, and how many repeats it has."},
+    {"literals_room", literals_room, METH_VARARGS, "literals_room(size): the bytes that a frame may take while it is written."},
     {NULL, NULL, 0, NULL},
 };
 
