@@ -161,6 +161,10 @@ _HOMES = {
 }
 """The module of each public name; after a colon, the name that it has there."""
 
+_ALONG = {"Store": ("casstore.store.adding.add", "casstore.store.checkout.checkout")}
+_ALONG["open"] = _ALONG["Store"]
+"""What the first use of a name would load: programs wait at their start rather than in the middle of it."""
+
 
 if not TYPE_CHECKING:  # A type checker would take every name for one that is here.
 
@@ -168,6 +172,8 @@ if not TYPE_CHECKING:  # A type checker would take every name for one that is he
         home = _HOMES.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        for needed in _ALONG.get(name, ()):
+            importlib.import_module(needed)
         module, _, own = home.partition(":")
         value = globals()[name] = getattr(importlib.import_module(module), own or name)
         return value

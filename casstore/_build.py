@@ -19,6 +19,7 @@ class Kernels(Protocol):
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
+    merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
     subtract: Callable[[Buffer, Buffer, Buffer, int, bool], None]
@@ -29,6 +30,9 @@ class Kernels(Protocol):
     gguf: Callable[..., None]
     lora: Callable[..., None]
     transpose: Callable[[tuple[Buffer, ...], Buffer, int, tuple[int, ...], tuple[int, ...], int], None]
+    literals: Callable[[tuple[Buffer, ...], Buffer], tuple[int, ...]]
+    literals_room: Callable[[int], int]
+    probe_literals: Callable[[Buffer], tuple[int, int]]
 
 
 def _load() -> Kernels | None:

@@ -6,6 +6,7 @@
  */
 
 #include "codecs/native/kernels.h"
+#include "codecs/native/huffman.h"
 
 #define TILE 2048
 #define MAX_STRIDE 512
@@ -131,7 +132,9 @@ FILL(fill_2, uint16_t)
 FILL(fill_4, uint32_t)
 FILL(fill_8, uint64_t)
 
-static void merge_words(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
+/* Write the elements to `out` or, where that is NULL, compare them with `expected`; say whether they are equal. */
+static int merge_words(uint8_t *out, const uint8_t *expected, Py_ssize_t elements, Py_ssize_t stride, int sign,
+                       const Run *runs, Py_ssize_t number) {
     uint64_t memory[TILE];
     uint8_t spread[2][TILE];
     uint64_t constant = 0;
@@ -166,8 +169,10 @@ static void merge_words(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, in
             if (stride == 2) merge_sign_2((uint16_t *)memory, halves[0], halves[1], count);
             else merge_sign_4((uint32_t *)memory, halves[0], halves[1], count);
         }
-        memcpy(out + at * stride, memory, (size_t)(count * stride));
+        if (out != NULL) memcpy(out + at * stride, memory, (size_t)(count * stride));
+        else if (memcmp(expected + at * stride, memory, (size_t)(count * stride)) != 0) return 0;
     }
+    return 1;
 }
 
 static void merge_any(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
@@ -181,6 +186,21 @@ static void merge_any(uint8_t *out, Py_ssize_t elements, Py_ssize_t stride, cons
             for (Py_ssize_t i = 0; i < count; i++) memcpy(to + i * stride, data + i * step, (size_t)run->columns);
         }
     }
+}
+
+static int is_any(const uint8_t *expected, Py_ssize_t elements, Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
+    for (Py_ssize_t at = 0; at < elements; at += TILE) {
+        Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
+        for (Py_ssize_t k = 0; k < number; k++) {
+            const Run *run = &runs[k];
+            Py_ssize_t step = run->constant ? 0 : run->columns;
+            const uint8_t *data = run->data + at * step;
+            const uint8_t *given = expected + at * stride + run->start;
+            for (Py_ssize_t i = 0; i < count; i++)
+                if (memcmp(given + i * stride, data + i * step, (size_t)run->columns) != 0) return 0;
+        }
+    }
+    return 1;
 }
 
 static int has_words(Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
@@ -236,42 +256,83 @@ wrong:
     return NULL;
 }
 
+/* The runs that Python gave for elements of `stride` bytes, and the buffers that they borrow. */
+typedef struct {
+    Run runs[MAX_RUNS];
+    Py_buffer held[MAX_RUNS];
+    Py_ssize_t number, taken;
+} Taken;
+
+static void release_runs(Taken *from) {
+    while (from->taken) PyBuffer_Release(&from->held[--from->taken]);
+}
+
+static int take_runs(Taken *into, PyObject *given, Py_ssize_t size, Py_ssize_t stride, int sign) {
+    Py_ssize_t start = 0;
+    into->taken = 0;
+    into->number = PyTuple_GET_SIZE(given);
+    if (stride < 1 || stride > MAX_STRIDE || into->number < 1 || into->number > MAX_RUNS || size % stride) goto wrong;
+    for (Py_ssize_t k = 0; k < into->number; k++) {
+        Py_ssize_t width;
+        Py_buffer *held = &into->held[k];
+        int constant;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, k), "ny*p", &width, held, &constant)) goto wrong;
+        into->taken++;
+        into->runs[k] = (Run){start, width, held->buf, constant};
+        if (width < 1 || width > stride - start || held->len != (constant ? width : width * (size / stride))) goto wrong;
+        start += width;
+    }
+    if (start == stride && check_sign(stride, sign, into->runs, into->number)) return 1;
+wrong:
+    release_runs(into);
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
+    return 0;
+}
+
 static PyObject *merge(PyObject *self, PyObject *args) {
     Py_buffer out;
-    Py_buffer held[MAX_RUNS];
-    Run runs[MAX_RUNS];
-    Py_ssize_t stride, number, elements, start = 0, taken = 0;
+    Taken taken;
+    Py_ssize_t stride, elements;
     int sign;
     PyObject *given;
     (void)self;
     if (!PyArg_ParseTuple(args, "w*npO!", &out, &stride, &sign, &PyTuple_Type, &given)) return NULL;
-    number = PyTuple_GET_SIZE(given);
-    if (stride < 1 || stride > MAX_STRIDE || number < 1 || number > MAX_RUNS || out.len % stride) goto wrong;
-    elements = out.len / stride;
-    for (; taken < number; taken++) {
-        Py_ssize_t width;
-        int constant;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, taken), "ny*p", &width, &held[taken], &constant)) goto wrong;
-        runs[taken] = (Run){start, width, held[taken].buf, constant};
-        if (width < 1 || width > stride - start || held[taken].len != (constant ? width : width * elements)) {
-            taken++;
-            goto wrong;
-        }
-        start += width;
+    if (!take_runs(&taken, given, out.len, stride, sign)) {
+        PyBuffer_Release(&out);
+        return NULL;
     }
-    if (start != stride || !check_sign(stride, sign, runs, number)) goto wrong;
+    elements = out.len / stride;
     Py_BEGIN_ALLOW_THREADS
-    if (sign || has_words(stride, runs, number)) merge_words(out.buf, elements, stride, sign, runs, number);
-    else merge_any(out.buf, elements, stride, runs, number);
+    if (sign || has_words(stride, taken.runs, taken.number))
+        merge_words(out.buf, NULL, elements, stride, sign, taken.runs, taken.number);
+    else merge_any(out.buf, elements, stride, taken.runs, taken.number);
     Py_END_ALLOW_THREADS
-    while (taken) PyBuffer_Release(&held[--taken]);
+    release_runs(&taken);
     PyBuffer_Release(&out);
     Py_RETURN_NONE;
-wrong:
-    while (taken) PyBuffer_Release(&held[--taken]);
-    PyBuffer_Release(&out);
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
-    return NULL;
+}
+
+static PyObject *merges_to(PyObject *self, PyObject *args) {
+    Py_buffer expected;
+    Taken taken;
+    Py_ssize_t stride, elements;
+    int sign, same;
+    PyObject *given;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*npO!", &expected, &stride, &sign, &PyTuple_Type, &given)) return NULL;
+    if (!take_runs(&taken, given, expected.len, stride, sign)) {
+        PyBuffer_Release(&expected);
+        return NULL;
+    }
+    elements = expected.len / stride;
+    Py_BEGIN_ALLOW_THREADS
+    if (sign || has_words(stride, taken.runs, taken.number))
+        same = merge_words(NULL, expected.buf, elements, stride, sign, taken.runs, taken.number);
+    else same = is_any(expected.buf, elements, stride, taken.runs, taken.number);
+    Py_END_ALLOW_THREADS
+    release_runs(&taken);
+    PyBuffer_Release(&expected);
+    return PyBool_FromLong(same);
 }
 
 static PyObject *equal(PyObject *self, PyObject *args) {
@@ -305,9 +366,58 @@ static PyObject *repeats(PyObject *self, PyObject *args) {
     return PyBool_FromLong(same);
 }
 
+static PyObject *literals(PyObject *self, PyObject *args) {
+    Py_buffer out, data;
+    PyObject *pieces, *sizes;
+    size_t used = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O!w*", &PyTuple_Type, &pieces, &out)) return NULL;
+    sizes = PyTuple_New(PyTuple_GET_SIZE(pieces));
+    for (Py_ssize_t k = 0; sizes != NULL && k < PyTuple_GET_SIZE(pieces); k++) {
+        size_t size = 0;
+        PyObject *number = NULL;
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pieces, k), &data, PyBUF_SIMPLE) == 0) {
+            if (casstore_literals_room((size_t)data.len) > (size_t)out.len - used) {
+                PyErr_SetString(PyExc_ValueError, "the frames have no room");
+            } else {
+                Py_BEGIN_ALLOW_THREADS
+                size = casstore_literals(data.buf, (size_t)data.len, (uint8_t *)out.buf + used);
+                Py_END_ALLOW_THREADS
+                used += size;
+                number = PyLong_FromSize_t(size);
+            }
+            PyBuffer_Release(&data);
+        }
+        if (number == NULL) Py_CLEAR(sizes);
+        else PyTuple_SET_ITEM(sizes, k, number);
+    }
+    PyBuffer_Release(&out);
+    return sizes;
+}
+
+static PyObject *probe_literals(PyObject *self, PyObject *args) {
+    Py_buffer data;
+    size_t size, found;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
+    /* As few bytes as a sample has take less time than giving the lock away. */
+    size = casstore_literals(data.buf, (size_t)data.len, NULL);
+    found = casstore_repeats(data.buf, (size_t)data.len);
+    PyBuffer_Release(&data);
+    return Py_BuildValue("nn", (Py_ssize_t)size, (Py_ssize_t)found);
+}
+
+static PyObject *literals_room(PyObject *self, PyObject *args) {
+    Py_ssize_t size;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "n", &size)) return NULL;
+    return PyLong_FromSize_t(casstore_literals_room((size_t)size));
+}
+
 static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "split(body, out, stride, sign, columns): write the runs of columns one after the other."},
     {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
+    {"merges_to", merges_to, METH_VARARGS, "merges_to(expected, stride, sign, runs): whether merge would write these bytes."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
     {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences."},
@@ -318,6 +428,9 @@ static PyMethodDef methods[] = {
     {"combine", combine, METH_VARARGS, "combine(operands, out, element, format, order, weights): weighted sums, step by step."},
     {"gguf", gguf, METH_VARARGS, "gguf(values, out, scales, type): write floats as blocks of GGUF; scales may be None."},
     {"lora", lora, METH_VARARGS, "lora(weights, a, b, out, rounding, rule, rank, columns, first, scale): add a scaled product."},
+    {"literals", literals, METH_VARARGS, "literals(pieces, out): write a zstd frame of literals for each; return the sizes, 0 for none."},
+    {"probe_literals", probe_literals, METH_VARARGS, "probe_literals(data): about the size of its frame of literals, 0 for none, and how many repeats it has."},
+    {"literals_room", literals_room, METH_VARARGS, "literals_room(size): the bytes that a frame may take while it is written."},
     {NULL, NULL, 0, NULL},
 };
 

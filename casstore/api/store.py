@@ -1,6 +1,6 @@
 """Store: everything that a directory or bucket holds, and a method for each verb of the command line.
 
-Methods that work on whole stores import it when they are called: most programs add and read, and start faster without.
+Methods that work on whole stores, or check out, import that when they are called: most programs start faster without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from casstore.machine.uses.last_use import LastUse
 from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
 from casstore.store.adding.bases.policy import delta_policy
-from casstore.store.checkout.single_file import write_file
 from casstore.store.identity import identify
 from casstore.store.model_store import ModelStore
 from casstore.store.nesting import refuse_nested_store
@@ -240,6 +239,8 @@ class Store(ModelStore):
         Folders above are made. A file that is there is an error, and is replaced with `force`. Raises RefNotFound,
         PathNotFound for no such file in the model, ConfigError as `get` does.
         """
+        from casstore.store.checkout.single_file import write_file  # noqa: PLC0415 - see the top of this file
+
         return self.read_with(
             ref_or_id,
             lambda model, objects: write_file(model, path, dest, objects, force=force, callback=callback),

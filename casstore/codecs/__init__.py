@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casstore.codecs.batch import decode_batch, encode_each
+from casstore.codecs.batch import decode_batch, decodes_to, encode_each
 from casstore.codecs.delta import Delta, DeltaInput, decode_deltas, encode_delta, encode_deltas
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 from casstore.codecs.kernels import equal
@@ -16,6 +16,7 @@ __all__ = [
     "Encoding",
     "decode_batch",
     "decode_deltas",
+    "decodes_to",
     "encode_delta",
     "encode_deltas",
     "encode_each",

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.codecs.encoding import ElementHint, Encoded, Encoding
-from casstore.codecs.planes import Plan, compressed_runs, decode_planes, encode_planes, read_table
+from casstore.codecs.kernels import equal
+from casstore.codecs.planes import (
+    Plan,
+    compressed_runs,
+    decode_planes,
+    encode_planes,
+    planes_decode_to,
+    read_table,
+)
 from casstore.codecs.select import Choice, choose
 from casstore.codecs.zstd import compress_all, decompress_all
 from casstore.errors import FormatError, UnsupportedVersion
@@ -19,9 +27,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
+    from casstore.codecs.planes import Table
+
     U8 = NDArray[np.uint8]
 
-__all__ = ["decode_batch", "encode_each"]
+__all__ = ["decode_batch", "decodes_to", "encode_each"]
 
 # Bytes whose elements are taken apart, or put together, at once: fewer native calls, fewer waits for the GIL.
 _GROUP = 4 << 20
@@ -162,21 +172,50 @@ def decode_batch(payloads: Sequence[tuple[int, Buffer]], lengths: Sequence[int],
     `out` is in any state after an error. The bytes must not be used before their hash was checked (invariant 4).
     """
     target: U8 = np.frombuffer(out, np.uint8)
+    for source, table, plains, begin, end in _opened(payloads, lengths, len(target)):
+        if table is not None:
+            decode_planes(source, table, plains, target[begin:end])
+        else:
+            target[begin:end] = next(plains)
+
+
+def decodes_to(payloads: Sequence[tuple[int, Buffer]], lengths: Sequence[int], plain: Buffer) -> bool:
+    """Say whether `decode_batch` would write exactly `plain`, as long as `lengths` together; all of it is only read.
+
+    Raises what that raises, and needs less memory and time: chunks are compared while they are put together.
+    """
+    expected: U8 = np.frombuffer(plain, np.uint8)
+    for source, table, plains, begin, end in _opened(payloads, lengths, len(expected)):
+        if table is not None:
+            same = planes_decode_to(source, table, plains, expected[begin:end])
+        else:
+            same = equal(memoryview(next(plains)), memoryview(expected[begin:end]))
+        if not same:
+            return False
+    return True
+
+
+def _opened(
+    payloads: Sequence[tuple[int, Buffer]], lengths: Sequence[int], size: int
+) -> Iterator[tuple[memoryview, Table | None, Iterator[U8], int, int]]:
+    """Yield for each chunk its payload, the table of its planes, plain bytes, and where it begins and ends.
+
+    Chunks are opened in groups: the zstd frames of all in one native call. Each is then decoded on its own, while
+    its elements are in the core's own cache. Of one that has no planes, all bytes come next in the plain ones.
+    """
     edges = [0, *accumulate(lengths)]
-    if edges[-1] != len(target):
-        raise ValueError(f"Chunks of {edges[-1]} bytes do not fill {len(target)} bytes.")
+    if edges[-1] != size:
+        raise ValueError(f"Chunks of {edges[-1]} bytes do not fill {size} bytes.")
     first = 0
     for end in range(1, len(payloads) + 1):
         if end == len(payloads) or edges[end + 1] - edges[first] > _GROUP:
-            _decode_group(payloads[first:end], edges[first : end + 1], target)
+            yield from _opened_group(payloads[first:end], edges[first : end + 1])
             first = end
 
 
-def _decode_group(payloads: Sequence[tuple[int, Buffer]], edges: Sequence[int], target: U8) -> None:
-    """Decode chunks to where `edges` say: the zstd frames of all in one native call, then each on its own.
-
-    A chunk's elements are put together while they are in the core's own cache.
-    """
+def _opened_group(
+    payloads: Sequence[tuple[int, Buffer]], edges: Sequence[int]
+) -> Iterator[tuple[memoryview, Table | None, Iterator[U8], int, int]]:
     sources = []
     tables = []
     frames: list[tuple[memoryview, int]] = []
@@ -203,8 +242,5 @@ def _decode_group(payloads: Sequence[tuple[int, Buffer]], edges: Sequence[int], 
     for (encoding, _), source, table, (begin, end) in zip(
         payloads, sources, tables, pairwise(edges), strict=True
     ):
-        out = target[begin:end]
-        if table is not None:
-            decode_planes(source, table, plains, out)
-        else:
-            out[:] = next(plains) if encoding == Encoding.ZSTD else np.frombuffer(source, np.uint8)
+        raw = iter((np.frombuffer(source, np.uint8),)) if encoding == Encoding.RAW else None
+        yield source, table, raw or plains, begin, end

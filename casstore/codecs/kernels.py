@@ -1,12 +1,15 @@
 """The functions that touch every byte: compiled where `casstore._kernels` was built, else numpy's.
 
-`regroup.py` is the specification; tests check that both give the same bytes on every input. CASSTORE_KERNELS=numpy turns the
-compiled ones off.
+`regroup.py` is the specification; tests check that both give the same bytes on every input. Frames of literals alone have no
+twin: without compiled kernels, zstd's own encoder takes their place, whose frames are as valid. CASSTORE_KERNELS=numpy turns
+the compiled ones off.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from casstore import _build
 from casstore.codecs import regroup
@@ -14,12 +17,21 @@ from casstore.codecs import regroup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["RunData", "equal", "merge_runs", "repeats", "split_runs"]
+__all__ = [
+    "LiteralsProbe",
+    "RunData",
+    "equal",
+    "literal_frames",
+    "merge_runs",
+    "merges_to",
+    "probe_literals",
+    "repeats",
+    "split_runs",
+]
 
 
 class RunData(NamedTuple):
@@ -53,12 +65,23 @@ def merge_runs(runs: Sequence[RunData], *, stride: int, sign: bool, out: U8) -> 
     if _build.kernels is not None:
         _build.kernels.merge(out, stride, sign, tuple(runs))
         return
+    regroup.merge_runs(_placed(runs), stride=stride, sign=sign, out=out)
+
+
+def merges_to(runs: Sequence[RunData], *, stride: int, sign: bool, expected: U8) -> bool:
+    """Say whether `merge_runs` would write `expected`, which is only read; the elements are compared a few at a time."""
+    if _build.kernels is not None:
+        return _build.kernels.merges_to(expected, stride, sign, tuple(runs))
+    return regroup.merges_to(_placed(runs), stride=stride, sign=sign, expected=expected)
+
+
+def _placed(runs: Sequence[RunData]) -> list[regroup.PlacedRun]:
     placed = []
     start = 0
     for run in runs:
         placed.append(regroup.PlacedRun(start, *run))
         start += run.columns
-    regroup.merge_runs(placed, stride=stride, sign=sign, out=out)
+    return placed
 
 
 def equal(one: memoryview, other: memoryview) -> bool:
@@ -73,3 +96,32 @@ def repeats(data: U8, period: int) -> bool:
     if _build.kernels is not None:
         return _build.kernels.repeats(data, period)
     return regroup.repeats(data, period)
+
+
+def literal_frames(parts: Sequence[U8]) -> list[U8] | None:
+    """Return one zstd frame of literals alone for each part, or the part itself if its frame would not be smaller.
+
+    None means that there are no compiled kernels.
+    """
+    kernels = _build.kernels
+    if kernels is None:
+        return None
+    out: U8 = np.empty(sum(kernels.literals_room(len(part)) for part in parts), np.uint8)
+    frames = []
+    at = 0
+    for part, size in zip(parts, kernels.literals(tuple(parts), out), strict=True):
+        frames.append(out[at : at + size] if size else part)
+        at += size
+    return frames
+
+
+class LiteralsProbe(NamedTuple):
+    """About the size of a sample's frame of literals, 0 if it would not be smaller, and how many repeats the sample has."""
+
+    size: int
+    repeats: int
+
+
+def probe_literals(sample: U8) -> LiteralsProbe | None:
+    """Say what a frame of literals would leave of a sample; None where there are no compiled kernels."""
+    return None if _build.kernels is None else LiteralsProbe(*_build.kernels.probe_literals(sample))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.codecs.encoding import MAX_STRIDE
-from casstore.codecs.kernels import RunData, merge_runs, repeats, split_runs
+from casstore.codecs.kernels import RunData, merge_runs, merges_to, repeats, split_runs
 from casstore.codecs.regroup import scratch
 from casstore.codecs.zstd import Method, compress_all
 from casstore.errors import FormatError, UnsupportedVersion
@@ -35,6 +35,7 @@ __all__ = [
     "decode_planes",
     "encode_planes",
     "header_size",
+    "planes_decode_to",
     "read_table",
 ]
 
@@ -196,14 +197,33 @@ def compressed_runs(payload: memoryview, table: Table) -> list[tuple[memoryview,
 
 def decode_planes(payload: memoryview, table: Table, plains: Iterator[U8], out: U8) -> None:
     """Write the plain bytes of a payload over `out`; `plains` gives those of its compressed runs, in order."""
+    runs, head, tail = _open_payload(payload, table, plains, len(out))
+    out[: len(head)] = head
+    out[len(out) - len(tail) :] = tail
+    elements = out[len(head) : len(out) - len(tail)]
+    merge_runs(runs, stride=table.stride, sign=table.sign, out=elements)
+
+
+def planes_decode_to(payload: memoryview, table: Table, plains: Iterator[U8], expected: U8) -> bool:
+    """Say whether `decode_planes` would write `expected`, which is only read."""
+    runs, head, tail = _open_payload(payload, table, plains, len(expected))
+    elements = expected[len(head) : len(expected) - len(tail)]
+    return (
+        head.tobytes() == expected[: len(head)].tobytes()
+        and tail.tobytes() == expected[len(expected) - len(tail) :].tobytes()
+        and merges_to(runs, stride=table.stride, sign=table.sign, expected=elements)
+    )
+
+
+def _open_payload(
+    payload: memoryview, table: Table, plains: Iterator[U8], length: int
+) -> tuple[list[RunData], U8, U8]:
+    """Return the plain runs of a payload, and the bytes before the first and after the last whole element."""
     data: U8 = np.frombuffer(payload, np.uint8)
     runs = [
         RunData(columns, next(plains) if mode == _ZSTD else data[begin:end], mode == _CONSTANT)
         for columns, mode, begin, end in table.runs
     ]
-    # The bytes before the first and after the last whole element are kept as they are.
-    first, last = table.phase, table.phase + table.elements * table.stride
-    middle = header_size(len(runs)) + first
-    out[:first] = data[middle - first : middle]
-    out[last:] = data[middle : middle + len(out) - last]
-    merge_runs(runs, stride=table.stride, sign=table.sign, out=out[first:last])
+    begin = header_size(len(runs))
+    middle = begin + table.phase
+    return runs, data[begin:middle], data[middle : begin + length - table.elements * table.stride]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
     Words = np.ndarray[Any, np.dtype[Any]]
 
-__all__ = ["Columns", "PlacedRun", "equal", "merge_runs", "repeats", "scratch"]
+__all__ = ["Columns", "PlacedRun", "equal", "merge_runs", "merges_to", "repeats", "scratch"]
 
 _U16: np.dtype[Any] = np.dtype("<u2")
 _WORD: dict[int, np.dtype[Any]] = {2: _U16, 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -145,6 +145,13 @@ def merge_runs(runs: Sequence[PlacedRun], *, stride: int, sign: bool, out: U8) -
             out.reshape(-1, stride)[:, run.start] = run.data
         else:
             _items(out, stride, run.start, run.columns)[...] = _words(run)
+
+
+def merges_to(runs: Sequence[PlacedRun], *, stride: int, sign: bool, expected: U8) -> bool:
+    """Say whether `merge_runs` would write `expected`."""
+    merged = scratch("merged", len(expected))
+    merge_runs(runs, stride=stride, sign=sign, out=merged)
+    return equal(memoryview(merged), memoryview(expected))
 
 
 def _words(run: PlacedRun) -> Words:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zstandard
 
+from casstore.codecs.kernels import literal_frames
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ _MAX_WINDOW = 8 << 20
 class Method(Enum):
     """Compression parameters for one kind of bytes; all of them make ordinary zstd frames."""
 
-    HUFFMAN = "huffman"  # exponents and quantised weights: skewed bytes without repeats
+    LITERALS = "literals"  # skewed bytes without repeats, such as exponents: a Huffman code and nothing else
+    HUFFMAN = "huffman"  # skewed bytes with some repeats, and LITERALS without compiled kernels
     QUICK = "quick"  # probes
     MATCH = "match"  # repeats, speed wanted
     DENSE = "dense"  # text
@@ -44,7 +46,7 @@ _LEVELS = {Method.QUICK: 1, Method.MATCH: 3, Method.DENSE: 5}
 
 
 def _compressor(method: Method) -> zstandard.ZstdCompressor:
-    if method is not Method.HUFFMAN:
+    if method in _LEVELS:
         return zstandard.ZstdCompressor(level=_LEVELS[method], write_content_size=True)
     # The smallest table and the longest minimal match: the search finds next to nothing, quickly, and leaves
     # long stretches of literals to the Huffman coder. Chance matches of 4 bytes cost more bits than they save
@@ -84,11 +86,18 @@ def compress(data: Buffer, method: Method) -> bytes:
 
 
 def compress_all(parts: Sequence[U8], method: Method) -> list[U8]:
-    """Return one frame per part, none of them empty, as `compress` makes them, in one native call."""
+    """Return one frame per part, none of them empty, in one native call.
+
+    In place of a frame of literals that would not be smaller comes the part itself.
+    """
+    if method is Method.LITERALS:
+        frames = literal_frames(parts)
+        if frames is not None:
+            return frames
     if len(parts) == 1 or not _BATCHES:
         return [np.frombuffer(compress(part, method), np.uint8) for part in parts]
-    frames: Any = _thread_compressor(method).multi_compress_to_buffer(list[Any](parts), threads=0)
-    return [np.frombuffer(frames[at], np.uint8) for at in range(len(frames))]
+    joined: Any = _thread_compressor(method).multi_compress_to_buffer(list[Any](parts), threads=0)
+    return [np.frombuffer(joined[at], np.uint8) for at in range(len(joined))]
 
 
 def _thread_compressor(method: Method) -> zstandard.ZstdCompressor:

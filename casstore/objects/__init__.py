@@ -22,6 +22,7 @@ from casstore.objects.publishing.pack_writer import (
     encode_frames,
     encode_object,
     encode_objects,
+    pack_target,
 )
 from casstore.objects.publishing.publication import Publication
 from casstore.objects.reading.base_cache import BaseCache
@@ -69,5 +70,6 @@ __all__ = [
     "pack_id_of",
     "pack_key",
     "pack_overhead",
+    "pack_target",
     "plan_ranges",
 ]

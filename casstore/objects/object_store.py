@@ -395,9 +395,11 @@ class ObjectStore:
         put_record: Callable[[Record], Record],
         *,
         pack_target: int | None = None,
-        uploads: int | None = None,
     ) -> Publication:
-        """Return a publish, to be used as a context manager; `put_record` writes a record that is drafted."""
+        """Return a publish, to be used as a context manager; `put_record` writes a record that is drafted.
+
+        `pack_target` is the size in bytes at which a pack is closed, None for what suits the backend.
+        """
         return Publication(
             backend=self._backend,
             index=self._index,
@@ -405,5 +407,4 @@ class ObjectStore:
             put_record=put_record,
             durable=self._durable,
             pack_target=pack_target,
-            uploads=uploads,
         )

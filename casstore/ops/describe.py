@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casstore.ops.delta_bases import DeltaShare, describe_deltas
-from casstore.ops.stats import encoding_name
+from casstore.ops.encoding_names import encoding_name
 from casstore.store.reading.model import Recorded
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _shares(located: Located, positions: dict[bytes, int]) -> tuple[EncodingShar
     """Sum up by encoding the rows at one position of each chunk."""
     rows = located.rows[list(positions.values())]
     shares = []
-    for code in np.unique(rows["encoding"]).tolist():
+    for code in np.flatnonzero(np.bincount(rows["encoding"])).tolist():
         chosen = rows[rows["encoding"] == code]
         plain, stored = int(chosen["raw"].sum(dtype=np.int64)), int(chosen["stored"].sum(dtype=np.int64))
         shares.append(EncodingShare(encoding_name(code), len(chosen), plain, stored))

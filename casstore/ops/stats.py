@@ -15,6 +15,7 @@ from casstore.format.names import PREFIX as REF_PREFIX
 from casstore.format.names import names_model
 from casstore.format.rows import Kind
 from casstore.objects import INDEX_PREFIX
+from casstore.ops.encoding_names import encoding_name
 from casstore.ops.gc import plan_gc
 from casstore.ops.holdings import survey
 from casstore.ops.leftovers import Leftovers, leftovers_in
@@ -140,11 +141,3 @@ def _frame_stats(objects: ObjectStore) -> tuple[FrameStats, ...]:
         for pair in sorted(counts)
         for kind, code in [pair]
     )
-
-
-def encoding_name(code: int) -> str:
-    """Return the name of an encoding."""
-    try:
-        return str(Encoding(code).name).lower()
-    except ValueError:
-        return f"unknown-{code}"  # Design §3: an encoding of a newer casstore is not damage.

@@ -1,4 +1,7 @@
-"""ModelStore: the models, refs and objects of one directory or bucket, for the layers above."""
+"""ModelStore: the models, refs and objects of one directory or bucket, for the layers above.
+
+Adding and checking out are imported when they are called: half of the commands do neither, and start faster without.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,6 @@ from casstore.backend.local.syscalls import SystemCalls
 from casstore.format import names
 from casstore.machine.uses.last_use import LastUse
 from casstore.objects import CHUNK_CACHE, ObjectStore
-from casstore.store.adding.add import AddResult, add_model
-from casstore.store.adding.content import content_id
-from casstore.store.adding.exclusion import Exclusion
-from casstore.store.checkout.checkout import Checkout
-from casstore.store.checkout.selection import select_files
 from casstore.store.dependencies import count_lacking, described, is_whole, objects_of
 from casstore.store.reading import files
 from casstore.store.reading.missing import tell_missing_in
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.machine.state import MachineState
+    from casstore.store.adding.add import AddResult
     from casstore.store.adding.bases.policy import DeltaOption
     from casstore.store.reading.model import Model
     from casstore.store.reading.other_stores import OtherStores
@@ -116,6 +115,9 @@ class ModelStore(RefStore):
         ConflictError for a file that changes meanwhile, and its subclass NameTaken if a name given by default is
         another model's, which keeps it; then no ref names what was added.
         """
+        from casstore.store.adding.add import add_model  # noqa: PLC0415 - see the top of this file
+        from casstore.store.adding.exclusion import Exclusion  # noqa: PLC0415 - see the top of this file
+
         return add_model(
             self,
             self._refs,
@@ -149,6 +151,8 @@ class ModelStore(RefStore):
         matches, ConfigError, naming them, for paths of the model that the file system of `dest` cannot hold, and for a
         `dest` in a store's directory; nothing is written then.
         """
+        from casstore.store.checkout.checkout import Checkout  # noqa: PLC0415 - see the top of this file
+        from casstore.store.checkout.selection import select_files  # noqa: PLC0415 - see the top of this file
 
         def write(model: Model, objects: ObjectStore) -> Model:
             tree, layouts = select_files(model, include, exclude)
@@ -171,6 +175,8 @@ class ModelStore(RefStore):
 
         With `read_only`, the files may not be written to afterwards.
         """
+        from casstore.store.checkout.checkout import Checkout  # noqa: PLC0415 - see the top of this file
+
         model = self.model_of(record, elsewhere=True)
         checkout = Checkout(os.fspath(dest), force=force, read_only=read_only, callback=callback)
         checkout.run(model.tree, model.layouts, self.reader, executable=model.executable)
@@ -285,5 +291,8 @@ class ModelStore(RefStore):
         self, path: str | Mapping[str, str], *, exclude: Sequence[str] = (), ignore_file: bool = True
     ) -> str:
         """Return the model id that adding `path` would give; nothing is added."""
+        from casstore.store.adding.content import content_id  # noqa: PLC0415 - see the top of this file
+        from casstore.store.adding.exclusion import Exclusion  # noqa: PLC0415 - see the top of this file
+
         exclusion = Exclusion(exclude, ignore_file=ignore_file)
         return content_id(path, self.machine, exclusion=exclusion).hex()

@@ -12,7 +12,7 @@ from casstore.format.rows import Kind
 from casstore.objects import CHUNK_CACHE, ObjectStore, check_object, encode_object
 from casstore.refs.refs import Refs, not_found
 from casstore.refs.rows import RefQuery
-from casstore.store.adding.add import check_record
+from casstore.store.record_limits import check_record
 from casstore.store.resolve import find_name
 
 if TYPE_CHECKING:
@@ -220,6 +220,6 @@ class RefStore:
             raise FormatError(f"The manifest inside {record.name} is not the one that it names.")
         return manifest
 
-    def publication(self, *, pack_target: int | None = None, uploads: int | None = None) -> Publication:
+    def publication(self, *, pack_target: int | None = None) -> Publication:
         """Return a publish of this store, to be used as a context manager (see objects/publishing/publication.py)."""
-        return self.objects.publication(self._refs.put, pack_target=pack_target, uploads=uploads)
+        return self.objects.publication(self._refs.put, pack_target=pack_target)

@@ -503,7 +503,7 @@ def slow(tmp_path, monkeypatch):
         "    batches.BLOCK = 1 << 20\n"
         "    from casstore.store.adding import blocks; from casstore.objects.publishing import pack_writer as packs\n"
         "    blocks.BLOCK = 1 << 20\n"
-        "    packs.PackWriter.__init__.__kwdefaults__['target'] = 4 << 20\n"
+        "    packs.PACK_TARGET = 4 << 20\n"
         "    from casstore.objects.publishing import publication as publish\n"
         "    publish._WORTH_LOOKING = 2 << 20\n"
     )

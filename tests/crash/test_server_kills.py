@@ -19,7 +19,8 @@ from servers.sftp import SftpServer, prepare
 
 from casstore import GcPolicy, Store, execute_gc, plan_gc
 from casstore.errors import BackendError
-from casstore.ops.sync import execute, execution, plan_sync, planning
+from casstore.objects.publishing import pack_writer
+from casstore.ops.sync import execute, execution, plan_sync
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ def server(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
-    monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
-    monkeypatch.setattr(planning, "PACK_TARGET", 128 << 10)
+    monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 128 << 10)
+    monkeypatch.setattr(pack_writer, "PACK_TARGET", 128 << 10)
     monkeypatch.setattr(execution, "GROUP_BYTES", 400 << 10)
 
 

@@ -133,7 +133,8 @@ def commit_inline(monkeypatch):
 
 def small_packs(monkeypatch, target):
     """Let packs be closed at `target` bytes."""
-    monkeypatch.setitem(packs.PackWriter.__init__.__kwdefaults__, "target", target)
+    monkeypatch.setattr(packs, "PACK_TARGET", target)
+    monkeypatch.setattr(packs, "REMOTE_PACK_TARGET", target)
 
 
 def repeat_randomness(monkeypatch):

@@ -17,7 +17,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from casstore.api.store import Store
-from casstore.ops.sync import execute, execution, plan_sync, planning
+from casstore.objects.publishing import pack_writer
+from casstore.ops.sync import execute, execution, plan_sync
 
 
 class DirectoryFileSystem(LocalFileSystem):
@@ -36,7 +37,7 @@ fsspec.register_implementation("dirfs", DirectoryFileSystem, clobber=True)
 
 def small_steps():
     """Make a sync of a few megabytes have many points to stop at."""
-    planning.PACK_TARGET = planning.REMOTE_PACK_TARGET = 128 << 10
+    pack_writer.PACK_TARGET = pack_writer.REMOTE_PACK_TARGET = 128 << 10
     execution.GROUP_BYTES = 400 << 10
 
 

@@ -18,7 +18,7 @@ from fakes.weights import WEIGHTS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casstore.codecs import MAX_STRIDE, ElementHint, Encoding, decode_batch
+from casstore.codecs import MAX_STRIDE, ElementHint, Encoding, decode_batch, decodes_to
 from casstore.errors import FormatError, UnsupportedVersion
 
 GUARD = 0xA5
@@ -119,8 +119,12 @@ def test_many_payloads_decode_at_once_as_they_do_alone(kind, seed, phase, data):
     ]
     assert b"".join(alone) == plain
     out = bytearray(len(plain))
-    decode_batch([(item.encoding, item.payload) for item in encoded], [length for _, length in cuts], out)
+    payloads, lengths = [(item.encoding, item.payload) for item in encoded], [length for _, length in cuts]
+    decode_batch(payloads, lengths, out)
     assert bytes(out) == plain
+    assert decodes_to(payloads, lengths, out)
+    out[data.draw(st.integers(0, len(out) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert not decodes_to(payloads, lengths, out)
 
 
 def test_memory_that_is_too_short_for_payloads_is_refused():
@@ -189,8 +193,11 @@ def test_damaged_payloads_raise_format_error_or_decode(payload, data):
     try:
         plain = decode_guarded(encoding, bytes(damaged), length)
     except FormatError:
+        with pytest.raises(FormatError):
+            decodes_to([(encoding, bytes(damaged))], [length], bytes(length))
         return
     assert len(plain) == length
+    assert decodes_to([(encoding, bytes(damaged))], [length], plain)
 
 
 @given(encoding=st.integers(-1, 300), payload=st.binary(max_size=300), length=st.integers(0, 5000))

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from fakes.stores import assert_clean, model_of, read_folder, read_model, write_model
+from fakes.stores import assert_clean, model_of, noise, read_folder, read_model, write_model
 from servers.web import web_server
 
 from casstore import Store, execute_sync, plan_sync
 from casstore.errors import ConfigError, IntegrityError, RefConflict, RefNotFound
+from casstore.objects.keys import PACK_PREFIX
+from casstore.objects.publishing import pack_writer
 
 random = np.random.default_rng(5)
 WEIGHTS = random.standard_normal(700_000, np.float32)
@@ -44,6 +46,18 @@ class Place:
 def place(remote_place, tmp_path, monkeypatch):
     with ExitStack() as open_stores:
         yield Place(*remote_place, tmp_path, monkeypatch, open_stores)
+
+
+def test_an_add_of_many_packs_arrives_whole(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 256 << 10)
+    monkeypatch.setattr("casstore.store.adding.ingest.BLOCK", 256 << 10)
+    here = place.machine("here", create=True)
+    content = model_of(**{f"part-{number}": noise(number, 1 << 20) for number in range(8)})
+    here.add(write_model(content, tmp_path / "many"), ref="models/many")
+    assert len(list(here.backend.list(PACK_PREFIX))) > pack_writer.UPLOADS
+    there = place.machine("there")
+    assert read_model(there, "models/many") == content
+    assert_clean(there)
 
 
 def test_what_one_machine_adds_another_checks_out(place, tmp_path):

@@ -7,7 +7,8 @@ from fakes.stores import assert_clean, model_of, noise, write_model
 from fakes.sync_stores import shown
 
 from casstore.api.store import Store
-from casstore.ops.sync import execute, plan_sync, planning
+from casstore.objects.publishing import pack_writer
+from casstore.ops.sync import execute, plan_sync
 
 SHARED = noise(1, 400_000)
 
@@ -30,7 +31,7 @@ def machine(tmp_path, monkeypatch, name):
 
 
 def test_push_then_pull(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 256 << 10)
+    monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 256 << 10)
     url, options = place
     Store(url, create=True, **options).close()
     with machine(tmp_path, monkeypatch, "one") as one, Store(url, **options) as remote:

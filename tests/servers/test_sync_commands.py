@@ -18,7 +18,7 @@ from casstore.backend import RetryingBackend, RetryPolicy
 from casstore.backend.local.syscalls import SystemCalls
 from casstore.cli import app
 from casstore.format import marks
-from casstore.ops.sync import planning
+from casstore.objects.publishing import pack_writer
 
 PACKS = 4
 
@@ -60,7 +60,7 @@ def impatient(monkeypatch):
     brief = RetryPolicy(deadline=0.2, first_pause=0.01)
     monkeypatch.setattr("casstore.backend.OPENING", brief)
     monkeypatch.setattr("casstore.backend.RetryingBackend", partial(RetryingBackend, policy=brief))
-    monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
+    monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 128 << 10)
     monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-import casstore
+from casstore.api.store import Store
 from casstore.cli.support.exits import ERROR, exit_codes, say
 from casstore.cli.support.progress import progress_bar, status_line
 from casstore.cli.support.text import printable
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from casstore import Store
     from casstore.cli.support.progress import ProgressBar
     from casstore.objects import Damage
 
@@ -60,10 +59,10 @@ class Session:
         """Open the store at a place, making it if there is none, for its folder's group or private; say whether it was made."""
         place = expand_home(place)
         try:
-            return casstore.Store(store_in(place), shared=shared), False
+            return Store(store_in(place), shared=shared), False
         except StoreNotFound:
             # Invariant 1: making a store refuses a place that holds anything else, so this is safe to try.
-            return casstore.Store(place, create=True, shared=shared), True
+            return Store(place, create=True, shared=shared), True
 
     def open_to_fill(self) -> Store:
         """Open the store; the user's own is made on first use, and a note says so. The caller closes it."""
@@ -79,7 +78,7 @@ class Session:
 
         `~` is the home directory: shells leave it alone in `--store=~/x`, and files and variables have no shell.
         """
-        return casstore.Store(store_in(expand_home(place)), read_only=read_only)
+        return Store(store_in(expand_home(place)), read_only=read_only)
 
     def open_remote(
         self, remote: str, store: Store, *, read_only: bool = False, create: bool = False

@@ -55,13 +55,13 @@ class Upkeep:
         """
         with self._known.lock:
             durable = self._durable()
+            if len(durable) <= MAX_SEGMENTS:
+                return
             spare = superfluous(durable)
             parts = choose_parts([segment for segment in durable if segment.key not in spare])
             merged = self._write_merged(parts) if parts else None
             if merged is not None:
                 spare |= {segment.key for segment in parts}
-            elif len(durable) <= MAX_SEGMENTS:
-                return
             # Invariant 5: a larger segment, durable by now, has all rows of these.
             self._delete(spare - {merged})
 

@@ -136,7 +136,7 @@ class Dependencies:
 
     def _lean_on(self, bases: Rows) -> None:
         """Depend on the packs of bases, but not on the bases themselves: a delta that lacks one can be rewritten."""
-        for number in np.unique(bases["pack"]).tolist():
+        for number in set(bases["pack"].tolist()):
             self._depends.setdefault(self._index.pack_id(number), [])
 
     def _is_condemned(self, number: int) -> bool:

@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casstore import codecs
 from casstore.concurrency.buffers import BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 PACK_TARGET = 64 << 20
 """Bytes at which a pack is closed and the next one begun: its fsync then runs beside further encoding."""
 
+REMOTE_PACK_TARGET = 32 << 20
+"""The same for a store that is a network away: several packs are sent at once, each from a spool."""
+
+UPLOADS = 6
+"""Packs that are sent at once: a single stream seldom fills a long link."""
+
 _FIRST_UPLOAD = 7 << 20
 """Bytes at which the first of several packs for a slow link is closed, whatever the size of the others."""
 
@@ -44,6 +50,9 @@ _SMALL = 64 << 10
 
 _VERIFIED = 2 << 20
 """Plain bytes that are verified at once, right after encoding, while the processor's cache still holds them."""
+
+_HELD = 256 << 10
+"""Bytes of small frames that wait for others: each write is a switch to another thread and back."""
 
 _MAX_WAITING = 1
 """Writes that may wait for the disk: each holds a block of memory, and more of them brought no speed."""
@@ -113,6 +122,11 @@ def encode_objects(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
     """Encode small objects, plain bytes by id; raise ConfigError for one that `check_object` refuses."""
     for plain in objects.values():
         check_object(kind, plain)
+    return encode_checked(kind, objects)
+
+
+def encode_checked(kind: Kind, objects: Mapping[bytes, bytes]) -> EncodedFrames:
+    """Encode small objects that `check_object` did not refuse."""
     lengths = [len(plain) for plain in objects.values()]
     cuts = list(zip(accumulate([0, *lengths[:-1]]), lengths, strict=True))
     return encode_frames(
@@ -151,41 +165,44 @@ def _verify(
 ) -> None:
     """Decode payloads of adjoining chunks before they are published (invariant 9).
 
-    Bytes equal to those of the chunk have the hash that names it.
+    Bytes equal to those of the chunk have the hash that names it. They are compared a few at a time, as they are put together.
     """
     begin = cuts[0][0]
     plain = block[begin : sum(cuts[-1])]
-    decoded = scratch(len(plain))
-    codecs.decode_batch(
-        [(header.encoding, payload) for header, payload in zip(headers, payloads, strict=True)],
-        [length for _, length in cuts],
-        decoded,
-    )
-    if codecs.equal(decoded, plain):
+    pairs = [(header.encoding, payload) for header, payload in zip(headers, payloads, strict=True)]
+    lengths = [length for _, length in cuts]
+    if codecs.decodes_to(pairs, lengths, plain):
         return
+    decoded = scratch(len(plain))
+    codecs.decode_batch(pairs, lengths, decoded)
     for header, (offset, length) in zip(headers, cuts, strict=True):
         actual = digest(decoded[offset - begin : offset - begin + length])
         if actual != header.object_id:
             raise DigestMismatch(header.object_id.hex(), actual.hex(), "a new frame", "Nothing was added.")
 
 
+def pack_target(backend: Backend) -> int:
+    """Return the size in bytes at which packs for a backend are closed."""
+    return REMOTE_PACK_TARGET if backend.is_remote else PACK_TARGET
+
+
 class PackWriter:
     """Appends frames to packs: one thread writes and hashes them, another one commits full packs.
 
     Use as a context manager: packs that were not finished are discarded. For one thread.
-    `target` is the size in bytes at which a pack is closed. With `uploads`, that many full packs are committed
-    at once, and `append` waits while more than that are under way: data that a slow link has not taken yet lies
-    in a spool.
+    `target` is the size in bytes at which a pack is closed, by default what suits the backend. For one that is a network
+    away, UPLOADS full packs are committed at once, and `append` waits while more than that are under way: data that a
+    slow link has not taken yet lies in a spool.
     """
 
-    def __init__(self, backend: Backend, *, target: int = PACK_TARGET, uploads: int | None = None) -> None:
+    def __init__(self, backend: Backend, *, target: int | None = None) -> None:
         self._backend = backend
-        self._target = target
+        self._uploads = UPLOADS if backend.is_remote else None
+        self._target = target or pack_target(backend)
         # The link is idle until the first pack is full.
-        self._full = target if uploads is None else min(target, _FIRST_UPLOAD)
-        self._uploads = uploads
+        self._full = self._target if self._uploads is None else min(self._target, _FIRST_UPLOAD)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
-        self._committer = ThreadPoolExecutor(uploads or 1, thread_name_prefix="casstore-commit")
+        self._committer = ThreadPoolExecutor(self._uploads or 1, thread_name_prefix="casstore-commit")
         self._writes: deque[Future[None]] = deque()
         self._commits: list[Future[WrittenPack]] = []
         self._open: _OpenPack | None = None
@@ -214,6 +231,7 @@ class PackWriter:
 
     def _is_whole(self, opened: _OpenPack) -> bool:
         """Say whether every frame that the open pack's footer would list was written: an interrupt can come anywhere."""
+        self._hand_over(opened)
         wait(self._writes)
         if any(write.exception() is not None for write in self._writes):
             return False
@@ -257,6 +275,7 @@ class PackWriter:
             return
         footer = pack.footer_rows(closing.headers, closing.offsets)
         self._emit(closing, pack.encode_footer(footer, begin=closing.size))
+        self._hand_over(closing)
         written = self._writes[-1]
         # In this order: an interrupt in between must not leave a pack that nobody discards.
         self._commits.append(self._committer.submit(_commit, closing, footer, written))
@@ -272,8 +291,17 @@ class PackWriter:
         self, target: _OpenPack, data: bytes | memoryview, *, then: Callable[[], None] | None = None
     ) -> None:
         target.size += len(data)
-        self._writes.append(self._writing.submit(_write, target, data, then))
-        self._wait_for_writes(left=_MAX_WAITING)
+        target.held.append(_Part(data, then))
+        # What was borrowed is given back soon.
+        if len(data) >= _SMALL or sum(len(part.data) for part in target.held) >= _HELD:
+            self._hand_over(target)
+
+    def _hand_over(self, target: _OpenPack) -> None:
+        """Have the parts that are held written."""
+        if target.held:
+            parts, target.held = target.held, []
+            self._writes.append(self._writing.submit(_write, target, parts))
+            self._wait_for_writes(left=_MAX_WAITING)
 
     def _wait_for_writes(self, *, left: int) -> None:
         while len(self._writes) > left:
@@ -282,20 +310,29 @@ class PackWriter:
 
 @dataclass(slots=True)
 class _OpenPack:
-    """A pack that is being written: `size` counts the bytes handed over, `hasher` has hashed those written."""
+    """A pack that is being written: `size` counts the bytes appended, `hasher` has hashed those written."""
 
     writer: BlobWriter
     hasher: Hasher = field(default_factory=Hasher)
     size: int = 0
     headers: list[FrameHeader] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    held: list[_Part] = field(default_factory=list)
 
 
-def _write(target: _OpenPack, data: bytes | memoryview, then: Callable[[], None] | None) -> None:
-    target.writer.write([data])
-    target.hasher.update(data)
-    if then is not None:
-        then()
+class _Part(NamedTuple):
+    """Bytes of a pack, and what to do when they are written."""
+
+    data: bytes | memoryview
+    then: Callable[[], None] | None
+
+
+def _write(target: _OpenPack, parts: Sequence[_Part]) -> None:
+    target.writer.write([part.data for part in parts])
+    for part in parts:
+        target.hasher.update(part.data)
+        if part.then is not None:
+            part.then()
 
 
 def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> WrittenPack:

@@ -29,7 +29,13 @@ from casstore.errors import (
 )
 from casstore.format.rows import Kind, row_ids
 from casstore.objects.publishing.dependencies import Dependencies
-from casstore.objects.publishing.pack_writer import PACK_TARGET, PackWriter, encode_objects
+from casstore.objects.publishing.pack_writer import (
+    PACK_TARGET,
+    PackWriter,
+    check_object,
+    encode_checked,
+    encode_objects,
+)
 from casstore.objects.publishing.presence import read_quarantine, read_tombstones
 from casstore.objects.reading.ranges import batches
 
@@ -54,6 +60,9 @@ MAX_ROUNDS = 16
 _COPIED = 8 << 20
 """Plain bytes of condemned objects that are read and written again at once."""
 
+_TOGETHER = 1 << 20
+"""Plain bytes of small objects that are written together, the last ones with the tree and the manifest of a model."""
+
 _WORTH_LOOKING = PACK_TARGET // 2
 """Number of new bytes from which a publish looks for packs without a segment.
 
@@ -75,18 +84,18 @@ class Publication(Dependencies):
         put_record: Callable[[Record], Record],
         durable: set[bytes] | None = None,
         pack_target: int | None = None,
-        uploads: int | None = None,
     ) -> None:
-        """`pack_target` and `uploads` are the PackWriter's, for a link that is slower than the writer."""
+        """`pack_target` is the size in bytes at which a pack is closed, None for what suits the backend."""
         super().__init__(backend, index, set() if durable is None else durable)
         self._is_far = backend.is_remote
         self._read_present = read_present
         self._put_record = put_record
         self._pack_target = pack_target
-        self._uploads = uploads
         self._exit = contextlib.ExitStack()
         self._finished: list[WrittenPack] = []
         self._keeping: Future[None] | None = None
+        self._small: dict[bytes, tuple[Kind, bytes]] = {}
+        self._small_size = 0
         self.bytes_stored = 0
         self.packs_written = 0
         self.segments_written = 0
@@ -105,8 +114,7 @@ class Publication(Dependencies):
             )
             self._condemned = condemned | self._damaged
             self._keeper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="casstore-keep"))
-            target = {} if self._pack_target is None else {"target": self._pack_target}
-            self._writer = stack.enter_context(PackWriter(self._backend, uploads=self._uploads, **target))
+            self._writer = stack.enter_context(PackWriter(self._backend, target=self._pack_target))
             self._exit = stack.pop_all()
         return self
 
@@ -157,14 +165,24 @@ class Publication(Dependencies):
             self.keep_finished()
 
     def write_objects(self, kind: Kind, objects: Mapping[bytes, bytes]) -> None:
-        """Store small objects, plain bytes by id, unless they are there already.
+        """Store small objects, plain bytes by id, unless they are there already; before the record at the latest.
 
         Raises ConfigError for one that a reader would refuse.
         """
-        ids = list(objects)
-        new = [ids[at] for at in self.claim(ids)]
-        if new:
-            self.write(encode_objects(kind, {object_id: objects[object_id] for object_id in new}))
+        for object_id, plain in objects.items():
+            check_object(kind, plain)
+            self._small[object_id] = kind, plain
+            self._small_size += len(plain)
+        if self._small_size >= _TOGETHER:
+            self._write_small()
+
+    def _write_small(self) -> None:
+        """Write the small objects that wait: one look-up for all."""
+        small, self._small, self._small_size = self._small, {}, 0
+        ids = list(small)
+        new = [ids[at] for at in self.claim(ids)] if ids else []
+        for kind in dict.fromkeys(small[object_id][0] for object_id in new):
+            self.write(encode_checked(kind, {item: small[item][1] for item in new if small[item][0] is kind}))
 
     def commit(self, make_record: Callable[[tuple[bytes, ...]], Record], supply: Supply) -> Record:
         """Make everything durable, put the record, and return the one that counts once it is safe for good.
@@ -263,6 +281,7 @@ class Publication(Dependencies):
         self._index.keep_house()
 
     def _flush(self) -> None:
+        self._write_small()
         written = self._writer.finish()
         self._wait_for_keeping()
         self._cover(self._finished + written)

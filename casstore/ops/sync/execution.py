@@ -12,7 +12,7 @@ from casstore.concurrency.bandwidth import TokenBucket
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError, IntegrityError, RefConflict
 from casstore.format import names
-from casstore.objects import MAX_HINTS
+from casstore.objects import MAX_HINTS, pack_target
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import FrameSource
 from casstore.ops.sync.needs import lacking, split
@@ -22,7 +22,6 @@ from casstore.ops.sync.planning import (
     RefToWrite,
     SyncPlan,
     conflict_of,
-    pack_target,
 )
 from casstore.ops.sync.ref_state import RefState, compare
 
@@ -42,9 +41,6 @@ GROUP_REFS = 256
 
 After a restart, refs with records need no second look; the two checks of a publish cost once per group.
 """
-
-UPLOADS = 6
-"""Packs that are sent at once: a single stream seldom fills a long link."""
 
 _BURST_SECONDS = 8
 _SMALLEST_PACK = 4 << 20
@@ -204,11 +200,11 @@ class _Job:
 
     def _publication(self) -> Publication:
         dst = self.plan.dst
-        target = pack_target(dst)
+        target = pack_target(dst.backend)
         if self.bandwidth_limit is not None:
             # A pack is sent as fast as the link allows; with smaller packs the average rate holds within a few seconds.
             target = min(target, max(_SMALLEST_PACK, int(self.bandwidth_limit * _BURST_SECONDS)))
-        return dst.publication(pack_target=target, uploads=UPLOADS if dst.backend.is_remote else None)
+        return dst.publication(pack_target=target)
 
     def _draft(self, ref: RefToWrite) -> Callable[[], Record]:
         dst = self.plan.dst

@@ -11,7 +11,7 @@ from casstore.concurrency.fan_out import ask_all
 from casstore.errors import ConfigError, IntegrityError, RefNotFound
 from casstore.format import names
 from casstore.format.rows import Kind
-from casstore.objects import PACK_TARGET, frame_sizes
+from casstore.objects import frame_sizes, pack_target
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import ranges_of
 from casstore.ops.sync.needs import Needs, needs_of, split
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from casstore.format.record import Record
     from casstore.objects import Damage
     from casstore.store.model_store import ModelStore
-
-REMOTE_PACK_TARGET = 32 << 20
-"""Bytes at which a pack for a remote store is closed: several are sent at once, each from a spool."""
 
 MAX_CONCURRENCY = 8
 """Requests that are under way at once, unless the caller says otherwise."""
@@ -157,7 +154,7 @@ def plan_sync(
         )
         for name, size in zip(to_write, moves.shares or [0] * len(to_write), strict=True)
     )
-    packs = -(-moves.bytes_stored // pack_target(dst))
+    packs = -(-moves.bytes_stored // pack_target(dst.backend))
     return SyncPlan(
         src=src,
         dst=dst,
@@ -216,11 +213,6 @@ def _lost(
 ) -> dict[bytes, CasstoreError]:
     """Return objects that `dst` lacks (`ObjectStore.missing`) and no pack of `src` holds."""
     return src.objects.absent(sorted(dst.objects.missing(ids, condemned=condemned)))
-
-
-def pack_target(dst: ModelStore) -> int:
-    """Return the size at which packs for this store are closed."""
-    return REMOTE_PACK_TARGET if dst.backend.is_remote else PACK_TARGET
 
 
 def _choose(src: ModelStore, refs: Sequence[str] | None, culprits: Culprits) -> dict[str, Record]:

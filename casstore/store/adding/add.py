@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore.digest import DIGEST_SIZE, digest
+from casstore.digest import digest
 from casstore.errors import IntegrityError, ObjectNotFound
-from casstore.format import canonical, marks, names
+from casstore.format import canonical, marks
 from casstore.format import manifest as manifest_format
-from casstore.format import record as record_format
 from casstore.format.manifest import ModelManifest, TreeEntry
-from casstore.format.record import Record
 from casstore.format.rows import Kind
-from casstore.objects import MAX_HINTS, encode_object
+from casstore.objects import encode_object
 from casstore.store.adding.bases.deltas import Deltas
 from casstore.store.adding.bases.policy import delta_policy
 from casstore.store.adding.claims import Claims
@@ -25,6 +23,7 @@ from casstore.store.adding.executable import own_bits
 from casstore.store.adding.ingest import Ingest
 from casstore.store.adding.sources import list_sources
 from casstore.store.dependencies import is_whole
+from casstore.store.record_limits import check_record
 from casstore.store.resolve import check_free, find_model_id, full_name, name_of_path
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from fsspec import Callback
 
+    from casstore.format.record import Record
     from casstore.objects import EncodedFrames
     from casstore.refs.refs import Refs
     from casstore.store.adding.exclusion import Exclusion
@@ -178,23 +178,6 @@ def _yield_to_rival(refs: Refs, record: Record) -> None:
         )
         refs.put(again)
     check_free(rival, record.target or b"")
-
-
-def check_record(name: str, metadata: dict[str, Any]) -> None:
-    """Raise ConfigError, before any work is done, for metadata that no record of `name` can hold."""
-    record_format.check_writable(
-        Record(
-            name=name,
-            seq=1,
-            write_id=bytes(names.WRITE_ID_SIZE),
-            time=0,
-            writer="",
-            target=bytes(DIGEST_SIZE),
-            inline=bytes(record_format.MAX_INLINE),
-            metadata=metadata,
-            packs=(bytes(DIGEST_SIZE),) * MAX_HINTS,
-        )
-    )
 
 
 def _executable(

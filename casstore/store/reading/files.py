@@ -16,7 +16,6 @@ from casstore.errors import CasstoreError, ConfigError, FormatError, TensorNotFo
 from casstore.format.spans import pack_spans
 from casstore.objects import BaseCache, batches
 from casstore.store.reading.model import some_of
-from casstore.tensors.dtypes import as_array, labelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -316,6 +315,9 @@ def read_tensor(layout: Layout, objects: ObjectStore, *, tensor: str, path: str)
     bf16 and fp8 come as the types of ml_dtypes if that is installed, else as unsigned integers of their width;
     block-quantised types as raw bytes. Raises TensorNotFound if the file has no such tensor.
     """
+    # With it come the parsers of all formats, which every command would load at its start.
+    from casstore.tensors.dtypes import as_array, labelled  # noqa: PLC0415
+
     span = _find_span(layout, tensor, path)
     return labelled(as_array(_read_span(layout, objects, span), span.dtype, span.shape), span.dtype)
 

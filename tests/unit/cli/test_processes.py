@@ -53,6 +53,21 @@ def test_help_loads_neither_the_store_nor_rich():
     assert done.stdout.decode().splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "arguments", [["ls"], ["show", "models/big"], ["tag", "best", "big"], ["rm", "models/big"]]
+)
+def test_commands_that_neither_add_nor_check_out_load_nothing_for_that(place, arguments):
+    heavy = {"rich", "fsspec", "pathspec", "pyfastcdc", "numpy.ma", "casstore.tensors", "casstore.ops.gc"}
+    program = (
+        "import sys\n"
+        "from casstore.cli import app\n"
+        f"try:\n    app({[*arguments, '--store', str(place)]!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print(sorted({heavy!r} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+    assert done.stdout.decode().splitlines()[-1] == "[]"
+
+
 def test_a_round_trip_by_the_installed_command(tmp_path):
     command = os.path.join(os.path.dirname(sys.executable), "casstore")
     (tmp_path / "model.bin").write_bytes(b"weights" * 1000)

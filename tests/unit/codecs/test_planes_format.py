@@ -112,6 +112,9 @@ def test_taking_runs_and_merging_them_is_exact_for_all_bit_patterns(implementati
     unaligned = np.empty(len(body) + 1, np.uint8)[1:]
     kernels.merge_runs(runs, stride=stride, sign=sign, out=unaligned)
     assert unaligned.tobytes() == body.tobytes()
+    assert kernels.merges_to(runs, stride=stride, sign=sign, expected=unaligned)
+    unaligned[data.draw(st.integers(0, len(body) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert not kernels.merges_to(runs, stride=stride, sign=sign, expected=unaligned)
 
 
 @given(data=st.data())
@@ -153,6 +156,8 @@ def test_equality_sees_every_byte(implementation, length):
         lambda c: c.merge(bytearray(8), 4, False, ((2, bytes(4), True), (2, bytes(4), False))),
         lambda c: c.merge(bytearray(8), 4, True, ((2, bytes(4), False), (2, bytes(4), False))),
         lambda c: c.merge(bytearray(9), 4, False, ((4, bytes(8), False),)),
+        lambda c: c.merges_to(bytes(8), 4, False, ((2, bytes(4), False), (2, bytes(3), False))),
+        lambda c: c.merges_to(bytes(9), 4, False, ((4, bytes(8), False),)),
         lambda c: c.repeats(b"", 1),
         lambda c: c.repeats(b"ab", 3),
     ],

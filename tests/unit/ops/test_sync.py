@@ -20,9 +20,10 @@ from casstore.errors import AccessDenied, ConfigError, MissingObject, RefNotFoun
 from casstore.format import marks, names
 from casstore.format.rows import Kind
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX
+from casstore.objects.publishing import pack_writer
 from casstore.objects.publishing import publication as publish
 from casstore.objects.publishing.pack_writer import encode_object
-from casstore.ops.sync import execute, execution, plan_sync, planning
+from casstore.ops.sync import execute, execution, plan_sync
 
 SHARED = noise(1, 300_000)
 BASE = model_of(shared=SHARED, own=noise(2, 200_000), config=b'{"a": 1}')
@@ -437,7 +438,7 @@ class TestOrder:
         assert_same(here.plain, there.plain)
 
     def test_packs_are_bounded_and_published_one_by_one(self, here, there, monkeypatch):
-        monkeypatch.setattr(planning, "PACK_TARGET", 1 << 20)
+        monkeypatch.setattr(pack_writer, "PACK_TARGET", 1 << 20)
         here.add("models/m", model_of(big=noise(4, 20 << 20)))
         report = sync(here.plain, there.broken())
         assert report.packs >= 4
@@ -446,8 +447,8 @@ class TestOrder:
         assert writes[-1] == "refs"
 
     def test_a_slow_link_holds_back_what_is_spooled_for_it(self, here, tmp_path, monkeypatch):
-        monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 128 << 10)
-        monkeypatch.setattr(execution, "UPLOADS", 2)
+        monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 128 << 10)
+        monkeypatch.setattr(pack_writer, "UPLOADS", 2)
         monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
         there = Side("objects", tmp_path)
         here.add("models/m", model_of(big=noise(4, 4 << 20)))
@@ -468,7 +469,7 @@ class TestOrder:
         assert most[0] <= 2 + 2  # on their way, the one that waits, and the one that is filled
 
     def test_a_slow_link_does_not_wait_for_a_full_pack(self, here, tmp_path, monkeypatch):
-        monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 1 << 20)
+        monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 1 << 20)
         monkeypatch.setattr("casstore.objects.publishing.pack_writer._FIRST_UPLOAD", 64 << 10)
         monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
         there = Side("objects", tmp_path)

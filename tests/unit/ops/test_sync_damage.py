@@ -10,7 +10,8 @@ from fakes.sync_stores import Side, source_files
 from casstore.errors import CasstoreError, FormatError
 from casstore.format import names
 from casstore.objects.keys import PACK_PREFIX, pack_key
-from casstore.ops.sync import execute, plan_sync, planning
+from casstore.objects.publishing import pack_writer
+from casstore.ops.sync import execute, plan_sync
 
 SHARED = noise(1, 100_000)
 MODELS = {
@@ -176,7 +177,7 @@ def test_a_damaged_pack_over_there_that_no_segment_covers(sides, monkeypatch):
 
 def test_many_culprits_in_one_group(tmp_path, monkeypatch):
     here, there = Side("memory", tmp_path), Side("memory", tmp_path)
-    monkeypatch.setattr(planning, "PACK_TARGET", 64 << 10)
+    monkeypatch.setattr(pack_writer, "PACK_TARGET", 64 << 10)
     for number in range(30):
         here.add(f"models/{number:02}", model_of(w=noise(number, 20_000)))
     bad = {f"models/{number:02}" for number in range(0, 30, 3)}

@@ -18,9 +18,10 @@ from casstore.errors import (
 )
 from casstore.format import names
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
+from casstore.objects.publishing import pack_writer
 from casstore.objects.publishing import publication as publish
 from casstore.ops.quarantine import quarantine_damaged
-from casstore.ops.sync import execute, execution, plan_sync, planning
+from casstore.ops.sync import execute, execution, plan_sync
 from casstore.ops.sync.ref_state import RefState
 
 TRIES = 12
@@ -68,8 +69,8 @@ _calls = {}
 @pytest.fixture(autouse=True)
 def several_packs(monkeypatch):
     """So that a sync has a middle."""
-    monkeypatch.setattr(planning, "PACK_TARGET", 256 << 10)
-    monkeypatch.setattr(planning, "REMOTE_PACK_TARGET", 256 << 10)
+    monkeypatch.setattr(pack_writer, "PACK_TARGET", 256 << 10)
+    monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 256 << 10)
     monkeypatch.setattr("casstore.ops.sync.frames.BLOCK", 128 << 10)
 
 
