@@ -1,0 +1,127 @@
+"""Files of models: `/REPO/resolve/REVISION/PATH`, whole or a range of bytes."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import aclosing
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from starlette.responses import Response, StreamingResponse
+
+from casstore.errors import MissingObject, PathNotFound
+from casstore.integrations.hub.errors import entry_not_found
+from casstore.integrations.hub.ranges import UnsatisfiableRange, parse_range
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+    from starlette.requests import Request
+
+    from casstore.format.layout import Layout
+    from casstore.integrations.hub.context import ServerContext
+    from casstore.integrations.hub.repositories import Commit
+    from casstore.integrations.hub.targets import FileTarget
+
+__all__ = ["PLAIN_HTTP_LIMIT", "serve_file"]
+
+PLAIN_HTTP_LIMIT = 50 * 10**9
+"""Bytes of a file beyond which huggingface_hub refuses plain HTTP (MAX_HTTP_DOWNLOAD_SIZE); curl and casstore do not."""
+
+_log = logging.getLogger("casstore")
+
+_CONTENT_HEADERS = {
+    # Whatever a model's files are, a browser must not run them with the rights of the page.
+    "Content-Type": "application/octet-stream",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Accept-Ranges": "bytes",
+    "Cache-Control": "no-cache",
+}
+
+
+async def serve_file(context: ServerContext, request: Request, target: FileTarget) -> Response:
+    """Answer GET or HEAD of one file. A HEAD waits until the file's hash is known; a GET never does.
+
+    Raises HubError for no such model, revision or file, and the store's errors.
+    """
+    commit, layout = await context.run(_look_up, context, target)
+    size, path = layout.size, target.path
+    if size > PLAIN_HTTP_LIMIT:
+        _warn_of_size(commit.repo, path)
+    lfs = commit.is_lfs(path, size)
+    etag = context.hashes.known(layout.file_id, size, lfs=lfs)
+    conditional = "if-none-match" in request.headers or "if-range" in request.headers
+    if etag is None and (request.method == "HEAD" or conditional):
+        etag = await context.hashes.of(layout, lfs=lfs, name=f"{commit.repo}/{path}")
+    headers = {
+        **_CONTENT_HEADERS,
+        "X-Repo-Commit": commit.sha,
+        "Content-Disposition": f"inline; filename*=UTF-8''{quote(path.rsplit('/', 1)[-1], safe='')}",
+        **({"ETag": f'"{etag}"'} if etag else {}),
+    }
+    if etag is not None and _names(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":
+        # Without its true length a client would write an empty file, and take it for the whole.
+        return Response(headers={**headers, "Content-Length": str(size)})
+    try:
+        found = parse_range(_wanted_range(request.headers, etag), size)
+    except UnsatisfiableRange:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    begin, end = found or (0, size)
+    headers["Content-Length"] = str(end - begin)
+    if found is not None:
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
+    body = context.pieces.read(layout, begin, end, name=f"{commit.repo}/{path}")
+    try:
+        # Before the headers leave, so that what cannot be read at all is an answer, and not a body that ends early.
+        first = await context.in_time(anext(body, b""))
+    except MissingObject:
+        await context.run(context.repositories.check_kept, commit)
+        raise  # Invariant 11: nobody has freed it, so this is damage.
+    return StreamingResponse(_with_first(first, body), status_code=206 if found else 200, headers=headers)
+
+
+async def _with_first(
+    first: memoryview | bytes, body: AsyncGenerator[memoryview]
+) -> AsyncIterator[memoryview | bytes]:
+    async with aclosing(body):
+        yield first
+        async for part in body:
+            yield part
+
+
+def _look_up(context: ServerContext, target: FileTarget) -> tuple[Commit, Layout]:
+    commit = context.repositories.commit(target.repo, target.revision)
+    model = context.repositories.model(commit)
+    try:
+        return commit, model.layout(target.path)
+    except PathNotFound:
+        raise entry_not_found(target.repo, target.path, commit.sha) from None
+
+
+def _wanted_range(headers: Mapping[str, str], etag: str | None) -> str | None:
+    """Return the Range header, unless it is for another version of the file (RFC 9110 §13.1.5)."""
+    condition = headers.get("if-range")
+    if condition is not None and condition.strip() != f'"{etag}"':
+        return None
+    return headers.get("range")
+
+
+def _names(header: str | None, etag: str) -> bool:
+    """Say whether an If-None-Match header names this file."""
+    if header is None:
+        return False
+    return any(item.strip().removeprefix("W/") in (f'"{etag}"', "*") for item in header.split(","))
+
+
+@lru_cache(maxsize=1024)
+def _warn_of_size(repo: str, path: str) -> None:
+    """Say, once for each file, that most clients will not take it."""
+    _log.warning(
+        "%s of %s has more than 50 GB: huggingface_hub refuses it over plain HTTP. Use `casstore get` or curl.",
+        path,
+        repo,
+    )
