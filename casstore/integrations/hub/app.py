@@ -21,6 +21,7 @@ from casstore.integrations.hub.errors import (
     repo_not_found,
 )
 from casstore.integrations.hub.metrics import ServerMetrics
+from casstore.integrations.hub.page.site import Site
 from casstore.integrations.hub.targets import ApiTarget, FileTarget, parse_target
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ class HubApp:
         self.context = context
         self.metrics = ServerMetrics()
         self._rules = rules
+        self._site = Site(context)
 
     def close(self) -> None:
         """End the threads."""
+        self._site.close()
         self.context.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,16 +89,18 @@ class HubApp:
             kind = {FileTarget: "file", ApiTarget: "api", type(None): "page"}[type(target)]
             return kind, await self._respond(request, target)
         except HubError as error:
-            return kind, error.response()
-        except RefNotFound:
-            return kind, repo_not_found(request.url.path).response()
+            found = error
+        except RefNotFound as error:
+            found = HubError(404, str(error), code="RepoNotFound")
         except CasstoreError as error:
             _log.warning("%s: %s", request.url.path, error)
-            return kind, as_hub_error(error).response()
+            found = as_hub_error(error)
         except Exception:  # noqa: BLE001 - whatever it is, the other requests go on
             # Invariant 11: the client gets an error, and whoever runs the server the reason.
             _log.exception("%s could not be answered", request.url.path)
-            return kind, HubError(500, "Something went wrong in this server: its log says what.").response()
+            found = HubError(500, "Something went wrong in this server: its log says what.")
+        is_page = kind == "page" and not request.url.path.startswith("/api/")
+        return kind, self._site.error(found) if is_page else found.response()
 
     async def _respond(self, request: Request, target: Target | None) -> Response:
         if isinstance(target, FileTarget):
@@ -111,7 +116,9 @@ class HubApp:
         if request.url.path == "/metrics":
             text = await self.metrics.text(self.context)
             return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-        raise nothing_here(request.url.path)
+        if request.url.path.startswith("/api/"):
+            raise nothing_here(request.url.path)
+        return await self._site.answer(request)
 
 
 def _target(request: Request) -> Target | None:

@@ -15,6 +15,7 @@ LONGEST = 512 << 10
 """Bytes of a card that are read; the rest is left out."""
 
 _LONGEST_DATA = 64 << 10
+_DEEPEST = 20
 _MARK = "---"
 
 
@@ -50,7 +51,12 @@ def parse_card(data: bytes) -> ModelCard:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values without aliases: a few of those can stand for more than fits into memory."""
+    """Plain values without aliases, of which a few can stand for more than fits into memory, and not nested without end."""
+
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        if self.flow_level > _DEEPEST:  # The time that it takes grows with the square.
+            raise yaml.YAMLError("lists are nested too deep")
+        super().fetch_flow_collection_start(kind)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import aclosing
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -31,9 +32,17 @@ PLAIN_HTTP_LIMIT = 50 * 10**9
 
 _log = logging.getLogger("casstore")
 
+_PICTURES = {
+    ".gif": "image/gif",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+"""Types that cannot run anything: model cards show them."""
+
 _CONTENT_HEADERS = {
     # Whatever a model's files are, a browser must not run them with the rights of the page.
-    "Content-Type": "application/octet-stream",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "Accept-Ranges": "bytes",
@@ -57,6 +66,7 @@ async def serve_file(context: ServerContext, request: Request, target: FileTarge
         etag = await context.hashes.of(layout, lfs=lfs, name=f"{commit.repo}/{path}")
     headers = {
         **_CONTENT_HEADERS,
+        "Content-Type": _PICTURES.get(os.path.splitext(path)[1].lower(), "application/octet-stream"),
         "X-Repo-Commit": commit.sha,
         "Content-Disposition": f"inline; filename*=UTF-8''{quote(path.rsplit('/', 1)[-1], safe='')}",
         **({"ETag": f'"{etag}"'} if etag else {}),
