@@ -40,6 +40,11 @@ _NEEDS = "casstore serve needs packages of its own: install casstore[serve]."
     show_default=True,
     help="Connections at a time.",
 )
+@click.option(
+    "--upstream",
+    metavar="URL",
+    help="Be a mirror of this hub: fetch from it what the store lacks, and add that to the store.",
+)
 def run(
     out: Session,
     *,
@@ -48,6 +53,7 @@ def run(
     token_file: str | None,
     allow_host: tuple[str, ...],
     max_clients: int,
+    upstream: str | None,
 ) -> None:
     """Serve the models to huggingface_hub, over HTTP.
 
@@ -58,18 +64,27 @@ def run(
         from casstore.integrations.hub import access, server  # noqa: PLC0415
         from casstore.integrations.hub.app import HubApp  # noqa: PLC0415
         from casstore.integrations.hub.context import ServerContext  # noqa: PLC0415
+        from casstore.integrations.hub.upstream import UpstreamHub  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "casstore":
             raise
         raise ConfigError(_NEEDS) from error
     tokens = access.read_tokens(token_file) if token_file else ()
-    with out.open(read_only=True) as store, closing(server.bind(host, port)) as listener:
+    hub = UpstreamHub(upstream) if upstream else None
+    with (
+        out.open(read_only=True) if hub is None else out.open_to_fill() as store,
+        closing(server.bind(host, port)) as listener,
+    ):
         rules = server.rules_for(host, allowed=allow_host, tokens=tokens)
-        with closing(HubApp(ServerContext.of(store), rules)) as app:
+        context = ServerContext.of(store)
+        if hub is not None:
+            context.mirror_of(hub)
+        with closing(HubApp(context, rules)) as app:
             url = server.address_url(listener)
+            of = f", a mirror of {hub.url}," if hub else ""
             out.report(
-                {"url": url, "store": store.backend.url},
-                f"Serving {store.backend.url} at {url}. Ctrl-C ends it.",
+                {"url": url, "store": store.backend.url, "upstream": hub.url if hub else None},
+                f"Serving {store.backend.url}{of} at {url}. Ctrl-C ends it.",
             )
             sys.stdout.flush()  # Whoever reads a pipe wants the address now.
             _log_requests(out)

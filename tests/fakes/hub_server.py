@@ -16,6 +16,7 @@ from fakes.model_files import safetensors_bytes
 from casstore.integrations.hub import server
 from casstore.integrations.hub.app import HubApp
 from casstore.integrations.hub.context import ServerContext
+from casstore.integrations.hub.upstream import UpstreamHub
 
 CARD = """---
 license: apache-2.0
@@ -42,13 +43,23 @@ def write_model(folder, seed=0, *, rows=700):
 
 
 @contextmanager
-def hub_server(store, *, tokens=(), host="127.0.0.1", allowed=(), max_clients=server.MAX_CLIENTS, **options):
-    """Serve an open store; yields the app, whose `url` is where it listens."""
+def hub_server(
+    store,
+    *,
+    tokens=(),
+    host="127.0.0.1",
+    allowed=(),
+    max_clients=server.MAX_CLIENTS,
+    upstream=None,
+    **options,
+):
+    """Serve an open store, as a mirror of the URL `upstream`; yields the app, whose `url` is where it listens."""
+    context = ServerContext.of(store, **options)
+    if upstream is not None:
+        context.mirror_of(UpstreamHub(upstream))
     with (
         closing(server.bind(host, 0)) as listener,
-        closing(
-            HubApp(ServerContext.of(store, **options), server.rules_for(host, allowed=allowed, tokens=tokens))
-        ) as app,
+        closing(HubApp(context, server.rules_for(host, allowed=allowed, tokens=tokens))) as app,
     ):
         app.url = server.address_url(listener)
         app.server = server.make_server(app, max_clients=max_clients)

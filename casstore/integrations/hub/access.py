@@ -73,6 +73,11 @@ class AccessRules:
             )
         return True
 
+    def caller(self, headers: Headers) -> str | None:
+        """Return the token that a caller brought for another hub; none where this server asks for tokens of its own."""
+        header = headers.get("authorization", "")
+        return None if self.tokens or not header.lower().startswith("bearer ") else header[7:].strip() or None
+
 
 def read_tokens(path: str | os.PathLike[str]) -> tuple[bytes, ...]:
     """Return the BLAKE3 of each token in a file, one on a line; empty lines and those that begin with # do not count.

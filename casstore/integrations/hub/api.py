@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode
 
 from starlette.responses import JSONResponse
 
+from casstore.errors import BackendUnavailable
 from casstore.integrations.hub import values
-from casstore.integrations.hub.card import CARD, LONGEST, ModelCard, parse_card
 from casstore.integrations.hub.errors import (
     HubError,
     bad_request,
@@ -18,6 +20,7 @@ from casstore.integrations.hub.errors import (
     read_only,
     repo_not_found,
 )
+from casstore.integrations.hub.pending import PendingSnapshot
 from casstore.integrations.hub.repositories import MODELS
 from casstore.integrations.hub.slow_json import slow_json
 from casstore.integrations.hub.targets import MAIN, is_reachable
@@ -28,13 +31,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from casstore.format.manifest import TreeEntry
     from casstore.integrations.hub.context import ServerContext
-    from casstore.integrations.hub.repositories import Commit
+    from casstore.integrations.hub.snapshots import Snapshot
     from casstore.integrations.hub.targets import ApiTarget
-    from casstore.store.reading.model import Model
 
-__all__ = ["answer", "read_card"]
+__all__ = ["answer"]
 
 _PAGE = 1000
 """Entries of one page, as on the Hub."""
@@ -42,6 +43,7 @@ _PAGE = 1000
 _FOLLOWS_NO_LINKS = "llama"
 """In the User-Agent of llama.cpp, which reads the first page only: it gets everything in one."""
 
+_TRUE = ("1", "true")
 _LONGEST_BODY = 4 << 20
 _BODY_SECONDS = 30
 
@@ -103,82 +105,89 @@ async def _models(context: ServerContext, request: Request) -> Response:
 
 
 async def _info(context: ServerContext, request: Request, target: ApiTarget) -> Response:
-    commit, model = await context.run(_look_up, context, target)
-    card = await context.run(read_card, context, model)
-    value = values.model_value(commit, model.tree.files, card)
+    snapshot = await context.snapshot(request, target.repo, target.revision or MAIN)
     query = request.query_params
     wanted = set(query.getlist("expand") + query.getlist("expand[]"))
-    if "safetensors" in wanted or "gguf" in wanted:
-        value |= await context.run(_parameters, model)
-    if "usedStorage" in wanted:
-        value["usedStorage"] = model.tree.size
+    value = await snapshot.info(wanted)
     if wanted:
         value = {name: item for name, item in value.items() if name in wanted | {"_id", "id"}}
-    if query.get("blobs", "").lower() not in ("1", "true"):
+    if query.get("blobs", "").lower() not in _TRUE:
         return JSONResponse(value)
 
     async def with_blobs() -> Any:
-        files = await _file_values(context, commit, model, model.tree.files)
+        files = await snapshot.files(snapshot.paths)
         return value | {"siblings": [values.sibling_value(item) for item in files]}
 
     return await slow_json(with_blobs())
 
 
 async def _tree(context: ServerContext, request: Request, target: ApiTarget) -> Response:
-    commit, model = await context.run(_look_up, context, target)
+    snapshot = await context.snapshot(request, target.repo, target.revision or MAIN)
     query = request.query_params
-    recursive = query.get("recursive", "").lower() in ("1", "true")
-    folders = values.folder_values(model.tree.entries)
-    prefix = f"{target.rest}/" if target.rest else ""
+    recursive = query.get("recursive", "").lower() in _TRUE
+    folders = snapshot.folders()
     if target.rest and target.rest not in folders:
-        raise entry_not_found(target.repo, target.rest, commit.sha)
-    listed: list[TreeEntry | dict[str, Any]] = [
-        folder
-        for path, folder in sorted(folders.items())
+        raise entry_not_found(target.repo, target.rest, snapshot.sha)
+    prefix = f"{target.rest}/" if target.rest else ""
+    listed = [
+        path
+        for path in (*sorted(folders), *snapshot.paths)
         if path.startswith(prefix) and (recursive or "/" not in path[len(prefix) :])
-    ]
-    listed += [
-        entry
-        for entry in model.tree.files
-        if entry.path.startswith(prefix) and (recursive or "/" not in entry.path[len(prefix) :])
     ]
     limit = _number(query.get("limit"), _PAGE)
     if _FOLLOWS_NO_LINKS in request.headers.get("user-agent", "").lower():
         limit = len(listed)
     shown, headers = _page(request, listed, limit=limit)
-    expand = query.get("expand", "").lower() in ("1", "true")
-    return await slow_json(_entry_values(context, commit, model, shown, expand=expand), headers=headers)
+    expand = query.get("expand", "").lower() in _TRUE
+    return await slow_json(_entries(snapshot, shown, folders, expand=expand), headers=headers)
 
 
 async def _paths_info(context: ServerContext, request: Request, target: ApiTarget) -> Response:
     body = await _body(request)
+    paths: Any
     if request.headers.get("content-type", "").startswith("application/json"):
         try:
-            said = await request.json() if body else {}
+            said = json.loads(body) if body else {}
         except ValueError:
             raise bad_request("The body is not JSON.") from None
         said = said if isinstance(said, dict) else {}
         paths, expand = said.get("paths"), bool(said.get("expand"))
     else:
         form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
-        paths, expand = form.get("paths", []), form.get("expand", ["false"])[0].lower() in ("1", "true")
+        paths, expand = form.get("paths", []), form.get("expand", ["false"])[0].lower() in _TRUE
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise bad_request("`paths` is a list of paths.")
-    commit, model = await context.run(_look_up, context, target)
-    folders = values.folder_values(model.tree.entries)
-    files = {entry.path: entry for entry in model.tree.files}
-    names = [path.strip("/") for path in dict.fromkeys(paths)]
-    found = [files.get(name) or folders.get(name) for name in names]
-    return await slow_json(
-        _entry_values(context, commit, model, [item for item in found if item is not None], expand=expand)
-    )
+    snapshot = await context.snapshot(request, target.repo, target.revision or MAIN)
+    folders, files = snapshot.folders(), set(snapshot.paths)
+    names = dict.fromkeys(path.strip("/") for path in paths)
+    found = [name for name in names if name in folders or name in files]
+    return await slow_json(_entries(snapshot, found, folders, expand=expand))
 
 
-async def _refs(context: ServerContext, _: Request, target: ApiTarget) -> Response:
+async def _entries(
+    snapshot: Snapshot, paths: Sequence[str], folders: dict[str, dict[str, Any]], *, expand: bool
+) -> list[dict[str, Any]]:
+    """Return the values of files and folders, in this order."""
+    files = iter(await snapshot.files([path for path in paths if path not in folders]))
+    listed = [dict(folders[path]) if path in folders else next(files) for path in paths]
+    if expand:
+        for item in listed:
+            item["lastCommit"] = snapshot.last_commit()
+    return listed
+
+
+async def _refs(context: ServerContext, request: Request, target: ApiTarget) -> Response:
     if target.revision:
-        raise nothing_here(f"{target.repo}/refs/{target.revision}")
+        raise nothing_here(request.url.path)
+    if context.mirror is not None:
+        caller = request.scope.get("casstore_caller")
+        with suppress(BackendUnavailable):  # Invariant 8: the other hub is away, and the store knows its own.
+            found = await context.mirror.ask(target.repo, f"/api/models/{target.repo}/refs", caller)
+            if found is not None:
+                return JSONResponse(found)
     commit = await context.run(context.repositories.commit, target.repo)
+    context.repositories.check_public(commit.record)
     tags = await context.run(context.repositories.tags, target.repo)
     return JSONResponse(
         {
@@ -191,7 +200,9 @@ async def _refs(context: ServerContext, _: Request, target: ApiTarget) -> Respon
 
 
 async def _commits(context: ServerContext, request: Request, target: ApiTarget) -> Response:
-    commit = await context.run(context.repositories.commit, target.repo, target.revision or MAIN)
+    commit = await context.revision(request, target.repo, target.revision or MAIN)
+    if isinstance(commit, PendingSnapshot):
+        commit = await commit.arrival()
     history = await context.run(context.repositories.history, commit)
     shown, headers = _page(request, history, limit=_number(request.query_params.get("limit"), _PAGE))
     return JSONResponse(
@@ -205,7 +216,7 @@ async def _auth_check(context: ServerContext, request: Request, target: ApiTarge
         raise read_only()
     if target.revision:
         raise nothing_here(request.url.path)
-    await context.run(context.repositories.commit, target.repo)
+    await context.revision(request, target.repo, MAIN)
     return JSONResponse({})
 
 
@@ -236,71 +247,6 @@ _ACTIONS: dict[str, Callable[[ServerContext, Request, ApiTarget], Awaitable[Resp
     "commits": _commits,
     "auth-check": _auth_check,
 }
-
-
-def read_card(context: ServerContext, model: Model) -> ModelCard:
-    """Return the card of a model, an empty one if it has none; reads the store, so call it in a thread."""
-    if not any(entry.path == CARD for entry in model.tree.files):
-        return ModelCard()
-    layout = model.layout(CARD)
-    end = min(layout.size, LONGEST)
-    return parse_card(bytes(context.store.read_part(layout, 0, end, name=CARD)) if end else b"")
-
-
-def _look_up(context: ServerContext, target: ApiTarget) -> tuple[Commit, Model]:
-    commit = context.repositories.commit(target.repo, target.revision or MAIN)
-    return commit, context.repositories.model(commit)
-
-
-async def _entry_values(
-    context: ServerContext,
-    commit: Commit,
-    model: Model,
-    shown: Sequence[TreeEntry | dict[str, Any]],
-    *,
-    expand: bool,
-) -> list[dict[str, Any]]:
-    files = [item for item in shown if not isinstance(item, dict)]
-    found = iter(await _file_values(context, commit, model, files))
-    listed = [dict(item) if isinstance(item, dict) else next(found) for item in shown]
-    if expand:
-        for item in listed:
-            item["lastCommit"] = values.last_commit_value(commit)
-    return listed
-
-
-async def _file_values(
-    context: ServerContext, commit: Commit, model: Model, files: Sequence[TreeEntry]
-) -> list[dict[str, Any]]:
-    """Return files with their hashes, which are computed where they are not known."""
-
-    async def hash_of(entry: TreeEntry) -> str:
-        lfs = commit.is_lfs(entry.path, entry.size)
-        assert entry.file_id is not None
-        found = context.hashes.known(entry.file_id, entry.size, lfs=lfs)
-        if found is None:
-            layout = await context.run(model.layout, entry.path)
-            found = await context.hashes.of(layout, lfs=lfs, name=f"{commit.repo}/{entry.path}")
-        return found
-
-    hashes = await asyncio.gather(*(hash_of(entry) for entry in files))
-    return [
-        values.file_value(entry, found, lfs=commit.is_lfs(entry.path, entry.size))
-        for entry, found in zip(files, hashes, strict=True)
-    ]
-
-
-def _parameters(model: Model) -> dict[str, Any]:
-    """Return how many elements of each type a model has in safetensors, as the Hub counts them."""
-    counts: dict[str, int] = {}
-    positions = [at for at, entry in enumerate(model.tree.files) if entry.path.endswith(".safetensors")]
-    for layout in model.layouts_at(positions):
-        for span in layout.spans:
-            elements = 1
-            for length in span.shape:
-                elements *= length
-            counts[span.dtype] = counts.get(span.dtype, 0) + elements
-    return {"safetensors": {"parameters": counts, "total": sum(counts.values())}} if counts else {}
 
 
 async def _body(request: Request) -> bytes:

@@ -44,6 +44,8 @@ class HubApp:
         self.metrics = ServerMetrics()
         self._rules = rules
         self._site = Site(context)
+        if context.mirror is not None:
+            context.mirror.told = lambda result: self.metrics.mirrored.labels(result).inc()
 
     def close(self) -> None:
         """End the threads."""
@@ -85,6 +87,7 @@ class HubApp:
         try:
             self._rules.check_host(request.headers)
             request.scope["casstore_token"] = self._rules.check_token(request.headers)
+            request.scope["casstore_caller"] = self._rules.caller(request.headers)
             target = _target(request)
             kind = {FileTarget: "file", ApiTarget: "api", type(None): "page"}[type(target)]
             return kind, await self._respond(request, target)

@@ -12,8 +12,11 @@ from urllib.parse import quote
 from starlette.responses import Response, StreamingResponse
 
 from casstore.errors import MissingObject, PathNotFound
+from casstore.format import layout as layout_format
 from casstore.integrations.hub.errors import entry_not_found
+from casstore.integrations.hub.pending import PendingSnapshot
 from casstore.integrations.hub.ranges import UnsatisfiableRange, parse_range
+from casstore.integrations.hub.upstream import LAYOUT_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -29,6 +32,9 @@ __all__ = ["PLAIN_HTTP_LIMIT", "serve_file"]
 
 PLAIN_HTTP_LIMIT = 50 * 10**9
 """Bytes of a file beyond which huggingface_hub refuses plain HTTP (MAX_HTTP_DOWNLOAD_SIZE); curl and casstore do not."""
+
+_WITH_LAYOUT = 256 << 10
+"""Bytes of a file from which on another casstore gets its layout when it asks for that; smaller ones it fetches whole."""
 
 _log = logging.getLogger("casstore")
 
@@ -55,7 +61,13 @@ async def serve_file(context: ServerContext, request: Request, target: FileTarge
 
     Raises HubError for no such model, revision or file, and the store's errors.
     """
-    commit, layout = await context.run(_look_up, context, target)
+    found = await context.revision(request, target.repo, target.revision)
+    if isinstance(found, PendingSnapshot):
+        if request.method == "HEAD" or found.file(target.path) is None:
+            return _pending_head(found, target.path)
+        found = await found.arrival()
+    commit = found
+    layout = await context.run(_layout, context, commit, target.path)
     size, path = layout.size, target.path
     if size > PLAIN_HTTP_LIMIT:
         _warn_of_size(commit.repo, path)
@@ -73,16 +85,18 @@ async def serve_file(context: ServerContext, request: Request, target: FileTarge
     }
     if etag is not None and _names(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
+    if request.method == "GET" and size >= _WITH_LAYOUT and LAYOUT_TYPE in request.headers.get("accept", ""):
+        return Response(layout_format.encode(layout), media_type=LAYOUT_TYPE, headers={"Vary": "Accept"})
     if request.method == "HEAD":
         # Without its true length a client would write an empty file, and take it for the whole.
         return Response(headers={**headers, "Content-Length": str(size)})
     try:
-        found = parse_range(_wanted_range(request.headers, etag), size)
+        part = parse_range(_wanted_range(request.headers, etag), size)
     except UnsatisfiableRange:
         return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
-    begin, end = found or (0, size)
+    begin, end = part or (0, size)
     headers["Content-Length"] = str(end - begin)
-    if found is not None:
+    if part is not None:
         headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
     body = context.pieces.read(layout, begin, end, name=f"{commit.repo}/{path}")
     try:
@@ -91,7 +105,7 @@ async def serve_file(context: ServerContext, request: Request, target: FileTarge
     except MissingObject:
         await context.run(context.repositories.check_kept, commit)
         raise  # Invariant 11: nobody has freed it, so this is damage.
-    return StreamingResponse(_with_first(first, body), status_code=206 if found else 200, headers=headers)
+    return StreamingResponse(_with_first(first, body), status_code=206 if part else 200, headers=headers)
 
 
 async def _with_first(
@@ -103,13 +117,27 @@ async def _with_first(
             yield part
 
 
-def _look_up(context: ServerContext, target: FileTarget) -> tuple[Commit, Layout]:
-    commit = context.repositories.commit(target.repo, target.revision)
-    model = context.repositories.model(commit)
+def _layout(context: ServerContext, commit: Commit, path: str) -> Layout:
     try:
-        return commit, model.layout(target.path)
+        return context.repositories.model(commit).layout(path)
     except PathNotFound:
-        raise entry_not_found(target.repo, target.path, commit.sha) from None
+        raise entry_not_found(commit.repo, path, commit.sha) from None
+
+
+def _pending_head(pending: PendingSnapshot, path: str) -> Response:
+    """Say of a file that is on its way what is known; raises HubError if there is none."""
+    file = pending.file(path)
+    if file is None:
+        raise entry_not_found(pending.repo, path, pending.sha)
+    return Response(
+        headers={
+            **_CONTENT_HEADERS,
+            "Content-Type": "application/octet-stream",
+            "X-Repo-Commit": pending.sha,
+            "ETag": f'"{file.found}"',
+            "Content-Length": str(file.size),
+        }
+    )
 
 
 def _wanted_range(headers: Mapping[str, str], etag: str | None) -> str | None:

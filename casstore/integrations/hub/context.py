@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,14 +12,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.errors import BackendUnavailable
 from casstore.integrations.hub.hashes import FileHashes
+from casstore.integrations.hub.mirror import Mirror
+from casstore.integrations.hub.pending import PendingSnapshot
 from casstore.integrations.hub.pieces import PieceReader
 from casstore.integrations.hub.repositories import Repositories
+from casstore.integrations.hub.snapshots import StoredSnapshot
 from casstore.machine.state import machine_folder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from starlette.requests import Request
+
     from casstore.api.store import Store
+    from casstore.integrations.hub.repositories import Commit
+    from casstore.integrations.hub.snapshots import Snapshot
+    from casstore.integrations.hub.upstream import UpstreamHub
 
 T = TypeVar("T")
 
@@ -37,6 +46,7 @@ class ServerContext:
     repositories: Repositories
     hashes: FileHashes
     pieces: PieceReader
+    mirror: Mirror | None = None
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="casstore-serve")
     )
@@ -54,6 +64,28 @@ class ServerContext:
             FileHashes(store, None if folder is None else os.path.join(folder, "hub")),
             PieceReader(store),
         )
+
+    def mirror_of(self, upstream: UpstreamHub) -> None:
+        """Look for what the store lacks at another hub; the store must not be read-only."""
+        folder = self.hashes.folder or os.path.join(tempfile.gettempdir(), "casstore-hub")
+        self.mirror = Mirror(
+            self.store, self.repositories, self.hashes, upstream, folder=os.path.join(folder, "fetching")
+        )
+
+    async def revision(self, request: Request, repo: str, revision: str) -> Commit | PendingSnapshot:
+        """Return what a revision of a repository is for whoever asks. Raises HubError."""
+        if self.mirror is not None:
+            return await self.mirror.find(repo, revision, request.scope.get("casstore_caller"))
+        commit = await self.run(self.repositories.commit, repo, revision)
+        self.repositories.check_public(commit.record)
+        return commit
+
+    async def snapshot(self, request: Request, repo: str, revision: str) -> Snapshot:
+        """Return what the API needs to know of a revision of a repository. Raises HubError."""
+        found = await self.revision(request, repo, revision)
+        if isinstance(found, PendingSnapshot):
+            return found
+        return StoredSnapshot(self, found, await self.run(self.repositories.model, found))
 
     async def run(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Return what `work` does in a thread: everything that reads the store. Raises as `in_time` does."""
@@ -73,6 +105,8 @@ class ServerContext:
 
     def close(self) -> None:
         """End the threads."""
+        if self.mirror is not None:
+            self.mirror.close()
         self._threads.shutdown(cancel_futures=True)
         self.hashes.close()
         self.pieces.close()

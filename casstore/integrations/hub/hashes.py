@@ -36,7 +36,7 @@ class FileHashes:
 
     def __init__(self, store: Store, folder: str | None) -> None:
         self._store = store
-        self._folder = folder
+        self.folder = folder
         self._known: OrderedDict[tuple[str, bytes], str] = OrderedDict()
         self._tasks: dict[tuple[str, bytes], asyncio.Task[str]] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="casstore-serve-hash")
@@ -76,11 +76,18 @@ class FileHashes:
             task.add_done_callback(lambda done: self._finished(key, done))
         return await asyncio.shield(task)
 
+    def learn(self, file_id: bytes, size: int, found: str, lfs: bool) -> None:  # noqa: FBT001 - called in a thread
+        """Take a hash that was computed elsewhere, with all bytes at hand."""
+        key = _key(file_id, lfs=lfs)
+        self._remember(key, found)
+        if size >= LFS_SIZE and self.folder is not None:
+            self._keep(key, found)
+
     async def _compute(self, key: tuple[str, bytes], layout: Layout, name: str) -> str:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._threads, self._read, key[0], layout, name)
         self._remember(key, found)
-        if layout.size >= LFS_SIZE and self._folder is not None:
+        if layout.size >= LFS_SIZE and self.folder is not None:
             await loop.run_in_executor(self._threads, self._keep, key, found)
         return found
 
@@ -103,7 +110,7 @@ class FileHashes:
 
     def _kept(self, key: tuple[str, bytes]) -> str | None:
         """Return what this machine has kept; None for nothing, and for anything that was not written whole."""
-        if self._folder is None:
+        if self.folder is None:
             return None
         try:
             with open(self._path(key), encoding="ascii") as file:
@@ -122,9 +129,9 @@ class FileHashes:
                 file.write((found + _check(key, found)).encode("ascii"))
 
     def _path(self, key: tuple[str, bytes]) -> str:
-        assert self._folder is not None
+        assert self.folder is not None
         name = key[1].hex()
-        return os.path.join(self._folder, key[0], name[:2], name)
+        return os.path.join(self.folder, key[0], name[:2], name)
 
 
 def git_sha1(data: bytes) -> str:

@@ -1,7 +1,8 @@
 """Which model of the store a repository and a revision of the Hub mean.
 
 The repository `org/name` is the ref `models/org/name`. Its revision `main` is what the ref names now; a commit is any value
-that it has had, as far as the store still knows; a tag of the store is a revision of each repository that has had its model.
+that it has had, as far as the store still knows; a tag of the store is a revision of each repository that has had its model,
+and `tags/org/name/x` is the revision `x` of `org/name`.
 Clients accept 40 hex digits as a commit and take anything else for the name of a branch, so a commit is the first 40 of the model id.
 """
 
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
     from casstore.refs.rows import RefRow
     from casstore.store.reading.model import Model
 
-__all__ = ["COMMIT_SIZE", "LFS_SIZE", "Commit", "Repositories", "commit_of"]
+__all__ = [
+    "COMMIT_SIZE",
+    "HUB",
+    "LFS_SIZE",
+    "MODELS",
+    "TAGS",
+    "Commit",
+    "Repositories",
+    "commit_of",
+    "hub_note",
+    "is_commit",
+]
 
 T = TypeVar("T")
 
@@ -88,28 +100,37 @@ class Repositories:
 
     def commit(self, repo: str, revision: str = MAIN) -> Commit:
         """Return what a revision of a repository means; raise HubError where there is no such one."""
-        newest = self._value(MODELS + repo)
-        if newest is None:
-            raise repo_not_found(repo)
         for prefix in _PREFIXES:
             revision = revision.removeprefix(prefix)
-        if revision in ("", MAIN):
+        newest = self.value(MODELS + repo)
+        if newest is not None:
+            found = self._of(repo, revision or MAIN, newest)
+            if found is not None:
+                return found
+        # A tag below the name of a repository is a revision of that one, whatever else it has been.
+        own = self.value(f"{TAGS}{repo}/{revision}")
+        if own is not None:
+            return Commit(repo, own)
+        raise repo_not_found(repo) if newest is None else revision_not_found(repo, revision)
+
+    def _of(self, repo: str, revision: str, newest: Record) -> Commit | None:
+        if revision == MAIN:
             return Commit(repo, newest)
-        if _COMMIT.fullmatch(revision):
+        if is_commit(revision):
             found = next((item for item in self._commits(repo, newest) if _is(item, revision)), None)
             if found is not None:
                 return found
-        tag = self._value(TAGS + revision)
+        tag = self.value(TAGS + revision)
         if tag is not None:
             for item in self._commits(repo, newest):
                 if item.record.target == tag.target:
                     return item
-        raise revision_not_found(repo, revision)
+        return None
 
     def history(self, commit: Commit) -> list[Commit]:
         """Return a commit and those before it, the newest first, each once."""
         found: dict[str, Commit] = {}
-        newest = self._value(MODELS + commit.repo)
+        newest = self.value(MODELS + commit.repo)
         for item in self._commits(commit.repo, newest or commit.record):
             found.setdefault(item.sha, item)
         shas = list(found)
@@ -117,16 +138,36 @@ class Repositories:
 
     def tags(self, repo: str) -> list[tuple[str, Commit]]:
         """Return the tags that are revisions of a repository, with their commits, by name."""
-        newest = self._value(MODELS + repo)
-        if newest is None:
-            raise repo_not_found(repo)
-        had = {item.record.target: item for item in self._commits(repo, newest)}
-        rows = sorted(self.rows(TAGS), key=lambda row: row.name)
-        return [(row.name.removeprefix(TAGS), had[row.target]) for row in rows if row.target in had]
+        newest = self.value(MODELS + repo)
+        had = {} if newest is None else {item.record.target: item for item in self._commits(repo, newest)}
+        own = f"{TAGS}{repo}/"
+        found = {}
+        for row in self.rows(TAGS):
+            if row.name.startswith(own):
+                found[row.name.removeprefix(own)] = self.commit(repo, row.name.removeprefix(own))
+            elif row.target in had:
+                found[row.name.removeprefix(TAGS)] = had[row.target]
+        return sorted(found.items())
 
     def rows(self, prefix: str = MODELS) -> list[RefRow]:
-        """Return the refs whose names start with a prefix, the one that was written last first."""
-        return self._remembered(f"rows {prefix}", lambda: self.store.find(prefix))
+        """Return the refs whose names start with a prefix and that everybody may read, the one that was written last first."""
+        return self._remembered(
+            f"rows {prefix}",
+            lambda: [row for row in self.store.find(prefix) if not _is_private(row.metadata)],
+        )
+
+    def check_public(self, record: Record) -> None:
+        """Raise HubError for a model that another hub gave to somebody in particular, as if it were not there."""
+        if _is_private(record.metadata):
+            raise repo_not_found(record.name.partition("/")[2])
+
+    def private_names(self) -> frozenset[str]:
+        """Return the names of refs that not everybody may read."""
+        rows = self._remembered(
+            "private",
+            lambda: [row.name for row in self.store.find() if row.metadata and _is_private(row.metadata)],
+        )
+        return frozenset(rows)
 
     def model(self, commit: Commit) -> Model:
         """Return what a commit consists of; raises as `check_kept` does, and IntegrityError for damage."""
@@ -155,7 +196,8 @@ class Repositories:
             if record.target is not None and record.write_id != newest.write_id:
                 yield Commit(repo, record)
 
-    def _value(self, name: str) -> Record | None:
+    def value(self, name: str) -> Record | None:
+        """Return the record of a ref, None if there is none."""
         try:
             names.check_name(name)
         except ConfigError:
@@ -178,10 +220,19 @@ class Repositories:
         return value
 
 
+def is_commit(revision: str) -> bool:
+    """Say whether a revision is a commit, or a whole model id, rather than a name."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
 def hub_note(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return what a record says of the hub that its model came from; anyone may have written it."""
     note = metadata.get(HUB)
     return note if isinstance(note, dict) else {}
+
+
+def _is_private(metadata: dict[str, Any]) -> bool:
+    return bool(hub_note(metadata).get("private"))
 
 
 def commit_of(target: bytes | None, metadata: dict[str, Any]) -> str:

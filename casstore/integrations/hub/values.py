@@ -13,9 +13,8 @@ from casstore.integrations.hub.repositories import COMMIT_SIZE, commit_of
 from casstore.store.times import utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from casstore.format.manifest import TreeEntry
     from casstore.integrations.hub.card import ModelCard
     from casstore.integrations.hub.repositories import Commit
     from casstore.refs.rows import RefRow
@@ -41,11 +40,11 @@ def row_value(repo: str, row: RefRow) -> dict[str, Any]:
     return _base_value(repo, commit_of(row.target, row.metadata), row.time)
 
 
-def model_value(commit: Commit, entries: Iterable[TreeEntry], card: ModelCard) -> dict[str, Any]:
+def model_value(commit: Commit, paths: Iterable[str], card: ModelCard) -> dict[str, Any]:
     """Return a model with the names of its files; `card` is what its README.md says."""
     value = _base_value(commit.repo, commit.sha, commit.record.time)
     tags = [*card.words("tags"), *(f"license:{name}" for name in card.words("license"))]
-    value |= {"tags": tags, "siblings": [{"rfilename": entry.path} for entry in entries]}
+    value |= {"tags": tags, "siblings": [{"rfilename": path} for path in paths]}
     if card.data:
         value["cardData"] = card.data
     for name in ("pipeline_tag", "library_name"):
@@ -54,13 +53,13 @@ def model_value(commit: Commit, entries: Iterable[TreeEntry], card: ModelCard) -
     return value
 
 
-def file_value(entry: TreeEntry, found: str, *, lfs: bool) -> dict[str, Any]:
+def file_value(path: str, size: int, found: str, *, lfs: bool) -> dict[str, Any]:
     """Return a file of a tree; `found` is its SHA-256 if it counts as one of Git LFS, else git's SHA-1 of it."""
-    value: dict[str, Any] = {"type": "file", "oid": found, "size": entry.size, "path": entry.path}
+    value: dict[str, Any] = {"type": "file", "oid": found, "size": size, "path": path}
     if lfs:
-        pointer = lfs_pointer(found, entry.size)
+        pointer = lfs_pointer(found, size)
         value["oid"] = git_sha1(pointer)
-        value["lfs"] = {"oid": found, "size": entry.size, "pointerSize": len(pointer)}
+        value["lfs"] = {"oid": found, "size": size, "pointerSize": len(pointer)}
     return value
 
 
@@ -73,19 +72,18 @@ def sibling_value(value: dict[str, Any]) -> dict[str, Any]:
     return sibling
 
 
-def folder_values(entries: Sequence[TreeEntry]) -> dict[str, dict[str, Any]]:
-    """Return the folders that hold these files, at any depth, by path.
+def folder_values(entries: Iterable[tuple[str, bytes, bool]]) -> dict[str, dict[str, Any]]:
+    """Return the folders that hold these entries, at any depth, by path.
 
-    The `oid` of a folder changes with its content; it is not the hash that git would give it.
+    Each entry is a path, bytes that change with its content, and whether it is an empty folder. The `oid` of a folder changes
+    with what is in it; it is not the hash that git would give it.
     """
     inside: dict[str, list[bytes]] = {}
-    for entry in entries:
-        parts = entry.path.split("/")
-        said = b"%b %b" % (entry.path.encode(), entry.file_id or b"")
-        for depth in range(1, len(parts)):
+    for path, content, is_folder in entries:
+        parts = path.split("/")
+        said = b"%b %b" % (path.encode(), content)
+        for depth in range(1, len(parts) + is_folder):
             inside.setdefault("/".join(parts[:depth]), []).append(said)
-        if not entry.is_file:
-            inside.setdefault(entry.path, []).append(said)
     return {
         path: {
             "type": "directory",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from casstore.api.store import Store
+    from casstore.integrations.hub.context import ServerContext
     from casstore.integrations.hub.page.site import Site
 
 __all__ = ["compare"]
@@ -38,7 +39,7 @@ async def compare(site: Site, request: Request) -> tuple[str, dict[str, Any]]:
     try:
         if a.startswith(_RUNS):
             return "compare_runs.html", form | await site.context.run(_runs, site.context.store, a, b)
-        return "compare_models.html", form | await site.context.run(_models, site.context.store, a, b)
+        return "compare_models.html", form | await site.context.run(_models, site.context, a, b)
     except ConfigError as error:
         raise bad_request(str(error)) from None
     except RefNotFound as error:
@@ -50,8 +51,11 @@ def _runs(store: Store, a: str, b: str) -> dict[str, Any]:
     return {"runs": runs, "differences": compare_runs(*runs)}
 
 
-def _models(store: Store, a: str, b: str) -> dict[str, Any]:
+def _models(context: ServerContext, a: str, b: str) -> dict[str, Any]:
+    store = context.store
     models = store.model(a), store.model(b)
+    for model in models:
+        context.repositories.check_public(model.record)
     graph = read_graph(store)
     metrics = []
     for model in models:

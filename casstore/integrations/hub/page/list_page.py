@@ -80,8 +80,15 @@ async def usage(site: Site) -> dict[str, Any]:
     """Return where the bytes are."""
     rows = await site.context.run(site.context.repositories.rows)
     measured = await _measured(site, rows)
-    shown = measured.usage.rows[:_USAGE_ROWS] if measured else ()
-    return {"measured": measured, "rows": shown, "url": site.context.store.backend.url}
+    hidden = await site.context.run(site.context.repositories.private_names)
+    listed = [row for row in measured.usage.rows if row.name not in hidden] if measured else []
+    return {
+        "hidden": hidden,
+        "measured": measured,
+        "rows": listed[:_USAGE_ROWS],
+        "more": len(listed[_USAGE_ROWS:]),
+        "url": site.context.store.backend.url,
+    }
 
 
 async def _measured(site: Site, rows: Sequence[RefRow]) -> Measured | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from casstore.errors import RefNotFound
-from casstore.integrations.hub.api import read_card
 from casstore.integrations.hub.content import PLAIN_HTTP_LIMIT
 from casstore.integrations.hub.page.figures import url_path
 from casstore.integrations.hub.page.lineage_graph import draw_lineage
 from casstore.integrations.hub.page.markdown import LONGEST, render_card
 from casstore.integrations.hub.page.tensors import tensor_rows
 from casstore.integrations.hub.repositories import MODELS, TAGS, commit_of
+from casstore.integrations.hub.snapshots import read_card
 from casstore.integrations.hub.targets import is_reachable
 from casstore.ops.describe import describe
 from casstore.ops.lineage import lineage
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from casstore.api.store import Store
     from casstore.integrations.hub.context import ServerContext
     from casstore.integrations.hub.page.site import Site
-    from casstore.ops.lineage import Lineage
+    from casstore.ops.lineage import Lineage, ModelNode
     from casstore.store.reading.model import Model
 
 __all__ = ["model", "tensors"]
@@ -61,8 +62,8 @@ async def tensors(site: Site, request: Request, name: str) -> dict[str, Any]:
 
 def _model(context: ServerContext, name: str) -> dict[str, Any]:
     store = context.store
-    current = _current(store, name)
-    about = lineage(store, name)
+    current = _current(context, name)
+    about = _without(lineage(store, name), context.repositories.private_names())
     facts = describe(store, name)
     repo = name.removeprefix(MODELS)
     reachable = name.startswith(MODELS) and is_reachable(repo)
@@ -120,7 +121,7 @@ def _lines(values: dict[str, Any], endpoint: str) -> list[tuple[str, str]]:
 
 def _tensors(context: ServerContext, name: str) -> dict[str, Any]:
     store = context.store
-    current = _current(store, name)
+    current = _current(context, name)
     base = _base(store, current, lineage(store, name))
     rows = tensor_rows(store, current, store.model(base) if base else None)
     return {"name": name, "base": base, "rows": rows}
@@ -138,8 +139,25 @@ def _base(store: Store, model: Model, about: Lineage) -> str:
     return next((refs[key][0] for key in inputs if refs.get(key)), "")
 
 
-def _current(store: Store, name: str) -> Model:
-    """Return the model that exactly this ref names. Raises RefNotFound."""
-    if store.record(name) is None:
+def _without(about: Lineage, names: frozenset[str]) -> Lineage:
+    """Return a lineage in which no model goes by one of these names."""
+
+    def cleared(node: ModelNode) -> ModelNode:
+        return replace(node, refs=tuple(ref for ref in node.refs if ref not in names))
+
+    if not names:
+        return about
+    return replace(
+        about,
+        ancestors=tuple(map(cleared, about.ancestors)),
+        descendants=tuple(map(cleared, about.descendants)),
+    )
+
+
+def _current(context: ServerContext, name: str) -> Model:
+    """Return the model that exactly this ref names. Raises RefNotFound, HubError for one that not everybody may read."""
+    record = context.store.record(name)
+    if record is None:
         raise RefNotFound(f"There is no {name} in this store.")
-    return store.model(name)
+    context.repositories.check_public(record)
+    return context.store.model(name)

@@ -99,7 +99,8 @@ class Site:
     async def _moved(self, name: str) -> Response:
         """Lead `/org/name`, the address of a model on the Hub, to its page here."""
         try:
-            await self.context.run(self.context.repositories.commit, name)
+            commit = await self.context.run(self.context.repositories.commit, name)
+            self.context.repositories.check_public(commit.record)
         except (HubError, RefNotFound):
             raise nothing_here(f"/{name}") from None
         return RedirectResponse(f"/{url_path(MODELS + name)}", headers=_HEADERS)

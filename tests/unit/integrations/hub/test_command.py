@@ -24,7 +24,7 @@ def test_it_serves_until_a_signal(store, number, code):
     )
     with process:
         try:
-            lines = [process.stdout.readline() for _ in range(4)]
+            lines = [process.stdout.readline() for _ in range(5)]
             said = json.loads("".join(lines))
             app = SimpleNamespace(url=said["url"])
             assert raw(app, "GET", "/api/models/org/minilm").status == 200

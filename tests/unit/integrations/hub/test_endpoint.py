@@ -272,7 +272,7 @@ def test_hashes_outlive_the_server_and_are_not_believed_when_damaged(store, fold
     expected = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     with hub_server(store) as app:
         raw(app, "HEAD", WEIGHTS)
-        [kept] = [path for path in Path(app.context.hashes._folder).rglob("*") if path.name == file_id(store)]
+        [kept] = [path for path in Path(app.context.hashes.folder).rglob("*") if path.name == file_id(store)]
     with hub_server(store) as app:
         raw(app, "HEAD", WEIGHTS)
         assert (app.context.hashes.hits, app.context.hashes.misses) == (1, 0)
