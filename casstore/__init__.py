@@ -3,7 +3,7 @@
 Imports go down only:
 
     cli            one file for each command
-    integrations   cas:// for fsspec, microsoft/Olive
+    integrations   cas:// for fsspec, the Hub's API, microsoft/Olive
     cache          OliveCache and its parts: models, runs, sharing
     api            Store, the public interface
     ops            check, sync, gc, and other work on whole stores

@@ -43,6 +43,7 @@ COMMANDS = {
     "push": "Send refs to another store: only what it lacks.",
     "pull": "Fetch refs from another store: only what is missing here.",
     "sync": "Copy refs between any two stores.",
+    "serve": "Serve the models to huggingface_hub, over HTTP.",
     "stats": "Measure what a store holds and what it takes.",
     "du": "Say where the bytes are, and what removing refs would free.",
     "check": "Verify a store; changes nothing.",

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.backend.local.syscalls import SystemCalls
+from casstore.errors import CasstoreError
 from casstore.format import names
 from casstore.machine.uses.last_use import LastUse
 from casstore.objects import CHUNK_CACHE, ObjectStore
@@ -197,6 +198,18 @@ class ModelStore(RefStore):
             chunks, lambda error: tell_missing_in(error, name, [name], [layout], self.objects)
         )
         return files.ModelFile(files.StoredFile(layout, told, name=name))
+
+    def read_part(self, layout: Layout, begin: int, end: int, *, name: str) -> memoryview:
+        """Return bytes [`begin`, `end`) of the file that a layout describes, in memory that the caller owns; `name` is its name.
+
+        Unlike an open file, nothing is kept or read ahead.
+        """
+        try:
+            return files.read_part(layout, self.reader, begin, end)
+        except CasstoreError as error:
+            # Invariant 11: the error goes on to the caller, who is told what else is missing.
+            tell_missing_in(error, name, [name], [layout], self.objects)
+            raise
 
     def read_tensor(self, ref_or_id: str, tensor: str, *, file: str | None = None) -> NDArray[Any]:
         """Return one tensor as an array that the caller owns, reading only its chunks; `file` is the one that holds it.

@@ -29,10 +29,10 @@ def blocks(page, language):
 
 
 def commands():
-    """Yield the casstore commands of README.md, but for the demo, which has tests of its own."""
+    """Yield the casstore commands of README.md, but for the demo and the server, which have tests of their own."""
     for block in blocks("README.md", "console"):
         for line in block.splitlines():
-            if line.startswith("$ casstore "):
+            if line.startswith("$ casstore ") and not line.startswith("$ casstore serve"):
                 yield shlex.split(line.removeprefix("$ casstore "), comments=True)
 
 

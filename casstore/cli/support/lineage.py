@@ -7,10 +7,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from casstore.cli.support.text import human_duration, local_time, short_id, utc_time
+from casstore.ops.metrics import metrics_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from casstore.ops.lineage import Lineage, Link, ModelEvaluation, ModelNode
 
 _SHOWN_METRICS = 8
@@ -98,21 +97,9 @@ def node_cells(node: ModelNode) -> tuple[str, str, str]:
 
 def metrics_text(result: dict[str, Any]) -> str:
     """Return the numbers in a result: `accuracy=0.91 latency.avg=3.2`, the first few of many."""
-    found = list(_numbers(result, ()))
+    found = [(name, _number(value)) for name, value in metrics_of(result).items()]
     more = ", …" if len(found) > _SHOWN_METRICS else ""
     return ", ".join(f"{name}={value}" for name, value in found[:_SHOWN_METRICS]) + more
-
-
-def _numbers(value: Any, place: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        # Olive keeps a metric as a map of its value and of how it is ranked, all of them below "signal".
-        if isinstance(value.get("value"), (int, float)):
-            yield ".".join(place) or "value", _number(value["value"])
-            return
-        for key, item in value.items():
-            yield from _numbers(item, (*place, str(key)) if place or key != "signal" else ())
-    elif isinstance(value, (int, float)):
-        yield ".".join(place), _number(value)
 
 
 def _number(value: float) -> str:

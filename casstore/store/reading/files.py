@@ -343,17 +343,25 @@ def find_tensor(model: Model, tensor: str) -> str:
     return holders[0]
 
 
+def read_part(layout: Layout, objects: ObjectStore, begin: int, end: int) -> memoryview:
+    """Return bytes [`begin`, `end`) of a file, all of which lie in it; the chunks that they lie in are read at once.
+
+    The memory may hold what surrounds them as well, up to the ends of those chunks.
+    """
+    if objects.chunks is not None:
+        return read_range(FarChunks(layout, objects.chunks), begin, end)
+    edges = layout.offsets()
+    start = int(np.searchsorted(edges, begin, side="right")) - 1
+    stop = int(np.searchsorted(edges, end, side="left"))
+    skipped = begin - int(edges[start])
+    return read_chunks(layout, objects, start, stop)[skipped : skipped + end - begin]
+
+
 def _read_span(layout: Layout, objects: ObjectStore, span: Span) -> Buffer:
     if span.end == span.begin:
         return bytearray()
-    if objects.chunks is not None:
-        return read_range(FarChunks(layout, objects.chunks), span.begin, span.end)
-    edges = layout.offsets()
-    start = int(np.searchsorted(edges, span.begin, side="right")) - 1
-    stop = int(np.searchsorted(edges, span.end, side="left"))
-    begin = span.begin - int(edges[start])
-    data = read_chunks(layout, objects, start, stop)[begin : begin + span.end - span.begin]
-    if begin % _ALIGNMENT:
+    data = read_part(layout, objects, span.begin, span.end)
+    if np.frombuffer(data, np.uint8).ctypes.data % _ALIGNMENT:
         data = memoryview(bytearray(data))  # an array that is not aligned to its elements is slow everywhere
     return data
 

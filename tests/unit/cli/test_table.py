@@ -55,7 +55,7 @@ def test_help_shows_whole_lines_in_the_order_of_the_table():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("casstore s", {"show", "sync", "stats"}),
+        ("casstore s", {"serve", "show", "sync", "stats"}),
         ("casstore ls --q", {"--quiet"}),
         ("casstore remote re", {"remove"}),
         ("casstore runs --status f", {"failed"}),
