@@ -25,7 +25,10 @@ EXAMPLES = count("CASSTORE_EXAMPLES", 3000 if THOROUGH else 40)
 """Inputs of each property test that sets no number of its own."""
 
 STATEFUL = count("CASSTORE_STATEFUL", 600 if THOROUGH else 8)
-"""Histories of each machine in tests/stateful; each takes 20 to 40 steps."""
+"""Histories of each machine in tests/stateful."""
+
+STEPS = count("CASSTORE_STEPS", 20)
+"""Steps of each history; twice as many where a step is only a call of the catalogue."""
 
 SCHEDULES = count("CASSTORE_SCHEDULES", 200)
 """Orders of writers and collectors, at random; more than 1,000 also lets two of them change places once more."""
