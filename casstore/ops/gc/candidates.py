@@ -179,7 +179,7 @@ def _is_old_enough(survey: Survey, number: int, *, now: float, limit: float) -> 
     if now - modified >= limit:
         return True
     # A pack that a record has named is nobody's failed add: somebody deleted that record.
-    return limit == HOUR and survey.packs.id_of(number) in survey.roots.named
+    return limit == HOUR and survey.is_named(survey.packs.id_of(number))
 
 
 def _least_age(survey: Survey) -> float:

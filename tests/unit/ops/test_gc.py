@@ -88,11 +88,39 @@ def collect(store, policy=None, *, now=None, **options):
     return execute_gc(store, plan, **options)
 
 
+def records_read(store, monkeypatch, work):
+    """Return the keys of the records that `work` reads."""
+    read, keys = type(store.backend).read, []
+
+    def noted(self, key, **options):
+        keys.append(key)
+        return read(self, key, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.backend), "read", noted)
+        work()
+    return [key for key in keys if key.startswith(names.PREFIX)]
+
+
 def later(store, seconds):
     return time.time() + seconds
 
 
 # ---- what goes, on a local store
+
+
+def test_values_that_were_just_replaced_are_read_only_where_a_young_pack_may_go(store, add, monkeypatch):
+    """A pack that one of them names belongs to no add that failed."""
+    for number in range(2):
+        add(store, f"models/{number}", MODELS[number])
+    for number in range(20):
+        store.tag("best", f"models/{number % 2}")
+    assert len(records_read(store, monkeypatch, lambda: plan_gc(store))) == len(store.refs())
+    store.rm("models/0")
+    store.tag("best", "models/1")
+    assert len(records_read(store, monkeypatch, lambda: plan_gc(store))) > 20
+    assert collect(store).packs_deleted == 1
+    assert collect(store).packs_deleted == 0
 
 
 def test_a_dry_run_changes_nothing_and_the_run_frees_what_it_said(store, add):
