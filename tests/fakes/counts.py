@@ -16,6 +16,9 @@ def count(variable, default):
     return int(text)
 
 
+SEED = int(os.environ.get("CASSTORE_SEED", "0"))
+"""Another number lets flips, crash states and schedules be others, so that a long run can come in parts."""
+
 HYPOTHESIS = os.environ.get("CASSTORE_HYPOTHESIS", "ci")
 if HYPOTHESIS not in ("ci", "thorough"):
     raise ValueError(f"CASSTORE_HYPOTHESIS is {HYPOTHESIS!r}: it is ci, the default, or thorough")
