@@ -63,7 +63,7 @@ def run(out: Session, *, read_data: float | None, limit: float | None) -> None:
     else:
         for problem in report.problems:
             out.print_line(problem.key, problem.message)
-        for found in () if out.quiet else report.foreign:
+        for found in () if out.quiet else (*report.notes, *report.foreign):
             out.print_line(found.key, found.message)
         wrong = counted(len(report.problems), "problem") if report.problems else "nothing is wrong"
         out.summary(

@@ -11,7 +11,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound
+from casstore.errors import ConfigError, FormatError, ObjectExists, ObjectNotFound, UnsupportedVersion
 from casstore.format import marks
 from casstore.machine.this_machine import machine_id
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from casstore.backend.base import Backend
 
 _log = logging.getLogger("casstore")
+
+_ANOTHERS = "marked as that of another machine or user, or this machine's own id was lost"
 
 
 def mark_private(backend: Backend) -> None:
@@ -73,15 +75,41 @@ def require_private(backend: Backend, what: str) -> None:
             return
         whose = "and it is not marked as such"
         if found is not None:
-            whose = "and it is marked as that of another machine or user, or this machine's own id was lost"
+            whose = f"and it is {_ANOTHERS}"
     except FormatError:
         whose = "and its mark is damaged"
     raise ConfigError(
         f"{what} works only on a store that is private to this machine, since nobody can know what other machines use: "
         f"{backend.url} is shared as far as anyone knows, {whose}. If this machine alone uses it, run "
-        f"`casstore init --private {shlex.quote(backend.url)}`; a store that is shared can be collected by the age of its "
+        f"{_marking(backend)}; a store that is shared can be collected by the age of its "
         "records (`casstore gc --older-than`)."
     )
+
+
+def check_mark(backend: Backend) -> str:
+    """Return a sentence about a mark that does not hold for this machine, "" if there is nothing to say.
+
+    Raises FormatError for a damaged mark, and for another program's file in its place.
+    """
+    try:
+        found = _read(backend)
+    except UnsupportedVersion:
+        raise
+    except FormatError as error:
+        raise FormatError(
+            f"{error} Without it, nothing is deleted by size or last use. If this machine alone uses the store, run "
+            f"{_marking(backend)}; else remove the file."
+        ) from error
+    if found is None or found.machine == machine_id():
+        return ""
+    return (
+        f"The store is {_ANOTHERS}: nothing is deleted here by size or last use. If this machine alone uses it, run "
+        f"{_marking(backend)}."
+    )
+
+
+def _marking(backend: Backend) -> str:
+    return f"`casstore init --private {shlex.quote(backend.url)}`"
 
 
 def _read(backend: Backend) -> marks.Private | None:

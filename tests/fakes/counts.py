@@ -16,6 +16,9 @@ def count(variable, default):
     return int(text)
 
 
+SEED = int(os.environ.get("CASSTORE_SEED", "0"))
+"""Another number lets flips, crash states and schedules be others, so that a long run can come in parts."""
+
 HYPOTHESIS = os.environ.get("CASSTORE_HYPOTHESIS", "ci")
 if HYPOTHESIS not in ("ci", "thorough"):
     raise ValueError(f"CASSTORE_HYPOTHESIS is {HYPOTHESIS!r}: it is ci, the default, or thorough")
@@ -25,7 +28,10 @@ EXAMPLES = count("CASSTORE_EXAMPLES", 3000 if THOROUGH else 40)
 """Inputs of each property test that sets no number of its own."""
 
 STATEFUL = count("CASSTORE_STATEFUL", 600 if THOROUGH else 8)
-"""Histories of each machine in tests/stateful; each takes 20 to 40 steps."""
+"""Histories of each machine in tests/stateful."""
+
+STEPS = count("CASSTORE_STEPS", 20)
+"""Steps of each history; twice as many where a step is only a call of the catalogue."""
 
 SCHEDULES = count("CASSTORE_SCHEDULES", 200)
 """Orders of writers and collectors, at random; more than 1,000 also lets two of them change places once more."""

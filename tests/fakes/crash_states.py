@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
+from fakes.counts import SEED
 from fakes.posix_model import LOSE_ALL
 from fakes.stores import Disk, visible
 
@@ -84,7 +85,7 @@ def survivors(before, act, *, count, unsynced=None, kill_every=0):
 
     def look(*, acknowledged=False):
         at = len(disk.calls)
-        for choice in (LOSE_ALL, *(f"{at}:{number}" for number in range(picks[at]))):
+        for choice in (LOSE_ALL, *(f"{at}:{number + 100_000 * SEED}" for number in range(picks[at]))):
             left = WatchedDisk.holding(disk.crash(choice))
             left.unsynced = unsynced
             keep(Survivor(left, acknowledged, False, f"call {at} ({disk.calls[-1:]}), {choice}"))
@@ -94,7 +95,7 @@ def survivors(before, act, *, count, unsynced=None, kill_every=0):
     # How many calls there are is found by a run that nobody watches.
     trial = Disk.holding(before.crash(LOSE_ALL))
     act(trial)
-    chance = random.Random(count)
+    chance = random.Random(count + 100_000 * SEED)
     last = len(trial.calls)
     picks.update(chance.randrange(last + 1) for _ in range(count))
     disk.watch = look

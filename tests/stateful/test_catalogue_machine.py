@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes.counts import STATEFUL
+from fakes.counts import STATEFUL, STEPS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -288,7 +288,9 @@ def test_refs_are_a_dict_of_records(tmp_path):
         folder = str(tmp_path)
 
     # Cheap steps, and rare faults: more histories than those of whole stores.
-    run_state_machine_as_test(Machine, settings=settings(max_examples=2 * STATEFUL, stateful_step_count=40))
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=2 * STATEFUL, stateful_step_count=2 * STEPS)
+    )
 
 
 # ---- several processes, and someone who breaks the file all the while

@@ -26,7 +26,7 @@ from fakes.collector import (
     frames_of,
     packs_of,
 )
-from fakes.counts import PLACES, SCHEDULES
+from fakes.counts import PLACES, SCHEDULES, SEED
 from fakes.schedule import Schedule, ScheduledBackend
 from fakes.stores import commit_inline, repeat_randomness
 
@@ -362,7 +362,7 @@ def test_no_acknowledged_record_loses_an_object(part, restart):
     acknowledged = rewritten = deleted = 0
     for seed in range(part, SCHEDULES, 4):
         restart()
-        world = crowd(seed, Rules())
+        world = crowd(seed + 1_000_000 * SEED, Rules())
         acknowledged += any(name.startswith("models/new") for name in world.promised)
         rewritten += world.stored > 0
         deleted += len(packs_of(world.plain)) < len(world.held)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fakes.counts import STATEFUL
+from fakes.counts import STATEFUL, STEPS
 from fakes.fresh_files import trust_fresh_files
 from fakes.model_files import safetensors_bytes
 from fakes.stores import Content, assert_clean, noise, read_folder, write_model
@@ -433,4 +433,4 @@ def test_the_store_is_a_dict(kind, racy, tmp_path, monkeypatch):
         pass
 
     Machine.kind, Machine.folder, Machine.trusting = kind, str(tmp_path), not racy
-    run_state_machine_as_test(Machine, settings=settings(max_examples=STATEFUL, stateful_step_count=20))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=STATEFUL, stateful_step_count=STEPS))

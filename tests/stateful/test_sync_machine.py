@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fakes.counts import STATEFUL
+from fakes.counts import STATEFUL, STEPS
 from fakes.predicting import predicting, relative
 from fakes.stores import assert_clean, model_of, noise
 from fakes.sync_stores import Side, shown
@@ -134,4 +134,4 @@ class SyncMachine(RuleBasedStateMachine):
 
 
 TestSync = SyncMachine.TestCase
-TestSync.settings = settings(max_examples=STATEFUL, stateful_step_count=20)
+TestSync.settings = settings(max_examples=STATEFUL, stateful_step_count=STEPS)

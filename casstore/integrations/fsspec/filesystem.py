@@ -260,17 +260,18 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships n
             )
 
     def _current(self, path: str, read: Callable[[Layout], T]) -> T:
-        """Return what `read` makes of a file; if that model is gone and its ref names another by now, of the file in that one."""
-        layout = None
+        """Return what `read` makes of a file; if that model is gone, of the file in the one that its ref names by then.
+
+        That may be the same model, which was deleted, collected and added again.
+        """
         try:
             _entry, layout = self._paths.file(path)
             return read(layout)
         except (MissingObject, ObjectNotFound):
+            # Invariant 11: what is still missing is raised by the second attempt.
             self._paths.forget()
-            _entry, newer = self._paths.file(path)
-            if layout is not None and newer.ids == layout.ids:
-                raise  # Invariant 11: the ref still names it.
-        return read(newer)
+        _entry, layout = self._paths.file(path)
+        return read(layout)
 
     def _read(self, layout: Layout, begin: int, end: int) -> memoryview:
         chunks = files.open_chunks(layout, self._store.reader)

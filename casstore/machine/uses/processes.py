@@ -83,24 +83,35 @@ class Uses:
         for path in self._folder.glob("*.uses"):
             if path == self._list_path:
                 continue
-            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                        raise
-                    used.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
-                else:
-                    path.unlink(missing_ok=True)  # Its process is gone, and with it every use (invariant 10).
+            used.update(_names_in(path))
         return used
 
     def close(self) -> None:
-        """Give up every use."""
+        """Give up every use, and remove this process's list."""
         with self._lock:
             self._mine.clear()
             held, self._list = self._list, None
-            if held is not None:
-                os.close(held)  # The lock goes with it, so other processes see that nothing is used.
+            path, self._list_path = self._list_path, None
+            if held is not None and path is not None:
+                # The lock goes with it, so other processes see that nothing is used.
+                os.close(held)
+                with contextlib.suppress(OSError):
+                    # Invariant 13: what stays, the next process removes that looks. A child that was forked meanwhile
+                    # holds the lock as well, and then the list stays with what it uses.
+                    _names_in(path)
+
+
+def _names_in(path: Path) -> list[str]:
+    """Return what a list says is used; one that no process holds any more is removed, and says nothing."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            return list(map(os.fsdecode, file.read().split(b"\0")[:-1]))
+        path.unlink(missing_ok=True)  # Its processes are gone, and with them every use (invariant 10).
+    return []
 
 
 _all: weakref.WeakSet[Uses] = weakref.WeakSet()

@@ -233,21 +233,20 @@ class ListedPacks:
             return [at for item in alone for at in self._decodes(located, item)]
         return list(part.frames)
 
-    def copy(self, rows: Positions) -> list[bytes]:
+    def copy(self, rows: Positions, as_stored: NDArray[np.bool_]) -> list[bytes]:
         """Write the objects of these rows to fresh packs with a segment, verified; return those packs.
 
-        Deltas are encoded without bases. Raises IntegrityError, naming the pack, for a frame that is damaged; then
+        Deltas that are not to stay `as_stored` are encoded without bases. Raises IntegrityError, naming the pack, for a frame that is damaged; then
         nothing that was written has a segment.
         """
         if not rows.size:
             return []
         with PackWriter(self._backend) as writer:
-            plain_rows = rows[self.table.ranks(rows) == 0]
-            for number, here in self._by_pack(plain_rows):
+            for number, here in self._by_pack(rows[as_stored]):
                 located, positions = self._locate(number, here)
                 for part in plan_ranges(located, positions):
                     writer.append(self._fetch(located, part))
-            for number, here in self._by_pack(rows[self.table.ranks(rows) > 0]):
+            for number, here in self._by_pack(rows[~as_stored]):
                 located, positions = self._locate(number, here)
                 for at in positions:
                     object_id = located.rows["id"][at].tobytes()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from casstore.digest import DIGEST_SIZE
 from casstore.format.rows import MAX_RANK, expand
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _NO_RANK = 255
 _LIVE, _BAD, _PROVED = np.uint8(1), np.uint8(2), np.uint8(4)
 _BLOCK = 1 << 20
+_LIST_BYTES = 4  # of a pack's footer for each list, beside the ids in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +284,17 @@ class FrameTable:
         positions, _ = expand(self._offsets[lists - 1], self._offsets[lists])
         found = self.find(self._bases[positions])
         return found[found >= 0]
+
+    def bytes_of_lists(self, rows: Positions) -> int:
+        """Return the bytes that the base lists of these rows take in a pack, at most: equal ones are stored once."""
+        lists = self._lists[rows]
+        lists = lists[lists > 0].astype(np.int64)
+        counts = self._offsets[lists] - self._offsets[lists - 1]
+        return int((counts * DIGEST_SIZE + _LIST_BYTES).sum(dtype=np.int64))
+
+    def bytes_of_bases(self, rows: Positions) -> int:
+        """Return the bytes of a frame of each base of each of these rows."""
+        return int(self.sizes[self._firsts[self._bases_of(rows)]].sum(dtype=np.int64))
 
     def with_bases(self, objects: Positions | NDArray[np.int32], rows: Positions) -> Positions:
         """Return these objects, ascending, and the bases that they need if `rows`, by object, are the frames that count."""

@@ -196,6 +196,22 @@ class LoadedSegments(ForkAware):
         object in another pack is not concerned.
         """
         with self.lock:
+            for _ in range(_LISTINGS):
+                found, vanished, damage = self._read_listed()
+                if found or not vanished:
+                    break
+                # What a collector rewrites goes to a pack that may be newer than the listing (invariant 8).
+            if damage is not None and not found:
+                raise damage
+            return found
+
+    def _read_listed(self) -> tuple[bool, bool, FormatError | None]:
+        """List the packs, and read the footers of those that no segment covers.
+
+        Returns whether there were any, whether one of them vanished before its footer was read, and what is wrong with
+        the first that is damaged.
+        """
+        with self.lock:
             gone = self.packs.gone
             entries = [entry for entry in self.backend.list(PACK_PREFIX) if not is_foreign(entry.key)]
             numbers = self.note_packs(entry.key for entry in entries)
@@ -204,6 +220,7 @@ class LoadedSegments(ForkAware):
             covered = self.covered_packs(self.segments.values())
             left = [entries[at] for at in np.flatnonzero(~covered[numbers]).tolist()]
             damage: FormatError | None = None
+            vanished = False
             pending: list[tuple[bytes, Footer]] = []
             rows = 0
             for start in range(0, len(left), _JOINED_PACKS):
@@ -211,10 +228,11 @@ class LoadedSegments(ForkAware):
                     self._try_footer, left[start : start + _JOINED_PACKS], at_once=self.backend.is_remote
                 ):
                     if isinstance(answer, FormatError):
-                        damage = (
-                            damage or answer
-                        )  # Invariant 8: raised below, unless there is more to look at.
-                    elif answer is not None:
+                        # Invariant 8: raised by the caller, unless there is more to look at.
+                        damage = damage or answer
+                    elif answer is None:
+                        vanished = True
+                    else:
                         pending.append(answer)
                         rows += len(answer[1].rows)
                         if rows >= _JOINED_ROWS:
@@ -222,9 +240,7 @@ class LoadedSegments(ForkAware):
                             found, pending, rows = True, [], 0
             self.keep_footers(pending)
             found = found or bool(pending)
-            if damage is not None and not found:
-                raise damage
-            return found
+            return found, vanished, damage
 
     def _try_footer(self, entry: Entry) -> tuple[bytes, Footer] | FormatError | None:
         pack_id = pack_id_of(entry.key)

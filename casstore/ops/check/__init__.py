@@ -78,6 +78,7 @@ def check(
         data=reading.result() if share else None,
         problems=tuple(progress.problems),
         apart=tuple(progress.apart),
+        notes=tuple(progress.notes),
         foreign=tuple(progress.foreign),
         foreign_files=progress.foreign_files,
         leftovers=leftovers[0] if leftovers else Leftovers(0, 0, 0, 0, complete=False),

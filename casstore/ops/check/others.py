@@ -11,6 +11,7 @@ from casstore.format import record as record_format
 from casstore.objects import PACK_PREFIX, pack_key
 from casstore.ops.check.places import Place, place_of
 from casstore.ops.check.report import Problem
+from casstore.store.private import check_mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ _IRREPLACEABLE = frozenset({Place.PACK, Place.RECORD, Place.QUARANTINE})
 
 
 def check_marks(backend: Backend, placed: Sequence[tuple[Place, str]], progress: Progress) -> None:
-    """Check the identity of a store, its tombstones and its notes on damaged packs."""
+    """Check the identity of a store, the mark of a private one, tombstones and notes on damaged packs."""
 
     def identity() -> None:
         marks.decode_format(backend.read(marks.FORMAT_KEY))
@@ -39,12 +40,19 @@ def check_marks(backend: Backend, placed: Sequence[tuple[Place, str]], progress:
     def quarantine(key: str) -> None:
         marks.decode_quarantine(backend.read(key), key=key)
 
+    def private() -> None:
+        said = check_mark(backend)
+        if said:
+            progress.notes.append(Problem(marks.PRIVATE_KEY, said))
+
     progress.attempt(marks.FORMAT_KEY, identity)
     for place, key in placed:
         if place is Place.TOMBSTONE:
             progress.attempt(key, lambda key=key: tombstone(key))  # type: ignore[misc]
         elif place is Place.QUARANTINE:
             progress.attempt(key, lambda key=key: quarantine(key))  # type: ignore[misc]
+        elif key == marks.PRIVATE_KEY:
+            progress.attempt(key, private)
 
 
 def check_foreign(backend: Backend, placed: Sequence[tuple[Place, str]], progress: Progress) -> None:

@@ -30,7 +30,8 @@ class CheckReport:
 
     `deltas` of the frames need bases; of those, `deltas_without_bases` lack one, so they are no copies of their objects.
     `data` says how far the bytes of packs were read, None if they were not asked for. `apart` are damaged packs that have a
-    quarantine note, if all that refs need is whole in other packs: no problem, but a collector's work. `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
+    quarantine note, if all that refs need is whole in other packs: no problem, but a collector's work. `notes` are no problem either, but somebody may wonder: the mark of a private store that is another machine's.
+    `foreign` are the first of `foreign_files` files that are not casstore's and are ignored.
     """
 
     packs: int
@@ -46,6 +47,7 @@ class CheckReport:
     deltas_without_bases: int = 0
     data: DataRead | None = None
     apart: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
     foreign: tuple[Problem, ...] = ()
     foreign_files: int = 0
 
@@ -69,6 +71,7 @@ class Progress:
     deltas_without_bases: int = 0
     problems: list[Problem] = field(default_factory=list)
     apart: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
     foreign: list[Problem] = field(default_factory=list)
     foreign_files: int = 0
 

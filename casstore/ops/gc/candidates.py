@@ -54,7 +54,6 @@ class _Shares:
 
 def choose(survey: Survey) -> Candidates:
     """Choose among the packs that no tombstone names; all of it is a proposal, and is decided once more later."""
-    packs, table = survey.packs, survey.packs.table
     shares = _shares(survey)
     now, limit = survey.now(), _least_age(survey)
     unneeded, sparse, young = [], [], []
@@ -70,10 +69,10 @@ def choose(survey: Survey) -> Candidates:
             unneeded.append(number)
         else:
             sparse.append(number)
-    keepers = shares.keepers
-    rows = keepers[packs.mask(sparse)[table.packs[keepers]]]
-    kept = int(table.sizes[rows].sum(dtype=np.int64)) + (pack_overhead(len(rows)) if rows.size else 0)
-    return Candidates(tuple(unneeded), tuple(sparse), tuple(young), kept, len(rows))
+    if not sparse:
+        return Candidates(tuple(unneeded), young=tuple(young))
+    copied = to_copy(survey, without=sparse, of=sparse)
+    return Candidates(tuple(unneeded), tuple(sparse), tuple(young), copied.packed, len(copied.rows))
 
 
 def _shares(survey: Survey) -> _Shares:
@@ -150,6 +149,42 @@ def repack_to_free(survey: Survey, size: int) -> None:
         survey.repack = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """Rows of frames to copy. Those that are not copied `as_stored` are deltas, which are encoded without bases.
+
+    `size` is what they take in a fresh pack, beside its overhead: an estimate where deltas are encoded anew.
+    """
+
+    rows: NDArray[np.int64]
+    as_stored: NDArray[np.bool_]
+    size: int
+
+    @property
+    def packed(self) -> int:
+        """The bytes of a fresh pack of them, 0 for nothing."""
+        return self.size + pack_overhead(len(self.rows)) if self.rows.size else 0
+
+
+def to_copy(survey: Survey, *, without: Iterable[int] = (), of: Iterable[int] | None = None) -> Copying:
+    """Return what to copy so that everything that is needed is in good packs other than `without`; only `of` these packs.
+
+    A delta stays one if its bases are in good packs or copied as well (invariant 7).
+    """
+    without = tuple(without)
+    table = survey.packs.table
+    rows = rows_to_copy(survey, without=without)
+    also = np.zeros(len(table), np.bool_)
+    also[rows] = True
+    as_stored = table.decodes(survey.good(without=without), also=also)[rows]
+    if of is not None:
+        chosen = survey.packs.mask(list(of))[table.packs[rows]]
+        rows, as_stored = rows[chosen], as_stored[chosen]
+    size = int(table.sizes[rows[as_stored]].sum(dtype=np.int64)) + table.bytes_of_lists(rows[as_stored])
+    # Without its bases, a chunk takes about as much as they do.
+    return Copying(rows, as_stored, size + table.bytes_of_bases(rows[~as_stored]))
+
+
 def rows_to_copy(survey: Survey, *, without: Iterable[int] = ()) -> NDArray[np.int64]:
     """Return rows of frames to copy so that everything that is needed is in good packs other than `without`.
 
@@ -179,7 +214,7 @@ def _is_old_enough(survey: Survey, number: int, *, now: float, limit: float) -> 
     if now - modified >= limit:
         return True
     # A pack that a record has named is nobody's failed add: somebody deleted that record.
-    return limit == HOUR and survey.packs.id_of(number) in survey.roots.named
+    return limit == HOUR and survey.is_named(survey.packs.id_of(number))
 
 
 def _least_age(survey: Survey) -> float:

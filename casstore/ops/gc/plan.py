@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore.objects import pack_overhead
-from casstore.ops.gc.candidates import Candidates, choose, rows_to_copy, superfluous
+from casstore.ops.gc.candidates import Candidates, choose, superfluous, to_copy
 from casstore.ops.gc.policies.ages import last_written, outdated
 from casstore.ops.gc.policies.deletion import Deletion, Kept
 from casstore.ops.gc.policies.size import fit
@@ -177,10 +176,7 @@ def _deletion_items(survey: Survey, deletions: Sequence[Deletion]) -> list[PlanI
 
 
 def _condemned_item(survey: Survey, doomed: set[int]) -> PlanItem:
-    table = survey.packs.table
-    rows = rows_to_copy(survey)
-    copied = int(table.sizes[rows].sum(dtype="i8")) + (pack_overhead(len(rows)) if rows.size else 0)
-    freed = sum(survey.packs.size(number) for number in doomed) - (copied if doomed else 0)
+    freed = sum(survey.packs.size(number) for number in doomed) - (to_copy(survey).packed if doomed else 0)
     return PlanItem("condemned packs", len(doomed), freed, "condemned by an earlier collection")
 
 

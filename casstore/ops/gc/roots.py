@@ -46,14 +46,14 @@ class ListedRecord:
 class Roots:
     """What the last reading found. `records` are those that keep their objects; `heads` are the newest of each ref.
 
-    `named` are packs that records of the last hour or two name: nobody's failed add. `problems` are sentences about
-    records that could not be read and that no ref needs.
+    `recent` are the keys of records of the last hour or two that keep nothing, and that were not read for that.
+    `problems` are sentences about records that could not be read and that no ref needs.
     """
 
     refs: dict[str, list[ListedRecord]] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     heads: dict[str, tuple[Record, ...]] = field(default_factory=dict)
-    named: set[bytes] = field(default_factory=set)
+    recent: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def replacing(self) -> list[str]:
@@ -144,8 +144,8 @@ class RootReader:
         return True
 
     def _wanted(self, group: Sequence[ListedRecord], now: float) -> list[ListedRecord]:
-        """Return the records of one ref that are read: those that may keep objects, and those of the last hours."""
-        return [item for item in group if self._keeps(item, group, now=now) or now - item.written < 2 * HOUR]
+        """Return the records of one ref that may keep objects."""
+        return [item for item in group if self._keeps(item, group, now=now)]
 
     def _keeps(
         self, item: ListedRecord, group: Sequence[ListedRecord], *, now: float, deleted: bool = False
@@ -222,11 +222,23 @@ class RootReader:
                             f"{record}"
                         )
                     continue
-                if now - item.written < 2 * HOUR:
-                    roots.named.update(record.packs)
                 if keeps and record.target is not None:
                     roots.records[item.key] = record
+            roots.recent += [
+                item.key
+                for item in refs[place]
+                if now - item.written < 2 * HOUR and item.key not in roots.records
+            ]
         return roots
+
+    def packs_named_lately(self, roots: Roots) -> set[bytes]:
+        """Return the packs that records of the last hour or two name, whether they keep them or not.
+
+        A record that cannot be read, or was trimmed since it was listed, names nothing: then its packs stay for longer.
+        """
+        self._read_all(roots.recent)
+        read = [*map(self._read.get, roots.recent), *roots.records.values()]
+        return {pack for item in read if not isinstance(item, FormatError | None) for pack in item.packs}
 
     def _require_replaced(self, item: ListedRecord, name: str, error: FormatError) -> None:
         """Raise for a record that may be a ref's value; one that was replaced is only reported."""

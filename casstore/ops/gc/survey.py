@@ -49,6 +49,7 @@ class Survey:
         self.mark = Mark(store, self.packs, counts=policy.max_size is not None)
         self.reader = RootReader(store, policy, two_phases=self.two_phases)
         self.roots = Roots()
+        self._named: tuple[Roots, set[bytes]] = self.roots, set()
         self.tombstones: list[ListedTombstone] = []
         self.quarantined: set[int] = set()
         self.repack = policy.repack
@@ -146,6 +147,12 @@ class Survey:
             f"A listing of {self.store.backend.url} lacks the pack {min(unlisted).hex()}, which is there. Nothing was "
             "deleted: try again later."
         )
+
+    def is_named(self, pack: bytes) -> bool:
+        """Say whether a record of the last hour or two names a pack; those that keep nothing are read for the first answer."""
+        if self._named[0] is not self.roots:
+            self._named = self.roots, self.reader.packs_named_lately(self.roots)
+        return pack in self._named[1]
 
     def release(self, records: Iterable[Record], objects: NDArray[np.int64]) -> None:
         """Do not need the objects any more that only these records need: this collection deletes their refs.

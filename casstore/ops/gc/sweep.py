@@ -12,7 +12,7 @@ import numpy as np
 
 from casstore.backend.oserrors import is_disk_full
 from casstore.errors import BackendError, IntegrityError, ObjectNotFound
-from casstore.ops.gc.candidates import rows_to_copy, superfluous
+from casstore.ops.gc.candidates import superfluous, to_copy
 from casstore.ops.gc.tombstones import write_tombstone
 
 if TYPE_CHECKING:
@@ -68,11 +68,12 @@ class Sweep:
         packs, table = self._survey.packs, self._survey.packs.table
         unseen = 0
         for _ in range(_ROUNDS):
-            rows = rows_to_copy(self._survey, without=without)
+            copying = to_copy(self._survey, without=without)
+            rows = copying.rows
             if not rows.size:
                 return
             try:
-                fresh = packs.copy(rows)
+                fresh = packs.copy(rows, copying.as_stored)
             except (IntegrityError, ObjectNotFound):
                 # Invariant 9: damaged frames are never copied; this finds out which ones they are.
                 if not packs.verify(rows):
@@ -145,6 +146,8 @@ class Sweep:
             good = self._survey.good(without=without)
             keepers = table.keepers(table.decodes(good), np.zeros(len(good), np.float64))
             concerned = table.covered(packs.mask(doomed)[table.packs]) | packs.salvageable(doomed)
+            # Invariant 7: whoever relies on a delta relies on its bases.
+            concerned |= table.bases_of(concerned, good)
             survivors = keepers[concerned[table.objects[keepers]]]
             # Invariant 9: a frame that was never read may be damaged, and then this pack has the last good copy.
             if not packs.verify(survivors[~table.proved()[survivors]]):

@@ -93,7 +93,8 @@ class ModelReader:
                 return read(model, self._objects_while(ref_or_id, record))
             except (MissingObject, ObjectNotFound) as error:
                 newer = find_model(self._refs, ref_or_id)
-                if newer.manifest == record.manifest or attempt == _RESOLVED - 1:
+                # Not by the manifest: a model that was deleted, collected and added again has the same one.
+                if newer.write_id == record.write_id or attempt == _RESOLVED - 1:
                     # Invariant 11: nothing has it.
                     if model is not None:
                         tell_missing(error, model, self._own)

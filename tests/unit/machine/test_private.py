@@ -47,6 +47,31 @@ def elsewhere(monkeypatch, tmp_path):
 # ---- the mark
 
 
+@pytest.mark.parametrize("data", [b"", b"{}", b"casspriv" + bytes(60)])
+def test_check_reports_a_damaged_or_foreign_file_in_the_place_of_the_mark(store, data):
+    store.mark_private()
+    store.backend.delete(marks.PRIVATE_KEY)
+    store.backend.put(marks.PRIVATE_KEY, [data])
+    [problem] = store.check().problems
+    assert problem.key == marks.PRIVATE_KEY
+    assert f"casstore init --private {store.backend.url}" in problem.message
+    store.mark_private()
+    assert store.check().ok
+
+
+def test_check_mentions_the_mark_of_another_machine(store, elsewhere):
+    store.mark_private()
+    assert store.check().notes == ()
+    elsewhere()
+    report = store.check()
+    assert report.ok
+    [note] = report.notes
+    assert note.key == marks.PRIVATE_KEY
+    assert "another machine or user" in note.message
+    store.mark_private()
+    assert store.check().notes == ()
+
+
 def test_a_store_is_private_to_the_machine_that_marked_it_last(store, elsewhere):
     assert not store.is_private
     store.mark_private()

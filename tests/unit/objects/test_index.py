@@ -640,6 +640,36 @@ def test_a_gone_pack_means_nothing(memory):
     expected.check(index, [shared, lost, kept], gone={gone})
 
 
+class RewritingBackend(BackendWrapper):
+    """Moves a pack to another one whenever its footer is about to be read, `times` times."""
+
+    times = 0
+
+    def read(self, key, **options):
+        if self.times and key.startswith("packs/"):
+            self.times -= 1
+            write_pack(self.inner, [header(digest(b"x"))])
+            self.inner.delete(key)
+        return self.inner.read(key, **options)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_packs_that_are_rewritten_between_a_listing_and_their_footers(memory, times):
+    write_pack(memory, [header(digest(b"x"))])
+    moving = RewritingBackend(memory)
+    moving.times = times
+    assert Index(moving).locate_all([digest(b"x")]).found.all()
+    assert moving.times == 0
+
+
+def test_looking_for_packs_that_are_rewritten_again_and_again_ends(memory):
+    write_pack(memory, [header(digest(b"x"))])
+    moving = RewritingBackend(memory)
+    moving.times = 10**6
+    with pytest.raises(MissingObject):
+        Index(moving).locate_all([digest(b"x")])
+
+
 def test_reading_what_only_gone_packs_held_ends(memory):
     """Its segment is still there and names the pack for ever."""
     expected, index = Expected(memory), Index(memory)

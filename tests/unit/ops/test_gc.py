@@ -14,10 +14,11 @@ from contextlib import suppress
 
 import pytest
 from fakes import adder
-from fakes.collector import condemn, delta_frame, packs_of
+from fakes.collector import condemn, decoded, delta_frame, frames_of, packs_of
 from fakes.far_stores import far_store, of_packs
 from fakes.faulty_backend import FaultyBackend
 from fakes.posix_model import SimulatedCrash
+from fakes.predicting import predicting, relative
 from fakes.stores import (
     assert_clean,
     commit_inline,
@@ -88,11 +89,39 @@ def collect(store, policy=None, *, now=None, **options):
     return execute_gc(store, plan, **options)
 
 
+def records_read(store, monkeypatch, work):
+    """Return the keys of the records that `work` reads."""
+    read, keys = type(store.backend).read, []
+
+    def noted(self, key, **options):
+        keys.append(key)
+        return read(self, key, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.backend), "read", noted)
+        work()
+    return [key for key in keys if key.startswith(names.PREFIX)]
+
+
 def later(store, seconds):
     return time.time() + seconds
 
 
 # ---- what goes, on a local store
+
+
+def test_values_that_were_just_replaced_are_read_only_where_a_young_pack_may_go(store, add, monkeypatch):
+    """A pack that one of them names belongs to no add that failed."""
+    for number in range(2):
+        add(store, f"models/{number}", MODELS[number])
+    for number in range(20):
+        store.tag("best", f"models/{number % 2}")
+    assert len(records_read(store, monkeypatch, lambda: plan_gc(store))) == len(store.refs())
+    store.rm("models/0")
+    store.tag("best", "models/1")
+    assert len(records_read(store, monkeypatch, lambda: plan_gc(store))) > 20
+    assert collect(store).packs_deleted == 1
+    assert collect(store).packs_deleted == 0
 
 
 def test_a_dry_run_changes_nothing_and_the_run_frees_what_it_said(store, add):
@@ -487,8 +516,6 @@ def survey_of(backend, *needed):
 
 def readable(backend, plain):
     """Say whether an object decodes with frames of lower rank."""
-    from fakes.collector import decoded, frames_of  # noqa: PLC0415
-
     frames = itertools.chain.from_iterable(frames_of(backend, pack) for pack in packs_of(backend))
     return digest(plain) in decoded(frames)
 
@@ -536,6 +563,73 @@ def test_a_plain_frame_is_not_replaced_by_a_delta_of_the_rank_of_its_dependants(
     sweep.finish(survey.condemned())
     assert readable(bare, D)
     assert readable(bare, X)
+
+
+JUNK = noise(20, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("needed", "together", "ranks"),
+    [
+        ([X, D], False, {X: 0, D: 1}),
+        ([X, D], True, {X: 0, D: 1}),
+        ([D], False, {X: 0, D: 1}),
+        ([D], True, {D: 0}),
+    ],
+)
+def test_a_delta_stays_one_where_its_base_stays_or_is_copied_as_well(bare, needed, together, ranks):
+    """A base that goes with the pack, and that nothing else needs, is not copied for it."""
+    base, delta = encode_object(Kind.CHUNK, X), delta_frame(D, 1, [X])
+    if together:
+        doomed = put_frames(bare, base, delta, encode_object(Kind.CHUNK, JUNK))
+    else:
+        put_frames(bare, base)
+        doomed = put_frames(bare, delta, encode_object(Kind.CHUNK, JUNK))
+    survey = survey_of(bare, *needed)
+    sweep = Sweep(survey)
+    sweep.condemn([doomed])
+    sweep.look()
+    sweep.finish(survey.condemned())
+    found = [item for pack in packs_of(bare) for item in frames_of(bare, pack)]
+    assert {object_id: rank for object_id, rank, _ in found} == {
+        digest(plain): ranks[plain] for plain in ranks
+    }
+    assert readable(bare, D)
+
+
+def test_who_copies_a_delta_makes_the_name_of_its_bases_pack_durable(bare, monkeypatch):
+    """The writer of that pack may have been killed before it did."""
+    base = put_frames(bare, encode_object(Kind.CHUNK, X))
+    doomed = put_frames(bare, delta_frame(D, 1, [X]), encode_object(Kind.CHUNK, JUNK))
+    durable = []
+    monkeypatch.setattr(MemoryBackend, "make_durable", lambda _, keys: durable.extend(keys))
+    survey = survey_of(bare, D)
+    sweep = Sweep(survey)
+    sweep.condemn([doomed])
+    sweep.look()
+    sweep.finish(survey.condemned())
+    assert doomed not in packs_of(bare)
+    assert pack_key(base) in durable
+
+
+@pytest.mark.parametrize("condemned", [False, True])
+def test_a_plan_says_what_is_freed_where_a_delta_is_copied(store, add, condemned):
+    with predicting():
+        add(store, "models/base", model_of(near=relative(0)))
+        add(store, "models/all", model_of(near=relative(1), junk=JUNK))
+        add(store, "models/near", model_of(near=relative(1)))
+    store.rm("models/all")
+    if condemned:
+        condemn(store.backend, packs_of(store.backend))
+    before = sizes(store)
+    plan = plan_gc(store, GcPolicy(repack=0.9))
+    report = execute_gc(store, plan)
+    assert report.packs_deleted
+    assert before - sizes(store) == report.bytes_freed
+    assert abs(plan.bytes_freed - report.bytes_freed) < 100
+    assert [item.frames for item in store.stats().frames if item.encoding == "delta"] == [1]
+    assert read_model(store, "models/near") == model_of(near=relative(1))
+    assert_clean(store)
 
 
 # ---- where writers may work without the lock

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import fsspec
@@ -267,6 +268,51 @@ def test_a_model_that_was_replaced_and_collected_is_read_as_it_is_now(single, mo
             shutil.rmtree(single.hub)
             assert file_system.cat_file(f"{REF}/more") == NEW.files["more"][0]
     assert done
+
+
+@pytest.mark.parametrize("reader", ["get", "cat", "get_file", "read_tensor", "cas"])
+def test_a_model_that_was_deleted_collected_and_added_again_is_read(single, monkeypatch, tmp_path, reader):
+    """The same model, so its manifest says nothing; it is back when the reader has looked in vain and asks a remote."""
+    Store(single.hub, create=True).close()
+    Remotes(single.id).add("hub", single.hub)
+    acts = []
+
+    def gone():
+        with single.open() as other:
+            other.rm(REF)
+            assert collect_alone(other.backend)
+
+    def back():
+        with single.open() as other:
+            other.add(tmp_path / "old", ref=REF, stat_cache=False)
+
+    def once(act):
+        if act not in acts:
+            acts.append(act)
+            thread = Thread(target=act)
+            thread.start()
+            thread.join()
+
+    ranges, asked = reader_module.plan_ranges, other_stores.OtherStores.read
+
+    def collected_meanwhile(*arguments, **options):
+        once(gone)
+        return ranges(*arguments, **options)
+
+    def added_meanwhile(*arguments):
+        once(back)
+        return asked(*arguments)
+
+    file_system = cas(single.root)
+    file_system.cat_file(f"{REF}/more")
+    monkeypatch.setattr(reader_module, "plan_ranges", collected_meanwhile)
+    monkeypatch.setattr(other_stores.OtherStores, "read", added_meanwhile)
+    with single.open() as store:
+        if reader == "cas":
+            assert file_system.cat_file(f"{REF}/more") == OLD.files["more"][0]
+        else:
+            assert READERS[reader](store, tmp_path)
+    assert acts == [gone, back]
 
 
 class Liar:

@@ -12,7 +12,7 @@ import numpy as np
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.objects import INDEX_PREFIX, pack_overhead
-from casstore.ops.gc.candidates import choose, repack_to_free, rows_to_copy, unmovable
+from casstore.ops.gc.candidates import choose, repack_to_free, to_copy, unmovable
 from casstore.ops.gc.policies.deletion import Deletion
 from casstore.ops.gc.policies.entries import costs, is_entry, read_runs
 from casstore.ops.gc.policies.eviction import Holders, victims
@@ -132,10 +132,10 @@ def _packs_after(survey: Survey) -> int:
     found = choose(survey)
     packs = survey.packs
     going = {*found.unneeded, *found.sparse, *survey.condemned()}
-    copied = rows_to_copy(survey)
+    copied = to_copy(survey)
     kept = sum(packs.size(number) for number in packs.numbers() if number not in going)
-    kept += found.kept_bytes + int(packs.table.sizes[copied].sum(dtype=np.int64))
-    rows = found.kept_frames + len(copied)
+    kept += found.kept_bytes + copied.packed
+    rows = found.kept_frames + len(copied.rows)
     return kept + (rows * _INDEX_ROW + _SEGMENT if rows else 0)
 
 
