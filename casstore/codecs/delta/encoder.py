@@ -22,8 +22,10 @@ from casstore.codecs.delta.payload import (
     write_directory,
     write_head,
 )
-from casstore.codecs.delta.predict import check_programs, predict
+from casstore.codecs.delta.piece import LITERALS
+from casstore.codecs.delta.predict import check_programs, predict, strides
 from casstore.codecs.encoding import ElementHint
+from casstore.codecs.kernels import equal
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def encode_delta(
     residuals: dict[int, list[U8]] = {}
     for piece in pieces:
         actual, predicted = data[piece.begin : piece.end], predict(piece, buffers, literals)
-        if np.array_equal(actual, predicted):
+        if equal(actual.data, predicted.data):
             kept.append(replace(piece, residual=None))
             continue
         if piece.residual is None:
@@ -71,13 +73,32 @@ def encode_delta(
         kept.append(piece)
     streams = [_stream(DIRECTORY, np.frombuffer(_directory(kept), np.uint8), None)]
     if literals.size:
-        streams.append(_stream(LITERAL, literals, None))
+        streams.append(_stream(LITERAL, literals, _literal_hint(kept)))
     for width, number in RESIDUALS.items():
         if width in residuals:
-            streams.append(_stream(number, np.concatenate(residuals[width]), ElementHint(width)))
+            streams.append(_stream(number, np.concatenate(residuals[width]), _residual_hint(kept, width)))
     payload = b"".join([write_head(len(kept), streams), *(stream.body for stream in streams)])
     check_streams(kept, read_head(memoryview(payload)), left)
     return payload
+
+
+def _literal_hint(pieces: Sequence[Piece]) -> ElementHint | None:
+    """Return what is known about the first literals that a piece takes as an operand."""
+    for piece in pieces:
+        for step in piece.steps:
+            for at, stride in zip(step.operands, strides(step)[1:], strict=False):
+                if at < len(piece.inputs) and piece.inputs[at][0].base == LITERALS:
+                    return ElementHint(stride, piece.inputs[at][0].begin % stride)
+    return None
+
+
+def _residual_hint(pieces: Sequence[Piece], width: int) -> ElementHint:
+    """Return the stride of the residuals of elements of a width: their own, or that of blocks if all are such."""
+    found = {
+        strides(piece.steps[-1])[:1] for piece in pieces if piece.residual and piece.residual.width == width
+    }
+    (stride,) = found.pop() or (width,)
+    return ElementHint(width if found else stride)
 
 
 def _directory(pieces: Sequence[Piece]) -> bytes:
