@@ -125,7 +125,7 @@ def test_blocks_are_predicted_from_a_model_of_other_floats(source):
     assert decode(Encoding.DELTA, payload, len(plain), [base.tobytes()]) == plain
 
 
-def test_scales_and_what_scales_missed_are_compressed_column_by_column():
+def test_scales_and_residuals_of_blocks_are_compressed_column_by_column():
     chance = np.random.default_rng(4)
     block, count = BLOCKS["Q4_K"], 3000
     values = chance.normal(0, 0.05, count * block.elements).astype("<f4")
@@ -136,11 +136,11 @@ def test_scales_and_what_scales_missed_are_compressed_column_by_column():
     payload = encode_delta(plain, [values], pieces, side=scales.tobytes())
     assert len(payload) < 0.3 * len(scales)
     # A base that is not quite what the blocks were made of misses few scales, by little, and some quants.
-    moved = (values * (1 + chance.normal(0, 1e-4, len(values)))).astype("<f4")
+    moved = (values * (1 + chance.normal(0, 1e-3, len(values)))).astype("<f4")
     blocks = made("Q8_0", values)
     piece = gguf(0, [Extent(0, 0, values.nbytes)], target="Q8_0", residual=Residual(Order.INTEGER, 1))
     payload = encode_delta(blocks, [moved], [piece])
-    assert len(payload) < 0.04 * len(blocks)
+    assert len(payload) < 0.095 * len(blocks)
     assert decode(Encoding.DELTA, payload, len(blocks), [moved]) == blocks.tobytes()
 
 
