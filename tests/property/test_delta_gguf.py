@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore.codecs import Encoding
-from casstore.codecs.delta import LITERALS, Extent, encode_delta, gguf, gguf_step, piece_of, scales_of
+from casstore.codecs.delta import (
+    LITERALS,
+    Extent,
+    Order,
+    Residual,
+    encode_delta,
+    gguf,
+    gguf_step,
+    piece_of,
+    scales_of,
+)
 from casstore.codecs.delta.operations import OPERATIONS
 from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.errors import FormatError
@@ -113,6 +123,25 @@ def test_blocks_are_predicted_from_a_model_of_other_floats(source):
     payload = encode_delta(plain, [base.tobytes()], [piece], side=scales.tobytes())
     assert len(payload) < 250
     assert decode(Encoding.DELTA, payload, len(plain), [base.tobytes()]) == plain
+
+
+def test_scales_and_residuals_of_blocks_are_compressed_column_by_column():
+    chance = np.random.default_rng(4)
+    block, count = BLOCKS["Q4_K"], 3000
+    values = chance.normal(0, 0.05, count * block.elements).astype("<f4")
+    columns = chance.integers(0, 4, (count, block.scale_bytes)) + 16 * np.arange(block.scale_bytes)
+    scales = columns.astype(np.uint8).reshape(-1)
+    plain = made("Q4_K", values, scales)
+    pieces = [gguf(0, [Extent(0, 0, values.nbytes)], [Extent(LITERALS, 0, len(scales))], target="Q4_K")]
+    payload = encode_delta(plain, [values], pieces, side=scales.tobytes())
+    assert len(payload) < 0.3 * len(scales)
+    # A base that is not quite what the blocks were made of misses few scales, by little, and some quants.
+    moved = (values * (1 + chance.normal(0, 1e-3, len(values)))).astype("<f4")
+    blocks = made("Q8_0", values)
+    piece = gguf(0, [Extent(0, 0, values.nbytes)], target="Q8_0", residual=Residual(Order.INTEGER, 1))
+    payload = encode_delta(blocks, [moved], [piece])
+    assert len(payload) < 0.095 * len(blocks)
+    assert decode(Encoding.DELTA, payload, len(blocks), [moved]) == blocks.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -79,4 +79,9 @@ def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     return out
 
 
-OPERATION = Operation("gguf", _size, _apply)
+def _strides(parameters: bytes) -> tuple[int, ...]:
+    block = BLOCKS[_read(parameters)[0]]
+    return block.size, 4, block.scale_bytes
+
+
+OPERATION = Operation("gguf", _size, _apply, _strides)

@@ -33,6 +33,9 @@ class Operation(NamedTuple):
     apply: Callable[[bytes, Sequence[Parts]], U8]
     """Return the result for what `size` accepted, perhaps an operand itself. Operands are only read; each is bytes in parts,
     one after the other."""
+    strides: Callable[[bytes], tuple[int, ...]] | None = None
+    """Return after how many bytes the pattern of the result repeats, and that of each operand; None if nothing is known. It
+    decides how well residuals and literals compress, and nothing else."""
 
 
 def reject(name: str, what: str) -> FormatError:
