@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import ml_dtypes
@@ -14,7 +15,12 @@ from fakes.model_files import gguf_bytes, safetensors_bytes
 
 from casstore import GcPolicy, Store
 from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, quantise_blocks
+from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
+from casstore.format.layout import encode as encode_layout
+from casstore.format.manifest import ModelManifest, encode_model
+from casstore.format.rows import Kind
+from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
 
@@ -408,6 +414,40 @@ def test_a_wrong_sketch_costs_a_delta_and_nothing_else(tmp_path, base):
         added = store.add(folder, ref="near", base="base")
         assert added.bytes_stored < 0.9 * added.bytes_new
         assert_same(store, "near", folder, tmp_path / "out")
+
+
+LIES = {
+    "half of it": lambda span, _: dataclasses.replace(span, end=(span.begin + span.end) // 2),
+    "at the end": lambda span, size: dataclasses.replace(span, begin=size - 70_000, end=size),
+    "of another type": lambda span, _: dataclasses.replace(span, dtype="F64"),
+    "of no known type": lambda span, _: dataclasses.replace(span, dtype="F9"),
+    "huge": lambda span, _: dataclasses.replace(span, shape=(1 << 40,)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_layout_says_of_a_base_may_be_wrong(tmp_path, base, fine_tune, lie):
+    """Whoever may write to a store may say that a file has tensors which it cannot have."""
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        model = store.model("base")
+        layout = model.layouts[1]
+        spans = [LIES[lie](span, layout.size) for span in layout.spans]
+        wrong = encode_layout(dataclasses.replace(layout, spans=pack_spans(spans)))
+        manifest = encode_model(
+            ModelManifest(bytes.fromhex(model.model_id), (model.layout_ids[0], digest(wrong)), ())
+        )
+        with store.publication() as publication:
+            publication.write_objects(Kind.LAYOUT, {digest(wrong): wrong})
+            publication.write_objects(Kind.MANIFEST, {digest(manifest): manifest})
+            publication.commit(
+                lambda packs: store.draft_copy(
+                    dataclasses.replace(model.record, name="models/wrong", manifest=digest(manifest)), packs
+                ),
+                lambda _: iter(()),
+            )
+        store.add(fine_tune, ref="tuned", base="wrong")
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
 
 
 def test_files_of_two_formats_in_one_model(tmp_path, base):
