@@ -222,6 +222,27 @@ def test_sums_of_models_take_nothing(tmp_path, base, how):
         assert_same(store, "sum", folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("named", ["base", "adapter"])
+def test_a_merged_adapter_takes_nothing(tmp_path, base, named):
+    rng = np.random.default_rng(6)
+    adapter, tensors = {}, dict(BASE)
+    for name, array in BASE.items():
+        if "query" in name and array.ndim == 2:
+            a = rng.normal(0, 0.1, (8, array.shape[1])).astype("<f4")
+            b = rng.normal(0, 0.01, (array.shape[0], 8)).astype("<f4")
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            adapter |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+            tensors[name] = array + np.float32(2) * (b @ a)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "adapter", adapter), ref="adapter", base="base")
+        folder = write_family_model(tmp_path / "merged", tensors)
+        added = store.add(folder, ref="merged", base=named)
+        assert added.bytes_new > 300_000
+        assert added.bytes_stored < 0.02 * added.bytes_new
+        assert_same(store, "merged", folder, tmp_path / "out")
+
+
 def _quantised(array, kind):
     """Quantise a matrix as onnxruntime does: for the tensor, or for each column, signed or not."""
     if kind == "unsigned":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError, IntegrityError, ObjectNotFound
 from casstore.format import layout as layout_format
+from casstore.store.adding.bases.adapters import is_adapter
 from casstore.store.adding.bases.base_tensors import BaseFile
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 ANCESTORS = 3
 """Models above the one that is named whose tensors may be bases, too."""
+
+_CHILDREN = 8
+"""Models made from the base that are looked at for adapters, the newest ones."""
 
 MAX_FILES = 256
 """Files of one model that are looked at."""
@@ -53,6 +57,15 @@ class BaseFiles:
             found = self._of_record(record, may_read=step == 0)
             files += [file for file in found if step == 0 or file.sketches]
             model = record.base
+        return files
+
+    def adapters_of(self, base: bytes) -> list[BaseFile]:
+        """Return the files with adapters among the newest models that were made from one, by what refs say."""
+        files: list[BaseFile] = []
+        for row in self._store.find("models/", base=base.hex(), limit=_CHILDREN):
+            record = self._store.record(row.name)
+            if record is not None and record.target is not None:
+                files += [file for file in self._of_record(record, may_read=False) if is_adapter(file)]
         return files
 
     def of_layout(self, layout_id: bytes) -> BaseFile | None:

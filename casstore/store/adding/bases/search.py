@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.format.rows import RANK_STEP
+from casstore.store.adding.bases.adapters import merged
 from casstore.store.adding.bases.block_types import made_of
 from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
 from casstore.store.adding.bases.names import plain_name
@@ -85,9 +86,16 @@ class BaseSearch:
     """Finds what predicts the tensors of one file. For one thread, but for `by_name`."""
 
     def __init__(
-        self, *, files: Sequence[BaseFile], finder: BaseFiles, sketches: BaseSketches, policy: DeltaPolicy
+        self,
+        *,
+        files: Sequence[BaseFile],
+        finder: BaseFiles,
+        sketches: BaseSketches,
+        policy: DeltaPolicy,
+        adapters: Callable[[], Sequence[BaseFile]],
     ) -> None:
-        """`files` are looked at first; `finder` opens others."""
+        """`files` are looked at first; `finder` opens others. `adapters` finds those that may have been merged into a base."""
+        self._adapters = adapters
         self._files = list(files)
         self._finder = finder
         self._sketches = sketches
@@ -95,6 +103,7 @@ class BaseSearch:
         self._comparing: dict[bytes, _Budget] = {}
         self._looking = _Budget()
         self._summing = _Budget()
+        self._merging = _Budget()
         self._made: list[tuple[int, int, Words]] = []
 
     def relate(self, number: int, target: TargetTensor) -> Relation | None:
@@ -111,6 +120,8 @@ class BaseSearch:
                 self._looking.helped()
         if judge.may_be_better(0) and len(judge.near) > 1 and self._summing.allows() and judge.sum_up():
             self._summing.helped()
+        if judge.may_be_better(0) and judge.near and self._merging.allows() and judge.merge(self._adapters()):
+            self._merging.helped()
         best = judge.best
         if best is None or best.score > 0:
             self._made.append((number, target.elements, target.sketch))
@@ -229,6 +240,15 @@ class _Judge:
         different = list({item.words.tobytes(): item for item in by_distance}.values())
         found = combined(sketch, dtype, different[:MAX_BASES])
         return found is not None and self._take(*found)
+
+    def merge(self, adapters: Sequence[BaseFile]) -> bool:
+        """Try to merge adapters into what is near; say whether that helps."""
+        weights = [item.tensor for item in self.near]
+        before = self.best
+        for share, operation in merged(self._target, weights, adapters, self._sketches.read):
+            if all(self._policy.allows(tensor.rank) for tensor in operation.inputs):
+                self._take(share, operation)
+        return self.best is not before
 
     def _compare(self, tensor: BaseTensor) -> bool:
         """Try every operation that fits; say whether one is worth it."""
