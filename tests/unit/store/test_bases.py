@@ -97,6 +97,16 @@ def test_what_the_machine_forgot_is_read_from_the_store(tmp_path, base, fine_tun
         assert_same(store, "tuned", fine_tune, tmp_path / "out")
 
 
+def test_a_machine_that_forgot_everything_looks_at_the_newest_models(tmp_path, base, fine_tune):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "stranger", base_tensors(9)), ref="stranger")
+        store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        added = store.add(fine_tune, ref="tuned")
+        assert encodings(store, "tuned")["delta"] > 0.9 * added.bytes_new
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
 def test_other_names_do_not_hide_a_base(tmp_path, base):
     renamed = {f"model.{number}": array for number, array in enumerate(tuned(BASE).values())}
     with made(tmp_path) as store:

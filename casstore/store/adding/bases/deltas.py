@@ -52,18 +52,26 @@ class Deltas:
         self._base = base
         self._named: list[BaseFile] | None = None
         self._merged: list[BaseFile] | None = None
+        self._forgotten: bool | None = None
         self._lock = threading.Lock()
 
     def open_file(self, source: SourceFile, spans: Sequence[TensorSpan]) -> FileRelations:
         """Return what will know the relations of the tensors of one file."""
-        return FileRelations(source, spans, search=self._search, lock=self._lock)
+        return FileRelations(source, spans, search=lambda: self._search(spans), lock=self._lock)
 
-    def _search(self) -> BaseSearch:
+    def _search(self, spans: Sequence[TensorSpan]) -> BaseSearch:
         if self._named is None:
             base = self._base
             self._named = [] if base is None else self._finder.of_lineage(base, self._newest_record)
+        files = self._named
+        if self._forgotten is None:
+            self._forgotten = not files and self._sketches.is_empty
+        if self._forgotten:
+            # Invariant 13: what this machine does not know any more, the store can tell.
+            with contextlib.suppress(CasstoreError):
+                files = self._finder.newest_like(spans)
         return BaseSearch(
-            files=self._named,
+            files=files,
             finder=self._finder,
             sketches=BaseSketches(self._sketches, self._chunks),
             policy=self._policy,
