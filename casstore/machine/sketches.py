@@ -36,6 +36,15 @@ class Sketches:
     def __init__(self, machine: MachineState) -> None:
         self._machine = machine
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known, though something could be: the store is new, or the machine has forgotten."""
+
+        def look_up(state: sqlite3.Connection) -> bool:
+            return state.execute("SELECT 1 FROM sketches LIMIT 1").fetchone() is None
+
+        return self._machine.run(look_up, False)
+
     def of_layout(self, layout: bytes) -> dict[int, bytes]:
         """Return the sketches of the tensors of a layout, by the number of the span, as far as they are known."""
 

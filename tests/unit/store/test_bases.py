@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import ml_dtypes
@@ -14,7 +15,12 @@ from fakes.model_files import gguf_bytes, safetensors_bytes
 
 from casstore import GcPolicy, Store
 from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, quantise_blocks
+from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
+from casstore.format.layout import encode as encode_layout
+from casstore.format.manifest import ModelManifest, encode_model
+from casstore.format.rows import Kind
+from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
 
@@ -88,6 +94,16 @@ def test_what_the_machine_forgot_is_read_from_the_store(tmp_path, base, fine_tun
         store.machine = MachineState(None)
         added = store.add(fine_tune, ref="tuned", base="base")
         assert encodings(store, "tuned")["delta"] > 0.95 * added.bytes_new
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_a_machine_that_forgot_everything_looks_at_the_newest_models(tmp_path, base, fine_tune):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "stranger", base_tensors(9)), ref="stranger")
+        store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        added = store.add(fine_tune, ref="tuned")
+        assert encodings(store, "tuned")["delta"] > 0.9 * added.bytes_new
         assert_same(store, "tuned", fine_tune, tmp_path / "out")
 
 
@@ -214,6 +230,27 @@ def test_sums_of_models_take_nothing(tmp_path, base, how):
         small = sum(array.nbytes for array in BASE.values() if array.ndim == 1)
         assert added.bytes_stored < small + 0.01 * added.bytes_total
         assert_same(store, "sum", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("named", ["base", "adapter"])
+def test_a_merged_adapter_takes_nothing(tmp_path, base, named):
+    rng = np.random.default_rng(6)
+    adapter, tensors = {}, dict(BASE)
+    for name, array in BASE.items():
+        if "query" in name and array.ndim == 2:
+            a = rng.normal(0, 0.1, (8, array.shape[1])).astype("<f4")
+            b = rng.normal(0, 0.01, (array.shape[0], 8)).astype("<f4")
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            adapter |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+            tensors[name] = array + np.float32(2) * (b @ a)
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "adapter", adapter), ref="adapter", base="base")
+        folder = write_family_model(tmp_path / "merged", tensors)
+        added = store.add(folder, ref="merged", base=named)
+        assert added.bytes_new > 300_000
+        assert added.bytes_stored < 0.02 * added.bytes_new
+        assert_same(store, "merged", folder, tmp_path / "out")
 
 
 def _quantised(array, kind):
@@ -408,6 +445,40 @@ def test_a_wrong_sketch_costs_a_delta_and_nothing_else(tmp_path, base):
         added = store.add(folder, ref="near", base="base")
         assert added.bytes_stored < 0.9 * added.bytes_new
         assert_same(store, "near", folder, tmp_path / "out")
+
+
+LIES = {
+    "half of it": lambda span, _: dataclasses.replace(span, end=(span.begin + span.end) // 2),
+    "at the end": lambda span, size: dataclasses.replace(span, begin=size - 70_000, end=size),
+    "of another type": lambda span, _: dataclasses.replace(span, dtype="F64"),
+    "of no known type": lambda span, _: dataclasses.replace(span, dtype="F9"),
+    "huge": lambda span, _: dataclasses.replace(span, shape=(1 << 40,)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_layout_says_of_a_base_may_be_wrong(tmp_path, base, fine_tune, lie):
+    """Whoever may write to a store may say that a file has tensors which it cannot have."""
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        model = store.model("base")
+        layout = model.layouts[1]
+        spans = [LIES[lie](span, layout.size) for span in layout.spans]
+        wrong = encode_layout(dataclasses.replace(layout, spans=pack_spans(spans)))
+        manifest = encode_model(
+            ModelManifest(bytes.fromhex(model.model_id), (model.layout_ids[0], digest(wrong)), ())
+        )
+        with store.publication() as publication:
+            publication.write_objects(Kind.LAYOUT, {digest(wrong): wrong})
+            publication.write_objects(Kind.MANIFEST, {digest(manifest): manifest})
+            publication.commit(
+                lambda packs: store.draft_copy(
+                    dataclasses.replace(model.record, name="models/wrong", manifest=digest(manifest)), packs
+                ),
+                lambda _: iter(()),
+            )
+        store.add(fine_tune, ref="tuned", base="wrong")
+        assert_same(store, "tuned", fine_tune, tmp_path / "out")
 
 
 def test_files_of_two_formats_in_one_model(tmp_path, base):

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError, IntegrityError, ObjectNotFound
 from casstore.format import layout as layout_format
+from casstore.store.adding.bases.adapters import is_adapter
 from casstore.store.adding.bases.base_tensors import BaseFile
+from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.target import has_sketch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +18,17 @@ if TYPE_CHECKING:
     from casstore.format.record import Record
     from casstore.machine.sketches import Sketches
     from casstore.store.model_store import ModelStore
+    from casstore.tensors import TensorSpan
 
 ANCESTORS = 3
 """Models above the one that is named whose tensors may be bases, too."""
+
+_CHILDREN = 8
+"""Models made from the base that are looked at for adapters, the newest ones."""
+
+_NEWEST = 16
+_ENOUGH = 2
+"""Models that are looked at where no sketches are known, and files from which no more are."""
 
 MAX_FILES = 256
 """Files of one model that are looked at."""
@@ -53,6 +64,34 @@ class BaseFiles:
             found = self._of_record(record, may_read=step == 0)
             files += [file for file in found if step == 0 or file.sketches]
             model = record.base
+        return files
+
+    def adapters_of(self, base: bytes) -> list[BaseFile]:
+        """Return the files with adapters among the newest models that were made from one, by what refs say."""
+        files: list[BaseFile] = []
+        for row in self._store.find("models/", base=base.hex(), limit=_CHILDREN):
+            record = self._store.record(row.name)
+            if record is not None and record.target is not None:
+                files += [file for file in self._of_record(record, may_read=False) if is_adapter(file)]
+        return files
+
+    def newest_like(self, spans: Sequence[TensorSpan]) -> list[BaseFile]:
+        """Return a few files of the newest models that have most of these tensors, by names and shapes alone.
+
+        For a machine that has forgotten all sketches: those of these files are read.
+        """
+        wanted = {(plain_name(span.name), span.shape) for span in spans if has_sketch(span)}
+        files: list[BaseFile] = []
+        for row in self._store.find("models/", limit=_NEWEST) if wanted else ():
+            record = self._store.record(row.name)
+            if record is None or record.target is None:
+                continue
+            for file in self._of_record(record, may_read=True):
+                there = {(name, tensor.span.shape) for name, tensor in file.by_name.items()}
+                if 2 * len(wanted & there) > len(wanted) and file not in files:
+                    files.append(file)
+            if len(files) >= _ENOUGH:
+                break
         return files
 
     def of_layout(self, layout_id: bytes) -> BaseFile | None:

@@ -14,6 +14,7 @@ from casstore.codecs.delta import LITERALS, Extent
 from casstore.digest import DIGEST_SIZE
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.tensors.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,11 +64,11 @@ class BaseFile:
 
     @cached_property
     def tensors(self) -> list[BaseTensor]:
-        """All tensors that are not empty."""
+        """All tensors whose types are known, and that are not empty; what a layout says may be wrong."""
         return [
             BaseTensor(self, number, span)
             for number, span in enumerate(self.layout.spans)
-            if span.end > span.begin
+            if span.end > span.begin and _fits(span)
         ]
 
     @cached_property
@@ -101,6 +102,11 @@ class BaseFile:
     def _chunks(self, begin: int, end: int) -> tuple[int, int]:
         first = int(np.searchsorted(self._edges, begin, side="right")) - 1
         return first, int(np.searchsorted(self._edges, end, side="left"))
+
+
+def _fits(span: Span) -> bool:
+    known = DTYPES.get(span.dtype)
+    return known is not None and known.byte_length(span.shape) == span.end - span.begin
 
 
 class FrameBases:

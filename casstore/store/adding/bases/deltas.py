@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 from casstore.errors import CasstoreError, RefNotFound
 from casstore.machine.sketches import Sketches
+from casstore.store.adding.bases.adapters import is_adapter
 from casstore.store.adding.bases.base_chunks import BaseChunks
 from casstore.store.adding.bases.base_files import BaseFiles
 from casstore.store.adding.bases.base_sketches import BaseSketches
@@ -49,22 +51,43 @@ class Deltas:
         self._refs = refs
         self._base = base
         self._named: list[BaseFile] | None = None
+        self._merged: list[BaseFile] | None = None
+        self._forgotten: bool | None = None
         self._lock = threading.Lock()
 
     def open_file(self, source: SourceFile, spans: Sequence[TensorSpan]) -> FileRelations:
         """Return what will know the relations of the tensors of one file."""
-        return FileRelations(source, spans, search=self._search, lock=self._lock)
+        return FileRelations(source, spans, search=lambda: self._search(spans), lock=self._lock)
 
-    def _search(self) -> BaseSearch:
+    def _search(self, spans: Sequence[TensorSpan]) -> BaseSearch:
         if self._named is None:
             base = self._base
             self._named = [] if base is None else self._finder.of_lineage(base, self._newest_record)
+        files = self._named
+        if self._forgotten is None:
+            self._forgotten = not files and self._sketches.is_empty
+        if self._forgotten:
+            # Invariant 13: what this machine does not know any more, the store can tell.
+            with contextlib.suppress(CasstoreError):
+                files = self._finder.newest_like(spans)
         return BaseSearch(
-            files=self._named,
+            files=files,
             finder=self._finder,
             sketches=BaseSketches(self._sketches, self._chunks),
             policy=self._policy,
+            adapters=self._adapters,
         )
+
+    def _adapters(self) -> list[BaseFile]:
+        """Return the adapters that may have been merged into the base."""
+        if self._merged is None:
+            self._merged = []
+            if self._base is not None:
+                # Invariant 13: as below.
+                with contextlib.suppress(CasstoreError):
+                    self._merged = self._finder.adapters_of(self._base)
+            self._merged += [file for file in self._named or () if is_adapter(file)]
+        return self._merged
 
     def encode(self, block: memoryview, planned: Mapping[int, PlannedChunk]) -> dict[int, EncodedFrames]:
         """Return the frames of planned chunks (`encode_planned`)."""

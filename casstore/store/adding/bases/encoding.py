@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.chunk_plan import ChunkPlan
     from casstore.store.adding.bases.policy import DeltaPolicy
 
-_SURE = 0.8
+_SURE = 0.95
 """Of the estimate for a plain encoding, times what a delta must save: up to that a delta is kept without trying the other."""
 
 

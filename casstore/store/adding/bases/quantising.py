@@ -165,8 +165,10 @@ def _fit(
 
     `channels` are the numbers of the values' scales.
     """
-    found = actual.view(QUANTISED[dtype]).astype(np.int64)
     own = np.frombuffer(scales.scales, "<f4")[channels]
+    if not _is_near(values[:FIRST], own[:FIRST], actual[:FIRST].view(QUANTISED[dtype])):
+        return None
+    found = actual.view(QUANTISED[dtype]).astype(np.int64)
     with np.errstate(all="ignore"):
         plain = np.nan_to_num(np.rint(values / own), posinf=0, neginf=0)
     if scales.zeros is None:
@@ -178,12 +180,19 @@ def _fit(
     zeros = known[channels].astype(np.float32)
     low, high = _range(dtype)
     missed = np.abs(np.clip(plain + zeros, low, high) - found)
-    if missed[:FIRST].mean() > _NEAR or missed.mean() > _NEAR:
+    if missed.mean() > _NEAR:
         return None
     fit = fit_quantise(found, values, own, zeros, target=dtype)
     step = quantise_step(0, 1, target=dtype, rule=fit.rule, limits=fit.limits)
     made = quantise_floats(values, own, zeros, read_step(step.parameters))
     return scales, fit.rule, fit.limits, made.astype("<u1" if dtype == "U8" else "<i1").view("<u1")
+
+
+def _is_near(values: NDArray[np.float32], scales: NDArray[np.float32], actual: Words) -> bool:
+    """Say whether a few elements differ from the scaled ones by about the same: a zero point, but for what was cut off."""
+    with np.errstate(all="ignore"):
+        distances = np.sort(actual - values / scales)
+        return bool(distances[-3] - distances[2] <= 2 * _NEAR)
 
 
 def _range(dtype: str) -> tuple[int, int]:

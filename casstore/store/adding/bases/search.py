@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from casstore.format.rows import RANK_STEP
+from casstore.store.adding.bases.adapters import merged
 from casstore.store.adding.bases.block_types import made_of
 from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
 from casstore.store.adding.bases.names import plain_name
@@ -18,6 +22,7 @@ from casstore.store.adding.bases.sketch import (
     distance,
     order_of,
     share_left,
+    strange_rows,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +47,9 @@ _SURELY = 0.3
 _PATIENCE = 16
 _GLANCE = 8
 """After so many tensors for which nothing better was found, one in _GLANCE is looked up."""
+
+_MANY = 4
+"""Tensors from which it pays to compare a few elements of all at once first."""
 
 _NEAREST = 4
 """Files that are looked at for one tensor, of those that the catalogue finds."""
@@ -78,31 +86,42 @@ class BaseSearch:
     """Finds what predicts the tensors of one file. For one thread, but for `by_name`."""
 
     def __init__(
-        self, *, files: Sequence[BaseFile], finder: BaseFiles, sketches: BaseSketches, policy: DeltaPolicy
+        self,
+        *,
+        files: Sequence[BaseFile],
+        finder: BaseFiles,
+        sketches: BaseSketches,
+        policy: DeltaPolicy,
+        adapters: Callable[[], Sequence[BaseFile]],
     ) -> None:
-        """`files` are looked at first; `finder` opens others."""
+        """`files` are looked at first; `finder` opens others. `adapters` finds those that may have been merged into a base."""
+        self._adapters = adapters
         self._files = list(files)
         self._finder = finder
         self._sketches = sketches
         self._policy = policy
+        self._comparing: dict[bytes, _Budget] = {}
         self._looking = _Budget()
         self._summing = _Budget()
+        self._merging = _Budget()
         self._made: list[tuple[int, int, Words]] = []
 
     def relate(self, number: int, target: TargetTensor) -> Relation | None:
         """Return what predicts a tensor, number `number` of its file's spans; None if nothing does well enough."""
         judge = _Judge(target, self._sketches, self._policy)
         for file in self._files:
-            judge.compare_file(file)
+            self._compare(judge, file)
         if judge.may_be_better(_LARGE) and self._looking.allows():
             before = judge.best
             for file in self._alike(target):
                 self._files.append(file)
-                judge.compare_file(file)
+                self._compare(judge, file)
             if judge.best is not before:
                 self._looking.helped()
         if judge.may_be_better(0) and len(judge.near) > 1 and self._summing.allows() and judge.sum_up():
             self._summing.helped()
+        if judge.may_be_better(0) and judge.near and self._merging.allows() and judge.merge(self._adapters()):
+            self._merging.helped()
         best = judge.best
         if best is None or best.score > 0:
             self._made.append((number, target.elements, target.sketch))
@@ -140,6 +159,14 @@ class BaseSearch:
         self._sketches.keep(layout, self._made)
         self._made = []
 
+    def _compare(self, judge: _Judge, file: BaseFile) -> None:
+        """Compare with the tensor of the same name, or else with all that have as many elements, while that helps."""
+        if judge.compare_named(file):
+            return
+        comparing = self._comparing.setdefault(file.layout_id, _Budget())
+        if comparing.allows() and judge.compare_others(file):
+            comparing.helped()
+
     def _alike(self, target: TargetTensor) -> Iterator[BaseFile]:
         """Yield files that are not looked at yet and have a tensor like this one, the nearest first."""
         known = {file.layout_id for file in self._files}
@@ -158,24 +185,51 @@ class _Judge:
         self._sketches = sketches
         self._policy = policy
         self._order = order_of(target.span.dtype)
-        self._plain_share = share_left(target.sketch)
         self.best: _Found | None = None
         self.near: list[Near] = []
+
+    @cached_property
+    def _plain_share(self) -> float:
+        """What is left of the target without a base."""
+        return share_left(self._target.sketch)
 
     def may_be_better(self, share: float) -> bool:
         """Say whether more is left than this share of what is left without a base."""
         return self.best is None or self.best.score > share * self._plain_share
 
-    def compare_file(self, file: BaseFile) -> None:
-        """Compare with the tensor of the same name, or else with all that have as many elements."""
+    def compare_named(self, file: BaseFile) -> bool:
+        """Compare with the tensor of the same name; say whether it is worth it."""
         named = file.by_name.get(plain_name(self._target.span.name))
-        if named is not None and named.elements == self._target.elements and self._compare(named):
-            return
-        for tensor in file.by_elements.get(self._target.elements, ()):
-            if tensor is not named:
-                self._compare(tensor)
-                if self.best is not None and self.best.score == self.best.rank == 0:
-                    break
+        return named is not None and named.elements == self._target.elements and self._compare(named)
+
+    def compare_others(self, file: BaseFile) -> bool:
+        """Compare with all tensors that have as many elements; say whether one is worth it."""
+        fits = False
+        for tensor in self._likely(file.by_elements.get(self._target.elements, [])):
+            fits = self._compare(tensor) or fits
+            if self.best is not None and self.best.score == self.best.rank == 0:
+                break
+        return fits
+
+    def _likely(self, tensors: list[BaseTensor]) -> list[BaseTensor]:
+        """Leave out tensors of the same type that are strangers, by a few elements of all of them at once."""
+        dtype = self._target.span.dtype
+        alike = {tensor: words for tensor in tensors if (words := self._alike_in_type(tensor)) is not None}
+        if len(alike) < _MANY:
+            return tensors
+        first = np.stack([words[:FIRST] for words in alike.values()])
+        near = np.zeros(len(alike), np.bool_)
+        for view in self._target.views():
+            actual = np.broadcast_to(view[:FIRST], first.shape)
+            residuals = differences(np.ascontiguousarray(actual), first, self._order)
+            near |= ~strange_rows(residuals, dtype)
+        kept = {tensor for tensor, is_near in zip(alike, near.tolist(), strict=True) if is_near}
+        return [tensor for tensor in tensors if tensor in kept or tensor not in alike]
+
+    def _alike_in_type(self, tensor: BaseTensor) -> Words | None:
+        if tensor.span.dtype != self._target.span.dtype or not self._policy.allows(tensor.rank):
+            return None
+        return self._sketches.of(tensor)
 
     def sum_up(self) -> bool:
         """Try sums of what is near; say whether one is better."""
@@ -186,6 +240,15 @@ class _Judge:
         different = list({item.words.tobytes(): item for item in by_distance}.values())
         found = combined(sketch, dtype, different[:MAX_BASES])
         return found is not None and self._take(*found)
+
+    def merge(self, adapters: Sequence[BaseFile]) -> bool:
+        """Try to merge adapters into what is near; say whether that helps."""
+        weights = [item.tensor for item in self.near]
+        before = self.best
+        for share, operation in merged(self._target, weights, adapters, self._sketches.read):
+            if all(self._policy.allows(tensor.rank) for tensor in operation.inputs):
+                self._take(share, operation)
+        return self.best is not before
 
     def _compare(self, tensor: BaseTensor) -> bool:
         """Try every operation that fits; say whether one is worth it."""

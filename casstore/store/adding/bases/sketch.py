@@ -108,7 +108,14 @@ def distance(residuals: Words) -> float:
 
 def are_strangers(residuals: Words, dtype: str) -> bool:
     """Say whether tensors of a type with such differences have nothing in common; a few residuals are enough."""
-    return distance(residuals) > _STRANGE.get(dtype, 7 * residuals.dtype.itemsize)
+    return bool(strange_rows(residuals[None], dtype)[0])
+
+
+def strange_rows(residuals: Words, dtype: str) -> NDArray[np.bool_]:
+    """Say for each row of differences whether such tensors have nothing in common."""
+    limit = _STRANGE.get(dtype, 7 * residuals.dtype.itemsize)
+    found: NDArray[np.bool_] = np.log2(residuals.astype(np.float64) + 1.0).mean(axis=1) > limit
+    return found
 
 
 def share_left(words: Words) -> float:

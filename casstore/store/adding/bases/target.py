@@ -75,6 +75,12 @@ class TargetTensor:
         """What the file says of how it was quantised."""
         return find_scales(self.span.name, self.span.dtype, self._read_small)
 
+    def part(self, begin: int, end: int) -> bytes:
+        """Return some of its bytes, fewer if the file became shorter."""
+        if self._data is not None:
+            return bytes(self._data[begin:end])
+        return self._read(self.span.begin + begin, end - begin)
+
     def at(self, places: Positions) -> Words:
         """Return the elements at these positions."""
         if self._data is not None:
