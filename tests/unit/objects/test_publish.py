@@ -442,7 +442,7 @@ def test_the_order_of_writes(scene, monkeypatch):
     kinds = [f"{operation} {key.partition('/')[0]}" for operation, key in writes]
     packs = kinds.count("commit packs")
     assert packs > 2
-    assert kinds == ["commit packs"] * packs + ["put index", "make_durable packs", "put refs"]
+    assert kinds == ["commit packs"] * packs + ["commit index", "make_durable packs", "put refs"]
     assert set(dict(writes)["make_durable"].split()) == others, (
         "own packs are durable as soon as they are committed"
     )
