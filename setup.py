@@ -1,5 +1,7 @@
 """Builds the compiled kernels, which are optional; everything else is in pyproject.toml."""
 
+import os
+
 from setuptools import Extension, setup
 
 setup(
@@ -8,7 +10,7 @@ setup(
             "casstore._kernels",
             ["casstore/_kernels.c", "casstore/_huffman.c"],
             depends=["casstore/_huffman.h"],
-            extra_compile_args=["-O3"],
+            extra_compile_args=["-O3"] if os.name == "posix" else [],
             optional=True,
         )
     ]

@@ -24,6 +24,10 @@
 #define VECTORISED
 #endif
 
+#if defined(_MSC_VER)
+#define restrict __restrict
+#endif
+
 #define TILE 2048
 #define MAX_STRIDE 512
 #define MAX_RUNS 255
