@@ -22,6 +22,7 @@ class Kernels(Protocol):
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
+    count_columns: Callable[[Buffer, Buffer], None]
     literals: Callable[[tuple[Buffer, ...], Buffer], tuple[int, ...]]
     literals_room: Callable[[int], int]
     probe_literals: Callable[[Buffer], tuple[int, int]]
