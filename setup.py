@@ -1,5 +1,6 @@
 """Builds the compiled kernels, which are optional; everything else is in pyproject.toml."""
 
+import os
 from glob import glob
 
 from setuptools import Extension, setup
@@ -18,7 +19,9 @@ setup(
                 "-fno-math-errno",
                 "-fno-trapping-math",
                 "-fvisibility=hidden",
-            ],
+            ]
+            if os.name == "posix"
+            else ["/fp:strict"],
             optional=True,
         )
     ]

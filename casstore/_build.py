@@ -22,6 +22,7 @@ class Kernels(Protocol):
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
+    count_columns: Callable[[Buffer, Buffer], None]
     subtract: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     cast: Callable[[Buffer, Buffer, int, int, int, bool], None]

@@ -8,6 +8,10 @@
 #include "codecs/native/kernels.h"
 #include "codecs/native/huffman.h"
 
+#if defined(_MSC_VER)
+#define restrict __restrict
+#endif
+
 #define TILE 2048
 #define MAX_STRIDE 512
 #define MAX_RUNS 255
@@ -407,6 +411,20 @@ static PyObject *probe_literals(PyObject *self, PyObject *args) {
     return Py_BuildValue("nn", (Py_ssize_t)size, (Py_ssize_t)found);
 }
 
+static PyObject *count_columns(PyObject *self, PyObject *args) {
+    Py_buffer data, out;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*w*", &data, &out)) return NULL;
+    if (out.len == 8 * 256 * (Py_ssize_t)sizeof(uint32_t) && (uintptr_t)out.buf % sizeof(uint32_t) == 0)
+        casstore_count_columns(data.buf, (size_t)data.len, out.buf);
+    else
+        PyErr_SetString(PyExc_ValueError, "the counts have no room");
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *literals_room(PyObject *self, PyObject *args) {
     Py_ssize_t size;
     (void)self;
@@ -430,6 +448,7 @@ static PyMethodDef methods[] = {
     {"lora", lora, METH_VARARGS, "lora(weights, a, b, out, rounding, rule, rank, columns, first, scale): add a scaled product."},
     {"literals", literals, METH_VARARGS, "literals(pieces, out): write a zstd frame of literals for each; return the sizes, 0 for none."},
     {"probe_literals", probe_literals, METH_VARARGS, "probe_literals(data): about the size of its frame of literals, 0 for none, and how many repeats it has."},
+    {"count_columns", count_columns, METH_VARARGS, "count_columns(data, out): count the values of every eighth byte, from each of eight on."},
     {"literals_room", literals_room, METH_VARARGS, "literals_room(size): the bytes that a frame may take while it is written."},
     {NULL, NULL, 0, NULL},
 };

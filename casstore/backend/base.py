@@ -136,6 +136,9 @@ class BlobWriter(ABC):
     def write(self, parts: Sequence[Buffer]) -> None:
         """Append `parts`; the caller may reuse the buffers when this returns. Raises BackendError."""
 
+    def harden(self) -> None:  # noqa: B027  # most backends have nothing to do before a name is given
+        """Make what was written durable ahead of its name, where that saves `commit` the wait; nothing is written after it."""
+
     @abstractmethod
     def commit(self, key: str) -> None:
         """Publish what was written under `key`, durably. Raises ObjectExists when the key is taken."""

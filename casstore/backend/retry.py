@@ -202,6 +202,10 @@ class _RetryingWriter(BlobWriter):
         self._inner.write(parts)
         self.offset = self._inner.offset
 
+    def harden(self) -> None:
+        # Never repeated: a failed fsync discards the file (invariant 2).
+        self._inner.harden()
+
     def commit(self, key: str) -> None:
         attempts = itertools.count()
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LiteralsProbe",
     "RunData",
+    "count_columns",
     "equal",
     "literal_frames",
     "merge_runs",
@@ -96,6 +97,15 @@ def repeats(data: U8, period: int) -> bool:
     if _build.kernels is not None:
         return _build.kernels.repeats(data, period)
     return regroup.repeats(data, period)
+
+
+def count_columns(sample: U8) -> NDArray[np.uint32]:
+    """Return how often each value occurs in every eighth byte of a sample, from each of the first eight on: 8 rows."""
+    if _build.kernels is None:
+        return regroup.count_columns(sample)
+    counts = np.empty((8, 256), np.uint32)
+    _build.kernels.count_columns(sample, counts)
+    return counts
 
 
 def literal_frames(parts: Sequence[U8]) -> list[U8] | None:

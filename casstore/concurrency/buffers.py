@@ -33,8 +33,11 @@ def scratch(size: int) -> memoryview:
     return held[:size]
 
 
-BLOCK_BUFFER = BLOCK + _CHUNK
-"""Bytes of a lent buffer: a block and the chunk that it ends in."""
+_HEADERS = 64 << 10
+"""Bytes for the headers of the frames that a block becomes, where chunks are not tiny."""
+
+BLOCK_BUFFER = BLOCK + _CHUNK + _HEADERS
+"""Bytes of a lent buffer: a block, the chunk that it ends in, and headers."""
 
 _free: list[memoryview] = []
 

@@ -56,7 +56,11 @@ def _place(frame):
     """Return which function of the local backend has something synced, and what that is part of, as text."""
     while True:
         code, names = frame.f_code, frame.f_locals
-        if "casstore/backend/local/" in code.co_filename and code.co_name not in ("sync", "_fsync"):
+        if "casstore/backend/local/" in code.co_filename and code.co_name not in (
+            "sync",
+            "_fsync",
+            "_harden",
+        ):
             what = names.get("key") or names.get("directory") or names.get("path") or ""
             if not isinstance(what, str):
                 what = ""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore import _build
-from casstore.codecs import kernels
+from casstore.codecs import kernels, regroup
 from casstore.codecs.zstd import Method, compress, compress_all, decompress_all
 
 COMPILED = _build.kernels
@@ -127,8 +127,15 @@ def test_without_compiled_kernels_zstd_searches_as_well(monkeypatch):
     assert zstandard.ZstdDecompressor().decompress(frame.tobytes()) == data.tobytes()
 
 
+@given(skewed())
+def test_columns_are_counted_as_numpy_counts_them(part):
+    assert np.array_equal(kernels.count_columns(part), regroup.count_columns(part))
+
+
 def test_frames_without_room_are_refused():
     with pytest.raises(ValueError, match="room"):
         COMPILED.literals((bytes(2000), bytes(2000)), bytearray(COMPILED.literals_room(2000)))
+    with pytest.raises(ValueError, match="room"):
+        COMPILED.count_columns(bytes(100), np.empty(8 * 255, np.uint32))
     with pytest.raises(TypeError):
         COMPILED.literals((bytes(100), "text"), bytearray(1000))

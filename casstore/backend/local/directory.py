@@ -58,6 +58,9 @@ class StoreDirectory:
         self.durable = durability == "full"
         self._group = shared == "group"
         self._ensured: set[str] = set()  # directories whose own entry this process made durable
+        self._prepared: set[str] = (
+            set()
+        )  # directories that this process made, and whose entry may not be durable
         self._failed: set[str] = set()  # directories of which an fsync failed
         self.naming = Naming(self.root, calls)
         self._owner: tuple[int, int] | None = (
@@ -188,22 +191,43 @@ class StoreDirectory:
 
     def _make_directory(self, path: str, *, own: bool = True) -> None:
         """Make one directory, or find it made, and make its entry durable."""
-        made = True
+        made = path in self._prepared or self._make(path, own=own)
         try:
-            self._mkdir(path, (0o770 if self._group else 0o700) if own else 0o777)
-        except FileExistsError:
-            made = False  # another writer was faster; anything else in the way shows at the next call
-        try:
-            if made and own:
-                self._equip(path)
             # Invariant 2: also when it was there, since its maker may have stopped before this.
             self.sync(os.path.dirname(path))
         except (OSError, AccessDenied):
             # Invariant 2: a failed fsync discards the directory, so that the next writer makes a new one.
             if made:
-                with suppress(OSError):
-                    self.calls.rmdir(path)
+                self._remove_prepared(path)
             raise
+        self._prepared.discard(path)
+
+    def _remove_prepared(self, path: str) -> None:
+        """Remove a directory that this process made, and those that it made in it."""
+        for inner in sorted(self._prepared.copy(), reverse=True):
+            if inner.startswith(f"{path}/"):
+                with suppress(OSError):
+                    self.calls.rmdir(inner)
+                self._prepared.discard(inner)
+        with suppress(OSError):
+            self.calls.rmdir(path)
+        self._prepared.discard(path)
+
+    def _make(self, path: str, *, own: bool) -> bool:
+        """Make one directory; say whether it was not there."""
+        try:
+            self._mkdir(path, (0o770 if self._group else 0o700) if own else 0o777)
+        except FileExistsError:
+            return False  # another writer was faster; anything else in the way shows at the next call
+        try:
+            if own:
+                self._equip(path)
+        except (OSError, AccessDenied):
+            # Invariant 2: nobody uses a directory that is not the owner's.
+            with suppress(OSError):
+                self.calls.rmdir(path)
+            raise
+        return True
 
     def _mkdir(self, path: str, mode: int) -> None:
         try:
@@ -237,9 +261,18 @@ class StoreDirectory:
         self._make_directory(directory)
         self._ensured.add(directory)
 
+    def prepare(self, directory: str) -> None:
+        """Make `directory` and what leads to it, ahead of `ensure`, which makes their entries durable."""
+        if directory == self.root or directory in self._ensured or directory in self._prepared:
+            return
+        self.prepare(os.path.dirname(directory))
+        if self._make(directory, own=True):
+            self._prepared.add(directory)
+
     def forget(self) -> None:
         """Forget which directories are known to exist: someone removed one."""
         self._ensured.clear()
+        self._prepared.clear()
 
     def sync(self, directory: str) -> None:
         """Make the entries of `directory` durable.

@@ -47,6 +47,7 @@ class LocalWriter(BlobWriter):
         self.offset = 0
         self._asked = 0  # bytes that the kernel was asked to write early
         self._broken = False
+        self._hardened = False
         self.path = self._new_path()
         self._fd: int | None = None
         self._held = False
@@ -126,17 +127,35 @@ class LocalWriter(BlobWriter):
         """Publish under `key`; the writer cannot be used again, even after a failure."""
         self.publish(key, exclusive=False)
 
+    def harden(self) -> None:
+        """Make the bytes durable; after a failure the writer is discarded."""
+        fd = self._usable()
+        self._broken = True
+        try:
+            self._harden(fd)
+        except OSError as error:
+            self.discard()
+            raise self._explain(error, "write") from error
+        self._hardened = True
+        self._broken = False
+
+    def _harden(self, fd: int) -> None:
+        self._directory.set_mode(fd, self._directory.published_mode)
+        if self._directory.durable:
+            # Invariant 2: bytes before name. Never repeated: after a failure the kernel may have
+            # dropped the bytes and answer the next call with success.
+            self._calls.fsync(fd)
+
     def publish(self, key: str, *, exclusive: bool) -> None:
         """Make the bytes durable, then the name, then return. Raises ObjectExists when the key is taken."""
         fd = self._usable()
         final = self._directory.path(key)
         self._broken = True
         try:
-            self._directory.set_mode(fd, self._directory.published_mode)
-            if self._directory.durable:
-                # Invariant 2: bytes before name. Never repeated: after a failure the kernel may have
-                # dropped the bytes and answer the next call with success.
-                self._calls.fsync(fd)
+            # Before the bytes: one commit of the file system's journal takes both.
+            self._directory.prepare(os.path.dirname(final))
+            if not self._hardened:
+                self._harden(fd)
             identity = self._calls.fstat(fd).identity
             if not self._held:
                 self._fd = None

@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* One portable build that uses what newer processors have: needs the loader's indirect functions. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 11 && !defined(__clang__)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
 #define FAST __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define FAST
@@ -67,11 +67,10 @@ static inline uint8_t *end_bits(Bits *bits) {
 
 /* ---- code lengths */
 
-FAST static void count_bytes(const uint8_t *data, size_t size, uint32_t *counts) {
-    /* Several tables: equal neighbours would wait for one another's sum. */
-    uint32_t parts[8][SYMBOLS];
+/* Counts each of 8 columns by itself, which is faster, too: equal neighbours would wait for one another's sum. */
+FAST static void count_columns(const uint8_t *data, size_t size, uint32_t parts[8][SYMBOLS]) {
     size_t at = 0;
-    memset(parts, 0, sizeof parts);
+    memset(parts, 0, 8 * sizeof parts[0]);
     for (; at + 8 <= size; at += 8) {
         uint64_t word;
         memcpy(&word, data + at, 8);
@@ -84,11 +83,20 @@ FAST static void count_bytes(const uint8_t *data, size_t size, uint32_t *counts)
         parts[6][word >> 48 & 0xFF]++;
         parts[7][word >> 56]++;
     }
-    for (; at < size; at++) parts[0][data[at]]++;
+    for (; at < size; at++) parts[at & 7][data[at]]++;
+}
+
+static void count_bytes(const uint8_t *data, size_t size, uint32_t *counts) {
+    uint32_t parts[8][SYMBOLS];
+    count_columns(data, size, parts);
     for (int s = 0; s < SYMBOLS; s++) {
         counts[s] = 0;
         for (int k = 0; k < 8; k++) counts[s] += parts[k][s];
     }
+}
+
+void casstore_count_columns(const uint8_t *data, size_t size, uint32_t *counts) {
+    count_columns(data, size, (uint32_t(*)[SYMBOLS])counts);
 }
 
 /* log2 in 256ths of a bit, at most 1/100 of a bit too small. */

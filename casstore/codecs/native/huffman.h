@@ -16,4 +16,7 @@ size_t casstore_literals(const uint8_t *data, size_t size, uint8_t *to);
 /* About how many positions in `data` begin 8 bytes that occurred before, not far away. */
 size_t casstore_repeats(const uint8_t *data, size_t size);
 
+/* Counts the values of every eighth byte, from each of the first eight on: 8 times 256 numbers. */
+void casstore_count_columns(const uint8_t *data, size_t size, uint32_t *counts);
+
 #endif

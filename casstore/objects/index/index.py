@@ -218,9 +218,14 @@ class Index(LoadedSegments):
 
     # ---- writing
 
-    def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
-        """Write one durable segment over new packs (invariant 3), and use it from now on."""
-        self._upkeep.publish(packs)
+    def publish(
+        self, packs: Sequence[tuple[bytes, Footer]], *, after: Callable[[], object] | None = None
+    ) -> None:
+        """Write one durable segment over new packs (invariant 3), and use it from now on.
+
+        `after` waits until the packs are durable: it is called before the segment gets its name.
+        """
+        self._upkeep.publish(packs, after=after)
 
     def uncovered(self, packs: Sequence[bytes], *, without: Collection[str] = ()) -> list[bytes]:
         """Return those of these packs that no segment of the store covers, leaving out segments `without`."""

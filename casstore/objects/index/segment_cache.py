@@ -237,6 +237,9 @@ class _CopyingWriter(BlobWriter):
         for part in parts:
             self._copy.write(part)
 
+    def harden(self) -> None:
+        self._inner.harden()
+
     def commit(self, key: str) -> None:
         try:
             self._inner.commit(key)

@@ -14,7 +14,7 @@ from casstore.objects.index.merging import MAX_SEGMENTS, choose_parts, superfluo
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, index_key
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from casstore.format.pack import Footer
     from casstore.objects.index.loading import LoadedSegments
@@ -36,13 +36,26 @@ class Upkeep:
         self._known = known
         self._busy_from = 0
 
-    def publish(self, packs: Sequence[tuple[bytes, Footer]]) -> None:
-        """Write one durable segment over new packs (invariant 3), and use it from now on."""
+    def publish(
+        self, packs: Sequence[tuple[bytes, Footer]], *, after: Callable[[], object] | None = None
+    ) -> None:
+        """Write one durable segment over new packs (invariant 3), and use it from now on.
+
+        `after` waits until the packs are durable: it is called before the segment gets its name, and while it waits, the disk
+        works on both.
+        """
         data = join_footers(packs)
         key = index_key(data)
+        # Invariant 5: its name is its hash, so another writer's file has the same bytes.
         with contextlib.suppress(ObjectExists):
-            # Invariant 5: its name is its hash, so another writer's file has the same bytes.
-            self._known.backend.put(key, [data])
+            if after is None:
+                self._known.backend.put(key, [data])
+            else:
+                with self._known.backend.open_writer() as writer:
+                    writer.write([data])
+                    writer.harden()
+                    after()
+                    writer.commit(key)
         with self._known.lock:
             self._known.keep_own(key, data)
             self.keep_house()

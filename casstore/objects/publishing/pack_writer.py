@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +22,6 @@ from casstore.objects.keys import pack_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import Future
 
     from typing_extensions import Self
 
@@ -204,7 +203,7 @@ class PackWriter:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
         self._committer = ThreadPoolExecutor(self._uploads or 1, thread_name_prefix="casstore-commit")
         self._writes: deque[Future[None]] = deque()
-        self._commits: list[Future[WrittenPack]] = []
+        self._commits: list[_Commit] = []
         self._open: _OpenPack | None = None
 
     def __enter__(self) -> Self:
@@ -227,7 +226,7 @@ class PackWriter:
             with contextlib.suppress(CasstoreError):
                 self._close_pack()
         self.__exit__()
-        return [commit.result() for commit in self._commits if commit.exception() is None]
+        return [commit.done.result() for commit in self._commits if commit.done.exception() is None]
 
     def _is_whole(self, opened: _OpenPack) -> bool:
         """Say whether every frame that the open pack's footer would list was written: an interrupt can come anywhere."""
@@ -256,18 +255,24 @@ class PackWriter:
             self._close_pack()
             self._full = self._target
 
+    def seal(self) -> list[WrittenPack]:
+        """Close the last pack; return all that `finish` will return. Their bytes are written, and on their way to be durable."""
+        self._close_pack()
+        self._wait_for_writes(left=0)
+        return [commit.sealed.result() for commit in self._commits]
+
     def finish(self) -> list[WrittenPack]:
         """Close the last pack, wait until all are durable, and return those since the last call."""
         self._close_pack()
         self._wait_for_writes(left=0)
         commits, self._commits = self._commits, []
-        return [commit.result() for commit in commits]
+        return [commit.done.result() for commit in commits]
 
     def take_finished(self) -> list[WrittenPack]:
         """Return the packs that have become durable since the last call; wait for none."""
-        done = [commit for commit in self._commits if commit.done()]
+        done = [commit for commit in self._commits if commit.done.done()]
         self._commits = [commit for commit in self._commits if commit not in done]
-        return [commit.result() for commit in done]
+        return [commit.done.result() for commit in done]
 
     def _close_pack(self) -> None:
         closing = self._open
@@ -278,10 +283,13 @@ class PackWriter:
         self._hand_over(closing)
         written = self._writes[-1]
         # In this order: an interrupt in between must not leave a pack that nobody discards.
-        self._commits.append(self._committer.submit(_commit, closing, footer, written))
+        sealed: Future[WrittenPack] = Future()
+        self._commits.append(
+            _Commit(sealed, self._committer.submit(_commit, closing, footer, written, sealed))
+        )
         self._open = None
         while self._uploads is not None:
-            waiting = [commit for commit in self._commits if not commit.done()]
+            waiting = [commit.done for commit in self._commits if not commit.done.done()]
             if len(waiting) <= self._uploads:
                 break
             for commit in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -335,11 +343,26 @@ def _write(target: _OpenPack, parts: Sequence[_Part]) -> None:
             part.then()
 
 
-def _commit(target: _OpenPack, footer: Footer, written: Future[None]) -> WrittenPack:
+class _Commit(NamedTuple):
+    """A pack on its way: known from when its bytes are written, and done when it is durable under its name."""
+
+    sealed: Future[WrittenPack]
+    done: Future[WrittenPack]
+
+
+def _commit(
+    target: _OpenPack, footer: Footer, written: Future[None], sealed: Future[WrittenPack]
+) -> WrittenPack:
     with target.writer as writer:  # discards the temporary file if the commit fails (invariant 2)
-        written.result()
-        pack_id = target.hasher.digest()
+        try:
+            written.result()
+        except BaseException as error:
+            # Invariant 11: whoever waits for the pack gets the error.
+            sealed.set_exception(error)
+            raise
+        pack = WrittenPack(target.hasher.digest(), footer, target.size)
+        sealed.set_result(pack)
         # Invariant 6: with its nonce, a pack of this name is this very pack, from an attempt that seemed to fail.
         with contextlib.suppress(ObjectExists):
-            writer.commit(pack_key(pack_id))
-    return WrittenPack(pack_id, footer, target.size)
+            writer.commit(pack_key(pack.pack_id))
+    return pack

@@ -282,16 +282,20 @@ class Publication(Dependencies):
 
     def _flush(self) -> None:
         self._write_small()
-        written = self._writer.finish()
+        # The segment's bytes become durable beside the last packs' on this machine; over a network they are no file yet.
+        written = self._writer.finish() if self._is_far else self._writer.seal()
         self._wait_for_keeping()
-        self._cover(self._finished + written)
+        self._cover(self._finished + written, after=None if self._is_far else self._writer.finish)
         self._finished = []
 
-    def _cover(self, written: Sequence[WrittenPack]) -> None:
-        """Publish a segment over new packs, and depend on them; runs beside `write` and `known`, and no check."""
+    def _cover(self, written: Sequence[WrittenPack], *, after: Callable[[], object] | None = None) -> None:
+        """Publish a segment over new packs, and depend on them; runs beside `write` and `known`, and no check.
+
+        `after` waits until they are durable (invariant 3).
+        """
         if not written:
             return
-        self._index.publish([(item.pack_id, item.footer) for item in written])
+        self._index.publish([(item.pack_id, item.footer) for item in written], after=after)
         self.segments_written += 1
         for item in written:
             self._depends.setdefault(item.pack_id, []).append(b"".join(row_ids(item.footer.rows)))

@@ -20,6 +20,9 @@ from fakes.stores import assert_clean, model_of, noise, read_model, small_packs,
 
 from casstore.backend import BackendWrapper, MemoryBackend
 from casstore.backend.base import BlobWriter
+from casstore.chunking import FIXED_CHUNK, MAX_CHUNK
+from casstore.concurrency.buffers import BLOCK
+from casstore.digest import digest
 from casstore.errors import (
     BackendUnavailable,
     CasstoreError,
@@ -29,10 +32,12 @@ from casstore.errors import (
     RefNotFound,
 )
 from casstore.format import marks, names
+from casstore.format.rows import Kind
 from casstore.machine.state import MachineState
 from casstore.objects.index.index import Index
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.objects.publishing import publication as publish
+from casstore.objects.publishing.pack_writer import encode_frames
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 
@@ -433,7 +438,7 @@ def test_the_order_of_writes(scene, monkeypatch):
     kinds = [f"{operation} {key.partition('/')[0]}" for operation, key in writes]
     packs = kinds.count("commit packs")
     assert packs > 2
-    assert kinds == ["commit packs"] * packs + ["put index", "make_durable packs", "put refs"]
+    assert kinds == ["commit packs"] * packs + ["commit index", "make_durable packs", "put refs"]
     assert set(dict(writes)["make_durable"].split()) == others, (
         "own packs are durable as soon as they are committed"
     )
@@ -528,3 +533,15 @@ def test_a_writer_whose_index_is_old_notices_what_went(scene):
     stale.add(scene.folders["new"], ref="models/new")
     scene.assert_safe()
     assert read_model(stale, "models/old") == OLD
+
+
+def test_the_frames_of_a_full_block_fit_into_a_block_that_is_used_again():
+    """Fresh memory for each block costs as much as hashing it."""
+    size = BLOCK + MAX_CHUNK
+    block = memoryview(noise(1, FIXED_CHUNK) * (size // FIXED_CHUNK))
+    cuts = [(at, FIXED_CHUNK) for at in range(0, size, FIXED_CHUNK)]
+    frames = encode_frames(
+        Kind.CHUNK, [digest(block[:FIXED_CHUNK])] * len(cuts), block, cuts, [None] * len(cuts)
+    )
+    assert frames.block is not None
+    frames.release()
