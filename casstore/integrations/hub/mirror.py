@@ -94,11 +94,12 @@ class Mirror:
         self._fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="casstore-mirror-fetch")
         self._answers: dict[tuple[str, ...], tuple[float, Any]] = {}
         self._jobs: dict[tuple[str, str], Job] = {}
+        self._running: set[Fetch] = set()
 
     def close(self) -> None:
         """End fetches under way, and the threads."""
-        for job in self._jobs.values():
-            job.fetch.stop()
+        for fetch in list(self._running):
+            fetch.stop()
         self._fetches.shutdown(cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
         self._upstream.close()
@@ -235,11 +236,14 @@ class Mirror:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         folder = tempfile.mkdtemp(dir=self._folder)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._running.add(fetch)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             fetch.run(folder)
+            fetch.check()
             self._store.add(folder, ref=ref, metadata={MIRROR: note}, stat_cache=False, ignore_file=False)
         finally:
+            self._running.discard(fetch)
             # What a killed process leaves is removed by the next one.
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
