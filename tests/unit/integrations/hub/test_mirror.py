@@ -367,8 +367,11 @@ def test_tokens_go_to_the_other_hub_alone_and_never_the_servers_own(liar, tmp_pa
         ):
             headers = {"Authorization": "Bearer callers-own-token"}
             assert raw(app, "GET", CONFIG, headers=headers).body == b"{}"
+            assert {token for _, token in liar.asked} == {"Bearer callers-own-token"}
+            liar.asked.clear()
+            assert raw(app, "GET", CONFIG).body == b"{}"
+            assert {token for _, token in liar.asked} == {None}  # nobody else's
         assert elsewhere == [None]
-        assert {token for _, token in liar.asked} == {"Bearer callers-own-token"}
         liar.asked.clear()
         own = b"the-servers-own-token"
         tokens = (casstore.digest.digest(own),)
