@@ -44,6 +44,7 @@ SMOKE = Options(
     carriers=("casstore", "whole-files"),
     link=Shape(bits_per_s=1e9, round_trip_s=0.004),
     many_models=5,
+    serve_corpus="synthetic:4",
 )
 
 
@@ -156,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument(option, dest=field, type=_numbers(kind), help=f"{help_text} ({usual})")
     run.add_argument(
         "--writers", type=_positive, help=f"processes of the concurrent scenario ({defaults.writers})"
+    )
+    run.add_argument(
+        "--serve-corpus", metavar="NAME", help=f"corpus of the serve scenario ({defaults.serve_corpus})"
     )
     _add_measuring(run, defaults)
 

@@ -100,6 +100,8 @@ class Options:
     """The sync scenario's network."""
     many_models: int = 1_000
     """Models in the store that the sync scenario pushes once more."""
+    serve_corpus: str = "synthetic:1250"
+    """The corpus of the serve scenario: its first model is downloaded, the second one mirrored."""
     cache: Path = field(default_factory=datasets.default_cache)
     work: Path | None = None
     """Where stores and outputs are written: the file system that is measured. Inside `cache` by default."""

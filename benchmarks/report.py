@@ -30,6 +30,7 @@ TITLES = {
     "growth": "Open and look up, against the size of the store",
     "concurrent": "Writers at the same time",
     "sync": "Share models over a link",
+    "serve": "Serve to huggingface_hub",
     "memory": "Memory",
     "startup": "Start-up",
     "cuts": "Fixed cuts inside tensors against content-defined ones",

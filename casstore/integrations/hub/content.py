@@ -113,6 +113,7 @@ async def _with_first(
 ) -> AsyncIterator[memoryview | bytes]:
     async with aclosing(body):
         yield first
+        del first  # It would keep the whole piece in memory as long as the rest is sent.
         async for part in body:
             yield part
 

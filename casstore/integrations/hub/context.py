@@ -74,7 +74,9 @@ class ServerContext:
 
     async def revision(self, request: Request, repo: str, revision: str) -> Commit | PendingSnapshot:
         """Return what a revision of a repository is for whoever asks. Raises HubError."""
-        if self.mirror is not None:
+        # A page of somebody else, open in a browser here, must not make this server fetch anything.
+        is_elsewhere = request.headers.get("sec-fetch-site") == "cross-site"
+        if self.mirror is not None and not is_elsewhere:
             return await self.mirror.find(repo, revision, request.scope.get("casstore_caller"))
         commit = await self.run(self.repositories.commit, repo, revision)
         self.repositories.check_public(commit.record)

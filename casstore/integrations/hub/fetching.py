@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casstore.digest import digest
-from casstore.errors import BackendUnavailable, ConfigError, FormatError, IntegrityError
+from casstore.errors import BackendUnavailable, CasstoreError, ConfigError, FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format.paths import check_paths
 from casstore.integrations.hub.upstream import LAYOUT_TYPE
@@ -42,6 +42,10 @@ _HEX = re.compile(r"[0-9a-f]+")
 _SHA1, _SHA256 = 40, 64
 _KEPT = ("type", "oid", "size", "path", "lfs")
 """What is told on of a file: not what only that hub can do, such as its hash for xet."""
+
+
+class Stopped(CasstoreError):
+    """The server ends, and with it what it fetches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,16 @@ class Fetch:
         self.total = sum(item.size for item in files)
         self.done = 0
         self.moved = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let `run` end soon, with an error."""
+        self._stopped = True
+
+    def check(self) -> None:
+        """Raise Stopped after `stop`."""
+        if self._stopped:
+            raise Stopped(f"{self._repo} was not fetched to its end: the server was stopped.")
 
     def run(self, folder: str) -> None:
         """Write all files below a folder.
@@ -227,6 +241,7 @@ class _Counted:
             raise IntegrityError(f"{self._item.path} has more bytes than its hub says.")
         self._hasher.update(data)
         self._fetch.done += len(data)
+        self._fetch.check()
 
     def restart(self) -> None:
         """Count from the start."""

@@ -23,7 +23,7 @@ from casstore.errors import BackendUnavailable
 from casstore.integrations.hub.errors import HubError, as_hub_error, repo_not_found
 from casstore.integrations.hub.fetching import Fetch, files_of
 from casstore.integrations.hub.pending import PendingSnapshot
-from casstore.integrations.hub.repositories import HUB, LFS_SIZE, MODELS, TAGS, hub_note, is_commit
+from casstore.integrations.hub.repositories import LFS_SIZE, MIRROR, MODELS, TAGS, hub_note, is_commit
 from casstore.integrations.hub.targets import MAIN, is_reachable
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ _FRESH = 60.0
 _PATIENCE = 8.0
 _KEPT = 1024
 _THREADS = 8
+_FETCHES = 3
+_MOST_JOBS = 100
 _LONGEST_WAIT = 300
 
 
@@ -89,12 +91,16 @@ class Mirror:
         _remove_leftovers(folder)
         self.told = told
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="casstore-mirror")
+        self._fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="casstore-mirror-fetch")
         self._answers: dict[tuple[str, ...], tuple[float, Any]] = {}
-        self._files: dict[tuple[str, str], list[RemoteFile]] = {}
         self._jobs: dict[tuple[str, str], Job] = {}
+        self._running: set[Fetch] = set()
 
     def close(self) -> None:
-        """Wait for fetches under way, and end the threads."""
+        """End fetches under way, and the threads."""
+        for fetch in list(self._running):
+            fetch.stop()
+        self._fetches.shutdown(cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
         self._upstream.close()
 
@@ -127,7 +133,7 @@ class Mirror:
         if found is not None:
             return found
         job = await self._job(repo, revision, sha, token, private=private)
-        return PendingSnapshot(repo, sha, info, self._files[repo, sha], job, self)
+        return PendingSnapshot(repo, sha, info, job.fetch.files, job, self)
 
     async def arrival(self, pending: PendingSnapshot) -> Commit:
         """Wait for a commit a while, and return it. Raises HubError, which says when to come again, or why it cannot come."""
@@ -202,9 +208,7 @@ class Mirror:
         job = self._jobs.get((repo, sha))
         if job is not None:
             return job
-        files = self._files.get((repo, sha))
-        if files is None:
-            files = files_of(await self._run(self._upstream.tree, repo, sha, token))
+        files = files_of(await self._run(self._upstream.tree, repo, sha, token))
         is_main = revision == MAIN
         if not is_main:
             with suppress(HubError, BackendUnavailable):
@@ -213,9 +217,8 @@ class Mirror:
         job = self._jobs.get((repo, sha))
         if job is not None:
             return job  # Somebody else asked meanwhile.
-        if len(self._files) >= _KEPT:
-            self._files.clear()
-        self._files[repo, sha] = files
+        if len(self._jobs) >= _MOST_JOBS:
+            raise BackendUnavailable("As many models as this server takes on are on their way.")
         fetch = Fetch(self._store, self._upstream, repo, sha, files, token=token)
         job = self._jobs[repo, sha] = Job(fetch, time.monotonic())
         note = {"url": self._upstream.url, "commit": sha, "private": private, "lfs": _exceptions(files)}
@@ -225,18 +228,22 @@ class Mirror:
         return job
 
     async def _bring(self, fetch: Fetch, ref: str, note: dict[str, Any]) -> None:
-        for item, file_id in await self._run(self._fetch, fetch, ref, note):
+        loop = asyncio.get_running_loop()
+        for item, file_id in await loop.run_in_executor(self._fetches, self._fetch, fetch, ref, note):
             await self._run(self._hashes.learn, file_id, item.size, item.found, item.lfs)
 
     def _fetch(self, fetch: Fetch, ref: str, note: dict[str, Any]) -> list[tuple[RemoteFile, bytes]]:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         folder = tempfile.mkdtemp(dir=self._folder)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._running.add(fetch)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             fetch.run(folder)
-            self._store.add(folder, ref=ref, metadata={HUB: note}, stat_cache=False, ignore_file=False)
+            fetch.check()
+            self._store.add(folder, ref=ref, metadata={MIRROR: note}, stat_cache=False, ignore_file=False)
         finally:
+            self._running.discard(fetch)
             # What a killed process leaves is removed by the next one.
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)

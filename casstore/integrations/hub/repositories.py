@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMMIT_SIZE",
-    "HUB",
     "LFS_SIZE",
+    "MIRROR",
     "MODELS",
     "TAGS",
     "Commit",
@@ -51,8 +51,8 @@ TAGS = "tags/"
 LFS_SIZE = 1 << 20
 """Files of this size and more are named by their SHA-256, as if they were kept by Git LFS; others by git's own hash."""
 
-HUB = "hub"
-"""The field of a record's metadata that says which commit of which other hub the model is."""
+MIRROR = "mirror_of"
+"""The field of a record's metadata that says which commit of which other hub the model is: a map, of which `hub_note` knows the rest."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PREFIXES = ("refs/heads/", "refs/tags/")
@@ -153,7 +153,7 @@ class Repositories:
         """Return the refs whose names start with a prefix and that everybody may read, the one that was written last first."""
         return self._remembered(
             f"rows {prefix}",
-            lambda: [row for row in self.store.find(prefix) if not _is_private(row.metadata)],
+            lambda: [row for row in self.store.find(prefix) if not _is_private_row(row)],
         )
 
     def check_public(self, record: Record) -> None:
@@ -165,7 +165,7 @@ class Repositories:
         """Return the names of refs that not everybody may read."""
         rows = self._remembered(
             "private",
-            lambda: [row.name for row in self.store.find() if row.metadata and _is_private(row.metadata)],
+            lambda: [row.name for row in self.store.find() if _is_private_row(row)],
         )
         return frozenset(rows)
 
@@ -226,13 +226,22 @@ def is_commit(revision: str) -> bool:
 
 
 def hub_note(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record says of the hub that its model came from; anyone may have written it."""
-    note = metadata.get(HUB)
-    return note if isinstance(note, dict) else {}
+    """Return what a record says of the hub that its model came from, nothing if it came from none.
+
+    That is `url` and `commit`, whether it is `private`, and `lfs`, which files go by another hash than their size suggests.
+    """
+    note = metadata.get(MIRROR)
+    is_one = isinstance(note, dict) and all(isinstance(note.get(key), str) for key in ("url", "commit"))
+    return note if isinstance(note, dict) and is_one else {}
 
 
 def _is_private(metadata: dict[str, Any]) -> bool:
     return bool(hub_note(metadata).get("private"))
+
+
+def _is_private_row(row: RefRow) -> bool:
+    # Most rows are decoded no further.
+    return MIRROR.encode() in row.packed_metadata and _is_private(row.metadata)
 
 
 def commit_of(target: bytes | None, metadata: dict[str, Any]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -23,6 +24,7 @@ __all__ = ["MAX_CLIENTS", "address_url", "bind", "rules_for", "run"]
 MAX_CLIENTS = 1000
 """Connections at a time; more are told to come again (503)."""
 
+_FILES = 256
 _KEEP_ALIVE = 30
 _LAST_ANSWERS = 10
 
@@ -89,4 +91,15 @@ def make_server(app: HubApp, *, max_clients: int = MAX_CLIENTS) -> uvicorn.Serve
 
 def run(app: HubApp, listener: socket.socket, *, max_clients: int = MAX_CLIENTS) -> None:
     """Serve until a signal ends it, then finish the answers under way, for a while."""
+    _allow_files(2 * max_clients + _FILES)
     make_server(app, max_clients=max_clients).run(sockets=[listener])
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process open so many files and connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        # Where it may not, clients beyond the limit wait for a place.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 PEER_SCENARIOS = {"size", "add", "add-again", "one-more", "restore", "gc", "memory"}
-OTHER_SCENARIOS = {"read-tensor", "concurrent", "sync", "refs", "growth", "cuts"}
+OTHER_SCENARIOS = {"read-tensor", "concurrent", "serve", "sync", "refs", "growth", "cuts"}
 DETAILS = {"size parts", "size overhead"}
 
 

@@ -76,7 +76,7 @@ async def models(site: Site, request: Request) -> dict[str, Any]:
     }
 
 
-async def usage(site: Site) -> dict[str, Any]:
+async def usage(site: Site, request: Request) -> dict[str, Any]:
     """Return where the bytes are."""
     rows = await site.context.run(site.context.repositories.rows)
     measured = await _measured(site, rows)
@@ -87,7 +87,7 @@ async def usage(site: Site) -> dict[str, Any]:
         "measured": measured,
         "rows": listed[:_USAGE_ROWS],
         "more": len(listed[_USAGE_ROWS:]),
-        "url": site.context.store.backend.url,
+        "place": site.store_place(request),
     }
 
 

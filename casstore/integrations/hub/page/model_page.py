@@ -39,7 +39,7 @@ async def model(site: Site, request: Request, name: str) -> dict[str, Any]:
     """Return what the page of a model shows. Raises HubError, RefNotFound."""
     values = await site.context.run(_model, site.context, name)
     endpoint = str(request.base_url).rstrip("/")
-    return {**values, "lines": _lines(values, endpoint)}
+    return {**values, "lines": _lines(values, endpoint, site.store_place(request))}
 
 
 async def tensors(site: Site, request: Request, name: str) -> dict[str, Any]:
@@ -93,11 +93,10 @@ def _model(context: ServerContext, name: str) -> dict[str, Any]:
             (item, metrics_of(item.result)) for item in about.evaluations if item.model == current.model_id
         ],
         "history": store.history(name)[::-1][:_HISTORY],
-        "store_url": store.backend.url,
     }
 
 
-def _lines(values: dict[str, Any], endpoint: str) -> list[tuple[str, str]]:
+def _lines(values: dict[str, Any], endpoint: str, place: str) -> list[tuple[str, str]]:
     """Return how to fetch a model: with what, and the line to copy."""
     repo, name = values["repo"], values["name"]
     here = f"HF_ENDPOINT={shlex.quote(endpoint)} "
@@ -110,8 +109,8 @@ def _lines(values: dict[str, Any], endpoint: str) -> list[tuple[str, str]]:
                 f"{here}python -c 'import transformers; transformers.AutoModel.from_pretrained(\"{repo}\")'",
             ),
         ]
-    place = shlex.quote(values["store_url"].removeprefix("file://"))
-    lines.append(("casstore", f"casstore get --store {place} {shlex.quote(name)} ./model"))
+    store = f"--store {shlex.quote(place)} " if place else ""
+    lines.append(("casstore", f"casstore get {store}{shlex.quote(name)} ./model"))
     files = values["facts"].files
     if values["reachable"] and files:
         url = f"{endpoint}/{url_path(repo)}/resolve/main/{url_path(files[0].path)}"

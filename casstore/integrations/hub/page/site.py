@@ -73,7 +73,7 @@ class Site:
         if path == "/":
             return self._html("models.html", await list_page.models(self, request))
         if path == "/usage":
-            return self._html("usage.html", await list_page.usage(self))
+            return self._html("usage.html", await list_page.usage(self, request))
         if path == "/compare":
             template, values = await compare_page.compare(self, request)
             return self._html(template, values)
@@ -82,6 +82,13 @@ class Site:
         if namespace in names.NAMESPACES and namespace != name.strip("/"):
             return await self._ref(request, name)
         return await self._moved(name)
+
+    def store_place(self, request: Request) -> str:
+        """Return where the store is, for whoever can reach it: on this machine, or anywhere if it is no local one."""
+        backend = self.context.store.backend
+        client = request.client
+        is_here = client is not None and client.host in ("127.0.0.1", "::1")
+        return backend.url.removeprefix("file://") if backend.is_remote or is_here else ""
 
     async def _ref(self, request: Request, name: str) -> Response:
         try:

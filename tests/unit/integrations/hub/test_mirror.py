@@ -62,7 +62,7 @@ def test_what_is_fetched_is_served_as_it_was(served, mirror, tmp_path, folder):
         sorted(item.name for item in (place.parents[1] / "blobs").iterdir()) for place in (direct, mirrored)
     ]
     assert blobs[0] == blobs[1]
-    assert app.context.store.ls("models/")[0].metadata["hub"]["commit"] == direct.name
+    assert app.context.store.ls("models/")[0].metadata["mirror_of"]["commit"] == direct.name
     # Not one hash was computed again.
     assert app.context.hashes.misses == 0
 
@@ -367,8 +367,11 @@ def test_tokens_go_to_the_other_hub_alone_and_never_the_servers_own(liar, tmp_pa
         ):
             headers = {"Authorization": "Bearer callers-own-token"}
             assert raw(app, "GET", CONFIG, headers=headers).body == b"{}"
+            assert {token for _, token in liar.asked} == {"Bearer callers-own-token"}
+            liar.asked.clear()
+            assert raw(app, "GET", CONFIG).body == b"{}"
+            assert {token for _, token in liar.asked} == {None}  # nobody else's
         assert elsewhere == [None]
-        assert {token for _, token in liar.asked} == {"Bearer callers-own-token"}
         liar.asked.clear()
         own = b"the-servers-own-token"
         tokens = (casstore.digest.digest(own),)
@@ -400,3 +403,20 @@ def test_a_hub_that_refuses_and_one_that_is_none(liar, mirror, tmp_path):
         with pytest.raises(ConfigError) as caught:
             UpstreamHub(url)
         assert "secret" not in str(caught.value)
+
+
+def test_a_page_elsewhere_cannot_make_it_fetch(liar, mirror):
+    app = mirror(liar.url)
+    assert raw(app, "GET", CONFIG, headers={"Sec-Fetch-Site": "cross-site"}).status == 404
+    assert liar.asked == []
+    assert raw(app, "GET", CONFIG, headers={"Sec-Fetch-Site": "none"}).status == 200
+
+
+def test_a_server_that_is_stopped_does_not_wait_for_what_it_fetches(liar, tmp_path):
+    liar.slow = 1.5
+    with casstore.open(tmp_path / "s", create=True, durability="none") as store:
+        with hub_server(store, upstream=liar.url) as app:
+            assert raw(app, "HEAD", CONFIG).status == 200
+            [job] = app.context.mirror._jobs.values()
+        assert job.task.cancelled() or job.task.exception() is not None
+        assert store.ls() == []

@@ -165,7 +165,7 @@ def test_a_header_without_end_and_a_body_without_end(served):
 
 
 def test_a_store_that_is_away_and_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("casstore.integrations.hub.context._PATIENCE", 0.3)
+    monkeypatch.setattr("casstore.integrations.hub.context._PATIENCE", 0.1)
     path = "/m/resolve/main/config.json"
     write_model(tmp_path / "m", rows=8)
     with casstore.open(tmp_path / "site" / "store", create=True, durability="none") as store:
