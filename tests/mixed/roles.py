@@ -1,4 +1,4 @@
-"""What each process of a mixed run does until a file appears: write, collect, or read."""
+"""What each process of a mixed run does until a file appears: write, collect, or read. Adds write deltas where they can."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import time
 
 from fakes import adder
+from fakes.predicting import predict_from_now_on
 from fakes.stores import read_folder, read_model, write_model
 
 from casstore import GcPolicy, Store, execute_gc, plan_gc
@@ -32,6 +33,7 @@ def refs_of(writer):
 
 def writer(store, log, chance, *, name, work, going, **_):
     """Add, tag and delete, and read some of it at once. An add that fails ends the process: upkeep must not make it fail."""
+    predict_from_now_on()
     mine = set()
     folder = os.path.join(work, name)
     while going():
@@ -62,6 +64,7 @@ def writer(store, log, chance, *, name, work, going, **_):
 
 def pusher(store, log, chance, *, name, work, going, **_):
     """Push models from a store of its own."""
+    predict_from_now_on()
     folder = os.path.join(work, name)
     with Store(os.path.join(work, f"{name}-store"), create=True, durability="none") as own:
         while going():
