@@ -292,3 +292,15 @@ def test_what_a_card_says():
     card = parse_card("\ufeff---\nlicense: mit\ndate: 2026-01-01\ntags: [a, 1]\n---\ntext\n".encode())
     assert card.data == {"license": "mit", "date": "2026-01-01", "tags": ["a", 1]}
     assert (card.text, card.words("tags"), card.word("date")) == ("text\n", ["a"], "2026-01-01")
+
+
+def test_files_that_clients_refuse_are_said_to_be_so(pages, monkeypatch, caplog):
+    """huggingface_hub takes no file of more than 50 GB over plain HTTP; here the limit is 1 MB."""
+    for module in ("content", "page.model_page"):
+        monkeypatch.setattr(f"casstore.integrations.hub.{module}.PLAIN_HTTP_LIMIT", 10**6)
+    assert "refuse it over HTTP" in raw(pages, "GET", "/models/org/minilm").body.decode()
+    for _ in range(2):
+        assert raw(pages, "HEAD", "/org/minilm/resolve/main/model.safetensors").status == 200
+    warnings = [record.getMessage() for record in caplog.records if "50 GB" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "model.safetensors of org/minilm" in warnings[0]
