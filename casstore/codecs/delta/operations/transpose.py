@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from casstore import _build
-from casstore.codecs.delta.operations.operation import Operation, joined, reject
+from casstore.codecs.delta.operations.operation import Operation, in_units, reject
 from casstore.codecs.delta.piece import TRANSPOSE, Step
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
 
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     step = _read(parameters)
-    parts = operands[0]
-    if len(parts) > 1 and any(len(part) % step.width for part in parts):
-        parts = [joined(parts)]
+    parts = in_units(operands[0], step.width)
     out: U8 = np.empty(step.number * step.width, np.uint8)
     if _build.kernels is not None:
         # How far apart in the operand neighbours along each axis are.
