@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fakes.implementations import COMPILED, agreed
+from fakes.operands import in_parts
 from fakes.payloads import decode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,8 +37,7 @@ def made(name, values, scales=None):
     step = gguf_step(0, None if scales is None else 1, target=name)
     operation = OPERATIONS[step.operation, step.version]
     arrays = [values] if scales is None else [values, scales]
-    # At addresses that are aligned to nothing.
-    operands = [[np.frombuffer(b"x" + array.tobytes(), np.uint8)[1:]] for array in arrays]
+    operands = [in_parts(array.tobytes()) for array in arrays]
     size = operation.size(step.parameters, [array.nbytes for array in arrays])
     found = np.frombuffer(agreed(lambda: operation.apply(step.parameters, operands)), np.uint8)
     assert len(found) == size == len(values) // BLOCKS[name].elements * BLOCKS[name].size

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
     Parts = Sequence[U8]
 
-__all__ = ["Operation", "blocks", "joined", "read_parameters", "reject", "view"]
+__all__ = ["Operation", "blocks", "in_units", "joined", "read_parameters", "reject"]
 
 _BLOCK = 32 << 10
 """Elements that numpy code works on at once: what they need stays in the core's caches, and small."""
@@ -55,9 +55,9 @@ def joined(parts: Parts) -> U8:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def view(data: U8, dtype: str) -> NDArray[Any]:
-    """View bytes as numbers, without a copy, at whatever address."""
-    return data.view(dtype)
+def in_units(parts: Parts, unit: int) -> Parts:
+    """Return an operand in parts of whole units of so many bytes: as it is, or as a copy in one part if it has others."""
+    return parts if all(len(part) % unit == 0 for part in parts) else [joined(parts)]
 
 
 def blocks(count: int, size: int = _BLOCK) -> Iterator[slice]:
