@@ -16,6 +16,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from fakes.families import fine_tune
 from fakes.predicting import FAMILY, predict_from_now_on, relative
 from fakes.stores import model_of, noise, write_model
 
@@ -23,9 +24,10 @@ from casstore.api.store import Store
 
 
 def model(seed):
-    """Return the model of this seed. Models share files, so that packs are shared; one file becomes a delta in most."""
+    """Return the model of this seed. Models share files, so that packs are shared; two files become deltas in most."""
     chance = random.Random(seed)
     return model_of(
+        tuned=fine_tune(chance.randrange(FAMILY)),
         common=noise(chance.randrange(3), 90_000),
         variant=noise(chance.randrange(20), 40_000),
         relative=relative(chance.randrange(FAMILY)),

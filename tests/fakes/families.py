@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from fakes.model_files import safetensors_bytes
 
@@ -34,6 +36,13 @@ def write_family_model(folder, tensors, name="model.safetensors"):
     (folder / name).write_bytes(safetensors_bytes(tensors))
     (folder / "config.json").write_text('{"layers": 2}')
     return folder
+
+
+@cache
+def fine_tune(number):
+    """Return a file with one tensor, nearly the same for all numbers."""
+    tensors = {"weight": np.random.default_rng(7).normal(0, 0.1, 17_000).astype("<f4")}
+    return safetensors_bytes(tuned(tensors, number, 1e-5 * number))
 
 
 def encodings(store, ref):

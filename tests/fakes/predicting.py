@@ -56,9 +56,10 @@ _work = Ingest._work
 def _predicting_work(self, block):
     worked = _work(self, block)
     headers, parts = [], []
+    places = dict(zip(worked.ids, block.cuts, strict=True))
     begin = 0
-    for at, header in zip(worked.wanted, worked.frames.headers, strict=True):
-        offset, length = block.cuts[at]
+    for header in worked.frames.headers:
+        offset, length = places[header.object_id]
         end = begin + header.size + header.stored
         delta = predicted(self._objects, bytes(block.buffer[offset : offset + length]))
         headers += [header] if delta is None else delta.headers

@@ -7,17 +7,14 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 from fakes.cache_entries import STAMP, bytes_of
 from fakes.collector import condemn, packs_of
 from fakes.counts import STATEFUL, STEPS
-from fakes.families import tuned
+from fakes.families import fine_tune
 from fakes.faulty_backend import FaultyBackend
-from fakes.model_files import safetensors_bytes
 from fakes.posix_model import SimulatedCrash
 from fakes.predicting import predicting, relative
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
@@ -295,13 +292,6 @@ class CollectedMachine(StoreMachine):
         name = f"models/tuned{number}"
         self._add(which, write_model(content, self._new_folder()), content, name, base=base)
         shutil.rmtree(self.folders.pop(name))
-
-
-@cache
-def fine_tune(number):
-    """Return a file with one tensor, nearly the same for all numbers."""
-    tensors = {"weight": np.random.default_rng(7).normal(0, 0.1, 17_000).astype("<f4")}
-    return safetensors_bytes(tuned(tensors, number, 1e-5 * number))
 
 
 def packs_size(store):

@@ -4,8 +4,11 @@ import logging
 import shutil
 
 import pytest
+from fakes.families import base_tensors, tuned, write_family_model
+from fakes.model_files import safetensors_bytes
 
 from casstore import CacheConfig, ConfigError, OliveCache, RefNotFound
+from casstore.machine.state import MachineState
 
 
 class Halving:
@@ -251,3 +254,19 @@ def test_an_input_that_changes_meanwhile_is_not_what_the_result_was_made_of(tmp_
         model.write_bytes(before)
         assert cache.runs.list_runs() == []
         assert read(cache.run_pass("slow", slow, model, version="1")) == before
+
+
+@pytest.mark.parametrize("delta", ["balanced", "off"])
+def test_what_a_pass_makes_of_a_model_is_stored_as_its_difference_from_it(tmp_path, delta):
+    write_family_model(tmp_path / "input", base_tensors())
+
+    def write(tensors):
+        return lambda _, output: (output / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+
+    with OliveCache({"cache_dir": str(tmp_path / "cache"), "delta": delta}) as cache:
+        first = cache.run_pass("load", write(base_tensors()), tmp_path / "input", version="1")
+        # Without sketches, only the run tells what was made of what.
+        cache.local.machine = MachineState(None)
+        cache.run_pass("tune", write(tuned(base_tensors())), first, version="1")
+        encodings = {row.encoding for row in cache.local.stats().frames}
+    assert ("delta" in encodings) == (delta == "balanced")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import uuid
 
 import ml_dtypes
 import numpy as np
 import pytest
+from contract.backends import ObjectDriver
 from fakes.damage import flipped
 from fakes.families import base_tensors, encodings, tuned, write_family_model
 from fakes.folders import tree_of
 from fakes.model_files import gguf_bytes, safetensors_bytes
 
 from casstore import GcPolicy, Store
+from casstore.backend.fsspec.backend import FsspecBackend
+from casstore.codecs import Encoding
 from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, quantise_blocks
 from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
@@ -23,6 +27,8 @@ from casstore.format.rows import Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
+from casstore.store.identity import create_format
+from casstore.store.model_store import ModelStore
 
 BASE = base_tensors()
 
@@ -491,3 +497,27 @@ def test_files_of_two_formats_in_one_model(tmp_path, base):
         added = store.add(folder, ref="two", base="base")
         assert added.bytes_stored < 0.3 * added.bytes_total
         assert_same(store, "two", folder, tmp_path / "out")
+
+
+def test_a_store_far_away_keeps_deltas_too(tmp_path, base, fine_tune):
+    name = f"{uuid.uuid4().hex}/store"
+    sketches = tmp_path / "state.sqlite"
+
+    def opened():
+        backend = FsspecBackend(f"objects://{name}", create=True, driver=ObjectDriver)
+        create_format(backend)
+        return ModelStore(backend, store_id=bytes(16), machine=MachineState(str(sketches)))
+
+    with opened() as store:
+        store.add(base, ref="base")
+    with opened() as store:
+        store.add(fine_tune, ref="tuned")
+        located = store.objects.find(
+            [chunk for layout in store.model("tuned").layouts for chunk in layout.chunk_ids()]
+        )
+        assert Encoding.DELTA in located.rows["encoding"]
+        store.get("tuned", tmp_path / "out")
+        assert tree_of(tmp_path / "out") == tree_of(fine_tune)
+    with opened() as store:
+        array = store.read_tensor("tuned", "layer.0.query.weight")
+        assert np.array_equal(array, tuned(BASE)["layer.0.query.weight"])
