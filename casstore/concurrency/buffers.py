@@ -29,7 +29,8 @@ def scratch(size: int) -> memoryview:
     """Return `size` writable bytes that are this thread's until it asks again."""
     held: memoryview | None = getattr(_threads, "scratch", None)
     if held is None or len(held) < size:
-        held = _threads.scratch = new_buffer(max(size, _CHUNK))
+        # A power of two: memory that grows with each slightly larger request is touched anew each time.
+        held = _threads.scratch = new_buffer(max(_CHUNK, 1 << (size - 1).bit_length()))
     return held[:size]
 
 

@@ -178,6 +178,9 @@ class Index(LoadedSegments):
         places = np.full(len(self.packs), len(packs), np.uint32)
         places[numbers] = np.arange(len(packs))
         for segment, new in self._each_pack_once():
+            # Another thread may have learned of packs since: none of them was asked for.
+            later = np.full(len(self.packs) - len(places), len(packs), np.uint32)
+            places = np.append(places, later)
             place = np.where(new, places[segment.numbers], len(packs))
             if (place == len(packs)).all():
                 continue

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import posixpath
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from casstore import tensors
 from casstore.codecs import ElementHint
@@ -17,8 +16,6 @@ from casstore.tensors.dtypes import element_width
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
 
@@ -27,23 +24,23 @@ class ElementHints:
     """Which element width each chunk most likely has, from the tensor that fills most of it."""
 
     def __init__(self, spans: Sequence[TensorSpan]) -> None:
-        spans = [span for span in spans if span.end > span.begin]
-        self._begins: NDArray[np.int64] = np.array([span.begin for span in spans], np.int64)
-        self._ends: NDArray[np.int64] = np.array([span.end for span in spans], np.int64)
-        self._dtypes = [span.dtype for span in spans]
+        self._spans = [span for span in spans if span.end > span.begin]
+        # Bisecting a list takes a tenth of the time that a look-up in an array takes, and there is one for each chunk.
+        self._begins = [span.begin for span in self._spans]
 
     def of(self, begin: int, end: int) -> ElementHint | None:
         """Return the hint for the chunk [`begin`, `end`), None where no tensor fills half of it."""
-        first = max(0, int(np.searchsorted(self._begins, begin, side="right")) - 1)
-        last = int(np.searchsorted(self._begins, end))
-        if first >= last:
+        first = max(0, bisect_right(self._begins, begin) - 1)
+        last = bisect_left(self._begins, end)
+        best, most = None, -1
+        for span in self._spans[first:last]:
+            shared = min(span.end, end) - max(span.begin, begin)
+            if shared > most:
+                best, most = span, shared
+        if best is None or 2 * most < end - begin:
             return None
-        shared = np.minimum(self._ends[first:last], end) - np.maximum(self._begins[first:last], begin)
-        best = int(shared.argmax())
-        if 2 * int(shared[best]) < end - begin:
-            return None
-        width = element_width(self._dtypes[first + best])
-        return ElementHint(width, (int(self._begins[first + best]) - begin) % width)
+        width = element_width(best.dtype)
+        return ElementHint(width, (best.begin - begin) % width)
 
 
 def find_file_spans(

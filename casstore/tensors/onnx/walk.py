@@ -48,8 +48,8 @@ class FoundTensor(NamedTuple):
     external: dict[str, str] | None
 
 
-# Whole tags of two fields of a tensor.
-_DIM, _DATA_TYPE = 1 << 3 | VARINT, 2 << 3 | VARINT
+# Whole tags of fields of a tensor.
+_DIM, _DATA_TYPE, _NAME = 1 << 3 | VARINT, 2 << 3 | VARINT, 8 << 3 | BYTES
 # Two varints of ten bytes: the head of a field.
 _FIELD_HEAD = 20
 
@@ -196,7 +196,9 @@ class Walk:
                 raise Unrecognised("absurdly many fields")
         self._fields_left = left
 
-    def _tensor(self, begin: int, end: int, depth: int, label: str) -> FoundTensor:
+    def _tensor(  # noqa: PLR0915  one loop: a call for each field takes most of the time
+        self, begin: int, end: int, depth: int, label: str
+    ) -> FoundTensor:
         self._tensors_left -= 1
         if self._tensors_left < 0:
             raise Unrecognised("too many tensors")
@@ -213,16 +215,23 @@ class Walk:
                 index = window.seek(position, _FIELD_HEAD)
                 data, base = window.data, window.base
             if index + 1 < len(data) and data[index + 1] < 0x80 and position + 2 <= end:
-                # Small numbers, done in place: most dimensions, and the type.
-                if data[index] == _DIM and len(shape) < MAX_DIMS:
-                    shape.append(data[index + 1])
+                # Small numbers and short names, done in place: most dimensions, the type, most names.
+                tag, value = data[index], data[index + 1]
+                if tag == _DIM and len(shape) < MAX_DIMS:
+                    shape.append(value)
                     self._fields_left -= 1
                     position += 2
                     continue
-                if data[index] == _DATA_TYPE:
-                    data_type = data[index + 1]
+                if tag == _DATA_TYPE:
+                    data_type = value
                     self._fields_left -= 1
                     position += 2
+                    continue
+                if tag == _NAME and position + 2 + value <= end and index + 2 + value <= len(data):
+                    text = data[index + 2 : index + 2 + value]
+                    name = (text.decode() if text.isascii() else _decoded(text)) or label
+                    self._fields_left -= 1
+                    position += 2 + value
                     continue
             number, wire, start, stop, position = self._field("Tensor", position, end)
             if number == 1:
@@ -339,10 +348,14 @@ class Walk:
     def _text(self, begin: int, end: int, wire: int = BYTES) -> str:
         if wire != BYTES or end - begin > MAX_NAME_BYTES:
             raise Unrecognised("an absurd name")
-        try:
-            return self._window.take(begin, end - begin).decode()
-        except UnicodeDecodeError as error:
-            raise Unrecognised("a name that is not UTF-8") from error
+        return _decoded(self._window.take(begin, end - begin))
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise Unrecognised("a name that is not UTF-8") from error
 
 
 def _varint(data: bytes, index: int) -> tuple[int, int]:
