@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from casstore.cli.support.command import Command
-from casstore.cli.support.text import counted, human_bytes, short_id
+from casstore.cli.support.text import human_bytes, short_id
 from casstore.machine.local_names import tree_name
 from casstore.machine.user_folders import expand_home
 
@@ -53,6 +53,11 @@ def run(out: Session, *, a: str, b: str, everything: bool, plot: str | None) -> 
             out.print_line(tensor.name)
     else:
         out.table(("model", diff.a, diff.b), _models(diff), label="model")
+        out.table(
+            ("change", ">tensors"),
+            [(change, str(count)) for change, count in diff.counts.items()],
+            label="change",
+        )
         if tensors:
             out.table(
                 ("tensor", "change", ">differing", ">max", ">mean", "A", "B", "was"),
@@ -77,9 +82,7 @@ def _models(diff: ModelDiff) -> Iterator[tuple[str, str, str]]:
     yield "id", short_id(diff.model_id_a), short_id(diff.model_id_b)
     counts = [sum(side is not None for side in sides) for sides in (_of_a(diff), _of_b(diff))]
     yield "tensors", str(counts[0]), str(counts[1])
-    for change, count in diff.counts.items():
-        yield change, counted(count, "tensor"), "-"
-    yield "in both", f"{human_bytes(diff.shared_bytes)} of chunks", "-"
+    yield "in both", human_bytes(diff.shared_bytes), human_bytes(diff.shared_bytes)
 
 
 def _of_a(diff: ModelDiff) -> Iterator[TensorSide | None]:
@@ -94,7 +97,7 @@ def _tensor_cells(tensor: TensorDiff) -> tuple[str, ...]:
     return (
         tensor.name,
         _change(tensor),
-        "-" if tensor.differing is None else f"{tensor.differing}/{tensor.elements}",
+        "-" if tensor.differing is None else str(tensor.differing),
         _figure(tensor.max_abs),
         _figure(tensor.mean_abs),
         _kind(tensor.a),

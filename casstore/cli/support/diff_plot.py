@@ -78,6 +78,7 @@ def draw_diff(diff: ModelDiff, path: str) -> None:
     axes.set_ylim(bottom=0)
     step = -(-len(layers) // _LABELS)
     axes.set_xticks(places[::step], [layer.name for layer in layers[::step]], rotation=45, ha="right")
+    axes.set_xlabel("layer")
     axes.set_ylabel("absolute difference")
     axes.set_title(f"{diff.a} and {diff.b}")
     axes.grid(visible=True, axis="y", alpha=0.3)
