@@ -61,7 +61,8 @@ def numbers(data: U8, dtype: str) -> Numbers | None:
         return widen(data.view(form.words), form, FORMATS["F32"]).view("<f4")
     if dtype == "F8_E8M0":
         # The format of scales in the OCP Microscaling specification: an exponent alone, and 255 is no number.
-        powers = np.ldexp(np.float32(1), data.astype(np.int32) - 127)
+        with np.errstate(over="ignore"):
+            powers = np.ldexp(np.float32(1), data.astype(np.int32) - 127)
         return np.where(data == 255, np.float32(np.nan), powers)
     if dtype == "BOOL":
         return data
