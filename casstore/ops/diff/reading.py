@@ -9,8 +9,7 @@ import numpy as np
 from casstore.concurrency.buffers import new_buffer
 from casstore.digest import DIGEST_SIZE
 from casstore.objects import BaseCache
-from casstore.store.adding.bases.base_chunks import BaseChunks
-from casstore.store.reading.files import read_part
+from casstore.store.reading.files import read_chunks, read_part
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,13 +24,16 @@ __all__ = ["SMALL", "TensorReader"]
 SMALL = 64 << 10
 """Bytes below which tensors share chunks with their neighbours (design §4): these chunks are kept for a while."""
 
+_KEPT = 32 << 20
+"""Plain bytes of chunks of which small parts are read."""
+
 
 class TensorReader:
     """Reads tensors of one model, every byte verified (invariant 4). Safe in threads, and never waits for workers."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
-        self._chunks = BaseChunks(objects)
+        self._chunks = BaseCache(limit=_KEPT)
         self._bases = BaseCache()
 
     def read(self, side: Side, begin: int, end: int) -> U8:
@@ -54,15 +56,21 @@ class TensorReader:
         """Return bytes [`begin`, `end`) of a file, at any address."""
         if begin == end:
             return memoryview(b"")
-        if end - begin < SMALL and self._objects.chunks is None:
-            parts = list(file.base.parts(begin, end))
-            kept = self._chunks.read(chunk_id for chunk_id, _, _ in parts)
-            if all(chunk_id in kept for chunk_id, _, _ in parts):
-                buffer = new_buffer(end - begin)
-                at = 0
-                for chunk_id, first, last in parts:
-                    buffer[at : at + last - first] = kept[chunk_id].plain[first:last]
-                    at += last - first
-                return buffer
-            # What is missing or damaged is read once more, by what raises errors.
-        return read_part(file.layout, self._objects, begin, end, bases=self._bases, alone=True)
+        if end - begin >= SMALL or self._objects.chunks is not None:
+            return read_part(file.layout, self._objects, begin, end, bases=self._bases, alone=True)
+        first = int(np.searchsorted(file.edges, begin, side="right")) - 1
+        stop = int(np.searchsorted(file.edges, end, side="left"))
+        out = new_buffer(end - begin)
+        for number in range(first, stop):
+            origin, limit = int(file.edges[number]), int(file.edges[number + 1])
+            low, high = max(begin, origin), min(end, limit)
+            out[low - begin : high - begin] = self._chunk(file, number)[low - origin : high - origin]
+        return out
+
+    def _chunk(self, file: SideFile, number: int) -> memoryview:
+        chunk_id = file.layout.ids[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
+        plain = self._chunks.get([chunk_id]).get(chunk_id)
+        if plain is None:
+            plain = read_chunks(file.layout, self._objects, number, number + 1, bases=self._bases, alone=True)
+            self._chunks.put({chunk_id: plain})
+        return plain
