@@ -114,7 +114,7 @@ def _unread(one: Side, other: Side) -> TensorDiff | None:
 
 def _is_like(one: Side, other: Side, measured: Measured) -> bool:
     """Say whether two tensors that were paired by a few elements have to do with each other, although no rule fits."""
-    return measured.same_bytes or one.span.shape == other.span.shape
+    return measured.same_bytes or one.span.shape in {other.span.shape, other.span.shape[::-1]}
 
 
 def _diff(one: Side, other: Side, measured: Measured) -> TensorDiff:

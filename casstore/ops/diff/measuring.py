@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casstore.codecs.delta import Extent, Piece, transpose_step
+from casstore.codecs.delta.operations.floats import FORMATS
 from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.codecs.delta.predict import predict
 from casstore.concurrency.workers import TaskGroup, worker_count
@@ -234,8 +235,12 @@ def _decoded(work: _Work, actual: U8, first: int) -> NDArray[Any] | None:
     """Return the values that B's elements stand for."""
     values = numbers(actual, work.b.span.dtype)
     how = work.relation.quantisation if work.relation is not None else None
-    if values is None or not isinstance(how, Quantised):
-        return values
+    if not isinstance(how, Quantised):
+        # Integers whose scales are not known stand for other numbers than they are.
+        unknown = work.b.span.dtype in QUANTISED and work.a.span.dtype in FORMATS
+        return None if unknown else values
+    if values is None:
+        return None
     places = np.arange(first, first + len(values))
     channels = places // how.axis.inner % how.axis.channels
     if how.axis.outer:

@@ -13,6 +13,7 @@ from casstore.codecs.delta.operations.floats import FORMATS
 from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.codecs.delta.predict import predict
 from casstore.ops.diff.reading import SMALL
+from casstore.ops.diff.zero_points import with_zero_points
 from casstore.store.adding.bases.block_types import Blocks, made_of
 from casstore.store.adding.bases.quantising import QUANTISED, Quantised, quantised
 from casstore.store.adding.bases.sketch import (
@@ -111,8 +112,14 @@ def relation_of(a: Side, b: Side, readers: tuple[TensorReader, TensorReader]) ->
     if a.span.dtype not in WIDTHS or b.span.dtype not in WIDTHS or a.tensor.elements < RUN:
         return None
     one, other = opened(a, readers[0]), opened(b, readers[1])
-    for found, _, _ in quantised(other, a.tensor, one.sketch, whole=WHOLE) if _quantises(a, b) else ():
-        return Relation(found.transposed, quantisation=found)
+    if b.span.dtype in QUANTISED and a.span.dtype in FORMATS:
+        for found, _, _ in quantised(other, a.tensor, one.sketch, whole=WHOLE):
+            return Relation(found.transposed, quantisation=found)
+        if other.scales is not None:
+            made = with_zero_points(a, b, other.scales, _views(a, b), readers)
+            if made is not None:
+                return Relation(made.transposed, quantisation=made)
+        return None
     plain = share_left(other.sketch)
     best: tuple[float, Relation] | None = None
     for transposed in _views(a, b):
@@ -127,12 +134,8 @@ def relation_of(a: Side, b: Side, readers: tuple[TensorReader, TensorReader]) ->
     return None if best is None else best[1]
 
 
-def _quantises(a: Side, b: Side) -> bool:
-    return b.span.dtype in QUANTISED and a.span.dtype in FORMATS
-
-
 def _views(a: Side, b: Side) -> Iterator[bool]:
-    """Yield whether B's may be A's transposed."""
+    """Yield whether B's is taken for A's transposed, for each way that fits the shapes."""
     shape = a.span.shape
     reversed_shape = shape[::-1]
     matrix = len(shape) == 2 and 1 not in shape

@@ -37,7 +37,8 @@ class TensorSide:
 class TensorDiff:
     """A tensor of either model, and what became of it. `a` is None for one that was added, `b` for one that was removed.
 
-    `elements` are those of `b`. `differing` of them differ: in their bits where both have one type, else in their values.
+    `elements` are those of `b`. `differing` of them differ: in their bits where both have one type, else in their values; of
+    blocks, and of types of less than a byte, blocks and bytes are counted.
     `max_abs` and `mean_abs` are of the absolute differences of values, of all but the `not_finite` elements of which the
     difference is no number or infinite; integers and blocks with scales stand for the floats that they encode.
     `unexplained` elements (bytes of blocks) are not exactly what a cast, a transposition or a quantisation gives. What is not

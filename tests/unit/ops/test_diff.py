@@ -218,6 +218,35 @@ def test_int8_with_scales_per_channel(store, zeros):
     assert not any(tensor.change == "removed" for tensor in found.values())
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_uint8_of_which_nothing_tells_the_zero_points(store, turned):
+    """Such as onnxruntime's, one for each column, which are no raw tensors; under names that tell nothing."""
+    tensors, was, values = {}, {}, {}
+    for at, name in enumerate(MATRICES):
+        array = np.ascontiguousarray(BASE[name].T) if turned else BASE[name]
+        low, high = array.min(axis=0), array.max(axis=0)
+        scales = ((high - low) / np.float32(255)).astype("<f4")
+        zeros = np.rint(-low / scales).astype("<f4")
+        quants = np.clip(np.rint(array / scales) + zeros, 0, 255).astype(np.uint8)
+        tensors[f"m{at}_quantized"], tensors[f"m{at}_scale"] = quants, scales
+        was[f"m{at}_quantized"] = name
+        values[f"m{at}_quantized"] = array, (quants.astype("<f4") - zeros) * scales
+    ref = store.put(f"uint8-{turned}", {"model.onnx": onnx_bytes(tensors)})
+    found = by_name(store.diff("base", ref))
+    for other, name in was.items():
+        tensor = found[other]
+        assert (tensor.change, tensor.unexplained, tensor.a.name) == ("quantised", 0, name)
+        check_figures(tensor, *values[other])
+
+
+def test_integers_without_scales_have_no_values(store):
+    name = MATRICES[1]
+    quants = np.clip(np.rint(BASE[name] / 0.001), -127, 127).astype(np.int8)
+    store.put("bare", {"model.safetensors": safetensors_bytes({name: quants})})
+    tensor = by_name(store.diff("base", "bare"))[name]
+    assert (tensor.change, tensor.differing, tensor.max_abs) == ("changed", None, None)
+
+
 GGUF_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     **{
