@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from casstore.cli.support.command import Command
+from casstore.cli.support.diff_plot import draw_diff, require_matplotlib
 from casstore.cli.support.text import human_bytes, short_id
 from casstore.machine.local_names import tree_name
 from casstore.machine.user_folders import expand_home
@@ -35,9 +36,7 @@ def run(out: Session, *, a: str, b: str, everything: bool, plot: str | None) -> 
     reshaped, added or removed. Tensors are matched by name across file formats, then by their bytes and values.
     """
     if plot is not None:
-        # With matplotlib; what is missing is said before the work.
-        from casstore.cli.support.diff_plot import draw_diff, require_matplotlib  # noqa: PLC0415
-
+        # What is missing is said before the work.
         require_matplotlib()
     with out.open(read_only=True) as store, out.progress("comparing") as progress:
         diff = store.diff(a, b, callback=progress)
