@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from casstore.cache.transfer import ModelFileTransfer
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
+    from casstore.ops.diff import FileDiff, ModelDiff, TensorDiff, TensorSide
     from casstore.ops.du import Usage, UsageRow, UsageTotals
     from casstore.ops.gc import GcPlan, GcPolicy, GcReport, execute_gc, plan_gc
     from casstore.ops.leftovers import Leftovers
@@ -83,6 +84,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "DigestMismatch",
+    "FileDiff",
     "FileInfo",
     "FormatError",
     "GcPlan",
@@ -95,6 +97,7 @@ __all__ = [
     "Model",
     "ModelCacheManager",
     "ModelDescription",
+    "ModelDiff",
     "ModelFileTransfer",
     "NameTaken",
     "ObjectExists",
@@ -112,8 +115,10 @@ __all__ = [
     "StoreStats",
     "SyncPlan",
     "SyncReport",
+    "TensorDiff",
     "TensorInfo",
     "TensorNotFound",
+    "TensorSide",
     "UnsupportedVersion",
     "Usage",
     "UsageRow",
@@ -130,6 +135,7 @@ _HOMES = {
     "AddResult": "casstore.store.adding.add",
     "CacheConfig": "casstore.cache.config",
     "CheckReport": "casstore.ops.check",
+    "FileDiff": "casstore.ops.diff",
     "FileInfo": "casstore.api.values",
     "GcPlan": "casstore.ops.gc",
     "GcPolicy": "casstore.ops.gc",
@@ -139,6 +145,7 @@ _HOMES = {
     "Model": "casstore.store.reading.model",
     "ModelCacheManager": "casstore.cache.model_cache",
     "ModelDescription": "casstore.ops.describe",
+    "ModelDiff": "casstore.ops.diff",
     "ModelFileTransfer": "casstore.cache.transfer",
     "OliveCache": "casstore.cache.olive_cache",
     "RefInfo": "casstore.api.values",
@@ -149,7 +156,9 @@ _HOMES = {
     "StoreStats": "casstore.ops.stats",
     "SyncPlan": "casstore.ops.sync",
     "SyncReport": "casstore.ops.sync",
+    "TensorDiff": "casstore.ops.diff",
     "TensorInfo": "casstore.api.values",
+    "TensorSide": "casstore.ops.diff",
     "Usage": "casstore.ops.du",
     "UsageRow": "casstore.ops.du",
     "UsageTotals": "casstore.ops.du",

@@ -18,6 +18,7 @@ from casstore.api.store import Store
 from casstore.api.variants import read_tensors, write_variants
 from casstore.errors import ConfigError, IntegrityError
 from casstore.machine.state import machine_folder
+from casstore.ops.describe import describe
 from casstore.store.checkout import staging
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _SCRATCH = "casstore-demo"
 class DemoStep:
     """One add: `bytes_total` as files, of which dedup saved `bytes_dedup` and each encoding the bytes in `saved`.
 
-    `bytes_stored` is what remains, with layouts, manifests and headers.
+    `bytes_stored` is what remains, with layouts, manifests and headers. `delta_bases` are the refs of the models on whose
+    chunks its deltas rest.
     """
 
     name: str
@@ -43,6 +45,7 @@ class DemoStep:
     saved: dict[str, int]
     bytes_stored: int
     seconds: float
+    delta_bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ def _add(store: Store, path: str, ref: str, *, title: str, base: str | None, nam
     saved = {
         encoding: count - before.get(encoding, 0) for encoding, count in _saved_by_encoding(store).items()
     }
+    deltas = describe(store, ref).deltas
     return DemoStep(
         name=name,
         title=title,
@@ -122,6 +126,7 @@ def _add(store: Store, path: str, ref: str, *, title: str, base: str | None, nam
         saved={encoding: count for encoding, count in saved.items() if count},
         bytes_stored=result.bytes_stored,
         seconds=result.seconds,
+        delta_bases=tuple(base.ref for base in deltas.bases) if deltas is not None else (),
     )
 
 

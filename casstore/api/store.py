@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from casstore.objects import ObjectStore
     from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
+    from casstore.ops.diff import ModelDiff
     from casstore.ops.du import Usage
     from casstore.ops.gc import GcPolicy, GcReport
     from casstore.ops.leftovers import Leftovers
@@ -151,6 +152,24 @@ class Store(ModelStore):
         from casstore.ops.describe import describe  # noqa: PLC0415 - see the top of this file
 
         return describe(self, ref_or_id)
+
+    def diff(self, a: str, b: str, *, callback: Callback | None = None) -> ModelDiff:
+        """Say what differs from model `a` to model `b`: tensor by tensor, whatever the formats of their files, and by file.
+
+        Tensors of which the chunks are equal are not read. `callback` counts the bytes of those that are. Raises RefNotFound,
+        and MissingObject, as `open_file` does.
+        """
+        from casstore.ops.diff import compare_models  # noqa: PLC0415 - see the top of this file
+
+        def read(model: Model, objects: ObjectStore) -> ModelDiff:
+            return self.read_with(
+                b,
+                lambda other, others: compare_models(
+                    model, other, objects=(objects, others), callback=callback
+                ),
+            )
+
+        return self.read_with(a, read)
 
     def lineage(self, ref_or_id: str) -> Lineage:
         """Return what a model was made from, what was made from it, and the evaluations of all of these.

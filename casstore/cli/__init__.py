@@ -29,6 +29,7 @@ COMMANDS = {
     "get": "Write the files of a model, every byte verified.",
     "ls": "List refs: name, model id, base, time.",
     "show": "Show a model, a run or an evaluation.",
+    "diff": "Compare two models tensor by tensor.",
     "log": "List models with the runs that made them, newest first.",
     "runs": "List runs, newest first.",
     "explain": "Compare a run with the nearest earlier run of its pass.",

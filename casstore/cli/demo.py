@@ -54,12 +54,15 @@ def _print(out: Session, report: DemoReport) -> None:
             human_bytes(step.bytes_stored),
             f"{step.seconds:.2f}",
             megabytes(step.bytes_total, step.seconds),
+            ", ".join(ref.rpartition("/")[2] for ref in step.delta_bases) or "-",
         )
         for step in report.steps
     ]
     # The columns read as a sum: as files, less what each means saved, is what is stored.
     saved = [f">-{encoding}" for encoding in used]
-    out.table(("step", ">as files", ">-dedup", *saved, ">=stored", ">seconds", ">MB/s"), rows)
+    out.table(
+        ("step", ">as files", ">-dedup", *saved, ">=stored", ">seconds", ">MB/s", "deltas against"), rows
+    )
     total = sum(step.bytes_total for step in report.steps)
     stored = sum(step.bytes_stored for step in report.steps)
     place = "in a temporary store, which is gone again" if report.temporary else f"in {report.store}"

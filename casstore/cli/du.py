@@ -46,7 +46,7 @@ def run(out: Session, *, prefixes: Sequence[str], depth: int | None) -> None:
 
     For each ref: its size as files, what it takes in the store, how much of that nothing else needs, and what gc would free
     if only it were removed. What would free most comes first. Of what it takes, the part "for deltas" are chunks of other models
-    that its deltas rest on.
+    that its deltas rest on; "saved" is about what these deltas save.
     """
     with out.open(read_only=True) as store:
         usage = out.answer_for(store).du(*prefixes, depth=depth)
@@ -63,11 +63,14 @@ def run(out: Session, *, prefixes: Sequence[str], depth: int | None) -> None:
         for row in usage.rows:
             out.print_line(row.name)
     else:
-        bases = any(row.bytes_bases for row in usage.rows)
-        more = [*([">for deltas"] if bases else []), ">as files", *([">refs"] if depth else [])]
+        bases = any(row.bytes_bases or row.bytes_saved for row in usage.rows)
+        more = [*([">for deltas", ">saved"] if bases else []), ">as files", *([">refs"] if depth else [])]
         rows = [_cells(row, depth=depth, bases=bases) for row in usage.rows]
         together = _cells(usage.together, depth=depth, bases=bases, name="all of these")
-        out.table((">frees", ">alone", ">stored", *more, "ref", "held by"), [*rows, together])
+        out.table(
+            (">frees", ">alone", ">stored", *more, "ref", "held by", *(["deltas rest on"] if bases else [])),
+            [*rows, together],
+        )
         out.table(
             ("where", ">bytes"),
             [(text, human_bytes(totals[name])) for name, text in _TOTALS.items() if totals[name]]
@@ -86,16 +89,19 @@ def _as_json(row: UsageRow) -> dict[str, Any]:
 
 
 def _cells(row: UsageRow, *, depth: int | None, bases: bool, name: str | None = None) -> tuple[str, ...]:
-    held = ", ".join(row.held_by[:_HOLDERS])
-    if len(row.held_by) > _HOLDERS:
-        held += f" and {len(row.held_by) - _HOLDERS} more"
     return (
         human_bytes(row.bytes_freed),
         human_bytes(row.bytes_alone),
         human_bytes(row.bytes_stored),
-        *([human_bytes(row.bytes_bases)] if bases else []),
+        *([human_bytes(row.bytes_bases), human_bytes(row.bytes_saved)] if bases else []),
         human_bytes(row.bytes_logical),
         *([str(row.refs)] if depth else []),
         name or row.name,
-        held or "-",
+        _some(row.held_by),
+        *([_some(row.rests_on)] if bases else []),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _HOLDERS} more" if len(names) > _HOLDERS else ""
+    return (", ".join(names[:_HOLDERS]) + more) or "-"

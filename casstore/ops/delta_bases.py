@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ANCESTORS = 8
 _OTHERS = 64
-"""Models that are asked whether they have the bases: those that lineage names, then the newest ones."""
+"""Models that are asked whether they have the bases: those that lineage names, then those that came before it, the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,10 @@ def _models_with(store: ModelStore, record: Record, wanted: set[bytes]) -> Itera
 
 
 def _candidates(store: ModelStore, record: Record) -> Iterable[Record]:
-    """Yield the records of models that may have the bases of a model: its ancestors, then the newest models."""
+    """Yield the records of models that may have the bases of a model: its ancestors, then others.
+
+    Of these, the newest first, but behind all that are not newer than the model: bases were there before it.
+    """
     rows = store.find("models/", newest_first=True)
     by_model = {row.target: row.name for row in reversed(rows)}
     seen = {record.target}
@@ -113,7 +116,9 @@ def _candidates(store: ModelStore, record: Record) -> Iterable[Record]:
         seen.add(found.target)
         yield found
         above = found.base
-    for row in islice((row for row in rows if row.target not in seen), _OTHERS):
+    others = [row for row in rows if row.target not in seen]
+    others.sort(key=lambda row: row.time > record.time)
+    for row in islice(others, _OTHERS):
         found = store.record(row.name)
         if found is not None and found.target is not None and found.target not in seen:
             seen.add(found.target)

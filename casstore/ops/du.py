@@ -32,7 +32,8 @@ class UsageRow:
     """What one ref takes, or all refs of one folder of names; all but `refs` and `missing` in bytes.
 
     `bytes_logical` is the size of its models as files. `bytes_stored` are the frames that it needs, with the bases of
-    deltas, each once; `bytes_bases` those that only deltas rest on; `bytes_alone` those of them that nothing else needs, `bytes_shared` the others. `bytes_freed` is
+    deltas, each once; `bytes_bases` those that only deltas rest on, which are chunks of the refs in `rests_on`; `bytes_saved` is about
+    what its deltas would take more without bases; `bytes_alone` those of them that nothing else needs, `bytes_shared` the others. `bytes_freed` is
     what a collection frees at once if this row alone is removed: a pack of which half or more is needed stays as it is.
     `held_by` are refs outside of it that name the same models. `missing` objects are in no pack.
     """
@@ -46,6 +47,8 @@ class UsageRow:
     held_by: tuple[str, ...] = ()
     missing: int = 0
     bytes_bases: int = 0
+    bytes_saved: int = 0
+    rests_on: tuple[str, ...] = ()
 
     @property
     def bytes_shared(self) -> int:
@@ -213,6 +216,8 @@ def _row(
         held_by=tuple(outside),
         missing=sum(item.lacking for item in held.values()),
         bytes_bases=holdings.bytes_of_bases(refs),
+        bytes_saved=holdings.bytes_saved(refs),
+        rests_on=holdings.rests_on(refs),
     )
 
 

@@ -6,6 +6,7 @@ Measured by the index, without opening packs: enough for whoever deletes nothing
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.errors import CasstoreError
+    from casstore.format.layout import Layout
     from casstore.objects import ListedPacks
     from casstore.refs.rows import RefRow
     from casstore.store.model_store import ModelStore
@@ -56,7 +58,8 @@ class Holdings:
     """What every ref holds. Arrays are by object, or by the number of a pack.
 
     `rows` is the frame that counts for an object, -1 if it is not needed; `costs` the bytes that this frame takes in its
-    pack: header, payload, and its row in the footer. `damaged` tells which refs' descriptions cannot be read.
+    pack: header, payload, and its row in the footer. `plain` are the bytes of chunks, 0 for all else. `damaged` tells which
+    refs' descriptions cannot be read.
     """
 
     def __init__(self, refs: Sequence[RefRow], packs: ListedPacks) -> None:
@@ -66,14 +69,16 @@ class Holdings:
         self._held: dict[bytes, Held] = {}
         self.rows: Amounts = np.zeros(0, np.int64)
         self.costs: Amounts = np.zeros(0, np.int64)
+        self.plain: NDArray[np.uint32] = np.zeros(0, np.uint32)
 
     def of(self, ref: RefRow) -> Held:
         """Return what a ref holds: nothing, where its manifest lies inside its record."""
         return self._held.get(ref.manifest or b"") or Held(np.zeros(0, np.int32))
 
-    def hold(self, held: dict[bytes, Held]) -> None:
-        """Take what every manifest needs, and choose the frames of it that count."""
+    def hold(self, held: dict[bytes, Held], plain: NDArray[np.uint32]) -> None:
+        """Take what every manifest needs, and the plain bytes of chunks, and choose the frames of it that count."""
         table = self.packs.table
+        self.plain = plain
         counts = table.decodes(self.packs.mask(self.packs.numbers()))
         for item in held.values():
             table.need(item.objects)
@@ -129,6 +134,58 @@ class Holdings:
         objects = np.setdiff1d(np.concatenate([*(item.objects for item in held), nothing]), own)
         return int(self.costs[objects].sum())
 
+    def bytes_saved(self, refs: Iterable[RefRow]) -> int:
+        """Return about what the deltas among the chunks of these refs save: as if they compressed as other chunks do."""
+        deltas = self._deltas
+        parts = [self.of(ref).own for ref in refs]
+        own = np.unique(np.concatenate([*parts, np.zeros(0, np.int32)]))
+        chosen = own[deltas[own]]
+        plain, costs = self.plain[chosen].sum(dtype=np.int64), self.costs[chosen].sum()
+        return max(0, int(self._plain_share * int(plain)) - int(costs))
+
+    def rests_on(self, refs: Sequence[RefRow]) -> tuple[str, ...]:
+        """Return the refs that have the chunks on which deltas of these refs rest, but for these: the most of them first.
+
+        Of several that have a chunk, the oldest counts, a model's own ref before tags.
+        """
+        held = [self.of(ref) for ref in refs]
+        nothing = np.zeros(0, np.int32)
+        own = np.concatenate([*(item.own for item in held), nothing])
+        bases = np.setdiff1d(np.concatenate([*(item.objects for item in held), nothing]), own)
+        if not bases.size:
+            return ()
+        holders, counts = np.unique(self._holders[bases], return_counts=True)
+        most = holders[np.argsort(-counts, kind="stable")].tolist()
+        return tuple(self.refs[at].name for at in most if at >= 0)
+
+    @cached_property
+    def _deltas(self) -> NDArray[np.bool_]:
+        """By object: whether the frame that counts is a delta of a chunk."""
+        found = np.zeros(len(self.rows), np.bool_)
+        there = np.flatnonzero((self.rows >= 0) & (self.plain > 0))
+        found[there] = self.packs.table.are_deltas(self.rows[there])
+        return found
+
+    @cached_property
+    def _plain_share(self) -> float:
+        """The share that encodings without bases leave of chunks."""
+        alone = (self.rows >= 0) & (self.plain > 0) & ~self._deltas
+        plain = int(self.plain[alone].sum(dtype=np.int64))
+        return int(self.costs[alone].sum()) / plain if plain else 1.0
+
+    @cached_property
+    def _holders(self) -> Numbers:
+        """By object: the position of the ref that counts as its owner, -1 where it is in none."""
+        found = np.full(len(self.rows), -1, np.int32)
+        order = sorted(
+            range(len(self.refs)),
+            key=lambda at: (not self.refs[at].name.startswith("models/"), self.refs[at].order),
+            reverse=True,
+        )
+        for at in order:
+            found[self.of(self.refs[at]).own] = at
+        return found
+
     def unneeded_packs(self) -> list[int]:
         """Return the packs of which no ref needs any frame, or only frames that another pack has as well."""
         table = self.packs.table
@@ -153,11 +210,11 @@ def survey(store: ModelStore, *, strict: bool = False) -> Holdings:
     holdings = Holdings(store.find(strict=strict), packs)
     for listing in range(_LISTINGS):
         reader = _Reader(store, packs)
-        held = reader.read(holdings.refs)
+        held, plain = reader.read(holdings.refs)
         if listing + 1 == _LISTINGS or not any(item.lacking for item in held.values()):
             break
         packs.read()
-    holdings.hold(held)
+    holdings.hold(held, plain)
     for ref in holdings.refs:
         if not holdings.of(ref).is_whole:
             holdings.damaged.append(reader.damage(ref))
@@ -173,8 +230,9 @@ class _Reader:
         self._errors: dict[bytes, CasstoreError] = {}
         self._layouts: dict[bytes, tuple[bytes, ...]] = {}
 
-    def read(self, refs: Iterable[RefRow]) -> dict[bytes, Held]:
-        """Return by manifest what these refs need."""
+    def read(self, refs: Iterable[RefRow]) -> tuple[dict[bytes, Held], NDArray[np.uint32]]:
+        """Return by manifest what these refs need, and by object the plain bytes of chunks."""
+        plain = np.zeros(len(self._packs.table.live), np.uint32)
         named = {ref.manifest: ref for ref in refs if ref.manifest is not None}
         models = [item for item, ref in named.items() if names_model(ref.name)]
         for manifest_id, data in self._read(models, batch=MANIFESTS):
@@ -192,7 +250,7 @@ class _Reader:
                 self._errors[layout_id] = error  # Invariant 11: as above.
             else:
                 sizes[layout_id] = layout.size
-                chunks[layout_id] = self._numbers(layout.ids)
+                chunks[layout_id] = self._chunks(layout, plain)
         held: dict[bytes, Held] = {}
         for manifest_id, ref in named.items():
             found = self._layouts.get(manifest_id, ())
@@ -207,7 +265,7 @@ class _Reader:
                 lacking=sum(int((part < 0).sum()) for part in parts),
                 is_whole=not self._errors.keys() & {manifest_id, *found},
             )
-        return held
+        return held, plain
 
     def damage(self, ref: RefRow) -> Damage:
         """Say what of a ref's description cannot be read."""
@@ -218,6 +276,12 @@ class _Reader:
 
     def _read(self, ids: Sequence[bytes], *, batch: int) -> Iterator[tuple[bytes, bytes]]:
         return self._descriptions.read(ids, batch=batch, failed=self._errors.__setitem__)
+
+    def _chunks(self, layout: Layout, plain: NDArray[np.uint32]) -> Numbers:
+        found = self._numbers(layout.ids)
+        there = found >= 0
+        plain[found[there]] = layout.lengths[there]
+        return found
 
     def _numbers(self, ids: bytes) -> Numbers:
         return self._packs.table.find(id_keys(ids)).astype(np.int32)

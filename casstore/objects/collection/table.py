@@ -307,6 +307,11 @@ class FrameTable:
             found = more
         return found
 
+    def are_deltas(self, rows: Positions) -> Mask:
+        """Say of each of these frames whether it rests on others."""
+        found: Mask = self._lists[rows] > 0
+        return found
+
     def release(self, objects: Positions) -> None:
         """Do not need these objects any more; whoever marked them must know that nothing else does."""
         self.live[objects] = False

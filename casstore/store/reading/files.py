@@ -278,16 +278,25 @@ def open_chunks(layout: Layout, objects: ObjectStore) -> Chunks:
 
 
 def read_chunks(
-    layout: Layout, objects: ObjectStore, start: int, stop: int, *, bases: BaseCache | None = None
+    layout: Layout,
+    objects: ObjectStore,
+    start: int,
+    stop: int,
+    *,
+    bases: BaseCache | None = None,
+    alone: bool = False,
 ) -> memoryview:
-    """Return the verified plain bytes of chunks [`start`, `stop`) in one fresh buffer; `bases` are of earlier calls."""
+    """Return the verified plain bytes of chunks [`start`, `stop`) in one fresh buffer; `bases` are of earlier calls.
+
+    With `alone`, this thread does all of it, as a worker must: it may not wait for others.
+    """
     edges = layout.offsets()[start : stop + 1]
     marks = (edges - edges[0]).tolist()
     buffer = new_buffer(marks[-1])
     located = objects.locate(layout.ids[start * DIGEST_SIZE : stop * DIGEST_SIZE])
     runs = list(batches(np.diff(marks).tolist(), BLOCK))
-    if len(runs) == 1:
-        objects.fill(located, runs[0], buffer, marks, cache=bases)
+    if alone or len(runs) == 1:
+        objects.fill(located, range(stop - start), buffer, marks, cache=bases)
         return buffer
     with TaskGroup() as tasks:
         kept = BaseCache() if bases is None else bases
@@ -343,10 +352,18 @@ def find_tensor(model: Model, tensor: str) -> str:
     return holders[0]
 
 
-def read_part(layout: Layout, objects: ObjectStore, begin: int, end: int) -> memoryview:
+def read_part(
+    layout: Layout,
+    objects: ObjectStore,
+    begin: int,
+    end: int,
+    *,
+    bases: BaseCache | None = None,
+    alone: bool = False,
+) -> memoryview:
     """Return bytes [`begin`, `end`) of a file, all of which lie in it; the chunks that they lie in are read at once.
 
-    The memory may hold what surrounds them as well, up to the ends of those chunks.
+    The memory may hold what surrounds them as well, up to the ends of those chunks. The options are those of `read_chunks`.
     """
     if objects.chunks is not None:
         return read_range(FarChunks(layout, objects.chunks), begin, end)
@@ -354,7 +371,8 @@ def read_part(layout: Layout, objects: ObjectStore, begin: int, end: int) -> mem
     start = int(np.searchsorted(edges, begin, side="right")) - 1
     stop = int(np.searchsorted(edges, end, side="left"))
     skipped = begin - int(edges[start])
-    return read_chunks(layout, objects, start, stop)[skipped : skipped + end - begin]
+    part = read_chunks(layout, objects, start, stop, bases=bases, alone=alone)
+    return part[skipped : skipped + end - begin]
 
 
 def _read_span(layout: Layout, objects: ObjectStore, span: Span) -> Buffer:

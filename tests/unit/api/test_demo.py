@@ -91,6 +91,9 @@ def test_on_the_real_weights(own_home):
         )
         assert 0 <= overhead < 64 << 10
     assert steps["bf16"]["base"] == steps["original"]["ref"]
+    assert steps["fp32"]["delta_bases"] == [steps["original"]["ref"]]
+    assert steps["fp32"]["saved"]["delta"] > 0.99 * size
+    assert steps["original"]["delta_bases"] == []
     assert report["ref"] == steps["retrained"]["ref"]
     assert report["temporary"] is True
     assert not os.path.exists(report["store"].removeprefix("file://"))

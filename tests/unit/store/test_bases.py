@@ -406,10 +406,32 @@ def test_people_see_what_deltas_save_and_against_which_model(tmp_path, base, fin
         assert store.stats().bytes_saved_by_deltas == pytest.approx(deltas.bytes_saved, rel=0.1)
         rows = {row.name: row for row in store.du().rows}
         assert rows["models/base"].bytes_bases == rows["models/stranger"].bytes_bases == 0
+        assert rows["models/base"].bytes_saved == 0
+        assert rows["models/base"].rests_on == ()
+        assert rows["models/tuned"].bytes_saved == pytest.approx(deltas.bytes_saved, rel=0.1)
+        assert rows["models/tuned"].rests_on == ("models/base",)
         assert 0.9 * without < rows["models/tuned"].bytes_bases < 1.1 * without
         assert rows["models/tuned"].bytes_stored > rows["models/tuned"].bytes_bases
+        copy = store.add(base, ref="a-copy")
+        assert copy.model_id == deltas.bases[0].model_id
+        store.tag("best", "base")
+        assert {row.name: row for row in store.du().rows}["models/tuned"].rests_on == ("models/base",)
+        store.rm("models/a-copy")
+        store.rm("tags/best")
         store.rm("models/base")
         assert store.show("tuned").deltas.unknown == deltas.bases[0].chunks
+        assert {row.name: row for row in store.du().rows}["models/tuned"].rests_on == ()
+
+
+def test_without_lineage_the_model_that_was_there_before_is_named(tmp_path, base, fine_tune):
+    """A newer model that has the same chunks is not what the deltas were made against."""
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(fine_tune, ref="tuned")
+        more = shutil.copytree(base, tmp_path / "more")
+        (more / "notes.txt").write_text("the base once more")
+        store.add(more, ref="more")
+        assert [model.ref for model in store.show("tuned").deltas.bases] == ["models/base"]
 
 
 def test_deltas_can_be_turned_off_and_no_other_way(tmp_path, base, fine_tune):
