@@ -330,7 +330,7 @@ def test_an_error_at_every_call_of_an_add(before, folders, case, monkeypatch):
         last = open_on(Disk.holding(disk.crash(LOSE_ALL)))
         assert_clean(last)
         assert (value(last, "models/new"), value(last, "models/other")) == (NEW, OTHER), where
-    assert failed > 90 // every  # an add makes about 105 calls
+    assert failed > 80 // every  # of some 180 calls; the errors of the others are harmless
 
 
 def test_an_error_leaves_the_store_object_of_use(before, folders, monkeypatch):
