@@ -31,6 +31,7 @@ SMOKE = Options(
     peers=("casstore", "copy"),
     corpora=("synthetic:4",),
     cuts_corpora=("synthetic:4",),
+    orders=1,
     repeats=1,
     warmups=0,
     memory_gb=(0.008,),
@@ -156,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument(option, dest=field, type=_numbers(kind), help=f"{help_text} ({usual})")
     run.add_argument(
         "--writers", type=_positive, help=f"processes of the concurrent scenario ({defaults.writers})"
+    )
+    run.add_argument(
+        "--orders", type=_positive, help=f"shuffled orders of the deltas scenario ({defaults.orders})"
     )
     _add_measuring(run, defaults)
 
