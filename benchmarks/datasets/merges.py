@@ -1,6 +1,6 @@
 """What people merge out of real models: two fine-tunes of MiniLM and adapters, and sums of them by the usual arithmetic.
 
-The fine-tunes are of one base, on other texts. An adapter is the best one of its rank for what a fine-tune
+The fine-tunes are of one base, on other texts: the last of the corpus `lifecycle`, and a short one. An adapter is the best one of its rank for what a fine-tune
 changed in the queries and values. Merging it is what peft's `merge_and_unload` does: the product times the scale, added to
 the weight, in the model's own precision. Means and task arithmetic are mergekit's, in fp32, step by step.
 """
@@ -12,7 +12,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from benchmarks.datasets import lifecycle, minilm, weights
-from benchmarks.datasets.corpus import Lineage, Recipe
+from benchmarks.datasets.corpus import Lineage, Recipe, ready
 from benchmarks.datasets.minilm import WEIGHTS
 from benchmarks.datasets.packages import call_in_new_process, require
 
@@ -37,8 +37,9 @@ LINEAGE: Lineage = {
     "task-arithmetic": ("base", "tuned-1"),
     "task-negated": ("base", "tuned-1"),
 }
-SEEDS = {"tuned-1": 25, "tuned-2": 26}
-STEPS = 60
+SEED = 26
+STEPS = 20
+"""Of the second fine-tune; lifecycle's has 120."""
 RANKS = {"adapter-r16": ("tuned-1", 16), "adapter-r64": ("tuned-2", 64)}
 ALPHA = 2
 """How many times the rank `lora_alpha` is, as is usual: the scale."""
@@ -55,9 +56,10 @@ def _build(folder: Path, cache: Path) -> Lineage:
     for name in LINEAGE:
         if name != "base":
             minilm.copy_without_weights(source, folder / name)
-    for name, seed in SEEDS.items():
-        targets = {STEPS: str(folder / name / WEIGHTS)}
-        call_in_new_process("benchmarks.datasets.finetune", "train", str(source), targets, seed=seed)
+    tuned = ready("lifecycle", lifecycle.recipe(""), cache=cache).root / "models" / "step-120"
+    shutil.copyfile(tuned / WEIGHTS, folder / "tuned-1" / WEIGHTS)
+    targets = {STEPS: str(folder / "tuned-2" / WEIGHTS)}
+    call_in_new_process("benchmarks.datasets.finetune", "train", str(source), targets, seed=SEED)
     base = weights.read_safetensors(folder / "base" / WEIGHTS)
     weights.write_safetensors(folder / "base-bf16" / WEIGHTS, weights.cast(base, "BF16"))
     for name, (tuned, rank) in RANKS.items():
