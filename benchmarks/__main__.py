@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         "--writers", type=_positive, help=f"processes of the concurrent scenario ({defaults.writers})"
     )
     run.add_argument(
-        "--orders", type=_positive, help=f"shuffled orders of the deltas scenario ({defaults.orders})"
+        "--orders", type=_count, help=f"shuffled orders of the deltas scenario ({defaults.orders})"
     )
     _add_measuring(run, defaults)
 
