@@ -247,6 +247,19 @@ def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 
+def test_chunks_of_a_quantised_embedding_take_the_scales_of_their_own_rows(tmp_path):
+    rng = np.random.default_rng(4)
+    whole = rng.normal(0, 0.05, (20_000, 96)).astype("<f4")
+    scale = np.abs(whole).max(axis=1, keepdims=True) / np.float32(127)
+    quantised = {"table_q": np.rint(whole / scale).astype(np.int8), "table_scale": scale}
+    folder = write_family_model(tmp_path / "quantised", quantised)
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", {"table": whole}), ref="whole")
+        added = store.add(folder, ref="quantised", base="whole")
+        assert added.bytes_stored < 2.2 * scale.nbytes
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
 @pytest.mark.parametrize(("kind", "left"), [("Q8_0", 0.01), ("Q4_0", 0.01), ("Q4_K", 0.13), ("Q6_K", 0.13)])
 def test_a_ladder_of_quants_follows_from_its_floats(tmp_path, kind, left):
     rng = np.random.default_rng(4)
