@@ -2,7 +2,7 @@
 
 The fine-tunes are of one base, on other texts: the last of the corpus `lifecycle`, and a short one. An adapter is the best one of its rank for what a fine-tune
 changed in the queries and values. Merging it is what peft's `merge_and_unload` does: the product times the scale, added to
-the weight, in the model's own precision. Means and task arithmetic are mergekit's, in fp32, step by step.
+the weight, in the model's own precision. Means and task arithmetic (https://arxiv.org/abs/2212.04089) are in fp32, step by step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Merges models and adapters with torch, tensor by tensor, as peft and mergekit do. Runs in a process of its own."""
+"""Merges models and adapters with torch, tensor by tensor, as peft and task_vectors do. Runs in a process of its own."""
 
 from __future__ import annotations
 

@@ -197,6 +197,11 @@ SUMS = {
     "the mean": lambda one, other, _: (one + other) / np.float32(2),
     "a weighted sum": lambda one, other, _: one * np.float32(0.3) + other * np.float32(0.7),
     "task arithmetic": lambda one, other, third: one + np.float32(0.4) * (other - third),
+    "a mean of three": lambda one, other, third: (one + other + third) / np.float32(3),
+    "a mean in another order": lambda one, other, third: (other + third + one) / np.float32(3),
+    "two tasks": lambda one, other, third: (
+        np.float32(0.4) * (other - one) + np.float32(0.4) * (third - one) + one
+    ),
 }
 
 
