@@ -252,6 +252,18 @@ def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 
+def test_floats_of_unsigned_integers_are_found_without_lineage(tmp_path):
+    whole = np.random.default_rng(4).normal(0, 0.05, (700, 512)).astype("<f4")
+    found, scale, zero = _quantised(whole, "unsigned")
+    tensors = {"t_quantized": found, "t_scale": scale, "t_zero_point": zero}
+    folder = write_family_model(tmp_path / "quantised", tensors)
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", {"another name": whole}), ref="whole")
+        added = store.add(folder, ref="quantised")
+        assert added.bytes_stored < 0.05 * added.bytes_total
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
 def test_chunks_of_a_quantised_embedding_take_the_scales_of_their_own_rows(tmp_path):
     rng = np.random.default_rng(4)
     whole = rng.normal(0, 0.05, (20_000, 96)).astype("<f4")

@@ -54,6 +54,13 @@ class TargetTensor:
         """Return the sketches by which it may be found: its own, and that of its transpose."""
         return [self.sketch, self.transpose] if self.is_matrix else [self.sketch]
 
+    def centred(self) -> list[Words]:
+        """Return the views of unsigned integers as distances from their zero point, which have the signs of the floats."""
+        known = self.scales if self.span.dtype == "U8" else None
+        if known is None or not known.zeros or len(set(known.zeros)) > 1:
+            return []
+        return [words - words.dtype.type(known.zeros[0]) for words in self.views()]
+
     @property
     def is_matrix(self) -> bool:
         """Whether it differs from its transpose."""
