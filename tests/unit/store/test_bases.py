@@ -252,10 +252,11 @@ def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 
-def test_floats_of_unsigned_integers_are_found_without_lineage(tmp_path):
+@pytest.mark.parametrize("known_zeros", [True, False])
+def test_floats_of_unsigned_integers_are_found_without_lineage(tmp_path, known_zeros):
     whole = np.random.default_rng(4).normal(0, 0.05, (700, 512)).astype("<f4")
     found, scale, zero = _quantised(whole, "unsigned")
-    tensors = {"t_quantized": found, "t_scale": scale, "t_zero_point": zero}
+    tensors = {"t_quantized": found, "t_scale": scale} | ({"t_zero_point": zero} if known_zeros else {})
     folder = write_family_model(tmp_path / "quantised", tensors)
     with made(tmp_path) as store:
         store.add(write_family_model(tmp_path / "whole", {"another name": whole}), ref="whole")
