@@ -31,6 +31,7 @@ SMOKE = Options(
     peers=("casstore", "copy"),
     corpora=("synthetic:4",),
     cuts_corpora=("synthetic:4",),
+    orders=1,
     repeats=1,
     warmups=0,
     memory_gb=(0.008,),
@@ -160,6 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--serve-corpus", metavar="NAME", help=f"corpus of the serve scenario ({defaults.serve_corpus})"
+    )
+    run.add_argument(
+        "--orders", type=_count, help=f"shuffled orders of the deltas scenario ({defaults.orders})"
     )
     _add_measuring(run, defaults)
 

@@ -77,6 +77,8 @@ class Options:
     peers: tuple[str, ...] = tuple(PEERS)
     corpora: tuple[str, ...] = ("minilm-variants",)
     cuts_corpora: tuple[str, ...] = ("mid-insert", "fused", "minilm-variants")
+    orders: int = 5
+    """Shuffled orders of the deltas scenario."""
     repeats: int = 5
     warmups: int = 1
     page_cache: Literal["warm", "cold"] = "warm"

@@ -21,6 +21,8 @@ TITLES = {
     "size": "Stored size",
     "size parts": "Stored size: what each means saves",
     "size overhead": "Stored size: what is stored beside chunks",
+    "deltas": "What each model adds",
+    "deltas parts": "What each model adds: how it is kept, lineage given",
     "add": "Add to an empty store",
     "add-again": "Add what is there already, reading all of it",
     "one-more": "Add one more variant to a full store",

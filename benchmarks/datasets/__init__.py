@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_dir
 
-from benchmarks.datasets import corpus, lifecycle, minilm, releases, synthetic, unseen
+from benchmarks.datasets import (
+    checkpoints,
+    corpus,
+    family,
+    ladder,
+    lifecycle,
+    merges,
+    minilm,
+    releases,
+    synthetic,
+    unseen,
+)
 from benchmarks.datasets.corpus import Corpus, CorpusError, CorpusFile, CorpusModel
 
 if TYPE_CHECKING:
@@ -22,6 +33,11 @@ CORPORA: dict[str, Callable[[str], Recipe]] = {
     "releases": releases.recipe,
     "unseen": unseen.recipe,
     "minilm-variants": minilm.variants,
+    "family": family.recipe,
+    "ladder": ladder.recipe,
+    "merges": merges.recipe,
+    "checkpoints": checkpoints.full,
+    "checkpoints-bf16": checkpoints.half,
     "synthetic": synthetic.transformer,
     "mid-insert": synthetic.mid_insert,
     "fused": synthetic.fused,

@@ -37,12 +37,14 @@ _POOLER_SHARE = 0.1
 _SEED = 25
 
 
-def train(source: str, checkpoints: Mapping[int, str], *, last_layer_only: bool = False) -> list[float]:
+def train(
+    source: str, checkpoints: Mapping[int, str], *, last_layer_only: bool = False, seed: int = _SEED
+) -> list[float]:
     """Fine-tune the model in the folder `source`; write the weights after each step of `checkpoints` to its path.
 
-    Returns the loss of every step.
+    `seed` decides which texts it sees in which order. Returns the loss of every step.
     """
-    torch.manual_seed(_SEED)
+    torch.manual_seed(seed)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(mode=True)
     base = weights.read_safetensors(Path(source) / WEIGHTS)
@@ -57,7 +59,7 @@ def train(source: str, checkpoints: Mapping[int, str], *, last_layer_only: bool 
         optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
     )
     losses = []
-    for step, (names, texts) in enumerate(_batches(Path(source) / "vocab.txt", steps), 1):
+    for step, (names, texts) in enumerate(_batches(Path(source) / "vocab.txt", steps, seed), 1):
         loss = _loss(model, names, texts)
         optimizer.zero_grad()
         loss.backward()
@@ -97,11 +99,11 @@ def _parameter_groups(model: Bert) -> list[dict[str, object]]:
     ]
 
 
-def _batches(vocab: Path, steps: int) -> list[tuple[list[list[int]], list[list[int]]]]:
+def _batches(vocab: Path, steps: int, seed: int) -> list[tuple[list[list[int]], list[list[int]]]]:
     """Return the token ids of names and of their docstrings, for every step."""
     vocabulary = docstrings.read_vocabulary(vocab)
     pairs = docstrings.pairs()
-    order = np.random.default_rng(_SEED).permutation(len(pairs))
+    order = np.random.default_rng(seed).permutation(len(pairs))
     batches = []
     for step in range(steps):
         chosen = [pairs[order[(step * BATCH + number) % len(pairs)]] for number in range(BATCH)]

@@ -8,6 +8,7 @@ from benchmarks.peers.borg import Borg, BorgBatch
 from benchmarks.peers.casstore_cli import CasstoreCli
 from benchmarks.peers.casstore_library import CasstoreLibrary
 from benchmarks.peers.hf_xet import HfXet
+from benchmarks.peers.lmzip import Lmzip
 from benchmarks.peers.plain_copy import PlainCopy
 from benchmarks.peers.reminis import Reminis
 from benchmarks.peers.restic import Restic, ResticBatch
@@ -30,6 +31,7 @@ PEERS: dict[str, type[Peer]] = {
         Reminis,
         ZstdFiles,
         Zipnn,
+        Lmzip,
         PlainCopy,
     )
 }

@@ -8,6 +8,7 @@ from benchmarks.scenarios import (
     add,
     concurrent,
     cuts,
+    deltas,
     gc,
     growth,
     memory,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SCENARIOS: dict[str, Callable[[Harness], list[Measurement]]] = {
     "size": size.run,
+    "deltas": deltas.run,
     "add": add.cold,
     "add-again": add.again,
     "one-more": one_more.run,

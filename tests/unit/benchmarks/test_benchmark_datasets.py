@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import datasets
-from benchmarks.datasets import docstrings, lifecycle, packages, releases, unseen
+from benchmarks.datasets import checkpoints, docstrings, ladder, lifecycle, merges, packages, releases, unseen
 from benchmarks.datasets.corpus import CorpusError, Recipe
 from benchmarks.datasets.weights import Tensor
 
@@ -49,7 +49,15 @@ def test_unknown_names_are_refused_with_those_that_exist(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lineage", [lifecycle.LINEAGE, releases.lineage(releases.RELEASES)], ids=["lifecycle", "releases"]
+    "lineage",
+    [
+        lifecycle.LINEAGE,
+        releases.lineage(releases.RELEASES),
+        ladder.lineage(),
+        merges.LINEAGE,
+        checkpoints.lineage(),
+    ],
+    ids=["lifecycle", "releases", "ladder", "merges", "checkpoints"],
 )
 def test_every_model_comes_after_the_models_that_it_was_made_from(lineage):
     made = set()

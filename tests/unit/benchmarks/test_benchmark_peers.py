@@ -16,6 +16,7 @@ ALWAYS_HERE = ("casstore", "casstore-cli", "zstd-files", "copy")
 NEEDS = {
     "hf-xet": ("hf_xet", "pip install '.[bench]'"),
     "reminis": ("reminis.registry", "pip install '.[bench]'"),
+    "lmzip": ("lmz", "pip install '.[bench]'"),
     "zipnn": ("zipnn", "pip install '.[bench]'"),
     "restic": (None, "apt-get install restic"),
     "restic-batch": (None, "apt-get install restic"),

@@ -56,6 +56,24 @@ def test_sizes_that_do_not_add_up_are_refused(corpus):
             size.measured(corpus, {**split, **wrong}, 530)
 
 
+def test_what_models_add_is_the_whole_store_and_their_parts_are_the_whole_model(smoke, corpus):
+    found = smoke.samples("deltas")
+    names = [model.name for model in corpus.models]
+    rows = {name: _of(found, "deltas", CORPUS, name) for name in (*names, "all")}
+    assert rows["all"]["plain"] == corpus.size == sum(rows[name]["plain"] for name in names)
+    assert rows["all"]["stored"] == sum(rows[name]["stored"] for name in names)
+    for row in rows.values():
+        assert row["share"] == row["stored"] / row["plain"]
+    # Half of it is the first model's, and the other half differs from it in the last digits.
+    assert rows["last-block-retrained"]["share"] < 0.4
+    for model in names:
+        subjects = {key[2] for key in found if key[0] == "deltas parts" and key[2].startswith(model)}
+        assert len(subjects) == 1
+        parts = _of(found, "deltas parts", CORPUS, *subjects)
+        assert sum(parts.values()) == pytest.approx(1)
+        assert (parts["delta"] > 0.3) == (model != "base") == ("from base" in str(subjects))
+
+
 def test_one_more_costs_a_copy_all_of_it_and_casstore_what_is_new(smoke, corpus):
     found = smoke.samples("one-more")
     models = {model.name: model for model in corpus.models}

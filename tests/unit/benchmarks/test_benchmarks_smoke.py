@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 PEER_SCENARIOS = {"size", "add", "add-again", "one-more", "restore", "gc", "memory"}
-OTHER_SCENARIOS = {"read-tensor", "concurrent", "serve", "sync", "refs", "growth", "cuts"}
-DETAILS = {"size parts", "size overhead"}
+OTHER_SCENARIOS = {"read-tensor", "concurrent", "serve", "sync", "refs", "growth", "cuts", "deltas"}
+DETAILS = {"size parts", "size overhead", "deltas parts"}
 
 
 def _benchmarks(*arguments, expected=0):

@@ -219,6 +219,11 @@ SUMS = {
     "the mean": lambda one, other, _: (one + other) / np.float32(2),
     "a weighted sum": lambda one, other, _: one * np.float32(0.3) + other * np.float32(0.7),
     "task arithmetic": lambda one, other, third: one + np.float32(0.4) * (other - third),
+    "a mean of three": lambda one, other, third: (one + other + third) / np.float32(3),
+    "a mean in another order": lambda one, other, third: (other + third + one) / np.float32(3),
+    "two tasks": lambda one, other, third: (
+        np.float32(0.4) * (other - one) + np.float32(0.4) * (third - one) + one
+    ),
 }
 
 
@@ -287,6 +292,32 @@ def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
         store.add(write_family_model(tmp_path / "whole", whole), ref="whole")
         added = store.add(folder, ref="quantised", base="whole")
         assert added.bytes_stored < 0.05 * added.bytes_total
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("known_zeros", [True, False])
+def test_floats_of_unsigned_integers_are_found_without_lineage(tmp_path, known_zeros):
+    whole = np.random.default_rng(4).normal(0, 0.05, (700, 512)).astype("<f4")
+    found, scale, zero = _quantised(whole, "unsigned")
+    tensors = {"t_quantized": found, "t_scale": scale} | ({"t_zero_point": zero} if known_zeros else {})
+    folder = write_family_model(tmp_path / "quantised", tensors)
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", {"another name": whole}), ref="whole")
+        added = store.add(folder, ref="quantised")
+        assert added.bytes_stored < 0.05 * added.bytes_total
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
+def test_chunks_of_a_quantised_embedding_take_the_scales_of_their_own_rows(tmp_path):
+    rng = np.random.default_rng(4)
+    whole = rng.normal(0, 0.05, (20_000, 96)).astype("<f4")
+    scale = np.abs(whole).max(axis=1, keepdims=True) / np.float32(127)
+    quantised = {"table_q": np.rint(whole / scale).astype(np.int8), "table_scale": scale}
+    folder = write_family_model(tmp_path / "quantised", quantised)
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", {"table": whole}), ref="whole")
+        added = store.add(folder, ref="quantised", base="whole")
+        assert added.bytes_stored < 2.2 * scale.nbytes
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 

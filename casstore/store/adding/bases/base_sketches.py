@@ -59,7 +59,8 @@ class BaseSketches:
 
     def layouts_like(self, target: TargetTensor) -> list[bytes]:
         """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first."""
-        found = self._catalogue.alike([(target.elements, signature(words)) for words in target.views()])
+        views = [*target.views(), *target.centred()]
+        found = self._catalogue.alike([(target.elements, signature(words)) for words in views])
         near = sorted(self._distances(target, found), key=lambda item: item[0])
         return list(dict.fromkeys(layout for _, layout in near))
 

@@ -11,7 +11,7 @@ from casstore.store.adding.bases.relation import Elementwise
 from casstore.store.adding.bases.sketch import FLOATS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -72,8 +72,35 @@ def _fit(target: Words, dtype: str, parts: list[tuple[Near, float]]) -> Fit:
         one, other = parts[1:]
         if abs(one[1] + other[1]) < _NOTHING:
             parts[1:] = [one, other] if one[1] > 0 else [other, one]
-            return fit_tasks(target.tobytes(), [item.words.tobytes() for item, _ in parts], dtype=dtype)
-    return fit_combine(target.tobytes(), [item.words.tobytes() for item, _ in parts], dtype=dtype)
+            return _of(fit_tasks, target, dtype, parts)
+    best = _of(fit_combine, target, dtype, parts)
+    if len(parts) != 3:
+        return best
+    # Sums of three differ with the order, and those of two differences with the base that they have in common.
+    first, second, third = parts
+    for rule, order in (
+        (fit_combine, [first, third, second]),
+        (fit_combine, [second, third, first]),
+        *((fit_tasks, [base, *_against(base, parts)]) for base in (first, second, third)),
+    ):
+        if best.share == 0:
+            break
+        fit = _of(rule, target, dtype, order)
+        if fit.share < best.share:
+            best, parts[:] = fit, order
+    return best
+
+
+def _against(base: tuple[Near, float], parts: list[tuple[Near, float]]) -> Iterator[tuple[Near, float]]:
+    """Yield all other parts, each followed by the base."""
+    for part in parts:
+        if part is not base:
+            yield part
+            yield base
+
+
+def _of(rule: Callable[..., Fit], target: Words, dtype: str, parts: Sequence[tuple[Near, float]]) -> Fit:
+    return rule(target.tobytes(), [item.words.tobytes() for item, _ in parts], dtype=dtype)
 
 
 def floats(words: Words, dtype: str) -> NDArray[np.float64]:

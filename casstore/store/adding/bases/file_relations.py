@@ -11,6 +11,7 @@ import numpy as np
 from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.errors import CasstoreError
 from casstore.store.adding.bases.chunk_plan import plan_chunk
+from casstore.store.adding.bases.quantising import MAX_SCALES
 from casstore.store.adding.bases.target import MIN_SIZE, TargetTensor, has_sketch
 from casstore.store.adding.sources import open_source, read_range
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.search import BaseSearch
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
-
-_SMALL = 64 << 10
-"""Bytes of the largest tensor that is read as scales or zero points of another one."""
 
 
 class Window(NamedTuple):
@@ -114,7 +112,7 @@ class FileRelations:
 
             def read_small(name: str, dtype: str) -> bytes | None:
                 other = self._by_name.get(name)
-                if other is None or other.dtype != dtype or other.end - other.begin > _SMALL:
+                if other is None or other.dtype != dtype or other.end - other.begin > MAX_SCALES:
                     return None
                 return read(other.begin, other.end - other.begin)
 

@@ -27,12 +27,17 @@ if TYPE_CHECKING:
 QUANTISED = {"I8": "|i1", "U8": "|u1"}
 """Types that are looked at, with those of numpy."""
 
-_SUFFIXES = ("_quantized", "_quant", ".quantized", "")
+_SUFFIXES = ("_quantized", "_quant", ".quantized", "_q", "")
 _SCALES = ("_scale", ".scale", "_scales", ".scales")
 _ZEROS = ("_zero_point", ".zero_point", "_zero_points", ".zero_points")
 """How onnxruntime and others name what belongs to a quantised tensor."""
 
-_MAX_SCALES = 64 << 10
+MAX_SCALES = 1 << 20
+"""Bytes of scales that are read: of a row each, as embeddings have them."""
+
+_MAX_COLUMNS = 16 << 10
+"""Scales of which every chunk of a tensor needs all."""
+
 _NEAR = 2.0
 """Steps between what is predicted by the usual rule and the target, on average, up to which other rules are tried."""
 
@@ -55,7 +60,7 @@ def find_scales(name: str, dtype: str, read: Callable[[str, str], bytes | None])
         if name.endswith(suffix):
             stem = name[: len(name) - len(suffix)]
             scales = next(filter(None, (read(stem + own, "F32") for own in _SCALES)), None)
-            if scales is not None and len(scales) <= _MAX_SCALES:
+            if scales is not None and len(scales) <= MAX_SCALES:
                 zeros = next(filter(None, (read(stem + own, dtype) for own in _ZEROS)), None)
                 return Scales(scales, zeros if zeros and 4 * len(zeros) == len(scales) else None)
     return None
@@ -83,9 +88,10 @@ class Quantised:
         dtype = self.tensor.span.dtype
         width = WIDTHS[dtype]
         low, high = (0, self.tensor.size) if self.transposed else (begin * width, end * width)
-        inputs = [bases.extents(self.tensor, low, high), (bases.side(self.scales.scales),)]
-        if self.scales.zeros is not None:
-            inputs.append((bases.side(self.scales.zeros),))
+        known, axis, first = self._part(begin, end)
+        inputs = [bases.extents(self.tensor, low, high), (bases.side(known.scales),)]
+        if known.zeros is not None:
+            inputs.append((bases.side(known.zeros),))
         steps: list[Step] = []
         value, following = 0, len(inputs)
         if self.transposed:
@@ -100,21 +106,28 @@ class Quantised:
             steps.append(cast_step(value, source=dtype, target="F32"))
             value = following
         zeros = None if self.scales.zeros is None else 2
-        steps.append(self.step(value, zeros, begin))
-        return Piece(at, at + end - begin, tuple(inputs), tuple(steps), residual)
-
-    def step(self, value: int, zeros: int | None, first: int) -> Step:
-        """Return the step that quantises value number `value`, from element `first` on."""
-        return quantise_step(
+        step = quantise_step(
             value,
             1,
             zeros,
             target=self.target,
-            axis=self.axis,
+            axis=axis,
             first=first,
             rule=self.rule,
             limits=self.limits,
         )
+        steps.append(step)
+        return Piece(at, at + end - begin, tuple(inputs), tuple(steps), residual)
+
+    def _part(self, begin: int, end: int) -> tuple[Scales, Axis, int]:
+        """Return the scales of a range of elements, the axis of these, and the place of the first element on it."""
+        inner, channels, _ = self.axis
+        if inner == 1 or channels == 1:
+            return self.scales, self.axis, begin
+        row, stop = begin // inner, -(-end // inner)
+        scales, zeros = self.scales
+        part = Scales(scales[4 * row : 4 * stop], None if zeros is None else zeros[row:stop])
+        return part, Axis(inner, stop - row), begin - row * inner
 
 
 def quantised(
@@ -152,9 +165,14 @@ def _axes(count: int, shape: tuple[int, ...]) -> Iterator[Axis]:
     if count == 1:
         yield Axis()
         return
-    if shape and count == shape[-1]:
+    if shape and count == shape[-1] and count <= _MAX_COLUMNS:
         yield Axis(1, count)
-    if shape and elements % count == 0 and (count == shape[0] or shape[-1] % (elements // count) == 0):
+    if (
+        shape
+        and elements > count
+        and elements % count == 0
+        and (count == shape[0] or shape[-1] % (elements // count) == 0)
+    ):
         yield Axis(elements // count, count)
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MIN_SIZE = 64 << 10
 """Bytes from which a tensor has a sketch; smaller ones follow from their names."""
 
+_AROUND = 4
+"""How far the median of a sketch may be from a zero point."""
+
 
 class TargetTensor:
     """The elements of one tensor: from memory where all of it is at hand, else from its file. For one thread.
@@ -53,6 +56,18 @@ class TargetTensor:
     def views(self) -> list[Words]:
         """Return the sketches by which it may be found: its own, and that of its transpose."""
         return [self.sketch, self.transpose] if self.is_matrix else [self.sketch]
+
+    def centred(self) -> list[Words]:
+        """Return the views of unsigned integers as distances from their zero point, which have the signs of the floats.
+
+        Where nobody knows it, from all near the median: floats are positive about as often as negative.
+        """
+        known = self.scales if self.span.dtype == "U8" else None
+        if known is None or (known.zeros and len(set(known.zeros)) > 1):
+            return []
+        middle = int(np.median(self.sketch))
+        zeros = known.zeros[:1] if known.zeros else range(max(0, middle - _AROUND), middle + _AROUND)
+        return [words - np.uint8(min(zero, 255)) for zero in zeros for words in self.views()]
 
     @property
     def is_matrix(self) -> bool:
