@@ -10,8 +10,15 @@ setup(
             "casstore._kernels",
             ["casstore/_kernels.c", *sorted(glob("casstore/codecs/native/*.c"))],
             depends=sorted(glob("casstore/codecs/native/*.h")),
-            # A product and a sum in one instruction round once, and the format says that they round twice.
-            extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+            # A product and a sum in one instruction round once, and the format says that they round twice. Names that files
+            # share must not meet those of other libraries.
+            extra_compile_args=[
+                "-O3",
+                "-ffp-contract=off",
+                "-fno-math-errno",
+                "-fno-trapping-math",
+                "-fvisibility=hidden",
+            ],
             optional=True,
         )
     ]

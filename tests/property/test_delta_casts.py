@@ -10,11 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fakes.implementations import COMPILED, agreed
+from fakes.operands import in_parts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore.codecs.delta import Extent
-from casstore.codecs.delta.operations.cast import cast_floats, cast_step
+from casstore.codecs.delta.operations import OPERATIONS
+from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.floats import FORMATS, Rounding
 from casstore.codecs.delta.predict import piece_of
 from casstore.errors import FormatError
@@ -36,9 +38,12 @@ EDGES += [0x43E80000, 0x43E80001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FA00000
 
 
 def cast(words, source, target, **how):
-    """Return bit patterns after a cast, at an address that is aligned to nothing."""
-    data = np.concatenate([np.zeros(1, np.uint8), words.view(np.uint8)])[1:]
-    found = agreed(lambda: cast_floats(data, FORMATS[source], FORMATS[target], **how))
+    """Return bit patterns after a cast."""
+    step = cast_step(0, source=source, target=target, **how)
+    operation = OPERATIONS[step.operation, step.version]
+    data = words.tobytes()
+    assert operation.size(step.parameters, [len(data)]) == len(words) * FORMATS[target].width
+    found = agreed(lambda: operation.apply(step.parameters, [in_parts(data)]))
     return np.frombuffer(found, FORMATS[target].words)
 
 

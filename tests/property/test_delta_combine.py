@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fakes.implementations import COMPILED, agreed
+from fakes.operands import in_parts
 from fakes.payloads import decode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,8 +31,7 @@ SUMS = {Combination.SUM, Combination.FUSED_SUM}
 
 def made(step, arrays):
     operation = OPERATIONS[step.operation, step.version]
-    # At addresses that are aligned to nothing.
-    operands = [[np.frombuffer(b"x" + array.tobytes(), np.uint8)[1:]] for array in arrays]
+    operands = [in_parts(array.tobytes()) for array in arrays]
     assert operation.size(step.parameters, [array.nbytes for array in arrays]) == arrays[0].nbytes
     return agreed(lambda: operation.apply(step.parameters, operands))
 

@@ -8,12 +8,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fakes.implementations import COMPILED, agreed
+from fakes.operands import in_parts
 from fakes.payloads import decode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore.codecs import Encoding
-from casstore.codecs.delta import LITERALS, Extent, encode_delta, gguf, gguf_step, piece_of, scales_of
+from casstore.codecs.delta import (
+    LITERALS,
+    Extent,
+    Order,
+    Residual,
+    encode_delta,
+    gguf,
+    gguf_step,
+    piece_of,
+    scales_of,
+)
 from casstore.codecs.delta.operations import OPERATIONS
 from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.errors import FormatError
@@ -26,8 +37,7 @@ def made(name, values, scales=None):
     step = gguf_step(0, None if scales is None else 1, target=name)
     operation = OPERATIONS[step.operation, step.version]
     arrays = [values] if scales is None else [values, scales]
-    # At addresses that are aligned to nothing.
-    operands = [[np.frombuffer(b"x" + array.tobytes(), np.uint8)[1:]] for array in arrays]
+    operands = [in_parts(array.tobytes()) for array in arrays]
     size = operation.size(step.parameters, [array.nbytes for array in arrays])
     found = np.frombuffer(agreed(lambda: operation.apply(step.parameters, operands)), np.uint8)
     assert len(found) == size == len(values) // BLOCKS[name].elements * BLOCKS[name].size
@@ -113,6 +123,25 @@ def test_blocks_are_predicted_from_a_model_of_other_floats(source):
     payload = encode_delta(plain, [base.tobytes()], [piece], side=scales.tobytes())
     assert len(payload) < 250
     assert decode(Encoding.DELTA, payload, len(plain), [base.tobytes()]) == plain
+
+
+def test_scales_and_residuals_of_blocks_are_compressed_column_by_column():
+    chance = np.random.default_rng(4)
+    block, count = BLOCKS["Q4_K"], 3000
+    values = chance.normal(0, 0.05, count * block.elements).astype("<f4")
+    columns = chance.integers(0, 4, (count, block.scale_bytes)) + 16 * np.arange(block.scale_bytes)
+    scales = columns.astype(np.uint8).reshape(-1)
+    plain = made("Q4_K", values, scales)
+    pieces = [gguf(0, [Extent(0, 0, values.nbytes)], [Extent(LITERALS, 0, len(scales))], target="Q4_K")]
+    payload = encode_delta(plain, [values], pieces, side=scales.tobytes())
+    assert len(payload) < 0.3 * len(scales)
+    # A base that is not quite what the blocks were made of misses few scales, by little, and some quants.
+    moved = (values * (1 + chance.normal(0, 1e-3, len(values)))).astype("<f4")
+    blocks = made("Q8_0", values)
+    piece = gguf(0, [Extent(0, 0, values.nbytes)], target="Q8_0", residual=Residual(Order.INTEGER, 1))
+    payload = encode_delta(blocks, [moved], [piece])
+    assert len(payload) < 0.095 * len(blocks)
+    assert decode(Encoding.DELTA, payload, len(blocks), [moved]) == blocks.tobytes()
 
 
 @pytest.mark.parametrize(

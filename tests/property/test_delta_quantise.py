@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 from fakes.implementations import COMPILED, agreed
+from fakes.operands import in_parts
 from fakes.payloads import decode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,8 +48,7 @@ def packed(values, target):
 
 def made(step, operands):
     operation = OPERATIONS[step.operation, step.version]
-    # At addresses that are aligned to nothing.
-    arrays = [[np.frombuffer(b"x" + data, np.uint8)[1:]] for data in operands]
+    arrays = [in_parts(data) for data in operands]
     size = operation.size(step.parameters, [len(data) for data in operands])
     found = agreed(lambda: operation.apply(step.parameters, arrays))
     assert len(found) == size
@@ -80,11 +80,11 @@ def tensors(draw):
     """Return floats, an axis with its number of scales, and the place of the first float."""
     chance = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     # Tiles end at 1024 elements.
-    count = draw(st.one_of(st.integers(1, 60), st.integers(1020, 1030), st.just(2500)))
+    count = draw(st.one_of(st.integers(1, 60), st.integers(1, 60), st.integers(1020, 1030)))
     inner = draw(st.sampled_from([1, 1, 3, 32, 5000]))
     channels = draw(st.sampled_from([1, 2, 7, 64]))
-    outer = draw(st.sampled_from([0, 0, 1, inner * channels, 100]))
-    first = draw(st.sampled_from([0, 0, 2, 1000, 77_777]))
+    outer = draw(st.sampled_from([0, 0, 5, inner * channels, 100]))
+    first = draw(st.sampled_from([0, 2, 40] if outer else [0, 2, 1000, 77_777]))
     scales = channels * ((first + count - 1) // outer + 1 if outer else 1)
     values = chance.normal(0, 1, count).astype("<f4")
     ties = (chance.integers(-40, 40, count) / 2).astype("<f4")
@@ -181,6 +181,13 @@ def test_a_transposed_weight_is_quantised_from_bases_and_literals():
     assert decode(Encoding.DELTA, payload, len(plain), [weight.tobytes()]) == plain
 
 
+def test_the_last_places_that_are_allowed_are_counted_across_parts():
+    step = quantise_step(0, 1, target="I8", axis=Axis(1, 3), first=1 << 62)
+    values, scales = np.full(8, 12, "<f4").view(np.uint8), np.array([1, 2, 3], "<f4").view(np.uint8)
+    found = agreed(lambda: OPERATIONS[4, 1].apply(step.parameters, [[values[:12], values[12:]], [scales]]))
+    assert list(found) == [12 // (1 + ((1 << 62) + at) % 3) for at in range(8)]
+
+
 def parameters(*, code=1, rule=0, spare=0, low=-128, high=127, channels=1, first=0, inner=1, outer=0):
     return struct.pack("<BBHiiIQQQ", code, rule, spare, low, high, channels, first, inner, outer)
 
@@ -245,7 +252,7 @@ def test_what_is_quantised_in_one_call():
         (bytes(12), bytearray(3), bytes(4), bytes(4), 8, -8, 7, 0, 0, 1, 0, 0),
         (bytes(12), bytearray(3), bytes(4), bytes(4), 8, -8, 7, 0, 0, 1, 2, 0),
         (bytes(12), bytearray(3), bytes(4), bytes(4), 8, -8, 7, 0, 0, 1, 1, 2),
-        (bytes(12), bytearray(3), bytes(4), bytes(4), 8, -8, 7, 0, 1 << 63, 1, 1, 0),
+        (bytes(12), bytearray(3), bytes(4), bytes(4), 8, -8, 7, 0, (1 << 63) + 1, 1, 1, 0),
         (bytes(12), bytearray(3), b"", b"", 8, -8, 7, 0, 0, 1, 1, 0),
     ],
 )

@@ -22,7 +22,8 @@ from casstore.codecs.delta.payload import (
     write_directory,
     write_head,
 )
-from casstore.codecs.delta.predict import check_programs, predict
+from casstore.codecs.delta.piece import LITERALS
+from casstore.codecs.delta.predict import check_programs, predict, strides
 from casstore.codecs.encoding import ElementHint, Encoding
 from casstore.codecs.kernels import equal
 from casstore.codecs.regroup import scratch
@@ -86,7 +87,7 @@ def encode_deltas(inputs: Sequence[DeltaInput]) -> list[bytes]:
         parts.append(_predict(item, room[at:]))
         for width, size in sorted(parts[-1].sizes.items()):
             cuts.append((at, size))
-            hints.append(ElementHint(width))
+            hints.append(_residual_hint(parts[-1].pieces, width))
             at += size
     # Adjoining residuals of one width are judged, taken apart and compressed together.
     out = scratch("encoded", at).data
@@ -133,15 +134,34 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
 def _payload(parts: _Parts, residuals: Iterator[Encoded]) -> bytes:
     """Return the payload of an input, of which the residuals come next."""
     directory = _directory(parts.pieces)
-    streams = [_stream(DIRECTORY, np.frombuffer(directory, np.uint8))]
+    streams = [_stream(DIRECTORY, np.frombuffer(directory, np.uint8), None)]
     if parts.literals.size:
-        streams.append(_stream(LITERAL, parts.literals))
+        streams.append(_stream(LITERAL, parts.literals, _literal_hint(parts.pieces)))
     for width, size in sorted(parts.sizes.items()):
         encoded = next(residuals)
         streams.append(Stream(RESIDUALS[width], int(encoded.encoding), size, encoded.payload))
     payload = b"".join([write_head(len(parts.pieces), streams), *(stream.body for stream in streams)])
     check_streams(parts.pieces, read_head(memoryview(payload)), parts.left)
     return payload
+
+
+def _literal_hint(pieces: Sequence[Piece]) -> ElementHint | None:
+    """Return what is known about the first literals that a piece takes as an operand."""
+    for piece in pieces:
+        for step in piece.steps:
+            for at, stride in zip(step.operands, strides(step)[1:], strict=False):
+                if at < len(piece.inputs) and piece.inputs[at][0].base == LITERALS:
+                    return ElementHint(stride, piece.inputs[at][0].begin % stride)
+    return None
+
+
+def _residual_hint(pieces: Sequence[Piece], width: int) -> ElementHint:
+    """Return the stride of the residuals of elements of a width: their own, or that of blocks if all are such."""
+    found = {
+        strides(piece.steps[-1])[:1] for piece in pieces if piece.residual and piece.residual.width == width
+    }
+    (stride,) = found.pop() or (width,)
+    return ElementHint(width if found else stride)
 
 
 def _directory(pieces: Sequence[Piece]) -> bytes:
@@ -154,8 +174,8 @@ def _directory(pieces: Sequence[Piece]) -> bytes:
     return directory
 
 
-def _stream(number: int, plain: U8) -> Stream:
+def _stream(number: int, plain: U8, hint: ElementHint | None) -> Stream:
     if len(plain) < _TINY:
         return Stream(number, int(Encoding.RAW), len(plain), plain.data)
-    (encoded,) = encode_each(plain.data, [(0, len(plain))], [None])
+    (encoded,) = encode_each(plain.data, [(0, len(plain))], [hint])
     return Stream(number, int(encoded.encoding), len(plain), encoded.payload)

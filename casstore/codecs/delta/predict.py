@@ -38,6 +38,12 @@ def _operation(step: Step) -> Operation:
         ) from None
 
 
+def strides(step: Step) -> tuple[int, ...]:
+    """Return the strides of a step's result and of its operands, as far as they are known."""
+    found = _operation(step).strides
+    return () if found is None else found(step.parameters)
+
+
 def check_programs(pieces: Sequence[Piece], bases: Sequence[int], literals: int) -> None:
     """Check that the programs of a delta can be evaluated and predict what their pieces need; evaluates nothing.
 

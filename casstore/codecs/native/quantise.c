@@ -105,7 +105,7 @@ PyObject *quantise(PyObject *self, PyObject *args) {
     number = held[2].len / 4;
     if (held[0].len % 4 || held[2].len % 4 || held[3].len != held[2].len || (bits != 4 && bits != 8 && bits != 16) ||
         held[1].len != (count * bits + 7) / 8 || rule < 0 || rule > 7 || low < -65536 || high > 65536 || low > high ||
-        inner < 1 || channels < 1 || first > (unsigned long long)1 << 62 || channels > (unsigned long long)number ||
+        inner < 1 || channels < 1 || first > (unsigned long long)1 << 63 || channels > (unsigned long long)number ||
         (uintptr_t)held[2].buf % sizeof(float) || (uintptr_t)held[3].buf % sizeof(float))
         return refuse("the scales do not fit the elements", held, 4);
     last = count ? first + (unsigned long long)count - 1 : first;

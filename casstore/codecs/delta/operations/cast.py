@@ -9,7 +9,7 @@ import numpy as np
 
 from casstore import _build
 from casstore.codecs.delta.operations.floats import CODES, FORMATS, Rounding, narrow, widen
-from casstore.codecs.delta.operations.operation import Operation, blocks, joined, read_parameters, reject
+from casstore.codecs.delta.operations.operation import Operation, blocks, in_units, read_parameters, reject
 from casstore.codecs.delta.piece import CAST, Step
 
 if TYPE_CHECKING:
@@ -63,7 +63,14 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
 
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     source, target, rounding, saturate = _read(parameters)
-    return cast_floats(joined(operands[0]), source, target, rounding=rounding, saturate=saturate)
+    parts = in_units(operands[0], source.width)
+    out: U8 = np.empty(sum(map(len, parts)) // source.width * target.width, np.uint8)
+    at = 0
+    for part in parts:
+        end = at + len(part) // source.width * target.width
+        cast_floats(part, source, target, rounding=rounding, saturate=saturate, out=out[at:end])
+        at = end
+    return out
 
 
 def cast_floats(
@@ -73,20 +80,19 @@ def cast_floats(
     *,
     rounding: Rounding = Rounding.NEAREST_EVEN,
     saturate: bool = False,
-) -> U8:
-    """Return floats, whole elements, in another format; the formats are a pair that `cast_step` allows."""
+    out: U8,
+) -> None:
+    """Write floats, whole elements, to `out` in another format; the formats are a pair that `cast_step` allows."""
     count = len(values) // source.width
-    out: U8 = np.empty(count * target.width, np.uint8)
     if _build.kernels is not None:
         _build.kernels.cast(values, out, source.code, target.code, int(rounding), saturate)
-        return out
+        return
     words, found = values.view(source.words), out.view(target.words)
     for block in blocks(count):
         if target.width < source.width:
             found[block] = narrow(words[block], source, target, rounding, saturate=saturate)
         else:
             found[block] = widen(words[block], source, target)
-    return out
 
 
 OPERATION = Operation("cast", _size, _apply)

@@ -9,7 +9,14 @@ import numpy as np
 
 from casstore import _build
 from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, Block, quantise_blocks
-from casstore.codecs.delta.operations.operation import Operation, blocks, joined, read_parameters, reject
+from casstore.codecs.delta.operations.operation import (
+    Operation,
+    blocks,
+    in_units,
+    joined,
+    read_parameters,
+    reject,
+)
 from casstore.codecs.delta.piece import GGUF, Step
 
 if TYPE_CHECKING:
@@ -64,19 +71,32 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     name, given = _read(parameters)
     block = BLOCKS[name]
-    values = joined(operands[0])
     scales = joined(operands[1]) if given else None
-    count = len(values) // (4 * block.elements)
-    out: U8 = np.empty(count * block.size, np.uint8)
-    if _build.kernels is not None:
-        _build.kernels.gguf(values, out, scales, block.code)
-        return out
-    floats = values.view("<f4").reshape(count, block.elements)
-    rows = None if scales is None else scales.reshape(count, block.scale_bytes)
-    for some in blocks(count, _AT_ONCE // block.elements):
-        found = quantise_blocks(name, floats[some].astype(np.float32), None if rows is None else rows[some])
-        out.reshape(count, block.size)[some] = found
+    parts = in_units(operands[0], 4 * block.elements)
+    out: U8 = np.empty(sum(map(len, parts)) // (4 * block.elements) * block.size, np.uint8)
+    at = 0
+    for part in parts:
+        begin, at = at, at + len(part) // (4 * block.elements)
+        some = None if scales is None else scales[begin * block.scale_bytes : at * block.scale_bytes]
+        _quantise(name, part, some, out[begin * block.size : at * block.size])
     return out
 
 
-OPERATION = Operation("gguf", _size, _apply)
+def _quantise(name: str, values: U8, scales: U8 | None, out: U8) -> None:
+    block = BLOCKS[name]
+    if _build.kernels is not None:
+        _build.kernels.gguf(values, out, scales, block.code)
+        return
+    floats = values.view("<f4").reshape(-1, block.elements)
+    rows = None if scales is None else scales.reshape(-1, block.scale_bytes)
+    for some in blocks(len(floats), _AT_ONCE // block.elements):
+        found = quantise_blocks(name, floats[some].astype(np.float32), None if rows is None else rows[some])
+        out.reshape(-1, block.size)[some] = found
+
+
+def _strides(parameters: bytes) -> tuple[int, ...]:
+    block = BLOCKS[_read(parameters)[0]]
+    return block.size, 4, block.scale_bytes
+
+
+OPERATION = Operation("gguf", _size, _apply, _strides)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
     Parts = Sequence[U8]
 
-__all__ = ["Operation", "blocks", "joined", "read_parameters", "reject", "view"]
+__all__ = ["Operation", "blocks", "in_units", "joined", "read_parameters", "reject"]
 
 _BLOCK = 32 << 10
 """Elements that numpy code works on at once: what they need stays in the core's caches, and small."""
@@ -33,6 +33,9 @@ class Operation(NamedTuple):
     apply: Callable[[bytes, Sequence[Parts]], U8]
     """Return the result for what `size` accepted, perhaps an operand itself. Operands are only read; each is bytes in parts,
     one after the other."""
+    strides: Callable[[bytes], tuple[int, ...]] | None = None
+    """Return after how many bytes the pattern of the result repeats, and that of each operand; None if nothing is known. It
+    decides how well residuals and literals compress, and nothing else."""
 
 
 def reject(name: str, what: str) -> FormatError:
@@ -52,9 +55,9 @@ def joined(parts: Parts) -> U8:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def view(data: U8, dtype: str) -> NDArray[Any]:
-    """View bytes as numbers, without a copy, at whatever address."""
-    return data.view(dtype)
+def in_units(parts: Parts, unit: int) -> Parts:
+    """Return an operand in parts of whole units of so many bytes: as it is, or as a copy in one part if it has others."""
+    return parts if all(len(part) % unit == 0 for part in parts) else [joined(parts)]
 
 
 def blocks(count: int, size: int = _BLOCK) -> Iterator[slice]:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from casstore import _build
-from casstore.codecs.delta.operations.operation import Operation, blocks, joined, read_parameters, reject
+from casstore.codecs.delta.operations.operation import (
+    Operation,
+    blocks,
+    in_units,
+    joined,
+    read_parameters,
+    reject,
+)
 from casstore.codecs.delta.piece import QUANTISE, Step
 
 if TYPE_CHECKING:
@@ -155,18 +162,27 @@ def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     zeros: Floats = np.zeros(len(scales), np.float32)
     if len(operands) == 3:
         zeros = _unpacked(joined(operands[2]), step.target, len(scales))
-    values = joined(operands[0])
-    out: U8 = np.empty(step.target.packed(len(values) // 4), np.uint8)
+    # Parts of which each fills whole bytes.
+    parts = in_units(operands[0], 8 if step.target.bits == 4 and len(operands[0]) > 1 else 4)
+    out: U8 = np.empty(step.target.packed(sum(map(len, parts)) // 4), np.uint8)
+    at = 0
+    for part in parts:
+        begin, at = at, at + len(part) // 4
+        some = step._replace(first=step.first + begin)
+        _quantise(part, scales, zeros, some, out[step.target.packed(begin) : step.target.packed(at)])
+    return out
+
+
+def _quantise(values: U8, scales: Floats, zeros: Floats, step: Quantise, out: U8) -> None:
     if _build.kernels is not None:
         bounds = step.target.bits, step.low, step.high, int(step.rule)
         channels = step.first, step.axis.inner, step.axis.channels, step.axis.outer
         _build.kernels.quantise(values, out, scales, zeros, *bounds, *channels)
-        return out
+        return
     floats = values.view("<f4")
     for block in blocks(len(floats)):
         found = quantise_floats(floats[block], *_channels(step, block, scales, zeros), step)
         _pack(found, step.target, out[step.target.packed(block.start) : step.target.packed(block.stop)])
-    return out
 
 
 def _channels(step: Quantise, block: slice, scales: Floats, zeros: Floats) -> tuple[Any, Any]:

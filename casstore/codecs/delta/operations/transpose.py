@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from casstore import _build
-from casstore.codecs.delta.operations.operation import Operation, joined, reject
+from casstore.codecs.delta.operations.operation import Operation, in_units, reject
 from casstore.codecs.delta.piece import TRANSPOSE, Step
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
 
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
     step = _read(parameters)
-    parts = operands[0]
-    if len(parts) > 1 and any(len(part) % step.width for part in parts):
-        parts = [joined(parts)]
+    parts = in_units(operands[0], step.width)
     out: U8 = np.empty(step.number * step.width, np.uint8)
     if _build.kernels is not None:
         # How far apart in the operand neighbours along each axis are.
@@ -111,9 +109,35 @@ def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
         steps = tuple(distances[axis] for axis in step.permutation)
         _build.kernels.transpose(tuple(parts), out, step.width, shape, steps, step.first)
         return out
+    if step.permutation == (1, 0) and len(parts) > 1:
+        step, parts = _columns(step, parts)
     tensor = _whole(parts, step)
     _copy(tensor.transpose(step.permutation), step.first, out.view(f"<u{step.width}"))
     return out
+
+
+def _columns(step: _Transpose, parts: Parts) -> tuple[_Transpose, Parts]:
+    """Return the same for those columns of a matrix in parts that the range takes: to copy all would cost more than the rest."""
+    rows, columns = step.shape
+    begin, end = step.first // rows, -(-(step.first + step.number) // rows)
+    found = np.empty((rows, end - begin), f"<u{step.width}")
+    at = 0
+    for part in parts:
+        words = part.view(found.dtype)
+        # Whole rows, and what there is of the rows before and after them.
+        first, last = -(-at // columns), (at + len(words)) // columns
+        if first < last:
+            whole = words[first * columns - at : last * columns - at].reshape(-1, columns)
+            found[first:last] = whole[:, begin:end]
+        for row in {at // columns, last} - set(range(first, last)):
+            low, high = max(at, row * columns + begin), min(at + len(words), row * columns + end)
+            if low < high:
+                found[row, low - row * columns - begin : high - row * columns - begin] = words[
+                    low - at : high - at
+                ]
+        at += len(words)
+    shape, offset = found.shape, step.first - begin * rows
+    return step._replace(shape=shape, first=offset), [found.reshape(-1).view(np.uint8)]
 
 
 def _whole(parts: Parts, step: _Transpose) -> NDArray[Any]:
