@@ -134,7 +134,7 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
 def _payload(parts: _Parts, residuals: Iterator[Encoded]) -> bytes:
     """Return the payload of an input, of which the residuals come next."""
     directory = _directory(parts.pieces)
-    streams = [_stream(DIRECTORY, np.frombuffer(directory, np.uint8))]
+    streams = [_stream(DIRECTORY, np.frombuffer(directory, np.uint8), None)]
     if parts.literals.size:
         streams.append(_stream(LITERAL, parts.literals, _literal_hint(parts.pieces)))
     for width, size in sorted(parts.sizes.items()):
@@ -174,7 +174,7 @@ def _directory(pieces: Sequence[Piece]) -> bytes:
     return directory
 
 
-def _stream(number: int, plain: U8, hint: ElementHint | None = None) -> Stream:
+def _stream(number: int, plain: U8, hint: ElementHint | None) -> Stream:
     if len(plain) < _TINY:
         return Stream(number, int(Encoding.RAW), len(plain), plain.data)
     (encoded,) = encode_each(plain.data, [(0, len(plain))], [hint])
