@@ -77,15 +77,16 @@ def taken(between):
 def test_wrong_bytes_on_the_server_never_arrive(place, s3_server):
     url, options, _ = place
     bucket = url.split("/")[2]
-    [pack] = [
-        found
-        for found in s3_server.client.list_objects_v2(Bucket=bucket)["Contents"]
-        if "/packs/" in found["Key"]
-    ]
-    data = bytearray(s3_server.client.get_object(Bucket=bucket, Key=pack["Key"])["Body"].read())
-    at = data.index(TENSORS["layer4"][0, :1000].tobytes()) + 500
-    data[at] ^= 4
-    s3_server.client.put_object(Bucket=bucket, Key=pack["Key"], Body=bytes(data))
+    stored = TENSORS["layer4"][0, :1000].tobytes()
+    damaged = 0
+    for found in s3_server.client.list_objects_v2(Bucket=bucket)["Contents"]:
+        if "/packs/" in found["Key"]:
+            data = bytearray(s3_server.client.get_object(Bucket=bucket, Key=found["Key"])["Body"].read())
+            if stored in data:
+                data[data.index(stored) + 500] ^= 4
+                s3_server.client.put_object(Bucket=bucket, Key=found["Key"], Body=bytes(data))
+                damaged += 1
+    assert damaged == 1
     fs = fsspec.filesystem("cas", store=url, store_options=options, skip_instance_cache=True)
     with pytest.raises(IntegrityError) as caught:
         fs.cat_file(PATH)

@@ -155,6 +155,6 @@ def test_a_bucket_that_is_not_there(place):
 def test_nobody_listens(place):
     url, server = place
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("casstore.backend._OPENING", RetryPolicy(deadline=0.1))
+        patch.setattr("casstore.backend.OPENING", RetryPolicy(deadline=0.1))
         with pytest.raises(BackendUnavailable):
             open_backend(url, **server.options_at(1))

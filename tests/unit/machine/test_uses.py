@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from casstore.machine.uses import Uses
+from casstore.machine.uses.processes import Uses
 
 
 def lists_in(folder):
