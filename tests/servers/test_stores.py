@@ -52,7 +52,7 @@ def test_an_add_of_many_packs_arrives_whole(place, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_writer, "REMOTE_PACK_TARGET", 256 << 10)
     monkeypatch.setattr("casstore.store.adding.ingest.BLOCK", 256 << 10)
     here = place.machine("here", create=True)
-    content = model_of(**{f"part-{number}": noise(number, 1 << 20) for number in range(8)})
+    content = model_of(**{f"part-{number}": noise(number, 1 << 20) for number in range(16)})
     here.add(write_model(content, tmp_path / "many"), ref="models/many")
     assert len(list(here.backend.list(PACK_PREFIX))) > pack_writer.UPLOADS
     there = place.machine("there")

@@ -40,9 +40,10 @@ def test_size_is_divided_without_remainder(smoke, corpus):
     assert parts.pop("plain") == corpus.size == sum(parts.values())
     assert parts["left"] + overhead == ours["stored"]
     assert overhead == sum(_of(found, "size overhead", CORPUS, "casstore").values())
-    # All but one block of the second model is that of the first, and exponents take few bits.
+    # All but one block of the second model is that of the first, exponents take few bits, and the third is the first, cast.
     assert parts["saved by dedup"] > 0.15 * corpus.size
-    assert parts["saved by planes"] + parts["saved by delta"] > 0.1 * corpus.size
+    assert parts["saved by planes"] > 0.05 * corpus.size
+    assert parts["saved by delta"] > 0.15 * corpus.size
     spare = _of(found, "size overhead", CORPUS, "casstore")["space for a full disk"]
     assert spare == 1 << 20, "of every store, however large"
     assert 0 < overhead - spare < 0.02 * corpus.size

@@ -106,18 +106,21 @@ class Quantised:
             steps.append(cast_step(value, source=dtype, target="F32"))
             value = following
         zeros = None if self.scales.zeros is None else 2
-        step = quantise_step(
+        steps.append(self.step(value, zeros, first, axis))
+        return Piece(at, at + end - begin, tuple(inputs), tuple(steps), residual)
+
+    def step(self, value: int, zeros: int | None, first: int, axis: Axis | None = None) -> Step:
+        """Return the step that quantises value number `value`, from element `first` of an axis on, by default the tensor's."""
+        return quantise_step(
             value,
             1,
             zeros,
             target=self.target,
-            axis=axis,
+            axis=axis or self.axis,
             first=first,
             rule=self.rule,
             limits=self.limits,
         )
-        steps.append(step)
-        return Piece(at, at + end - begin, tuple(inputs), tuple(steps), residual)
 
     def _part(self, begin: int, end: int) -> tuple[Scales, Axis, int]:
         """Return the scales of a range of elements, the axis of these, and the place of the first element on it."""
