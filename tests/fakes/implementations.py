@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 
 from casstore import _build
 
-COMPILED = _build.kernels
+# Also where CASSTORE_KERNELS=numpy turns them off.
+COMPILED = None
+with contextlib.suppress(ImportError):
+    COMPILED = importlib.import_module("casstore._kernels")
 
 
 @contextlib.contextmanager
