@@ -26,7 +26,7 @@ from fakes.stores import (
 )
 
 from casstore import GcPolicy, Store, execute_gc, plan_gc
-from casstore.errors import RefNotFound
+from casstore.errors import BackendError, RefNotFound
 from casstore.ops.check import check
 from casstore.ops.gc.policy import DAY
 from casstore.ops.sync import execute, plan_sync
@@ -117,7 +117,11 @@ def collect(store, setting):
 
 
 def collect_by_age(store, setting):
-    execute_gc(store, plan_gc(store, GcPolicy(older_than=DAY)), wait=0)
+    """A disk without room for a deletion is a problem in the report, and no error: then the ref may be there still."""
+    report = execute_gc(store, plan_gc(store, GcPolicy(older_than=DAY)), wait=0)
+    left = [problem for problem in report.problems if problem.startswith("Refs could not be deleted")]
+    if left:
+        raise BackendError(left[0])
 
 
 def pull(store, setting):
