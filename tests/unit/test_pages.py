@@ -83,6 +83,7 @@ def test_the_python_of_a_page(page):
 def test_modules_that_a_page_names_exist(page):
     """By the end of their path, as tables name the modules of a folder."""
     known = {f"/{path.relative_to(ROOT)}" for top in TOPS for path in (ROOT / top).rglob("*.*")}
+    known |= {f"/{path.name}" for path in ROOT.glob("*.*")}
     named = set(re.findall(r"`((?:\.\./)*[\w./]+\.(?:py|c|dot))`", page.read_text(encoding="utf-8"))) - {
         "NAME.py"
     }
