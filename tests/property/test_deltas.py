@@ -18,6 +18,7 @@ from casstore.codecs.delta import (
     LITERALS,
     SAME,
     Delta,
+    DeltaInput,
     Extent,
     Order,
     Piece,
@@ -25,9 +26,12 @@ from casstore.codecs.delta import (
     Step,
     decode_deltas,
     encode_delta,
+    encode_deltas,
+    encoder,
     residual,
     same,
 )
+from casstore.codecs.delta.payload import read_head, write_directory
 from casstore.codecs.delta.predict import MAX_RESULTS
 from casstore.errors import FormatError, UnsupportedVersion
 
@@ -80,6 +84,39 @@ def test_arbitrary_predictions_come_back(made):
     payload = encode_delta(plain, bases, pieces, side=side)
     assert decode(Encoding.DELTA, payload, len(plain), bases) == plain
     assert encode_delta(plain, bases, pieces, side=side) == payload
+
+
+@given(deltas(), st.booleans())
+def test_what_needs_no_residual_is_proved_by_its_encoder(made, is_exact):
+    plain, bases, pieces, side = made
+    if is_exact:
+        # What the predictions of a delta with literals of its own make depends on those; the others become exact.
+        exact = bytearray(plain)
+        for piece in pieces:
+            (extents,) = piece.inputs
+            if all(extent.base != LITERALS for extent in extents):
+                exact[piece.begin : piece.end] = b"".join(
+                    bases[base][begin:end] for base, begin, end in extents
+                )
+        plain = bytes(exact)
+    (encoded,) = encode_deltas([DeltaInput(plain, bases, pieces, side)])
+    assert decode(Encoding.DELTA, encoded.payload, len(plain), bases) == plain
+    needs_residuals = any(number > 1 for number in read_head(memoryview(encoded.payload)).streams)
+    assert encoded.is_proved is not needs_residuals
+
+
+def test_a_directory_of_other_pieces_or_other_literals_prove_nothing(monkeypatch):
+    base = data_of(0, 4096)
+    plain = base + b"what nothing predicts" * 9
+    item = DeltaInput(plain, [base], [same(0, [Extent(0, 0, 4096)])])
+    assert encode_deltas([item])[0].is_proved
+    other = [same(0, [Extent(0, 8, 4096), Extent(0, 0, 8)])]
+    monkeypatch.setattr(encoder, "write_directory", lambda _: write_directory(other))
+    assert not encode_deltas([item])[0].is_proved
+    monkeypatch.undo()
+    stream = encoder._stream
+    monkeypatch.setattr(encoder, "_stream", lambda number, data, hint: stream(number, data ^ number, hint))
+    assert not encode_deltas([item])[0].is_proved
 
 
 @given(st.lists(deltas(), min_size=1, max_size=5))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.codecs.batch import encode_each
+from casstore.codecs.batch import decodes_to, encode_each
 from casstore.codecs.delta import residual
 from casstore.codecs.delta.payload import (
     DIRECTORY,
@@ -56,6 +56,13 @@ class DeltaInput(NamedTuple):
     side: bytes = b""
 
 
+class EncodedDelta(NamedTuple):
+    """A payload. `is_proved` says that it was shown to decode to its input, so that decoding it would do the same again."""
+
+    payload: bytes
+    is_proved: bool
+
+
 class _Parts(NamedTuple):
     """What becomes of one input: pieces, literals, the sizes of its residuals by width, and how many bytes no piece has."""
 
@@ -69,10 +76,10 @@ def encode_delta(
     plain: Buffer, bases: Sequence[Buffer], pieces: Sequence[Piece], *, side: bytes = b""
 ) -> bytes:
     """Return the payload of `plain`, given predictions for parts of it (`encode_deltas`)."""
-    return encode_deltas([DeltaInput(plain, bases, pieces, side)])[0]
+    return encode_deltas([DeltaInput(plain, bases, pieces, side)])[0].payload
 
 
-def encode_deltas(inputs: Sequence[DeltaInput]) -> list[bytes]:
+def encode_deltas(inputs: Sequence[DeltaInput]) -> list[EncodedDelta]:
     """Return the payload of each input. Those of one tensor are best given together, a few megabytes of them.
 
     A piece whose prediction proves exact gets no residual. Raises ValueError for one that is not and names
@@ -111,7 +118,7 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
     for piece in item.pieces:
         predicted = predict(piece, bases, literals)
         if equal(data[piece.begin : piece.end].data, predicted.data):
-            kept.append(replace(piece, residual=None))
+            kept.append(piece if piece.residual is None else replace(piece, residual=None))
             continue
         if piece.residual is None:
             raise ValueError(
@@ -131,18 +138,35 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
     return _Parts(kept, literals, sizes, left)
 
 
-def _payload(parts: _Parts, residuals: Iterator[Encoded]) -> bytes:
+def _payload(parts: _Parts, residuals: Iterator[Encoded]) -> EncodedDelta:
     """Return the payload of an input, of which the residuals come next."""
-    directory = _directory(parts.pieces)
-    streams = [_stream(DIRECTORY, np.frombuffer(directory, np.uint8), None)]
+    directory, parsed = _directory(parts.pieces)
+    plains: dict[int, U8] = {DIRECTORY: np.frombuffer(directory, np.uint8)}
+    streams = [_stream(DIRECTORY, plains[DIRECTORY], None)]
     if parts.literals.size:
+        plains[LITERAL] = parts.literals
         streams.append(_stream(LITERAL, parts.literals, _literal_hint(parts.pieces)))
     for width, size in sorted(parts.sizes.items()):
         encoded = next(residuals)
         streams.append(Stream(RESIDUALS[width], int(encoded.encoding), size, encoded.payload))
     payload = b"".join([write_head(len(parts.pieces), streams), *(stream.body for stream in streams)])
-    check_streams(parts.pieces, read_head(memoryview(payload)), parts.left)
-    return payload
+    head = read_head(memoryview(payload))
+    check_streams(parts.pieces, head, parts.left)
+    # The predictions of all pieces were compared with the input. Where none needs a residual, a decoder makes the input out
+    # of the same predictions and the literals, if it reads the same pieces and literals.
+    is_proved = (
+        not parts.sizes
+        and head.pieces == len(parts.pieces)
+        and parsed == parts.pieces
+        and head.streams.keys() == plains.keys()
+        and all(_holds(stream, plains[number]) for number, stream in head.streams.items())
+    )
+    return EncodedDelta(payload, is_proved)
+
+
+def _holds(stream: Stream, plain: U8) -> bool:
+    """Say whether a stream decodes to these bytes."""
+    return stream.plain == len(plain) and decodes_to([(stream.encoding, stream.body)], [len(plain)], plain)
 
 
 def _literal_hint(pieces: Sequence[Piece]) -> ElementHint | None:
@@ -164,14 +188,13 @@ def _residual_hint(pieces: Sequence[Piece], width: int) -> ElementHint:
     return ElementHint(width if found else stride)
 
 
-def _directory(pieces: Sequence[Piece]) -> bytes:
-    """Return the directory, after checking that a reader takes it (invariant 14)."""
+def _directory(pieces: Sequence[Piece]) -> tuple[bytes, list[Piece]]:
+    """Return the directory, after checking that a reader takes it (invariant 14), and the pieces that a reader finds."""
     try:
         directory = write_directory(pieces)
     except struct.error as error:
         raise FormatError("A delta has more of something than its directory can count.") from error
-    read_directory(memoryview(directory), len(pieces))
-    return directory
+    return directory, read_directory(memoryview(directory), len(pieces))
 
 
 def _stream(number: int, plain: U8, hint: ElementHint | None) -> Stream:
