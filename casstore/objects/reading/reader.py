@@ -27,6 +27,7 @@ from casstore.objects.reading.base_levels import (
     find_levels,
     look_harder,
     no_base,
+    sizes_below,
 )
 from casstore.objects.reading.frames import ADVICE, decode_frames
 from casstore.objects.reading.ranges import batches, plan_ranges
@@ -156,11 +157,10 @@ class ObjectReader:
             self._load(located, deltas, bases)
         return bases.plain
 
-    def size_of_bases(self, located: Located, at: int) -> int:
-        """Return the plain bytes of all bases of a frame, with the bases of those."""
+    def sizes_of_bases(self, located: Located, positions: Sequence[int]) -> dict[int, int]:
+        """Return the plain bytes of all bases of each of these frames, with the bases of those, by position."""
         with _reasons():
-            levels = find_levels(self._index, located, [at], Bases())
-        return sum(int(level.located.rows["raw"].sum(dtype=np.int64)) for level in levels)
+            return sizes_below(self._index, located, positions)
 
     def read_there(self, ids: Collection[bytes]) -> dict[bytes, memoryview]:
         """Return the verified plain bytes, by id, of those of these objects that the index knows and that can be read."""
