@@ -31,7 +31,7 @@ from casstore.codecs.delta import (
     residual,
     same,
 )
-from casstore.codecs.delta.payload import read_head, write_directory
+from casstore.codecs.delta.payload import write_directory
 from casstore.codecs.delta.predict import MAX_RESULTS
 from casstore.errors import FormatError, UnsupportedVersion
 
@@ -87,7 +87,7 @@ def test_arbitrary_predictions_come_back(made):
 
 
 @given(deltas(), st.booleans())
-def test_what_needs_no_residual_is_proved_by_its_encoder(made, is_exact):
+def test_deltas_are_proved_by_their_encoder(made, is_exact):
     plain, bases, pieces, side = made
     if is_exact:
         # What the predictions of a delta with literals of its own make depends on those; the others become exact.
@@ -101,8 +101,7 @@ def test_what_needs_no_residual_is_proved_by_its_encoder(made, is_exact):
         plain = bytes(exact)
     (encoded,) = encode_deltas([DeltaInput(plain, bases, pieces, side)])
     assert decode(Encoding.DELTA, encoded.payload, len(plain), bases) == plain
-    needs_residuals = any(number > 1 for number in read_head(memoryview(encoded.payload)).streams)
-    assert encoded.is_proved is not needs_residuals
+    assert encoded.is_proved
 
 
 def test_a_directory_of_other_pieces_or_other_literals_prove_nothing(monkeypatch):
@@ -116,6 +115,31 @@ def test_a_directory_of_other_pieces_or_other_literals_prove_nothing(monkeypatch
     monkeypatch.undo()
     stream = encoder._stream
     monkeypatch.setattr(encoder, "_stream", lambda number, data, hint: stream(number, data ^ number, hint))
+    assert not encode_deltas([item])[0].is_proved
+
+
+def test_wrong_residuals_prove_nothing(monkeypatch):
+    base = data_of(0, 4096)
+    item = DeltaInput(data_of(1, 4096), [base], [same(0, [Extent(0, 0, 4096)], Residual(Order.INTEGER, 1))])
+    assert encode_deltas([item])[0].is_proved
+    subtract, encode_each = residual.subtract, encoder.encode_each
+
+    def wrong(actual, predicted, form, out):
+        subtract(actual, predicted, form, out)
+        out[5] ^= 1
+
+    monkeypatch.setattr(residual, "subtract", wrong)
+    assert not encode_deltas([item])[0].is_proved
+    monkeypatch.undo()
+
+    def other(block, cuts, hints, *, out):
+        np.frombuffer(block, np.uint8)[9] ^= 1
+        encoded = list(encode_each(block, cuts, hints, out=out))
+        np.frombuffer(block, np.uint8)[9] ^= 1
+        return encoded
+
+    monkeypatch.setattr(encoder, "encode_each", other)
+    monkeypatch.setattr(encoder, "_TINY", 1 << 20)
     assert not encode_deltas([item])[0].is_proved
 
 

@@ -64,12 +64,16 @@ class EncodedDelta(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """What becomes of one input: pieces, literals, the sizes of its residuals by width, and how many bytes no piece has."""
+    """What becomes of one input: pieces, literals, the sizes of its residuals by width, and how many bytes no piece has.
+
+    `comes_back` says that predictions and residuals together make the input again.
+    """
 
     pieces: list[Piece]
     literals: U8
     sizes: dict[int, int]
     left: int
+    comes_back: bool
 
 
 def encode_delta(
@@ -99,8 +103,11 @@ def encode_deltas(inputs: Sequence[DeltaInput]) -> list[EncodedDelta]:
     # Adjoining residuals of one width are judged, taken apart and compressed together.
     out = scratch("encoded", at).data
     # All of them first: nothing else may be encoded in between.
-    residuals = iter(list(encode_each(room[:at].data, cuts, hints, out=out)))
-    return [_payload(item, residuals) for item in parts]
+    encoded = list(encode_each(room[:at].data, cuts, hints, out=out))
+    streams = [(item.encoding, item.payload) for item in encoded]
+    are_whole = decodes_to(streams, [size for _, size in cuts], room[:at].data)
+    residuals = iter(encoded)
+    return [_payload(item, residuals, are_whole=are_whole) for item in parts]
 
 
 def _predict(item: DeltaInput, room: U8) -> _Parts:
@@ -128,45 +135,55 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
         kept.append(piece)
     at = 0
     sizes = dict.fromkeys(missed, 0)
+    comes_back = True
     for width in sorted(missed):
         for piece, predicted in missed[width]:
             assert piece.residual is not None
-            end = at + len(predicted)
-            residual.subtract(data[piece.begin : piece.end], predicted, piece.residual, room[at:end])
-            at = end
+            actual, differences = data[piece.begin : piece.end], room[at : at + len(predicted)]
+            residual.subtract(actual, predicted, piece.residual, differences)
+            restored = scratch("restored", len(predicted))
+            residual.add(differences, predicted, piece.residual, restored)
+            comes_back = comes_back and equal(actual.data, restored.data)
+            at += len(predicted)
             sizes[width] += len(predicted)
-    return _Parts(kept, literals, sizes, left)
+    return _Parts(kept, literals, sizes, left, comes_back)
 
 
-def _payload(parts: _Parts, residuals: Iterator[Encoded]) -> EncodedDelta:
-    """Return the payload of an input, of which the residuals come next."""
+def _payload(parts: _Parts, residuals: Iterator[Encoded], *, are_whole: bool) -> EncodedDelta:
+    """Return the payload of an input, of which the residuals come next; `are_whole` says that those decode to what they were."""
     directory, parsed = _directory(parts.pieces)
     plains: dict[int, U8] = {DIRECTORY: np.frombuffer(directory, np.uint8)}
-    streams = [_stream(DIRECTORY, plains[DIRECTORY], None)]
     if parts.literals.size:
         plains[LITERAL] = parts.literals
-        streams.append(_stream(LITERAL, parts.literals, _literal_hint(parts.pieces)))
+    hints = {DIRECTORY: None, LITERAL: _literal_hint(parts.pieces)}
+    streams = [_stream(number, plain, hints[number]) for number, plain in plains.items()]
     for width, size in sorted(parts.sizes.items()):
         encoded = next(residuals)
         streams.append(Stream(RESIDUALS[width], int(encoded.encoding), size, encoded.payload))
     payload = b"".join([write_head(len(parts.pieces), streams), *(stream.body for stream in streams)])
     head = read_head(memoryview(payload))
     check_streams(parts.pieces, head, parts.left)
-    # The predictions of all pieces were compared with the input. Where none needs a residual, a decoder makes the input out
-    # of the same predictions and the literals, if it reads the same pieces and literals.
+    # A decoder makes the input out of predictions, residuals and literals. These predictions were made and compared; what
+    # is left to show is that a decoder finds the same pieces, literals and residuals in the payload.
     is_proved = (
-        not parts.sizes
-        and head.pieces == len(parts.pieces)
+        parts.comes_back
+        and are_whole
         and parsed == parts.pieces
-        and head.streams.keys() == plains.keys()
-        and all(_holds(stream, plains[number]) for number, stream in head.streams.items())
+        and head.pieces == len(parts.pieces)
+        and list(map(_place, head.streams.values())) == list(map(_place, streams))
+        and all(_holds(head.streams[number], plain) for number, plain in plains.items())
     )
     return EncodedDelta(payload, is_proved)
 
 
+def _place(stream: Stream) -> tuple[int, ...]:
+    """Return all of a stream but its body: bodies of these lengths, one after the other, are where they were put."""
+    return stream.number, stream.encoding, stream.plain, len(stream.body)
+
+
 def _holds(stream: Stream, plain: U8) -> bool:
     """Say whether a stream decodes to these bytes."""
-    return stream.plain == len(plain) and decodes_to([(stream.encoding, stream.body)], [len(plain)], plain)
+    return decodes_to([(stream.encoding, stream.body)], [len(plain)], plain)
 
 
 def _literal_hint(pieces: Sequence[Piece]) -> ElementHint | None:

@@ -83,7 +83,7 @@ def _encode(chunks: Sequence[DeltaChunk]) -> Iterator[EncodedFrames | None]:
         for chunk, delta in zip(tried, encoded, strict=True)
         if len(delta.payload) < len(chunk.plain)
     ]
-    # Invariant 9: of what is proved, each step of a decoder was done and its result compared.
+    # Invariant 9: of what is proved, the encoder has done and compared each step of a decoder.
     _verify([(chunk, delta.payload) for chunk, delta in made if not delta.is_proved])
     frames = {id(chunk): _frame(chunk, delta.payload) for chunk, delta in made}
     return (frames.get(id(chunk)) for chunk in chunks)
