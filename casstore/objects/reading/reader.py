@@ -341,9 +341,13 @@ class ObjectReader:
 
     def _decode_level(self, level: Level, rank: int, bases: Bases, *, verify: bool) -> None:
         """Decode those bases of a level that have a rank; the bases that they need are at hand."""
-        rows = level.located.rows
-        wanted = np.flatnonzero(rows["rank"] == rank).tolist()
-        edges = [0, *accumulate(rows["raw"][wanted].tolist())]
+        wanted = np.flatnonzero(level.located.rows["rank"] == rank).tolist()
+        # In parts that fit into memory that is lent.
+        for part in batches(level.located.rows["raw"][wanted].tolist(), BLOCK):
+            self._decode_part(level, wanted[part.start : part.stop], bases, verify=verify)
+
+    def _decode_part(self, level: Level, wanted: Sequence[int], bases: Bases, *, verify: bool) -> None:
+        edges = [0, *accumulate(level.located.rows["raw"][wanted].tolist())]
         ids = level.located.ids(wanted)
         spans = list(pairwise(edges))
         buffer = bases.take(edges[-1])
