@@ -24,6 +24,8 @@ from casstore.codecs.delta import (
     Piece,
     Residual,
     Step,
+    cast,
+    combine,
     decode_deltas,
     encode_delta,
     encode_deltas,
@@ -164,6 +166,31 @@ def test_streams_of_many_megabytes_decode_in_groups():
     out = bytearray(5 * MIB)
     decode_deltas(payloads, [MIB] * 5, out)
     assert bytes(out) == b"".join(plains)
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_predictions_are_written_at_any_address(shift):
+    base = np.random.default_rng(shift).normal(size=300).astype("<f4")
+    extents, halves = [Extent(0, 0, 1200)], [Extent(0, 600, 1200), Extent(0, 0, 600)]
+    double = base + base
+    plain = b"".join(
+        [
+            b"x" * shift,
+            base.astype("<f2").tobytes(),
+            double.tobytes(),
+            base[150:].tobytes(),
+            base[:150].tobytes(),
+        ]
+    )
+    pieces = [
+        cast(shift, extents, source="F32", target="F16"),
+        combine(shift + 600, [extents, extents], weights=[1.0, 1.0]),
+        same(shift + 1800, halves),
+    ]
+    assert all(piece.residual is None for piece in pieces)
+    data = base.tobytes()
+    payload = encode_delta(plain, [data], pieces)
+    assert agreed(lambda: decode(Encoding.DELTA, payload, len(plain), [data])) == plain
 
 
 # ---- residuals against the specification, number by number
