@@ -6,6 +6,7 @@ Touching a fresh page for the first time costs more than hashing it, so blocks a
 from __future__ import annotations
 
 import threading
+import weakref
 
 import numpy as np
 
@@ -55,3 +56,17 @@ def give_block(buffer: memoryview) -> None:
     """Take a buffer back for the next user in this process; nobody may use it any more."""
     if len(_free) < 2 * worker_count() + 4:
         _free.append(buffer)
+
+
+def shared_buffer(size: int) -> memoryview:
+    """Return `size` writable bytes for several holders: memory of a block, which goes back once no view of it is left.
+
+    What would leave most of a block unused, or does not fit in one, is memory of its own.
+    """
+    if not BLOCK_BUFFER // 4 < size <= BLOCK_BUFFER:
+        return new_buffer(size)
+    block = take_block()
+    # Every slice of the view below, and every array over one, keeps this array alive.
+    owner = np.frombuffer(block, np.uint8, size)
+    weakref.finalize(owner, give_block, block).atexit = False
+    return memoryview(owner)

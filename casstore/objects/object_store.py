@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.concurrency.buffers import new_buffer
+from casstore.concurrency.buffers import BLOCK, new_buffer, shared_buffer
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import FormatError, IntegrityError, MissingObject, ObjectNotFound
 from casstore.format.rows import row_ids
@@ -24,7 +24,7 @@ from casstore.objects.publishing.presence import PresentPacks, read_quarantine
 from casstore.objects.publishing.publication import Publication
 from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.objects.reading.frames import decode_encoded, verify_frames
-from casstore.objects.reading.ranges import plan_ranges
+from casstore.objects.reading.ranges import batches, plan_ranges
 from casstore.objects.reading.reader import ObjectReader
 from casstore.objects.reading.salvage import DamagedPacks
 from casstore.objects.reading.whole_pack import read_whole
@@ -192,19 +192,27 @@ class ObjectStore:
         """Return the plain bytes, by id, of those objects that the index knows and that can be read."""
         return self._reader.read_there(ids)
 
-    def read_bases(self, ids: Sequence[bytes]) -> list[Base]:
-        """Return objects as `encode_delta` needs them. Raises MissingObject or another IntegrityError."""
+    def read_bases(self, ids: Sequence[bytes], *, lent: bool = False) -> list[Base]:
+        """Return objects as `encode_delta` needs them. Raises MissingObject or another IntegrityError.
+
+        With `lent`, for those who soon drop all of them, they are in blocks of memory, and one object holds all of its block.
+        """
         located = self.locate(ids)
-        edges = [0, *accumulate(located.rows["raw"].tolist())]
+        lengths, ranks = located.rows["raw"].tolist(), located.rows["rank"].tolist()
+        parts: list[bytes | memoryview] = []
         if self._is_far:
-            parts: Sequence[bytes | memoryview] = self.read_many(ids)
+            parts += self.read_many(ids)
         else:
-            buffer = new_buffer(edges[-1])
-            self.fill(located, range(len(ids)), buffer, edges)
-            parts = [buffer[begin:end].toreadonly() for begin, end in pairwise(edges)]
+            new = shared_buffer if lent else new_buffer
+            for group in batches(lengths, BLOCK):
+                edges = [0, *accumulate(lengths[group.start : group.stop])]
+                buffer = new(edges[-1])
+                self.fill(located, group, buffer, edges)
+                parts += [buffer[begin:end].toreadonly() for begin, end in pairwise(edges)]
+        below = self._reader.sizes_of_bases(located, [at for at, rank in enumerate(ranks) if rank])
         return [
-            Base(ids[at], parts[at], rank, self._reader.size_of_bases(located, at) if rank else 0)
-            for at, rank in enumerate(located.rows["rank"].tolist())
+            Base(ids[at], part, rank, below.get(at, 0))
+            for at, (part, rank) in enumerate(zip(parts, ranks, strict=True))
         ]
 
     def read_present(self, ids: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, CasstoreError]]:

@@ -18,16 +18,22 @@ from casstore.codecs.delta import (
     LITERALS,
     SAME,
     Delta,
+    DeltaInput,
     Extent,
     Order,
     Piece,
     Residual,
     Step,
+    cast,
+    combine,
     decode_deltas,
     encode_delta,
+    encode_deltas,
+    encoder,
     residual,
     same,
 )
+from casstore.codecs.delta.payload import write_directory
 from casstore.codecs.delta.predict import MAX_RESULTS
 from casstore.errors import FormatError, UnsupportedVersion
 
@@ -82,6 +88,63 @@ def test_arbitrary_predictions_come_back(made):
     assert encode_delta(plain, bases, pieces, side=side) == payload
 
 
+@given(deltas(), st.booleans())
+def test_deltas_are_proved_by_their_encoder(made, is_exact):
+    plain, bases, pieces, side = made
+    if is_exact:
+        # What the predictions of a delta with literals of its own make depends on those; the others become exact.
+        exact = bytearray(plain)
+        for piece in pieces:
+            (extents,) = piece.inputs
+            if all(extent.base != LITERALS for extent in extents):
+                exact[piece.begin : piece.end] = b"".join(
+                    bases[base][begin:end] for base, begin, end in extents
+                )
+        plain = bytes(exact)
+    (encoded,) = encode_deltas([DeltaInput(plain, bases, pieces, side)])
+    assert decode(Encoding.DELTA, encoded.payload, len(plain), bases) == plain
+    assert encoded.is_proved
+
+
+def test_a_directory_of_other_pieces_or_other_literals_prove_nothing(monkeypatch):
+    base = data_of(0, 4096)
+    plain = base + b"what nothing predicts" * 9
+    item = DeltaInput(plain, [base], [same(0, [Extent(0, 0, 4096)])])
+    assert encode_deltas([item])[0].is_proved
+    other = [same(0, [Extent(0, 8, 4096), Extent(0, 0, 8)])]
+    monkeypatch.setattr(encoder, "write_directory", lambda _: write_directory(other))
+    assert not encode_deltas([item])[0].is_proved
+    monkeypatch.undo()
+    stream = encoder._stream
+    monkeypatch.setattr(encoder, "_stream", lambda number, data, hint: stream(number, data ^ number, hint))
+    assert not encode_deltas([item])[0].is_proved
+
+
+def test_wrong_residuals_prove_nothing(monkeypatch):
+    base = data_of(0, 4096)
+    item = DeltaInput(data_of(1, 4096), [base], [same(0, [Extent(0, 0, 4096)], Residual(Order.INTEGER, 1))])
+    assert encode_deltas([item])[0].is_proved
+    subtract, encode_each = residual.subtract, encoder.encode_each
+
+    def wrong(actual, predicted, form, out):
+        subtract(actual, predicted, form, out)
+        out[5] ^= 1
+
+    monkeypatch.setattr(residual, "subtract", wrong)
+    assert not encode_deltas([item])[0].is_proved
+    monkeypatch.undo()
+
+    def other(block, cuts, hints, *, out):
+        np.frombuffer(block, np.uint8)[9] ^= 1
+        encoded = list(encode_each(block, cuts, hints, out=out))
+        np.frombuffer(block, np.uint8)[9] ^= 1
+        return encoded
+
+    monkeypatch.setattr(encoder, "encode_each", other)
+    monkeypatch.setattr(encoder, "_TINY", 1 << 20)
+    assert not encode_deltas([item])[0].is_proved
+
+
 @given(st.lists(deltas(), min_size=1, max_size=5))
 def test_many_deltas_decode_at_once_as_they_do_alone(many):
     payloads = [
@@ -103,6 +166,31 @@ def test_streams_of_many_megabytes_decode_in_groups():
     out = bytearray(5 * MIB)
     decode_deltas(payloads, [MIB] * 5, out)
     assert bytes(out) == b"".join(plains)
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_predictions_are_written_at_any_address(shift):
+    base = np.random.default_rng(shift).normal(size=300).astype("<f4")
+    extents, halves = [Extent(0, 0, 1200)], [Extent(0, 600, 1200), Extent(0, 0, 600)]
+    double = base + base
+    plain = b"".join(
+        [
+            b"x" * shift,
+            base.astype("<f2").tobytes(),
+            double.tobytes(),
+            base[150:].tobytes(),
+            base[:150].tobytes(),
+        ]
+    )
+    pieces = [
+        cast(shift, extents, source="F32", target="F16"),
+        combine(shift + 600, [extents, extents], weights=[1.0, 1.0]),
+        same(shift + 1800, halves),
+    ]
+    assert all(piece.residual is None for piece in pieces)
+    data = base.tobytes()
+    payload = encode_delta(plain, [data], pieces)
+    assert agreed(lambda: decode(Encoding.DELTA, payload, len(plain), [data])) == plain
 
 
 # ---- residuals against the specification, number by number

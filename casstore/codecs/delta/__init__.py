@@ -7,7 +7,7 @@ the operations of which predictions are made; a new one is a module there, and n
 from __future__ import annotations
 
 from casstore.codecs.delta.decoder import Delta, decode_deltas
-from casstore.codecs.delta.encoder import DeltaInput, encode_delta, encode_deltas
+from casstore.codecs.delta.encoder import DeltaInput, EncodedDelta, encode_delta, encode_deltas
 from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.combine import Combination, combine_step
 from casstore.codecs.delta.operations.floats import Rounding
@@ -26,6 +26,7 @@ __all__ = [
     "Combination",
     "Delta",
     "DeltaInput",
+    "EncodedDelta",
     "Extent",
     "Merge",
     "Order",

@@ -18,7 +18,7 @@ from casstore.codecs.delta.payload import (
     read_directory,
     read_head,
 )
-from casstore.codecs.delta.predict import check_programs, predict
+from casstore.codecs.delta.predict import check_programs, predict, predict_to
 from casstore.codecs.encoding import Encoding
 from casstore.codecs.regroup import scratch
 
@@ -121,11 +121,11 @@ def _decode(item: _Parsed, plain: U8, out: U8) -> None:
         gap = piece.begin - at
         out[at : piece.begin] = literals[literal : literal + gap]
         at, literal = piece.end, literal + gap
-        predicted = predict(piece, item.bases, literals)
         actual = out[piece.begin : piece.end]
         if piece.residual is None:
-            actual[:] = predicted
+            predict_to(piece, item.bases, literals, actual)
             continue
+        predicted = predict(piece, item.bases, literals)
         number = RESIDUALS[piece.residual.width]
         start = taken[number]
         taken[number] += len(actual)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.codecs.batch import encode_each
+from casstore.codecs.batch import decodes_to, encode_each
 from casstore.codecs.delta import residual
 from casstore.codecs.delta.payload import (
     DIRECTORY,
@@ -56,23 +56,34 @@ class DeltaInput(NamedTuple):
     side: bytes = b""
 
 
+class EncodedDelta(NamedTuple):
+    """A payload. `is_proved` says that it was shown to decode to its input, so that decoding it would do the same again."""
+
+    payload: bytes
+    is_proved: bool
+
+
 class _Parts(NamedTuple):
-    """What becomes of one input: pieces, literals, the sizes of its residuals by width, and how many bytes no piece has."""
+    """What becomes of one input: pieces, literals, the sizes of its residuals by width, and how many bytes no piece has.
+
+    `comes_back` says that predictions and residuals together make the input again.
+    """
 
     pieces: list[Piece]
     literals: U8
     sizes: dict[int, int]
     left: int
+    comes_back: bool
 
 
 def encode_delta(
     plain: Buffer, bases: Sequence[Buffer], pieces: Sequence[Piece], *, side: bytes = b""
 ) -> bytes:
     """Return the payload of `plain`, given predictions for parts of it (`encode_deltas`)."""
-    return encode_deltas([DeltaInput(plain, bases, pieces, side)])[0]
+    return encode_deltas([DeltaInput(plain, bases, pieces, side)])[0].payload
 
 
-def encode_deltas(inputs: Sequence[DeltaInput]) -> list[bytes]:
+def encode_deltas(inputs: Sequence[DeltaInput]) -> list[EncodedDelta]:
     """Return the payload of each input. Those of one tensor are best given together, a few megabytes of them.
 
     A piece whose prediction proves exact gets no residual. Raises ValueError for one that is not and names
@@ -92,8 +103,11 @@ def encode_deltas(inputs: Sequence[DeltaInput]) -> list[bytes]:
     # Adjoining residuals of one width are judged, taken apart and compressed together.
     out = scratch("encoded", at).data
     # All of them first: nothing else may be encoded in between.
-    residuals = iter(list(encode_each(room[:at].data, cuts, hints, out=out)))
-    return [_payload(item, residuals) for item in parts]
+    encoded = list(encode_each(room[:at].data, cuts, hints, out=out))
+    streams = [(item.encoding, item.payload) for item in encoded]
+    are_whole = decodes_to(streams, [size for _, size in cuts], room[:at].data)
+    residuals = iter(encoded)
+    return [_payload(item, residuals, are_whole=are_whole) for item in parts]
 
 
 def _predict(item: DeltaInput, room: U8) -> _Parts:
@@ -111,7 +125,7 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
     for piece in item.pieces:
         predicted = predict(piece, bases, literals)
         if equal(data[piece.begin : piece.end].data, predicted.data):
-            kept.append(replace(piece, residual=None))
+            kept.append(piece if piece.residual is None else replace(piece, residual=None))
             continue
         if piece.residual is None:
             raise ValueError(
@@ -121,28 +135,55 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
         kept.append(piece)
     at = 0
     sizes = dict.fromkeys(missed, 0)
+    comes_back = True
     for width in sorted(missed):
         for piece, predicted in missed[width]:
             assert piece.residual is not None
-            end = at + len(predicted)
-            residual.subtract(data[piece.begin : piece.end], predicted, piece.residual, room[at:end])
-            at = end
+            actual, differences = data[piece.begin : piece.end], room[at : at + len(predicted)]
+            residual.subtract(actual, predicted, piece.residual, differences)
+            restored = scratch("restored", len(predicted))
+            residual.add(differences, predicted, piece.residual, restored)
+            comes_back = comes_back and equal(actual.data, restored.data)
+            at += len(predicted)
             sizes[width] += len(predicted)
-    return _Parts(kept, literals, sizes, left)
+    return _Parts(kept, literals, sizes, left, comes_back)
 
 
-def _payload(parts: _Parts, residuals: Iterator[Encoded]) -> bytes:
-    """Return the payload of an input, of which the residuals come next."""
-    directory = _directory(parts.pieces)
-    streams = [_stream(DIRECTORY, np.frombuffer(directory, np.uint8), None)]
+def _payload(parts: _Parts, residuals: Iterator[Encoded], *, are_whole: bool) -> EncodedDelta:
+    """Return the payload of an input, of which the residuals come next; `are_whole` says that those decode to what they were."""
+    directory, parsed = _directory(parts.pieces)
+    plains: dict[int, U8] = {DIRECTORY: np.frombuffer(directory, np.uint8)}
     if parts.literals.size:
-        streams.append(_stream(LITERAL, parts.literals, _literal_hint(parts.pieces)))
+        plains[LITERAL] = parts.literals
+    hints = {DIRECTORY: None, LITERAL: _literal_hint(parts.pieces)}
+    streams = [_stream(number, plain, hints[number]) for number, plain in plains.items()]
     for width, size in sorted(parts.sizes.items()):
         encoded = next(residuals)
         streams.append(Stream(RESIDUALS[width], int(encoded.encoding), size, encoded.payload))
     payload = b"".join([write_head(len(parts.pieces), streams), *(stream.body for stream in streams)])
-    check_streams(parts.pieces, read_head(memoryview(payload)), parts.left)
-    return payload
+    head = read_head(memoryview(payload))
+    check_streams(parts.pieces, head, parts.left)
+    # A decoder makes the input out of predictions, residuals and literals. These predictions were made and compared; what
+    # is left to show is that a decoder finds the same pieces, literals and residuals in the payload.
+    is_proved = (
+        parts.comes_back
+        and are_whole
+        and parsed == parts.pieces
+        and head.pieces == len(parts.pieces)
+        and list(map(_place, head.streams.values())) == list(map(_place, streams))
+        and all(_holds(head.streams[number], plain) for number, plain in plains.items())
+    )
+    return EncodedDelta(payload, is_proved)
+
+
+def _place(stream: Stream) -> tuple[int, ...]:
+    """Return all of a stream but its body: bodies of these lengths, one after the other, are where they were put."""
+    return stream.number, stream.encoding, stream.plain, len(stream.body)
+
+
+def _holds(stream: Stream, plain: U8) -> bool:
+    """Say whether a stream decodes to these bytes."""
+    return decodes_to([(stream.encoding, stream.body)], [len(plain)], plain)
 
 
 def _literal_hint(pieces: Sequence[Piece]) -> ElementHint | None:
@@ -164,14 +205,13 @@ def _residual_hint(pieces: Sequence[Piece], width: int) -> ElementHint:
     return ElementHint(width if found else stride)
 
 
-def _directory(pieces: Sequence[Piece]) -> bytes:
-    """Return the directory, after checking that a reader takes it (invariant 14)."""
+def _directory(pieces: Sequence[Piece]) -> tuple[bytes, list[Piece]]:
+    """Return the directory, after checking that a reader takes it (invariant 14), and the pieces that a reader finds."""
     try:
         directory = write_directory(pieces)
     except struct.error as error:
         raise FormatError("A delta has more of something than its directory can count.") from error
-    read_directory(memoryview(directory), len(pieces))
-    return directory
+    return directory, read_directory(memoryview(directory), len(pieces))
 
 
 def _stream(number: int, plain: U8, hint: ElementHint | None) -> Stream:

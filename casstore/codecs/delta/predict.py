@@ -80,11 +80,26 @@ def check_programs(pieces: Sequence[Piece], bases: Sequence[int], literals: int)
 
 def predict(piece: Piece, bases: Sequence[U8], literals: U8) -> U8:
     """Return the prediction of a piece that was checked, perhaps as a view of a base."""
+    return joined(_values(piece, piece.steps, bases, literals)[-1])
+
+
+def predict_to(piece: Piece, bases: Sequence[U8], literals: U8, out: U8) -> None:
+    """Write the prediction of a piece that was checked to `out`, which has its size and is no part of a base."""
+    *steps, last = piece.steps
+    operation = _operation(last)
+    if operation.fill is None:
+        out[:] = predict(piece, bases, literals)
+        return
+    values = _values(piece, steps, bases, literals)
+    operation.fill(last.parameters, [values[at] for at in last.operands], out)
+
+
+def _values(piece: Piece, steps: Sequence[Step], bases: Sequence[U8], literals: U8) -> list[Parts]:
+    """Return the inputs of a piece, and the results of its first steps."""
     values: list[Parts] = [_read(extents, bases, literals) for extents in piece.inputs]
-    for step in piece.steps:
-        operation = _operation(step)
-        values.append([operation.apply(step.parameters, [values[at] for at in step.operands])])
-    return joined(values[-1])
+    for step in steps:
+        values.append([_operation(step).apply(step.parameters, [values[at] for at in step.operands])])
+    return values
 
 
 def _read(extents: Sequence[Extent], bases: Sequence[U8], literals: U8) -> Parts:

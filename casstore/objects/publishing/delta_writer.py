@@ -72,19 +72,20 @@ def encode_deltas(chunks: Sequence[DeltaChunk]) -> list[EncodedFrames | None]:
 def _encode(chunks: Sequence[DeltaChunk]) -> Iterator[EncodedFrames | None]:
     """Yield the frames of a few chunks: they and their residuals stay in the processor's cache until all is verified."""
     tried = [chunk for chunk in chunks if _is_allowed(chunk.bases)]
-    payloads = codecs.encode_deltas(
+    encoded = codecs.encode_deltas(
         [
             DeltaInput(chunk.plain, [base.plain for base in chunk.bases], chunk.pieces, chunk.side)
             for chunk in tried
         ]
     )
     made = [
-        (chunk, payload)
-        for chunk, payload in zip(tried, payloads, strict=True)
-        if len(payload) < len(chunk.plain)
+        (chunk, delta)
+        for chunk, delta in zip(tried, encoded, strict=True)
+        if len(delta.payload) < len(chunk.plain)
     ]
-    _verify(made)
-    frames = {id(chunk): _frame(chunk, payload) for chunk, payload in made}
+    # Invariant 9: of what is proved, the encoder has done and compared each step of a decoder.
+    _verify([(chunk, delta.payload) for chunk, delta in made if not delta.is_proved])
+    frames = {id(chunk): _frame(chunk, delta.payload) for chunk, delta in made}
     return (frames.get(id(chunk)) for chunk in chunks)
 
 

@@ -49,6 +49,8 @@ class Dependencies:
         self._deltas: set[bytes] = set()
         self._own: set[bytes] = set()
         self._own_deltas: dict[bytes, Copy] = {}
+        self._own_bases: set[bytes] = set()
+        """Bases of own deltas, on which the record does not depend yet."""
 
     def known(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
         """Say which objects need not be written; the record will depend on the packs that hold those.
@@ -83,13 +85,19 @@ class Dependencies:
         return tuple(sorted(self._depends)[:MAX_HINTS])
 
     def _writes(self, frames: EncodedFrames) -> None:
-        """Note frames that are in no index yet, and depend on their bases."""
+        """Note frames that are in no index yet: `_check_packs` depends on their bases."""
         self._own.update(header.object_id for header in frames.headers)
         deltas = {item.object_id: Copy(item.rank, item.bases) for item in frames.headers if item.bases}
         if deltas:
             self._own_deltas.update(deltas)
             self._deltas.update(deltas)
-            bases = self._resolve(sorted({base for copy in deltas.values() for base in copy.bases}))
+            self._own_bases.update(base for copy in deltas.values() for base in copy.bases)
+
+    def _lean_on_own_bases(self) -> None:
+        """Depend on the bases of own deltas: those of many frames at once, as each look-up costs."""
+        if self._own_bases:
+            bases = self._resolve(sorted(self._own_bases))
+            self._own_bases.clear()
             self._lean_on(bases.located.rows[bases.found])
             self._lean_on(bases.needed)
 
@@ -98,6 +106,7 @@ class Dependencies:
 
         Returns whether any is, the objects that were in them, and the deltas that lack a base now.
         """
+        self._lean_on_own_bases()
         self._condemned = read_tombstones(self._backend) | self._damaged
         self._present.forget()
         self._present.ask(map(self._index.number_of, self._depends))

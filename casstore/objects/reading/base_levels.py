@@ -16,7 +16,7 @@ from casstore.errors import FormatError, IntegrityError, MissingObject
 from casstore.format.rows import MAX_BASE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from casstore.objects.index.index import Index
     from casstore.objects.index.located import Located
@@ -94,6 +94,40 @@ def find_levels(index: Index, located: Located, positions: Sequence[int], bases:
         levels.append(level)
         lacking = _lacking(level.located, range(len(level.limits)), bases, ranks)
     return levels
+
+
+def sizes_below(index: Index, located: Located, positions: Sequence[int]) -> dict[int, int]:
+    """Return the plain bytes of all bases of each of these frames, with the bases of those, by position.
+
+    Raises LacksBaseError, and TooMuchError if those of one frame are too many.
+    """
+    try:
+        levels = find_levels(index, located, positions, Bases())
+    except TooMuchError:
+        if len(positions) == 1:
+            raise
+        middle = len(positions) // 2
+        halves = (sizes_below(index, located, half) for half in (positions[:middle], positions[middle:]))
+        return {at: size for half in halves for at, size in half.items()}
+    found: dict[bytes, tuple[int, tuple[bytes, ...]]] = {}
+    for level in levels:
+        every = range(len(level.limits))
+        sizes = level.located.rows["raw"].tolist()
+        entries = zip(sizes, map(level.located.bases, every), strict=True)
+        found.update(zip(level.located.ids(every), entries, strict=True))
+    return {at: _size_of_all(located.bases(at), found) for at in positions}
+
+
+def _size_of_all(ids: Iterable[bytes], found: Mapping[bytes, tuple[int, tuple[bytes, ...]]]) -> int:
+    """Return the plain bytes of objects and all their bases, each counted once; `found` has sizes and bases by id."""
+    sizes: dict[bytes, int] = {}
+    left = list(ids)
+    while left:
+        base = left.pop()
+        if base not in sizes:
+            sizes[base], further = found[base]
+            left += further
+    return sum(sizes.values())
 
 
 def find_bases(index: Index, limits: dict[bytes, int], bases: Bases) -> Located:

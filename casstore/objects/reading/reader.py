@@ -27,6 +27,7 @@ from casstore.objects.reading.base_levels import (
     find_levels,
     look_harder,
     no_base,
+    sizes_below,
 )
 from casstore.objects.reading.frames import ADVICE, decode_frames
 from casstore.objects.reading.ranges import batches, plan_ranges
@@ -156,11 +157,10 @@ class ObjectReader:
             self._load(located, deltas, bases)
         return bases.plain
 
-    def size_of_bases(self, located: Located, at: int) -> int:
-        """Return the plain bytes of all bases of a frame, with the bases of those."""
+    def sizes_of_bases(self, located: Located, positions: Sequence[int]) -> dict[int, int]:
+        """Return the plain bytes of all bases of each of these frames, with the bases of those, by position."""
         with _reasons():
-            levels = find_levels(self._index, located, [at], Bases())
-        return sum(int(level.located.rows["raw"].sum(dtype=np.int64)) for level in levels)
+            return sizes_below(self._index, located, positions)
 
     def read_there(self, ids: Collection[bytes]) -> dict[bytes, memoryview]:
         """Return the verified plain bytes, by id, of those of these objects that the index knows and that can be read."""
@@ -341,9 +341,13 @@ class ObjectReader:
 
     def _decode_level(self, level: Level, rank: int, bases: Bases, *, verify: bool) -> None:
         """Decode those bases of a level that have a rank; the bases that they need are at hand."""
-        rows = level.located.rows
-        wanted = np.flatnonzero(rows["rank"] == rank).tolist()
-        edges = [0, *accumulate(rows["raw"][wanted].tolist())]
+        wanted = np.flatnonzero(level.located.rows["rank"] == rank).tolist()
+        # In parts that fit into memory that is lent.
+        for part in batches(level.located.rows["raw"][wanted].tolist(), BLOCK):
+            self._decode_part(level, wanted[part.start : part.stop], bases, verify=verify)
+
+    def _decode_part(self, level: Level, wanted: Sequence[int], bases: Bases, *, verify: bool) -> None:
+        edges = [0, *accumulate(level.located.rows["raw"][wanted].tolist())]
         ids = level.located.ids(wanted)
         spans = list(pairwise(edges))
         buffer = bases.take(edges[-1])

@@ -27,6 +27,7 @@ from casstore.format.rows import Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
+from casstore.store.adding.bases.search import BaseSearch
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 
@@ -149,6 +150,34 @@ def test_a_stranger_is_stored_as_if_there_was_no_base(tmp_path, base):
         alone = other.add(stranger, ref="stranger")
         assert share(named) == pytest.approx(share(alone), rel=1e-3)
         assert "delta" not in encodings(store, "stranger")
+
+
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_small_tensors_among_strangers_are_soon_left_alone(tmp_path, monkeypatch, is_relative):
+    rng = np.random.default_rng(5)
+    tensors = {}
+    for layer in range(40):
+        tensors[f"layer.{layer:02}.0.weight"] = rng.normal(0, 1, (128, 160)).astype("<f4")
+        tensors[f"layer.{layer:02}.1.bias"] = rng.normal(0, 1, 192).astype("<f4")
+    strangers = {name: rng.normal(0, 1, array.shape).astype("<f4") for name, array in tensors.items()}
+    write_family_model(tmp_path / "one", tensors)
+    write_family_model(tmp_path / "other", tuned(tensors) if is_relative else strangers)
+    found = {}
+    by_name = BaseSearch.by_name
+
+    def noted(self, span):
+        found[span.name] = by_name(self, span)
+        return found[span.name]
+
+    with made(tmp_path) as store:
+        store.add(tmp_path / "one", ref="one")
+        monkeypatch.setattr(BaseSearch, "by_name", noted)
+        store.add(tmp_path / "other", ref="other", base="one")
+        assert_same(store, "other", tmp_path / "other", tmp_path / "out")
+    tried = sum(relation is not None for relation in found.values())
+    # Three blocks at most are looked at together.
+    assert len(found) == 40
+    assert tried == 40 if is_relative else tried <= 8 + 3
 
 
 def test_a_base_of_another_architecture_changes_nothing(tmp_path, base):

@@ -62,15 +62,19 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
 
 
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
+    source, target, *_ = _read(parameters)
+    out: U8 = np.empty(sum(map(len, operands[0])) // source.width * target.width, np.uint8)
+    _fill(parameters, operands, out)
+    return out
+
+
+def _fill(parameters: bytes, operands: Sequence[Parts], out: U8) -> None:
     source, target, rounding, saturate = _read(parameters)
-    parts = in_units(operands[0], source.width)
-    out: U8 = np.empty(sum(map(len, parts)) // source.width * target.width, np.uint8)
     at = 0
-    for part in parts:
+    for part in in_units(operands[0], source.width):
         end = at + len(part) // source.width * target.width
         cast_floats(part, source, target, rounding=rounding, saturate=saturate, out=out[at:end])
         at = end
-    return out
 
 
 def cast_floats(
@@ -95,4 +99,4 @@ def cast_floats(
             found[block] = widen(words[block], source, target)
 
 
-OPERATION = Operation("cast", _size, _apply)
+OPERATION = Operation("cast", _size, _apply, fill=_fill)

@@ -103,19 +103,23 @@ def _size(parameters: bytes, sizes: Sequence[int]) -> int:
 
 
 def _apply(parameters: bytes, operands: Sequence[Parts]) -> U8:
+    out: U8 = np.empty(sum(map(len, operands[0])), np.uint8)
+    _fill(parameters, operands, out)
+    return out
+
+
+def _fill(parameters: bytes, operands: Sequence[Parts], out: U8) -> None:
     step = _read(parameters, len(operands))
     arrays = [joined(operand) for operand in operands]
-    out: U8 = np.empty(len(arrays[0]), np.uint8)
     if _build.kernels is not None:
         weights = np.array(step.weights, np.float64)
         codes = step.element.code, step.rounding.code, int(step.combination)
         _build.kernels.combine(tuple(arrays), out, *codes, weights)
-        return out
+        return
     floats = [array.view(_type(step.element)) for array in arrays]
     found = out.view(step.element.words)
     for block in blocks(len(found)):
         found[block] = without_nans(combine_floats([array[block] for array in floats], step), step.element)
-    return out
 
 
 def rounded(values: NDArray[Any], form: Float) -> NDArray[Any]:
@@ -159,4 +163,4 @@ def combine_floats(operands: Sequence[NDArray[Any]], step: _Combine) -> NDArray[
         return rounded(total + first, form) if step.combination is Combination.JOINT_TASKS else total
 
 
-OPERATION = Operation("combine", _size, _apply)
+OPERATION = Operation("combine", _size, _apply, fill=_fill)

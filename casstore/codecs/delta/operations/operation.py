@@ -36,6 +36,8 @@ class Operation(NamedTuple):
     strides: Callable[[bytes], tuple[int, ...]] | None = None
     """Return after how many bytes the pattern of the result repeats, and that of each operand; None if nothing is known. It
     decides how well residuals and literals compress, and nothing else."""
+    fill: Callable[[bytes, Sequence[Parts], U8], None] | None = None
+    """Write what `apply` returns to memory of its size, at any address and apart from the operands; None if that saves nothing."""
 
 
 def reject(name: str, what: str) -> FormatError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from casstore.codecs.delta.operations.operation import Operation, joined
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from casstore.codecs.delta.operations.operation import Parts
@@ -28,4 +29,8 @@ def _apply(_parameters: bytes, operands: Sequence[Parts]) -> U8:
     return joined(operands[0])
 
 
-OPERATION = Operation("same", _size, _apply)
+def _fill(_parameters: bytes, operands: Sequence[Parts], out: U8) -> None:
+    np.concatenate(operands[0], out=out)
+
+
+OPERATION = Operation("same", _size, _apply, fill=_fill)

@@ -1,9 +1,9 @@
-"""Chunks of the store as bases: read and decoded once while they are of use, then dropped."""
+"""Chunks of the store as bases: those that are needed again are read and decoded once while they are of use."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from casstore.errors import IntegrityError, ObjectNotFound
@@ -27,9 +27,13 @@ class BaseChunks:
         self._kept: OrderedDict[bytes, Base] = OrderedDict()
         self._size = 0
 
-    def read(self, ids: Iterable[bytes]) -> dict[bytes, Base]:
-        """Return those of these chunks that can be read, by id; the others are missing or damaged."""
-        wanted = list(dict.fromkeys(ids))
+    def read(self, ids: Iterable[bytes], *, again: bool = False) -> dict[bytes, Base]:
+        """Return those of these chunks that can be read, by id; the others are missing or damaged.
+
+        What is named more than once, or with `again` all of it, is kept: as a rule the next ones need it, too. Most bases
+        are needed once, and memory that is used over and over stays in the processor's cache.
+        """
+        wanted = Counter(ids)
         found: dict[bytes, Base] = {}
         with self._lock:
             for chunk_id in wanted:
@@ -37,10 +41,12 @@ class BaseChunks:
                     self._kept.move_to_end(chunk_id)
                     found[chunk_id] = self._kept[chunk_id]
         # Two threads may read the same chunk: that costs less than waiting for each other.
-        fresh = self._read([chunk_id for chunk_id in wanted if chunk_id not in found])
+        fresh = [chunk_id for chunk_id in wanted if chunk_id not in found]
+        kept = self._read([chunk_id for chunk_id in fresh if again or wanted[chunk_id] > 1], lent=False)
+        once = [] if again else [chunk_id for chunk_id in fresh if wanted[chunk_id] == 1]
+        found.update((base.object_id, base) for base in (*kept, *self._read(once, lent=True)))
         with self._lock:
-            for base in fresh:
-                found[base.object_id] = base
+            for base in kept:
                 if base.object_id not in self._kept:
                     self._kept[base.object_id] = base
                     self._size += len(base.plain)
@@ -49,15 +55,15 @@ class BaseChunks:
                 self._size -= len(gone.plain)
         return found
 
-    def _read(self, ids: list[bytes]) -> list[Base]:
+    def _read(self, ids: list[bytes], *, lent: bool) -> list[Base]:
         """Read chunks all at once; by halves if something is wrong with one of them."""
         if not ids:
             return []
         try:
-            return self._objects.read_bases(ids)
+            return self._objects.read_bases(ids, lent=lent)
         except (IntegrityError, ObjectNotFound):
             # Invariant 11: nothing is hidden: without the base, the chunk is encoded alone.
             if len(ids) == 1:
                 return []
         middle = len(ids) // 2
-        return self._read(ids[:middle]) + self._read(ids[middle:])
+        return self._read(ids[:middle], lent=lent) + self._read(ids[middle:], lent=lent)

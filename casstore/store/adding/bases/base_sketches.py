@@ -90,7 +90,7 @@ class BaseSketches:
         """Return ranges of a tensor's bytes, one after the other."""
         origin = tensor.span.begin
         parts = [part for begin, end in ranges for part in tensor.file.parts(origin + begin, origin + end)]
-        bases = self._chunks.read(chunk_id for chunk_id, _, _ in parts)
+        bases = self._chunks.read((chunk_id for chunk_id, _, _ in parts), again=True)
         if any(chunk_id not in bases for chunk_id, _, _ in parts):
             return b""
         return b"".join(bytes(bases[chunk_id].plain[begin:end]) for chunk_id, begin, end in parts)

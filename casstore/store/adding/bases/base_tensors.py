@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +60,8 @@ class BaseFile:
         self.layout = layout
         self.may_read = may_read
         self.sketches: dict[int, bytes] = {}
-        self._edges = layout.offsets()
+        # A list: each look-up is of two numbers, for which numpy takes ten times as long.
+        self._edges: list[int] = layout.offsets().tolist()
         self._ranks = np.array([-1 if rank is None else rank for rank in ranks], np.int64)
 
     @cached_property
@@ -95,13 +97,12 @@ class BaseFile:
         """Yield the parts of chunks that make up a range of the file: the chunk's id, and the bytes of it."""
         first, last = self._chunks(begin, end)
         for number in range(first, last):
-            origin, stop = int(self._edges[number]), int(self._edges[number + 1])
+            origin, stop = self._edges[number], self._edges[number + 1]
             chunk_id = self.layout.ids[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
             yield chunk_id, max(begin, origin) - origin, min(end, stop) - origin
 
     def _chunks(self, begin: int, end: int) -> tuple[int, int]:
-        first = int(np.searchsorted(self._edges, begin, side="right")) - 1
-        return first, int(np.searchsorted(self._edges, end, side="left"))
+        return bisect_right(self._edges, begin) - 1, bisect_left(self._edges, end)
 
 
 def _fits(span: Span) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.errors import CasstoreError
@@ -18,8 +18,6 @@ from casstore.store.adding.sources import open_source, read_range
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from casstore.store.adding.bases.chunk_plan import ChunkPlan
     from casstore.store.adding.bases.relation import Relation
@@ -59,15 +57,13 @@ class FileRelations:
         self._lock = lock
         self._search: BaseSearch | None = None
         self._by_name = {span.name: span for span in spans}
-        self._begins: NDArray[np.int64] = np.array([span.begin for span in spans], np.int64)
-        ends: NDArray[np.int64] = np.array([span.end for span in spans], np.int64)
-        self._ends = np.maximum.accumulate(ends)
+        self._begins = [span.begin for span in spans]
+        self._ends = list(accumulate((span.end for span in spans), max))
         self._found: dict[int, Relation | None] = {}
 
     def plan(self, begin: int, end: int, window: Window) -> ChunkPlan | None:
         """Return how a chunk of bytes [`begin`, `end`) is predicted, None if it is not. `window` holds it and more."""
-        first = int(np.searchsorted(self._ends, begin, side="right"))
-        last = int(np.searchsorted(self._begins, end))
+        first, last = bisect_right(self._ends, begin), bisect_left(self._begins, end)
         plain = window.data[begin - window.begin : end - window.begin]
         return plan_chunk(begin, plain, self._relations(range(first, last), window))
 

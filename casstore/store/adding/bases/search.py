@@ -48,6 +48,9 @@ _PATIENCE = 16
 _GLANCE = 8
 """After so many tensors for which nothing better was found, one in _GLANCE is looked up."""
 
+_STRANGERS = 8
+"""Large tensors in a row that nothing predicts, from which names alone are no reason to try small ones."""
+
 _MANY = 4
 """Tensors from which it pays to compare a few elements of all at once first."""
 
@@ -105,6 +108,7 @@ class BaseSearch:
         self._summing = _Budget()
         self._merging = _Budget()
         self._made: list[tuple[int, int, Words]] = []
+        self._strangers = 0
 
     def relate(self, number: int, target: TargetTensor) -> Relation | None:
         """Return what predicts a tensor, number `number` of its file's spans; None if nothing does well enough."""
@@ -123,6 +127,7 @@ class BaseSearch:
         if judge.may_be_better(0) and judge.near and self._merging.allows() and judge.merge(self._adapters()):
             self._merging.helped()
         best = judge.best
+        self._strangers = self._strangers + 1 if best is None else 0
         if best is None or best.score > 0:
             self._made.append((number, target.elements, target.sketch))
         return None if best is None else best.relation
@@ -137,11 +142,14 @@ class BaseSearch:
             found = made_of(span, tensor, read=read, read_base=self._sketches.read)
             if found is not None and found[0] < self._policy.keep and (best is None or found[0] < best[0]):
                 best = found[0], Relation(span, found[1], _BLOCKS_PLAIN if found[0] < _SURELY else None)
-        return None if best is None else best[1]
+        if best is None:
+            return None
+        self._strangers = 0
+        return best[1]
 
     def by_name(self, span: TensorSpan) -> Relation | None:
         """Return what predicts a tensor that is too small for a sketch: the one of its name. For any thread."""
-        if span.dtype not in WIDTHS:
+        if span.dtype not in WIDTHS or self._strangers >= _STRANGERS:
             return None
         for file in self._files:
             tensor = file.by_name.get(plain_name(span.name))

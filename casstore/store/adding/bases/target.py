@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -100,11 +101,11 @@ class TargetTensor:
         """Return the elements at these positions."""
         if self._data is not None:
             return elements_at(self._data, places, self.width)
-        breaks = np.flatnonzero(np.diff(places) != 1) + 1
+        edges = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
         parts = []
-        for run in np.split(places, breaks):
-            begin, length = self.span.begin + int(run[0]) * self.width, len(run) * self.width
-            part = self._read(begin, length)
+        for first, (at, end) in zip(places[edges[:-1]].tolist(), pairwise(edges), strict=True):
+            length = (end - at) * self.width
+            part = self._read(self.span.begin + first * self.width, length)
             # Of a file that became shorter: the add ends as soon as that is noticed.
             parts.append(part.ljust(length, b"\0"))
         return np.frombuffer(b"".join(parts), f"<u{self.width}")
