@@ -159,6 +159,8 @@ class RefStore:
         name = find_name(self._refs, ref)
         heads = self._refs.heads(name)
         if not heads.hidden and heads.value is None:
+            # Invariant 2: whoever deleted it may not have made that durable yet.
+            self.backend.make_durable([record.key for record in heads.records[-1:]])
             raise not_found(name)
         if not dry_run:
             # On a full disk, deleting is the first step to free it (design §8).
