@@ -18,6 +18,7 @@ class Kernels(Protocol):
     """The compiled functions; casstore/codecs/kernels.py and the modules of casstore/codecs/delta say what each does."""
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
+    planes: Callable[..., list[int]]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
@@ -33,6 +34,7 @@ class Kernels(Protocol):
     transpose: Callable[[tuple[Buffer, ...], Buffer, int, tuple[int, ...], tuple[int, ...], int], None]
     literals: Callable[[tuple[Buffer, ...], Buffer], tuple[int, ...]]
     literals_room: Callable[[int], int]
+    probe_columns: Callable[..., list[tuple[int, int]]]
     probe_literals: Callable[[Buffer], tuple[int, int]]
 
 

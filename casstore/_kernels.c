@@ -7,21 +7,13 @@
 
 #include "codecs/native/kernels.h"
 #include "codecs/native/huffman.h"
+#include "codecs/native/regroup.h"
 
 #if defined(_MSC_VER)
 #define restrict __restrict
 #endif
 
 #define TILE 2048
-#define MAX_STRIDE 512
-#define MAX_RUNS 255
-
-typedef struct {
-    Py_ssize_t start;     /* first column */
-    Py_ssize_t columns;   /* number of columns */
-    uint8_t *data;        /* run bytes: written by split, read by merge */
-    int constant;         /* merge only: one item stands for all elements */
-} Run;
 
 /* ---- taking elements apart */
 
@@ -83,7 +75,7 @@ static void split_run(const uint8_t *body, Py_ssize_t stride, const Run *run, ui
     }
 }
 
-static void split_all(const uint8_t *body, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
+void casstore_split(const uint8_t *body, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
     Py_ssize_t plain = sign ? number - 2 : number;
     for (Py_ssize_t at = 0; at < elements; at += TILE) {
         Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
@@ -224,8 +216,7 @@ PyObject *refuse(const char *message, Py_buffer *buffers, int count) {
     return NULL;
 }
 
-static int check_sign(Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
-    if (!sign) return 1;
+int casstore_may_move_sign(Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
     return (stride == 2 || stride == 4) && number >= 2 && runs[number - 1].columns == 1 && runs[number - 2].columns == 1;
 }
 
@@ -246,10 +237,10 @@ static PyObject *split(PyObject *self, PyObject *args) {
         runs[k] = (Run){start, width, (uint8_t *)out.buf + elements * start, 0};
         start += width;
     }
-    if (start != stride || !check_sign(stride, sign, runs, number)) goto wrong;
-    Py_BEGIN_ALLOW_THREADS
-    split_all(body.buf, elements, stride, sign, runs, number);
-    Py_END_ALLOW_THREADS
+    if (start != stride || (sign && !casstore_may_move_sign(stride, runs, number))) goto wrong;
+    BEGIN_WITHOUT_GIL(body.len)
+    casstore_split(body.buf, elements, stride, sign, runs, number);
+    END_WITHOUT_GIL
     PyBuffer_Release(&body);
     PyBuffer_Release(&out);
     Py_RETURN_NONE;
@@ -286,7 +277,7 @@ static int take_runs(Taken *into, PyObject *given, Py_ssize_t size, Py_ssize_t s
         if (width < 1 || width > stride - start || held->len != (constant ? width : width * (size / stride))) goto wrong;
         start += width;
     }
-    if (start == stride && check_sign(stride, sign, into->runs, into->number)) return 1;
+    if (start == stride && (!sign || casstore_may_move_sign(stride, into->runs, into->number))) return 1;
 wrong:
     release_runs(into);
     if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
@@ -306,11 +297,11 @@ static PyObject *merge(PyObject *self, PyObject *args) {
         return NULL;
     }
     elements = out.len / stride;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WITHOUT_GIL(out.len)
     if (sign || has_words(stride, taken.runs, taken.number))
         merge_words(out.buf, NULL, elements, stride, sign, taken.runs, taken.number);
     else merge_any(out.buf, elements, stride, taken.runs, taken.number);
-    Py_END_ALLOW_THREADS
+    END_WITHOUT_GIL
     release_runs(&taken);
     PyBuffer_Release(&out);
     Py_RETURN_NONE;
@@ -329,11 +320,11 @@ static PyObject *merges_to(PyObject *self, PyObject *args) {
         return NULL;
     }
     elements = expected.len / stride;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WITHOUT_GIL(expected.len)
     if (sign || has_words(stride, taken.runs, taken.number))
         same = merge_words(NULL, expected.buf, elements, stride, sign, taken.runs, taken.number);
     else same = is_any(expected.buf, elements, stride, taken.runs, taken.number);
-    Py_END_ALLOW_THREADS
+    END_WITHOUT_GIL
     release_runs(&taken);
     PyBuffer_Release(&expected);
     return PyBool_FromLong(same);
@@ -344,9 +335,9 @@ static PyObject *equal(PyObject *self, PyObject *args) {
     int same;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*", &one, &other)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WITHOUT_GIL(one.len)
     same = one.len == other.len && memcmp(one.buf, other.buf, (size_t)one.len) == 0;
-    Py_END_ALLOW_THREADS
+    END_WITHOUT_GIL
     PyBuffer_Release(&one);
     PyBuffer_Release(&other);
     return PyBool_FromLong(same);
@@ -363,9 +354,9 @@ static PyObject *repeats(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "the period is not within the data");
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WITHOUT_GIL(data.len)
     same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period)) == 0;
-    Py_END_ALLOW_THREADS
+    END_WITHOUT_GIL
     PyBuffer_Release(&data);
     return PyBool_FromLong(same);
 }
@@ -384,9 +375,9 @@ static PyObject *literals(PyObject *self, PyObject *args) {
             if (casstore_literals_room((size_t)data.len) > (size_t)out.len - used) {
                 PyErr_SetString(PyExc_ValueError, "the frames have no room");
             } else {
-                Py_BEGIN_ALLOW_THREADS
+                BEGIN_WITHOUT_GIL(data.len)
                 size = casstore_literals(data.buf, (size_t)data.len, (uint8_t *)out.buf + used);
-                Py_END_ALLOW_THREADS
+                END_WITHOUT_GIL
                 used += size;
                 number = PyLong_FromSize_t(size);
             }
@@ -435,6 +426,7 @@ static PyObject *literals_room(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "split(body, out, stride, sign, columns): write the runs of columns one after the other."},
     {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
+    {"planes", planes, METH_VARARGS, "planes(stretch, memory, out, edges, phase, stride, sign, ((columns, literals), ...), lead): write payloads of adjacent chunks; return their sizes, negative for a chunk as it is."},
     {"merges_to", merges_to, METH_VARARGS, "merges_to(expected, stride, sign, runs): whether merge would write these bytes."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
@@ -448,6 +440,7 @@ static PyMethodDef methods[] = {
     {"lora", lora, METH_VARARGS, "lora(weights, a, b, out, rounding, rule, rank, columns, first, scale): add a scaled product."},
     {"literals", literals, METH_VARARGS, "literals(pieces, out): write a zstd frame of literals for each; return the sizes, 0 for none."},
     {"probe_literals", probe_literals, METH_VARARGS, "probe_literals(data): about the size of its frame of literals, 0 for none, and how many repeats it has."},
+    {"probe_columns", probe_columns, METH_VARARGS, "probe_columns(data, stride, phase, step, pieces, rows, fields, move_sign): what probe_literals says of each field of a sample."},
     {"count_columns", count_columns, METH_VARARGS, "count_columns(data, out): count the values of every eighth byte, from each of eight on."},
     {"literals_room", literals_room, METH_VARARGS, "literals_room(size): the bytes that a frame may take while it is written."},
     {NULL, NULL, 0, NULL},

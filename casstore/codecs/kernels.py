@@ -7,6 +7,7 @@ the compiled ones off.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from casstore.codecs.sample import Sample
+
     U8 = NDArray[np.uint8]
 
 __all__ = [
+    "ColumnProbes",
     "LiteralsProbe",
     "RunData",
     "count_columns",
@@ -29,9 +33,11 @@ __all__ = [
     "literal_frames",
     "merge_runs",
     "merges_to",
+    "probe_columns",
     "probe_literals",
     "repeats",
     "split_runs",
+    "write_planes",
 ]
 
 
@@ -59,6 +65,30 @@ def split_runs(body: U8, *, stride: int, sign: bool, columns: Sequence[int], out
     for count in columns:
         taken.take(start, count, out[elements * start : elements * (start + count)])
         start += count
+
+
+def write_planes(
+    stretch: U8,
+    edges: Sequence[int],
+    out: U8,
+    *,
+    stride: int,
+    phase: int,
+    sign: bool,
+    runs: Sequence[tuple[int, bool]],
+    lead: int,
+) -> list[int] | None:
+    """Write the payloads of planes of adjacent chunks, as `planes.compose` makes them; None without compiled kernels.
+
+    `runs` are columns, and whether they become frames of literals. Returns the sizes of the payloads, negative for a chunk that
+    is stored as it is. `lead` bytes before each are left alone; the rest is as for `planes.encode_planes`.
+    """
+    kernels = _build.kernels
+    if kernels is None:
+        return None
+    longest = max(end - begin for begin, end in pairwise(edges))
+    memory = regroup.scratch("planes", len(stretch) + kernels.literals_room(longest))
+    return kernels.planes(stretch, memory, out, tuple(edges), phase, stride, sign, tuple(runs), lead)
 
 
 def merge_runs(runs: Sequence[RunData], *, stride: int, sign: bool, out: U8) -> None:
@@ -135,3 +165,29 @@ class LiteralsProbe(NamedTuple):
 def probe_literals(sample: U8) -> LiteralsProbe | None:
     """Say what a frame of literals would leave of a sample; None where there are no compiled kernels."""
     return None if _build.kernels is None else LiteralsProbe(*_build.kernels.probe_literals(sample))
+
+
+class ColumnProbes(NamedTuple):
+    """What frames of literals would leave of each field of a sample; of elements of 2 bytes also with their sign moved."""
+
+    columns: Sequence[LiteralsProbe | None]
+    moved: Sequence[LiteralsProbe | None]
+
+
+def probe_columns(sample: Sample, fields: tuple[int, ...]) -> ColumnProbes:
+    """Probe each field of a sample's elements, which the fields cover; nothing is known without compiled kernels."""
+    has_moved = sample.stride == 2
+    if _build.kernels is None:
+        return ColumnProbes([None] * len(fields), [None] * (2 * has_moved))
+    found = _build.kernels.probe_columns(
+        sample.stretch,
+        sample.stride,
+        sample.phase,
+        sample.step,
+        sample.pieces,
+        sample.rows,
+        fields,
+        has_moved,
+    )
+    probes = [LiteralsProbe(*item) for item in found]
+    return ColumnProbes(probes[: len(fields)], probes[len(fields) :])

@@ -231,9 +231,17 @@ def id_words(ids: Sequence[bytes] | bytes) -> NDArray[np.uint64]:
     return np.frombuffer(joined, ">u8").reshape(-1, 4).astype(np.uint64)
 
 
+def word_ids(words: NDArray[np.uint64]) -> list[bytes]:
+    """Return the 32-byte ids that `id_words` made into words."""
+    return _split(words.astype(">u8").tobytes())
+
+
 def row_ids(rows: Rows) -> list[bytes]:
     """Return the 32-byte ids of `rows`."""
-    joined = np.ascontiguousarray(rows["id"]).tobytes()
+    return _split(np.ascontiguousarray(rows["id"]).tobytes())
+
+
+def _split(joined: bytes) -> list[bytes]:
     return [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import BackendError, IntegrityError, MissingObject
-from casstore.format.rows import ROW, BaseLists, id_words
+from casstore.format.rows import ROW, BaseLists, id_words, word_ids
 from casstore.objects.index.loading import LoadedSegments
 from casstore.objects.index.located import NOT_FOUND, Located
+from casstore.objects.index.segment import FEW_IDS
 from casstore.objects.index.upkeep import Upkeep
 from casstore.objects.keys import INDEX_PREFIX
 
@@ -110,10 +111,13 @@ class Index(LoadedSegments):
         ranks = np.full(len(words), _NO_RANK, np.uint8)
         lists = [BaseLists.empty()] * len(segments)
         open_ = np.arange(len(words))
+        few = word_ids(words) if len(words) <= FEW_IDS else None
         for source, segment in enumerate(segments):
             if not open_.size or not len(segment):
                 continue
             try:
+                if few is not None and segment.lacks(few):
+                    continue
                 queries, found = segment.matches(words[open_])
                 if not queries.size:
                     continue

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from casstore.tensors import TensorSpan
 
 
+_LEAST_BLOCK = 1 << 20
+"""Bytes of small files that are worth a block of their own, where few bytes are left for the workers."""
+
+
 @dataclass(slots=True)
 class Reading:
     """A file on its way through the pipeline; `relations` say what predicts its tensors."""
@@ -65,6 +69,18 @@ class Block:
                 window = Window(self.offsets[first], self.buffer[begin:end])
                 yield from [(reading.relations, window)] * count
             first += count
+
+    def divided(self, number: int, *, least: int) -> list[range]:
+        """Divide the chunks into up to `number` ranges of about as many bytes, `least` in each."""
+        share = max(self.used // max(number, 1), least)
+        parts: list[range] = []
+        first = size = 0
+        for at, (_, length) in enumerate(self.cuts, 1):
+            size += length
+            if size >= share or at == len(self.cuts):
+                parts.append(range(first, at))
+                first, size = at, 0
+        return parts
 
     def append(self, reading: Reading, lengths: list[int], offset: int, *, final: bool) -> int:
         """Add chunks that start at `used`, byte `offset` of the file; return where they end in the buffer."""
@@ -142,7 +158,7 @@ class BlockReader:
                 reading.size = position
             finally:
                 os.close(descriptor)
-            if block.used >= BLOCK // 2:
+            if block.used >= min(BLOCK // 2, max(_LEAST_BLOCK, left // (2 * self._window))):
                 yield block
                 block = Block(take_block())
         yield block
