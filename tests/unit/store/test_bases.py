@@ -351,28 +351,47 @@ def test_chunks_of_a_quantised_embedding_take_the_scales_of_their_own_rows(tmp_p
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 
+def _write_ladder(folder, tensors, kinds):
+    """Write floats as GGUF, and what each type of blocks makes of them, each in a folder of its own."""
+    rng = np.random.default_rng(4)
+    for kind in kinds:
+        block = BLOCKS.get(kind)
+        found = {}
+        for name, array in tensors.items():
+            if block is None:
+                found[name] = array.astype({"F32": "<f4", "F16": "<f2"}[kind])
+                continue
+            rows = array.astype("<f4").reshape(-1, block.elements)
+            scales = None
+            if not block.has_rule:
+                scales = rng.integers(1, 50, (len(rows), block.scale_bytes)).astype(np.uint8)
+            found[name] = kind, array.shape, quantise_blocks(kind, rows, scales).tobytes()
+        (folder / kind).mkdir(parents=True)
+        (folder / kind / "model.gguf").write_bytes(gguf_bytes(found))
+
+
+def _floats(names=("attn_q", "ffn_up")):
+    rng = np.random.default_rng(4)
+    return {f"blk.0.{name}.weight": rng.normal(0, 0.05, (700, 512)).astype("<f2") for name in names}
+
+
 @pytest.mark.parametrize(("kind", "left"), [("Q8_0", 0.01), ("Q4_0", 0.01), ("Q4_K", 0.13), ("Q6_K", 0.13)])
 def test_a_ladder_of_quants_follows_from_its_floats(tmp_path, kind, left):
-    rng = np.random.default_rng(4)
-    whole = {
-        f"blk.0.{name}.weight": rng.normal(0, 0.05, (700, 512)).astype("<f2") for name in ("attn_q", "ffn_up")
-    }
-    block = BLOCKS[kind]
-    blocks = {}
-    for name, array in whole.items():
-        rows = array.astype("<f4").reshape(-1, block.elements)
-        scales = None
-        if not block.has_rule:
-            scales = rng.integers(1, 50, (len(rows), block.scale_bytes)).astype(np.uint8)
-        blocks[name] = kind, array.shape, quantise_blocks(kind, rows, scales).tobytes()
-    for folder, tensors in (("whole", whole), ("blocks", blocks)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.gguf").write_bytes(gguf_bytes(tensors))
+    _write_ladder(tmp_path, _floats(), ["F16", kind])
     with made(tmp_path) as store:
-        store.add(tmp_path / "whole", ref="whole")
-        added = store.add(tmp_path / "blocks", ref="blocks", base="whole")
+        store.add(tmp_path / "F16", ref="whole")
+        added = store.add(tmp_path / kind, ref="blocks", base="whole")
         assert added.bytes_stored < left * added.bytes_total
-        assert_same(store, "blocks", tmp_path / "blocks", tmp_path / "out")
+        assert_same(store, "blocks", tmp_path / kind, tmp_path / "out")
+
+
+def test_floats_that_are_said_to_come_from_quants_are_stored_alone(tmp_path):
+    _write_ladder(tmp_path, _floats(), ["F16", "Q8_0"])
+    with made(tmp_path) as store:
+        store.add(tmp_path / "Q8_0", ref="quants")
+        store.add(tmp_path / "F16", ref="whole", base="quants")
+        assert "delta" not in encodings(store, "whole")
+        assert_same(store, "whole", tmp_path / "F16", tmp_path / "out")
 
 
 MATRICES = {"embeddings": (500, 256), "layer": (400, 200)}

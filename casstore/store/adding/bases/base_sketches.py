@@ -39,9 +39,11 @@ class BaseSketches:
         self._read: list[Sketch] = []
 
     def of(self, tensor: BaseTensor) -> Words | None:
-        """Return the sketch of a base; None if nobody knows it, or its chunks cannot be read."""
+        """Return the sketch of a base; None if nobody knows it, its type has none, or its chunks cannot be read."""
         kept = tensor.file.sketches
-        width = WIDTHS[tensor.span.dtype]
+        width = WIDTHS.get(tensor.span.dtype)
+        if width is None:
+            return None
         places = positions(tensor.elements)
         data = kept.get(tensor.number)
         if data is None and tensor.file.may_read and has_sketch(tensor.span):
