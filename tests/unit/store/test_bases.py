@@ -13,12 +13,13 @@ from contract.backends import ObjectDriver
 from fakes.damage import flipped
 from fakes.families import base_tensors, encodings, tuned, write_family_model
 from fakes.folders import tree_of
-from fakes.model_files import gguf_bytes, safetensors_bytes
+from fakes.ladders import write_ladder
+from fakes.model_files import safetensors_bytes
 
 from casstore import GcPolicy, Store
 from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.codecs import Encoding
-from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, quantise_blocks
+from casstore.codecs.delta.operations.gguf_blocks import BLOCKS
 from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format.layout import encode as encode_layout
@@ -351,25 +352,6 @@ def test_chunks_of_a_quantised_embedding_take_the_scales_of_their_own_rows(tmp_p
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 
-def _write_ladder(folder, tensors, kinds):
-    """Write floats as GGUF, and what each type of blocks makes of them, each in a folder of its own."""
-    rng = np.random.default_rng(4)
-    for kind in kinds:
-        block = BLOCKS.get(kind)
-        found = {}
-        for name, array in tensors.items():
-            if block is None:
-                found[name] = array.astype({"F32": "<f4", "F16": "<f2"}[kind])
-                continue
-            rows = array.astype("<f4").reshape(-1, block.elements)
-            scales = None
-            if not block.has_rule:
-                scales = rng.integers(1, 50, (len(rows), block.scale_bytes)).astype(np.uint8)
-            found[name] = kind, array.shape, quantise_blocks(kind, rows, scales).tobytes()
-        (folder / kind).mkdir(parents=True)
-        (folder / kind / "model.gguf").write_bytes(gguf_bytes(found))
-
-
 def _floats(names=("attn_q", "ffn_up")):
     rng = np.random.default_rng(4)
     return {f"blk.0.{name}.weight": rng.normal(0, 0.05, (700, 512)).astype("<f2") for name in names}
@@ -377,7 +359,7 @@ def _floats(names=("attn_q", "ffn_up")):
 
 @pytest.mark.parametrize(("kind", "left"), [("Q8_0", 0.01), ("Q4_0", 0.01), ("Q4_K", 0.13), ("Q6_K", 0.13)])
 def test_a_ladder_of_quants_follows_from_its_floats(tmp_path, kind, left):
-    _write_ladder(tmp_path, _floats(), ["F16", kind])
+    write_ladder(tmp_path, _floats(), ["F16", kind])
     with made(tmp_path) as store:
         store.add(tmp_path / "F16", ref="whole")
         added = store.add(tmp_path / kind, ref="blocks", base="whole")
@@ -385,8 +367,56 @@ def test_a_ladder_of_quants_follows_from_its_floats(tmp_path, kind, left):
         assert_same(store, "blocks", tmp_path / kind, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("kind", "forgotten", "renamed"),
+    [
+        *((kind, False, True) for kind in ("Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "Q2_K", "IQ4_NL")),
+        ("Q8_0", True, False),
+        ("Q4_K", False, False),
+    ],
+)
+def test_floats_of_quants_are_found_without_lineage(tmp_path, kind, forgotten, renamed):
+    write_ladder(tmp_path, _floats(), ["F16"])
+    write_ladder(tmp_path / "other", _floats(("ffn_gate", "attn_k")) if renamed else _floats(), [kind])
+    folder = tmp_path / "other" / kind
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "stranger", base_tensors(9)), ref="stranger")
+        store.add(tmp_path / "F16", ref="whole")
+        if forgotten:
+            store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        added = store.add(folder, ref="blocks")
+        block = BLOCKS[kind]
+        left = 0.01 if block.has_rule else 1.15 * block.scale_bytes / block.size
+        assert added.bytes_stored < left * added.bytes_total
+        assert_same(store, "blocks", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_quants_of_rounded_floats_follow_from_those_that_are_not_rounded(tmp_path, kind):
+    whole = {name: array.astype("<f4") * np.float32(1.0001) for name, array in _floats().items()}
+    write_ladder(tmp_path, {name: array.astype("<f2") for name, array in whole.items()}, [kind])
+    names = {"attn_q": "self_attn.q_proj", "ffn_up": "mlp.up_proj"}
+    source = {f"model.layers.0.{names[name.split('.')[2]]}.weight": array for name, array in whole.items()}
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", source), ref="whole")
+        added = store.add(tmp_path / kind, ref="blocks")
+        assert added.bytes_stored < {"Q8_0": 0.01, "Q4_K": 0.13}[kind] * added.bytes_total
+        assert_same(store, "blocks", tmp_path / kind, tmp_path / "out")
+
+
+def test_quants_of_a_model_that_was_trained_further_follow_from_its_quants(tmp_path):
+    write_ladder(tmp_path, _floats(), ["Q8_0"])
+    write_ladder(tmp_path / "tuned", tuned(_floats(), 1, 1e-4), ["Q8_0"])
+    folder = tmp_path / "tuned" / "Q8_0"
+    with made(tmp_path) as store:
+        alone = store.add(tmp_path / "Q8_0", ref="quants")
+        added = store.add(folder, ref="tuned")
+        assert added.bytes_stored < 0.3 * alone.bytes_stored
+        assert_same(store, "tuned", folder, tmp_path / "out")
+
+
 def test_floats_that_are_said_to_come_from_quants_are_stored_alone(tmp_path):
-    _write_ladder(tmp_path, _floats(), ["F16", "Q8_0"])
+    write_ladder(tmp_path, _floats(), ["F16", "Q8_0"])
     with made(tmp_path) as store:
         store.add(tmp_path / "Q8_0", ref="quants")
         store.add(tmp_path / "F16", ref="whole", base="quants")

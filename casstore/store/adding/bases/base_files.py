@@ -8,6 +8,7 @@ from casstore.errors import ConfigError, IntegrityError, ObjectNotFound
 from casstore.format import layout as layout_format
 from casstore.store.adding.bases.adapters import is_adapter
 from casstore.store.adding.bases.base_tensors import BaseFile
+from casstore.store.adding.bases.block_target import is_block
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.target import has_sketch
 
@@ -80,7 +81,7 @@ class BaseFiles:
 
         For a machine that has forgotten all sketches: those of these files are read.
         """
-        wanted = {(plain_name(span.name), span.shape) for span in spans if has_sketch(span)}
+        wanted = {(plain_name(span.name), span.shape) for span in spans if has_sketch(span) or is_block(span)}
         files: list[BaseFile] = []
         for row in self._store.find("models/", limit=_NEWEST) if wanted else ():
             record = self._store.record(row.name)

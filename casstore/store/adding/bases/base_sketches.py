@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from casstore.machine.sketches import Sketches
     from casstore.store.adding.bases.base_chunks import BaseChunks
     from casstore.store.adding.bases.base_tensors import BaseTensor
+    from casstore.store.adding.bases.block_target import BlockTarget
     from casstore.store.adding.bases.sketch import Words
     from casstore.store.adding.bases.target import TargetTensor
 
@@ -63,7 +65,13 @@ class BaseSketches:
         """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first."""
         views = [*target.views(), *target.centred()]
         found = self._catalogue.alike([(target.elements, signature(words)) for words in views])
-        near = sorted(self._distances(target, found), key=lambda item: item[0])
+        near = sorted(self._distances(target, found), key=itemgetter(0))
+        return list(dict.fromkeys(layout for _, layout in near))
+
+    def layouts_like_blocks(self, target: BlockTarget) -> list[bytes]:
+        """Return the layouts that have floats like those of blocks, as the catalogue knows, the nearest first."""
+        found = self._catalogue.alike([(target.elements, number) for number in target.signatures()])
+        near = sorted(((target.distance(sketch.data), sketch.layout) for sketch in found), key=itemgetter(0))
         return list(dict.fromkeys(layout for _, layout in near))
 
     def keep(self, layout: bytes, made: Iterable[tuple[int, int, Words]]) -> None:

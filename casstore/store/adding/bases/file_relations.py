@@ -8,11 +8,11 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.errors import CasstoreError
+from casstore.store.adding.bases.block_target import BlockTarget, is_block
 from casstore.store.adding.bases.chunk_plan import plan_chunk
 from casstore.store.adding.bases.quantising import MAX_SCALES
-from casstore.store.adding.bases.target import MIN_SIZE, TargetTensor, has_sketch
+from casstore.store.adding.bases.target import TargetTensor, has_sketch
 from casstore.store.adding.sources import open_source, read_range
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ class FileRelations:
         if self._search is None:
             self._search = self._open_search()
         span = self._spans[number]
-        is_block = span.dtype in BLOCKS and span.end - span.begin >= MIN_SIZE
-        if not (is_block or has_sketch(span)):
+        if not (is_block(span) or has_sketch(span)):
             return self._search.by_name(span)
         # Invariant 11: whatever it is, reading the file shows it; without a relation, the tensor is encoded alone.
         with contextlib.suppress(CasstoreError), contextlib.ExitStack() as stack:
@@ -112,8 +111,8 @@ class FileRelations:
                     return None
                 return read(other.begin, other.end - other.begin)
 
-            if is_block:
-                return self._search.of_blocks(span, read)
+            if is_block(span):
+                return self._search.of_blocks(number, BlockTarget(span, read))
             data = window.of(span.begin, span.end)
             return self._search.relate(number, TargetTensor(span, data, read=read, read_small=read_small))
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from casstore.format.rows import RANK_STEP
 from casstore.store.adding.bases.adapters import merged
-from casstore.store.adding.bases.block_types import made_of
+from casstore.store.adding.bases.block_types import SOURCES, made_of, same_type
 from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.proposals import propose
@@ -26,11 +26,12 @@ from casstore.store.adding.bases.sketch import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from casstore.store.adding.bases.base_files import BaseFiles
     from casstore.store.adding.bases.base_sketches import BaseSketches
     from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
+    from casstore.store.adding.bases.block_target import BlockTarget
     from casstore.store.adding.bases.policy import DeltaPolicy
     from casstore.store.adding.bases.relation import Operation
     from casstore.store.adding.bases.sketch import Words
@@ -117,7 +118,7 @@ class BaseSearch:
             self._compare(judge, file)
         if judge.may_be_better(_LARGE) and self._looking.allows():
             before = judge.best
-            for file in self._alike(target):
+            for file in self._unknown(self._sketches.layouts_like(target)):
                 self._files.append(file)
                 self._compare(judge, file)
             if judge.best is not before:
@@ -132,20 +133,51 @@ class BaseSearch:
             self._made.append((number, target.elements, target.sketch))
         return None if best is None else best.relation
 
-    def of_blocks(self, span: TensorSpan, read: Callable[[int, int], bytes]) -> Relation | None:
-        """Return what makes a tensor of blocks: one of floats that has its name. `read` returns bytes of its file."""
-        best: tuple[float, Relation] | None = None
+    def of_blocks(self, number: int, target: BlockTarget) -> Relation | None:
+        """Return what makes tensor number `number`, one of blocks, out of floats, or what it has in common with other blocks."""
+        best: tuple[float, Operation] | None = None
         for file in self._files:
-            tensor = file.by_name.get(plain_name(span.name))
-            if tensor is None or not self._policy.allows(tensor.rank):
-                continue
-            found = made_of(span, tensor, read=read, read_base=self._sketches.read)
-            if found is not None and found[0] < self._policy.keep and (best is None or found[0] < best[0]):
-                best = found[0], Relation(span, found[1], _BLOCKS_PLAIN if found[0] < _SURELY else None)
+            best = self._better_blocks(target, file, best)
+        if (best is None or best[0] > _SURELY) and self._looking.allows():
+            before = best
+            for file in self._unknown(self._sketches.layouts_like_blocks(target)):
+                self._files.append(file)
+                best = self._better_blocks(target, file, best)
+            if best is not before:
+                self._looking.helped()
+        self._made.append((number, target.elements, target.sketch))
         if best is None:
             return None
         self._strangers = 0
-        return best[1]
+        return Relation(target.span, best[1], _BLOCKS_PLAIN if best[0] < _SURELY else None)
+
+    def _better_blocks(
+        self, target: BlockTarget, file: BaseFile, best: tuple[float, Operation] | None
+    ) -> tuple[float, Operation] | None:
+        """Return what makes blocks of a tensor of this file: of the one of their name, or else of one that is like them."""
+        tensors = [
+            tensor for tensor in [file.by_name.get(plain_name(target.span.name))] if tensor is not None
+        ]
+        if not tensors:
+            tensors = [
+                tensor
+                for tensor in file.by_elements.get(target.elements, ())
+                if tensor.span.dtype in SOURCES
+                and (words := self._sketches.of(tensor)) is not None
+                and target.is_like(words.tobytes(), tensor.span.dtype)
+            ]
+        for tensor in tensors:
+            if not self._policy.allows(tensor.rank):
+                continue
+            for rule in (made_of, same_type):
+                found = rule(target.span, tensor, read=target.read, read_base=self._sketches.read)
+                if (
+                    found is not None
+                    and found[0] < self._policy.keep
+                    and (best is None or found[0] < best[0])
+                ):
+                    best = found
+        return best
 
     def by_name(self, span: TensorSpan) -> Relation | None:
         """Return what predicts a tensor that is too small for a sketch: the one of its name. For any thread."""
@@ -175,10 +207,10 @@ class BaseSearch:
         if comparing.allows() and judge.compare_others(file):
             comparing.helped()
 
-    def _alike(self, target: TargetTensor) -> Iterator[BaseFile]:
-        """Yield files that are not looked at yet and have a tensor like this one, the nearest first."""
+    def _unknown(self, layouts: Iterable[bytes]) -> Iterator[BaseFile]:
+        """Yield the files of layouts that are not looked at yet, the first few."""
         known = {file.layout_id for file in self._files}
-        new = [layout for layout in self._sketches.layouts_like(target) if layout not in known]
+        new = [layout for layout in layouts if layout not in known]
         for layout in new[: min(_NEAREST, _MAX_FILES - len(known))]:
             file = self._finder.of_layout(layout)
             if file is not None:
