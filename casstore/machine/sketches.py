@@ -5,6 +5,7 @@ store/adding/bases/sketch.py says what a sketch is. All of it can be made again 
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -85,3 +86,34 @@ class Sketches:
         self._machine.run(
             lambda state: state.execute("DELETE FROM sketches WHERE layout = ?", (layout,)), None, writes=True
         )
+
+
+class SketchesOfAdd(Sketches):
+    """The table as one add sees it: what is `held` counts, too, and is kept when the add is done. Safe in threads."""
+
+    def __init__(self, machine: MachineState) -> None:
+        super().__init__(machine)
+        self._lock = threading.Lock()
+        self._held: list[Sketch] = []
+        self._by_signature: dict[tuple[int, int], list[Sketch]] = {}
+
+    def hold(self, sketches: Iterable[Sketch]) -> None:
+        """Know sketches from now on, which are not to be kept before the add is done."""
+        with self._lock:
+            for sketch in sketches:
+                self._held.append(sketch)
+                self._by_signature.setdefault((sketch.elements, sketch.signature), []).append(sketch)
+
+    def alike(self, wanted: Sequence[tuple[int, int]]) -> list[Sketch]:
+        """Return the newest sketches for each of these pairs of elements and signature."""
+        with self._lock:
+            held = [
+                sketch for pair in wanted for sketch in reversed(self._by_signature.get(pair, [])[-_NEWEST:])
+            ]
+        return held + super().alike(wanted)
+
+    def keep_held(self) -> None:
+        """Keep what is held."""
+        with self._lock:
+            held, self._held = self._held, []
+        self.keep(held)

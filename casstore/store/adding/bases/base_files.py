@@ -95,6 +95,10 @@ class BaseFiles:
                 break
         return files
 
+    def add(self, file: BaseFile) -> None:
+        """Know a file whose layout the store does not have yet."""
+        self._known.setdefault(file.layout_id, file)
+
     def of_layout(self, layout_id: bytes) -> BaseFile | None:
         """Return the file of a layout that the catalogue names; None if the store has it no more."""
         if layout_id not in self._known:

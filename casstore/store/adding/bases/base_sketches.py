@@ -74,14 +74,14 @@ class BaseSketches:
         near = sorted(((target.distance(sketch.data), sketch.layout) for sketch in found), key=itemgetter(0))
         return list(dict.fromkeys(layout for _, layout in near))
 
-    def keep(self, layout: bytes, made: Iterable[tuple[int, int, Words]]) -> None:
-        """Keep sketches of spans of a layout, (number, elements, sketch) each, and those that were read."""
+    def take(self, layout: bytes, made: Iterable[tuple[int, int, Words]]) -> list[Sketch]:
+        """Return sketches of spans of a layout, (number, elements, sketch) each, and those that were read since the last call."""
         own = [
             Sketch(layout, number, elements, signature(words), words.tobytes())
             for number, elements, words in made
         ]
-        self._catalogue.keep([*self._read, *own])
-        self._read = []
+        read, self._read = self._read, []
+        return [*read, *own]
 
     @staticmethod
     def _distances(target: TargetTensor, found: Sequence[Sketch]) -> Iterator[tuple[float, bytes]]:

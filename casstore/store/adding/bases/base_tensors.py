@@ -101,6 +101,11 @@ class BaseFile:
             chunk_id = self.layout.ids[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
             yield chunk_id, max(begin, origin) - origin, min(end, stop) - origin
 
+    def length_of_chunk(self, begin: int) -> int:
+        """Return the length of the chunk that begins at this byte of the file."""
+        number = bisect_right(self._edges, begin) - 1
+        return self._edges[number + 1] - self._edges[number]
+
     def _chunks(self, begin: int, end: int) -> tuple[int, int]:
         return bisect_right(self._edges, begin) - 1, bisect_left(self._edges, end)
 

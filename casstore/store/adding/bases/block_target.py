@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _UNSURE = 6
 """Signs that are tried both ways, at most: of quants near zero nobody knows them."""
 
+_SMALLEST = 4 << 10
+"""Bytes of blocks that are worth looking for their floats."""
+
 _ALIKE = 0.6
 """How far floats may be from those of blocks, as a share of their mean magnitude: strangers are 1.4 away, blocks of two bits 0.3."""
 
@@ -39,6 +42,11 @@ class BlockTarget:
         self.span = span
         self.elements = prod(span.shape)
         self.read = read
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has a sketch; smaller ones follow from their names."""
+        return self.span.end - self.span.begin >= MIN_SIZE
 
     @property
     def sketch(self) -> Words:
@@ -99,5 +107,5 @@ class BlockTarget:
 
 
 def is_block(span: TensorSpan) -> bool:
-    """Say whether a tensor is of blocks that may be compared with floats."""
-    return span.dtype in BLOCKS and span.end - span.begin >= MIN_SIZE
+    """Say whether a tensor is of blocks that may be made of floats, enough of them to look for those."""
+    return span.dtype in BLOCKS and span.end - span.begin >= _SMALLEST

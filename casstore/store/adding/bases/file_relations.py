@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
 
+    from casstore.machine.sketches import Sketch
     from casstore.store.adding.bases.chunk_plan import ChunkPlan
     from casstore.store.adding.bases.relation import Relation
     from casstore.store.adding.bases.search import BaseSearch
@@ -67,10 +68,10 @@ class FileRelations:
         plain = window.data[begin - window.begin : end - window.begin]
         return plan_chunk(begin, plain, self._relations(range(first, last), window))
 
-    def remember(self, layout: bytes) -> None:
-        """Keep the sketches that were made, now that the layout of the file has this id."""
-        if self._search is not None:
-            self._search.remember(layout)
+    def take_sketches(self, layout: bytes) -> list[Sketch]:
+        """Return the sketches that were made, now that the layout of the file has this id."""
+        with self._lock:
+            return [] if self._search is None else self._search.take_sketches(layout)
 
     def _relations(self, numbers: range, window: Window) -> Iterator[Relation]:
         for number in numbers:

@@ -28,6 +28,7 @@ from casstore.store.adding.bases.sketch import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from casstore.machine.sketches import Sketch
     from casstore.store.adding.bases.base_files import BaseFiles
     from casstore.store.adding.bases.base_sketches import BaseSketches
     from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
@@ -138,14 +139,15 @@ class BaseSearch:
         best: tuple[float, Operation] | None = None
         for file in self._files:
             best = self._better_blocks(target, file, best)
-        if (best is None or best[0] > _SURELY) and self._looking.allows():
+        if target.is_large and (best is None or best[0] > _SURELY) and self._looking.allows():
             before = best
             for file in self._unknown(self._sketches.layouts_like_blocks(target)):
                 self._files.append(file)
                 best = self._better_blocks(target, file, best)
             if best is not before:
                 self._looking.helped()
-        self._made.append((number, target.elements, target.sketch))
+        if target.is_large:
+            self._made.append((number, target.elements, target.sketch))
         if best is None:
             return None
         self._strangers = 0
@@ -158,7 +160,7 @@ class BaseSearch:
         tensors = [
             tensor for tensor in [file.by_name.get(plain_name(target.span.name))] if tensor is not None
         ]
-        if not tensors:
+        if not tensors and target.is_large:
             tensors = [
                 tensor
                 for tensor in file.by_elements.get(target.elements, ())
@@ -194,10 +196,10 @@ class BaseSearch:
                 return Relation(span, same(tensor))
         return None
 
-    def remember(self, layout: bytes) -> None:
-        """Keep the sketches of the file's tensors, whose layout this is."""
-        self._sketches.keep(layout, self._made)
-        self._made = []
+    def take_sketches(self, layout: bytes) -> list[Sketch]:
+        """Return the sketches of the file's tensors, whose layout this is, and those of bases that were read for them."""
+        made, self._made = self._made, []
+        return self._sketches.take(layout, made)
 
     def _compare(self, judge: _Judge, file: BaseFile) -> None:
         """Compare with the tensor of the same name, or else with all that have as many elements, while that helps."""
