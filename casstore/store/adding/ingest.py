@@ -166,8 +166,8 @@ class Ingest:
                         )
                     yield encode_object(Kind.CHUNK, plain)
 
-    def remember(self) -> None:
-        """Tell the machine which files were read: by stat identity, where it proves anything, and by samples."""
+    def remember(self, model: bytes) -> None:
+        """Tell the machine which files of the model were read: by stat identity, where it proves anything, and by samples."""
         self._machine.remember_files(
             (key, KnownFile(added.layout.file_id, added.layout_id))
             for added in self._added
@@ -175,7 +175,7 @@ class Ingest:
             if key is not None
         )
         if self._deltas is not None:
-            self._deltas.remember()
+            self._deltas.remember(model)
 
     def _take_unchanged(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
         """Take unchanged files without reading them, if all that they need is in the store; yield the others."""

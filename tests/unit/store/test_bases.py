@@ -28,6 +28,8 @@ from casstore.format.rows import Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
+from casstore.store.adding.bases.base_chunks import BaseChunks
+from casstore.store.adding.bases.base_sketches import BaseSketches
 from casstore.store.adding.bases.search import BaseSearch
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
@@ -113,6 +115,51 @@ def test_a_machine_that_forgot_everything_looks_at_the_newest_models(tmp_path, b
         added = store.add(fine_tune, ref="tuned")
         assert encodings(store, "tuned")["delta"] > 0.9 * added.bytes_new
         assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_a_model_from_before_the_machine_forgot_is_found_among_newer_ones(tmp_path, base, fine_tune):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        store.add(write_family_model(tmp_path / "stranger", base_tensors(9)), ref="stranger")
+        added = store.add(fine_tune, ref="tuned")
+        assert encodings(store, "tuned")["delta"] > 0.9 * added.bytes_new
+
+
+def test_the_sketches_of_a_cast_are_kept_for_those_who_name_it(tmp_path, base, fine_tune, monkeypatch):
+    cast = {name: array.astype("<f2") for name, array in BASE.items()}
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "cast", cast), ref="cast", base="base")
+        monkeypatch.setattr(BaseSketches, "_read_sketch", lambda *_: pytest.fail("a sketch was read"))
+        after = {name: array.astype("<f2") for name, array in tuned(BASE, 3, 1e-4).items()}
+        store.add(write_family_model(tmp_path / "after", after), ref="after", base="cast")
+        assert "delta" in encodings(store, "after")
+
+
+def test_little_is_read_of_a_stranger_without_sketches(tmp_path, monkeypatch):
+    def tensors(seed):
+        rng = np.random.default_rng(seed)
+        return {
+            f"layer.{number}.weight": rng.normal(0, 0.1, (1024, 1024)).astype("<f4") for number in range(12)
+        }
+
+    read = []
+    read_chunks = BaseChunks.read
+
+    def counted(self, ids, *, again=False):
+        found = read_chunks(self, ids, again=again)
+        read.extend(found)
+        return found
+
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "base", tensors(1)), ref="base")
+        store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        monkeypatch.setattr(BaseChunks, "read", counted)
+        store.add(write_family_model(tmp_path / "other", tensors(2)), ref="other", base="base")
+        assert "delta" not in encodings(store, "other")
+    # Of 96 chunks: of eight tensors four, and nothing of the others.
+    assert len(set(read)) <= 32
 
 
 def test_other_names_do_not_hide_a_base(tmp_path, base):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.machine.sketches import Sketch
+from casstore.machine.sketches import UNSOUGHT, Sketch
 from casstore.store.adding.bases.sketch import (
+    FIRST,
     RUN,
     WIDTHS,
     differences,
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 _FAR = 64.0
 
 
+class Made(NamedTuple):
+    """The sketch of tensor number `number` of the file that is added; it `is_sought` if it may be found by likeness."""
+
+    number: int
+    elements: int
+    words: Words
+    is_sought: bool = True
+
+
 class BaseSketches:
     """Sketches for the files of one add. For one thread."""
 
@@ -39,6 +49,7 @@ class BaseSketches:
         self._catalogue = catalogue
         self._chunks = chunks
         self._read: list[Sketch] = []
+        self._firsts: dict[BaseTensor, bytes] = {}
 
     def of(self, tensor: BaseTensor) -> Words | None:
         """Return the sketch of a base; None if nobody knows it, its type has none, or its chunks cannot be read."""
@@ -57,6 +68,19 @@ class BaseSketches:
                 )
         return np.frombuffer(data, f"<u{width}") if data and len(data) == len(places) * width else None
 
+    def first_of(self, tensor: BaseTensor) -> Words | None:
+        """Return the first elements of the sketch of a base, FIRST of them, which are in a few chunks; None as `of` does."""
+        width = WIDTHS.get(tensor.span.dtype)
+        if width is None:
+            return None
+        data = tensor.file.sketches.get(tensor.number)
+        if data is None and tensor.file.may_read and has_sketch(tensor.span):
+            if tensor not in self._firsts:
+                places = positions(tensor.elements)[:FIRST].tolist()
+                self._firsts[tensor] = self._read_sketch(tensor, places, width)
+            data = self._firsts[tensor]
+        return np.frombuffer(data, f"<u{width}")[:FIRST] if data else None
+
     def read(self, tensor: BaseTensor, begin: int, end: int) -> bytes:
         """Return bytes `begin` to `end` of a tensor in the store; none if a chunk is missing or damaged."""
         return self._joined(tensor, [(begin, end)])
@@ -74,11 +98,17 @@ class BaseSketches:
         near = sorted(((target.distance(sketch.data), sketch.layout) for sketch in found), key=itemgetter(0))
         return list(dict.fromkeys(layout for _, layout in near))
 
-    def take(self, layout: bytes, made: Iterable[tuple[int, int, Words]]) -> list[Sketch]:
-        """Return sketches of spans of a layout, (number, elements, sketch) each, and those that were read since the last call."""
+    def take(self, layout: bytes, made: Iterable[Made]) -> list[Sketch]:
+        """Return sketches of spans of a layout, and those that were read since the last call."""
         own = [
-            Sketch(layout, number, elements, signature(words), words.tobytes())
-            for number, elements, words in made
+            Sketch(
+                layout,
+                item.number,
+                item.elements,
+                signature(item.words) if item.is_sought else UNSOUGHT,
+                item.words.tobytes(),
+            )
+            for item in made
         ]
         read, self._read = self._read, []
         return [*read, *own]

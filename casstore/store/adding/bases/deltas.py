@@ -57,7 +57,6 @@ class Deltas:
         self._base = base
         self._named: list[BaseFile] | None = None
         self._merged: list[BaseFile] | None = None
-        self._forgotten: bool | None = None
         self._lock = threading.Lock()
 
     def open_file(self, source: SourceFile, spans: Sequence[TensorSpan]) -> FileRelations:
@@ -87,9 +86,9 @@ class Deltas:
             self._finder.add(file)
         self._sketches.hold(sketches)
 
-    def remember(self) -> None:
-        """Keep what was learnt, now that all is in the store."""
-        self._sketches.keep_held()
+    def remember(self, model: bytes) -> None:
+        """Keep what was learnt, now that all of the model is in the store."""
+        self._sketches.keep_held(model)
 
     def claim(self, ids: Sequence[bytes]) -> None:
         """Note chunks that are about to be encoded."""
@@ -98,16 +97,14 @@ class Deltas:
     def note(self, frames: Iterable[EncodedFrames]) -> None:
         """Note frames that chunks have become."""
         for item in frames:
-            self._own.note(item.headers)
+            self._own.note(item)
 
     def _search(self, spans: Sequence[TensorSpan]) -> BaseSearch:
         if self._named is None:
             base = self._base
             self._named = [] if base is None else self._finder.of_lineage(base, self._newest_record)
         files = self._named
-        if self._forgotten is None:
-            self._forgotten = not files and self._sketches.is_empty
-        if self._forgotten:
+        if not files:
             # Invariant 13: what this machine does not know any more, the store can tell.
             with contextlib.suppress(CasstoreError):
                 files = self._finder.newest_like(spans)

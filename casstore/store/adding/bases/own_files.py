@@ -27,8 +27,8 @@ from casstore.store.adding.sources import read_source
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from casstore.format.frame import FrameHeader
     from casstore.format.layout import Layout
+    from casstore.objects import EncodedFrames
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
 
@@ -70,10 +70,10 @@ class OwnChunks:
         with self._lock:
             self._frames.update(dict.fromkeys(ids))
 
-    def note(self, headers: Iterable[FrameHeader]) -> None:
+    def note(self, frames: EncodedFrames) -> None:
         """Note the frames that chunks have become."""
         with self._lock:
-            for header in headers:
+            for header in frames.headers:
                 # Bases of the lowest deltas have none themselves; of higher ones nobody has counted the bytes.
                 self._frames[header.object_id] = header.rank, MAX_CHUNK * len(header.bases)
 

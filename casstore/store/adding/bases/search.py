@@ -9,10 +9,12 @@ import numpy as np
 
 from casstore.format.rows import RANK_STEP
 from casstore.store.adding.bases.adapters import merged
+from casstore.store.adding.bases.base_sketches import Made
 from casstore.store.adding.bases.block_types import SOURCES, made_of, same_type
 from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.proposals import propose
+from casstore.store.adding.bases.quantising import QUANTISED
 from casstore.store.adding.bases.relation import Relation, same
 from casstore.store.adding.bases.sketch import (
     FIRST,
@@ -74,13 +76,14 @@ class _Found(NamedTuple):
 class _Budget:
     """How often something is tried that has not helped yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: int = _PATIENCE) -> None:
+        self._patience = patience
         self._fruitless = 0
 
     def allows(self) -> bool:
         """Say whether to try once more, which counts as fruitless until `helped` is called."""
         self._fruitless += 1
-        return self._fruitless <= _PATIENCE or self._fruitless % _GLANCE == 0
+        return self._fruitless <= self._patience or self._fruitless % _GLANCE == 0
 
     def helped(self) -> None:
         """Begin again."""
@@ -105,11 +108,12 @@ class BaseSearch:
         self._finder = finder
         self._sketches = sketches
         self._policy = policy
+        self._naming: dict[bytes, _Budget] = {}
         self._comparing: dict[bytes, _Budget] = {}
         self._looking = _Budget()
         self._summing = _Budget()
         self._merging = _Budget()
-        self._made: list[tuple[int, int, Words]] = []
+        self._made: list[Made] = []
         self._strangers = 0
 
     def relate(self, number: int, target: TargetTensor) -> Relation | None:
@@ -130,8 +134,8 @@ class BaseSearch:
             self._merging.helped()
         best = judge.best
         self._strangers = self._strangers + 1 if best is None else 0
-        if best is None or best.score > 0:
-            self._made.append((number, target.elements, target.sketch))
+        # What follows from another tensor is found by that one; its own sketch is for those who name its model.
+        self._made.append(Made(number, target.elements, target.sketch, best is None or best.score > 0))
         return None if best is None else best.relation
 
     def of_blocks(self, number: int, target: BlockTarget) -> Relation | None:
@@ -147,7 +151,7 @@ class BaseSearch:
             if best is not before:
                 self._looking.helped()
         if target.is_large:
-            self._made.append((number, target.elements, target.sketch))
+            self._made.append(Made(number, target.elements, target.sketch))
         if best is None:
             return None
         self._strangers = 0
@@ -203,8 +207,15 @@ class BaseSearch:
 
     def _compare(self, judge: _Judge, file: BaseFile) -> None:
         """Compare with the tensor of the same name, or else with all that have as many elements, while that helps."""
-        if judge.compare_named(file):
-            return
+        named = judge.named_in(file)
+        if named is not None:
+            naming = self._naming.setdefault(file.layout_id, _Budget(_STRANGERS))
+            is_known = named.number in file.sketches
+            if naming.allows() and judge.compare(named):
+                naming.helped()
+                return
+            if file.may_read and not is_known:
+                return  # All sketches of another model would be read.
         comparing = self._comparing.setdefault(file.layout_id, _Budget())
         if comparing.allows() and judge.compare_others(file):
             comparing.helped()
@@ -227,6 +238,7 @@ class _Judge:
         self._sketches = sketches
         self._policy = policy
         self._order = order_of(target.span.dtype)
+        self._name = plain_name(target.span.name)
         self.best: _Found | None = None
         self.near: list[Near] = []
 
@@ -239,16 +251,16 @@ class _Judge:
         """Say whether more is left than this share of what is left without a base."""
         return self.best is None or self.best.score > share * self._plain_share
 
-    def compare_named(self, file: BaseFile) -> bool:
-        """Compare with the tensor of the same name; say whether it is worth it."""
-        named = file.by_name.get(plain_name(self._target.span.name))
-        return named is not None and named.elements == self._target.elements and self._compare(named)
+    def named_in(self, file: BaseFile) -> BaseTensor | None:
+        """Return a file's tensor of the target's name, if it is of its size, too."""
+        named = file.by_name.get(self._name)
+        return named if named is not None and named.elements == self._target.elements else None
 
     def compare_others(self, file: BaseFile) -> bool:
         """Compare with all tensors that have as many elements; say whether one is worth it."""
         fits = False
         for tensor in self._likely(file.by_elements.get(self._target.elements, [])):
-            fits = self._compare(tensor) or fits
+            fits = self.compare(tensor) or fits
             if self.best is not None and self.best.score == self.best.rank == 0:
                 break
         return fits
@@ -259,7 +271,7 @@ class _Judge:
         alike = {tensor: words for tensor in tensors if (words := self._alike_in_type(tensor)) is not None}
         if len(alike) < _MANY:
             return tensors
-        first = np.stack([words[:FIRST] for words in alike.values()])
+        first = np.stack(list(alike.values()))
         near = np.zeros(len(alike), np.bool_)
         for view in self._target.views():
             actual = np.broadcast_to(view[:FIRST], first.shape)
@@ -271,7 +283,7 @@ class _Judge:
     def _alike_in_type(self, tensor: BaseTensor) -> Words | None:
         if tensor.span.dtype != self._target.span.dtype or not self._policy.allows(tensor.rank):
             return None
-        return self._sketches.of(tensor)
+        return self._sketches.first_of(tensor)
 
     def sum_up(self) -> bool:
         """Try sums of what is near; say whether one is better."""
@@ -292,9 +304,9 @@ class _Judge:
                 self._take(share, operation)
         return self.best is not before
 
-    def _compare(self, tensor: BaseTensor) -> bool:
+    def compare(self, tensor: BaseTensor) -> bool:
         """Try every operation that fits; say whether one is worth it."""
-        if not self._policy.allows(tensor.rank):
+        if not self._policy.allows(tensor.rank) or self._is_stranger(tensor):
             return False
         words = self._sketches.of(tensor)
         if words is None:
@@ -313,6 +325,17 @@ class _Judge:
             if share == 0:
                 break
         return fits
+
+    def _is_stranger(self, tensor: BaseTensor) -> bool:
+        """Say whether the first elements of a tensor show that it is none, where all of its chunks would be read for its sketch."""
+        target = self._target
+        if tensor.number in tensor.file.sketches or target.span.dtype in QUANTISED:
+            return False
+        words = self._sketches.first_of(tensor)
+        return words is None or all(
+            are_strangers(differences(actual[:FIRST], predicted[:FIRST], self._order), target.span.dtype)
+            for _, predicted, actual in propose(target, tensor, words, self._policy)
+        )
 
     def _take(self, share: float, operation: Operation) -> bool:
         """Take note of what an operation leaves; say whether that is worth it, be it the best or not."""
