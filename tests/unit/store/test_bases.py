@@ -24,7 +24,7 @@ from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format.layout import encode as encode_layout
 from casstore.format.manifest import ModelManifest, encode_model
-from casstore.format.rows import Kind
+from casstore.format.rows import RANK_STEP, Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
@@ -190,6 +190,21 @@ def test_a_chain_does_not_grow(tmp_path):
         assert ranks == {0, 4, 8}
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_quants_of_a_cast_rest_on_what_the_cast_rests_on(tmp_path, named):
+    whole = {name: array.astype("<f4") * np.float32(1.0001) for name, array in _floats().items()}
+    write_ladder(tmp_path, whole, ["F32", "F16"])
+    write_ladder(tmp_path, {name: array.astype("<f2") for name, array in whole.items()}, ["Q8_0"])
+    with made(tmp_path) as store:
+        store.add(tmp_path / "F32", ref="whole")
+        store.add(tmp_path / "F16", ref="cast", base="whole" if named else None)
+        added = store.add(tmp_path / "Q8_0", ref="quants", base="cast" if named else None)
+        assert added.bytes_stored < 0.01 * added.bytes_total
+        (layout,) = store.model("quants").layouts
+        assert store.objects.locate(layout.ids).rows["rank"].max() == RANK_STEP
+        assert_same(store, "quants", tmp_path / "Q8_0", tmp_path / "out")
+
+
 def test_a_stranger_is_stored_as_if_there_was_no_base(tmp_path, base):
     stranger = write_family_model(tmp_path / "stranger", base_tensors(3))
     with made(tmp_path) as store, made(tmp_path, "other", delta="off") as other:
@@ -293,6 +308,41 @@ def test_a_wider_copy_follows_from_a_narrow_one(tmp_path):
         assert_same(store, "wide", folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("before", "after"), [("F16", "BF16"), ("BF16", "F16")])
+@pytest.mark.parametrize("named", [True, False])
+def test_one_half_precision_follows_from_the_other(tmp_path, before, after, named):
+    forms = {"F16": lambda array: array.astype("<f2"), "BF16": _bfloat16}
+    if before == "BF16":
+        rounded = {name: array.astype(ml_dtypes.bfloat16).astype("<f4") for name, array in BASE.items()}
+    else:
+        rounded = {name: array.astype("<f2").astype("<f4") for name, array in BASE.items()}
+    folders = [
+        write_family_model(tmp_path / form, {name: forms[form](array) for name, array in rounded.items()})
+        for form in (before, after)
+    ]
+    with made(tmp_path) as store:
+        store.add(folders[0], ref="before")
+        added = store.add(folders[1], ref="after", base="before" if named else None)
+        assert added.bytes_stored < 0.03 * added.bytes_total
+        assert_same(store, "after", folders[1], tmp_path / "out")
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_whatever_wraps_a_model_its_small_tensors_are_found_too(tmp_path, is_base):
+    tensors = {
+        f"layers.{n}.bias": np.random.default_rng(n).normal(0, 1, 9000).astype("<f4") for n in range(9)
+    }
+    tensors["layers.0.weight"] = np.random.default_rng(9).normal(0, 1, (300, 200)).astype("<f4")
+    wrapped = {f"inner.net.{name}": array for name, array in tensors.items()}
+    one, other = (wrapped, tensors) if is_base else (tensors, wrapped)
+    folder = write_family_model(tmp_path / "other", tuned(other, 1, 1e-6))
+    with made(tmp_path) as store:
+        before = store.add(write_family_model(tmp_path / "one", one), ref="one")
+        added = store.add(folder, ref="other", base="one")
+        assert added.bytes_stored < 0.5 * before.bytes_stored
+        assert_same(store, "other", folder, tmp_path / "out")
+
+
 SUMS = {
     "the mean": lambda one, other, _: (one + other) / np.float32(2),
     "a weighted sum": lambda one, other, _: one * np.float32(0.3) + other * np.float32(0.7),
@@ -368,6 +418,24 @@ def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
     folder = write_family_model(tmp_path / "quantised", tensors)
     with made(tmp_path) as store:
         store.add(write_family_model(tmp_path / "whole", whole), ref="whole")
+        added = store.add(folder, ref="quantised", base="whole")
+        assert added.bytes_stored < 0.05 * added.bytes_total
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize("across", [0, 1])
+def test_zero_points_of_channels_that_nobody_tells_are_learnt(tmp_path, is_transposed, across):
+    rng = np.random.default_rng(4)
+    whole = rng.normal(0, 0.05, (400, 300)).astype("<f4") + rng.normal(0, 0.05, (400, 1)).astype("<f4")
+    array = np.ascontiguousarray(whole.T) if is_transposed else whole
+    low, high = array.min(axis=across, keepdims=True), array.max(axis=across, keepdims=True)
+    scale = ((high - low) / 255).astype("<f4")
+    found = np.clip(np.rint(array / scale) + np.rint(-low / scale), 0, 255).astype(np.uint8)
+    folder = tmp_path / "quantised"
+    write_family_model(folder, {"layer_quantized": found, "layer_scale": scale.ravel()})
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", {"layer": whole}), ref="whole")
         added = store.add(folder, ref="quantised", base="whole")
         assert added.bytes_stored < 0.05 * added.bytes_total
         assert_same(store, "quantised", folder, tmp_path / "out")

@@ -10,7 +10,6 @@ from casstore.format import layout as layout_format
 from casstore.store.adding.bases.adapters import is_adapter
 from casstore.store.adding.bases.base_tensors import BaseFile
 from casstore.store.adding.bases.block_target import is_block
-from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.target import has_sketch
 
 if TYPE_CHECKING:
@@ -83,12 +82,16 @@ class BaseFiles:
 
         Of the newest models only. The sketches of these files are read when they are needed.
         """
-        wanted = {(plain_name(span.name), span.shape) for span in spans if has_sketch(span) or is_block(span)}
+        wanted = [span for span in spans if has_sketch(span) or is_block(span)]
         files: list[BaseFile] = []
         for model in self._unmarked if wanted else ():
             for file in model:
-                there = {(name, tensor.span.shape) for name, tensor in file.by_name.items()}
-                if 2 * len(wanted & there) > len(wanted) and file not in files:
+                there = [file.find(span.name) for span in wanted]
+                shared = sum(
+                    tensor is not None and tensor.span.shape == span.shape
+                    for tensor, span in zip(there, wanted, strict=True)
+                )
+                if 2 * shared > len(wanted) and file not in files:
                     files.append(file)
             if len(files) >= _ENOUGH:
                 break

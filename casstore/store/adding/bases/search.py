@@ -12,9 +12,8 @@ from casstore.store.adding.bases.adapters import merged
 from casstore.store.adding.bases.base_sketches import Made
 from casstore.store.adding.bases.block_types import SOURCES, made_of, same_type
 from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
-from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.proposals import propose
-from casstore.store.adding.bases.quantising import QUANTISED
+from casstore.store.adding.bases.quantising import QUANTISED, learned
 from casstore.store.adding.bases.relation import Relation, same
 from casstore.store.adding.bases.sketch import (
     FIRST,
@@ -48,6 +47,9 @@ _BLOCKS_PLAIN = 0.9
 _SURELY = 0.3
 """What is left of blocks without a base, and what must be left with one to keep it without trying the other."""
 
+_NEGLIGIBLE = 0.04
+"""Added to what is left before it is compared: at the cost of a delta more that is usual, one in a hundred does not count."""
+
 _PATIENCE = 16
 _GLANCE = 8
 """After so many tensors for which nothing better was found, one in _GLANCE is looked up."""
@@ -66,11 +68,24 @@ _MAX_FILES = 32
 
 
 class _Found(NamedTuple):
-    """A relation, with its score, the lower the better, and the rank of what it rests on."""
+    """An operation, with its score, the lower the better, the rank of what it rests on, and the share that it leaves."""
 
     score: float
     rank: int
-    relation: Relation
+    share: float
+    operation: Operation
+
+
+def _better(best: _Found | None, share: float, operation: Operation, policy: DeltaPolicy) -> _Found:
+    """Return the better one of what was found and an operation that leaves this share.
+
+    Where little is left with either, bases of low rank are better: reading a delta more takes longer than reading that little.
+    """
+    rank = max(tensor.rank or 0 for tensor in operation.inputs)
+    score = (share + _NEGLIGIBLE) * policy.depth_cost ** (rank / RANK_STEP)
+    if best is None or (score, rank) < best[:2]:
+        return _Found(score, rank, share, operation)
+    return best
 
 
 class _Budget:
@@ -135,15 +150,15 @@ class BaseSearch:
         best = judge.best
         self._strangers = self._strangers + 1 if best is None else 0
         # What follows from another tensor is found by that one; its own sketch is for those who name its model.
-        self._made.append(Made(number, target.elements, target.sketch, best is None or best.score > 0))
-        return None if best is None else best.relation
+        self._made.append(Made(number, target.elements, target.sketch, best is None or best.share > 0))
+        return None if best is None else Relation(target.span, best.operation, judge.plain_share)
 
     def of_blocks(self, number: int, target: BlockTarget) -> Relation | None:
         """Return what makes tensor number `number`, one of blocks, out of floats, or what it has in common with other blocks."""
-        best: tuple[float, Operation] | None = None
+        best: _Found | None = None
         for file in self._files:
             best = self._better_blocks(target, file, best)
-        if target.is_large and (best is None or best[0] > _SURELY) and self._looking.allows():
+        if target.is_large and (best is None or best.share > _SURELY) and self._looking.allows():
             before = best
             for file in self._unknown(self._sketches.layouts_like_blocks(target)):
                 self._files.append(file)
@@ -155,16 +170,13 @@ class BaseSearch:
         if best is None:
             return None
         self._strangers = 0
-        return Relation(target.span, best[1], _BLOCKS_PLAIN if best[0] < _SURELY else None)
+        return Relation(target.span, best.operation, _BLOCKS_PLAIN if best.share < _SURELY else None)
 
-    def _better_blocks(
-        self, target: BlockTarget, file: BaseFile, best: tuple[float, Operation] | None
-    ) -> tuple[float, Operation] | None:
+    def _better_blocks(self, target: BlockTarget, file: BaseFile, best: _Found | None) -> _Found | None:
         """Return what makes blocks of a tensor of this file: of the one of their name, or else of one that is like them."""
-        tensors = [
-            tensor for tensor in [file.by_name.get(plain_name(target.span.name))] if tensor is not None
-        ]
-        if not tensors and target.is_large:
+        named = file.find(target.span.name)
+        tensors = [] if named is None else [named]
+        if named is None and target.is_large:
             tensors = [
                 tensor
                 for tensor in file.by_elements.get(target.elements, ())
@@ -177,12 +189,9 @@ class BaseSearch:
                 continue
             for rule in (made_of, same_type):
                 found = rule(target.span, tensor, read=target.read, read_base=self._sketches.read)
-                if (
-                    found is not None
-                    and found[0] < self._policy.keep
-                    and (best is None or found[0] < best[0])
-                ):
-                    best = found
+                if found is not None and found[0] < self._policy.keep:
+                    share, operation = found
+                    best = _better(best, share, operation, self._policy)
         return best
 
     def by_name(self, span: TensorSpan) -> Relation | None:
@@ -190,7 +199,7 @@ class BaseSearch:
         if span.dtype not in WIDTHS or self._strangers >= _STRANGERS:
             return None
         for file in self._files:
-            tensor = file.by_name.get(plain_name(span.name))
+            tensor = file.find(span.name)
             if (
                 tensor is not None
                 and tensor.span.dtype == span.dtype
@@ -238,22 +247,21 @@ class _Judge:
         self._sketches = sketches
         self._policy = policy
         self._order = order_of(target.span.dtype)
-        self._name = plain_name(target.span.name)
         self.best: _Found | None = None
         self.near: list[Near] = []
 
     @cached_property
-    def _plain_share(self) -> float:
+    def plain_share(self) -> float:
         """What is left of the target without a base."""
         return share_left(self._target.sketch)
 
     def may_be_better(self, share: float) -> bool:
         """Say whether more is left than this share of what is left without a base."""
-        return self.best is None or self.best.score > share * self._plain_share
+        return self.best is None or self.best.share > share * self.plain_share
 
     def named_in(self, file: BaseFile) -> BaseTensor | None:
         """Return a file's tensor of the target's name, if it is of its size, too."""
-        named = file.by_name.get(self._name)
+        named = file.find(self._target.span.name)
         return named if named is not None and named.elements == self._target.elements else None
 
     def compare_others(self, file: BaseFile) -> bool:
@@ -261,7 +269,7 @@ class _Judge:
         fits = False
         for tensor in self._likely(file.by_elements.get(self._target.elements, [])):
             fits = self.compare(tensor) or fits
-            if self.best is not None and self.best.score == self.best.rank == 0:
+            if self.best is not None and self.best.share == self.best.rank == 0:
                 break
         return fits
 
@@ -324,6 +332,12 @@ class _Judge:
             fits = self._take(share, operation) or fits
             if share == 0:
                 break
+        if not fits and target.span.dtype in QUANTISED:
+            for operation, predicted, actual in learned(
+                target, tensor, words, read=self._sketches.read, whole=self._policy.whole
+            ):
+                residuals = differences(actual, predicted, self._order)
+                fits = self._take(share_left(residuals) if residuals.any() else 0.0, operation) or fits
         return fits
 
     def _is_stranger(self, tensor: BaseTensor) -> bool:
@@ -339,11 +353,7 @@ class _Judge:
 
     def _take(self, share: float, operation: Operation) -> bool:
         """Take note of what an operation leaves; say whether that is worth it, be it the best or not."""
-        if share > self._policy.keep * self._plain_share:
+        if share > self._policy.keep * self.plain_share:
             return False
-        rank = max(tensor.rank or 0 for tensor in operation.inputs)
-        score = share * self._policy.depth_cost ** (rank / RANK_STEP)
-        if self.best is None or (score, rank) < self.best[:2]:
-            relation = Relation(self._target.span, operation, self._plain_share)
-            self.best = _Found(score, rank, relation)
+        self.best = _better(self.best, share, operation, self._policy)
         return True
