@@ -50,7 +50,7 @@ class Reading:
 class Block:
     """A buffer full of chunks; `parts` says how many belong to which file, and `last` whether that file ends here.
 
-    `offsets` are those of the chunks in their files.
+    `offsets` are those of the chunks in their files. `waits` says that earlier blocks may have what predicts this one.
     """
 
     buffer: memoryview
@@ -59,6 +59,7 @@ class Block:
     offsets: list[int] = field(default_factory=list)
     parts: list[tuple[Reading, int, bool]] = field(default_factory=list)
     used: int = 0
+    waits: bool = False
 
     def windows(self) -> Iterator[tuple[FileRelations | None, Window]]:
         """Yield for each chunk the relations of its file, and the part of the file that is in the block."""
@@ -124,9 +125,13 @@ class BlockReader:
             try:
                 key = stat_key if stat_key is not None and flush(descriptor) else None
                 check_unchanged(file, os.fstat(descriptor))
-                reading = self._begin(
-                    file, key, find_file_spans(file, descriptor, external.get(file.path, ()))
-                )
+                spans = find_file_spans(file, descriptor, external.get(file.path, ()))
+                if self._deltas is not None and self._deltas.begin_file(file, spans):
+                    if block.parts:
+                        yield block
+                        block = Block(take_block())
+                    block.waits = True
+                reading = self._begin(file, key, spans)
                 chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
                 position = 0
                 carried = 0

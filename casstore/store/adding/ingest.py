@@ -25,6 +25,7 @@ from casstore.format.spans import pack_spans
 from casstore.machine.state import KnownFile
 from casstore.objects import encode_frames, encode_object
 from casstore.store.adding.bases.encoding import PlannedChunk, joined
+from casstore.store.adding.bases.own_files import bases_first
 from casstore.store.adding.blocks import BlockReader
 from casstore.store.adding.known_content import Content, compare_content, sample_keys
 from casstore.store.adding.sources import is_onnx, read_source
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from casstore.machine.state import MachineState
     from casstore.objects import EncodedFrames, ObjectStore, Publication
     from casstore.store.adding.bases.deltas import Deltas
-    from casstore.store.adding.bases.file_relations import FileRelations
     from casstore.store.adding.blocks import Block, Reading
     from casstore.store.adding.claims import Claims
     from casstore.store.adding.sources import SourceFile, Sources
@@ -119,7 +119,6 @@ class Ingest:
         self._layouts: dict[bytes, bytes] = {}
         self._layouts_size = 0
         self._sample_keys: dict[str, bytes] = {}
-        self._related: list[tuple[FileRelations, bytes]] = []
         self.counts = AddCounts()
 
     def __enter__(self) -> Self:
@@ -144,7 +143,9 @@ class Ingest:
         self._publication.recall(sum(file.identity.size for file, _ in unknown))
         external = find_external_spans([file for file, _ in unknown], sources.files)
         reader = BlockReader(window=self._window, progress=self._progress, deltas=self._deltas)
-        for block in reader.read(unknown, external):
+        for block in reader.read(bases_first(unknown) if self._deltas is not None else unknown, external):
+            while block.waits and self._working:
+                self._take_oldest()
             if block.used <= _FEW and not self._working:
                 self._take_block(block, [self._work(block, range(len(block.cuts)))])
                 continue
@@ -173,16 +174,16 @@ class Ingest:
                         )
                     yield encode_object(Kind.CHUNK, plain)
 
-    def remember(self) -> None:
-        """Tell the machine which files were read: by stat identity, where it proves anything, and by samples."""
+    def remember(self, model: bytes) -> None:
+        """Tell the machine which files of the model were read: by stat identity, where it proves anything, and by samples."""
         self._machine.remember_files(
             (key, KnownFile(added.layout.file_id, added.layout_id))
             for added in self._added
             for key in (added.stat_key, self._sample_keys.get(added.source.path))
             if key is not None
         )
-        for relations, layout_id in self._related:
-            relations.remember(layout_id)
+        if self._deltas is not None:
+            self._deltas.remember(model)
 
     def _take_unchanged(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
         """Take unchanged files without reading them, if all that they need is in the store; yield the others."""
@@ -280,6 +281,8 @@ class Ingest:
         cuts, hints = block.cuts[part.start : part.stop], block.hints[part.start : part.stop]
         ids = [digest(block.buffer[offset : offset + length]) for offset, length in cuts]
         wanted = self._claims.claim(ids)
+        if self._deltas is not None:
+            self._deltas.claim([ids[at] for at in wanted])
         predicted = self._predict(block, part, ids, wanted)
         alone = [at for at in wanted if at not in predicted]
         frames = encode_frames(
@@ -289,6 +292,8 @@ class Ingest:
             [cuts[at] for at in alone],
             [hints[at] for at in alone],
         )
+        if self._deltas is not None:
+            self._deltas.note([frames, *predicted.values()])
         return _Worked(ids, wanted, frames, joined(list(predicted.values())))
 
     def _predict(
@@ -354,8 +359,8 @@ class Ingest:
             layout = replace(layout, spans=())
             plain = layout_format.encode(layout)
         layout_id = digest(plain)
-        if reading.relations is not None and layout.spans:
-            self._related.append((reading.relations, layout_id))
+        if self._deltas is not None and reading.relations is not None:
+            self._deltas.end_file(reading.source, reading.spans, reading.relations, layout_id, layout)
         self._layouts[layout_id] = plain
         self._layouts_size += len(plain)
         self._added.append(

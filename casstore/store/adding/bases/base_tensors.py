@@ -13,7 +13,7 @@ import numpy as np
 
 from casstore.codecs.delta import LITERALS, Extent
 from casstore.digest import DIGEST_SIZE
-from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.names import endings, plain_name
 from casstore.store.adding.bases.sketch import WIDTHS
 from casstore.tensors.dtypes import DTYPES
 
@@ -78,6 +78,26 @@ class BaseFile:
         """The tensors by what formats have in common of their names."""
         return {plain_name(tensor.span.name): tensor for tensor in self.tensors}
 
+    def find(self, name: str) -> BaseTensor | None:
+        """Return the tensor of a name, whatever formats and wrappers made of it: plain, or without some of its first parts.
+
+        What a wrapper puts before the names of a module may be anything, on either side.
+        """
+        own = plain_name(name)
+        found = self.by_name.get(own)
+        if found is None:
+            found = next(filter(None, map(self.by_name.get, endings(own))), None)
+        return found if found is not None else self._by_ending.get(own)
+
+    @cached_property
+    def _by_ending(self) -> dict[str, BaseTensor | None]:
+        """The tensors by their names without the first parts; None for what several have in common."""
+        found: dict[str, BaseTensor | None] = {}
+        for name, tensor in self.by_name.items():
+            for ending in endings(name):
+                found[ending] = None if ending in found else tensor
+        return found
+
     @cached_property
     def by_elements(self) -> dict[int, list[BaseTensor]]:
         """The tensors that have sketches, by the number of their elements."""
@@ -100,6 +120,11 @@ class BaseFile:
             origin, stop = self._edges[number], self._edges[number + 1]
             chunk_id = self.layout.ids[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
             yield chunk_id, max(begin, origin) - origin, min(end, stop) - origin
+
+    def length_of_chunk(self, begin: int) -> int:
+        """Return the length of the chunk that begins at this byte of the file."""
+        number = bisect_right(self._edges, begin) - 1
+        return self._edges[number + 1] - self._edges[number]
 
     def _chunks(self, begin: int, end: int) -> tuple[int, int]:
         return bisect_right(self._edges, begin) - 1, bisect_left(self._edges, end)
