@@ -430,7 +430,7 @@ static PyMethodDef methods[] = {
     {"merges_to", merges_to, METH_VARARGS, "merges_to(expected, stride, sign, runs): whether merge would write these bytes."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
-    {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences."},
+    {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences, unless there are none; return what add makes of them."},
     {"add", add, METH_VARARGS, "add(differences, predicted, out, width, float): the inverse of subtract."},
     {"cast", cast, METH_VARARGS, "cast(values, out, source, target, rounding, saturate): write floats in another format."},
     {"transpose", transpose, METH_VARARGS, "transpose(parts, out, width, shape, distances, first): write permuted elements."},

@@ -184,7 +184,7 @@ class BaseLists:
         """Return the bases that a row's `bases` field means; `number` 0 is no bases."""
         if number == 0:
             return ()
-        start, stop = int(self.offsets[number - 1]), int(self.offsets[number])
+        start, stop = self.offsets[number - 1 : number + 1].tolist()
         return tuple(self.ids[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE] for at in range(start, stop))
 
     def encode(self) -> bytes:

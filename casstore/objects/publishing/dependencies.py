@@ -16,7 +16,7 @@ from casstore.objects.keys import pack_key
 from casstore.objects.publishing.presence import PresentPacks, read_tombstones
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,6 +47,8 @@ class Dependencies:
         self._depends: dict[bytes, list[bytes]] = {}
         """The packs, and joined ids of the objects in each that are needed."""
         self._deltas: set[bytes] = set()
+        self._are_judged = False
+        """Whether all deltas decoded when each pack depended on was last looked at."""
         self._own: set[bytes] = set()
         self._own_deltas: dict[bytes, Copy] = {}
         self._own_bases: set[bytes] = set()
@@ -64,7 +66,7 @@ class Dependencies:
             needed = resolved.located.rows["id"][positions].tobytes()
             self._depends.setdefault(self._index.pack_id(number), []).append(needed)
         self._lean_on(resolved.needed)
-        self._deltas.update(resolved.deltas)
+        self._note_deltas(resolved.deltas)
         for at in np.flatnonzero(~found).tolist():
             found[at] = ids[at] in self._own
         return found
@@ -90,8 +92,13 @@ class Dependencies:
         deltas = {item.object_id: Copy(item.rank, item.bases) for item in frames.headers if item.bases}
         if deltas:
             self._own_deltas.update(deltas)
-            self._deltas.update(deltas)
+            self._note_deltas(deltas)
             self._own_bases.update(base for copy in deltas.values() for base in copy.bases)
+
+    def _note_deltas(self, ids: Collection[bytes]) -> None:
+        if ids:
+            self._deltas.update(ids)
+            self._are_judged = False
 
     def _lean_on_own_bases(self) -> None:
         """Depend on the bases of own deltas: those of many frames at once, as each look-up costs."""
@@ -115,7 +122,10 @@ class Dependencies:
             self._index.refresh()
         joined = b"".join(part for pack in lost for part in self._depends.pop(pack))
         ids = [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
-        return bool(lost), ids + self._without_bases()
+        # Invariant 7: a delta that decoded with packs that are all there still, decodes.
+        stranded = [] if self._are_judged and not lost else self._without_bases()
+        self._are_judged = not lost and not stranded
+        return bool(lost), ids + stranded
 
     def _without_bases(self) -> list[bytes]:
         """Return the deltas, own ones included, that no longer decode; depend on what the others need."""

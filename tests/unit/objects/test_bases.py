@@ -129,6 +129,27 @@ def test_what_a_writer_writes_itself_depends_on_them_too(store, monkeypatch):
         assert set(publication._depends) == {pack}
 
 
+def test_deltas_are_looked_at_again_once_a_pack_of_their_bases_is_gone(store, chain, monkeypatch):
+    with again(store).publication() as publication:
+        publication.known([digest(ABOVE)])
+        assert publication._check_packs() == (False, [])
+        with monkeypatch.context() as patched:
+            patched.setattr(publication, "_without_bases", lambda: pytest.fail("nothing has changed"))
+            assert publication._check_packs() == (False, [])
+        condemn(store.backend, [chain[0]])
+        lost, stranded = publication._check_packs()
+        assert lost
+        assert digest(ABOVE) in stranded
+
+
+def test_deltas_that_come_later_are_looked_at(store, chain):
+    with again(store).publication() as publication:
+        publication.known([digest(DELTA)])
+        assert publication._check_packs() == (False, [])
+        publication.write(delta_frame(noise(9, 900), 4, [noise(8, 900)]))
+        assert publication._check_packs() == (False, [digest(noise(9, 900))])
+
+
 @pytest.mark.parametrize("where", ["same pack", "before", "after"])
 def test_a_delta_may_be_written_in_any_order(store, where):
     frames = [plain(BASE), delta_frame(DELTA, 4, [BASE])]

@@ -30,7 +30,7 @@ from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
 from casstore.store.adding.bases.base_chunks import BaseChunks
 from casstore.store.adding.bases.base_sketches import BaseSketches
-from casstore.store.adding.bases.search import BaseSearch
+from casstore.store.adding.bases.search import BaseSearch, _Judge
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 
@@ -170,6 +170,40 @@ def test_other_names_do_not_hide_a_base(tmp_path, base):
         added = store.add(folder, ref="renamed", base="base")
         assert encodings(store, "renamed")["delta"] > 0.9 * added.bytes_new
         assert_same(store, "renamed", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I8"])
+def test_few_of_many_tensors_of_one_shape_are_compared(tmp_path, monkeypatch, dtype):
+    """Signs tell which one of a model's layers it is, whatever its name and type."""
+    count = 24
+    floats = [np.random.default_rng(at).normal(size=(320, 240)).astype("<f4") for at in range(count)]
+    made_of = {f"matmul.{at}": array for at, array in enumerate(reversed(floats))}
+    if dtype == "F16":
+        made_of = {name: array.astype("<f2") for name, array in made_of.items()}
+    else:
+        scales = {
+            f"{name}_scale": np.full(1, abs(array).max() / 127, "<f4") for name, array in made_of.items()
+        }
+        made_of = {
+            f"{name}_quantized": np.rint(array / scales[f"{name}_scale"]).astype("i1")
+            for name, array in made_of.items()
+        } | scales
+    compared = []
+    compare = _Judge.compare
+
+    def counted(judge, tensor):
+        compared.append(tensor)
+        return compare(judge, tensor)
+
+    with made(tmp_path) as store:
+        store.add(
+            write_family_model(tmp_path / "base", {f"layer.{at}": a for at, a in enumerate(floats)}),
+            ref="base",
+        )
+        monkeypatch.setattr(_Judge, "compare", counted)
+        added = store.add(write_family_model(tmp_path / "made", made_of), ref="made", base="base")
+        assert added.bytes_stored < 0.1 * added.bytes_new
+        assert len(compared) <= 2 * count
 
 
 def test_a_chain_does_not_grow(tmp_path):
