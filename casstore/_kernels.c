@@ -335,9 +335,12 @@ static PyObject *equal(PyObject *self, PyObject *args) {
     int same;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*", &one, &other)) return NULL;
-    BEGIN_WITHOUT_GIL(one.len)
-    same = one.len == other.len && memcmp(one.buf, other.buf, (size_t)one.len) == 0;
-    END_WITHOUT_GIL
+    same = one.len == other.len && memcmp(one.buf, other.buf, (size_t)(one.len < FIRST ? one.len : FIRST)) == 0;
+    if (same && one.len > FIRST) {
+        Py_BEGIN_ALLOW_THREADS
+        same = memcmp(one.buf, other.buf, (size_t)one.len) == 0;
+        Py_END_ALLOW_THREADS
+    }
     PyBuffer_Release(&one);
     PyBuffer_Release(&other);
     return PyBool_FromLong(same);
@@ -354,38 +357,55 @@ static PyObject *repeats(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "the period is not within the data");
         return NULL;
     }
-    BEGIN_WITHOUT_GIL(data.len)
-    same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period)) == 0;
-    END_WITHOUT_GIL
+    same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period < FIRST ? data.len - period : FIRST)) == 0;
+    if (same && data.len - period > FIRST) {
+        Py_BEGIN_ALLOW_THREADS
+        same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period)) == 0;
+        Py_END_ALLOW_THREADS
+    }
     PyBuffer_Release(&data);
     return PyBool_FromLong(same);
 }
 
 static PyObject *literals(PyObject *self, PyObject *args) {
-    Py_buffer out, data;
-    PyObject *pieces, *sizes;
-    size_t used = 0;
+    Py_buffer out, *held;
+    PyObject *pieces, *sizes = NULL;
+    Py_ssize_t number, taken = 0;
+    size_t room = 0, used = 0, *found;
     (void)self;
     if (!PyArg_ParseTuple(args, "O!w*", &PyTuple_Type, &pieces, &out)) return NULL;
-    sizes = PyTuple_New(PyTuple_GET_SIZE(pieces));
-    for (Py_ssize_t k = 0; sizes != NULL && k < PyTuple_GET_SIZE(pieces); k++) {
-        size_t size = 0;
-        PyObject *number = NULL;
-        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pieces, k), &data, PyBUF_SIMPLE) == 0) {
-            if (casstore_literals_room((size_t)data.len) > (size_t)out.len - used) {
-                PyErr_SetString(PyExc_ValueError, "the frames have no room");
-            } else {
-                BEGIN_WITHOUT_GIL(data.len)
-                size = casstore_literals(data.buf, (size_t)data.len, (uint8_t *)out.buf + used);
-                END_WITHOUT_GIL
-                used += size;
-                number = PyLong_FromSize_t(size);
-            }
-            PyBuffer_Release(&data);
-        }
-        if (number == NULL) Py_CLEAR(sizes);
-        else PyTuple_SET_ITEM(sizes, k, number);
+    number = PyTuple_GET_SIZE(pieces);
+    held = PyMem_Calloc((size_t)number + 1, sizeof held[0]);
+    found = PyMem_Calloc((size_t)number + 1, sizeof found[0]);
+    if (held == NULL || found == NULL) {
+        PyErr_NoMemory();
+        goto end;
     }
+    for (; taken < number; taken++) {
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pieces, taken), &held[taken], PyBUF_SIMPLE) != 0) goto end;
+        room += casstore_literals_room((size_t)held[taken].len);
+    }
+    if (room > (size_t)out.len) {
+        PyErr_SetString(PyExc_ValueError, "the frames have no room");
+        goto end;
+    }
+    /* All of them at once: whoever gives the lock away may have to wait for it. */
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t k = 0; k < number; k++) {
+        found[k] = casstore_literals(held[k].buf, (size_t)held[k].len, (uint8_t *)out.buf + used);
+        used += found[k];
+    }
+    Py_END_ALLOW_THREADS
+    sizes = PyTuple_New(number);
+    for (Py_ssize_t k = 0; sizes != NULL && k < number; k++) {
+        PyObject *size = PyLong_FromSize_t(found[k]);
+        if (size == NULL) Py_CLEAR(sizes);
+        else PyTuple_SET_ITEM(sizes, k, size);
+    }
+end:
+    while (taken > 0) PyBuffer_Release(&held[--taken]);
+    PyMem_Free(held);
+    PyMem_Free(found);
     PyBuffer_Release(&out);
     return sizes;
 }
