@@ -18,6 +18,7 @@ class Kernels(Protocol):
     """The compiled functions; casstore/codecs/kernels.py and the modules of casstore/codecs/delta say what each does."""
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
+    skip_nodes: Callable[[Buffer, int, int, int], tuple[int, int, list[tuple[int, int, int, int]]]]
     planes: Callable[..., list[int]]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]

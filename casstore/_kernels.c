@@ -447,6 +447,7 @@ static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "split(body, out, stride, sign, columns): write the runs of columns one after the other."},
     {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
     {"planes", planes, METH_VARARGS, "planes(stretch, memory, out, edges, phase, stride, sign, ((columns, literals), ...), lead): write payloads of adjacent chunks; return their sizes, negative for a chunk as it is."},
+    {"skip_nodes", skip_nodes, METH_VARARGS, "skip_nodes(data, begin, end, tag): step over nodes of an ONNX graph; return where they end, how many fields they have, and where tensors in them and their names are."},
     {"merges_to", merges_to, METH_VARARGS, "merges_to(expected, stride, sign, runs): whether merge would write these bytes."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +87,17 @@ class Index(LoadedSegments):
         if not missing:
             return located
         return located.replaced(missing, self._locate(ids_at(ids, missing), usable=None))
+
+    def lacks(self, ids: Sequence[bytes]) -> bool:
+        """Say whether none of a few ids is in any segment; False says nothing. Much faster than `locate` where all are new."""
+        if len(ids) > FEW_IDS:
+            return False
+        with self.lock:
+            segments = list(self.segments.values()) if self.loaded else None
+        # Invariant 5: what is said of a damaged segment is decided by `locate`, which sets it aside.
+        with contextlib.suppress(IntegrityError, BackendError):
+            return segments is not None and all(segment.lacks(ids) for segment in segments if len(segment))
+        return False
 
     def _locate(
         self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None, load: bool = True
