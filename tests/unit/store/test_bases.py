@@ -27,6 +27,7 @@ from casstore.format.rows import Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
+from casstore.store.adding.bases import encoding
 from casstore.store.adding.bases.search import BaseSearch, _Judge
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
@@ -112,6 +113,21 @@ def test_a_machine_that_forgot_everything_looks_at_the_newest_models(tmp_path, b
         added = store.add(fine_tune, ref="tuned")
         assert encodings(store, "tuned")["delta"] > 0.9 * added.bytes_new
         assert_same(store, "tuned", fine_tune, tmp_path / "out")
+
+
+def test_what_a_delta_surely_saves_is_not_encoded_twice(tmp_path, monkeypatch):
+    """Chunks of many small tensors, of which nobody knows what they take alone."""
+    chance = np.random.default_rng(0)
+    tensors = {f"small.{at}": chance.normal(size=(90, 90)).astype("<f4") for at in range(40)}
+    moved = {name: array * np.float32(1 + 1e-5) for name, array in tensors.items()}
+    alone = []
+    encode = encoding.encode_frames
+    monkeypatch.setattr(encoding, "encode_frames", lambda *parts: alone.append(parts) or encode(*parts))
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "base", tensors), ref="base")
+        added = store.add(write_family_model(tmp_path / "moved", moved), ref="moved", base="base")
+        assert encodings(store, "moved")["delta"] > 0.95 * added.bytes_new
+        assert not alone
 
 
 def test_other_names_do_not_hide_a_base(tmp_path, base):
