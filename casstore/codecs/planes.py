@@ -94,11 +94,13 @@ def encode_planes(
             return [(size > 0, abs(size)) for size in sizes]
     written = []
     position = 0
+    room = out.data
     payloads = compose(stretch, edges, phase, plan) if elements > 0 else [None] * (len(edges) - 1)
     for payload, (begin, end) in zip(payloads, pairwise(edges), strict=True):
         start = position = position + lead
         for part in payload or [stretch[begin:end]]:
-            out[position : position + len(part)] = part
+            # Not by numpy, which would give the interpreter's lock away for each part, and wait for it.
+            room[position : position + len(part)] = part.data
             position += len(part)
         written.append((payload is not None, position - start))
     return written

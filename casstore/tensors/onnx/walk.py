@@ -214,7 +214,9 @@ class Walk:
                 raise Unrecognised("absurdly many fields")
         self._fields_left = left
 
-    def _take_nodes(self, data: bytes, base: int, position: int, end: int, tag: int, depth: int) -> int:
+    def _take_nodes(  # noqa: PLR0917  what the loop has at hand
+        self, data: bytes, base: int, position: int, end: int, tag: int, depth: int
+    ) -> int:
         """Collect the tensors of the nodes of a common form that come next, nearly all of a graph; return where they end.
 
         At `position` is a node, whose field has this tag. Without compiled kernels, none are taken.

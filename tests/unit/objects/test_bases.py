@@ -22,6 +22,7 @@ from casstore.machine.state import MachineState
 from casstore.objects.bases import decodable, resolve
 from casstore.objects.index.located import NOT_FOUND, Located
 from casstore.objects.publishing.pack_writer import EncodedFrames, encode_object, encode_objects
+from casstore.objects.reading import frames as frame_reader
 from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.identity import create_format
@@ -84,6 +85,14 @@ def test_a_delta_without_a_base_is_no_copy(store, chain, which, act):
     assert not known(store, ABOVE)
     with again(store).publication() as publication:
         assert publication.claim([digest(ABOVE), digest(ABOVE)]) == [0]
+
+
+def test_what_is_hashed_needs_no_hash_of_its_bases(store, chain, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(frame_reader, "digest", lambda plain: hashed.append(digest(plain)) or hashed[-1])
+    [base] = again(store).objects.read_bases([digest(ABOVE)])
+    assert bytes(base.plain) == ABOVE
+    assert hashed == [digest(ABOVE)]
 
 
 def test_what_needs_a_base_that_is_gone_cannot_be_required(store, chain):

@@ -28,6 +28,7 @@ from casstore.format.rows import RANK_STEP, Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
+from casstore.store.adding.bases import encoding
 from casstore.store.adding.bases.base_chunks import BaseChunks
 from casstore.store.adding.bases.base_sketches import BaseSketches
 from casstore.store.adding.bases.search import BaseSearch, _Judge
@@ -160,6 +161,21 @@ def test_little_is_read_of_a_stranger_without_sketches(tmp_path, monkeypatch):
         assert "delta" not in encodings(store, "other")
     # Of 96 chunks: of eight tensors four, and nothing of the others.
     assert len(set(read)) <= 32
+
+
+def test_what_a_delta_surely_saves_is_not_encoded_twice(tmp_path, monkeypatch):
+    """Chunks of many small tensors, of which nobody knows what they take alone."""
+    chance = np.random.default_rng(0)
+    tensors = {f"small.{at}": chance.normal(size=(90, 90)).astype("<f4") for at in range(40)}
+    moved = {name: array * np.float32(1 + 1e-5) for name, array in tensors.items()}
+    alone = []
+    encode = encoding.encode_frames
+    monkeypatch.setattr(encoding, "encode_frames", lambda *parts: alone.append(parts) or encode(*parts))
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "base", tensors), ref="base")
+        added = store.add(write_family_model(tmp_path / "moved", moved), ref="moved", base="base")
+        assert encodings(store, "moved")["delta"] > 0.95 * added.bytes_new
+        assert not alone
 
 
 def test_other_names_do_not_hide_a_base(tmp_path, base):
