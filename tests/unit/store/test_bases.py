@@ -569,6 +569,29 @@ def test_quants_of_rounded_floats_follow_from_those_that_are_not_rounded(tmp_pat
         assert_same(store, "blocks", tmp_path / kind, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+@pytest.mark.parametrize("head", [64, 80])
+@pytest.mark.parametrize("is_back", [False, True])
+def test_queries_and_keys_in_the_order_of_another_program_are_found(tmp_path, kind, head, is_back):
+    rng = np.random.default_rng(5)
+    before = {
+        f"model.layers.0.self_attn.{part}_proj.weight": rng.normal(0, 0.05, (rows, 256)).astype("<f2")
+        for part, rows in (("v", 640), ("q", 1280), ("k", 640))
+    }
+    after = {}
+    for name, array in before.items():
+        part = name.split(".")[-2][0]
+        split = array.reshape(-1, 2, head // 2, 256) if not is_back else array.reshape(-1, head // 2, 2, 256)
+        moved = array if part == "v" else split.swapaxes(1, 2).reshape(array.shape)
+        after[f"blk.0.attn_{part}.weight"] = np.ascontiguousarray(moved)
+    write_ladder(tmp_path, after, [kind])
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "before", before), ref="before")
+        added = store.add(tmp_path / kind, ref="after")
+        assert added.bytes_stored < 0.04 * added.bytes_total
+        assert_same(store, "after", tmp_path / kind, tmp_path / "out")
+
+
 def test_quants_of_a_model_that_was_trained_further_follow_from_its_quants(tmp_path):
     write_ladder(tmp_path, _floats(), ["Q8_0"])
     write_ladder(tmp_path / "tuned", tuned(_floats(), 1, 1e-4), ["Q8_0"])

@@ -58,10 +58,10 @@ class BaseSketches:
         if width is None:
             return None
         places = positions(tensor.elements)
-        data = kept.get(tensor.number)
-        if data is None and tensor.file.may_read and has_sketch(tensor.span):
-            data = kept[tensor.number] = self._read_sketch(tensor, places.tolist(), width)
-            if data:
+        data = kept.get(tensor.key)
+        if data is None and tensor.may_read and has_sketch(tensor.span):
+            data = kept[tensor.key] = self._read_sketch(tensor, places.tolist(), width)
+            if data and tensor.key == tensor.number:
                 words = np.frombuffer(data, f"<u{width}")
                 self._read.append(
                     Sketch(tensor.file.layout_id, tensor.number, tensor.elements, signature(words), data)
@@ -73,8 +73,8 @@ class BaseSketches:
         width = WIDTHS.get(tensor.span.dtype)
         if width is None:
             return None
-        data = tensor.file.sketches.get(tensor.number)
-        if data is None and tensor.file.may_read and has_sketch(tensor.span):
+        data = tensor.file.sketches.get(tensor.key)
+        if data is None and tensor.may_read and has_sketch(tensor.span):
             if tensor not in self._firsts:
                 places = positions(tensor.elements)[:FIRST].tolist()
                 self._firsts[tensor] = self._read_sketch(tensor, places, width)
@@ -87,9 +87,10 @@ class BaseSketches:
 
     def layouts_like(self, target: TargetTensor) -> list[bytes]:
         """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first."""
-        views = [*target.views(), *target.centred()]
-        found = self._catalogue.alike([(target.elements, signature(words)) for words in views])
-        near = sorted(self._distances(target, found), key=itemgetter(0))
+        views = [*target.views(), *target.turned()]
+        signatures = dict.fromkeys(signature(words) for words in [*views, *target.centred()])
+        found = self._catalogue.alike([(target.elements, number) for number in signatures])
+        near = sorted(self._distances(target, views, found), key=itemgetter(0))
         return list(dict.fromkeys(layout for _, layout in near))
 
     def layouts_like_blocks(self, target: BlockTarget) -> list[bytes]:
@@ -114,22 +115,23 @@ class BaseSketches:
         return [*read, *own]
 
     @staticmethod
-    def _distances(target: TargetTensor, found: Sequence[Sketch]) -> Iterator[tuple[float, bytes]]:
+    def _distances(
+        target: TargetTensor, views: Sequence[Words], found: Sequence[Sketch]
+    ) -> Iterator[tuple[float, bytes]]:
         order = order_of(target.span.dtype)
         for sketch in found:
             if len(sketch.data) != len(target.sketch) * target.width:
                 yield _FAR, sketch.layout  # Of another element type: only values can be compared.
                 continue
             words = np.frombuffer(sketch.data, f"<u{target.width}")
-            yield min(distance(differences(view, words, order)) for view in target.views()), sketch.layout
+            yield min(distance(differences(view, words, order)) for view in views), sketch.layout
 
     def _read_sketch(self, tensor: BaseTensor, places: Sequence[int], width: int) -> bytes:
         return self._joined(tensor, [(place * width, (place + RUN) * width) for place in places[::RUN]])
 
     def _joined(self, tensor: BaseTensor, ranges: Sequence[tuple[int, int]]) -> bytes:
         """Return ranges of a tensor's bytes, one after the other."""
-        origin = tensor.span.begin
-        parts = [part for begin, end in ranges for part in tensor.file.parts(origin + begin, origin + end)]
+        parts = [part for begin, end in ranges for part in tensor.parts(begin, end)]
         bases = self._chunks.read((chunk_id for chunk_id, _, _ in parts), again=True)
         if any(chunk_id not in bases for chunk_id, _, _ in parts):
             return b""

@@ -42,6 +42,20 @@ class BaseTensor:
         return self.span.end - self.span.begin
 
     @property
+    def key(self) -> int:
+        """The number under which its file keeps its sketch."""
+        return self.number
+
+    @property
+    def may_read(self) -> bool:
+        """Whether its chunks may be read for a sketch that nobody has."""
+        return self.file.may_read
+
+    def parts(self, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        """Yield the parts of chunks that make up bytes `begin` to `end` of it: the chunk's id, and the bytes of it."""
+        return self.file.parts(self.span.begin + begin, self.span.begin + end)
+
+    @property
     def rank(self) -> int | None:
         """The highest rank of the frames that hold it, None if one of them is missing."""
         return self.file.rank_of(self.span.begin, self.span.end)
@@ -159,10 +173,9 @@ class FrameBases:
 
     def extents(self, tensor: BaseTensor, begin: int, end: int) -> tuple[Extent, ...]:
         """Return bytes `begin` to `end` of a tensor as extents of bases."""
-        origin = tensor.span.begin
         return tuple(
             Extent(self._numbers.setdefault(chunk_id, len(self._numbers)), first, last)
-            for chunk_id, first, last in tensor.file.parts(origin + begin, origin + end)
+            for chunk_id, first, last in tensor.parts(begin, end)
         )
 
     def side(self, data: bytes) -> Extent:

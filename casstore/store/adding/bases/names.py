@@ -48,6 +48,8 @@ https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/tensor_mapping.py
 """
 
 
+_ROTATED = re.compile(r"(?:^|[._])(?:q|k|wq|wk|query|key)(?:_proj)?\.weight$")
+
 _WRAPPERS = 3
 """Parts of a name that unknown wrappers may have put before it."""
 
@@ -57,6 +59,11 @@ def endings(name: str) -> Iterator[str]:
     parts = name.split(".")
     for begin in range(1, min(_WRAPPERS + 1, len(parts) - 1)):
         yield ".".join(parts[begin:])
+
+
+def is_rotated(name: str) -> bool:
+    """Say whether a tensor may be the weights of queries or keys, which rotary embeddings turn."""
+    return _ROTATED.search(plain_name(name)) is not None
 
 
 def plain_name(name: str) -> str:

@@ -21,7 +21,7 @@ from casstore.objects import Base
 from casstore.store.adding.bases.base_tensors import BaseFile
 from casstore.store.adding.bases.block_target import is_block
 from casstore.store.adding.bases.names import plain_name
-from casstore.store.adding.bases.target import has_sketch
+from casstore.store.adding.bases.target import MIN_SIZE, has_sketch
 from casstore.store.adding.sources import read_source
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     Place = tuple[SourceFile, int, int]
     """A file, and the first byte of a chunk and its length there."""
 
-_LARGE = 1 << 20
-"""Bytes from which a file is added before smaller ones."""
-
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -50,9 +47,10 @@ def bases_first(files: Sequence[tuple[SourceFile, bytes | None]]) -> list[tuple[
     def place(item: tuple[SourceFile, bytes | None]) -> tuple[int, list[tuple[int, str]]]:
         file = item[0]
         size = file.identity.size
-        # One set of shards need not be in order for that, so neither do small files.
-        parts = [(int(part), "") if part.isdigit() else (0, part) for part in _DIGITS.split(file.path)]
-        return (-size if size >= _LARGE else 0), parts if size >= _LARGE else []
+        if size < MIN_SIZE:
+            return 0, []  # It has no tensor that may be a base: such files stay as they are.
+        parts = [(int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(file.path)]
+        return -size, parts
 
     return sorted(files, key=place)
 

@@ -15,6 +15,7 @@ from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
 from casstore.store.adding.bases.proposals import propose
 from casstore.store.adding.bases.quantising import QUANTISED, learned
 from casstore.store.adding.bases.relation import Relation, same
+from casstore.store.adding.bases.rotary import rotated
 from casstore.store.adding.bases.sketch import (
     FIRST,
     WIDTHS,
@@ -183,7 +184,7 @@ class BaseSearch:
     def _better_blocks(self, target: BlockTarget, file: BaseFile, best: _Found | None) -> _Found | None:
         """Return what makes blocks of a tensor of this file: of the one of their name, or else of one that is like them."""
         named = file.find(target.span.name)
-        tensors = [] if named is None else [named]
+        tensors = [] if named is None else [self._in_order(target, named)]
         if named is None and target.is_large:
             tensors = [
                 tensor
@@ -201,6 +202,16 @@ class BaseSearch:
                     share, operation = found
                     best = _better(best, share, operation, self._policy)
         return best
+
+    def _in_order(self, target: BlockTarget, tensor: BaseTensor) -> BaseTensor:
+        """Return a tensor of floats with its rows in the order of the target, as far as a few of its elements say."""
+        if tensor.span.dtype not in SOURCES or not target.is_large:
+            return tensor
+        for view in (tensor, *rotated(target.span, tensor)):
+            words = self._sketches.of(view)
+            if words is not None and target.is_like(words.tobytes(), view.span.dtype):
+                return view
+        return tensor
 
     def by_name(self, span: TensorSpan) -> Relation | None:
         """Return what predicts a tensor that is too small for a sketch: the one of its name. For any thread."""
@@ -228,7 +239,7 @@ class BaseSearch:
         if named is not None:
             naming = self._naming.setdefault(file.layout_id, _Budget(_STRANGERS))
             is_known = named.number in file.sketches
-            if naming.allows() and judge.compare(named):
+            if naming.allows() and judge.compare_in_any_order(named):
                 naming.helped()
                 return
             if file.may_read and not is_known:
@@ -276,6 +287,10 @@ class _Judge:
         """Return a file's tensor of the target's name, if it is of its size, too."""
         named = file.find(self._target.span.name)
         return named if named is not None and named.elements == self._target.elements else None
+
+    def compare_in_any_order(self, tensor: BaseTensor) -> bool:
+        """Compare with a tensor, or else with it in another order of rows; say whether one is worth it."""
+        return self.compare(tensor) or any(map(self.compare, rotated(self._target.span, tensor)))
 
     def compare_others(self, file: BaseFile) -> bool:
         """Compare with all tensors that have as many elements; say whether one is worth it.
@@ -380,7 +395,7 @@ class _Judge:
     def _is_stranger(self, tensor: BaseTensor) -> bool:
         """Say whether the first elements of a tensor show that it is none, where all of its chunks would be read for its sketch."""
         target = self._target
-        if tensor.number in tensor.file.sketches or target.span.dtype in QUANTISED:
+        if tensor.key in tensor.file.sketches or target.span.dtype in QUANTISED:
             return False
         words = self._sketches.first_of(tensor)
         return words is None or all(
