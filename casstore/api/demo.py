@@ -11,9 +11,10 @@ import re
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from casstore._values import dataclass
 from casstore.api.store import Store
 from casstore.api.variants import read_tensors, write_variants
 from casstore.errors import ConfigError, IntegrityError

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
+from casstore._values import dataclass
 from casstore.errors import ConfigError
 
 if TYPE_CHECKING:

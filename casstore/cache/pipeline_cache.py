@@ -11,9 +11,10 @@ import shutil
 import threading
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from casstore._values import dataclass
 from casstore.cache.directories import checked_id, open_cache
 from casstore.cache.document import config_texts, flag_lazy
 from casstore.cache.failures import Failures

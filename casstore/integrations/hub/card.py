@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import yaml
+
+from casstore._values import dataclass
 
 __all__ = ["CARD", "LONGEST", "ModelCard", "parse_card"]
 

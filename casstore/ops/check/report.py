@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from casstore._values import dataclass
 from casstore.errors import BackendError, IntegrityError
 
 if TYPE_CHECKING:

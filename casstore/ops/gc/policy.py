@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from casstore._values import dataclass
 from casstore.errors import ConfigError
 
 HOUR = 3600.0
