@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import enum
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 

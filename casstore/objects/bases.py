@@ -6,11 +6,11 @@ so the search ends after as many steps even for hostile lists that form circles 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE
 from casstore.format.rows import MAX_RANK, ROW
 

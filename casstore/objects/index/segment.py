@@ -8,11 +8,11 @@ size of the segment.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 from casstore.format import index as index_format

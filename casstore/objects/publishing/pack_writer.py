@@ -6,12 +6,11 @@ import contextlib
 import os
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore import codecs
-from casstore._values import dataclass
 from casstore.concurrency.buffers import BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
 from casstore.digest import Hasher, digest
 from casstore.errors import CasstoreError, ConfigError, DigestMismatch, ObjectExists
