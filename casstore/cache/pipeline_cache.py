@@ -336,16 +336,26 @@ class PipelineCache:
 
     def _ask(self, stated: dict[str, Any], accelerator: object, version: str | None) -> _Asked:
         name, input_name = str(stated["pass_name"]), str(stated["input_model_id"])
-        content = self.lookup.content_of(input_name)
+        if version is None:
+            version = self.pass_version(name)
+
+        def key_for(content: bytes | None) -> RunKey:
+            return self.runs.key(
+                name,
+                stated["pass_config"],
+                input_model=content.hex() if content else f"name:{input_name}",
+                pass_version=version,
+                accelerator=accelerator,
+            )
+
+        content = self.lookup.content_of(input_name, shared=False)
+        key = key_for(content)
+        if not self.lookup.has_run(key.digest().hex()):
+            # The shared store may know by what content an input counts. Where the run is here, that decides nothing.
+            content = self.lookup.content_of(input_name)
+            key = key_for(content)
         if content is not None:
             self.placements.spend(content.hex())
-        key = self.runs.key(
-            name,
-            stated["pass_config"],
-            input_model=content.hex() if content else f"name:{input_name}",
-            pass_version=self.pass_version(name) if version is None else version,
-            accelerator=accelerator,
-        )
         return _Asked(key, stated, content, time.time_ns())
 
     def _adopt(self, model_id: str) -> dict[str, Any] | None:

@@ -7,14 +7,13 @@ import heapq
 import numpy as np
 import pytest
 import zstandard
+from fakes.implementations import COMPILED
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore import _build
 from casstore.codecs import kernels, regroup
 from casstore.codecs.zstd import Method, compress, compress_all, decompress_all
-
-COMPILED = _build.kernels
 
 SIZES = st.one_of(
     st.integers(0, 2000),
@@ -51,8 +50,10 @@ def skewed(draw):
 
 
 @pytest.fixture(autouse=True)
-def _compiled():
+def _compiled(monkeypatch):
+    """Use the compiled kernels, also where CASSTORE_KERNELS=numpy turns them off."""
     assert COMPILED is not None, "the kernels were not compiled: is there a compiler?"
+    monkeypatch.setattr(_build, "kernels", COMPILED)
 
 
 @given(st.lists(skewed(), min_size=1, max_size=3))

@@ -52,11 +52,13 @@ class Lookup:
         self._failures = failures
         self._adopt = adopt
 
-    def content_of(self, model_id: str) -> bytes | None:
-        """Return the model id of what a pipeline calls `model_id`, None if that is not known."""
+    def content_of(self, model_id: str, *, shared: bool = True) -> bytes | None:
+        """Return the model id of what a pipeline calls `model_id`, None if that is not known; `shared` asks the shared store, too."""
         if is_id(model_id):
             with self._failures.tolerated(f"look up the model {model_id}"):
-                record = self._models.record(model_id) or self._sharing.record(model_ref(model_id))
+                record = self._models.record(model_id)
+                if record is None and shared:
+                    record = self._sharing.record(model_ref(model_id))
                 if record is not None:
                     return record.target
         return bytes.fromhex(model_id) if is_hex(model_id) else None
@@ -72,11 +74,19 @@ class Lookup:
                 return run
         return self.run(name, shared=False) if shared and self._sharing.pull(run_ref(name)) else None
 
-    def _has_output(self, run: RunManifest) -> bool:
+    def has_run(self, name: str) -> bool:
+        """Say whether a run and its whole output are on this machine; the shared store is not asked."""
+        whole: RunManifest | None = None
+        with self._failures.tolerated(f"load the run {name}"):
+            run = self._runs.load_run(name)
+            whole = run if run is not None and self._has_output(run, shared=False) else None
+        return whole is not None
+
+    def _has_output(self, run: RunManifest, *, shared: bool = True) -> bool:
         if run.status is RunStatus.RUNNING or run.output is None:
             return False
-        return self._models.holds(run.name, run.output) or self._sharing.holds(
-            model_ref(run.name), run.output
+        return self._models.holds(run.name, run.output) or (
+            shared and self._sharing.holds(model_ref(run.name), run.output)
         )
 
     def model(self, model_id: str, *, deferred: bool = False) -> dict[str, Any] | None:

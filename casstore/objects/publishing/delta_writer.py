@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore import codecs
-from casstore.codecs import Delta, DeltaInput, Encoding
+from casstore.codecs import Encoding
 from casstore.concurrency.buffers import scratch
 from casstore.digest import digest
 from casstore.errors import DigestMismatch
@@ -74,7 +74,7 @@ def _encode(chunks: Sequence[DeltaChunk]) -> Iterator[EncodedFrames | None]:
     tried = [chunk for chunk in chunks if _is_allowed(chunk.bases)]
     encoded = codecs.encode_deltas(
         [
-            DeltaInput(chunk.plain, [base.plain for base in chunk.bases], chunk.pieces, chunk.side)
+            codecs.DeltaInput(chunk.plain, [base.plain for base in chunk.bases], chunk.pieces, chunk.side)
             for chunk in tried
         ]
     )
@@ -110,7 +110,9 @@ def _verify(made: Sequence[tuple[DeltaChunk, bytes]]) -> None:
     sizes = [len(chunk.plain) for chunk, _ in made]
     decoded = scratch(sum(sizes))
     codecs.decode_deltas(
-        [Delta(payload, [base.plain for base in chunk.bases]) for chunk, payload in made], sizes, decoded
+        [codecs.Delta(payload, [base.plain for base in chunk.bases]) for chunk, payload in made],
+        sizes,
+        decoded,
     )
     at = 0
     for chunk, _ in made:

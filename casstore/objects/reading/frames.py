@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore import codecs
-from casstore.codecs import Delta, Encoding
+from casstore.codecs import Encoding
 from casstore.concurrency.buffers import BLOCK, BLOCK_BUFFER, new_buffer, scratch
 from casstore.digest import digest
 from casstore.errors import DigestMismatch, FormatError, UnsupportedVersion
@@ -16,6 +16,7 @@ from casstore.format.rows import ROW_FIELDS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from casstore.codecs import Delta
     from casstore.objects.index.located import Located
     from casstore.objects.reading.ranges import Range
 
@@ -168,4 +169,4 @@ def _delta(item: _Frame, bases: Mapping[bytes, memoryview]) -> Delta:
         raise UnsupportedVersion(
             f"This chunk has encoding {item.encoding}, of a newer casstore. Upgrade to read it."
         )
-    return Delta(item.payload, [bases[base] for base in item.bases])
+    return codecs.Delta(item.payload, [bases[base] for base in item.bases])

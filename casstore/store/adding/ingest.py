@@ -218,7 +218,6 @@ class Ingest:
                 found = compare_content(
                     file,
                     known.file_id,
-                    tasks=self._tasks,
                     stable=stat_key is not None,
                     progress=self._progress,
                 )

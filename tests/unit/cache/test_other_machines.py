@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fakes.machines import INPUT, is_hit, run_pass
 from fakes.pipeline_models import composite_config, hf_folder, onnx_config, onnx_file, tree, write
 
 from casstore import CacheConfig
@@ -46,6 +47,26 @@ def test_saved_models_are_the_same_bytes(machines, tmp_path):
     saved.append((tmp_path / "out" / "model_config.json").read_bytes())
     assert len(set(saved)) == 1
     assert list(json.loads(saved[0])["config"]["model_attributes"]) == ["zeta", "alpha", "model_type"]
+
+
+@pytest.mark.parametrize("input_id", [INPUT, "ab" * 32])
+def test_a_hit_on_this_machine_asks_the_shared_cache_nothing(machines, tmp_path, monkeypatch, input_id):
+    one, two = machines
+    model_id = run_pass(one, input_id=input_id)
+    assert run_pass(two, input_id=input_id) == model_id
+    asked, ask = [], one._sharing.ask
+
+    def noted(doing, question):
+        asked.append(doing)
+        return ask(doing, question)
+
+    monkeypatch.setattr(one._sharing, "ask", noted)
+    assert one.get_output_model_id("OnnxQuantization", {"bits": 8}, input_id, None) == model_id
+    assert is_hit(one, model_id)
+    assert asked == []
+    # What is not here yet is asked for, since another machine may know the input by content.
+    one.get_output_model_id("OnnxQuantization", {"bits": 4}, input_id, None)
+    assert asked == [f"look up models/{input_id}"]
 
 
 def test_additional_files_and_folders_keep_their_names(machines, tmp_path):

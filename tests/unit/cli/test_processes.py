@@ -57,15 +57,29 @@ def test_help_loads_neither_the_store_nor_rich():
     "arguments", [["ls"], ["show", "models/big"], ["tag", "best", "big"], ["rm", "models/big"]]
 )
 def test_commands_that_neither_add_nor_check_out_load_nothing_for_that(place, arguments):
-    heavy = {"rich", "fsspec", "pathspec", "pyfastcdc", "numpy.ma", "casstore.tensors", "casstore.ops.gc"}
+    heavy = {"rich", "fsspec", "pathspec", "pyfastcdc", "numpy.ma"}
+    ours = {"casstore.tensors", "casstore.ops.gc", "casstore.codecs.delta"}
+    assert loaded_by([*arguments, "--store", str(place)], heavy | ours) == "[]"
+
+
+def test_an_add_without_patterns_does_not_load_what_reads_them(place, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.bin").write_bytes(b"weights")
+    command = ["add", str(tmp_path / "model"), "--store", str(place)]
+    assert loaded_by(command, {"pathspec"}) == "[]"
+    assert loaded_by([*command, "--exclude", "*.log"], {"pathspec"}) == "['pathspec']"
+
+
+def loaded_by(arguments, modules):
+    """Return which of these modules a command has loaded in its process, as text."""
     program = (
         "import sys\n"
         "from casstore.cli import app\n"
-        f"try:\n    app({[*arguments, '--store', str(place)]!r})\nexcept SystemExit as end:\n    assert not end.code\n"
-        f"print(sorted({heavy!r} & sys.modules.keys()))\n"
+        f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print(sorted({modules!r} & sys.modules.keys()))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
-    assert done.stdout.decode().splitlines()[-1] == "[]"
+    return done.stdout.decode().splitlines()[-1]
 
 
 def test_a_round_trip_by_the_installed_command(tmp_path):

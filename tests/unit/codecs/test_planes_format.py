@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 import zstandard
+from fakes.implementations import COMPILED, using
 from fakes.payloads import decode_into, encode_batch
 from fakes.weights import WEIGHTS, weights
 from hypothesis import HealthCheck, given, settings
@@ -67,9 +68,6 @@ SPLITS = {2: [(1, 1), (2,)], 4: [(2, 1, 1), (1, 1, 1, 1), (1, 1, 2), (1, 2, 1), 
 SPLITS |= {8: [(2, 2, 2, 1, 1), (3, 5), (8,)], 18: [(1, 1, 16)], 7: [(2, 2, 3)]}
 
 
-COMPILED = _build.kernels
-
-
 @pytest.fixture(params=["compiled", "numpy"])
 def implementation(request, monkeypatch):
     """Run with one implementation after the other; CI installs the compiled one."""
@@ -121,7 +119,8 @@ def test_taking_runs_and_merging_them_is_exact_for_all_bit_patterns(implementati
 def test_compiled_kernels_give_the_bytes_that_numpy_gives(data):
     assert COMPILED is not None, "the kernels were not compiled: is there a compiler?"
     stride, split, sign, body = drawn_elements(data)
-    compiled = runs_of(body, stride=stride, split=split, sign=sign)
+    with using(COMPILED):
+        compiled = runs_of(body, stride=stride, split=split, sign=sign)
     columns = regroup.Columns(body, stride=stride, sign=sign)
     start = 0
     for width, run in zip(split, compiled, strict=True):
