@@ -65,7 +65,9 @@ class CollectedMachine(StoreMachine):
     @invariant()
     def is_sound(self):
         """Whole; a model that was added with other executable bits is described twice, and check counts that."""
-        if hasattr(self, "stores"):
+        files = self._files()
+        if files != self.checked:
+            self.checked = files
             report = assert_clean(self.stores[0], read_data=False)
             assert report.models >= len({held.model_id for held in self.held.values()})
 
