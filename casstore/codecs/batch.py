@@ -73,6 +73,7 @@ def encode_each(
         out = memoryview(np.empty(room, np.uint8))
     elif len(out) < room:
         raise ValueError(f"{len(out)} bytes cannot take payloads of up to {room} bytes.")
+    target: U8 = np.frombuffer(out, np.uint8)
     position = 0
     last: tuple[int, Choice] | None = None
     for first, end in _stretches(cuts, hints):
