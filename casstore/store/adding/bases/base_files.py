@@ -101,12 +101,10 @@ class BaseFiles:
     def _unmarked(self) -> list[list[BaseFile]]:
         """The files of the newest models of which nobody has kept the sketches here: added elsewhere, or forgotten."""
         rows = self._store.find("models/", limit=_NEWEST_FAR if self._store.backend.is_remote else _NEWEST)
-        records = [record for row in rows if (record := self._store.record(row.name)) is not None]
-        by_model = {record.target: record for record in records if record.target is not None}
-        return [
-            list(self._of_record(by_model[model], may_read=True))
-            for model in self._sketches.unmarked(list(by_model))
-        ]
+        names = {row.target: row.name for row in rows}
+        # Few are left, and only the records of those are read.
+        records = map(self._store.record, map(names.__getitem__, self._sketches.unmarked(list(names))))
+        return [list(self._of_record(record, may_read=True)) for record in records if record is not None]
 
     def add(self, file: BaseFile) -> None:
         """Know a file whose layout the store does not have yet."""
