@@ -10,7 +10,9 @@ from fakes.model_files import gguf_bytes, onnx_bytes, safetensors_bytes
 
 from casstore import Store
 from casstore.machine.state import MachineState
-from casstore.store.adding.bases.own_files import OwnChunks
+from casstore.store.adding.bases.own_files import OwnChunks, bases_first
+from casstore.store.adding.exclusion import Exclusion
+from casstore.store.adding.sources import list_sources
 
 BASE = base_tensors()
 RAW = sum(array.nbytes for array in BASE.values())
@@ -84,6 +86,23 @@ def test_checkpoints_of_one_folder_follow_from_the_first(tmp_path):
 
 def _weights(store):
     return [layout for layout in store.model("model").layouts if layout.spans]
+
+
+def test_files_that_may_be_bases_are_added_first_and_others_stay_where_they_are(tmp_path, folder):
+    put(folder, "checkpoint-10.safetensors", safetensors_bytes(BASE))
+    put(folder, "checkpoint-9.safetensors", safetensors_bytes(BASE))
+    put(folder, "a.safetensors", safetensors_bytes(cast(BASE)))
+    put(folder, "b.txt", b"the same words again, " * 10_000)
+    files = list_sources(folder, follow=True, store=None, exclusion=Exclusion()).files
+    order = [file.path for file, _ in bases_first([(file, None) for file in files])]
+    assert order == [
+        "checkpoint-9.safetensors",
+        "b.txt",
+        "checkpoint-10.safetensors",
+        "model.safetensors",
+        "config.json",
+        "a.safetensors",
+    ]
 
 
 def test_a_merged_file_and_its_shards_are_stored_once(tmp_path, folder):

@@ -32,6 +32,9 @@ _ROUNDED: dict[str, tuple[str | None, ...]] = {"F32": (None, "F16", "BF16"), "BF
 _TRIED = 16 << 10
 """Bytes of a tensor for which a rule is tried, at its start and in its middle."""
 
+_STRANGE = 0.6
+"""What is left of blocks of other floats."""
+
 _SCALES_LEFT = 0.9
 """The share of the bytes of scales that is left of them: they hardly compress."""
 
@@ -122,6 +125,8 @@ def made_of(
                 best = share, operation
             if share <= _scales_left(operation):
                 return best
+        if best is not None and best[0] > _STRANGE:
+            return best  # Rounding first moves few quants, and those not far.
     return best
 
 

@@ -22,7 +22,7 @@ from casstore.store.adding.bases.base_tensors import BaseFile
 from casstore.store.adding.bases.block_target import is_block
 from casstore.store.adding.bases.names import plain_name
 from casstore.store.adding.bases.target import MIN_SIZE, has_sketch
-from casstore.store.adding.sources import read_source
+from casstore.store.adding.sources import is_onnx, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,24 +35,33 @@ if TYPE_CHECKING:
     Place = tuple[SourceFile, int, int]
     """A file, and the first byte of a chunk and its length there."""
 
+_HEAD = 512
+
 _DIGITS = re.compile(r"(\d+)")
 
 
 def bases_first(files: Sequence[tuple[SourceFile, bytes | None]]) -> list[tuple[SourceFile, bytes | None]]:
     """Return files to add, each with its key, in an order in which what is made of others comes after them.
 
-    A cast or a quant is smaller than what it is made of, and of several checkpoints the last one has the highest number.
+    A cast or a quant is smaller than what it is made of, and of several checkpoints the last one has the highest number. Files
+    without tensors stay where they are.
     """
+    ordered = list(files)
+    places = [at for at, (file, _) in enumerate(files) if _may_have_tensors(file)]
+    moved = sorted((files[at] for at in places), key=lambda item: _order(item[0]))
+    for at, item in zip(places, moved, strict=True):
+        ordered[at] = item
+    return ordered
 
-    def place(item: tuple[SourceFile, bytes | None]) -> tuple[int, list[tuple[int, str]]]:
-        file = item[0]
-        size = file.identity.size
-        if size < MIN_SIZE:
-            return 0, []  # It has no tensor that may be a base: such files stay as they are.
-        parts = [(int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(file.path)]
-        return -size, parts
 
-    return sorted(files, key=place)
+def _order(file: SourceFile) -> tuple[int, list[tuple[int, str]]]:
+    parts = [(int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(file.path)]
+    return -file.identity.size, parts
+
+
+def _may_have_tensors(file: SourceFile) -> bool:
+    """Say whether a file has tensors that may be bases, as far as its size and first bytes tell: text has no zero bytes."""
+    return file.identity.size >= MIN_SIZE and (is_onnx(file) or b"\0" in read_source(file, 0, _HEAD))
 
 
 class OwnChunks:

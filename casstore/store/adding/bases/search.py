@@ -183,6 +183,9 @@ class BaseSearch:
 
     def _better_blocks(self, target: BlockTarget, file: BaseFile, best: _Found | None) -> _Found | None:
         """Return what makes blocks of a tensor of this file: of the one of their name, or else of one that is like them."""
+        budget = self._naming.setdefault(file.layout_id, _Budget(_STRANGERS))
+        if not budget.allows():
+            return best
         named = file.find(target.span.name)
         tensors = [] if named is None else [self._in_order(target, named)]
         if named is None and target.is_large:
@@ -201,6 +204,7 @@ class BaseSearch:
                 if found is not None and found[0] < self._policy.keep:
                     share, operation = found
                     best = _better(best, share, operation, self._policy)
+                    budget.helped()
         return best
 
     def _in_order(self, target: BlockTarget, tensor: BaseTensor) -> BaseTensor:
