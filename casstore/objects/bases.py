@@ -65,7 +65,8 @@ def resolve(
         return Resolved(located, found, np.zeros(0, ROW), frozenset())
     copies = dict(_copies(located, deltas))
     asked = list(copies)
-    rows: dict[bytes, Rows] = {}
+    places: dict[bytes, int] = {}
+    parts = [np.zeros(0, ROW)]
     level = copies
     for _ in range(MAX_RANK):
         wanted = {base for copy in level.values() for base in copy.bases} - copies.keys()
@@ -75,10 +76,8 @@ def resolve(
         below = locate(sorted(wanted - level.keys()))
         there = np.flatnonzero(below.found).tolist()
         level.update(_copies(below, there))
-        rows.update(
-            (object_id, below.rows[at : at + 1])
-            for at, object_id in zip(there, below.ids(there), strict=True)
-        )
+        places.update(zip(below.ids(there), range(len(places), len(places) + len(there)), strict=True))
+        parts.append(below.rows[there])
         copies.update(level)
     ranks = decodable((object_id, *copy) for object_id, copy in copies.items())
     found[deltas] = [object_id in ranks for object_id in located.ids(deltas)]
@@ -86,9 +85,7 @@ def resolve(
     return Resolved(
         located,
         found,
-        np.concatenate(
-            [rows[base] for base in sorted(needed & rows.keys())] or [np.zeros(0, ROW)], dtype=ROW
-        ),
+        np.concatenate(parts, dtype=ROW)[[places[base] for base in sorted(needed & places.keys())]],
         frozenset(_stranded(copies, ranks)),
     )
 
@@ -107,11 +104,12 @@ def decodable(frames: Iterable[tuple[bytes, int, tuple[bytes, ...]]]) -> dict[by
 
 def _copies(located: Located, positions: Iterable[int]) -> Iterator[tuple[bytes, Copy]]:
     chosen = list(positions)
+    # Columns as lists: each look-up in an array gives a numpy scalar, which takes ten times as long.
     rows = located.rows[chosen]
-    # Columns as lists: each look-up in a row is a numpy scalar, which takes ten times as long.
-    columns = located.ids(chosen), rows["rank"].tolist(), rows["bases"].tolist()
-    for at, object_id, rank, bases in zip(chosen, *columns, strict=True):
-        yield object_id, Copy(rank, located.bases(at) if bases else ())
+    ranks, numbers, sources = rows["rank"].tolist(), rows["bases"].tolist(), located.sources[chosen].tolist()
+    lists = {source: list(located.lists[source].all()) for source in set(sources)}
+    for object_id, rank, number, source in zip(located.ids(chosen), ranks, numbers, sources, strict=True):
+        yield object_id, Copy(rank, lists[source][number - 1] if number else ())
 
 
 def _closure(ids: Iterable[bytes], copies: dict[bytes, Copy]) -> set[bytes]:
