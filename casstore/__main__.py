@@ -16,7 +16,7 @@ _COLLECT_AFTER = 20_000
 
 
 def main() -> None:
-    """Run the command line; it ends the process, at once if a signal comes while there is nothing to clean up."""
+    """Run the command line; always ends by SystemExit, or by a signal's exit code while there is nothing to clean up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _leave)

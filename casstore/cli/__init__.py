@@ -6,7 +6,6 @@ imports none: it prints the table below.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import io
@@ -98,7 +97,7 @@ app = _Commands(
 
 
 def main() -> None:
-    """Run the command line on the process's arguments; always ends the process."""
+    """Run the command line on the process's arguments; always ends by SystemExit."""
     # numpy would start a thread for each core, which spin while they wait for linear algebra that casstore never does.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -106,25 +105,19 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="casstore")
-        code: str | int | None = 0
     except SystemExit as ending:
-        code = ending.code
+        if isinstance(ending.code, int) and ending.code - SIGNALLED in SIGNALS:
+            # Everything is cleaned up. Python takes its time to exit, and one more signal then would change the exit code.
+            os._exit(ending.code)
+        raise
     except OSError as error:
         # Only help and the version, which no command prints, get here: there was no room for them.
         discard_output()
         say(f"{error.strerror or error}.")
-        code = ERROR
+        sys.exit(ERROR)
     finally:
         try:
             with contextlib.suppress(AttributeError):  # a process may start without an output
-                sys.stderr.flush()
                 sys.stdout.flush()
         except OSError:
             discard_output()  # Output that could not be written has been reported already, if it matters.
-    if not isinstance(code, int):
-        sys.exit(code)
-    # Everything is cleaned up. Python would free each object on its own now, which takes a twentieth of a short command's
-    # time, and one more signal meanwhile would change the exit code.
-    if code - SIGNALLED not in SIGNALS:
-        atexit._run_exitfuncs()  # noqa: SLF001 - the only way to have them run before os._exit
-    os._exit(code)

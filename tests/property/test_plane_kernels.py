@@ -153,6 +153,7 @@ def test_probes_of_columns_are_those_of_the_columns_alone(drawn):
         {"fields": ()},
         {"fields": (1,)},
         {"fields": (1, 2)},
+        {"fields": (2,)},
         {"fields": (1,) * 17},
         {"fields": (0, 2)},
     ],

@@ -23,62 +23,69 @@ static void gather(const Sample *sample, Py_ssize_t start, Py_ssize_t width, uin
     }
 }
 
-static PyObject *judged(const uint8_t *column, Py_ssize_t size) {
-    return Py_BuildValue("nn", (Py_ssize_t)casstore_literals(column, (size_t)size, NULL),
-                         (Py_ssize_t)casstore_repeats(column, (size_t)size));
+/* About the size of a frame of literals, 0 if it would not be smaller, and how many repeats there are. */
+typedef struct {
+    size_t size, repeats;
+} Probe;
+
+static Probe probe(const uint8_t *column, Py_ssize_t size) {
+    return (Probe){casstore_literals(column, (size_t)size, NULL), casstore_repeats(column, (size_t)size)};
+}
+
+/* Probes each field, and with `move_sign` the two columns whose sign is moved, too (see regroup.py). */
+static void probe_all(const Sample *sample, const Py_ssize_t *widths, int number, int move_sign, Probe *found) {
+    uint8_t memory[MOST], *to = memory;
+    Py_ssize_t count = sample->pieces * sample->rows, start = 0;
+    for (int k = 0; k < number; k++) {
+        gather(sample, start, widths[k], to);
+        found[k] = probe(to, count * widths[k]);
+        start += widths[k];
+        to += count * widths[k];
+    }
+    if (!move_sign) return;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        unsigned word = memory[i] | (unsigned)memory[count + i] << 8;
+        memory[i] = (uint8_t)((word & 0x7F) | (word >> 8 & 0x80));
+        memory[count + i] = (uint8_t)(word >> 7);
+    }
+    for (int k = 0; k < 2; k++) found[number + k] = probe(memory + k * count, count);
 }
 
 PyObject *probe_columns(PyObject *self, PyObject *args) {
     Py_buffer data;
-    PyObject *fields, *found = NULL;
+    PyObject *fields, *list;
     Sample sample;
-    Py_ssize_t phase, count, number, start = 0;
-    int move_sign;
-    /* As few bytes as a sample has take less time than giving the lock away. */
-    uint8_t memory[2 * MOST];
+    Py_ssize_t phase, widths[MAX_FIELDS], start = 0;
+    int number, move_sign;
+    Probe found[MAX_FIELDS + 2];
     (void)self;
     if (!PyArg_ParseTuple(args, "y*nnnnnO!p", &data, &sample.stride, &phase, &sample.step, &sample.pieces, &sample.rows, &PyTuple_Type,
                           &fields, &move_sign))
         return NULL;
-    number = PyTuple_GET_SIZE(fields);
-    if (sample.stride < 1 || phase < 0 || sample.pieces < 1 || sample.rows < 1 || sample.step < 0 || number < 1 || number > MAX_FIELDS
-        || sample.stride > MOST || sample.rows > MOST / sample.stride || sample.pieces > MOST / (sample.rows * sample.stride)
-        || phase > data.len || sample.rows * sample.stride > data.len - phase
+    if (sample.stride < 1 || phase < 0 || sample.pieces < 1 || sample.rows < 1 || sample.step < 0 || sample.stride > MOST
+        || sample.rows > MOST / sample.stride || sample.pieces > MOST / (sample.rows * sample.stride) || phase > data.len
+        || sample.rows * sample.stride > data.len - phase
         || (sample.pieces > 1 && sample.step > (data.len - phase - sample.rows * sample.stride) / (sample.pieces - 1)))
         return refuse("the sample is not within the data", &data, 1);
     sample.data = (const uint8_t *)data.buf + phase;
-    count = sample.pieces * sample.rows;
-    found = PyList_New(0);
-    for (Py_ssize_t k = 0; found != NULL && k < number; k++) {
-        Py_ssize_t width = PyLong_AsSsize_t(PyTuple_GET_ITEM(fields, k));
-        PyObject *item;
-        if (width < 1 || width > sample.stride - start) goto wrong;
-        gather(&sample, start, width, memory + count * start);
-        item = judged(memory + count * start, count * width);
-        if (item == NULL || PyList_Append(found, item) < 0) Py_CLEAR(found);
-        Py_XDECREF(item);
-        start += width;
+    if (PyTuple_GET_SIZE(fields) > MAX_FIELDS) return refuse("the fields are too many", &data, 1);
+    number = (int)PyTuple_GET_SIZE(fields);
+    for (int k = 0; k < number; k++) {
+        widths[k] = PyLong_AsSsize_t(PyTuple_GET_ITEM(fields, k));
+        if (widths[k] < 1 || widths[k] > sample.stride - start) return refuse("the fields do not cover the elements", &data, 1);
+        start += widths[k];
     }
-    if (found == NULL) goto done;
-    if (start != sample.stride || (move_sign && sample.stride != 2)) goto wrong;
-    if (move_sign) {
-        /* The sign transform: see regroup.py. */
-        uint8_t *below = memory, *top = memory + count;
-        for (Py_ssize_t i = 0; i < count; i++) {
-            unsigned word = below[i] | (unsigned)top[i] << 8;
-            below[i] = (uint8_t)((word & 0x7F) | (word >> 8 & 0x80));
-            top[i] = (uint8_t)(word >> 7);
-        }
-        for (int k = 0; found != NULL && k < 2; k++) {
-            PyObject *item = judged(memory + k * count, count);
-            if (item == NULL || PyList_Append(found, item) < 0) Py_CLEAR(found);
-            Py_XDECREF(item);
-        }
-    }
-done:
+    if (start != sample.stride || (move_sign && (sample.stride != 2 || number != 2)))
+        return refuse("the fields do not cover the elements", &data, 1);
+    Py_BEGIN_ALLOW_THREADS
+    probe_all(&sample, widths, number, move_sign, found);
+    Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
-    return found;
-wrong:
-    Py_CLEAR(found);
-    return refuse("the fields do not cover the elements", &data, 1);
+    list = PyList_New(0);
+    for (int k = 0; list != NULL && k < number + 2 * (move_sign != 0); k++) {
+        PyObject *item = Py_BuildValue("nn", (Py_ssize_t)found[k].size, (Py_ssize_t)found[k].repeats);
+        if (item == NULL || PyList_Append(list, item) < 0) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
 }
