@@ -23,7 +23,7 @@ class Kernels(Protocol):
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
     count_columns: Callable[[Buffer, Buffer], None]
-    subtract: Callable[[Buffer, Buffer, Buffer, int, bool], None]
+    subtract: Callable[[Buffer, Buffer, Buffer, int, bool], int]
     add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
     quantise: Callable[..., None]

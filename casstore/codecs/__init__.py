@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casstore.codecs.batch import decode_batch, decodes_to, encode_each
+from casstore.codecs.batch import decode_batch, decodes_to, encode_each, share_of_plain
 from casstore.codecs.delta import Delta, DeltaInput, decode_deltas, encode_delta, encode_deltas
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 from casstore.codecs.kernels import equal
@@ -21,4 +21,5 @@ __all__ = [
     "encode_deltas",
     "encode_each",
     "equal",
+    "share_of_plain",
 ]

@@ -36,6 +36,9 @@
 #define INLINE static inline
 #endif
 
+/* Bytes on which work takes less time than giving the interpreter's lock away and getting it back. */
+#define FEW 4096
+
 /* Between these, floats round to nearest even and subnormals are numbers, whatever another library left behind. */
 #define FLOATS_BEGIN                                                                                                   \
     {                                                                                                                  \

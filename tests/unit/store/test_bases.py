@@ -28,8 +28,10 @@ from casstore.format.rows import RANK_STEP, Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
+from casstore.store.adding.bases import encoding
 from casstore.store.adding.bases.base_chunks import BaseChunks
 from casstore.store.adding.bases.base_sketches import BaseSketches
+from casstore.store.adding.bases.judge import Judge
 from casstore.store.adding.bases.search import BaseSearch
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
@@ -162,6 +164,21 @@ def test_little_is_read_of_a_stranger_without_sketches(tmp_path, monkeypatch):
     assert len(set(read)) <= 32
 
 
+def test_what_a_delta_surely_saves_is_not_encoded_twice(tmp_path, monkeypatch):
+    """Chunks of many small tensors, of which nobody knows what they take alone."""
+    chance = np.random.default_rng(0)
+    tensors = {f"small.{at}": chance.normal(size=(90, 90)).astype("<f4") for at in range(40)}
+    moved = {name: array * np.float32(1 + 1e-5) for name, array in tensors.items()}
+    alone = []
+    encode = encoding.encode_frames
+    monkeypatch.setattr(encoding, "encode_frames", lambda *parts: alone.append(parts) or encode(*parts))
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "base", tensors), ref="base")
+        added = store.add(write_family_model(tmp_path / "moved", moved), ref="moved", base="base")
+        assert encodings(store, "moved")["delta"] > 0.95 * added.bytes_new
+        assert not alone
+
+
 def test_other_names_do_not_hide_a_base(tmp_path, base):
     renamed = {f"model.{number}": array for number, array in enumerate(tuned(BASE).values())}
     with made(tmp_path) as store:
@@ -170,6 +187,40 @@ def test_other_names_do_not_hide_a_base(tmp_path, base):
         added = store.add(folder, ref="renamed", base="base")
         assert encodings(store, "renamed")["delta"] > 0.9 * added.bytes_new
         assert_same(store, "renamed", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I8"])
+def test_few_of_many_tensors_of_one_shape_are_compared(tmp_path, monkeypatch, dtype):
+    """Signs tell which one of a model's layers it is, whatever its name and type."""
+    count = 24
+    floats = [np.random.default_rng(at).normal(size=(320, 240)).astype("<f4") for at in range(count)]
+    made_of = {f"matmul.{at}": array for at, array in enumerate(reversed(floats))}
+    if dtype == "F16":
+        made_of = {name: array.astype("<f2") for name, array in made_of.items()}
+    else:
+        scales = {
+            f"{name}_scale": np.full(1, abs(array).max() / 127, "<f4") for name, array in made_of.items()
+        }
+        made_of = {
+            f"{name}_quantized": np.rint(array / scales[f"{name}_scale"]).astype("i1")
+            for name, array in made_of.items()
+        } | scales
+    compared = []
+    compare = Judge.compare
+
+    def counted(judge, tensor):
+        compared.append(tensor)
+        return compare(judge, tensor)
+
+    with made(tmp_path) as store:
+        store.add(
+            write_family_model(tmp_path / "base", {f"layer.{at}": a for at, a in enumerate(floats)}),
+            ref="base",
+        )
+        monkeypatch.setattr(Judge, "compare", counted)
+        added = store.add(write_family_model(tmp_path / "made", made_of), ref="made", base="base")
+        assert added.bytes_stored < 0.1 * added.bytes_new
+        assert len(compared) <= 2 * count
 
 
 def test_a_chain_does_not_grow(tmp_path):

@@ -18,6 +18,7 @@ from casstore.store.adding.bases.sketch import (
     are_strangers,
     differences,
     distance,
+    is_negative,
     order_of,
     share_left,
     strange_rows,
@@ -25,6 +26,8 @@ from casstore.store.adding.bases.sketch import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from casstore.store.adding.bases.base_sketches import BaseSketches
     from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 _NEGLIGIBLE = 0.04
 """Added to what is left before it is compared: at the cost of a delta more that is usual, one in a hundred does not count."""
+
+_AGREE = 0.75
+"""The share of signs in which relatives agree nearly always, and strangers hardly ever."""
 
 _MANY = 4
 """Tensors from which it pays to compare a few elements of all at once first."""
@@ -77,6 +83,11 @@ class Judge:
         """What is left of the target without a base."""
         return share_left(self._target.sketch)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing can be better: an exact prediction from what is stored plain."""
+        return self.best is not None and self.best.share == self.best.rank == 0
+
     def may_be_better(self, share: float) -> bool:
         """Say whether more is left than this share of what is left without a base."""
         return self.best is None or self.best.share > share * self.plain_share
@@ -108,13 +119,41 @@ class Judge:
         return fits
 
     def compare_others(self, file: BaseFile) -> bool:
-        """Compare with all tensors that have as many elements; say whether one is worth it."""
+        """Compare with all tensors that have as many elements; say whether one is worth it.
+
+        Those whose signs agree come first: after the first one that fits, the others are left out.
+        """
         fits = False
-        for tensor in self._likely(file.by_elements.get(self._target.elements, [])):
-            fits = self.compare(tensor) or fits
-            if self.best is not None and self.best.share == self.best.rank == 0:
+        for agreement, tensor in self._by_signs(
+            self._likely(file.by_elements.get(self._target.elements, []))
+        ):
+            if fits and (agreement < _AGREE or (self.best is not None and self.best.share == 0)):
                 break
+            fits = self.compare(tensor) or fits
         return fits
+
+    def _by_signs(self, tensors: list[BaseTensor]) -> list[tuple[float, BaseTensor]]:
+        """Return tensors with the share of elements that have the target's sign, those with the most first."""
+        if len(tensors) < 2:
+            return [(1.0, tensor) for tensor in tensors]
+        # Of a tensor whose sketch nobody has, only the first elements are read for that.
+        are_known = all(tensor.key in tensor.file.sketches for tensor in tensors)
+        words_of = self._sketches.of if are_known else self._sketches.first_of
+        found = [(tensor, words_of(tensor)) for tensor in tensors]
+        known = [(tensor, is_negative(words)) for tensor, words in found if words is not None]
+        if not known:
+            return []
+        table = np.stack([signs for _, signs in known])
+        count = table.shape[1]
+        shares = np.max([(table == signs[:count]).mean(axis=1) for signs in self._signs], axis=0)
+        # A stable order: of tensors that agree as much, the first one of the file.
+        order = np.argsort(-shares, kind="stable")
+        return [(float(shares[at]), known[at][0]) for at in order.tolist()]
+
+    @cached_property
+    def _signs(self) -> list[NDArray[np.bool_]]:
+        """Which elements of each view of the target are negative."""
+        return [is_negative(words) for words in self._target.centred() or self._target.views()]
 
     def _likely(self, tensors: list[BaseTensor]) -> list[BaseTensor]:
         """Leave out tensors of the same type that are strangers, by a few elements of all of them at once."""

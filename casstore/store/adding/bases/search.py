@@ -98,6 +98,8 @@ class BaseSearch:
         judge = Judge(target, self._sketches, self._policy)
         for file in self._files:
             self._compare(judge, file)
+            if judge.is_settled:
+                break
         if judge.may_be_better(_LARGE) and self._looking.allows():
             before = judge.best
             turned = is_rotated(target.span.name) and self._turning.allows()

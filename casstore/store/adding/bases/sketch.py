@@ -88,6 +88,12 @@ def signed_places(count: int) -> slice:
     return slice(0, step * _SIGNS, step)
 
 
+def is_negative(words: Words) -> NDArray[np.bool_]:
+    """Say of each element whether its top bit is set, as in negative numbers."""
+    found: NDArray[np.bool_] = words.view(f"<i{words.dtype.itemsize}") < 0
+    return found
+
+
 def differences(actual: Words, predicted: Words, order: Order) -> Words:
     """Return the residuals of elements, as format/README.md defines them."""
     width = actual.dtype.itemsize
