@@ -31,7 +31,8 @@ from casstore.ops.sync import execution
 from casstore.store.adding.bases import encoding
 from casstore.store.adding.bases.base_chunks import BaseChunks
 from casstore.store.adding.bases.base_sketches import BaseSketches
-from casstore.store.adding.bases.search import BaseSearch, _Judge
+from casstore.store.adding.bases.judge import Judge
+from casstore.store.adding.bases.search import BaseSearch
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 
@@ -205,7 +206,7 @@ def test_few_of_many_tensors_of_one_shape_are_compared(tmp_path, monkeypatch, dt
             for name, array in made_of.items()
         } | scales
     compared = []
-    compare = _Judge.compare
+    compare = Judge.compare
 
     def counted(judge, tensor):
         compared.append(tensor)
@@ -216,7 +217,7 @@ def test_few_of_many_tensors_of_one_shape_are_compared(tmp_path, monkeypatch, dt
             write_family_model(tmp_path / "base", {f"layer.{at}": a for at, a in enumerate(floats)}),
             ref="base",
         )
-        monkeypatch.setattr(_Judge, "compare", counted)
+        monkeypatch.setattr(Judge, "compare", counted)
         added = store.add(write_family_model(tmp_path / "made", made_of), ref="made", base="base")
         assert added.bytes_stored < 0.1 * added.bytes_new
         assert len(compared) <= 2 * count

@@ -85,9 +85,12 @@ class BaseSketches:
         """Return bytes `begin` to `end` of a tensor in the store; none if a chunk is missing or damaged."""
         return self._joined(tensor, [(begin, end)])
 
-    def layouts_like(self, target: TargetTensor) -> list[bytes]:
-        """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first."""
-        views = [*target.views(), *target.turned()]
+    def layouts_like(self, target: TargetTensor, *, turned: bool = False) -> list[bytes]:
+        """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first.
+
+        With `turned`, also such as have its rows in another order.
+        """
+        views = [*target.views(), *(target.turned if turned else ())]
         signatures = dict.fromkeys(signature(words) for words in [*views, *target.centred()])
         found = self._catalogue.alike([(target.elements, number) for number in signatures])
         near = sorted(self._distances(target, views, found), key=itemgetter(0))

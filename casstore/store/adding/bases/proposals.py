@@ -40,7 +40,7 @@ def propose(
     if target.span.dtype in QUANTISED:
         for whole in quantised(target, tensor, words, whole=policy.whole):
             yield Proposal(*whole)
-    made = [*_elementwise(tensor, words, target.span.dtype)]
+    made = [*elementwise(tensor, words, target.span.dtype)]
     for operation, predicted in made:
         yield Proposal(operation, predicted, target.sketch)
     if tensor.size <= policy.whole and target.is_matrix and tensor.span.shape == target.span.shape[::-1]:
@@ -50,7 +50,7 @@ def propose(
             yield Proposal(moved, predicted, target.transpose)
 
 
-def _elementwise(tensor: BaseTensor, words: Words, dtype: str) -> Iterator[tuple[Elementwise, Words]]:
+def elementwise(tensor: BaseTensor, words: Words, dtype: str) -> Iterator[tuple[Elementwise, Words]]:
     """Yield the operations that go element by element, with what they make of `words`."""
     source = tensor.span.dtype
     if source == dtype:

@@ -42,7 +42,7 @@ class Rotated(BaseTensor):
 
     @property
     def may_read(self) -> bool:
-        """True: no catalogue has its sketch."""
+        """Whether its chunks may be read for its sketch, which no catalogue has."""
         return True
 
     def parts(self, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -72,8 +72,9 @@ class TargetTensor:
         zeros = known.zeros[:1] if known.zeros else range(max(0, middle - _AROUND), middle + _AROUND)
         return [words - np.uint8(min(zero, 255)) for zero in zeros for words in self.views()]
 
+    @cached_property
     def turned(self) -> list[Words]:
-        """Return its elements at the positions of a sketch of what it may have been before its rows were put in another order."""
+        """Its elements at the positions of a sketch of what it may have been before its rows were put in each of `orders`."""
         if not is_rotated(self.span.name) or len(self.span.shape) != 2:
             return []
         rows, columns = np.divmod(positions(self.elements), self.span.shape[1])
