@@ -183,9 +183,9 @@ def _probed(column: U8) -> tuple[int, Method | None]:
     size, method = len(column), Method.LITERALS
     literals = probe_literals(column)
     # A literal takes a bit or more: what is smaller was one value, and the next bytes may hold runs.
-    if literals is not None and literals.size * _LITERAL > len(column):
+    if literals.size * _LITERAL > len(column):
         size = literals.size
-    if literals is None or literals.repeats * _RARE >= len(column) or len(column) < _SHORT:
+    if literals.repeats * _RARE >= len(column) or len(column) < _SHORT:
         # Some repeats are there by chance, where few values occur: then a search for them makes frames longer.
         searched = len(compress(column, Method.HUFFMAN))
         if searched < size:
