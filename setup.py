@@ -9,7 +9,7 @@ setup(
     ext_modules=[
         Extension(
             "casstore._kernels",
-            ["casstore/_kernels.c", *sorted(glob("casstore/codecs/native/*.c"))],
+            ["casstore/_kernels.c", *sorted(glob("casstore/*/native/*.c"))],
             depends=sorted(glob("casstore/codecs/native/*.h")),
             # A product and a sum in one instruction round once, and the format says that they round twice. Names that files
             # share must not meet those of other libraries.

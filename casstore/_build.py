@@ -18,12 +18,14 @@ class Kernels(Protocol):
     """The compiled functions; casstore/codecs/kernels.py and the modules of casstore/codecs/delta say what each does."""
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
+    skip_nodes: Callable[[Buffer, int, int, int], tuple[int, int, list[tuple[int, int, int, int]]]]
+    planes: Callable[..., list[int]]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
     count_columns: Callable[[Buffer, Buffer], None]
-    subtract: Callable[[Buffer, Buffer, Buffer, int, bool], None]
+    subtract: Callable[[Buffer, Buffer, Buffer, int, bool], int]
     add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
     quantise: Callable[..., None]
@@ -33,6 +35,7 @@ class Kernels(Protocol):
     transpose: Callable[[tuple[Buffer, ...], Buffer, int, tuple[int, ...], tuple[int, ...], int], None]
     literals: Callable[[tuple[Buffer, ...], Buffer], tuple[int, ...]]
     literals_room: Callable[[int], int]
+    probe_columns: Callable[..., list[tuple[int, int]]]
     probe_literals: Callable[[Buffer], tuple[int, int]]
 
 

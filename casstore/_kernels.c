@@ -7,21 +7,13 @@
 
 #include "codecs/native/kernels.h"
 #include "codecs/native/huffman.h"
+#include "codecs/native/regroup.h"
 
 #if defined(_MSC_VER)
 #define restrict __restrict
 #endif
 
 #define TILE 2048
-#define MAX_STRIDE 512
-#define MAX_RUNS 255
-
-typedef struct {
-    Py_ssize_t start;     /* first column */
-    Py_ssize_t columns;   /* number of columns */
-    uint8_t *data;        /* run bytes: written by split, read by merge */
-    int constant;         /* merge only: one item stands for all elements */
-} Run;
 
 /* ---- taking elements apart */
 
@@ -83,7 +75,7 @@ static void split_run(const uint8_t *body, Py_ssize_t stride, const Run *run, ui
     }
 }
 
-static void split_all(const uint8_t *body, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
+void casstore_split(const uint8_t *body, Py_ssize_t elements, Py_ssize_t stride, int sign, const Run *runs, Py_ssize_t number) {
     Py_ssize_t plain = sign ? number - 2 : number;
     for (Py_ssize_t at = 0; at < elements; at += TILE) {
         Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
@@ -107,24 +99,11 @@ static void split_all(const uint8_t *body, Py_ssize_t elements, Py_ssize_t strid
         }                                                                                      \
     }
 
-MERGE_COLUMN(merge_2_1, uint16_t, uint8_t)
 MERGE_COLUMN(merge_4_1, uint32_t, uint8_t)
 MERGE_COLUMN(merge_4_2, uint32_t, uint16_t)
 MERGE_COLUMN(merge_8_1, uint64_t, uint8_t)
 MERGE_COLUMN(merge_8_2, uint64_t, uint16_t)
 MERGE_COLUMN(merge_8_4, uint64_t, uint32_t)
-
-#define MERGE_SIGN(NAME, WORD, SHIFT)                                                          \
-    VECTORISED static void NAME(WORD *restrict words, const uint8_t *restrict lower,           \
-                                const uint8_t *restrict upper, Py_ssize_t count) {             \
-        for (Py_ssize_t i = 0; i < count; i++) {                                               \
-            unsigned top = ((unsigned)upper[i] << 7) | (lower[i] & 0x7Fu) | ((lower[i] & 0x80u) << 8); \
-            words[i] |= (WORD)((WORD)top << (SHIFT));                                          \
-        }                                                                                      \
-    }
-
-MERGE_SIGN(merge_sign_2, uint16_t, 0)
-MERGE_SIGN(merge_sign_4, uint32_t, 16)
 
 /* Fill `words` with what the constant runs say: all others are combined with it by "or". */
 #define FILL(NAME, WORD)                                                                       \
@@ -132,46 +111,124 @@ MERGE_SIGN(merge_sign_4, uint32_t, 16)
         for (Py_ssize_t i = 0; i < count; i++) words[i] = value;                               \
     }
 
-FILL(fill_2, uint16_t)
 FILL(fill_4, uint32_t)
 FILL(fill_8, uint64_t)
+
+/* Elements of the usual runs in one pass: `lower` and `upper` are the two top bytes, perhaps sign-transformed. */
+#define PLAIN_TOP(lower, upper) ((unsigned)(lower) | (unsigned)(upper) << 8)
+#define SIGN_TOP(lower, upper) ((unsigned)(upper) << 7 | ((lower) & 0x7Fu) | ((lower) & 0x80u) << 8)
+
+#define JOIN_2(NAME, TOP)                                                                      \
+    VECTORISED static void NAME(uint8_t *restrict out, const uint8_t *restrict lower,          \
+                                const uint8_t *restrict upper, Py_ssize_t count) {             \
+        for (Py_ssize_t i = 0; i < count; i++) {                                               \
+            uint16_t word = (uint16_t)TOP(lower[i], upper[i]);                                 \
+            memcpy(out + 2 * i, &word, 2);                                                     \
+        }                                                                                      \
+    }
+
+JOIN_2(join_2, PLAIN_TOP)
+JOIN_2(join_sign_2, SIGN_TOP)
+
+#define JOIN_4(NAME, TOP)                                                                      \
+    VECTORISED static void NAME(uint8_t *restrict out, const uint8_t *restrict pairs,          \
+                                const uint8_t *restrict lower, const uint8_t *restrict upper,  \
+                                Py_ssize_t count) {                                            \
+        for (Py_ssize_t i = 0; i < count; i++) {                                               \
+            uint16_t pair;                                                                     \
+            uint32_t word;                                                                     \
+            memcpy(&pair, pairs + 2 * i, 2);                                                   \
+            word = (uint32_t)pair | (uint32_t)TOP(lower[i], upper[i]) << 16;                   \
+            memcpy(out + 4 * i, &word, 4);                                                     \
+        }                                                                                      \
+    }
+
+JOIN_4(join_4, PLAIN_TOP)
+JOIN_4(join_sign_4, SIGN_TOP)
+
+#define JOIN_ALL(NAME, TOP)                                                                    \
+    VECTORISED static void NAME(uint8_t *restrict out, const uint8_t *restrict first,          \
+                                const uint8_t *restrict second, const uint8_t *restrict lower, \
+                                const uint8_t *restrict upper, Py_ssize_t count) {             \
+        for (Py_ssize_t i = 0; i < count; i++) {                                               \
+            uint32_t word = first[i] | (uint32_t)second[i] << 8 | (uint32_t)TOP(lower[i], upper[i]) << 16; \
+            memcpy(out + 4 * i, &word, 4);                                                     \
+        }                                                                                      \
+    }
+
+JOIN_ALL(join_all_4, PLAIN_TOP)
+JOIN_ALL(join_all_sign_4, SIGN_TOP)
+
+/* Runs of the usual widths, two or four bytes in single columns or with the first two together, and tiles of the constant ones. */
+typedef struct {
+    const Run *runs;
+    Py_ssize_t number;
+    uint8_t constants[4][2 * TILE];
+} Usual;
+
+static int is_usual(Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
+    if (number < 2 || runs[number - 1].columns != 1 || runs[number - 2].columns != 1) return 0;
+    return (stride == 2 && number == 2) || (stride == 4 && (number == 3 || number == 4));
+}
+
+static void begin_usual(Usual *usual, const Run *runs, Py_ssize_t number) {
+    usual->runs = runs;
+    usual->number = number;
+    for (Py_ssize_t k = 0; k < number; k++)
+        for (Py_ssize_t i = 0; runs[k].constant && i < 2 * TILE; i++)
+            usual->constants[k][i] = runs[k].data[i % runs[k].columns];
+}
+
+static const uint8_t *tile_of(const Usual *usual, Py_ssize_t run, Py_ssize_t at) {
+    const Run *from = &usual->runs[run];
+    return from->constant ? usual->constants[run] : from->data + at * from->columns;
+}
+
+/* Put `count` elements from `at` on together, at most TILE. */
+static void join_usual(const Usual *usual, uint8_t *out, Py_ssize_t at, Py_ssize_t count, int sign) {
+    const uint8_t *lower = tile_of(usual, usual->number - 2, at), *upper = tile_of(usual, usual->number - 1, at);
+    if (usual->number == 2) (sign ? join_sign_2 : join_2)(out, lower, upper, count);
+    else if (usual->number == 3) (sign ? join_sign_4 : join_4)(out, tile_of(usual, 0, at), lower, upper, count);
+    else (sign ? join_all_sign_4 : join_all_4)(out, tile_of(usual, 0, at), tile_of(usual, 1, at), lower, upper, count);
+}
+
+static int merge_usual(uint8_t *out, const uint8_t *expected, Py_ssize_t elements, Py_ssize_t stride, int sign,
+                       const Run *runs, Py_ssize_t number) {
+    uint8_t memory[4 * TILE];
+    Usual usual;
+    begin_usual(&usual, runs, number);
+    for (Py_ssize_t at = 0; at < elements; at += TILE) {
+        Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
+        join_usual(&usual, out != NULL ? out + at * stride : memory, at, count, sign);
+        if (out == NULL && memcmp(expected + at * stride, memory, (size_t)(count * stride)) != 0) return 0;
+    }
+    return 1;
+}
 
 /* Write the elements to `out` or, where that is NULL, compare them with `expected`; say whether they are equal. */
 static int merge_words(uint8_t *out, const uint8_t *expected, Py_ssize_t elements, Py_ssize_t stride, int sign,
                        const Run *runs, Py_ssize_t number) {
     uint64_t memory[TILE];
-    uint8_t spread[2][TILE];
     uint64_t constant = 0;
-    Py_ssize_t plain = sign ? number - 2 : number;
-    for (Py_ssize_t k = 0; k < plain; k++)
+    /* All elements of two bytes are such, and all that are sign-transformed. */
+    if (is_usual(stride, runs, number)) return merge_usual(out, expected, elements, stride, sign, runs, number);
+    for (Py_ssize_t k = 0; k < number; k++)
         if (runs[k].constant) memcpy((uint8_t *)&constant + runs[k].start, runs[k].data, (size_t)runs[k].columns);
     for (Py_ssize_t at = 0; at < elements; at += TILE) {
         Py_ssize_t count = elements - at < TILE ? elements - at : TILE;
-        if (stride == 2) fill_2((uint16_t *)memory, (uint16_t)constant, count);
-        else if (stride == 4) fill_4((uint32_t *)memory, (uint32_t)constant, count);
+        if (stride == 4) fill_4((uint32_t *)memory, (uint32_t)constant, count);
         else fill_8(memory, constant, count);
-        for (Py_ssize_t k = 0; k < plain; k++) {
+        for (Py_ssize_t k = 0; k < number; k++) {
             const uint8_t *data = runs[k].data + at * runs[k].columns;
             int shift = 8 * (int)runs[k].start;
             if (runs[k].constant) continue;
             switch (stride * 16 + runs[k].columns) {
-            case 2 * 16 + 1: merge_2_1((uint16_t *)memory, data, count, shift); break;
             case 4 * 16 + 1: merge_4_1((uint32_t *)memory, data, count, shift); break;
             case 4 * 16 + 2: merge_4_2((uint32_t *)memory, data, count, shift); break;
             case 8 * 16 + 1: merge_8_1(memory, data, count, shift); break;
             case 8 * 16 + 2: merge_8_2(memory, data, count, shift); break;
             default: merge_8_4(memory, data, count, shift);
             }
-        }
-        if (sign) {
-            const uint8_t *halves[2];
-            for (int k = 0; k < 2; k++) {
-                const Run *run = &runs[plain + k];
-                if (run->constant) memset(spread[k], run->data[0], (size_t)count);
-                halves[k] = run->constant ? spread[k] : run->data + at;
-            }
-            if (stride == 2) merge_sign_2((uint16_t *)memory, halves[0], halves[1], count);
-            else merge_sign_4((uint32_t *)memory, halves[0], halves[1], count);
         }
         if (out != NULL) memcpy(out + at * stride, memory, (size_t)(count * stride));
         else if (memcmp(expected + at * stride, memory, (size_t)(count * stride)) != 0) return 0;
@@ -224,6 +281,10 @@ PyObject *refuse(const char *message, Py_buffer *buffers, int count) {
     return NULL;
 }
 
+int casstore_may_move_sign(Py_ssize_t stride, const Run *runs, Py_ssize_t number) {
+    return (stride == 2 || stride == 4) && number >= 2 && runs[number - 1].columns == 1 && runs[number - 2].columns == 1;
+}
+
 #define UNCOVERED "the runs do not cover the elements"
 
 /* Whether so many bytes may be elements of `stride` bytes, in so many runs. */
@@ -241,8 +302,7 @@ static int place_run(Run *runs, Py_ssize_t at, Py_ssize_t width, Py_ssize_t stri
 /* Whether the runs hold all columns, and those that the sign transform takes if there is one. */
 static int are_whole(const Run *runs, Py_ssize_t number, Py_ssize_t stride, int sign) {
     if (runs[number - 1].start + runs[number - 1].columns != stride) return 0;
-    if (!sign) return 1;
-    return (stride == 2 || stride == 4) && number >= 2 && runs[number - 1].columns == 1 && runs[number - 2].columns == 1;
+    return !sign || casstore_may_move_sign(stride, runs, number);
 }
 
 static PyObject *split(PyObject *self, PyObject *args) {
@@ -261,9 +321,9 @@ static PyObject *split(PyObject *self, PyObject *args) {
         runs[k].data = (uint8_t *)out.buf + elements * runs[k].start;
     }
     if (!are_whole(runs, number, stride, sign)) goto wrong;
-    Py_BEGIN_ALLOW_THREADS
-    split_all(body.buf, elements, stride, sign, runs, number);
-    Py_END_ALLOW_THREADS
+    BEGIN_WITHOUT_GIL(body.len)
+    casstore_split(body.buf, elements, stride, sign, runs, number);
+    END_WITHOUT_GIL
     PyBuffer_Release(&body);
     PyBuffer_Release(&out);
     Py_RETURN_NONE;
@@ -316,11 +376,11 @@ static PyObject *merge(PyObject *self, PyObject *args) {
         return NULL;
     }
     elements = out.len / stride;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WITHOUT_GIL(out.len)
     if (sign || has_words(stride, taken.runs, taken.number))
         merge_words(out.buf, NULL, elements, stride, sign, taken.runs, taken.number);
     else merge_any(out.buf, elements, stride, taken.runs, taken.number);
-    Py_END_ALLOW_THREADS
+    END_WITHOUT_GIL
     release_runs(&taken);
     PyBuffer_Release(&out);
     Py_RETURN_NONE;
@@ -339,11 +399,11 @@ static PyObject *merges_to(PyObject *self, PyObject *args) {
         return NULL;
     }
     elements = expected.len / stride;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WITHOUT_GIL(expected.len)
     if (sign || has_words(stride, taken.runs, taken.number))
         same = merge_words(NULL, expected.buf, elements, stride, sign, taken.runs, taken.number);
     else same = is_any(expected.buf, elements, stride, taken.runs, taken.number);
-    Py_END_ALLOW_THREADS
+    END_WITHOUT_GIL
     release_runs(&taken);
     PyBuffer_Release(&expected);
     return PyBool_FromLong(same);
@@ -354,9 +414,12 @@ static PyObject *equal(PyObject *self, PyObject *args) {
     int same;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*", &one, &other)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    same = one.len == other.len && memcmp(one.buf, other.buf, (size_t)one.len) == 0;
-    Py_END_ALLOW_THREADS
+    same = one.len == other.len && memcmp(one.buf, other.buf, (size_t)(one.len < FIRST ? one.len : FIRST)) == 0;
+    if (same && one.len > FIRST) {
+        Py_BEGIN_ALLOW_THREADS
+        same = memcmp(one.buf, other.buf, (size_t)one.len) == 0;
+        Py_END_ALLOW_THREADS
+    }
     PyBuffer_Release(&one);
     PyBuffer_Release(&other);
     return PyBool_FromLong(same);
@@ -369,38 +432,55 @@ static PyObject *repeats(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "y*n", &data, &period)) return NULL;
     if (period < 1 || period > data.len) return refuse("the period is not within the data", &data, 1);
-    Py_BEGIN_ALLOW_THREADS
-    same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period)) == 0;
-    Py_END_ALLOW_THREADS
+    same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period < FIRST ? data.len - period : FIRST)) == 0;
+    if (same && data.len - period > FIRST) {
+        Py_BEGIN_ALLOW_THREADS
+        same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period)) == 0;
+        Py_END_ALLOW_THREADS
+    }
     PyBuffer_Release(&data);
     return PyBool_FromLong(same);
 }
 
 static PyObject *literals(PyObject *self, PyObject *args) {
-    Py_buffer out, data;
-    PyObject *pieces, *sizes;
-    size_t used = 0;
+    Py_buffer out, *held;
+    PyObject *pieces, *sizes = NULL;
+    Py_ssize_t number, taken = 0;
+    size_t room = 0, used = 0, *found;
     (void)self;
     if (!PyArg_ParseTuple(args, "O!w*", &PyTuple_Type, &pieces, &out)) return NULL;
-    sizes = PyTuple_New(PyTuple_GET_SIZE(pieces));
-    for (Py_ssize_t k = 0; sizes != NULL && k < PyTuple_GET_SIZE(pieces); k++) {
-        size_t size = 0;
-        PyObject *number = NULL;
-        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pieces, k), &data, PyBUF_SIMPLE) == 0) {
-            if (casstore_literals_room((size_t)data.len) > (size_t)out.len - used) {
-                PyErr_SetString(PyExc_ValueError, "the frames have no room");
-            } else {
-                Py_BEGIN_ALLOW_THREADS
-                size = casstore_literals(data.buf, (size_t)data.len, (uint8_t *)out.buf + used);
-                Py_END_ALLOW_THREADS
-                used += size;
-                number = PyLong_FromSize_t(size);
-            }
-            PyBuffer_Release(&data);
-        }
-        if (number == NULL) Py_CLEAR(sizes);
-        else PyTuple_SET_ITEM(sizes, k, number);
+    number = PyTuple_GET_SIZE(pieces);
+    held = PyMem_Calloc((size_t)number + 1, sizeof held[0]);
+    found = PyMem_Calloc((size_t)number + 1, sizeof found[0]);
+    if (held == NULL || found == NULL) {
+        PyErr_NoMemory();
+        goto end;
     }
+    for (; taken < number; taken++) {
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pieces, taken), &held[taken], PyBUF_SIMPLE) != 0) goto end;
+        room += casstore_literals_room((size_t)held[taken].len);
+    }
+    if (room > (size_t)out.len) {
+        PyErr_SetString(PyExc_ValueError, "the frames have no room");
+        goto end;
+    }
+    /* All of them at once: whoever gives the lock away may have to wait for it. */
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t k = 0; k < number; k++) {
+        found[k] = casstore_literals(held[k].buf, (size_t)held[k].len, (uint8_t *)out.buf + used);
+        used += found[k];
+    }
+    Py_END_ALLOW_THREADS
+    sizes = PyTuple_New(number);
+    for (Py_ssize_t k = 0; sizes != NULL && k < number; k++) {
+        PyObject *size = PyLong_FromSize_t(found[k]);
+        if (size == NULL) Py_CLEAR(sizes);
+        else PyTuple_SET_ITEM(sizes, k, size);
+    }
+end:
+    while (taken > 0) PyBuffer_Release(&held[--taken]);
+    PyMem_Free(held);
+    PyMem_Free(found);
     PyBuffer_Release(&out);
     return sizes;
 }
@@ -441,10 +521,12 @@ static PyObject *literals_room(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "split(body, out, stride, sign, columns): write the runs of columns one after the other."},
     {"merge", merge, METH_VARARGS, "merge(out, stride, sign, ((columns, data, constant), ...)): the inverse of split."},
+    {"planes", planes, METH_VARARGS, "planes(stretch, memory, out, edges, phase, stride, sign, ((columns, literals), ...), lead): write payloads of adjacent chunks; return their sizes, negative for a chunk as it is."},
+    {"skip_nodes", skip_nodes, METH_VARARGS, "skip_nodes(data, begin, end, tag): step over nodes of an ONNX graph; return where they end, how many fields they have, and where tensors in them and their names are."},
     {"merges_to", merges_to, METH_VARARGS, "merges_to(expected, stride, sign, runs): whether merge would write these bytes."},
     {"equal", equal, METH_VARARGS, "equal(one, other): whether two buffers hold the same bytes."},
     {"repeats", repeats, METH_VARARGS, "repeats(data, period): whether the first `period` bytes fill all of data."},
-    {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences."},
+    {"subtract", subtract, METH_VARARGS, "subtract(actual, predicted, out, width, float): write zigzagged differences, unless there are none; return what add makes of them."},
     {"add", add, METH_VARARGS, "add(differences, predicted, out, width, float): the inverse of subtract."},
     {"cast", cast, METH_VARARGS, "cast(values, out, source, target, rounding, saturate): write floats in another format."},
     {"transpose", transpose, METH_VARARGS, "transpose(parts, out, width, shape, distances, first): write permuted elements."},
@@ -454,6 +536,7 @@ static PyMethodDef methods[] = {
     {"lora", lora, METH_VARARGS, "lora(weights, a, b, out, rounding, rule, rank, columns, first, scale): add a scaled product."},
     {"literals", literals, METH_VARARGS, "literals(pieces, out): write a zstd frame of literals for each; return the sizes, 0 for none."},
     {"probe_literals", probe_literals, METH_VARARGS, "probe_literals(data): about the size of its frame of literals, 0 for none, and how many repeats it has."},
+    {"probe_columns", probe_columns, METH_VARARGS, "probe_columns(data, stride, phase, step, pieces, rows, fields, move_sign): what probe_literals says of each field of a sample."},
     {"count_columns", count_columns, METH_VARARGS, "count_columns(data, out): count the values of every eighth byte, from each of eight on."},
     {"literals_room", literals_room, METH_VARARGS, "literals_room(size): the bytes that a frame may take while it is written."},
     {NULL, NULL, 0, NULL},

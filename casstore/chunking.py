@@ -12,12 +12,11 @@ Storage Systems", IEEE TPDS 31(9), 2020, in the form that rolls two bytes at a t
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pyfastcdc import FastCDC
-
-from casstore._values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,10 +11,9 @@ import re
 import shutil
 import tempfile
 import time
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.api.store import Store
 from casstore.api.variants import read_tensors, write_variants
 from casstore.errors import ConfigError, IntegrityError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.format.names import names_model
 from casstore.store.times import utc
 

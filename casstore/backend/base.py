@@ -12,9 +12,9 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from casstore._values import dataclass
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import BackendUnavailable, ConfigError, ObjectExists, ObjectNotFound
 

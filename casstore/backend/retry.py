@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from casstore._values import dataclass
 from casstore.backend.base import BlobWriter, Entry, byte_views
 from casstore.backend.wrapper import BackendWrapper
 from casstore.errors import BackendError, ObjectExists, ObjectNotFound

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from casstore._values import dataclass
 from casstore.cache.olive_cache import OliveCache
 from casstore.cache.settings import DEFAULT_WORKFLOW_ID, CacheSettings
 

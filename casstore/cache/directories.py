@@ -6,10 +6,10 @@ import contextlib
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.api.store import Store
 from casstore.backend.local.mount_types import is_network
 from casstore.errors import CasstoreError, ConfigError, RefNotFound

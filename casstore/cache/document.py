@@ -7,10 +7,9 @@ import copy
 import json
 import os
 import tempfile
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.cache.values import plain
 from casstore.errors import ConfigError, FormatError, UnsupportedVersion
 from casstore.format.paths import check_path

@@ -11,10 +11,9 @@ import shutil
 import threading
 import time
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from casstore._values import dataclass
 from casstore.cache.directories import checked_id, open_cache
 from casstore.cache.document import config_texts, flag_lazy
 from casstore.cache.failures import Failures

@@ -6,11 +6,10 @@ import logging
 import platform
 import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore._version import __version__
 from casstore.cache.directories import checked_id
 from casstore.cache.values import by_content, plain

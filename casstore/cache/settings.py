@@ -6,10 +6,9 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from casstore._values import dataclass
 from casstore.backend.location import parse_location
 from casstore.errors import ConfigError
 from casstore.format.paths import check_path

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from casstore.codecs.batch import decode_batch, decodes_to, encode_each
+from casstore.codecs.batch import decode_batch, decodes_to, encode_each, share_of_plain
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint, Encoded, Encoding
 from casstore.codecs.kernels import equal
 
@@ -29,6 +29,7 @@ __all__ = [
     "encode_deltas",
     "encode_each",
     "equal",
+    "share_of_plain",
 ]
 
 if not TYPE_CHECKING:  # A type checker would take every name for one that is here.

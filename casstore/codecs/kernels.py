@@ -6,6 +6,7 @@ CASSTORE_KERNELS=numpy turns the compiled ones off.
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from casstore.codecs.sample import Sample
+
     U8 = NDArray[np.uint8]
 
 __all__ = [
+    "ColumnProbes",
     "LiteralsProbe",
     "RunData",
     "count_columns",
@@ -28,9 +32,11 @@ __all__ = [
     "literal_frames",
     "merge_runs",
     "merges_to",
+    "probe_columns",
     "probe_literals",
     "repeats",
     "split_runs",
+    "write_planes",
 ]
 
 
@@ -58,6 +64,30 @@ def split_runs(body: U8, *, stride: int, sign: bool, columns: Sequence[int], out
     for count in columns:
         taken.take(start, count, out[elements * start : elements * (start + count)])
         start += count
+
+
+def write_planes(
+    stretch: U8,
+    edges: Sequence[int],
+    out: U8,
+    *,
+    stride: int,
+    phase: int,
+    sign: bool,
+    runs: Sequence[tuple[int, bool]],
+    lead: int,
+) -> list[int] | None:
+    """Write the payloads of planes of adjacent chunks, as `planes.compose` makes them; None without compiled kernels.
+
+    `runs` are columns, and whether they become frames of literals. Returns the sizes of the payloads, negative for a chunk that
+    is stored as it is. `lead` bytes before each are left alone; the rest is as for `planes.encode_planes`.
+    """
+    kernels = _build.kernels
+    if kernels is None:
+        return None
+    longest = max(end - begin for begin, end in pairwise(edges))
+    memory = regroup.scratch("planes", len(stretch) + kernels.literals_room(longest))
+    return kernels.planes(stretch, memory, out, tuple(edges), phase, stride, sign, tuple(runs), lead)
 
 
 def merge_runs(runs: Sequence[RunData], *, stride: int, sign: bool, out: U8) -> None:
@@ -134,3 +164,32 @@ def probe_literals(sample: U8) -> LiteralsProbe:
     if _build.kernels is None:
         return LiteralsProbe(literals.frame_size(sample), literals.count_repeats(sample))
     return LiteralsProbe(*_build.kernels.probe_literals(sample))
+
+
+class ColumnProbes(NamedTuple):
+    """What frames of literals would leave of each field of a sample; of elements of 2 bytes also with their sign moved."""
+
+    columns: Sequence[LiteralsProbe]
+    moved: Sequence[LiteralsProbe]
+
+
+def probe_columns(sample: Sample, fields: tuple[int, ...]) -> ColumnProbes:
+    """Probe each field of a sample's elements, which the fields cover."""
+    has_moved = sample.stride == 2
+    if _build.kernels is None:
+        begins = accumulate(fields, initial=0)
+        columns = [sample.column(begin, width) for begin, width in zip(begins, fields, strict=False)]
+        moved = [sample.moved_column(at) for at in range(2 * has_moved)]
+        return ColumnProbes([*map(probe_literals, columns)], [*map(probe_literals, moved)])
+    found = _build.kernels.probe_columns(
+        sample.stretch,
+        sample.stride,
+        sample.phase,
+        sample.step,
+        sample.pieces,
+        sample.rows,
+        fields,
+        has_moved,
+    )
+    probes = [LiteralsProbe(*item) for item in found]
+    return ColumnProbes(probes[: len(fields)], probes[len(fields) :])

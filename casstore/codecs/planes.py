@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.codecs.encoding import MAX_STRIDE
-from casstore.codecs.kernels import RunData, merge_runs, merges_to, repeats, split_runs
+from casstore.codecs.kernels import RunData, merge_runs, merges_to, repeats, split_runs, write_planes
 from casstore.codecs.regroup import scratch
 from casstore.codecs.zstd import Method, compress_all
 from casstore.errors import FormatError, UnsupportedVersion
@@ -44,6 +44,8 @@ _FLAG_SIGN = 1
 _HEADER = struct.Struct("<BBHHBB")
 _RUN = struct.Struct("<HBBI")
 _MAX_RUNS = 255
+# How compiled kernels can store runs: raw, or as frames of literals.
+_COMPILED = (None, Method.LITERALS)
 
 
 # Plain integers, not an enumeration: the reader compares them for each run of each chunk, with the GIL held.
@@ -73,17 +75,44 @@ def header_size(runs: int) -> int:
     return _HEADER.size + _RUN.size * runs
 
 
-def encode_planes(stretch: U8, edges: Sequence[int], phase: int, plan: Plan) -> list[list[U8] | None]:
-    """Return the payload, in parts, of each chunk between two `edges` of `stretch`, which they cover.
+def encode_planes(
+    stretch: U8, edges: Sequence[int], phase: int, plan: Plan, out: U8, *, lead: int
+) -> list[tuple[bool, int]]:
+    """Write the payload of each chunk between two `edges` of `stretch`, which they cover; return how long they are.
 
-    Elements start at `phase` of the first chunk, and no element crosses an inner edge. None instead of parts
-    means that they would not be smaller than the chunk. The parts borrow `stretch` and memory of this thread
-    that its next call writes over.
+    Payloads follow one another in `out`, `lead` bytes left alone before each. Elements start at `phase` of the first chunk, and
+    no element crosses an inner edge. Each size comes with whether it is that of planes: what they would not make smaller is
+    stored as it is.
+    """
+    elements = (len(stretch) - phase) // plan.stride
+    if elements > 0 and all(run.method in _COMPILED for run in plan.runs):
+        runs = [(run.columns, run.method is not None) for run in plan.runs]
+        sizes = write_planes(
+            stretch, edges, out, stride=plan.stride, phase=phase, sign=plan.sign, runs=runs, lead=lead
+        )
+        if sizes is not None:
+            return [(size > 0, abs(size)) for size in sizes]
+    written = []
+    position = 0
+    room = out.data
+    payloads = compose(stretch, edges, phase, plan) if elements > 0 else [None] * (len(edges) - 1)
+    for payload, (begin, end) in zip(payloads, pairwise(edges), strict=True):
+        start = position = position + lead
+        for part in payload or [stretch[begin:end]]:
+            # Not by numpy, which would give the interpreter's lock away for each part, and wait for it.
+            room[position : position + len(part)] = part.data
+            position += len(part)
+        written.append((payload is not None, position - start))
+    return written
+
+
+def compose(stretch: U8, edges: Sequence[int], phase: int, plan: Plan) -> list[list[U8] | None]:
+    """Return the payload of each chunk in parts, or None if it would not be smaller; there is a whole element at least.
+
+    The parts borrow `stretch` and memory of this thread that its next call writes over.
     """
     stride = plan.stride
     elements = (len(stretch) - phase) // stride
-    if elements <= 0:
-        return [None] * (len(edges) - 1)
     # Of a chunk, the bytes before its first and after its last whole element are kept as they are.
     firsts = [0, *((edge - phase) // stride for edge in edges[1:-1]), elements]
     body = stretch[phase : phase + elements * stride]

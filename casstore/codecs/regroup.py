@@ -33,8 +33,8 @@ __all__ = ["Columns", "PlacedRun", "count_columns", "equal", "merge_runs", "merg
 _U16: np.dtype[Any] = np.dtype("<u2")
 _WORD: dict[int, np.dtype[Any]] = {2: _U16, 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
-_KEPT = 2 << 20
-"""Scratch up to this many bytes, as much as is encoded at once, stays with its thread."""
+_KEPT = 5 << 20
+"""Scratch up to this many bytes, a little more than is encoded at once, stays with its thread."""
 
 
 class _Scratch(threading.local):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 from casstore.format.rows import MAX_BASES, MAX_RANK, Kind, max_plain

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE, Hasher, digest
 from casstore.errors import FormatError, UnsupportedVersion
 from casstore.format.fields import split_ids

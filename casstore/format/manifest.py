@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.errors import ConfigError, FormatError
 from casstore.format import canonical, fields

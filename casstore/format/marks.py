@@ -6,9 +6,9 @@ Those are tombstones and quarantine notes.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.digest import is_hex
 from casstore.errors import FormatError, UnsupportedVersion
 from casstore.format import canonical, envelope, fields

@@ -9,8 +9,8 @@ and two hex digits.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from casstore._values import dataclass
 from casstore.digest import digest
 from casstore.errors import ConfigError, FormatError
 from casstore.format.paths import check_path

@@ -7,11 +7,11 @@ whose footer is torn is still readable by a forward scan.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import digest
 from casstore.errors import FormatError, UnsupportedVersion
 from casstore.format import frame

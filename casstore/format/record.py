@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.errors import ConfigError, FormatError
 from casstore.format import canonical, envelope, fields
 from casstore.format.names import WRITE_ID_SIZE, check_name, parse_key, record_key

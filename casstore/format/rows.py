@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 import struct
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 
@@ -180,11 +181,16 @@ class BaseLists:
         sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
         return leads, sums[ends] - sums[begins]
 
+    def all(self) -> Iterator[tuple[bytes, ...]]:
+        """Yield the bases of each list in order."""
+        ids = [self.ids[at : at + DIGEST_SIZE] for at in range(0, len(self.ids), DIGEST_SIZE)]
+        return (tuple(ids[start:stop]) for start, stop in pairwise(self.offsets.tolist()))
+
     def get(self, number: int) -> tuple[bytes, ...]:
         """Return the bases that a row's `bases` field means; `number` 0 is no bases."""
         if number == 0:
             return ()
-        start, stop = int(self.offsets[number - 1]), int(self.offsets[number])
+        start, stop = self.offsets[number - 1 : number + 1].tolist()
         return tuple(self.ids[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE] for at in range(start, stop))
 
     def encode(self) -> bytes:
@@ -231,9 +237,17 @@ def id_words(ids: Sequence[bytes] | bytes) -> NDArray[np.uint64]:
     return np.frombuffer(joined, ">u8").reshape(-1, 4).astype(np.uint64)
 
 
+def word_ids(words: NDArray[np.uint64]) -> list[bytes]:
+    """Return the 32-byte ids that `id_words` made into words."""
+    return _split(words.astype(">u8").tobytes())
+
+
 def row_ids(rows: Rows) -> list[bytes]:
     """Return the 32-byte ids of `rows`."""
-    joined = np.ascontiguousarray(rows["id"]).tobytes()
+    return _split(np.ascontiguousarray(rows["id"]).tobytes())
+
+
+def _split(joined: bytes) -> list[bytes]:
     return [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
 
 

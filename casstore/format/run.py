@@ -7,10 +7,9 @@ else is recorded, not keyed.
 from __future__ import annotations
 
 import enum
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.digest import digest
 from casstore.errors import FormatError
 from casstore.format import canonical, fields

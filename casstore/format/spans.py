@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:

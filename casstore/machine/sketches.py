@@ -5,6 +5,7 @@ store/adding/bases/sketch.py says what a sketch is. All of it can be made again 
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 _NEWEST = 16
 """Sketches of one signature that are looked at, at most, however many models a store has."""
+
+
+UNSOUGHT = -1
+"""The signature of what is not to be found by likeness: a tensor that follows from another one, which is found instead."""
+
+_WHOLE_MODEL = -1
+"""The number of the span that says of a whole model, in the place of a layout, that its sketches are kept."""
 
 
 class Sketch(NamedTuple):
@@ -36,20 +44,20 @@ class Sketches:
     def __init__(self, machine: MachineState) -> None:
         self._machine = machine
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is known, though something could be: the store is new, or the machine has forgotten."""
+    def unmarked(self, models: Sequence[bytes]) -> list[bytes]:
+        """Return those of these models whose sketches were never kept: another machine added them, or this one has forgotten."""
 
-        def look_up(state: sqlite3.Connection) -> bool:
-            return state.execute("SELECT 1 FROM sketches LIMIT 1").fetchone() is None
+        def look_up(state: sqlite3.Connection) -> list[bytes]:
+            sql = "SELECT 1 FROM sketches WHERE layout = ? AND span = ?"
+            return [model for model in models if state.execute(sql, (model, _WHOLE_MODEL)).fetchone() is None]
 
-        return self._machine.run(look_up, False)
+        return self._machine.run(look_up, [])
 
     def of_layout(self, layout: bytes) -> dict[int, bytes]:
         """Return the sketches of the tensors of a layout, by the number of the span, as far as they are known."""
 
         def look_up(state: sqlite3.Connection) -> dict[int, bytes]:
-            sql = "SELECT span, data FROM sketches WHERE layout = ?"
+            sql = "SELECT span, data FROM sketches WHERE layout = ? AND span >= 0"
             return dict(state.execute(sql, (layout,)).fetchall())
 
         return self._machine.run(look_up, {})
@@ -85,3 +93,35 @@ class Sketches:
         self._machine.run(
             lambda state: state.execute("DELETE FROM sketches WHERE layout = ?", (layout,)), None, writes=True
         )
+
+
+class SketchesOfAdd(Sketches):
+    """The table as one add sees it: what is `held` counts, too, and is kept when the add is done. Safe in threads."""
+
+    def __init__(self, machine: MachineState) -> None:
+        super().__init__(machine)
+        self._lock = threading.Lock()
+        self._held: list[Sketch] = []
+        self._by_signature: dict[tuple[int, int], list[Sketch]] = {}
+
+    def hold(self, sketches: Iterable[Sketch]) -> None:
+        """Know sketches from now on, which are not to be kept before the add is done."""
+        with self._lock:
+            for sketch in sketches:
+                self._held.append(sketch)
+                self._by_signature.setdefault((sketch.elements, sketch.signature), []).append(sketch)
+
+    def alike(self, wanted: Sequence[tuple[int, int]]) -> list[Sketch]:
+        """Return the newest sketches for each of these pairs of elements and signature."""
+        with self._lock:
+            held = [
+                sketch for pair in wanted for sketch in reversed(self._by_signature.get(pair, [])[-_NEWEST:])
+            ]
+        return held + super().alike(wanted)
+
+    def keep_held(self, model: bytes) -> None:
+        """Keep what is held, and note that nothing more is to be kept of this model."""
+        with self._lock:
+            held, self._held = self._held, []
+        if held or self.unmarked([model]):
+            self.keep([*held, Sketch(model, _WHOLE_MODEL, 0, UNSOUGHT, b"")])

@@ -13,9 +13,9 @@ import logging
 import os
 import sqlite3
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from casstore._values import dataclass
 from casstore.concurrency.forks import ForkAware, watch_forks
 from casstore.digest import DIGEST_SIZE, digest
 from casstore.machine.unchanged import UnchangedFiles

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import BackendError, FormatError
 
 if TYPE_CHECKING:

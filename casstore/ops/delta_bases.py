@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.codecs import Encoding
 from casstore.errors import ConfigError, IntegrityError, ObjectNotFound
 from casstore.format.rows import Kind

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.ops.delta_bases import DeltaShare, describe_deltas
 from casstore.ops.encoding_names import encoding_name
 from casstore.store.reading.model import Recorded

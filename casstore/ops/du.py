@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.errors import RefNotFound
 from casstore.format.names import PREFIX as REF_PREFIX
 from casstore.format.names import names_model

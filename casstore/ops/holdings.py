@@ -5,13 +5,12 @@ Measured by the index, without opening packs: enough for whoever deletes nothing
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.errors import FormatError
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format

@@ -10,11 +10,10 @@ the same one for every pass, and would connect unrelated models.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import field
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.digest import is_hex
 from casstore.errors import IntegrityError
 from casstore.format.names import names_model

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.errors import FormatError, IntegrityError, ObjectExists, ObjectNotFound, UnsupportedVersion
 from casstore.format import marks
 from casstore.format.rows import row_ids

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.codecs import Encoding
 from casstore.errors import IntegrityError
 from casstore.format.names import PREFIX as REF_PREFIX

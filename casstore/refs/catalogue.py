@@ -13,12 +13,12 @@ processes do to it meanwhile, an answer is that of the listing. Rows with a wron
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
 
 import msgpack
 
-from casstore._values import dataclass
 from casstore.digest import digest
 from casstore.refs.rows import RefRow
 

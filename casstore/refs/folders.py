@@ -7,12 +7,11 @@ keeps the place that its key gives it: no older one is used instead (invariant 8
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.concurrency.fan_out import ask_all
 from casstore.digest import digest
 from casstore.errors import BackendError, FormatError, ObjectNotFound, UnsupportedVersion

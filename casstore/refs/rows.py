@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE, is_hex
 from casstore.errors import ConfigError
 from casstore.format import canonical, names

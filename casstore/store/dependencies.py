@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import IntegrityError, MissingObject, ObjectNotFound
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.digest import is_hex
 from casstore.errors import ConfigError, NameTaken, RefNotFound
 from casstore.format import names

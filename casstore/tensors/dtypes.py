@@ -8,11 +8,11 @@ GGUF's names (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:

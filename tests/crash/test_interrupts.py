@@ -164,15 +164,15 @@ class Stop(BaseException):
 
 def interrupt(monkeypatch, error, *, after):
     """Let an add end by `error` once it has handed over so many blocks."""
-    take, left = ingest.Ingest._take_oldest, [after]
+    take, left = ingest.Ingest._take_block, [after]
 
-    def stopping(self):
-        take(self)
+    def stopping(self, *worked):
+        take(self, *worked)
         left[0] -= 1
         if left[0] == 0:
             raise error
 
-    monkeypatch.setattr(ingest.Ingest, "_take_oldest", stopping)
+    monkeypatch.setattr(ingest.Ingest, "_take_block", stopping)
     monkeypatch.setattr(blocks, "BLOCK", PIECE)
 
 

@@ -17,7 +17,7 @@ from fakes.stores import (
 )
 
 from casstore import IntegrityError, Store
-from casstore.backend import MemoryBackend
+from casstore.backend import MemoryBackend, memory
 from casstore.format import marks, names
 from casstore.machine.state import MachineState
 from casstore.ops.check import check
@@ -70,7 +70,9 @@ def files_of(root, *folders):
 
 def in_memory(root):
     """A store's files as a dict, and a store on it: changing the dict is damage that costs nothing."""
-    backend = MemoryBackend(f"copy-{random.getrandbits(64):x}")
+    name = f"copy-{random.getrandbits(64):x}"
+    backend = MemoryBackend(name)
+    memory._stores.pop(name)  # Nobody opens it by its name, and a long run makes one for each flip.
     for key in files_of(root):
         backend.put(key, [(root / key).read_bytes()])
     return backend

@@ -53,10 +53,10 @@ def predicted(objects, plain):
 _work = Ingest._work
 
 
-def _predicting_work(self, block):
-    worked = _work(self, block)
+def _predicting_work(self, block, part):
+    worked = _work(self, block, part)
     headers, parts = [], []
-    places = dict(zip(worked.ids, block.cuts, strict=True))
+    places = dict(zip(worked.ids, block.cuts[part.start : part.stop], strict=True))
     begin = 0
     for header in worked.frames.headers:
         offset, length = places[header.object_id]

@@ -34,6 +34,10 @@ MAX_INPUT = 64 << 10
 LIBFUZZER_MEMORY = 4096
 """MiB of a process with atheris, which needs more with each input. What one input needs, targets.py bounds."""
 
+LIBFUZZER_PATIENCE = 300
+"""Seconds after which an input counts as endless, by the clock: a process of low priority may wait. targets.py bounds
+processor time."""
+
 
 def load():
     """Import the targets; with atheris, all of casstore reports which branches it takes."""
@@ -53,7 +57,7 @@ def fuzz_one(name, seconds, folder):
         f"-max_len={MAX_INPUT}",
         f"-artifact_prefix={folder}/{name}.",
         f"-rss_limit_mb={LIBFUZZER_MEMORY}",
-        "-timeout=20",
+        f"-timeout={LIBFUZZER_PATIENCE}",
         "-print_final_stats=1",
     ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: targets.run(name, data))

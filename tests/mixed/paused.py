@@ -62,7 +62,8 @@ def run(urls, options, folder, *, seconds, seed, writers, collectors, readers, g
             children, random.Random(seed), seconds, enough=lambda: all(has_ended_acts(log) for log in logs)
         )
         (folder / "stop").touch()
-        failed = children.finish()
+        # On a machine that is busy with other things, one check may take minutes; a long run waits for it.
+        failed = children.finish(patience=max(PATIENCE, seconds / 3))
     finally:
         children.kill()
     acts = [act for log in logs if log.exists() for act in read_log(log)]

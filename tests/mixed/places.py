@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from fakes import syncer  # noqa: F401  # registers dirfs://, a folder that is reached like a remote
-from mixed.children import alone
+from mixed.children import PATIENCE, alone
 
 from casstore import Store
 
@@ -51,7 +51,9 @@ def _place(kind, folder, stack):
     (folder / "server").mkdir()
     server = stack.enter_context(_server(kind)(folder / "server"))
     if kind == "s3":
-        return [f"s3://{server.make_bucket()}/store"], server.options
+        # s3fs waits 15 seconds for an answer, and a server may get no processor for so long on a busy machine.
+        options = {**server.options, "config_kwargs": {"read_timeout": PATIENCE}}
+        return [f"s3://{server.make_bucket()}/store"], options
     if kind == "azure":
         return [f"az://{server.make_container()}/store"], server.options
     return [server.url(place), place], server.options

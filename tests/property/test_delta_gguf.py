@@ -19,6 +19,7 @@ from casstore.codecs.delta import (
     Extent,
     Order,
     Residual,
+    block_values,
     encode_delta,
     gguf,
     gguf_step,
@@ -104,6 +105,19 @@ def test_floats_come_back_from_their_blocks():
     quants = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(int) - 8
     # The number of greatest magnitude has the end of the range; at the other end, one step is missing.
     assert np.abs(quants * steps - values).max() <= np.abs(steps).max() * 1.01
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_blocks_stand_for_makes_the_same_blocks(name):
+    block, chance = BLOCKS[name], np.random.default_rng(3)
+    values = chance.normal(0, 40, (50, block.elements)).astype("<f4")
+    scales = chance.integers(1, 50, (50, block.scale_bytes)).astype(np.uint8)
+    rows = made(name, values.ravel(), scales.ravel()).reshape(50, -1)
+    found, apart = block_values(name, rows)
+    again, _ = block_values(name, made(name, found.ravel(), scales.ravel()).reshape(50, -1))
+    has_steps = apart > 0
+    assert has_steps.mean() > 0.9
+    assert np.allclose(found[has_steps], again[has_steps], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["F32", "F16", "BF16"])

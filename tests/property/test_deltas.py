@@ -13,6 +13,7 @@ from fakes.payloads import decode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casstore import _build
 from casstore.codecs import Encoding
 from casstore.codecs.delta import (
     LITERALS,
@@ -35,6 +36,7 @@ from casstore.codecs.delta import (
 )
 from casstore.codecs.delta.payload import write_directory
 from casstore.codecs.delta.predict import MAX_RESULTS
+from casstore.codecs.delta.residual import Outcome
 from casstore.errors import FormatError, UnsupportedVersion
 
 MIB = 1 << 20
@@ -127,8 +129,8 @@ def test_wrong_residuals_prove_nothing(monkeypatch):
     subtract, encode_each = residual.subtract, encoder.encode_each
 
     def wrong(actual, predicted, form, out):
-        subtract(actual, predicted, form, out)
-        out[5] ^= 1
+        assert subtract(actual, predicted, form, out) is Outcome.RESTORED
+        return Outcome.LOST
 
     monkeypatch.setattr(residual, "subtract", wrong)
     assert not encode_deltas([item])[0].is_proved
@@ -228,14 +230,23 @@ def test_residuals_are_those_of_the_specification(form, seed, count):
         return np.concatenate([np.zeros(shift, np.uint8), data])[shift:]
 
     def run(function, one, other):
-        out = np.empty(count * form.width + 1, np.uint8)[1:]
-        function(as_bytes(one), as_bytes(other), form, out)
+        out = np.zeros(count * form.width + 1, np.uint8)[1:]
+        outcome = function(as_bytes(one), as_bytes(other), form, out)
+        if function is residual.subtract:
+            assert outcome is (Outcome.RESTORED if any(expected) else Outcome.EXACT)
         return out
 
     differences = agreed(lambda: run(residual.subtract, actual, predicted))
     assert np.frombuffer(differences, f"<u{form.width}").tolist() == expected
     back = agreed(lambda: run(residual.add, expected, predicted))
     assert np.frombuffer(back, f"<u{form.width}").tolist() == actual
+
+
+def test_differences_that_do_not_restore_are_lost(monkeypatch):
+    monkeypatch.setattr(_build, "kernels", None)
+    monkeypatch.setattr(residual, "add", lambda differences, predicted, form, out: out.fill(0))
+    one, other = np.ones(8, np.uint8), np.arange(8, dtype=np.uint8)
+    assert residual.subtract(one, other, RESIDUALS[0], np.empty(8, np.uint8)) is Outcome.LOST
 
 
 @pytest.mark.parametrize(

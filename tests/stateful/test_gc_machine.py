@@ -13,6 +13,7 @@ import pytest
 from fakes.cache_entries import STAMP, bytes_of
 from fakes.collector import condemn, packs_of
 from fakes.counts import STATEFUL, STEPS
+from fakes.derivations import derivations, ref_of, together
 from fakes.families import fine_tune
 from fakes.faulty_backend import FaultyBackend
 from fakes.posix_model import SimulatedCrash
@@ -65,7 +66,9 @@ class CollectedMachine(StoreMachine):
     @invariant()
     def is_sound(self):
         """Whole; a model that was added with other executable bits is described twice, and check counts that."""
-        if hasattr(self, "stores"):
+        files = self._files()
+        if files != self.checked:
+            self.checked = files
             report = assert_clean(self.stores[0], read_data=False)
             assert report.models >= len({held.model_id for held in self.held.values()})
 
@@ -291,6 +294,14 @@ class CollectedMachine(StoreMachine):
         base = data.draw(st.sampled_from([None, *bases]))
         name = f"models/tuned{number}"
         self._add(which, write_model(content, self._new_folder()), content, name, base=base)
+        shutil.rmtree(self.folders.pop(name))
+
+    @rule(which=WHICH, derived=st.sampled_from(["base", "cast", "transposed", "Q8_0", "cast of tuned", None]))
+    def add_a_derivation(self, which, derived):
+        """A model of which deltas of all kinds may be made, or rest on what others are made of; or several in one."""
+        content = together() if derived is None else derivations()[derived].content
+        name = f"models/{ref_of(derived or 'together')}"
+        self._add(which, write_model(content, self._new_folder()), content, name)
         shutil.rmtree(self.folders.pop(name))
 
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from fakes.counts import STATEFUL, STEPS
+from fakes.derivations import derivations, together
 from fakes.predicting import predicting, relative
 from fakes.stores import assert_clean, model_of, noise
 from fakes.sync_stores import Side, shown
@@ -27,6 +28,8 @@ CONTENTS = [
     model_of(near=relative(0)),
     model_of(near=relative(1), a=PARTS[0]),
     model_of(near=relative(2), other=relative(0)),
+    *(derivations()[name].content for name in ("tuned", "transposed", "Q8_0")),
+    together(),
 ]
 MANIFESTS = [b"first", b"second", noise(9, 12_000)]
 

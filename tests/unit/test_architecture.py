@@ -15,7 +15,7 @@ PACKAGE = ROOT / "casstore"
 PAGE = (PACKAGE / "README.md").read_text(encoding="utf-8")
 DOT = (PACKAGE / "architecture.dot").read_text(encoding="utf-8")
 
-NO_LAYER = {"__init__", "__main__", "__pycache__", "_kernels", "_values", "_version"}
+NO_LAYER = {"__init__", "__main__", "__pycache__", "_kernels", "_version"}
 """What stands outside the layers: the doors of the package, and files that import nothing of it."""
 
 CITED = re.compile(r"\b[Ii]nvariants?\s+(\d+(?:(?:,|,? and|-)\s*\d+)*)")

@@ -11,10 +11,9 @@ called `<id>.<workflow>`, and so on.
 from __future__ import annotations
 
 import itertools
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore._version import __version__
 from casstore.cache.directories import checked_id
 from casstore.cache.model_cache import model_ref

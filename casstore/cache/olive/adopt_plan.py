@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.cache.directories import checked_id
 from casstore.cache.olive.collect import collect
 from casstore.cache.olive.folder import FileFinder, FoundModel, find_workflows, read_json

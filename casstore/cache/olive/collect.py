@@ -9,10 +9,10 @@ config, whose paths are relative to the tree:
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casstore import tensors
-from casstore._values import dataclass
 from casstore.cache.document import LAZY_FLAG, CollectedModel, ModelDocument, set_at, texts
 from casstore.cache.values import plain
 from casstore.errors import ConfigError

@@ -16,9 +16,9 @@ import json
 import os
 import re
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.cache.settings import RESERVED_NAMES
 from casstore.digest import is_hex
 from casstore.errors import ConfigError

@@ -12,9 +12,9 @@ import filecmp
 import os
 import shutil
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import BackendError, ConfigError
 from casstore.format.paths import check_path, check_paths
 from casstore.machine.local_names import local_path, tree_name

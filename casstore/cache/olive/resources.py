@@ -10,9 +10,9 @@ import contextlib
 import json
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.cache.passes.single_flight import single_flight
 from casstore.cache.views import write_json
 from casstore.digest import digest

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.cache.document import DOCUMENT_NAME
 from casstore.cache.passes.single_flight import single_flight
 from casstore.errors import ConfigError, ConflictError

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.cache.views import write_file
 from casstore.digest import DIGEST_SIZE, Hasher
 from casstore.machine.stat_identity import StatIdentity

@@ -11,10 +11,10 @@ import itertools
 import os
 import shutil
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from casstore._values import dataclass
 from casstore.cache.placements.placement import NOTE, Placement, is_below
 
 if TYPE_CHECKING:

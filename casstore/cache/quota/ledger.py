@@ -10,10 +10,9 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.cache.views import write_file
 
 if TYPE_CHECKING:

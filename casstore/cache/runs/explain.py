@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.errors import IntegrityError, RefNotFound
 
 if TYPE_CHECKING:

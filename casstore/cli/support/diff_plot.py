@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import ConfigError
 from casstore.store.adding.bases.names import plain_name
 

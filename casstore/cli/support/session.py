@@ -7,12 +7,11 @@ import logging
 import os
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from casstore._values import dataclass
 from casstore.api.store import Store
 from casstore.cli.support.exits import ERROR, exit_codes, say
 from casstore.cli.support.progress import progress_bar, status_line

@@ -12,6 +12,7 @@ from casstore.codecs.delta.operations.cast import cast_step
 from casstore.codecs.delta.operations.combine import Combination, combine_step
 from casstore.codecs.delta.operations.floats import Rounding
 from casstore.codecs.delta.operations.gguf import gguf_step, scales_of
+from casstore.codecs.delta.operations.gguf_values import block_values
 from casstore.codecs.delta.operations.lora import Merge, lora_step
 from casstore.codecs.delta.operations.quantise import Axis, Rule, quantise_step
 from casstore.codecs.delta.operations.transpose import transpose_step
@@ -35,6 +36,7 @@ __all__ = [
     "Rounding",
     "Rule",
     "Step",
+    "block_values",
     "cast",
     "cast_step",
     "combine",

@@ -115,38 +115,45 @@ def _predict(item: DeltaInput, room: U8) -> _Parts:
     data: U8 = np.frombuffer(item.plain, np.uint8)
     left = check_order(item.pieces, len(data))
     bases: list[U8] = [np.frombuffer(base, np.uint8) for base in item.bases]
+    literals = _literals(item, data) if left or item.side else data[:0]
+    check_programs(item.pieces, [len(base) for base in bases], len(literals))
+    kept = list(item.pieces)
+    sizes: dict[int, int] = {}
+    comes_back = True
+    at = 0
+    for number in sorted(range(len(kept)), key=lambda number: _width(item.pieces[number])):
+        piece = item.pieces[number]
+        predicted = predict(piece, bases, literals)
+        actual = data[piece.begin : piece.end]
+        if piece.residual is None:
+            if not equal(actual.data, predicted.data):
+                raise ValueError(
+                    f"The prediction for bytes {piece.begin} to {piece.end} is not exact, and has no residual."
+                )
+            continue
+        size = len(actual)
+        outcome = residual.subtract(actual, predicted, piece.residual, room[at : at + size])
+        if outcome is residual.Outcome.EXACT:
+            kept[number] = replace(piece, residual=None)
+            continue
+        comes_back = comes_back and outcome is residual.Outcome.RESTORED
+        width = piece.residual.width
+        sizes[width] = sizes.get(width, 0) + size
+        at += size
+    return _Parts(kept, literals, sizes, left, comes_back)
+
+
+def _literals(item: DeltaInput, data: U8) -> U8:
+    """Return the bytes that no piece predicts, and the side after them."""
     ends = [0, *(piece.end for piece in item.pieces)]
     begins = [*(piece.begin for piece in item.pieces), len(data)]
     gaps = [data[begin:end] for begin, end in zip(ends, begins, strict=True)]
-    literals: U8 = np.concatenate([*gaps, np.frombuffer(item.side, np.uint8)])
-    check_programs(item.pieces, [len(base) for base in bases], len(literals))
-    kept: list[Piece] = []
-    missed: dict[int, list[tuple[Piece, U8]]] = {}
-    for piece in item.pieces:
-        predicted = predict(piece, bases, literals)
-        if equal(data[piece.begin : piece.end].data, predicted.data):
-            kept.append(piece if piece.residual is None else replace(piece, residual=None))
-            continue
-        if piece.residual is None:
-            raise ValueError(
-                f"The prediction for bytes {piece.begin} to {piece.end} is not exact, and has no residual."
-            )
-        missed.setdefault(piece.residual.width, []).append((piece, predicted))
-        kept.append(piece)
-    at = 0
-    sizes = dict.fromkeys(missed, 0)
-    comes_back = True
-    for width in sorted(missed):
-        for piece, predicted in missed[width]:
-            assert piece.residual is not None
-            actual, differences = data[piece.begin : piece.end], room[at : at + len(predicted)]
-            residual.subtract(actual, predicted, piece.residual, differences)
-            restored = scratch("restored", len(predicted))
-            residual.add(differences, predicted, piece.residual, restored)
-            comes_back = comes_back and equal(actual.data, restored.data)
-            at += len(predicted)
-            sizes[width] += len(predicted)
-    return _Parts(kept, literals, sizes, left, comes_back)
+    found: U8 = np.concatenate([*gaps, np.frombuffer(item.side, np.uint8)])
+    return found
+
+
+def _width(piece: Piece) -> int:
+    return 0 if piece.residual is None else piece.residual.width
 
 
 def _payload(parts: _Parts, residuals: Iterator[Encoded], *, are_whole: bool) -> EncodedDelta:
@@ -183,6 +190,8 @@ def _place(stream: Stream) -> tuple[int, ...]:
 
 def _holds(stream: Stream, plain: U8) -> bool:
     """Say whether a stream decodes to these bytes."""
+    if stream.encoding == Encoding.RAW:
+        return equal(stream.body, plain.data)
     return decodes_to([(stream.encoding, stream.body)], [len(plain)], plain)
 
 

@@ -7,13 +7,14 @@ here in numpy is the specification of the compiled kernels, and their replacemen
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from casstore import _build
 from casstore.codecs.delta.piece import Order
-from casstore.codecs.regroup import scratch
+from casstore.codecs.regroup import equal, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +30,34 @@ _BLOCK = 32 << 10
 """Bytes that are worked on at once: they and two blocks of scratch stay in the core's first caches."""
 
 
-def subtract(actual: U8, predicted: U8, residual: Residual, out: U8) -> None:
-    """Write the zigzagged differences to `out`; all three have the same length, whole elements."""
+class Outcome(IntEnum):
+    """What `subtract` found."""
+
+    EXACT = 0
+    """Nothing differs."""
+    RESTORED = 1
+    """The differences, added to the predicted elements, gave the actual ones."""
+    LOST = 2
+    """They did not: the differences are wrong."""
+
+
+def subtract(actual: U8, predicted: U8, residual: Residual, out: U8) -> Outcome:
+    """Write the zigzagged differences to `out`, unless there are none, and add them again to see what they restore.
+
+    All three have the same length, whole elements.
+    """
     if _build.kernels is not None:
-        _build.kernels.subtract(actual, predicted, out, residual.width, residual.order is Order.FLOAT)
-        return
+        is_float = residual.order is Order.FLOAT
+        return Outcome(_build.kernels.subtract(actual, predicted, out, residual.width, is_float))
+    if equal(actual.data, predicted.data):
+        return Outcome.EXACT
+    _subtract(actual, predicted, residual, out)
+    restored = scratch("restored", len(out))
+    add(out, predicted, residual, restored)
+    return Outcome.RESTORED if equal(actual.data, restored.data) else Outcome.LOST
+
+
+def _subtract(actual: U8, predicted: U8, residual: Residual, out: U8) -> None:
     for at, end in _blocks(len(actual)):
         difference, spare = _words(residual.width, end - at)
         _to_order(_view(actual, at, end, residual), residual, spare, difference)

@@ -1,7 +1,7 @@
 /* What the compiled kernels share: what they ask of the compiler, and the functions that _kernels.c gives to Python.
  *
  * Each kernel is the twin of numpy code, which is the specification: both give the same bytes. No function touches
- * Python objects while it works, so none holds the GIL. Buffers may lie at any address: elements are loaded and
+ * Python objects while it works, so none needs the GIL. Buffers may lie at any address: elements are loaded and
  * stored with memcpy. Arguments are checked here as well as in Python: no call can reach beyond a buffer.
  */
 
@@ -46,6 +46,18 @@
     fesetenv(&floats_before);                                                                                          \
     }
 
+/* Bytes that are compared first, before the GIL is given away: most comparisons end there. */
+#define FIRST 4096
+
+/* Work on so few bytes takes less time than giving the GIL away and getting it back, which another thread may then hold. */
+#define FEW (64 << 10)
+#define BEGIN_WITHOUT_GIL(SIZE)                                                                                        \
+    {                                                                                                                  \
+        PyThreadState *gil_saved = (SIZE) > FEW ? PyEval_SaveThread() : NULL;
+#define END_WITHOUT_GIL                                                                                                \
+        if (gil_saved != NULL) PyEval_RestoreThread(gil_saved);                                                        \
+    }
+
 INLINE uint32_t bits_of(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -61,6 +73,9 @@ INLINE float float_of(uint32_t bits) {
 /* Release the buffers and raise ValueError, unless there is an error already; return NULL. */
 PyObject *refuse(const char *message, Py_buffer *buffers, int count);
 
+PyObject *planes(PyObject *self, PyObject *args);
+PyObject *probe_columns(PyObject *self, PyObject *args);
+PyObject *skip_nodes(PyObject *self, PyObject *args);
 PyObject *subtract(PyObject *self, PyObject *args);
 PyObject *add(PyObject *self, PyObject *args);
 PyObject *cast(PyObject *self, PyObject *args);

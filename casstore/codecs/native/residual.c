@@ -50,35 +50,79 @@ DIFFERENCES(float_8, uint64_t, 64, number_8)
 
 typedef void Loop(const uint8_t *restrict, const uint8_t *restrict, uint8_t *restrict, Py_ssize_t);
 
-static PyObject *run(PyObject *args, Loop *const loops[2][4]) {
+static Loop *const subtract_loops[2][4] = {
+    {subtract_integer_1, subtract_integer_2, subtract_integer_4, subtract_integer_8},
+    {subtract_float_1, subtract_float_2, subtract_float_4, subtract_float_8},
+};
+
+static Loop *const add_loops[2][4] = {
+    {add_integer_1, add_integer_2, add_integer_4, add_integer_8},
+    {add_float_1, add_float_2, add_float_4, add_float_8},
+};
+
+/* What Python gave: two operands and the room for the result, whole elements of as many bytes. */
+typedef struct {
     Py_buffer held[3];
     Py_ssize_t width;
-    int floats, log = 0;
-    if (!PyArg_ParseTuple(args, "y*y*w*np", &held[0], &held[1], &held[2], &width, &floats)) return NULL;
-    while (log < 4 && width != (Py_ssize_t)1 << log) log++;
-    if (log == 4 || held[0].len != held[1].len || held[0].len != held[2].len || held[0].len % width)
-        return refuse("the elements do not fit one another", held, 3);
-    Py_BEGIN_ALLOW_THREADS
-    loops[floats][log](held[0].buf, held[1].buf, held[2].buf, held[0].len / width);
-    Py_END_ALLOW_THREADS
-    for (int k = 0; k < 3; k++) PyBuffer_Release(&held[k]);
-    Py_RETURN_NONE;
+    int floats, log;
+} Call;
+
+static int take_call(Call *call, PyObject *args) {
+    call->log = 0;
+    if (!PyArg_ParseTuple(args, "y*y*w*np", &call->held[0], &call->held[1], &call->held[2], &call->width, &call->floats))
+        return 0;
+    while (call->log < 4 && call->width != (Py_ssize_t)1 << call->log) call->log++;
+    if (call->log < 4 && call->held[0].len == call->held[1].len && call->held[0].len == call->held[2].len &&
+        call->held[0].len % call->width == 0)
+        return 1;
+    refuse("the elements do not fit one another", call->held, 3);
+    return 0;
+}
+
+static void release_call(Call *call) {
+    for (int k = 0; k < 3; k++) PyBuffer_Release(&call->held[k]);
+}
+
+/* Bytes that are subtracted and added again at once: all of them stay in the core's first cache. */
+#define TILE 4096
+
+enum { EXACT, RESTORED, LOST };
+
+/* Writes the differences and adds them again. Where nothing differs, nothing is written. */
+static int subtract_all(const Call *call) {
+    const uint8_t *actual = call->held[0].buf, *predicted = call->held[1].buf;
+    uint8_t *out = call->held[2].buf, again[TILE];
+    Py_ssize_t size = call->held[0].len;
+    int found = RESTORED;
+    if (memcmp(actual, predicted, (size_t)size) == 0) return EXACT;
+    for (Py_ssize_t at = 0; at < size; at += TILE) {
+        Py_ssize_t length = size - at < TILE ? size - at : TILE, count = length / call->width;
+        subtract_loops[call->floats][call->log](actual + at, predicted + at, out + at, count);
+        add_loops[call->floats][call->log](out + at, predicted + at, again, count);
+        if (memcmp(actual + at, again, (size_t)length) != 0) found = LOST;
+    }
+    return found;
 }
 
 PyObject *subtract(PyObject *self, PyObject *args) {
-    static Loop *const loops[2][4] = {
-        {subtract_integer_1, subtract_integer_2, subtract_integer_4, subtract_integer_8},
-        {subtract_float_1, subtract_float_2, subtract_float_4, subtract_float_8},
-    };
+    Call call;
+    int found;
     (void)self;
-    return run(args, loops);
+    if (!take_call(&call, args)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = subtract_all(&call);
+    Py_END_ALLOW_THREADS
+    release_call(&call);
+    return PyLong_FromLong(found);
 }
 
 PyObject *add(PyObject *self, PyObject *args) {
-    static Loop *const loops[2][4] = {
-        {add_integer_1, add_integer_2, add_integer_4, add_integer_8},
-        {add_float_1, add_float_2, add_float_4, add_float_8},
-    };
+    Call call;
     (void)self;
-    return run(args, loops);
+    if (!take_call(&call, args)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    add_loops[call.floats][call.log](call.held[0].buf, call.held[1].buf, call.held[2].buf, call.held[0].len / call.width);
+    Py_END_ALLOW_THREADS
+    release_call(&call);
+    Py_RETURN_NONE;
 }

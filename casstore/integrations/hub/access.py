@@ -6,9 +6,9 @@ import base64
 import binascii
 import hmac
 import ipaddress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.digest import digest
 from casstore.errors import ConfigError
 from casstore.integrations.hub.errors import HubError

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from casstore._values import dataclass
 from casstore.errors import ConfigError, MissingObject
 from casstore.format import names
 from casstore.integrations.hub.errors import repo_not_found, revision_not_found

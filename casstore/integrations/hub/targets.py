@@ -6,9 +6,8 @@ A revision may hold slashes, which arrive percent-encoded, so the path is split 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
-
-from casstore._values import dataclass
 
 __all__ = ["ApiTarget", "FileTarget", "Target", "is_reachable", "parse_target"]
 

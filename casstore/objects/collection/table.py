@@ -6,11 +6,11 @@ computed over all rows goes by blocks, so that ten million frames take less than
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE
 from casstore.format.rows import MAX_RANK, expand
 

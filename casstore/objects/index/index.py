@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import BackendError, IntegrityError, MissingObject
-from casstore.format.rows import ROW, BaseLists, id_words
+from casstore.format.rows import ROW, BaseLists, id_words, word_ids
 from casstore.objects.index.loading import LoadedSegments
 from casstore.objects.index.located import NOT_FOUND, Located
+from casstore.objects.index.segment import FEW_IDS
 from casstore.objects.index.upkeep import Upkeep
 from casstore.objects.keys import INDEX_PREFIX
 
@@ -86,6 +88,17 @@ class Index(LoadedSegments):
             return located
         return located.replaced(missing, self._locate(ids_at(ids, missing), usable=None))
 
+    def lacks(self, ids: Sequence[bytes]) -> bool:
+        """Say whether none of a few ids is in any segment; False says nothing. Much faster than `locate` where all are new."""
+        if len(ids) > FEW_IDS:
+            return False
+        with self.lock:
+            segments = list(self.segments.values()) if self.loaded else None
+        # Invariant 5: what is said of a damaged segment is decided by `locate`, which sets it aside.
+        with contextlib.suppress(IntegrityError, BackendError):
+            return segments is not None and all(segment.lacks(ids) for segment in segments if len(segment))
+        return False
+
     def _locate(
         self, ids: Sequence[bytes] | bytes, *, usable: Callable[[int], bool] | None, load: bool = True
     ) -> Located:
@@ -110,10 +123,13 @@ class Index(LoadedSegments):
         ranks = np.full(len(words), _NO_RANK, np.uint8)
         lists = [BaseLists.empty()] * len(segments)
         open_ = np.arange(len(words))
+        few = word_ids(words) if len(words) <= FEW_IDS else None
         for source, segment in enumerate(segments):
             if not open_.size or not len(segment):
                 continue
             try:
+                if few is not None and segment.lacks(few):
+                    continue
                 queries, found = segment.matches(words[open_])
                 if not queries.size:
                     continue

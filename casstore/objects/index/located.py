@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
+from casstore.digest import DIGEST_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,9 +51,10 @@ class Located:
         number = int(self.rows["bases"][at])
         return self.lists[self.sources[at]].get(number) if number else ()
 
-    def ids(self, positions: Sequence[int]) -> list[bytes]:
+    def ids(self, positions: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
         """Return the object ids of the rows at these positions, which must be found."""
-        return [self.rows["id"][at].tobytes() for at in positions]
+        joined = self.rows["id"][np.asarray(positions, np.int64)].tobytes()
+        return [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
 
     def by_pack(self, which: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield the number of each pack that holds some of the objects, all that are found or `which`, and their positions."""

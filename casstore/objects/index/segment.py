@@ -8,20 +8,19 @@ size of the segment.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
-from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError
 from casstore.format import index as index_format
-from casstore.format.rows import ROW, check_rows, row_ids
+from casstore.format.rows import ROW, check_rows, row_ids, word_ids
 from casstore.objects.index.segment_file import DAMAGED
 from casstore.objects.index.stored_lists import StoredLists, distinct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -33,11 +32,16 @@ if TYPE_CHECKING:
 BATCH_BITS = 18
 """Rows that are handled at once when all are: 2^18 of them, 16 MiB."""
 
+FEW_IDS = 128
+"""Ids that are looked up one by one in small segments."""
+
 _KEYS_HELD = 1 << 20  # columns of keys of at most this many bytes are held in memory
 _KEYS_APART = 1024
-_FEW_IDS = 128
-_SHORT_QUESTIONS = 4  # look-ups in a small segment after which a table pays for itself
+_SHORT_QUESTIONS = (
+    4  # look-ups in a small segment after which a table pays for itself; in a tiny one it does at once
+)
 _SMALL = 8192
+_TINY = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +93,9 @@ class Segment:
         else:
             self.check(buckets)
             every = self._rows(0, len(self))
-            short = len(words) <= _FEW_IDS
-            self._short_questions += short
-            if short and self._short_questions > _SHORT_QUESTIONS:
-                queries, rows = self._match_few(words, buckets, every)
+            table = self._table_for(len(words))
+            if table is not None:
+                queries, rows = _match_few(words, table)
             else:
                 queries, rows = self._candidates(words, buckets, self._keys_of(buckets))
             if not queries.size:
@@ -164,26 +167,29 @@ class Segment:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         return np.concatenate(queries), np.concatenate(rows)
 
-    def _match_few(
-        self, words: NDArray[np.uint64], buckets: NDArray[np.int64], every: Rows
-    ) -> tuple[Positions, Positions]:
-        """Answer one of many short questions to a small segment, where a dict beats numpy's overhead."""
+    def lacks(self, ids: Collection[bytes]) -> bool:
+        """Say whether none of a few ids is in a small segment; False says nothing.
+
+        Most look-ups are about objects that are new, and this spares them what numpy takes for a few items. Raises FormatError
+        for a damaged segment.
+        """
+        table = self._table_for(len(ids)) if len(self) <= _SMALL else None
+        return table is not None and table.keys().isdisjoint(ids)
+
+    def _table_for(self, questions: int) -> dict[bytes, list[int]] | None:
+        """Return the rows of each id in a small segment, all verified; None where that does not pay for so many ids."""
+        if questions > FEW_IDS:
+            return None
         if self._table is None:
+            self._short_questions += 1
+            if len(self) > _TINY and self._short_questions <= _SHORT_QUESTIONS:
+                return None
+            self.check(np.arange(self.head.shape.buckets))
             table: dict[bytes, list[int]] = {}
-            for row, object_id in enumerate(row_ids(every)):
+            for row, object_id in enumerate(row_ids(self._rows(0, len(self)))):
                 table.setdefault(object_id, []).append(row)
             self._table = table
-        joined = words.astype(">u8").tobytes()
-        asked = [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
-        low, end = self.head.fanout[buckets].tolist(), self.head.fanout[buckets + 1].tolist()
-        pairs = [
-            (query, row)
-            for query, object_id in enumerate(asked)
-            for row in self._table.get(object_id, ())
-            if low[query] <= row < end[query]  # a row of another bucket has not been verified
-        ]
-        found = np.array(pairs, np.int64).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+        return self._table
 
     def _keys_of(self, buckets: NDArray[np.int64]) -> _Keys:
         """Return the keys of these buckets, at least."""
@@ -271,3 +277,12 @@ class Segment:
     def _judge(self, rows: Rows) -> None:
         """Raise FormatError for a row that is impossible, whoever wrote it; for rows that leave this object."""
         check_rows(rows, lists=self.head.shape.lists, packs=len(self.head.packs), key=self.key)
+
+
+def _match_few(words: NDArray[np.uint64], table: dict[bytes, list[int]]) -> tuple[Positions, Positions]:
+    """Answer one of many short questions to a small segment, where a dict beats numpy's overhead."""
+    pairs = [
+        (query, row) for query, object_id in enumerate(word_ids(words)) for row in table.get(object_id, ())
+    ]
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    return found[:, 0], found[:, 1]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from casstore.codecs.delta import Piece
 
-_AT_ONCE = 2 << 20
+_AT_ONCE = 4 << 20
 """Plain bytes that are encoded and verified at once."""
 
 

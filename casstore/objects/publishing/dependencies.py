@@ -16,7 +16,7 @@ from casstore.objects.keys import pack_key
 from casstore.objects.publishing.presence import PresentPacks, read_tombstones
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,10 +47,10 @@ class Dependencies:
         self._depends: dict[bytes, list[bytes]] = {}
         """The packs, and joined ids of the objects in each that are needed."""
         self._deltas: set[bytes] = set()
+        self._are_judged = False
+        """Whether all deltas decoded when each pack depended on was last looked at."""
         self._own: set[bytes] = set()
         self._own_deltas: dict[bytes, Copy] = {}
-        self._own_bases: set[bytes] = set()
-        """Bases of own deltas, on which the record does not depend yet."""
 
     def known(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
         """Say which objects need not be written; the record will depend on the packs that hold those.
@@ -64,7 +64,7 @@ class Dependencies:
             needed = resolved.located.rows["id"][positions].tobytes()
             self._depends.setdefault(self._index.pack_id(number), []).append(needed)
         self._lean_on(resolved.needed)
-        self._deltas.update(resolved.deltas)
+        self._note_deltas(resolved.deltas)
         for at in np.flatnonzero(~found).tolist():
             found[at] = ids[at] in self._own
         return found
@@ -85,28 +85,23 @@ class Dependencies:
         return tuple(sorted(self._depends)[:MAX_HINTS])
 
     def _writes(self, frames: EncodedFrames) -> None:
-        """Note frames that are in no index yet: `_check_packs` depends on their bases."""
+        """Note frames that are in no index yet: `_check_packs` judges those that have bases."""
         self._own.update(header.object_id for header in frames.headers)
         deltas = {item.object_id: Copy(item.rank, item.bases) for item in frames.headers if item.bases}
         if deltas:
             self._own_deltas.update(deltas)
-            self._deltas.update(deltas)
-            self._own_bases.update(base for copy in deltas.values() for base in copy.bases)
+            self._note_deltas(deltas)
 
-    def _lean_on_own_bases(self) -> None:
-        """Depend on the bases of own deltas: those of many frames at once, as each look-up costs."""
-        if self._own_bases:
-            bases = self._resolve(sorted(self._own_bases))
-            self._own_bases.clear()
-            self._lean_on(bases.located.rows[bases.found])
-            self._lean_on(bases.needed)
+    def _note_deltas(self, ids: Collection[bytes]) -> None:
+        if ids:
+            self._deltas.update(ids)
+            self._are_judged = False
 
     def _check_packs(self) -> tuple[bool, list[bytes]]:
         """Read the tombstones, then look at each pack depended on; depend no longer on those that are lost.
 
         Returns whether any is, the objects that were in them, and the deltas that lack a base now.
         """
-        self._lean_on_own_bases()
         self._condemned = read_tombstones(self._backend) | self._damaged
         self._present.forget()
         self._present.ask(map(self._index.number_of, self._depends))
@@ -115,10 +110,13 @@ class Dependencies:
             self._index.refresh()
         joined = b"".join(part for pack in lost for part in self._depends.pop(pack))
         ids = [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
-        return bool(lost), ids + self._without_bases()
+        # Invariant 7: a delta that decoded with packs that are all there still, decodes.
+        stranded = [] if self._are_judged and not lost else self._without_bases()
+        self._are_judged = not lost and not stranded
+        return bool(lost), ids + stranded
 
     def _without_bases(self) -> list[bytes]:
-        """Return the deltas, own ones included, that no longer decode; depend on what the others need."""
+        """Return the deltas, own ones included, that no longer decode; depend on what the others need, their bases too."""
         if not self._deltas:
             return []
         deltas, self._deltas = sorted(self._deltas), set()

@@ -6,12 +6,11 @@ import contextlib
 import os
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore import codecs
-from casstore._values import dataclass
 from casstore.concurrency.buffers import BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
 from casstore.digest import Hasher, digest
 from casstore.errors import CasstoreError, ConfigError, DigestMismatch, ObjectExists
@@ -52,7 +51,7 @@ _VERIFIED = 2 << 20
 """Plain bytes that are verified at once, right after encoding, while the processor's cache still holds them."""
 
 _HELD = 256 << 10
-"""Bytes of small frames that wait for others: each write is a switch to another thread and back."""
+"""Bytes of small frames that wait for others: each write is a switch to another thread and back, unless that thread is idle."""
 
 _MAX_WAITING = 1
 """Writes that may wait for the disk: each holds a block of memory, and more of them brought no speed."""
@@ -306,9 +305,17 @@ class PackWriter:
             self._hand_over(target)
 
     def _hand_over(self, target: _OpenPack) -> None:
-        """Have the parts that are held written."""
-        if target.held:
-            parts, target.held = target.held, []
+        """Have the parts that are held written: by the other thread, or here if that has nothing to do and they are few."""
+        if not target.held:
+            return
+        parts, target.held = target.held, []
+        if sum(len(part.data) for part in parts) < _HELD and all(write.done() for write in self._writes):
+            self._wait_for_writes(left=0)  # Raises if one of them failed.
+            _write(target, parts)
+            written: Future[None] = Future()
+            written.set_result(None)
+            self._writes.append(written)
+        else:
             self._writes.append(self._writing.submit(_write, target, parts))
             self._wait_for_writes(left=_MAX_WAITING)
 

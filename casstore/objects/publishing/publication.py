@@ -130,7 +130,8 @@ class Publication(Dependencies):
     def claim(self, ids: Sequence[bytes]) -> list[int]:
         """Return the positions of the objects that the caller must encode and write, each object once."""
         wanted: list[int] = []
-        for at in np.flatnonzero(~self.known(ids)).tolist():
+        unknown = range(len(ids)) if self._index.lacks(ids) else np.flatnonzero(~self.known(ids)).tolist()
+        for at in unknown:
             if ids[at] not in self._own:
                 self._own.add(ids[at])
                 wanted.append(at)

@@ -6,9 +6,7 @@ decoded once, those of the lowest rank first. Where that fails, other copies are
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Concatenate
 
@@ -30,10 +28,11 @@ from casstore.objects.reading.base_levels import (
     sizes_below,
 )
 from casstore.objects.reading.frames import ADVICE, decode_frames
+from casstore.objects.reading.job import Job
 from casstore.objects.reading.ranges import batches, plan_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from casstore.backend.base import Backend
     from casstore.objects.index.index import Index
@@ -55,39 +54,6 @@ _ANY_RANK = MAX_RANK + 1
 
 _SHARED = 2.5
 """Bytes of bases for each byte of some deltas from which they are most likely the bases of others as well."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """Objects that are still to be read, by position in `located`: where their bytes belong, and what may be done for them.
-
-    With `elsewhere`, other copies may be read, of a rank below the object's limit. `barred` are the packs in which an
-    object cannot be read, by position, for objects that are deltas without a base somewhere; `reasons` says why something
-    could not be read. `gone` are packs that the current round of reads found to be absent. `cache` has bases of earlier reads.
-    """
-
-    located: Located
-    pending: dict[int, tuple[int, int]]
-    buffer: memoryview
-    elsewhere: bool
-    verify: bool
-    limits: dict[int, int] = field(default_factory=dict)
-    barred: dict[int, set[int]] = field(default_factory=dict)
-    reasons: dict[int, IntegrityError] = field(default_factory=dict)
-    misses: Counter[int] = field(default_factory=Counter)
-    gone: frozenset[int] = frozenset()
-    cache: BaseCache | None = None
-
-    def bar(self, positions: Iterable[int], reason: IntegrityError) -> None:
-        """Do not look for objects again where they were located: nothing is wrong with that pack."""
-        for at in positions:
-            self.reasons[at] = reason
-            self.barred.setdefault(at, set()).add(int(self.located.rows["pack"][at]))
-
-    def note(self, positions: Iterable[int], reason: IntegrityError) -> None:
-        """Note objects that are damaged where they were located; the index avoids that pack by now."""
-        self.reasons.update(dict.fromkeys(positions, reason))
-        self.bar([at for at in positions if at in self.barred], reason)
 
 
 class ObjectReader:
@@ -120,7 +86,7 @@ class ObjectReader:
         `verify` need again. Raises MissingObject for a base that is gone.
         """
         with _reasons():
-            self._fill(_Job(located, pending, buffer, elsewhere, verify, cache=cache), None)
+            self._fill(Job(located, pending, buffer, elsewhere, verify, cache=cache), None)
 
     def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
@@ -135,7 +101,7 @@ class ObjectReader:
         edges = [0, *accumulate(located.rows["raw"][list(wanted)].tolist())]
         places = dict(zip(wanted, pairwise(edges), strict=True))
         try:
-            self._fill(_Job(located, places, new_buffer(edges[-1]), elsewhere=False, verify=True), None)
+            self._fill(Job(located, places, new_buffer(edges[-1]), elsewhere=False, verify=True), None)
         except LacksBaseError:
             # Invariant 7: one by one, so that all the others are read.
             if len(wanted) > 1:
@@ -182,7 +148,7 @@ class ObjectReader:
 
     # ---- rounds of reads: what fails in one is looked up again for the next
 
-    def _fill(self, job: _Job, bases: Bases | None) -> None:
+    def _fill(self, job: Job, bases: Bases | None) -> None:
         """Read what a job asks for. `bases` are at hand, and get more; None if each group has its own."""
         while True:
             job.gone = frozenset()
@@ -195,9 +161,13 @@ class ObjectReader:
                 return
             self._look_again(job)
 
-    def _read_deltas(self, job: _Job, group: list[int], bases: Bases | None) -> None:
+    def _read_deltas(self, job: Job, group: list[int], bases: Bases | None) -> None:
         """Read deltas with their bases; note those that lack one, if they may be read elsewhere."""
         held = Bases(lending=True) if bases is None else bases
+        if bases is None and job.cache is None and job.verify:
+            group = self._read_quickly(job, group)
+            if not group:
+                return
         if bases is None and job.cache is not None:
             held.plain.update(job.cache.get(base for at in group for base in job.located.bases(at)))
         try:
@@ -217,7 +187,28 @@ class ObjectReader:
             if bases is None:
                 held.release()
 
-    def _read(self, job: _Job, positions: Sequence[int], bases: Mapping[bytes, memoryview]) -> None:
+    def _read_quickly(self, job: Job, group: list[int]) -> list[int]:
+        """Read deltas over bases that are not hashed, and return those that are still to be read, if one is wrong.
+
+        Invariant 4: each delta is hashed, and from a wrong base it has a wrong hash. To see what is damaged then, bases are
+        hashed as well.
+        """
+        bases = Bases(lending=True)
+        places = {at: job.pending[at] for at in group}
+        alone = Job(job.located, places, job.buffer, elsewhere=False, verify=True)
+        try:
+            self._load(job.located, group, bases, verify=False)
+            self._read(alone, group, bases.plain)
+        except (IntegrityError, ObjectNotFound, LacksBaseError):
+            # Invariant 11: nothing is hidden: what is wrong is met again by whoever reads the rest.
+            pass
+        finally:
+            bases.release()
+        for at in set(group) - places.keys():
+            del job.pending[at]
+        return list(places)
+
+    def _read(self, job: Job, positions: Sequence[int], bases: Mapping[bytes, memoryview]) -> None:
         """Read frames whose bases are at hand; those that could not be read stay pending."""
         for part in plan_ranges(job.located, positions):
             if part.pack in job.gone:
@@ -255,7 +246,7 @@ class ObjectReader:
                 for at in part.frames:
                     del job.pending[at]
 
-    def _read_range(self, job: _Job, part: Range, bases: Mapping[bytes, memoryview]) -> None:
+    def _read_range(self, job: Job, part: Range, bases: Mapping[bytes, memoryview]) -> None:
         """Fetch the frames of a range, and put their objects where they belong."""
         key = pack_key(self._index.pack_id(part.pack))
         fetched = scratch(part.end - part.begin)
@@ -281,7 +272,7 @@ class ObjectReader:
         again = self._index.locate(located.ids(part.frames))
         return bool((again.found & (again.rows["pack"] != part.pack)).all())
 
-    def _look_again(self, job: _Job) -> None:
+    def _look_again(self, job: Job) -> None:
         """Find other copies of what is pending; raise MissingObject, or why a delta cannot be read, where there is none."""
         left = [at for at in job.pending if at not in job.barred]
         if left:
@@ -354,7 +345,7 @@ class ObjectReader:
         # A copy that is read instead of a damaged one must still rank below what needs it.
         limits = {at: level.limits[at] for at in wanted}
         places = dict(zip(wanted, spans, strict=True))
-        job = _Job(level.located, places, buffer, elsewhere=True, verify=verify, limits=limits)
+        job = Job(level.located, places, buffer, elsewhere=True, verify=verify, limits=limits)
         try:
             self._fill(job, bases)
         except IntegrityError as error:
@@ -374,7 +365,7 @@ class ObjectReader:
         try:
             bases.check_room(size, base)
             buffer = bases.take(size)
-            self._fill(_Job(found, {0: (0, size)}, buffer, True, True, limits={0: limit}), bases)
+            self._fill(Job(found, {0: (0, size)}, buffer, True, True, limits={0: limit}), bases)
         except (LacksBaseError, IntegrityError) as error:
             # Invariant 4: as above.
             lost = error.reason if isinstance(error, LacksBaseError) else error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import ConfigError
 from casstore.machine.packs_read import PacksRead
 from casstore.objects import pack_id_of

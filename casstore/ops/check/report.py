@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import BackendError, IntegrityError
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.codecs.delta import Extent, Piece, transpose_step
 from casstore.codecs.delta.operations.floats import FORMATS
 from casstore.codecs.delta.operations.gguf import BLOCKS

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.codecs.delta import Extent, Piece, cast_step, scales_of
 from casstore.codecs.delta.fit import fit_cast
 from casstore.codecs.delta.operations.floats import FORMATS

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Literal
-
-from casstore._values import dataclass
 
 __all__ = ["FileChange", "FileDiff", "ModelDiff", "TensorChange", "TensorDiff", "TensorSide"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.codecs.delta.operations.floats import FORMATS, widen
 from casstore.tensors.dtypes import DTYPES
 

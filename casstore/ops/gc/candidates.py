@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.format import marks
 from casstore.objects import pack_overhead
 from casstore.ops.gc.policy import HOUR

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.ops.gc.candidates import Candidates, choose, superfluous, to_copy
 from casstore.ops.gc.policies.ages import last_written, outdated
 from casstore.ops.gc.policies.deletion import Deletion, Kept

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from casstore._values import dataclass
+from dataclasses import dataclass
+
 from casstore.errors import ConfigError
 
 HOUR = 3600.0

@@ -6,10 +6,9 @@ import contextlib
 import itertools
 import math
 import time
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.backend.base import Entry
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import BackendUnavailable, FormatError, ObjectNotFound, UnsupportedVersion

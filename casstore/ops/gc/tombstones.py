@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import BackendUnavailable, ObjectNotFound
 from casstore.format import marks

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.concurrency.bandwidth import TokenBucket
 from casstore.concurrency.workers import TaskGroup
 from casstore.errors import BackendError, IntegrityError, RefConflict, RefNotFound

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import FormatError, IntegrityError, ObjectNotFound, UnsupportedVersion
 from casstore.objects import INDEX_PREFIX
 from casstore.ops.check.places import Place, place_of

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.concurrency.bandwidth import TokenBucket
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import ConfigError, IntegrityError, RefConflict

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.digest import DIGEST_SIZE
 from casstore.errors import FormatError, IntegrityError
 from casstore.format import layout as layout_format

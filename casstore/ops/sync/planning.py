@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.concurrency.fan_out import ask_all
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format import names

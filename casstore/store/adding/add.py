@@ -142,7 +142,7 @@ def add_model(
         record = publication.commit(draft, supply)
         if default is not None:
             _yield_to_rival(refs, record)
-        ingest.remember()
+        ingest.remember(model_id)
     counts = ingest.counts
     return AddResult(
         model_id=model_id.hex(),

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from casstore.tensors import TensorSpan
 
 
+_LEAST_BLOCK = 1 << 20
+"""Bytes of small files that are worth a block of their own, where few bytes are left for the workers."""
+
+
 @dataclass(slots=True)
 class Reading:
     """A file on its way through the pipeline; `relations` say what predicts its tensors."""
@@ -46,7 +50,7 @@ class Reading:
 class Block:
     """A buffer full of chunks; `parts` says how many belong to which file, and `last` whether that file ends here.
 
-    `offsets` are those of the chunks in their files.
+    `offsets` are those of the chunks in their files. `waits` says that earlier blocks may have what predicts this one.
     """
 
     buffer: memoryview
@@ -55,6 +59,7 @@ class Block:
     offsets: list[int] = field(default_factory=list)
     parts: list[tuple[Reading, int, bool]] = field(default_factory=list)
     used: int = 0
+    waits: bool = False
 
     def windows(self) -> Iterator[tuple[FileRelations | None, Window]]:
         """Yield for each chunk the relations of its file, and the part of the file that is in the block."""
@@ -65,6 +70,18 @@ class Block:
                 window = Window(self.offsets[first], self.buffer[begin:end])
                 yield from [(reading.relations, window)] * count
             first += count
+
+    def divided(self, number: int, *, least: int) -> list[range]:
+        """Divide the chunks into up to `number` ranges of about as many bytes, `least` in each."""
+        share = max(self.used // max(number, 1), least)
+        parts: list[range] = []
+        first = size = 0
+        for at, (_, length) in enumerate(self.cuts, 1):
+            size += length
+            if size >= share or at == len(self.cuts):
+                parts.append(range(first, at))
+                first, size = at, 0
+        return parts
 
     def append(self, reading: Reading, lengths: list[int], offset: int, *, final: bool) -> int:
         """Add chunks that start at `used`, byte `offset` of the file; return where they end in the buffer."""
@@ -108,9 +125,13 @@ class BlockReader:
             try:
                 key = stat_key if stat_key is not None and flush(descriptor) else None
                 check_unchanged(file, os.fstat(descriptor))
-                reading = self._begin(
-                    file, key, find_file_spans(file, descriptor, external.get(file.path, ()))
-                )
+                spans = find_file_spans(file, descriptor, external.get(file.path, ()))
+                if self._deltas is not None and self._deltas.begin_file(file, spans):
+                    if block.parts:
+                        yield block
+                        block = Block(take_block())
+                    block.waits = True
+                reading = self._begin(file, key, spans)
                 chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
                 position = 0
                 carried = 0
@@ -142,7 +163,7 @@ class BlockReader:
                 reading.size = position
             finally:
                 os.close(descriptor)
-            if block.used >= BLOCK // 2:
+            if block.used >= min(BLOCK // 2, max(_LEAST_BLOCK, left // (2 * self._window))):
                 yield block
                 block = Block(take_block())
         yield block

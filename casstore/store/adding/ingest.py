@@ -25,6 +25,7 @@ from casstore.format.spans import pack_spans
 from casstore.machine.state import KnownFile
 from casstore.objects import encode_frames, encode_object
 from casstore.store.adding.bases.encoding import PlannedChunk, joined
+from casstore.store.adding.bases.own_files import bases_first
 from casstore.store.adding.blocks import BlockReader
 from casstore.store.adding.known_content import Content, compare_content, sample_keys
 from casstore.store.adding.sources import is_onnx, read_source
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from casstore.machine.state import MachineState
     from casstore.objects import EncodedFrames, ObjectStore, Publication
     from casstore.store.adding.bases.deltas import Deltas
-    from casstore.store.adding.bases.file_relations import FileRelations
     from casstore.store.adding.blocks import Block, Reading
     from casstore.store.adding.claims import Claims
     from casstore.store.adding.sources import SourceFile, Sources
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     _Keyed = tuple[SourceFile, bytes | None]
     """A file, and the key under which the stat cache knows it."""
 
+
+_FEW = 256 << 10
+"""Bytes of a block that are not worth a worker: handing it over and waiting for it would take longer."""
 
 _KNOWN_FILES = 4096
 _KNOWN_BYTES = 64 << 30
@@ -111,12 +114,11 @@ class Ingest:
         self._callback = callback
         self._tasks = TaskGroup()
         self._window = worker_count()
-        self._working: deque[tuple[Block, Future[_Worked]]] = deque()
+        self._working: deque[tuple[Block, list[Future[_Worked]]]] = deque()
         self._added: list[AddedFile] = []
         self._layouts: dict[bytes, bytes] = {}
         self._layouts_size = 0
         self._sample_keys: dict[str, bytes] = {}
-        self._related: list[tuple[FileRelations, bytes]] = []
         self.counts = AddCounts()
 
     def __enter__(self) -> Self:
@@ -141,8 +143,15 @@ class Ingest:
         self._publication.recall(sum(file.identity.size for file, _ in unknown))
         external = find_external_spans([file for file, _ in unknown], sources.files)
         reader = BlockReader(window=self._window, progress=self._progress, deltas=self._deltas)
-        for block in reader.read(unknown, external):
-            self._working.append((block, self._tasks.submit(self._work, block)))
+        for block in reader.read(bases_first(unknown) if self._deltas is not None else unknown, external):
+            while block.waits and self._working:
+                self._take_oldest()
+            if block.used <= _FEW and not self._working:
+                self._take_block(block, [self._work(block, range(len(block.cuts)))])
+                continue
+            # With idle workers, each gets a part of the block.
+            parts = block.divided(self._window - len(self._working), least=_FEW)
+            self._working.append((block, [self._tasks.submit(self._work, block, part) for part in parts]))
             if len(self._working) > self._window:
                 self._take_oldest()
         while self._working:
@@ -165,16 +174,16 @@ class Ingest:
                         )
                     yield encode_object(Kind.CHUNK, plain)
 
-    def remember(self) -> None:
-        """Tell the machine which files were read: by stat identity, where it proves anything, and by samples."""
+    def remember(self, model: bytes) -> None:
+        """Tell the machine which files of the model were read: by stat identity, where it proves anything, and by samples."""
         self._machine.remember_files(
             (key, KnownFile(added.layout.file_id, added.layout_id))
             for added in self._added
             for key in (added.stat_key, self._sample_keys.get(added.source.path))
             if key is not None
         )
-        for relations, layout_id in self._related:
-            relations.remember(layout_id)
+        if self._deltas is not None:
+            self._deltas.remember(model)
 
     def _take_unchanged(self, files: Sequence[_Keyed]) -> Iterator[_Keyed]:
         """Take unchanged files without reading them, if all that they need is in the store; yield the others."""
@@ -266,48 +275,61 @@ class Ingest:
             at += layout.chunks
         return whole
 
-    def _work(self, block: Block) -> _Worked:
-        """Hash the chunks of a block and encode those that are new; runs on a worker thread."""
-        ids = [digest(block.buffer[offset : offset + length]) for offset, length in block.cuts]
+    def _work(self, block: Block, part: range) -> _Worked:
+        """Hash some chunks of a block and encode those that are new; runs on a worker thread if they are many bytes."""
+        cuts, hints = block.cuts[part.start : part.stop], block.hints[part.start : part.stop]
+        ids = [digest(block.buffer[offset : offset + length]) for offset, length in cuts]
         wanted = self._claims.claim(ids)
-        predicted = self._predict(block, ids, wanted)
+        if self._deltas is not None:
+            self._deltas.claim([ids[at] for at in wanted])
+        predicted = self._predict(block, part, ids, wanted)
         alone = [at for at in wanted if at not in predicted]
         frames = encode_frames(
             Kind.CHUNK,
             [ids[at] for at in alone],
             block.buffer,
-            [block.cuts[at] for at in alone],
-            [block.hints[at] for at in alone],
+            [cuts[at] for at in alone],
+            [hints[at] for at in alone],
         )
+        if self._deltas is not None:
+            self._deltas.note([frames, *predicted.values()])
         return _Worked(ids, wanted, frames, joined(list(predicted.values())))
 
-    def _predict(self, block: Block, ids: list[bytes], wanted: list[int]) -> dict[int, EncodedFrames]:
+    def _predict(
+        self, block: Block, part: range, ids: list[bytes], wanted: list[int]
+    ) -> dict[int, EncodedFrames]:
         """Encode those of the wanted chunks that something in the store predicts; return their frames."""
         if self._deltas is None:
             return {}
         windows = list(block.windows())
         planned: dict[int, PlannedChunk] = {}
         for at in wanted:
-            begin, length = block.cuts[at]
-            relations, window = windows[at]
-            offset = block.offsets[at]
+            place = part.start + at
+            begin, length = block.cuts[place]
+            relations, window = windows[place]
+            offset = block.offsets[place]
             plan = relations.plan(offset, offset + length, window) if relations is not None else None
             if plan is not None:
-                planned[at] = PlannedChunk(ids[at], begin, begin + length, block.hints[at], plan)
+                planned[at] = PlannedChunk(ids[at], begin, begin + length, block.hints[place], plan)
         return self._deltas.encode(block.buffer, planned) if planned else {}
 
     def _take_oldest(self) -> None:
-        """Take the oldest block that was handed out: write its frames, note its chunks."""
-        block, future = self._working.popleft()
-        worked = future.result()
-        self._publication.write(worked.frames)
-        if worked.predicted is not None:
-            self._publication.write(worked.predicted)
+        """Take the oldest block that was handed out, once it is done."""
+        block, parts = self._working.popleft()
+        self._take_block(block, [part.result() for part in parts])
+
+    def _take_block(self, block: Block, parts: list[_Worked]) -> None:
+        """Write the frames of a block, note its chunks."""
+        ids: list[bytes] = []
+        for worked in parts:
+            self._publication.write(worked.frames)
+            if worked.predicted is not None:
+                self._publication.write(worked.predicted)
+            self.counts.chunks_new += len(worked.wanted)
+            self.counts.bytes_new += sum(block.cuts[len(ids) + at][1] for at in worked.wanted)
+            ids += worked.ids
         give_block(block.buffer)
-        ids = worked.ids
         self._count(sum(length for _, length in block.cuts), len(ids))
-        self.counts.chunks_new += len(worked.wanted)
-        self.counts.bytes_new += sum(block.cuts[at][1] for at in worked.wanted)
         start = 0
         for reading, count, last in block.parts:
             reading.ids += ids[start : start + count]
@@ -336,8 +358,8 @@ class Ingest:
             layout = replace(layout, spans=())
             plain = layout_format.encode(layout)
         layout_id = digest(plain)
-        if reading.relations is not None and layout.spans:
-            self._related.append((reading.relations, layout_id))
+        if self._deltas is not None and reading.relations is not None:
+            self._deltas.end_file(reading.source, reading.spans, reading.relations, layout_id, layout)
         self._layouts[layout_id] = plain
         self._layouts_size += len(plain)
         self._added.append(

@@ -10,9 +10,9 @@ import errno
 import os
 import re
 import unicodedata
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import ConfigError
 
 if TYPE_CHECKING:

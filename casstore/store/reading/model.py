@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.errors import FormatError, PathNotFound
 from casstore.format import layout as layout_format
 from casstore.format import manifest as manifest_format

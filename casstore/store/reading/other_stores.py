@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.concurrency.forks import ForkAware, watch_forks
 from casstore.errors import CasstoreError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from casstore import _build
 from casstore.tensors.onnx.schema import (
     BYTES,
     CHILDREN,
@@ -73,6 +74,13 @@ def _first_byte(number: int) -> int:
     return tag if tag < 0x80 else tag & 0x7F | 0x80
 
 
+# The whole tags of the nodes of a message.
+_NODE_TAGS = {
+    kind: number << 3 | BYTES
+    for kind, children in CHILDREN.items()
+    for number, child in children.items()
+    if child == "Node"
+}
 _STEPS = {kind: _steps(kind) for kind in CHILDREN}
 # The first bytes of the fields that lead from an attribute to a tensor.
 _LEADS_ON = re.compile(b"[%b]" % re.escape(bytes({_first_byte(number) for number in CHILDREN["Attribute"]})))
@@ -144,7 +152,9 @@ class Walk:
                     return None  # The compiled bytes themselves.
         return None
 
-    def _message(self, kind: str, begin: int, end: int, depth: int, label: str) -> None:
+    def _message(  # noqa: PLR0915  one loop: a call for each field takes most of the time
+        self, kind: str, begin: int, end: int, depth: int, label: str
+    ) -> None:
         """Collect the tensors of a message. What `_fields` does is done here in place for fields of one common form."""
         if depth > MAX_NESTING:
             raise Unrecognised("absurdly deep nesting")
@@ -156,6 +166,7 @@ class Walk:
             label = ""
         window, children, steps = self._window, CHILDREN[kind], _STEPS[kind]
         data, base = window.data, window.base
+        node_tag = _NODE_TAGS.get(kind)
         left = self._fields_left
         position = begin
         while position < end:
@@ -163,6 +174,13 @@ class Walk:
             if not 0 <= index <= len(data) - _FIELD_HEAD:
                 index = window.seek(position, _FIELD_HEAD)
                 data, base = window.data, window.base
+            if index < len(data) and data[index] == node_tag:
+                self._fields_left = left
+                behind = self._take_nodes(data, base, position, end, node_tag, depth)
+                left = self._fields_left
+                if behind > position:
+                    position = behind
+                    continue
             step = steps[data[index]] if index + 1 < len(data) and data[index + 1] < 0x80 else None
             if step is None:
                 # Rare: a long number or payload, or a field that is not known here.
@@ -195,6 +213,26 @@ class Walk:
             if left < 0:
                 raise Unrecognised("absurdly many fields")
         self._fields_left = left
+
+    def _take_nodes(  # noqa: PLR0917  what the loop has at hand
+        self, data: bytes, base: int, position: int, end: int, tag: int, depth: int
+    ) -> int:
+        """Collect the tensors of the nodes of a common form that come next, nearly all of a graph; return where they end.
+
+        At `position` is a node, whose field has this tag. Without compiled kernels, none are taken.
+        """
+        # Tensors in attributes of nodes are three levels further down.
+        if _build.kernels is None or depth + 3 > MAX_NESTING:
+            return position
+        whole = min(end - base, len(data))
+        behind, fields, tensors = _build.kernels.skip_nodes(data, position - base, whole, tag)
+        self._fields_left -= fields
+        for first, last, *name in tensors:
+            label = data[slice(*name)].decode()
+            self._found.append(self._tensor(base + first, base + last, depth + 3, label))
+        if self._fields_left < 0:
+            raise Unrecognised("absurdly many fields")
+        return base + behind
 
     def _tensor(  # noqa: PLR0915  one loop: a call for each field takes most of the time
         self, begin: int, end: int, depth: int, label: str

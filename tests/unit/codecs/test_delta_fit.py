@@ -42,6 +42,13 @@ def predicted_exactly(fit, target, bases):
     return True
 
 
+def test_nothing_is_left_of_an_exact_prediction():
+    data = np.arange(1000, dtype=np.uint8).tobytes()
+    for _ in range(3):
+        np.full(1000, 7, np.uint8)  # Memory that was used is used again.
+        assert estimate(data, data, Residual(Order.FLOAT, 4)) == 0
+
+
 @pytest.mark.parametrize("moved", [1e-4, 1e-2, 1])
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_the_estimate_is_near_what_a_delta_takes(dtype, moved):

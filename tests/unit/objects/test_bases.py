@@ -22,6 +22,7 @@ from casstore.machine.state import MachineState
 from casstore.objects.bases import decodable, resolve
 from casstore.objects.index.located import NOT_FOUND, Located
 from casstore.objects.publishing.pack_writer import EncodedFrames, encode_object, encode_objects
+from casstore.objects.reading import frames as frame_reader
 from casstore.ops.check import check
 from casstore.ops.sync import execute, plan_sync
 from casstore.store.identity import create_format
@@ -86,6 +87,14 @@ def test_a_delta_without_a_base_is_no_copy(store, chain, which, act):
         assert publication.claim([digest(ABOVE), digest(ABOVE)]) == [0]
 
 
+def test_what_is_hashed_needs_no_hash_of_its_bases(store, chain, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(frame_reader, "digest", lambda plain: hashed.append(digest(plain)) or hashed[-1])
+    [base] = again(store).objects.read_bases([digest(ABOVE)])
+    assert bytes(base.plain) == ABOVE
+    assert hashed == [digest(ABOVE)]
+
+
 def test_what_needs_a_base_that_is_gone_cannot_be_required(store, chain):
     delete_packs(store.backend, [chain[0]])
     with again(store).publication() as publication, pytest.raises(MissingObject):
@@ -119,14 +128,35 @@ def test_a_record_depends_on_the_packs_of_bases(store, chain):
         assert set(publication._depends) == set(chain)
 
 
-def test_what_a_writer_writes_itself_depends_on_them_too(store, monkeypatch):
+def test_what_a_writer_writes_itself_depends_on_them_too(store):
     pack = write_frames(store, plain(BASE))
     with again(store).publication() as publication:
         publication.write(delta_frame(DELTA, 4, [BASE]))
-        # Deltas that lost a base are looked for afterwards, and would depend on it as well.
-        monkeypatch.setattr(publication, "_without_bases", list)
+        publication._flush()
+        [own] = publication._depends
         assert publication._check_packs() == (False, [])
-        assert set(publication._depends) == {pack}
+        assert set(publication._depends) == {own, pack}
+
+
+def test_deltas_are_looked_at_again_once_a_pack_of_their_bases_is_gone(store, chain, monkeypatch):
+    with again(store).publication() as publication:
+        publication.known([digest(ABOVE)])
+        assert publication._check_packs() == (False, [])
+        with monkeypatch.context() as patched:
+            patched.setattr(publication, "_without_bases", lambda: pytest.fail("nothing has changed"))
+            assert publication._check_packs() == (False, [])
+        condemn(store.backend, [chain[0]])
+        lost, stranded = publication._check_packs()
+        assert lost
+        assert digest(ABOVE) in stranded
+
+
+def test_deltas_that_come_later_are_looked_at(store, chain):
+    with again(store).publication() as publication:
+        publication.known([digest(DELTA)])
+        assert publication._check_packs() == (False, [])
+        publication.write(delta_frame(noise(9, 900), 4, [noise(8, 900)]))
+        assert publication._check_packs() == (False, [digest(noise(9, 900))])
 
 
 @pytest.mark.parametrize("where", ["same pack", "before", "after"])

@@ -363,6 +363,7 @@ def test_a_wrong_encoder_is_found_before_anything_is_written(monkeypatch):
     def wrong(actual, predicted, form, out):
         subtract(actual, predicted, form, out)
         out[5] ^= 1
+        return residual.Outcome.LOST
 
     monkeypatch.setattr(residual, "subtract", wrong)
     base = Base(digest(relative(0)), relative(0))

@@ -7,6 +7,7 @@ from fakes.stores import noise
 
 from casstore import Store
 from casstore.store.adding.bases.base_chunks import BaseChunks
+from casstore.store.adding.bases.own_files import OwnChunks
 
 
 class Counting:
@@ -39,7 +40,7 @@ def stored(tmp_path):
 @pytest.mark.parametrize("again", [False, True])
 def test_only_what_several_chunks_need_is_kept(stored, again):
     objects, plain = stored
-    chunks = BaseChunks(objects)
+    chunks = BaseChunks(objects, own=OwnChunks())
     once, often, *others = plain
     for _ in range(2):
         found = chunks.read([once, often, often, *others], again=again)
@@ -50,7 +51,7 @@ def test_only_what_several_chunks_need_is_kept(stored, again):
 def test_what_is_kept_has_a_limit(stored):
     objects, plain = stored
     first, second, *_ = plain
-    chunks = BaseChunks(objects, kept=len(plain[second]))
+    chunks = BaseChunks(objects, own=OwnChunks(), kept=len(plain[second]))
     for chunk in (first, second, second, first):
         assert bytes(chunks.read([chunk], again=True)[chunk].plain) == plain[chunk]
     assert objects.asked == [first, second, first]

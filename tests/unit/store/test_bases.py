@@ -13,21 +13,25 @@ from contract.backends import ObjectDriver
 from fakes.damage import flipped
 from fakes.families import base_tensors, encodings, tuned, write_family_model
 from fakes.folders import tree_of
-from fakes.model_files import gguf_bytes, safetensors_bytes
+from fakes.ladders import write_ladder
+from fakes.model_files import safetensors_bytes
 
 from casstore import GcPolicy, Store
 from casstore.backend.fsspec.backend import FsspecBackend
 from casstore.codecs import Encoding
-from casstore.codecs.delta.operations.gguf_blocks import BLOCKS, quantise_blocks
+from casstore.codecs.delta.operations.gguf_blocks import BLOCKS
 from casstore.digest import digest
 from casstore.errors import ConfigError, IntegrityError
 from casstore.format.layout import encode as encode_layout
 from casstore.format.manifest import ModelManifest, encode_model
-from casstore.format.rows import Kind
+from casstore.format.rows import RANK_STEP, Kind
 from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
-from casstore.store.adding.bases.search import BaseSearch
+from casstore.store.adding.bases import encoding
+from casstore.store.adding.bases.base_chunks import BaseChunks
+from casstore.store.adding.bases.base_sketches import BaseSketches
+from casstore.store.adding.bases.search import BaseSearch, _Judge
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 
@@ -114,6 +118,66 @@ def test_a_machine_that_forgot_everything_looks_at_the_newest_models(tmp_path, b
         assert_same(store, "tuned", fine_tune, tmp_path / "out")
 
 
+def test_a_model_from_before_the_machine_forgot_is_found_among_newer_ones(tmp_path, base, fine_tune):
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        store.add(write_family_model(tmp_path / "stranger", base_tensors(9)), ref="stranger")
+        added = store.add(fine_tune, ref="tuned")
+        assert encodings(store, "tuned")["delta"] > 0.9 * added.bytes_new
+
+
+def test_the_sketches_of_a_cast_are_kept_for_those_who_name_it(tmp_path, base, fine_tune, monkeypatch):
+    cast = {name: array.astype("<f2") for name, array in BASE.items()}
+    with made(tmp_path) as store:
+        store.add(base, ref="base")
+        store.add(write_family_model(tmp_path / "cast", cast), ref="cast", base="base")
+        monkeypatch.setattr(BaseSketches, "_read_sketch", lambda *_: pytest.fail("a sketch was read"))
+        after = {name: array.astype("<f2") for name, array in tuned(BASE, 3, 1e-4).items()}
+        store.add(write_family_model(tmp_path / "after", after), ref="after", base="cast")
+        assert "delta" in encodings(store, "after")
+
+
+def test_little_is_read_of_a_stranger_without_sketches(tmp_path, monkeypatch):
+    def tensors(seed):
+        rng = np.random.default_rng(seed)
+        return {
+            f"layer.{number}.weight": rng.normal(0, 0.1, (1024, 1024)).astype("<f4") for number in range(12)
+        }
+
+    read = []
+    read_chunks = BaseChunks.read
+
+    def counted(self, ids, *, again=False):
+        found = read_chunks(self, ids, again=again)
+        read.extend(found)
+        return found
+
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "base", tensors(1)), ref="base")
+        store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        monkeypatch.setattr(BaseChunks, "read", counted)
+        store.add(write_family_model(tmp_path / "other", tensors(2)), ref="other", base="base")
+        assert "delta" not in encodings(store, "other")
+    # Of 96 chunks: of eight tensors four, and nothing of the others.
+    assert len(set(read)) <= 32
+
+
+def test_what_a_delta_surely_saves_is_not_encoded_twice(tmp_path, monkeypatch):
+    """Chunks of many small tensors, of which nobody knows what they take alone."""
+    chance = np.random.default_rng(0)
+    tensors = {f"small.{at}": chance.normal(size=(90, 90)).astype("<f4") for at in range(40)}
+    moved = {name: array * np.float32(1 + 1e-5) for name, array in tensors.items()}
+    alone = []
+    encode = encoding.encode_frames
+    monkeypatch.setattr(encoding, "encode_frames", lambda *parts: alone.append(parts) or encode(*parts))
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "base", tensors), ref="base")
+        added = store.add(write_family_model(tmp_path / "moved", moved), ref="moved", base="base")
+        assert encodings(store, "moved")["delta"] > 0.95 * added.bytes_new
+        assert not alone
+
+
 def test_other_names_do_not_hide_a_base(tmp_path, base):
     renamed = {f"model.{number}": array for number, array in enumerate(tuned(BASE).values())}
     with made(tmp_path) as store:
@@ -122,6 +186,40 @@ def test_other_names_do_not_hide_a_base(tmp_path, base):
         added = store.add(folder, ref="renamed", base="base")
         assert encodings(store, "renamed")["delta"] > 0.9 * added.bytes_new
         assert_same(store, "renamed", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I8"])
+def test_few_of_many_tensors_of_one_shape_are_compared(tmp_path, monkeypatch, dtype):
+    """Signs tell which one of a model's layers it is, whatever its name and type."""
+    count = 24
+    floats = [np.random.default_rng(at).normal(size=(320, 240)).astype("<f4") for at in range(count)]
+    made_of = {f"matmul.{at}": array for at, array in enumerate(reversed(floats))}
+    if dtype == "F16":
+        made_of = {name: array.astype("<f2") for name, array in made_of.items()}
+    else:
+        scales = {
+            f"{name}_scale": np.full(1, abs(array).max() / 127, "<f4") for name, array in made_of.items()
+        }
+        made_of = {
+            f"{name}_quantized": np.rint(array / scales[f"{name}_scale"]).astype("i1")
+            for name, array in made_of.items()
+        } | scales
+    compared = []
+    compare = _Judge.compare
+
+    def counted(judge, tensor):
+        compared.append(tensor)
+        return compare(judge, tensor)
+
+    with made(tmp_path) as store:
+        store.add(
+            write_family_model(tmp_path / "base", {f"layer.{at}": a for at, a in enumerate(floats)}),
+            ref="base",
+        )
+        monkeypatch.setattr(_Judge, "compare", counted)
+        added = store.add(write_family_model(tmp_path / "made", made_of), ref="made", base="base")
+        assert added.bytes_stored < 0.1 * added.bytes_new
+        assert len(compared) <= 2 * count
 
 
 def test_a_chain_does_not_grow(tmp_path):
@@ -140,6 +238,21 @@ def test_a_chain_does_not_grow(tmp_path):
             assert number == 0 or "delta" in encodings(store, f"step-{number}")
             assert_same(store, f"step-{number}", tmp_path / f"step-{number}", tmp_path / f"out-{number}")
         assert ranks == {0, 4, 8}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_quants_of_a_cast_rest_on_what_the_cast_rests_on(tmp_path, named):
+    whole = {name: array.astype("<f4") * np.float32(1.0001) for name, array in _floats().items()}
+    write_ladder(tmp_path, whole, ["F32", "F16"])
+    write_ladder(tmp_path, {name: array.astype("<f2") for name, array in whole.items()}, ["Q8_0"])
+    with made(tmp_path) as store:
+        store.add(tmp_path / "F32", ref="whole")
+        store.add(tmp_path / "F16", ref="cast", base="whole" if named else None)
+        added = store.add(tmp_path / "Q8_0", ref="quants", base="cast" if named else None)
+        assert added.bytes_stored < 0.01 * added.bytes_total
+        (layout,) = store.model("quants").layouts
+        assert store.objects.locate(layout.ids).rows["rank"].max() == RANK_STEP
+        assert_same(store, "quants", tmp_path / "Q8_0", tmp_path / "out")
 
 
 def test_a_stranger_is_stored_as_if_there_was_no_base(tmp_path, base):
@@ -245,6 +358,41 @@ def test_a_wider_copy_follows_from_a_narrow_one(tmp_path):
         assert_same(store, "wide", folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("before", "after"), [("F16", "BF16"), ("BF16", "F16")])
+@pytest.mark.parametrize("named", [True, False])
+def test_one_half_precision_follows_from_the_other(tmp_path, before, after, named):
+    forms = {"F16": lambda array: array.astype("<f2"), "BF16": _bfloat16}
+    if before == "BF16":
+        rounded = {name: array.astype(ml_dtypes.bfloat16).astype("<f4") for name, array in BASE.items()}
+    else:
+        rounded = {name: array.astype("<f2").astype("<f4") for name, array in BASE.items()}
+    folders = [
+        write_family_model(tmp_path / form, {name: forms[form](array) for name, array in rounded.items()})
+        for form in (before, after)
+    ]
+    with made(tmp_path) as store:
+        store.add(folders[0], ref="before")
+        added = store.add(folders[1], ref="after", base="before" if named else None)
+        assert added.bytes_stored < 0.03 * added.bytes_total
+        assert_same(store, "after", folders[1], tmp_path / "out")
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_whatever_wraps_a_model_its_small_tensors_are_found_too(tmp_path, is_base):
+    tensors = {
+        f"layers.{n}.bias": np.random.default_rng(n).normal(0, 1, 9000).astype("<f4") for n in range(9)
+    }
+    tensors["layers.0.weight"] = np.random.default_rng(9).normal(0, 1, (300, 200)).astype("<f4")
+    wrapped = {f"inner.net.{name}": array for name, array in tensors.items()}
+    one, other = (wrapped, tensors) if is_base else (tensors, wrapped)
+    folder = write_family_model(tmp_path / "other", tuned(other, 1, 1e-6))
+    with made(tmp_path) as store:
+        before = store.add(write_family_model(tmp_path / "one", one), ref="one")
+        added = store.add(folder, ref="other", base="one")
+        assert added.bytes_stored < 0.5 * before.bytes_stored
+        assert_same(store, "other", folder, tmp_path / "out")
+
+
 SUMS = {
     "the mean": lambda one, other, _: (one + other) / np.float32(2),
     "a weighted sum": lambda one, other, _: one * np.float32(0.3) + other * np.float32(0.7),
@@ -325,6 +473,24 @@ def test_quantised_models_take_nothing(tmp_path, base, kind, known_zeros):
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize("across", [0, 1])
+def test_zero_points_of_channels_that_nobody_tells_are_learnt(tmp_path, is_transposed, across):
+    rng = np.random.default_rng(4)
+    whole = rng.normal(0, 0.05, (400, 300)).astype("<f4") + rng.normal(0, 0.05, (400, 1)).astype("<f4")
+    array = np.ascontiguousarray(whole.T) if is_transposed else whole
+    low, high = array.min(axis=across, keepdims=True), array.max(axis=across, keepdims=True)
+    scale = ((high - low) / 255).astype("<f4")
+    found = np.clip(np.rint(array / scale) + np.rint(-low / scale), 0, 255).astype(np.uint8)
+    folder = tmp_path / "quantised"
+    write_family_model(folder, {"layer_quantized": found, "layer_scale": scale.ravel()})
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", {"layer": whole}), ref="whole")
+        added = store.add(folder, ref="quantised", base="whole")
+        assert added.bytes_stored < 0.05 * added.bytes_total
+        assert_same(store, "quantised", folder, tmp_path / "out")
+
+
 @pytest.mark.parametrize("known_zeros", [True, False])
 def test_floats_of_unsigned_integers_are_found_without_lineage(tmp_path, known_zeros):
     whole = np.random.default_rng(4).normal(0, 0.05, (700, 512)).astype("<f4")
@@ -351,28 +517,99 @@ def test_chunks_of_a_quantised_embedding_take_the_scales_of_their_own_rows(tmp_p
         assert_same(store, "quantised", folder, tmp_path / "out")
 
 
+def _floats(names=("attn_q", "ffn_up")):
+    rng = np.random.default_rng(4)
+    return {f"blk.0.{name}.weight": rng.normal(0, 0.05, (700, 512)).astype("<f2") for name in names}
+
+
 @pytest.mark.parametrize(("kind", "left"), [("Q8_0", 0.01), ("Q4_0", 0.01), ("Q4_K", 0.13), ("Q6_K", 0.13)])
 def test_a_ladder_of_quants_follows_from_its_floats(tmp_path, kind, left):
-    rng = np.random.default_rng(4)
-    whole = {
-        f"blk.0.{name}.weight": rng.normal(0, 0.05, (700, 512)).astype("<f2") for name in ("attn_q", "ffn_up")
-    }
-    block = BLOCKS[kind]
-    blocks = {}
-    for name, array in whole.items():
-        rows = array.astype("<f4").reshape(-1, block.elements)
-        scales = None
-        if not block.has_rule:
-            scales = rng.integers(1, 50, (len(rows), block.scale_bytes)).astype(np.uint8)
-        blocks[name] = kind, array.shape, quantise_blocks(kind, rows, scales).tobytes()
-    for folder, tensors in (("whole", whole), ("blocks", blocks)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.gguf").write_bytes(gguf_bytes(tensors))
+    write_ladder(tmp_path, _floats(), ["F16", kind])
     with made(tmp_path) as store:
-        store.add(tmp_path / "whole", ref="whole")
-        added = store.add(tmp_path / "blocks", ref="blocks", base="whole")
+        store.add(tmp_path / "F16", ref="whole")
+        added = store.add(tmp_path / kind, ref="blocks", base="whole")
         assert added.bytes_stored < left * added.bytes_total
-        assert_same(store, "blocks", tmp_path / "blocks", tmp_path / "out")
+        assert_same(store, "blocks", tmp_path / kind, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "forgotten", "renamed"),
+    [
+        *((kind, False, True) for kind in ("Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "Q2_K", "IQ4_NL")),
+        ("Q8_0", True, False),
+        ("Q4_K", False, False),
+    ],
+)
+def test_floats_of_quants_are_found_without_lineage(tmp_path, kind, forgotten, renamed):
+    write_ladder(tmp_path, _floats(), ["F16"])
+    write_ladder(tmp_path / "other", _floats(("ffn_gate", "attn_k")) if renamed else _floats(), [kind])
+    folder = tmp_path / "other" / kind
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "stranger", base_tensors(9)), ref="stranger")
+        store.add(tmp_path / "F16", ref="whole")
+        if forgotten:
+            store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        added = store.add(folder, ref="blocks")
+        block = BLOCKS[kind]
+        left = 0.01 if block.has_rule else 1.15 * block.scale_bytes / block.size
+        assert added.bytes_stored < left * added.bytes_total
+        assert_same(store, "blocks", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_quants_of_rounded_floats_follow_from_those_that_are_not_rounded(tmp_path, kind):
+    whole = {name: array.astype("<f4") * np.float32(1.0001) for name, array in _floats().items()}
+    write_ladder(tmp_path, {name: array.astype("<f2") for name, array in whole.items()}, [kind])
+    names = {"attn_q": "self_attn.q_proj", "ffn_up": "mlp.up_proj"}
+    source = {f"model.layers.0.{names[name.split('.')[2]]}.weight": array for name, array in whole.items()}
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "whole", source), ref="whole")
+        added = store.add(tmp_path / kind, ref="blocks")
+        assert added.bytes_stored < {"Q8_0": 0.01, "Q4_K": 0.13}[kind] * added.bytes_total
+        assert_same(store, "blocks", tmp_path / kind, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+@pytest.mark.parametrize("head", [64, 80])
+@pytest.mark.parametrize("is_back", [False, True])
+def test_queries_and_keys_in_the_order_of_another_program_are_found(tmp_path, kind, head, is_back):
+    rng = np.random.default_rng(5)
+    before = {
+        f"model.layers.0.self_attn.{part}_proj.weight": rng.normal(0, 0.05, (rows, 256)).astype("<f2")
+        for part, rows in (("v", 640), ("q", 1280), ("k", 640))
+    }
+    after = {}
+    for name, array in before.items():
+        part = name.split(".")[-2][0]
+        split = array.reshape(-1, 2, head // 2, 256) if not is_back else array.reshape(-1, head // 2, 2, 256)
+        moved = array if part == "v" else split.swapaxes(1, 2).reshape(array.shape)
+        after[f"blk.0.attn_{part}.weight"] = np.ascontiguousarray(moved)
+    write_ladder(tmp_path, after, [kind])
+    with made(tmp_path) as store:
+        store.add(write_family_model(tmp_path / "before", before), ref="before")
+        added = store.add(tmp_path / kind, ref="after")
+        assert added.bytes_stored < 0.04 * added.bytes_total
+        assert_same(store, "after", tmp_path / kind, tmp_path / "out")
+
+
+def test_quants_of_a_model_that_was_trained_further_follow_from_its_quants(tmp_path):
+    write_ladder(tmp_path, _floats(), ["Q8_0"])
+    write_ladder(tmp_path / "tuned", tuned(_floats(), 1, 1e-4), ["Q8_0"])
+    folder = tmp_path / "tuned" / "Q8_0"
+    with made(tmp_path) as store:
+        alone = store.add(tmp_path / "Q8_0", ref="quants")
+        added = store.add(folder, ref="tuned")
+        assert added.bytes_stored < 0.3 * alone.bytes_stored
+        assert_same(store, "tuned", folder, tmp_path / "out")
+
+
+def test_floats_that_are_said_to_come_from_quants_are_stored_alone(tmp_path):
+    write_ladder(tmp_path, _floats(), ["F16", "Q8_0"])
+    with made(tmp_path) as store:
+        store.add(tmp_path / "Q8_0", ref="quants")
+        store.add(tmp_path / "F16", ref="whole", base="quants")
+        assert "delta" not in encodings(store, "whole")
+        assert_same(store, "whole", tmp_path / "F16", tmp_path / "out")
 
 
 MATRICES = {"embeddings": (500, 256), "layer": (400, 200)}

@@ -44,8 +44,8 @@ def estimate(actual: Buffer, predicted: Buffer, residual: Residual) -> float:
     """
     one: U8 = np.frombuffer(actual, np.uint8)
     differences = np.empty(len(one), np.uint8)
-    residuals.subtract(one, np.frombuffer(predicted, np.uint8), residual, differences)
-    if not differences.any():
+    outcome = residuals.subtract(one, np.frombuffer(predicted, np.uint8), residual, differences)
+    if outcome is residuals.Outcome.EXACT:
         return 0.0
     bits = 0.0
     count = len(one) // residual.width

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
     Floats = NDArray[np.float32]
 
-__all__ = ["BLOCKS", "Block", "quantise_blocks"]
+__all__ = ["BLOCKS", "LEVELS", "Block", "block_steps", "quantise_blocks"]
 
 _F32, _F16 = FORMATS["F32"], FORMATS["F16"]
 _ZERO = np.float32(0)
-_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 """The values of the sixteen quants of the IQ4 types."""
 
 
@@ -195,11 +195,15 @@ def _split(data: U8) -> NDArray[np.int32]:
     return _integers((low | (high >> 2 * np.arange(8) & 3) << 4) - 32)
 
 
-def _given(name: str, values: Floats, scales: U8 | None) -> NDArray[np.int32]:
-    """Return the quants of a type whose scales are given."""
-    assert scales is not None
+def block_steps(name: str, scales: U8) -> tuple[Floats, Floats | None]:
+    """Return what one quant more adds, for each part of blocks, and what is taken off then, None for nothing.
+
+    `scales` has the bytes of blocks that are no quants, those of one in a row.
+    """
     offsets = None
-    if name == "IQ4_NL":
+    if name in {"Q4_1", "Q5_1"}:
+        steps, offsets = _single(scales[:, :2]), -_single(scales[:, 2:4])
+    elif BLOCKS[name].scale_bytes == 2:
         steps = _single(scales)
     elif name == "IQ4_XS":
         steps = _single(scales[:, :2]) * _split(scales[:, 2:]).astype(np.float32)
@@ -216,6 +220,13 @@ def _given(name: str, values: Floats, scales: U8 | None) -> NDArray[np.int32]:
         factors, minimums = _packed_pairs(scales[:, 4:])
         steps = _single(scales[:, :2]) * factors.astype(np.float32)
         offsets = _single(scales[:, 2:4]) * minimums.astype(np.float32)
+    return steps, offsets
+
+
+def _given(name: str, values: Floats, scales: U8 | None) -> NDArray[np.int32]:
+    """Return the quants of a type whose scales are given."""
+    assert scales is not None
+    steps, offsets = block_steps(name, scales)
     parts = values.reshape(len(values), steps.shape[1], -1)
     if name.startswith("IQ4"):
         return _level(parts * _inverse(steps)[:, :, None]).reshape(len(values), -1)
@@ -229,8 +240,8 @@ def _given(name: str, values: Floats, scales: U8 | None) -> NDArray[np.int32]:
 
 def _level(scaled: Floats) -> NDArray[np.int32]:
     """Return the numbers of the nearest levels, the upper one of two equally near ones."""
-    above = np.searchsorted(_LEVELS, scaled, side="right").clip(1, 15)
-    nearer = scaled - _LEVELS[above - 1] < _LEVELS[above] - scaled
+    above = np.searchsorted(LEVELS, scaled, side="right").clip(1, 15)
+    nearer = scaled - LEVELS[above - 1] < LEVELS[above] - scaled
     return _integers(above - nearer)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-
-from casstore._values import dataclass
 
 __all__ = ["CARD", "LONGEST", "ModelCard", "parse_card"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from casstore._values import dataclass
 from casstore.integrations.hub.endpoint import values
 from casstore.integrations.hub.endpoint.card import CARD, LONGEST, ModelCard, parse_card
 

@@ -9,13 +9,12 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.digest import digest
 from casstore.errors import BackendUnavailable, CasstoreError, ConfigError, FormatError, IntegrityError
 from casstore.format import layout as layout_format

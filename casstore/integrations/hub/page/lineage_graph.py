@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.integrations.hub.page.figures import duration, middle, number, short
 from casstore.integrations.hub.page.layout import place
 from casstore.ops.metrics import metrics_of

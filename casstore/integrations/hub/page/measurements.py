@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casstore._values import dataclass
 from casstore.errors import CasstoreError
 
 if TYPE_CHECKING:

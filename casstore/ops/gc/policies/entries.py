@@ -7,9 +7,9 @@ model that stays; the cost is that of all runs on the way.
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore._values import dataclass
 from casstore.digest import is_hex
 from casstore.format.run import RunStatus
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore._values import dataclass
 from casstore.format import names
 from casstore.format import record as record_format
 from casstore.objects import INDEX_PREFIX, pack_overhead

@@ -109,7 +109,7 @@ def _matrices(
     stem = name.removesuffix(".weight")
     for file in adapters:
         for first, second in _PAIRS:
-            a, b = file.by_name.get(stem + first), file.by_name.get(stem + second)
+            a, b = file.find(stem + first), file.find(stem + second)
             if a is None or b is None or not {a.span.dtype, b.span.dtype} <= _TYPES:
                 continue
             rank = a.span.shape[0] if len(a.span.shape) == 2 else 0

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casstore.objects import Base, ObjectStore
+    from casstore.store.adding.bases.own_files import OwnChunks
 
 KEPT = 32 << 20
 """Plain bytes of bases that stay in memory; those in use come on top."""
@@ -20,8 +21,10 @@ KEPT = 32 << 20
 class BaseChunks:
     """Reads bases of one store; safe in threads. The least recently used ones go first."""
 
-    def __init__(self, objects: ObjectStore, *, kept: int = KEPT) -> None:
+    def __init__(self, objects: ObjectStore, *, own: OwnChunks, kept: int = KEPT) -> None:
+        """`own` are the chunks of the add itself, which the store does not know yet."""
         self._objects = objects
+        self._own = own
         self._limit = kept
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, Base] = OrderedDict()
@@ -41,8 +44,8 @@ class BaseChunks:
                     self._kept.move_to_end(chunk_id)
                     found[chunk_id] = self._kept[chunk_id]
         # Two threads may read the same chunk: that costs less than waiting for each other.
-        fresh = [chunk_id for chunk_id in wanted if chunk_id not in found]
-        kept = self._read([chunk_id for chunk_id in fresh if again or wanted[chunk_id] > 1], lent=False)
+        own, fresh = self._own.read([chunk_id for chunk_id in wanted if chunk_id not in found])
+        kept = own + self._read([chunk_id for chunk_id in fresh if again or wanted[chunk_id] > 1], lent=False)
         once = [] if again else [chunk_id for chunk_id in fresh if wanted[chunk_id] == 1]
         found.update((base.object_id, base) for base in (*kept, *self._read(once, lent=True)))
         with self._lock:

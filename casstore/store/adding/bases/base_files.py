@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError, IntegrityError, ObjectNotFound
 from casstore.format import layout as layout_format
 from casstore.store.adding.bases.adapters import is_adapter
 from casstore.store.adding.bases.base_tensors import BaseFile
-from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.block_target import is_block
 from casstore.store.adding.bases.target import has_sketch
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ _CHILDREN = 8
 """Models made from the base that are looked at for adapters, the newest ones."""
 
 _NEWEST = 16
+_NEWEST_FAR = 4
 _ENOUGH = 2
-"""Models that are looked at where no sketches are known, and files from which no more are."""
+"""Models that are looked at where no sketches are known, the same where each is several round trips, and files from which no more are."""
 
 MAX_FILES = 256
 """Files of one model that are looked at."""
@@ -76,23 +78,37 @@ class BaseFiles:
         return files
 
     def newest_like(self, spans: Sequence[TensorSpan]) -> list[BaseFile]:
-        """Return a few files of the newest models that have most of these tensors, by names and shapes alone.
+        """Return a few files of models of which this machine knows no sketches, with most of these tensors by name and shape.
 
-        For a machine that has forgotten all sketches: those of these files are read.
+        Of the newest models only. The sketches of these files are read when they are needed.
         """
-        wanted = {(plain_name(span.name), span.shape) for span in spans if has_sketch(span)}
+        wanted = [span for span in spans if has_sketch(span) or is_block(span)]
         files: list[BaseFile] = []
-        for row in self._store.find("models/", limit=_NEWEST) if wanted else ():
-            record = self._store.record(row.name)
-            if record is None or record.target is None:
-                continue
-            for file in self._of_record(record, may_read=True):
-                there = {(name, tensor.span.shape) for name, tensor in file.by_name.items()}
-                if 2 * len(wanted & there) > len(wanted) and file not in files:
+        for model in self._unmarked if wanted else ():
+            for file in model:
+                there = [file.find(span.name) for span in wanted]
+                shared = sum(
+                    tensor is not None and tensor.span.shape == span.shape
+                    for tensor, span in zip(there, wanted, strict=True)
+                )
+                if 2 * shared > len(wanted) and file not in files:
                     files.append(file)
             if len(files) >= _ENOUGH:
                 break
         return files
+
+    @cached_property
+    def _unmarked(self) -> list[list[BaseFile]]:
+        """The files of the newest models of which nobody has kept the sketches here: added elsewhere, or forgotten."""
+        rows = self._store.find("models/", limit=_NEWEST_FAR if self._store.backend.is_remote else _NEWEST)
+        names = {row.target: row.name for row in rows}
+        # Few are left, and only the records of those are read.
+        records = map(self._store.record, map(names.__getitem__, self._sketches.unmarked(list(names))))
+        return [list(self._of_record(record, may_read=True)) for record in records if record is not None]
+
+    def add(self, file: BaseFile) -> None:
+        """Know a file whose layout the store does not have yet."""
+        self._known.setdefault(file.layout_id, file)
 
     def of_layout(self, layout_id: bytes) -> BaseFile | None:
         """Return the file of a layout that the catalogue names; None if the store has it no more."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.machine.sketches import Sketch
+from casstore.machine.sketches import UNSOUGHT, Sketch
 from casstore.store.adding.bases.sketch import (
+    FIRST,
     RUN,
     WIDTHS,
     differences,
@@ -24,10 +26,20 @@ if TYPE_CHECKING:
     from casstore.machine.sketches import Sketches
     from casstore.store.adding.bases.base_chunks import BaseChunks
     from casstore.store.adding.bases.base_tensors import BaseTensor
+    from casstore.store.adding.bases.block_target import BlockTarget
     from casstore.store.adding.bases.sketch import Words
     from casstore.store.adding.bases.target import TargetTensor
 
 _FAR = 64.0
+
+
+class Made(NamedTuple):
+    """The sketch of tensor number `number` of the file that is added; it `is_sought` if it may be found by likeness."""
+
+    number: int
+    elements: int
+    words: Words
+    is_sought: bool = True
 
 
 class BaseSketches:
@@ -37,21 +49,37 @@ class BaseSketches:
         self._catalogue = catalogue
         self._chunks = chunks
         self._read: list[Sketch] = []
+        self._firsts: dict[BaseTensor, bytes] = {}
 
     def of(self, tensor: BaseTensor) -> Words | None:
-        """Return the sketch of a base; None if nobody knows it, or its chunks cannot be read."""
+        """Return the sketch of a base; None if nobody knows it, its type has none, or its chunks cannot be read."""
         kept = tensor.file.sketches
-        width = WIDTHS[tensor.span.dtype]
+        width = WIDTHS.get(tensor.span.dtype)
+        if width is None:
+            return None
         places = positions(tensor.elements)
-        data = kept.get(tensor.number)
-        if data is None and tensor.file.may_read and has_sketch(tensor.span):
-            data = kept[tensor.number] = self._read_sketch(tensor, places.tolist(), width)
-            if data:
+        data = kept.get(tensor.key)
+        if data is None and tensor.may_read and has_sketch(tensor.span):
+            data = kept[tensor.key] = self._read_sketch(tensor, places.tolist(), width)
+            if data and tensor.key == tensor.number:
                 words = np.frombuffer(data, f"<u{width}")
                 self._read.append(
                     Sketch(tensor.file.layout_id, tensor.number, tensor.elements, signature(words), data)
                 )
         return np.frombuffer(data, f"<u{width}") if data and len(data) == len(places) * width else None
+
+    def first_of(self, tensor: BaseTensor) -> Words | None:
+        """Return the first elements of the sketch of a base, FIRST of them, which are in a few chunks; None as `of` does."""
+        width = WIDTHS.get(tensor.span.dtype)
+        if width is None:
+            return None
+        data = tensor.file.sketches.get(tensor.key)
+        if data is None and tensor.may_read and has_sketch(tensor.span):
+            if tensor not in self._firsts:
+                places = positions(tensor.elements)[:FIRST].tolist()
+                self._firsts[tensor] = self._read_sketch(tensor, places, width)
+            data = self._firsts[tensor]
+        return np.frombuffer(data, f"<u{width}")[:FIRST] if data else None
 
     def read(self, tensor: BaseTensor, begin: int, end: int) -> bytes:
         """Return bytes `begin` to `end` of a tensor in the store; none if a chunk is missing or damaged."""
@@ -59,37 +87,51 @@ class BaseSketches:
 
     def layouts_like(self, target: TargetTensor) -> list[bytes]:
         """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first."""
-        views = [*target.views(), *target.centred()]
-        found = self._catalogue.alike([(target.elements, signature(words)) for words in views])
-        near = sorted(self._distances(target, found), key=lambda item: item[0])
+        views = [*target.views(), *target.turned()]
+        signatures = dict.fromkeys(signature(words) for words in [*views, *target.centred()])
+        found = self._catalogue.alike([(target.elements, number) for number in signatures])
+        near = sorted(self._distances(target, views, found), key=itemgetter(0))
         return list(dict.fromkeys(layout for _, layout in near))
 
-    def keep(self, layout: bytes, made: Iterable[tuple[int, int, Words]]) -> None:
-        """Keep sketches of spans of a layout, (number, elements, sketch) each, and those that were read."""
+    def layouts_like_blocks(self, target: BlockTarget) -> list[bytes]:
+        """Return the layouts that have floats like those of blocks, as the catalogue knows, the nearest first."""
+        found = self._catalogue.alike([(target.elements, number) for number in target.signatures()])
+        near = sorted(((target.distance(sketch.data), sketch.layout) for sketch in found), key=itemgetter(0))
+        return list(dict.fromkeys(layout for _, layout in near))
+
+    def take(self, layout: bytes, made: Iterable[Made]) -> list[Sketch]:
+        """Return sketches of spans of a layout, and those that were read since the last call."""
         own = [
-            Sketch(layout, number, elements, signature(words), words.tobytes())
-            for number, elements, words in made
+            Sketch(
+                layout,
+                item.number,
+                item.elements,
+                signature(item.words) if item.is_sought else UNSOUGHT,
+                item.words.tobytes(),
+            )
+            for item in made
         ]
-        self._catalogue.keep([*self._read, *own])
-        self._read = []
+        read, self._read = self._read, []
+        return [*read, *own]
 
     @staticmethod
-    def _distances(target: TargetTensor, found: Sequence[Sketch]) -> Iterator[tuple[float, bytes]]:
+    def _distances(
+        target: TargetTensor, views: Sequence[Words], found: Sequence[Sketch]
+    ) -> Iterator[tuple[float, bytes]]:
         order = order_of(target.span.dtype)
         for sketch in found:
             if len(sketch.data) != len(target.sketch) * target.width:
                 yield _FAR, sketch.layout  # Of another element type: only values can be compared.
                 continue
             words = np.frombuffer(sketch.data, f"<u{target.width}")
-            yield min(distance(differences(view, words, order)) for view in target.views()), sketch.layout
+            yield min(distance(differences(view, words, order)) for view in views), sketch.layout
 
     def _read_sketch(self, tensor: BaseTensor, places: Sequence[int], width: int) -> bytes:
         return self._joined(tensor, [(place * width, (place + RUN) * width) for place in places[::RUN]])
 
     def _joined(self, tensor: BaseTensor, ranges: Sequence[tuple[int, int]]) -> bytes:
         """Return ranges of a tensor's bytes, one after the other."""
-        origin = tensor.span.begin
-        parts = [part for begin, end in ranges for part in tensor.file.parts(origin + begin, origin + end)]
+        parts = [part for begin, end in ranges for part in tensor.parts(begin, end)]
         bases = self._chunks.read((chunk_id for chunk_id, _, _ in parts), again=True)
         if any(chunk_id not in bases for chunk_id, _, _ in parts):
             return b""

@@ -13,7 +13,7 @@ import numpy as np
 
 from casstore.codecs.delta import LITERALS, Extent
 from casstore.digest import DIGEST_SIZE
-from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.names import endings, plain_name
 from casstore.store.adding.bases.sketch import WIDTHS
 from casstore.tensors.dtypes import DTYPES
 
@@ -40,6 +40,20 @@ class BaseTensor:
     def size(self) -> int:
         """Its bytes."""
         return self.span.end - self.span.begin
+
+    @property
+    def key(self) -> int:
+        """The number under which its file keeps its sketch."""
+        return self.number
+
+    @property
+    def may_read(self) -> bool:
+        """Whether its chunks may be read for a sketch that nobody has."""
+        return self.file.may_read
+
+    def parts(self, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        """Yield the parts of chunks that make up bytes `begin` to `end` of it: the chunk's id, and the bytes of it."""
+        return self.file.parts(self.span.begin + begin, self.span.begin + end)
 
     @property
     def rank(self) -> int | None:
@@ -78,6 +92,26 @@ class BaseFile:
         """The tensors by what formats have in common of their names."""
         return {plain_name(tensor.span.name): tensor for tensor in self.tensors}
 
+    def find(self, name: str) -> BaseTensor | None:
+        """Return the tensor of a name, whatever formats and wrappers made of it: plain, or without some of its first parts.
+
+        What a wrapper puts before the names of a module may be anything, on either side.
+        """
+        own = plain_name(name)
+        found = self.by_name.get(own)
+        if found is None:
+            found = next(filter(None, map(self.by_name.get, endings(own))), None)
+        return found if found is not None else self._by_ending.get(own)
+
+    @cached_property
+    def _by_ending(self) -> dict[str, BaseTensor | None]:
+        """The tensors by their names without the first parts; None for what several have in common."""
+        found: dict[str, BaseTensor | None] = {}
+        for name, tensor in self.by_name.items():
+            for ending in endings(name):
+                found[ending] = None if ending in found else tensor
+        return found
+
     @cached_property
     def by_elements(self) -> dict[int, list[BaseTensor]]:
         """The tensors that have sketches, by the number of their elements."""
@@ -100,6 +134,11 @@ class BaseFile:
             origin, stop = self._edges[number], self._edges[number + 1]
             chunk_id = self.layout.ids[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
             yield chunk_id, max(begin, origin) - origin, min(end, stop) - origin
+
+    def length_of_chunk(self, begin: int) -> int:
+        """Return the length of the chunk that begins at this byte of the file."""
+        number = bisect_right(self._edges, begin) - 1
+        return self._edges[number + 1] - self._edges[number]
 
     def _chunks(self, begin: int, end: int) -> tuple[int, int]:
         return bisect_right(self._edges, begin) - 1, bisect_left(self._edges, end)
@@ -134,10 +173,9 @@ class FrameBases:
 
     def extents(self, tensor: BaseTensor, begin: int, end: int) -> tuple[Extent, ...]:
         """Return bytes `begin` to `end` of a tensor as extents of bases."""
-        origin = tensor.span.begin
         return tuple(
             Extent(self._numbers.setdefault(chunk_id, len(self._numbers)), first, last)
-            for chunk_id, first, last in tensor.file.parts(origin + begin, origin + end)
+            for chunk_id, first, last in tensor.parts(begin, end)
         )
 
     def side(self, data: bytes) -> Extent:

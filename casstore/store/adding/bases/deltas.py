@@ -7,19 +7,21 @@ import threading
 from typing import TYPE_CHECKING
 
 from casstore.errors import CasstoreError, RefNotFound
-from casstore.machine.sketches import Sketches
+from casstore.machine.sketches import SketchesOfAdd
 from casstore.store.adding.bases.adapters import is_adapter
 from casstore.store.adding.bases.base_chunks import BaseChunks
 from casstore.store.adding.bases.base_files import BaseFiles
 from casstore.store.adding.bases.base_sketches import BaseSketches
 from casstore.store.adding.bases.encoding import encode_planned
 from casstore.store.adding.bases.file_relations import FileRelations
+from casstore.store.adding.bases.own_files import OwnChunks, OwnFile, Unfinished
 from casstore.store.adding.bases.search import BaseSearch
 from casstore.store.resolve import find_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.objects import EncodedFrames
     from casstore.refs.refs import Refs
@@ -45,28 +47,64 @@ class Deltas:
     ) -> None:
         """`base` is the model that is named; `ranks` is `Publication.ranks`, safe in threads."""
         self._policy = policy
-        self._sketches = Sketches(store.machine)
-        self._chunks = BaseChunks(store.objects)
+        self._sketches = SketchesOfAdd(store.machine)
+        self._own = OwnChunks()
+        self._ranks = ranks
+        self._unfinished = Unfinished()
+        self._chunks = BaseChunks(store.objects, own=self._own)
         self._finder = BaseFiles(store, sketches=self._sketches, ranks=ranks)
         self._refs = refs
         self._base = base
         self._named: list[BaseFile] | None = None
         self._merged: list[BaseFile] | None = None
-        self._forgotten: bool | None = None
         self._lock = threading.Lock()
 
     def open_file(self, source: SourceFile, spans: Sequence[TensorSpan]) -> FileRelations:
         """Return what will know the relations of the tensors of one file."""
         return FileRelations(source, spans, search=lambda: self._search(spans), lock=self._lock)
 
+    def begin_file(self, source: SourceFile, spans: Sequence[TensorSpan]) -> bool:
+        """Note a file that is read next; say whether one of which not all chunks are encoded may predict it. For one thread."""
+        return self._unfinished.begin(source.path, spans)
+
+    def end_file(
+        self,
+        source: SourceFile,
+        spans: Sequence[TensorSpan],
+        relations: FileRelations,
+        layout_id: bytes,
+        layout: Layout,
+    ) -> None:
+        """Note that all chunks of a file are encoded: from now on, it may be a base. For the thread of `begin_file`."""
+        self._unfinished.end(spans)
+        if not layout.spans:
+            return
+        sketches = relations.take_sketches(layout_id)
+        file = OwnFile(source, layout_id, layout, self._own, self._ranks)
+        file.sketches.update((item.span, item.data) for item in sketches if item.layout == layout_id)
+        with self._lock:
+            self._finder.add(file)
+        self._sketches.hold(sketches)
+
+    def remember(self, model: bytes) -> None:
+        """Keep what was learnt, now that all of the model is in the store."""
+        self._sketches.keep_held(model)
+
+    def claim(self, ids: Sequence[bytes]) -> None:
+        """Note chunks that are about to be encoded."""
+        self._own.claim(ids)
+
+    def note(self, frames: Iterable[EncodedFrames]) -> None:
+        """Note frames that chunks have become."""
+        for item in frames:
+            self._own.note(item)
+
     def _search(self, spans: Sequence[TensorSpan]) -> BaseSearch:
         if self._named is None:
             base = self._base
             self._named = [] if base is None else self._finder.of_lineage(base, self._newest_record)
         files = self._named
-        if self._forgotten is None:
-            self._forgotten = not files and self._sketches.is_empty
-        if self._forgotten:
+        if not files:
             # Invariant 13: what this machine does not know any more, the store can tell.
             with contextlib.suppress(CasstoreError):
                 files = self._finder.newest_like(spans)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casstore.codecs import share_of_plain
 from casstore.errors import FormatError
 from casstore.format.rows import Kind
 from casstore.objects import DeltaChunk, EncodedFrames, encode_deltas, encode_frames
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _SURE = 0.95
 """Of the estimate for a plain encoding, times what a delta must save: up to that a delta is kept without trying the other."""
+
+_TINY = 1 / 64
+"""The share of a chunk up to which a delta is kept whatever a plain encoding might leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,20 @@ def _chosen(
     block: memoryview, item: PlannedChunk, delta: EncodedFrames, policy: DeltaPolicy
 ) -> EncodedFrames:
     """Return the delta if it is worth it, else the frame without bases."""
-    size = len(delta.data)
-    if item.plan.plain is not None and size <= _SURE * policy.keep * item.plan.plain:
+    size, length = len(delta.data), item.end - item.begin
+    if size <= _TINY * length or size <= _SURE * policy.keep * _plain_size(block, item):
         return delta
-    cut = item.begin, item.end - item.begin
+    cut = item.begin, length
     alone = encode_frames(Kind.CHUNK, [item.object_id], block, [cut], [item.hint])
     if size <= policy.keep * len(alone.data):
         alone.release()
         return delta
     return alone
+
+
+def _plain_size(block: memoryview, item: PlannedChunk) -> float:
+    """Estimate the bytes that a chunk takes without bases: as its plan says, else by a look at some of its bytes."""
+    if item.plan.plain is not None:
+        return item.plan.plain
+    chunk = block[item.begin : item.end]
+    return share_of_plain(chunk, item.hint) * len(chunk)

@@ -8,17 +8,18 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.errors import CasstoreError
+from casstore.store.adding.bases.block_target import BlockTarget, is_block
 from casstore.store.adding.bases.chunk_plan import plan_chunk
 from casstore.store.adding.bases.quantising import MAX_SCALES
-from casstore.store.adding.bases.target import MIN_SIZE, TargetTensor, has_sketch
+from casstore.store.adding.bases.target import TargetTensor, has_sketch
 from casstore.store.adding.sources import open_source, read_range
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
 
+    from casstore.machine.sketches import Sketch
     from casstore.store.adding.bases.chunk_plan import ChunkPlan
     from casstore.store.adding.bases.relation import Relation
     from casstore.store.adding.bases.search import BaseSearch
@@ -67,10 +68,10 @@ class FileRelations:
         plain = window.data[begin - window.begin : end - window.begin]
         return plan_chunk(begin, plain, self._relations(range(first, last), window))
 
-    def remember(self, layout: bytes) -> None:
-        """Keep the sketches that were made, now that the layout of the file has this id."""
-        if self._search is not None:
-            self._search.remember(layout)
+    def take_sketches(self, layout: bytes) -> list[Sketch]:
+        """Return the sketches that were made, now that the layout of the file has this id."""
+        with self._lock:
+            return [] if self._search is None else self._search.take_sketches(layout)
 
     def _relations(self, numbers: range, window: Window) -> Iterator[Relation]:
         for number in numbers:
@@ -90,8 +91,7 @@ class FileRelations:
         if self._search is None:
             self._search = self._open_search()
         span = self._spans[number]
-        is_block = span.dtype in BLOCKS and span.end - span.begin >= MIN_SIZE
-        if not (is_block or has_sketch(span)):
+        if not (is_block(span) or has_sketch(span)):
             return self._search.by_name(span)
         # Invariant 11: whatever it is, reading the file shows it; without a relation, the tensor is encoded alone.
         with contextlib.suppress(CasstoreError), contextlib.ExitStack() as stack:
@@ -112,8 +112,8 @@ class FileRelations:
                     return None
                 return read(other.begin, other.end - other.begin)
 
-            if is_block:
-                return self._search.of_blocks(span, read)
+            if is_block(span):
+                return self._search.of_blocks(number, BlockTarget(span, read))
             data = window.of(span.begin, span.end)
             return self._search.relate(number, TargetTensor(span, data, read=read, read_small=read_small))
         return None

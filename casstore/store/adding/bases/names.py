@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PREFIXES = (
     "_orig_mod.",
@@ -17,7 +21,7 @@ _PREFIXES = (
     "encoder_model.",
     "language_model.",
 )
-"""What wrappers put before the names of a model's own modules: saved with or without them, it is the same model."""
+"""What usual wrappers put before the names of a model's own modules: saved with or without them, it is the same model."""
 
 _SECOND = re.compile(r"#\d+$")
 
@@ -42,6 +46,24 @@ _GGUF_NAMES = {
 
 https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/tensor_mapping.py
 """
+
+
+_ROTATED = re.compile(r"(?:^|[._])(?:q|k|wq|wk|query|key)(?:_proj)?\.weight$")
+
+_WRAPPERS = 3
+"""Parts of a name that unknown wrappers may have put before it."""
+
+
+def endings(name: str) -> Iterator[str]:
+    """Yield what is left of a plain name without its first part, the first two and so on, as long as it is still a path."""
+    parts = name.split(".")
+    for begin in range(1, min(_WRAPPERS + 1, len(parts) - 1)):
+        yield ".".join(parts[begin:])
+
+
+def is_rotated(name: str) -> bool:
+    """Say whether a tensor may be the weights of queries or keys, which rotary embeddings turn."""
+    return _ROTATED.search(plain_name(name)) is not None
 
 
 def plain_name(name: str) -> str:

@@ -5,6 +5,7 @@ The prediction is for a few elements, those of sketches; whether it is any good 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.codecs.delta import SAME, Rounding, cast_step
@@ -15,7 +16,6 @@ from casstore.store.adding.bases.sketch import FLOATS, WIDTHS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casstore.codecs.delta import Step
     from casstore.store.adding.bases.base_tensors import BaseTensor
     from casstore.store.adding.bases.policy import DeltaPolicy
     from casstore.store.adding.bases.relation import Operation
@@ -56,22 +56,29 @@ def _elementwise(tensor: BaseTensor, words: Words, dtype: str) -> Iterator[tuple
     if source == dtype:
         yield same(tensor), words
         return
-    for step in _casts(source, dtype):
-        operation = Elementwise((tensor,), (step,), WIDTHS[dtype])
+    for types, rounding, saturate in _casts(source, dtype):
+        steps = tuple(
+            cast_step(at, source=one, target=other)
+            if WIDTHS[one] < WIDTHS[other]
+            else cast_step(at, source=one, target=other, rounding=rounding, saturate=saturate)
+            for at, (one, other) in enumerate(pairwise(types))
+        )
+        operation = Elementwise((tensor,), steps, WIDTHS[dtype])
         yield operation, operation.of([words])
 
 
-def _casts(source: str, target: str) -> Iterator[Step]:
-    """Yield the casts between two types of floats, the usual rounding first."""
-    if source not in FLOATS and source not in _EIGHT_BITS:
+def _casts(source: str, target: str) -> Iterator[tuple[list[str], Rounding, bool]]:
+    """Yield the casts between two types of floats, the usual rounding first: the types on the way, rounding, saturation.
+
+    Two types of which neither is F32 have it between them.
+    """
+    if {source, target} - (FLOATS.keys() | _EIGHT_BITS):
         return
-    if target not in FLOATS and target not in _EIGHT_BITS:
+    types = [source, target] if "F32" in {source, target} or source == "F64" else [source, "F32", target]
+    yield types, Rounding.NEAREST_EVEN, False
+    if all(WIDTHS[one] < WIDTHS[other] for one, other in pairwise(types)):
         return
-    one, other = WIDTHS[source], WIDTHS[target]
-    if one > other and source in {"F64", "F32"}:
-        yield cast_step(0, source=source, target=target)
-        if target in _EIGHT_BITS:
-            yield cast_step(0, source=source, target=target, saturate=True)
-        yield cast_step(0, source=source, target=target, rounding=Rounding.TOWARD_ZERO)
-    elif one < other and target == "F32":
-        yield cast_step(0, source=source, target=target)
+    if target in _EIGHT_BITS or (source, target) == ("BF16", "F16"):
+        yield types, Rounding.NEAREST_EVEN, True
+    if source in {"F64", "F32"}:
+        yield types, Rounding.TOWARD_ZERO, False

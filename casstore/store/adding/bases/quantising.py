@@ -42,6 +42,17 @@ _NEAR = 2.0
 """Steps between what is predicted by the usual rule and the target, on average, up to which other rules are tried."""
 
 
+_LARGEST = 64 << 20
+"""Bytes of the largest tensor of floats of which all elements are looked at."""
+
+_CORRELATED = 0.5
+"""The correlation of integers and floats from which they may be each other's; that of strangers is within 0.3 of zero."""
+
+_TRIED = 4096
+_NEAR_ALL = 0.5
+"""Steps between integers and what follows from the zero points that were found, on average, if it is this quantisation."""
+
+
 class Scales(NamedTuple):
     """Scales, F32, and zero points, of the target's type, None if they are not known; one for each channel."""
 
@@ -160,6 +171,96 @@ def quantised(
                     predicted,
                     actual,
                 )
+
+
+def learned(
+    target: TargetTensor,
+    tensor: BaseTensor,
+    words: Words,
+    *,
+    read: Callable[[BaseTensor, int, int], bytes],
+    whole: int,
+) -> Iterator[tuple[Quantised, Words, Words]]:
+    """Yield what `quantised` does, with a zero point for each channel that the file does not tell, or not as a tensor.
+
+    All elements of both tensors are looked at, if a few of them are alike; tensors of up to `whole` bytes may be transposed.
+    `read` returns bytes of a tensor in the store, none where they cannot be read.
+    """
+    dtype, shape, scales = tensor.span.dtype, target.span.shape, target.scales
+    if (
+        scales is None
+        or scales.zeros is not None
+        or scales.channels not in shape
+        or scales.channels == 1
+        or len(shape) != 2
+        or dtype not in FLOATS
+        or dtype == "F64"
+        or tensor.size > _LARGEST
+    ):
+        return
+    kind = QUANTISED[target.span.dtype]
+    own = np.frombuffer(scales.scales, "<f4")
+    few = floats(words, dtype).astype(np.float32)
+    views = [(False, target.sketch, positions(target.elements))]
+    if tensor.size <= whole and target.is_matrix and tensor.span.shape == shape[::-1]:
+        views.append((True, target.transpose, target.transposed_places))
+    for transposed, actual, where in views:
+        for axis in _axes(scales.channels, shape):
+            steps = own[where // axis.inner % axis.channels]
+            if not _is_correlated(few, steps, actual.view(kind)):
+                continue
+            source, made = read(tensor, 0, tensor.size), target.part(0, target.elements)
+            if len(source) < tensor.size or len(made) < target.elements:
+                return
+            matrix = floats(np.frombuffer(source, f"<u{WIDTHS[dtype]}"), dtype).astype(np.float32)
+            matrix = matrix.reshape(tensor.span.shape).T if transposed else matrix.reshape(shape)
+            integers = np.frombuffer(made, kind).reshape(shape).astype(np.int32)
+            across = 0 if axis.inner == 1 else 1
+            found = fitted_zeros(
+                matrix, integers, own[None, :] if across == 0 else own[:, None], across, target.span.dtype
+            )
+            if found is None:
+                continue
+            zeros, rule, limits = found
+            known = scales._replace(zeros=zeros.tobytes())
+            operation = Quantised(tensor, transposed, target.span.dtype, known, axis, rule, limits)
+            step = read_step(
+                quantise_step(0, 1, target=target.span.dtype, rule=rule, limits=limits).parameters
+            )
+            offsets = zeros[where // axis.inner % axis.channels].astype(np.float32)
+            yield operation, quantise_floats(few, steps, offsets, step).astype(kind).view("<u1"), actual
+
+
+def fitted_zeros(
+    values: NDArray[np.float32],
+    actual: NDArray[np.int32],
+    steps: NDArray[np.float32],
+    across: int,
+    dtype: str,
+) -> tuple[NDArray[np.integer], Rule, tuple[int, int]] | None:
+    """Return the zero points of the channels of a matrix, with the rule that fits; None if none do.
+
+    A channel has all elements along axis `across`; `steps` are its scales, which broadcast to the matrix.
+    """
+    with np.errstate(all="ignore"):
+        offsets = actual - np.nan_to_num(np.rint(values / steps), posinf=0, neginf=0)
+    limits = np.iinfo(QUANTISED[dtype])
+    zeros = np.clip(np.rint(np.median(offsets, axis=across, keepdims=True)), limits.min, limits.max)
+    if np.abs(offsets - zeros).mean() > _NEAR_ALL:
+        return None
+    wide = np.broadcast_to(steps, values.shape).ravel()[:_TRIED]
+    offset = np.broadcast_to(zeros, values.shape).ravel()[:_TRIED].astype(np.float32)
+    fit = fit_quantise(actual.ravel()[:_TRIED], values.ravel()[:_TRIED], wide, offset, target=dtype)
+    return zeros.ravel().astype(QUANTISED[dtype]), fit.rule, fit.limits
+
+
+def _is_correlated(
+    values: NDArray[np.float32], steps: NDArray[np.float32], actual: NDArray[np.integer]
+) -> bool:
+    """Say whether integers go with scaled floats, whatever the zero points are."""
+    with np.errstate(all="ignore"):
+        found = float(np.corrcoef(np.nan_to_num(values / steps, posinf=0, neginf=0), actual)[0, 1])
+    return found > _CORRELATED
 
 
 def _axes(count: int, shape: tuple[int, ...]) -> Iterator[Axis]:

@@ -78,8 +78,20 @@ def elements_at(data: memoryview, places: Positions, width: int) -> Words:
 def signature(words: Words) -> int:
     """Return the top bits of some elements: like tensors mostly have the same, others rarely do."""
     width = words.dtype.itemsize
-    top = (words[:: len(words) // _SIGNS][:_SIGNS] >> words.dtype.type(8 * width - 1)).astype(np.uint64)
+    top = (words[signed_places(len(words))] >> words.dtype.type(8 * width - 1)).astype(np.uint64)
     return int((top << np.arange(_SIGNS, dtype=np.uint64)).sum())
+
+
+def signed_places(count: int) -> slice:
+    """Return which of so many elements give a signature its bits, the lowest first."""
+    step = count // _SIGNS
+    return slice(0, step * _SIGNS, step)
+
+
+def is_negative(words: Words) -> NDArray[np.bool_]:
+    """Say of each element whether its top bit is set, as in negative numbers."""
+    found: NDArray[np.bool_] = words.view(f"<i{words.dtype.itemsize}") < 0
+    return found
 
 
 def differences(actual: Words, predicted: Words, order: Order) -> Words:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casstore.store.adding.bases.names import is_rotated
 from casstore.store.adding.bases.quantising import find_scales
+from casstore.store.adding.bases.rotary import orders, source_row
 from casstore.store.adding.bases.sketch import SIZE, WIDTHS, elements_at, positions, transposed
 
 if TYPE_CHECKING:
@@ -69,6 +71,16 @@ class TargetTensor:
         middle = int(np.median(self.sketch))
         zeros = known.zeros[:1] if known.zeros else range(max(0, middle - _AROUND), middle + _AROUND)
         return [words - np.uint8(min(zero, 255)) for zero in zeros for words in self.views()]
+
+    def turned(self) -> list[Words]:
+        """Return its elements at the positions of a sketch of what it may have been before its rows were put in another order."""
+        if not is_rotated(self.span.name) or len(self.span.shape) != 2:
+            return []
+        rows, columns = np.divmod(positions(self.elements), self.span.shape[1])
+        return [
+            self.at(source_row(rows, head, pairs=not pairs) * self.span.shape[1] + columns)
+            for head, pairs in orders(self.span.shape)
+        ]
 
     @property
     def is_matrix(self) -> bool:
