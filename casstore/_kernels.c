@@ -285,24 +285,42 @@ int casstore_may_move_sign(Py_ssize_t stride, const Run *runs, Py_ssize_t number
     return (stride == 2 || stride == 4) && number >= 2 && runs[number - 1].columns == 1 && runs[number - 2].columns == 1;
 }
 
+#define UNCOVERED "the runs do not cover the elements"
+
+/* Whether so many bytes may be elements of `stride` bytes, in so many runs. */
+static int are_elements(Py_ssize_t size, Py_ssize_t stride, Py_ssize_t number) {
+    return stride >= 1 && stride <= MAX_STRIDE && number >= 1 && number <= MAX_RUNS && size % stride == 0;
+}
+
+/* Notes run `at` of `width` columns, behind those before it; returns whether it has room. */
+static int place_run(Run *runs, Py_ssize_t at, Py_ssize_t width, Py_ssize_t stride) {
+    Py_ssize_t start = at ? runs[at - 1].start + runs[at - 1].columns : 0;
+    runs[at] = (Run){start, width, NULL, 0};
+    return width >= 1 && width <= stride - start;
+}
+
+/* Whether the runs hold all columns, and those that the sign transform takes if there is one. */
+static int are_whole(const Run *runs, Py_ssize_t number, Py_ssize_t stride, int sign) {
+    if (runs[number - 1].start + runs[number - 1].columns != stride) return 0;
+    return !sign || casstore_may_move_sign(stride, runs, number);
+}
+
 static PyObject *split(PyObject *self, PyObject *args) {
     Py_buffer body, out;
-    Py_ssize_t stride, number, start = 0, elements;
+    Py_ssize_t stride, number, elements;
     int sign;
     PyObject *columns;
     Run runs[MAX_RUNS];
     (void)self;
     if (!PyArg_ParseTuple(args, "y*w*npO!", &body, &out, &stride, &sign, &PyTuple_Type, &columns)) return NULL;
     number = PyTuple_GET_SIZE(columns);
-    if (stride < 1 || stride > MAX_STRIDE || number < 1 || number > MAX_RUNS || body.len % stride || out.len < body.len) goto wrong;
+    if (!are_elements(body.len, stride, number) || out.len < body.len) goto wrong;
     elements = body.len / stride;
     for (Py_ssize_t k = 0; k < number; k++) {
-        Py_ssize_t width = PyLong_AsSsize_t(PyTuple_GET_ITEM(columns, k));
-        if (width < 1 || width > stride - start) goto wrong;
-        runs[k] = (Run){start, width, (uint8_t *)out.buf + elements * start, 0};
-        start += width;
+        if (!place_run(runs, k, PyLong_AsSsize_t(PyTuple_GET_ITEM(columns, k)), stride)) goto wrong;
+        runs[k].data = (uint8_t *)out.buf + elements * runs[k].start;
     }
-    if (start != stride || (sign && !casstore_may_move_sign(stride, runs, number))) goto wrong;
+    if (!are_whole(runs, number, stride, sign)) goto wrong;
     BEGIN_WITHOUT_GIL(body.len)
     casstore_split(body.buf, elements, stride, sign, runs, number);
     END_WITHOUT_GIL
@@ -310,10 +328,7 @@ static PyObject *split(PyObject *self, PyObject *args) {
     PyBuffer_Release(&out);
     Py_RETURN_NONE;
 wrong:
-    PyBuffer_Release(&body);
-    PyBuffer_Release(&out);
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
-    return NULL;
+    return refuse(UNCOVERED, (Py_buffer[]){body, out}, 2);
 }
 
 /* The runs that Python gave for elements of `stride` bytes, and the buffers that they borrow. */
@@ -328,24 +343,23 @@ static void release_runs(Taken *from) {
 }
 
 static int take_runs(Taken *into, PyObject *given, Py_ssize_t size, Py_ssize_t stride, int sign) {
-    Py_ssize_t start = 0;
     into->taken = 0;
     into->number = PyTuple_GET_SIZE(given);
-    if (stride < 1 || stride > MAX_STRIDE || into->number < 1 || into->number > MAX_RUNS || size % stride) goto wrong;
+    if (!are_elements(size, stride, into->number)) goto wrong;
     for (Py_ssize_t k = 0; k < into->number; k++) {
         Py_ssize_t width;
         Py_buffer *held = &into->held[k];
         int constant;
         if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, k), "ny*p", &width, held, &constant)) goto wrong;
         into->taken++;
-        into->runs[k] = (Run){start, width, held->buf, constant};
-        if (width < 1 || width > stride - start || held->len != (constant ? width : width * (size / stride))) goto wrong;
-        start += width;
+        if (!place_run(into->runs, k, width, stride) || held->len != (constant ? width : width * (size / stride))) goto wrong;
+        into->runs[k].data = held->buf;
+        into->runs[k].constant = constant;
     }
-    if (start == stride && (!sign || casstore_may_move_sign(stride, into->runs, into->number))) return 1;
+    if (are_whole(into->runs, into->number, stride, sign)) return 1;
 wrong:
     release_runs(into);
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the runs do not cover the elements");
+    refuse(UNCOVERED, NULL, 0);
     return 0;
 }
 
@@ -417,11 +431,7 @@ static PyObject *repeats(PyObject *self, PyObject *args) {
     int same = 0;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*n", &data, &period)) return NULL;
-    if (period < 1 || period > data.len) {
-        PyBuffer_Release(&data);
-        PyErr_SetString(PyExc_ValueError, "the period is not within the data");
-        return NULL;
-    }
+    if (period < 1 || period > data.len) return refuse("the period is not within the data", &data, 1);
     same = memcmp(data.buf, (const uint8_t *)data.buf + period, (size_t)(data.len - period < FIRST ? data.len - period : FIRST)) == 0;
     if (same && data.len - period > FIRST) {
         Py_BEGIN_ALLOW_THREADS

@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from benchmarks.harness import BenchmarkError, Metric, compare
+from benchmarks.serving import ServerNotStarted, casstore_server, sent_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,10 +157,10 @@ def _mirrored(harness: Harness, url: str, base: CorpusModel, retrained: CorpusMo
         moved = []
         with _casstore(harness, store, "--upstream", url) as (mirror, _):
             for model in (base, retrained):
-                before = _sent(url)
+                before = sent_bytes(url)
                 for file in model.files:
                     _arrive(mirror, f"/{model.name}/resolve/main/{file.path}")
-                moved.append(_sent(url) - before)
+                moved.append(sent_bytes(url) - before)
     return {SIZE: retrained.size / 1e6, MOVED: moved[1] / 1e6}
 
 
@@ -183,44 +183,13 @@ def _arrive(url: str, path: str) -> None:
     raise BenchmarkError(f"{url}{path} answered {answer.status}.")
 
 
-def _sent(url: str) -> int:
-    """Return how many bytes of files a server of casstore has sent."""
-    where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=_SECONDS)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    lines = [line for line in text.splitlines() if line.startswith('casstore_sent_bytes_total{kind="file"}')]
-    return int(sum(float(line.rpartition(" ")[2]) for line in lines))
-
-
 @contextmanager
 def _casstore(harness: Harness, store: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [
-        sys.executable,
-        "-m",
-        "casstore",
-        "serve",
-        "--port",
-        "0",
-        "--quiet",
-        "--json",
-        "--store",
-        str(store),
-    ]
-    with subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, text=True, env=harness.environment
-    ) as process:
-        try:
-            text = ""
-            while not text.endswith("}\n"):
-                line = process.stdout.readline() if process.stdout else ""
-                if not line:
-                    raise BenchmarkError("casstore serve does not start: install casstore[serve].")
-                text += line
-            yield json.loads(text)["url"], process
-        finally:
-            process.terminate()
+    try:
+        with casstore_server(store, *options, environment=harness.environment) as started:
+            yield started
+    except ServerNotStarted as error:
+        raise BenchmarkError(str(error)) from error
 
 
 @contextmanager

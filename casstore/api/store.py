@@ -1,20 +1,20 @@
 """Store: everything that a directory or bucket holds, and a method for each verb of the command line.
 
-Methods that work on whole stores, or check out, import that when they are called: most programs start faster without.
+`upkeep.py` and `exchange.py` have the verbs that work on whole stores and between them. What those, and checking out, need is
+imported when they are called: most programs start faster without.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
+from casstore.api.exchange import ExchangingStore
 from casstore.api.values import FileInfo, RefInfo, TensorInfo
 from casstore.backend import open_backend
 from casstore.digest import is_hex
 from casstore.format import names
-from casstore.machine.remotes import Remotes
 from casstore.machine.state import MachineState, machine_folder, state_path
 from casstore.machine.this_machine import store_folder
 from casstore.machine.uses.last_use import LastUse
@@ -22,38 +22,30 @@ from casstore.objects import CHUNK_CACHE
 from casstore.refs.refs import not_found
 from casstore.store.adding.bases.policy import delta_policy
 from casstore.store.identity import identify
-from casstore.store.model_store import ModelStore
 from casstore.store.nesting import refuse_nested_store
 from casstore.store.pins import pin, unpin
 from casstore.store.private import is_private, mark_private
 from casstore.store.reading.files import open_chunks, read_range
-from casstore.store.reading.other_stores import OtherStores, Place
+from casstore.store.reading.other_stores import OtherStores
 from casstore.store.times import nanoseconds
 from casstore.store.undelete import undelete
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping
     from datetime import datetime
 
     from fsspec import Callback
 
     from casstore.backend import Durability
     from casstore.objects import ObjectStore
-    from casstore.ops.check import CheckReport
     from casstore.ops.describe import ModelDescription
     from casstore.ops.diff import ModelDiff
-    from casstore.ops.du import Usage
-    from casstore.ops.gc import GcPolicy, GcReport
-    from casstore.ops.leftovers import Leftovers
     from casstore.ops.lineage import Lineage
-    from casstore.ops.repair import RepairReport
-    from casstore.ops.stats import StoreStats
-    from casstore.ops.sync import SyncReport
     from casstore.store.adding.bases.policy import DeltaOption
     from casstore.store.reading.model import Model
 
 
-class Store(ModelStore):
+class Store(ExchangingStore):
     """A content-addressed store of models. A context manager, safe in threads, and in a child process after a fork.
 
     Wherever a method takes a `ref_or_id`, that is a ref (`models/minilm`, `tags/best`), its name alone (`minilm`), a
@@ -274,228 +266,18 @@ class Store(ModelStore):
 
         return self.read_with(ref_or_id, read)
 
-    def check(
+    def _open_other(
         self,
-        *,
-        read_data: bool | float = False,
-        bandwidth_limit: float | None = None,
-        callback: Callback | None = None,
-    ) -> CheckReport:
-        """Verify every record, index segment and footer, and that each model's objects are there. Changes nothing.
-
-        With `read_data`, every byte of every pack is read, hashed and decoded as well. With a share, 0.05 for a
-        twentieth of the stored bytes, those packs are read that this machine has not read for the longest time, so that
-        repeated checks go through all of them. `bandwidth_limit` is in bytes per second, `callback` counts the bytes of
-        packs. Problems are in the report: look at its `ok`. Raises ConfigError for what is no share, BackendError only if
-        the store cannot be listed.
-        """
-        from casstore.ops.check import check  # noqa: PLC0415 - see the top of this file
-
-        return check(self, read_data=read_data, bandwidth_limit=bandwidth_limit, callback=callback)
-
-    def repair(
-        self,
-        refs: str | Sequence[str] | None = None,
-        *,
-        source: str | os.PathLike[str] | Store | None = None,
-        dry_run: bool = True,
-        bandwidth_limit: float | None = None,
-        callback: Callback | None = None,
-    ) -> RepairReport:
-        """Find what is damaged or missing, and take good copies from other packs of this store and from another store.
-
-        `refs`, names, prefixes that end with "/", or model ids, are examined, or the whole store, of which every byte is read
-        then. `source` is a path, a URL, the name of a remote, or an open store; by default all remotes of this store are asked.
-        With `dry_run`, which is the default, nothing is written, and the report says what would be. Damaged packs are
-        quarantined, and nothing but damaged index segments is deleted. `bandwidth_limit` is in bytes per second; `callback`
-        counts the bytes of packs. What stays missing is in the report: look at its `ok`. Raises RefNotFound, BackendError for
-        a store that fails.
-        """
-        from casstore.ops.repair import repair  # noqa: PLC0415 - see the top of this file
-
-        wanted = [refs] if isinstance(refs, str) else refs
-        with ExitStack() as stack:
-            if source is None:
-                others = OtherStores(self._remotes)
-                stack.callback(others.close)
-            else:
-                other = stack.enter_context(self._opened(source, read_only=True))
-                others = OtherStores(lambda: [Place(other.backend.url, lambda: other)])
-            return repair(
-                self,
-                wanted,
-                others=others,
-                dry_run=dry_run,
-                bandwidth_limit=bandwidth_limit,
-                callback=callback,
-            )
-
-    def stats(self) -> StoreStats:
-        """Measure what the store holds, how much space it takes, and what a collection would free."""
-        from casstore.ops.stats import measure  # noqa: PLC0415 - see the top of this file
-
-        return measure(self)
-
-    def leftovers(self) -> Leftovers:
-        """Return how much interrupted and deleted work takes."""
-        from casstore.ops.leftovers import find_leftovers  # noqa: PLC0415 - see the top of this file
-
-        return find_leftovers(self)
-
-    def du(self, *prefixes: str, depth: int | None = None) -> Usage:
-        """Say where the bytes are: by ref, what it takes alone and shared, and what removing it would free.
-
-        Only refs whose names start with one of `prefixes`, if there are any; what other refs share with them counts as
-        shared. With `depth`, a row is for all refs whose names agree in so many parts: `depth=1` for the namespaces.
-        Raises RefNotFound for a prefix with which no name starts.
-        """
-        from casstore.ops.du import du  # noqa: PLC0415 - see the top of this file
-
-        return du(self, prefixes, depth=depth)
-
-    def gc(
-        self,
-        policy: GcPolicy | None = None,
-        *,
-        dry_run: bool = False,
-        tell: Callable[[str], None] | None = None,
-    ) -> GcReport:
-        """Free what no ref reaches, and what `policy` says; safe while others add to this store or collect it.
-
-        With `dry_run`, nothing is changed, and the report's `bytes_freed` say what would go. `tell` is given a
-        sentence when other writers are waited for. `plan_gc` and `execute_gc` do the same in two steps. Raises an
-        IntegrityError, naming the ref, for anything that cannot be read, BackendError for a store that fails, and
-        ConfigError for a policy by last use or size on a store that is not private; what is left then goes with the
-        next collection.
-        """
-        from casstore.ops.gc import GcReport, execute_gc, plan_gc  # noqa: PLC0415 - see the top of this file
-
-        plan = plan_gc(self, policy)
-        if dry_run:
-            return GcReport(
-                bytes_freed=plan.bytes_freed,
-                refs_deleted=list(plan.refs),
-                missing=dict(plan.missing),
-                problems=list(plan.problems),
-                notes=list(plan.notes),
-            )
-        return execute_gc(self, plan, tell=tell)
-
-    def push(
-        self,
-        remote: str | os.PathLike[str] | Store,
-        refs: str | Sequence[str] | None = None,
+        place: str | os.PathLike[str],
         *,
         create: bool = False,
-        overwrite: bool = False,
-        keep_going: bool = False,
-        with_bases: bool = False,
-        bandwidth_limit: float | None = None,
-        callback: Callback | None = None,
-    ) -> SyncReport:
-        """Copy refs, all or those named, to another store, which gets only what it lacks.
-
-        `remote` is a path, a URL, a name that `casstore remote add` gave to one, or an open store. With `create`, a
-        store is made there if there is none. The rest is as for `sync`.
-        """
-        with self._opened(remote, create=create) as other:
-            return self.sync(
-                other,
-                refs,
-                overwrite=overwrite,
-                keep_going=keep_going,
-                with_bases=with_bases,
-                bandwidth_limit=bandwidth_limit,
-                callback=callback,
-            )
-
-    def pull(
-        self,
-        remote: str | os.PathLike[str] | Store,
-        refs: str | Sequence[str] | None = None,
-        *,
-        overwrite: bool = False,
-        keep_going: bool = False,
-        with_bases: bool = False,
-        bandwidth_limit: float | None = None,
-        callback: Callback | None = None,
-    ) -> SyncReport:
-        """Copy refs, all or those named, from another store: only what is missing here is fetched.
-
-        `remote` is as for `push`, the rest as for `sync`.
-        """
-        with self._opened(remote, read_only=True) as other:
-            return other.sync(
-                self,
-                refs,
-                overwrite=overwrite,
-                keep_going=keep_going,
-                with_bases=with_bases,
-                bandwidth_limit=bandwidth_limit,
-                callback=callback,
-            )
-
-    def sync(
-        self,
-        other: str | os.PathLike[str] | Store,
-        refs: str | Sequence[str] | None = None,
-        *,
-        overwrite: bool = False,
-        keep_going: bool = False,
-        with_bases: bool = False,
-        bandwidth_limit: float | None = None,
-        callback: Callback | None = None,
-    ) -> SyncReport:
-        """Copy refs of this store, all or those named, to another one; `plan_sync` says beforehand what would move.
-
-        `other` is a path, a URL, the name of a remote, or an open store.
-        `refs` are names, prefixes that end with "/", or model ids. One that has a value in `other` which this store
-        has not seen is left alone and is in the report's `conflicts`, unless `overwrite` is set. With `keep_going`,
-        damaged models are in its `damaged`, and the others are copied. Deltas whose bases `other` lacks are stored there without
-        bases, or with `with_bases` along with them. `bandwidth_limit` is in bytes per second,
-        `callback` counts stored bytes. Raises RefNotFound, IntegrityError for a damaged model, BackendError when a store
-        fails; what was copied so far stays, and the next attempt copies the rest.
-        """
-        from casstore.ops.sync import execute, plan_sync  # noqa: PLC0415 - see the top of this file
-
-        wanted = [refs] if isinstance(refs, str) else refs
-        with self._opened(other) as destination:
-            plan = plan_sync(
-                self,
-                destination,
-                wanted,
-                overwrite=overwrite,
-                keep_going=keep_going,
-                with_bases=with_bases,
-            )
-            return execute(plan, callback=callback, bandwidth_limit=bandwidth_limit)
-
-    def _remotes(self) -> list[Place]:
-        """Return the remotes of this store, as places that may have what it lacks."""
-        return [
-            Place(f"{name} ({url})", partial(_open_copy, url))
-            for name, url in Remotes(self.store_id).list().items()
-        ]
-
-    @contextmanager
-    def _opened(
-        self, remote: str | os.PathLike[str] | Store, *, create: bool = False, read_only: bool = False
-    ) -> Iterator[Store]:
-        """Give the store that `remote` means, and close it afterwards unless it was open already."""
-        if isinstance(remote, Store):
-            yield remote
-            return
-        place = Remotes(self.store_id).resolve(remote) if isinstance(remote, str) else remote
-        with Store(place, create=create, read_only=read_only) as other:
-            yield other
+        read_only: bool = False,
+        fallback: bool = True,
+    ) -> Store:
+        return Store(place, create=create, read_only=read_only, fallback=fallback)
 
     def _id_of(self, ref_or_id: str | None) -> str | None:
         """Return a model id; a whole one need not be in the store any more."""
         if ref_or_id is None or is_hex(ref_or_id):
             return ref_or_id
         return self.resolve(ref_or_id).model_id
-
-
-def _open_copy(place: str) -> Store:
-    """Open a store from which another one takes what it lacks; that one does not ask its own remotes in turn."""
-    return Store(place, read_only=True, fallback=False)

@@ -64,7 +64,7 @@ def run(
         from casstore.integrations.hub import access, server  # noqa: PLC0415
         from casstore.integrations.hub.app import HubApp  # noqa: PLC0415
         from casstore.integrations.hub.context import ServerContext  # noqa: PLC0415
-        from casstore.integrations.hub.upstream import UpstreamHub  # noqa: PLC0415
+        from casstore.integrations.hub.mirror.upstream import UpstreamHub  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "casstore":
             raise

@@ -1,19 +1,18 @@
 """The functions that touch every byte: compiled where `casstore._kernels` was built, else numpy's.
 
-`regroup.py` is the specification; tests check that both give the same bytes on every input. Frames of literals alone have no
-twin: without compiled kernels, zstd's own encoder takes their place, whose frames are as valid. CASSTORE_KERNELS=numpy turns
-the compiled ones off.
+`regroup.py` and `literals.py` are the specification; tests check that both give the same bytes on every input.
+CASSTORE_KERNELS=numpy turns the compiled ones off.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from casstore import _build
-from casstore.codecs import regroup
+from casstore.codecs import literals, regroup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,14 +137,12 @@ def count_columns(sample: U8) -> NDArray[np.uint32]:
     return counts
 
 
-def literal_frames(parts: Sequence[U8]) -> list[U8] | None:
-    """Return one zstd frame of literals alone for each part, or the part itself if its frame would not be smaller.
-
-    None means that there are no compiled kernels.
-    """
+def literal_frames(parts: Sequence[U8]) -> list[U8]:
+    """Return one zstd frame of literals alone for each part, or the part itself if its frame would not be smaller."""
     kernels = _build.kernels
     if kernels is None:
-        return None
+        written = map(literals.write_frame, parts)
+        return [part if frame is None else frame for part, frame in zip(parts, written, strict=True)]
     out: U8 = np.empty(sum(kernels.literals_room(len(part)) for part in parts), np.uint8)
     frames = []
     at = 0
@@ -162,23 +159,28 @@ class LiteralsProbe(NamedTuple):
     repeats: int
 
 
-def probe_literals(sample: U8) -> LiteralsProbe | None:
-    """Say what a frame of literals would leave of a sample; None where there are no compiled kernels."""
-    return None if _build.kernels is None else LiteralsProbe(*_build.kernels.probe_literals(sample))
+def probe_literals(sample: U8) -> LiteralsProbe:
+    """Say what a frame of literals would leave of a sample."""
+    if _build.kernels is None:
+        return LiteralsProbe(literals.frame_size(sample), literals.count_repeats(sample))
+    return LiteralsProbe(*_build.kernels.probe_literals(sample))
 
 
 class ColumnProbes(NamedTuple):
     """What frames of literals would leave of each field of a sample; of elements of 2 bytes also with their sign moved."""
 
-    columns: Sequence[LiteralsProbe | None]
-    moved: Sequence[LiteralsProbe | None]
+    columns: Sequence[LiteralsProbe]
+    moved: Sequence[LiteralsProbe]
 
 
 def probe_columns(sample: Sample, fields: tuple[int, ...]) -> ColumnProbes:
-    """Probe each field of a sample's elements, which the fields cover; nothing is known without compiled kernels."""
+    """Probe each field of a sample's elements, which the fields cover."""
     has_moved = sample.stride == 2
     if _build.kernels is None:
-        return ColumnProbes([None] * len(fields), [None] * (2 * has_moved))
+        begins = accumulate(fields, initial=0)
+        columns = [sample.column(begin, width) for begin, width in zip(begins, fields, strict=False)]
+        moved = [sample.moved_column(at) for at in range(2 * has_moved)]
+        return ColumnProbes([*map(probe_literals, columns)], [*map(probe_literals, moved)])
     found = _build.kernels.probe_columns(
         sample.stretch,
         sample.stride,

@@ -169,16 +169,16 @@ def _probe_columns(stretch: U8, stride: int, phase: int, fields: tuple[int, ...]
     return Choice(left / (sample.count * stride), Plan(stride, sign, _joined(runs)), phase)
 
 
-def _probed(literals: LiteralsProbe | None, size: int, column: Callable[[], U8]) -> tuple[int, Method | None]:
+def _probed(literals: LiteralsProbe, size: int, column: Callable[[], U8]) -> tuple[int, Method | None]:
     """Return what is left of `size` skewed bytes, and how: None stands for raw bytes.
 
     `literals` says what a frame of literals would leave; `column` gives the bytes, where more has to be known.
     """
     left, method = size, Method.LITERALS
     # A literal takes a bit or more: what is smaller was one value, and the next bytes may hold runs.
-    if literals is not None and literals.size * _LITERAL > size:
+    if literals.size * _LITERAL > size:
         left = literals.size
-    if literals is None or literals.repeats * _RARE >= size or size < _SHORT:
+    if literals.repeats * _RARE >= size or size < _SHORT:
         # Some repeats are there by chance, where few values occur: then a search for them makes frames longer.
         searched = len(compress(column(), Method.HUFFMAN))
         if searched < left:

@@ -36,7 +36,7 @@ class Method(Enum):
     """Compression parameters for one kind of bytes; all of them make ordinary zstd frames."""
 
     LITERALS = "literals"  # skewed bytes without repeats, such as exponents: a Huffman code and nothing else
-    HUFFMAN = "huffman"  # skewed bytes with some repeats, and LITERALS without compiled kernels
+    HUFFMAN = "huffman"  # skewed bytes with some repeats
     QUICK = "quick"  # probes
     MATCH = "match"  # repeats, speed wanted
     DENSE = "dense"  # text
@@ -91,9 +91,7 @@ def compress_all(parts: Sequence[U8], method: Method) -> list[U8]:
     In place of a frame of literals that would not be smaller comes the part itself.
     """
     if method is Method.LITERALS:
-        frames = literal_frames(parts)
-        if frames is not None:
-            return frames
+        return literal_frames(parts)
     if len(parts) == 1 or not _BATCHES:
         return [np.frombuffer(compress(part, method), np.uint8) for part in parts]
     joined: Any = _thread_compressor(method).multi_compress_to_buffer(list[Any](parts), threads=0)

@@ -16,7 +16,7 @@ from fakes.model_files import safetensors_bytes
 from casstore.integrations.hub import server
 from casstore.integrations.hub.app import HubApp
 from casstore.integrations.hub.context import ServerContext
-from casstore.integrations.hub.upstream import UpstreamHub
+from casstore.integrations.hub.mirror.upstream import UpstreamHub
 
 CARD = """---
 license: apache-2.0

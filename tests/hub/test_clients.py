@@ -78,7 +78,7 @@ def run(commands, folder, *, store=None, home="home"):
     else:
         done = subprocess.run(
             [sys.executable, str(HERE / "alone.py"), sys.executable, str(HERE / "with_server.py"), str(store)],
-            env=environment, input=json.dumps(commands), capture_output=True, text=True, check=False,
+            env={**environment, "PYTHONPATH": str(HERE.parents[1])}, input=json.dumps(commands), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

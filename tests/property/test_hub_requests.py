@@ -8,7 +8,7 @@ from urllib.parse import quote
 import hypothesis.strategies as st
 from hypothesis import given
 
-from casstore.integrations.hub.ranges import UnsatisfiableRange, parse_range
+from casstore.integrations.hub.endpoint.ranges import UnsatisfiableRange, parse_range
 from casstore.integrations.hub.targets import ApiTarget, FileTarget, is_reachable, parse_target
 
 DATA = bytes(range(100))

@@ -7,13 +7,16 @@ import heapq
 import numpy as np
 import pytest
 import zstandard
-from fakes.implementations import COMPILED
+from fakes.implementations import COMPILED, agreed
+from fakes.payloads import encode_batch
+from fakes.weights import WEIGHTS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore import _build
-from casstore.codecs import kernels, regroup
+from casstore.codecs import ElementHint, kernels, regroup
 from casstore.codecs.zstd import Method, compress, compress_all, decompress_all
+from casstore.digest import digest
 
 SIZES = st.one_of(
     st.integers(0, 2000),
@@ -119,13 +122,48 @@ def test_repeats_are_seen_whatever_their_distance():
         assert kernels.probe_literals(again).repeats > distance / 3
 
 
-def test_without_compiled_kernels_zstd_searches_as_well(monkeypatch):
-    monkeypatch.setattr(_build, "kernels", None)
-    data = np.random.default_rng(5).integers(0, 9, 5000).astype(np.uint8)
-    assert kernels.literal_frames([data]) is None
-    assert kernels.probe_literals(data) is None
-    (frame,) = compress_all([data], Method.LITERALS)
-    assert zstandard.ZstdDecompressor().decompress(frame.tobytes()) == data.tobytes()
+@given(skewed())
+def test_numpy_writes_the_frames_that_compiled_kernels_write(part):
+    def frame_and_probe():
+        (frame,) = kernels.literal_frames([part])
+        return frame.tobytes() + repr(kernels.probe_literals(part)).encode()
+
+    agreed(frame_and_probe)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_machine_without_compiled_kernels_writes_the_same_bytes(kind):
+    data, width = weights(kind, 3)
+    cuts = [(0, len(data) // 2), (len(data) // 2, len(data) - len(data) // 2)]
+    hints = [ElementHint(width, -offset % width) if width > 1 else None for offset, _ in cuts]
+
+    def encoded():
+        return b"".join(
+            bytes([item.encoding]) + bytes(item.payload) for item in encode_batch(data, cuts, hints)
+        )
+
+    assert len(agreed(encoded)) <= len(data) + len(cuts)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("squares", 200_000, "624f527327fb453c"),
+        ("many", 70_000, "a945cadd9c456b05"),
+        ("three", 4_000, "a64759ef5f0ec644"),
+    ],
+)
+def test_frames_stay_as_they_are(name, size, expected):
+    number = np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)
+    values = {
+        "squares": np.sqrt(number % 10_000),
+        "many": np.minimum(number % 300, number // 7 % 160),
+        "three": number % 7 // 3,
+    }
+    part = values[name].astype(np.uint8)
+    frame = agreed(lambda: kernels.literal_frames([part])[0])
+    assert zstandard.ZstdDecompressor().decompress(frame) == part.tobytes()
+    assert digest(frame).hex()[:16] == expected
 
 
 @given(skewed())

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Literal
 from casstore.backend.base import STORE_FILE, validate_key
 from casstore.backend.local.mount_types import is_one_kernels
 from casstore.backend.local.naming import NO_SUCH_CALL, Naming
+from casstore.backend.local.reach import require_no_dead_link, require_reachable
 from casstore.backend.local.syscalls import close_quietly
 from casstore.backend.oserrors import from_os_error
-from casstore.errors import AccessDenied, BackendUnavailable, ConfigError, StoreNotFound
+from casstore.errors import AccessDenied, ConfigError, StoreNotFound
 
 if TYPE_CHECKING:
     from casstore.backend.base import Durability
@@ -77,7 +78,7 @@ class StoreDirectory:
             status = calls.stat(self.root)
         except FileNotFoundError:
             # Invariant 8: a missing store must never look like an empty one.
-            self._require_no_dead_link()
+            require_no_dead_link(self.root, calls=calls)
             raise StoreNotFound(
                 f"There is no directory {self.root}. Check the path, or make a store there with create=True "
                 f"(casstore init {shlex.quote(self.root)})."
@@ -337,60 +338,9 @@ class StoreDirectory:
         with suppress(OSError):
             self.calls.unlink(path)
 
-    # ---- absent, or out of reach?
-
     def require_reachable(self, key: str) -> None:
-        """Raise BackendUnavailable unless `key`'s absence is certain (invariant 8).
-
-        An unmounted disk leaves an empty directory behind, and a link to one leads nowhere.
-        """
-        try:
-            status = self.calls.stat(self.root)
-        except OSError as error:
-            raise BackendUnavailable(
-                f"The store's directory {self.root} is out of reach. Is its disk mounted?"
-            ) from error
-        if status.device != self._device:
-            raise BackendUnavailable(
-                f"{self.root} is on another file system than when the store was opened. Is its disk mounted? "
-                "Open the store again once it is."
-            )
-        path = self.root
-        for segment in key.rstrip("/").split("/"):
-            path = f"{path}/{segment}"
-            try:
-                self.calls.stat(path)
-            except FileNotFoundError:
-                if self._is_link(path):
-                    raise BackendUnavailable(
-                        f"{path} is a link that leads nowhere. Is the disk behind it mounted?"
-                    ) from None
-                return
-            except OSError as error:
-                raise from_os_error(error, f"look for {path}") from error
-
-    def _require_no_dead_link(self) -> None:
-        """Raise BackendUnavailable if the root's absence is that of a disk behind a link on the way to it."""
-        path = self.root
-        while path != os.path.dirname(path):
-            if self._is_link(path):
-                raise BackendUnavailable(
-                    f"{self.root} is out of reach: {path} is a link that leads nowhere. Is the disk behind it mounted?",
-                    retryable=False,
-                )
-            path = os.path.dirname(path)
-            with suppress(OSError):
-                self.calls.stat(path)
-                return  # Invariant 8: the parent is there, so what is below it is certainly absent.
-
-    def _is_link(self, path: str) -> bool:
-        try:
-            return self.calls.stat(path, follow=False).is_link
-        except FileNotFoundError:
-            # Invariant 8: nothing has this name, not even a link.
-            return False
-        except OSError as error:
-            raise from_os_error(error, f"look for {path}") from error
+        """Raise BackendUnavailable unless `key`'s absence is certain (invariant 8)."""
+        require_reachable(self.root, key, device=self._device, calls=self.calls)
 
 
 def _is_encodable(path: str) -> bool:

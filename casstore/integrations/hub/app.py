@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from casstore.errors import CasstoreError, RefNotFound
-from casstore.integrations.hub import api
-from casstore.integrations.hub.content import serve_file
+from casstore.integrations.hub.endpoint import api
+from casstore.integrations.hub.endpoint.content import serve_file
 from casstore.integrations.hub.errors import (
     HubError,
     as_hub_error,

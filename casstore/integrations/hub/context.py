@@ -11,12 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casstore.errors import BackendUnavailable
+from casstore.integrations.hub.endpoint.pieces import PieceReader
+from casstore.integrations.hub.endpoint.snapshots import StoredSnapshot
 from casstore.integrations.hub.hashes import FileHashes
-from casstore.integrations.hub.mirror import Mirror
-from casstore.integrations.hub.pending import PendingSnapshot
-from casstore.integrations.hub.pieces import PieceReader
+from casstore.integrations.hub.mirror.mirror import Mirror
+from casstore.integrations.hub.mirror.pending import PendingSnapshot
 from casstore.integrations.hub.repositories import Repositories
-from casstore.integrations.hub.snapshots import StoredSnapshot
 from casstore.machine.state import machine_folder
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from casstore.api.store import Store
+    from casstore.integrations.hub.endpoint.snapshots import Snapshot
+    from casstore.integrations.hub.mirror.upstream import UpstreamHub
     from casstore.integrations.hub.repositories import Commit
-    from casstore.integrations.hub.snapshots import Snapshot
-    from casstore.integrations.hub.upstream import UpstreamHub
 
 T = TypeVar("T")
 

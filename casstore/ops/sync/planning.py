@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.concurrency.fan_out import ask_all
-from casstore.errors import ConfigError, IntegrityError, RefNotFound
+from casstore.errors import ConfigError, IntegrityError
 from casstore.format import names
 from casstore.format.rows import Kind
 from casstore.objects import frame_sizes, pack_target
+from casstore.ops.sync.chosen import bases_first, choose_refs
 from casstore.ops.sync.culprits import Culprits
 from casstore.ops.sync.frames import ranges_of
 from casstore.ops.sync.needs import Needs, needs_of, split
 from casstore.ops.sync.ref_state import RefState, compare, same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from casstore.errors import CasstoreError
     from casstore.format.record import Record
@@ -126,12 +127,12 @@ def plan_sync(
     if src.backend.url == dst.backend.url:
         raise ConfigError(f"{src.backend.url} is on both sides of this sync. Name two stores.")
     culprits = Culprits(keep_going=keep_going)
-    chosen = _choose(src, refs, culprits)
+    chosen = choose_refs(src, refs, culprits)
     states = _RefStates(src, dst, chosen, overwrite=overwrite, culprits=culprits)
     condemned = dst.objects.quarantined() if overwrite else None
     if condemned is not None:
         states.mend(src, dst, chosen, condemned)
-    to_write = _bases_first(chosen, states.to_write)
+    to_write = bases_first(chosen, states.to_write)
     moves = _Moves.nothing()
     needs = Needs()
     if any(chosen[name].manifest is not None for name in to_write):
@@ -174,28 +175,6 @@ def plan_sync(
     )
 
 
-def _bases_first(chosen: dict[str, Record], wanted: Iterable[str]) -> list[str]:
-    """Return names in the order of copying: models first, each after the one that it was made from, then the others.
-
-    A delta is copied as it is only where its base is there.
-    """
-    ordered = sorted(wanted, key=lambda name: (not names.names_model(name), name))
-    naming: dict[bytes, str] = {}
-    for name in ordered:
-        target = chosen[name].target
-        if names.names_model(name) and target is not None:
-            naming.setdefault(target, name)
-    done: dict[str, None] = {}
-    for name in ordered:
-        chain = []
-        above: str | None = name
-        while above is not None and above not in done and above not in chain:
-            chain.append(above)
-            above = naming.get(chosen[above].base or b"")
-        done.update(dict.fromkeys(reversed(chain)))
-    return list(done)
-
-
 def _whole(chosen: dict[str, Record], wanted: Sequence[str], needs: Needs, culprits: Culprits) -> list[str]:
     """Return the wanted refs without damage, and report the others."""
     whole = []
@@ -213,46 +192,6 @@ def _lost(
 ) -> dict[bytes, CasstoreError]:
     """Return objects that `dst` lacks (`ObjectStore.missing`) and no pack of `src` holds."""
     return src.objects.absent(sorted(dst.objects.missing(ids, condemned=condemned)))
-
-
-def _choose(src: ModelStore, refs: Sequence[str] | None, culprits: Culprits) -> dict[str, Record]:
-    """Return the source's records that are meant, by name."""
-    if refs is None:
-        return _refs_of(src, "", culprits)
-    found = ask_all(lambda item: _meant(src, item, culprits), refs, at_once=src.backend.is_remote)
-    return {name: record for part in found for name, record in part.items()}
-
-
-def _refs_of(src: ModelStore, prefix: str, culprits: Culprits) -> dict[str, Record]:
-    return src.refs(prefix, strict=not culprits.keep_going, on_damage=culprits.found.append)
-
-
-def _meant(src: ModelStore, item: str, culprits: Culprits) -> dict[str, Record]:
-    """Return the records that one name, prefix or model id means."""
-    if item.endswith("/"):
-        before = len(culprits.found)
-        found = _refs_of(src, item, culprits)
-        if not found and len(culprits.found) == before and item[:-1] not in names.NAMESPACES:
-            raise RefNotFound(f"No ref of {src.backend.url} starts with {item!r}.")
-        return found
-    found = {}
-    with culprits.about(item):
-        record = src.record(item) if item.partition("/")[0] in names.NAMESPACES else None
-        if record is None:
-            record = _best_named(src, item)
-        found[record.name] = record
-    return found
-
-
-def _best_named(src: ModelStore, item: str) -> Record:
-    """Return the record for an id or short name: an id names a model, not one of its refs."""
-    resolved = src.resolve(item)
-    if resolved.ref.partition("/")[2] == item:
-        return resolved.record
-    # The name that adding it gives, else the first.
-    named = [row.name for row in src.find(target=resolved.model_id) if names.names_model(row.name)]
-    name = min(named, key=lambda name: (name != f"models/{resolved.model_id}", name), default=resolved.ref)
-    return src.record(name) or resolved.record
 
 
 class _RefStates:

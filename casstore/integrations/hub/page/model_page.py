@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from casstore.errors import RefNotFound
-from casstore.integrations.hub.content import PLAIN_HTTP_LIMIT
+from casstore.integrations.hub.endpoint.content import PLAIN_HTTP_LIMIT
+from casstore.integrations.hub.endpoint.snapshots import read_card
 from casstore.integrations.hub.page.figures import url_path
 from casstore.integrations.hub.page.lineage_graph import draw_lineage
 from casstore.integrations.hub.page.markdown import LONGEST, render_card
 from casstore.integrations.hub.page.tensors import tensor_rows
 from casstore.integrations.hub.repositories import MODELS, TAGS, commit_of
-from casstore.integrations.hub.snapshots import read_card
 from casstore.integrations.hub.targets import is_reachable
 from casstore.ops.describe import describe
 from casstore.ops.lineage import lineage

@@ -295,7 +295,7 @@ def test_a_hash_is_computed_once_for_all_who_ask(tmp_path, monkeypatch):
 
 
 def test_json_that_takes_long_begins_before_it_is_known(monkeypatch, store):
-    monkeypatch.setattr("casstore.integrations.hub.slow_json._PATIENCE", 0.05)
+    monkeypatch.setattr("casstore.integrations.hub.endpoint.slow_json._PATIENCE", 0.05)
     original = FileHashes._read
 
     def slowly(self, *args):

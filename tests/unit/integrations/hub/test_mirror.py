@@ -22,7 +22,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 import casstore
 from casstore.errors import ConfigError
-from casstore.integrations.hub.upstream import UpstreamHub
+from casstore.integrations.hub.mirror.upstream import UpstreamHub
 
 REPO = "org/minilm"
 CONFIG = f"/{REPO}/resolve/main/config.json"
@@ -221,7 +221,7 @@ def liar():
     ],
 )  # fmt: skip
 def test_a_hub_that_lies(liar, mirror, monkeypatch, tree, files):
-    monkeypatch.setattr("casstore.integrations.hub.fetching._PAUSE", 0.0)
+    monkeypatch.setattr("casstore.integrations.hub.mirror.fetching._PAUSE", 0.0)
     liar.tree, liar.files = tree, files
     app = mirror(liar.url)
     answer = raw(app, "GET", CONFIG)
@@ -231,7 +231,7 @@ def test_a_hub_that_lies(liar, mirror, monkeypatch, tree, files):
 
 
 def test_a_connection_that_is_cut(liar, mirror, monkeypatch):
-    monkeypatch.setattr("casstore.integrations.hub.fetching._PAUSE", 0.0)
+    monkeypatch.setattr("casstore.integrations.hub.mirror.fetching._PAUSE", 0.0)
     data = np.random.default_rng(3).bytes(3 << 20)
     liar.files, liar.cuts = {"big.bin": data, "config.json": b"{}"}, 3
     app = mirror(liar.url)
@@ -241,7 +241,7 @@ def test_a_connection_that_is_cut(liar, mirror, monkeypatch):
 
 def test_a_commit_that_takes_long(liar, mirror, monkeypatch, tmp_path):
     """Clients are told when to come again, and huggingface_hub does."""
-    monkeypatch.setattr("casstore.integrations.hub.mirror._PATIENCE", 0.05)
+    monkeypatch.setattr("casstore.integrations.hub.mirror.mirror._PATIENCE", 0.05)
     liar.slow = 0.7
     app = mirror(liar.url)
     head = raw(app, "HEAD", CONFIG)

@@ -14,7 +14,7 @@ from fakes.hub_server import hub_server, raw
 from hypothesis import given
 
 import casstore
-from casstore.integrations.hub.card import parse_card
+from casstore.integrations.hub.endpoint.card import parse_card
 from casstore.integrations.hub.page.comparison import compare_models
 from casstore.integrations.hub.page.layout import place
 from casstore.integrations.hub.page.lineage_graph import MOST, draw_lineage
@@ -296,7 +296,7 @@ def test_what_a_card_says():
 
 def test_files_that_clients_refuse_are_said_to_be_so(pages, monkeypatch, caplog):
     """huggingface_hub takes no file of more than 50 GB over plain HTTP; here the limit is 1 MB."""
-    for module in ("content", "page.model_page"):
+    for module in ("endpoint.content", "page.model_page"):
         monkeypatch.setattr(f"casstore.integrations.hub.{module}.PLAIN_HTTP_LIMIT", 10**6)
     assert "refuse it over HTTP" in raw(pages, "GET", "/models/org/minilm").body.decode()
     for _ in range(2):

@@ -13,10 +13,10 @@ from starlette.responses import Response, StreamingResponse
 
 from casstore.errors import MissingObject, PathNotFound
 from casstore.format import layout as layout_format
+from casstore.integrations.hub.endpoint.ranges import UnsatisfiableRange, parse_range
 from casstore.integrations.hub.errors import entry_not_found
-from casstore.integrations.hub.pending import PendingSnapshot
-from casstore.integrations.hub.ranges import UnsatisfiableRange, parse_range
-from casstore.integrations.hub.upstream import LAYOUT_TYPE
+from casstore.integrations.hub.mirror.pending import PendingSnapshot
+from casstore.integrations.hub.mirror.upstream import LAYOUT_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping

@@ -15,7 +15,7 @@ from casstore.store.times import utc
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from casstore.integrations.hub.card import ModelCard
+    from casstore.integrations.hub.endpoint.card import ModelCard
     from casstore.integrations.hub.repositories import Commit
     from casstore.refs.rows import RefRow
 

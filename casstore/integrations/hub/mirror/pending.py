@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casstore.integrations.hub import values
+from casstore.integrations.hub.endpoint import values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casstore.integrations.hub.fetching import RemoteFile
-    from casstore.integrations.hub.mirror import Job, Mirror
+    from casstore.integrations.hub.mirror.fetching import RemoteFile
+    from casstore.integrations.hub.mirror.mirror import Job, Mirror
     from casstore.integrations.hub.repositories import Commit
 
 __all__ = ["PendingSnapshot"]

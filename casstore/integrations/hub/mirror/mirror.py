@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from casstore.digest import digest
 from casstore.errors import BackendUnavailable
 from casstore.integrations.hub.errors import HubError, as_hub_error, repo_not_found
-from casstore.integrations.hub.fetching import Fetch, files_of
-from casstore.integrations.hub.pending import PendingSnapshot
+from casstore.integrations.hub.mirror.fetching import Fetch, files_of
+from casstore.integrations.hub.mirror.pending import PendingSnapshot
 from casstore.integrations.hub.repositories import LFS_SIZE, MIRROR, MODELS, TAGS, hub_note, is_commit
 from casstore.integrations.hub.targets import MAIN, is_reachable
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from casstore.api.store import Store
     from casstore.format.record import Record
-    from casstore.integrations.hub.fetching import RemoteFile
     from casstore.integrations.hub.hashes import FileHashes
+    from casstore.integrations.hub.mirror.fetching import RemoteFile
+    from casstore.integrations.hub.mirror.upstream import UpstreamHub
     from casstore.integrations.hub.repositories import Commit, Repositories
-    from casstore.integrations.hub.upstream import UpstreamHub
 
 __all__ = ["Job", "Mirror"]
 

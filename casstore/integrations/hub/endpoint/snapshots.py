@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from casstore.integrations.hub import values
-from casstore.integrations.hub.card import CARD, LONGEST, ModelCard, parse_card
+from casstore.integrations.hub.endpoint import values
+from casstore.integrations.hub.endpoint.card import CARD, LONGEST, ModelCard, parse_card
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,7 +19,7 @@ from casstore.digest import digest
 from casstore.errors import BackendUnavailable, CasstoreError, ConfigError, FormatError, IntegrityError
 from casstore.format import layout as layout_format
 from casstore.format.paths import check_paths
-from casstore.integrations.hub.upstream import LAYOUT_TYPE
+from casstore.integrations.hub.mirror.upstream import LAYOUT_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from casstore.api.store import Store
     from casstore.format.layout import Layout
-    from casstore.integrations.hub.upstream import UpstreamHub
+    from casstore.integrations.hub.mirror.upstream import UpstreamHub
 
 __all__ = ["Fetch", "RemoteFile", "files_of"]
 

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, urlencode
 from starlette.responses import JSONResponse
 
 from casstore.errors import BackendUnavailable
-from casstore.integrations.hub import values
+from casstore.integrations.hub.endpoint import values
+from casstore.integrations.hub.endpoint.slow_json import slow_json
 from casstore.integrations.hub.errors import (
     HubError,
     bad_request,
@@ -20,9 +21,8 @@ from casstore.integrations.hub.errors import (
     read_only,
     repo_not_found,
 )
-from casstore.integrations.hub.pending import PendingSnapshot
+from casstore.integrations.hub.mirror.pending import PendingSnapshot
 from casstore.integrations.hub.repositories import MODELS
-from casstore.integrations.hub.slow_json import slow_json
 from casstore.integrations.hub.targets import MAIN, is_reachable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from casstore.integrations.hub.context import ServerContext
-    from casstore.integrations.hub.snapshots import Snapshot
+    from casstore.integrations.hub.endpoint.snapshots import Snapshot
     from casstore.integrations.hub.targets import ApiTarget
 
 __all__ = ["answer"]
