@@ -632,6 +632,28 @@ def test_a_plan_says_what_is_freed_where_a_delta_is_copied(store, add, condemned
     assert_clean(store)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_base_stays_where_a_delta_in_a_condemned_pack_rests_on_it(store, add, sparse):
+    """Nothing else needs it; to copy the base as well would free nothing, unless its pack holds other things."""
+    with predicting():
+        add(store, "models/base", model_of(near=relative(0), **({"junk": JUNK} if sparse else {})))
+        old = packs_of(store.backend)
+        add(store, "models/near", model_of(near=relative(1)))
+    store.rm("models/base")
+    condemn(store.backend, set(packs_of(store.backend)) - set(old))
+    before = sizes(store)
+    plan = plan_gc(store, GcPolicy(repack=0.9))
+    report = execute_gc(store, plan)
+    assert report.packs_deleted
+    assert report.bytes_written < (50_000 if sparse else 10_000)
+    assert before - sizes(store) == report.bytes_freed
+    assert abs(plan.bytes_freed - report.bytes_freed) < 100
+    assert [item.frames for item in store.stats().frames if item.encoding == "delta"] == [1]
+    assert plan_gc(store, GcPolicy(repack=0.9)).items == ()
+    assert read_model(store, "models/near") == model_of(near=relative(1))
+    assert_clean(store)
+
+
 # ---- where writers may work without the lock
 
 
