@@ -112,7 +112,7 @@ def _choice(survey: Survey, *, lonely: NDArray[np.bool_]) -> tuple[int, ...]:
     held[table.packs[lonely[table.objects]]] = True
     condemned = survey.condemned()
     spared = {packs.number_of(pack) for pack in survey.mark.spared}
-    opaque = packs.unreadable.keys() - _superfluous(survey, lonely=lonely)
+    opaque = packs.unreadable.keys() - superfluous(survey, once_copied=True)
     return tuple(
         number
         for number in packs.numbers()
@@ -120,20 +120,18 @@ def _choice(survey: Survey, *, lonely: NDArray[np.bool_]) -> tuple[int, ...]:
     )
 
 
-def superfluous(survey: Survey) -> set[int]:
+def superfluous(survey: Survey, *, once_copied: bool = False) -> set[int]:
     """Return the packs that may go though their footer cannot be read: quarantined ones, if nothing at all is lost.
 
-    Whatever such a pack holds is either not needed, or in a good pack as well.
+    Whatever such a pack holds is either not needed, or in a good pack as well; or will be, `once_copied` from condemned ones.
     """
-    table = survey.packs.table
-    return _superfluous(survey, lonely=table.live & ~table.covered(table.decodes(survey.good())))
-
-
-def _superfluous(survey: Survey, *, lonely: NDArray[np.bool_]) -> set[int]:
-    mark = survey.mark
-    if mark.absent or mark.spared or mark.replaced_lack or lonely.any():
+    mark, packs, table = survey.mark, survey.packs, survey.packs.table
+    if not packs.unreadable or mark.absent or mark.spared or mark.replaced_lack:
         return set()  # Invariant 8: what is absent may be in it.
-    return survey.packs.unreadable.keys() & survey.quarantined
+    counts = table.decodes(survey.readable() if once_copied else survey.good())
+    if (table.live & ~table.covered(counts)).any():
+        return set()  # Invariant 8: as above.
+    return packs.unreadable.keys() & survey.quarantined
 
 
 def unmovable(survey: Survey) -> set[int]:

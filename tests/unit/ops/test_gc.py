@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import pytest
 from fakes import adder
-from fakes.collector import condemn, decoded, delta_frame, frames_of, packs_of
+from fakes.collector import condemn, decoded, delta_frame, frames_of, packs_of, write_frames
 from fakes.far_stores import far_store, of_packs
 from fakes.faulty_backend import FaultyBackend
 from fakes.posix_model import SimulatedCrash
@@ -449,6 +449,20 @@ def test_a_torn_pack_that_is_set_apart_goes_once_nothing_is_absent(store, add):
         assert (report.packs_deleted, report.problems, report.kept) == (1, [], {})
         assert pack not in packs_of(store.backend)
     with Store(store.backend.url) as other:
+        assert read_model(other, "models/a") == MODELS[0]
+        assert_clean(other)
+
+
+def test_a_torn_pack_goes_together_with_condemned_ones(store, add):
+    """What is needed of those is copied first, so nothing that is lost can be in it."""
+    add(store, "models/a", MODELS[0])
+    condemned = packs_of(store.backend)
+    condemn(store.backend, condemned)
+    pack = write_frames(store, encode_object(Kind.CHUNK, noise(90, 3_000)))
+    tear(store, pack)
+    with Store(store.backend.url) as other:
+        report = collect(other, GcPolicy(orphans_now=True))
+        assert (report.packs_deleted, report.problems, report.kept) == (1 + len(condemned), [], {})
         assert read_model(other, "models/a") == MODELS[0]
         assert_clean(other)
 
