@@ -51,8 +51,9 @@ def _place(kind, folder, stack):
     (folder / "server").mkdir()
     server = stack.enter_context(_server(kind)(folder / "server"))
     if kind == "s3":
-        # s3fs waits 15 seconds for an answer, and a server may get no processor for so long on a busy machine.
-        options = {**server.options, "config_kwargs": {"read_timeout": PATIENCE}}
+        # s3fs waits seconds for an answer, and a server may get no processor for so long on a busy machine.
+        patience = {"read_timeout": PATIENCE, "connect_timeout": PATIENCE}
+        options = {**server.options, "config_kwargs": patience}
         return [f"s3://{server.make_bucket()}/store"], options
     if kind == "azure":
         return [f"az://{server.make_container()}/store"], server.options

@@ -240,7 +240,9 @@ class CollectedMachine(StoreMachine):
                 assert_same(read_model(self.stores[1 - which], name), held.content)
         report = store.repair(source=hub, dry_run=False)
         assert report.ok, report
-        execute_gc(store, plan_gc(store, GcPolicy(orphans_now=True, grace=0.0, superseded=0.0)), wait=0)
+        policy = GcPolicy(orphans_now=True, grace=0.0, superseded=0.0)
+        collected = execute_gc(store, plan_gc(store, policy), wait=0)
+        assert collected.ok, collected
         assert_clean(store)
         shutil.rmtree(hub)
         self.deleted.clear()

@@ -316,12 +316,15 @@ class FrameTable:
         """Do not need these objects any more; whoever marked them must know that nothing else does."""
         self.live[objects] = False
 
-    def bases_of(self, objects: Mask, usable: Mask | None = None) -> Mask:
-        """Return the bases, and bases of bases, of all frames of these objects, or those in `usable` packs."""
+    def bases_of(self, objects: Mask, usable: Mask | None = None, *, also: Mask | None = None) -> Mask:
+        """Return the bases, and bases of bases, of all frames of these objects, or those in `usable` packs.
+
+        Rows that are `also` there count, too, whatever pack they are in.
+        """
         found = np.zeros(len(self._firsts), np.bool_)
         deltas = self._ranks > 0
         if usable is not None:
-            deltas &= usable[self.packs]
+            deltas &= usable[self.packs] if also is None else usable[self.packs] | also
         if not deltas.any():
             return found
         level = objects

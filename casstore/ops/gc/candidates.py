@@ -71,7 +71,7 @@ def choose(survey: Survey) -> Candidates:
             sparse.append(number)
     if not sparse:
         return Candidates(tuple(unneeded), young=tuple(young))
-    copied = to_copy(survey, without=sparse, of=sparse)
+    copied = to_copy(survey, without=sparse, of=sparse, moved=_moved(survey))
     return Candidates(tuple(unneeded), tuple(sparse), tuple(young), copied.packed, len(copied.rows))
 
 
@@ -81,15 +81,27 @@ def _shares(survey: Survey) -> _Shares:
     counts = table.decodes(good)
     # Of frames, not of the file: a pack of many small frames has a large directory, however much of it is needed.
     total = table.bytes_by_pack(np.ones(len(table), np.bool_), len(good))
-    live = table.bytes_by_pack(counts & table.live[table.objects], len(good))
+    moved = _moved(survey)
+    there = counts if moved is None else table.decodes(good, also=moved)
+    live = table.bytes_by_pack(there & table.live[table.objects], len(good))
     # Of several copies, the one stays that lies among most of what is needed: so the other packs get empty.
-    keepers = table.keepers(counts, live)
+    keepers = table.keepers(there, live)
     return _Shares(
         total=total,
         needed=table.bytes_by_pack(keepers, len(good)),
         keepers=keepers,
         choice=_choice(survey, lonely=table.live & ~table.covered(counts)),
     )
+
+
+def _moved(survey: Survey) -> NDArray[np.bool_] | None:
+    """Return the rows that are copied out of condemned packs as they are, None for none: what deltas among them rest on stays."""
+    if not survey.condemned():
+        return None
+    copied = to_copy(survey)
+    moved = np.zeros(len(survey.packs.table), np.bool_)
+    moved[copied.rows[copied.as_stored]] = True
+    return moved
 
 
 def _choice(survey: Survey, *, lonely: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -100,7 +112,7 @@ def _choice(survey: Survey, *, lonely: NDArray[np.bool_]) -> tuple[int, ...]:
     held[table.packs[lonely[table.objects]]] = True
     condemned = survey.condemned()
     spared = {packs.number_of(pack) for pack in survey.mark.spared}
-    opaque = packs.unreadable.keys() - _superfluous(survey, lonely=lonely)
+    opaque = packs.unreadable.keys() - superfluous(survey, once_copied=True)
     return tuple(
         number
         for number in packs.numbers()
@@ -108,20 +120,18 @@ def _choice(survey: Survey, *, lonely: NDArray[np.bool_]) -> tuple[int, ...]:
     )
 
 
-def superfluous(survey: Survey) -> set[int]:
+def superfluous(survey: Survey, *, once_copied: bool = False) -> set[int]:
     """Return the packs that may go though their footer cannot be read: quarantined ones, if nothing at all is lost.
 
-    Whatever such a pack holds is either not needed, or in a good pack as well.
+    Whatever such a pack holds is either not needed, or in a good pack as well; or will be, `once_copied` from condemned ones.
     """
-    table = survey.packs.table
-    return _superfluous(survey, lonely=table.live & ~table.covered(table.decodes(survey.good())))
-
-
-def _superfluous(survey: Survey, *, lonely: NDArray[np.bool_]) -> set[int]:
-    mark = survey.mark
-    if mark.absent or mark.spared or mark.replaced_lack or lonely.any():
+    mark, packs, table = survey.mark, survey.packs, survey.packs.table
+    if not packs.unreadable or mark.absent or mark.spared or mark.replaced_lack:
         return set()  # Invariant 8: what is absent may be in it.
-    return survey.packs.unreadable.keys() & survey.quarantined
+    counts = table.decodes(survey.readable() if once_copied else survey.good())
+    if (table.live & ~table.covered(counts)).any():
+        return set()  # Invariant 8: as above.
+    return packs.unreadable.keys() & survey.quarantined
 
 
 def unmovable(survey: Survey) -> set[int]:
@@ -166,15 +176,22 @@ class Copying:
         return self.size + pack_overhead(len(self.rows)) if self.rows.size else 0
 
 
-def to_copy(survey: Survey, *, without: Iterable[int] = (), of: Iterable[int] | None = None) -> Copying:
+def to_copy(
+    survey: Survey,
+    *,
+    without: Iterable[int] = (),
+    of: Iterable[int] | None = None,
+    moved: NDArray[np.bool_] | None = None,
+) -> Copying:
     """Return what to copy so that everything that is needed is in good packs other than `without`; only `of` these packs.
 
-    A delta stays one if its bases are in good packs or copied as well (invariant 7).
+    Rows that are `moved` are in a good pack by then. A delta stays one if its bases are in good packs or copied as well
+    (invariant 7).
     """
     without = tuple(without)
     table = survey.packs.table
-    rows = rows_to_copy(survey, without=without)
-    also = np.zeros(len(table), np.bool_)
+    rows = rows_to_copy(survey, without=without, moved=moved)
+    also = np.zeros(len(table), np.bool_) if moved is None else moved.copy()
     also[rows] = True
     as_stored = table.decodes(survey.good(without=without), also=also)[rows]
     if of is not None:
@@ -185,23 +202,26 @@ def to_copy(survey: Survey, *, without: Iterable[int] = (), of: Iterable[int] | 
     return Copying(rows, as_stored, size + table.bytes_of_bases(rows[~as_stored]))
 
 
-def rows_to_copy(survey: Survey, *, without: Iterable[int] = ()) -> NDArray[np.int64]:
+def rows_to_copy(
+    survey: Survey, *, without: Iterable[int] = (), moved: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
     """Return rows of frames to copy so that everything that is needed is in good packs other than `without`.
 
-    Where a delta only lacks a base, the base is copied; what has no frame without bases is encoded anew. Objects of
-    which no readable pack has a frame that decodes are left out.
+    Rows that are `moved` are in a good pack by then. Where a delta only lacks a base, the base is copied; what has no
+    frame without bases is encoded anew. Objects of which no readable pack has a frame that decodes are left out.
     """
     table = survey.packs.table
     good = survey.good(without=without)
-    lost = table.live & ~table.covered(table.decodes(good))
+    lost = table.live & ~table.covered(table.decodes(good, also=moved))
     if not lost.any():
         return np.zeros(0, np.int64)
     sources = table.decodes(survey.readable())
     alone = sources & table.are_plain()
-    bases = table.bases_of(lost, good) & ~table.covered(alone & good[table.packs])
+    there = good[table.packs] if moved is None else good[table.packs] | moved
+    bases = table.bases_of(lost, good, also=moved) & ~table.covered(alone & there)
     rows = table.rows_of(bases, among=alone)
     if rows.size:
-        also = np.zeros(len(table), np.bool_)
+        also = np.zeros(len(table), np.bool_) if moved is None else moved.copy()
         also[rows] = True
         lost = table.live & ~table.covered(table.decodes(good, also=also))
     return np.union1d(rows, table.rows_of(lost, among=sources))

@@ -206,7 +206,7 @@ def _young(survey: Survey) -> str:
 
 
 def _unreadable_packs(survey: Survey) -> list[str]:
-    going = superfluous(survey)
+    going = superfluous(survey, once_copied=True)
     return [
         f"{item.error} It stays." for number, item in survey.packs.unreadable.items() if number not in going
     ]

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import pytest
 from fakes import adder
-from fakes.collector import condemn, decoded, delta_frame, frames_of, packs_of
+from fakes.collector import condemn, decoded, delta_frame, frames_of, packs_of, write_frames
 from fakes.far_stores import far_store, of_packs
 from fakes.faulty_backend import FaultyBackend
 from fakes.posix_model import SimulatedCrash
@@ -453,6 +453,20 @@ def test_a_torn_pack_that_is_set_apart_goes_once_nothing_is_absent(store, add):
         assert_clean(other)
 
 
+def test_a_torn_pack_goes_together_with_condemned_ones(store, add):
+    """What is needed of those is copied first, so nothing that is lost can be in it."""
+    add(store, "models/a", MODELS[0])
+    condemned = packs_of(store.backend)
+    condemn(store.backend, condemned)
+    pack = write_frames(store, encode_object(Kind.CHUNK, noise(90, 3_000)))
+    tear(store, pack)
+    with Store(store.backend.url) as other:
+        report = collect(other, GcPolicy(orphans_now=True))
+        assert (report.packs_deleted, report.problems, report.kept) == (1 + len(condemned), [], {})
+        assert read_model(other, "models/a") == MODELS[0]
+        assert_clean(other)
+
+
 def test_a_torn_pack_that_no_record_named_must_be_old(store, add):
     add(store, "models/a", MODELS[0])
     before = set(packs_of(store.backend))
@@ -628,6 +642,28 @@ def test_a_plan_says_what_is_freed_where_a_delta_is_copied(store, add, condemned
     assert before - sizes(store) == report.bytes_freed
     assert abs(plan.bytes_freed - report.bytes_freed) < 100
     assert [item.frames for item in store.stats().frames if item.encoding == "delta"] == [1]
+    assert read_model(store, "models/near") == model_of(near=relative(1))
+    assert_clean(store)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_base_stays_where_a_delta_in_a_condemned_pack_rests_on_it(store, add, sparse):
+    """Nothing else needs it; to copy the base as well would free nothing, unless its pack holds other things."""
+    with predicting():
+        add(store, "models/base", model_of(near=relative(0), **({"junk": JUNK} if sparse else {})))
+        old = packs_of(store.backend)
+        add(store, "models/near", model_of(near=relative(1)))
+    store.rm("models/base")
+    condemn(store.backend, set(packs_of(store.backend)) - set(old))
+    before = sizes(store)
+    plan = plan_gc(store, GcPolicy(repack=0.9))
+    report = execute_gc(store, plan)
+    assert report.packs_deleted
+    assert report.bytes_written < (50_000 if sparse else 10_000)
+    assert before - sizes(store) == report.bytes_freed
+    assert abs(plan.bytes_freed - report.bytes_freed) < 100
+    assert [item.frames for item in store.stats().frames if item.encoding == "delta"] == [1]
+    assert plan_gc(store, GcPolicy(repack=0.9)).items == ()
     assert read_model(store, "models/near") == model_of(near=relative(1))
     assert_clean(store)
 
