@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1 << 16
 
+_HELD = 256 << 10
+"""Bytes of base lists that are kept in memory: what a store of a few models has."""
+
+_SHORT_QUESTIONS = 4
+"""Questions after which they are: a process that asks only once or twice reads less without."""
+
 
 class StoredLists:
     """The base lists of one segment. Safe in threads."""
@@ -31,6 +37,8 @@ class StoredLists:
         self._file = file
         self._head = head
         self._checked_blocks = np.zeros(head.shape.blocks, np.bool_)
+        self._held: BaseLists | None = None
+        self._questions = 0
 
     def __len__(self) -> int:
         return self._head.shape.lists
@@ -42,6 +50,11 @@ class StoredLists:
 
     def take(self, numbers: NDArray[np.int64]) -> BaseLists:
         """Return the base lists with these numbers, which start at 0, in this order; only what holds them is read."""
+        self._questions += 1
+        if self._held is None and self._questions > _SHORT_QUESTIONS and self._head.shape.bases_size <= _HELD:
+            self._held = self.range(0, len(self))
+        if self._held is not None and bool((numbers < len(self)).all()):
+            return self._held.take(numbers)
         shape = self._head.shape
         origin = DIGEST_SIZE * shape.list_ids
         begins = self._items("<u4", origin, numbers)

@@ -23,6 +23,7 @@ from casstore.format.rows import ROW, BaseLists, Kind, row_ids
 from casstore.objects.index import list_merging, merging, segment, segment_file
 from casstore.objects.index.index import Index
 from casstore.objects.index.merging import MAX_SEGMENTS, choose_parts
+from casstore.objects.index.stored_lists import StoredLists
 from casstore.objects.keys import INDEX_PREFIX, index_key, is_foreign, pack_key
 from casstore.objects.object_store import ObjectStore
 
@@ -307,6 +308,21 @@ def test_base_lists_are_read_by_range(tmp_path):
         tracemalloc.stop()
     assert [located.bases(at) for at in range(3)] == [lists.get(at) for at in range(1, 4)]
     assert peak < 1 << 20, "of 7 MB of lists, a few blocks"
+
+
+def test_a_few_base_lists_are_kept_for_many_questions(memory, monkeypatch):
+    chance = random.Random(53)
+    wanted = {item: tuple(ids_of(chance, chance.randint(1, 3))) for item in ids_of(chance, 40)}
+    index = Index(memory)
+    index.publish([write_pack(memory, [header(item, rank=1, bases=bases) for item, bases in wanted.items()])])
+    reads = []
+    read_blocks = StoredLists._read_blocks
+    monkeypatch.setattr(
+        StoredLists, "_read_blocks", lambda lists, blocks: reads.append(blocks) or read_blocks(lists, blocks)
+    )
+    for item, bases in wanted.items():
+        assert index.locate([item]).bases(0) == bases
+    assert len(reads) < len(wanted)
 
 
 def test_the_lowest_rank_of_all_segments_is_preferred(backend):
