@@ -10,7 +10,7 @@ from casstore.cache.directories import checked_id
 from casstore.cache.model_cache import model_ref
 from casstore.cache.run_cache import run_ref
 from casstore.digest import is_hex
-from casstore.errors import ConfigError, IntegrityError
+from casstore.errors import CasstoreError, ConfigError, IntegrityError
 from casstore.format.run import RunStatus
 from casstore.ops.quarantine import quarantine_damaged
 
@@ -76,11 +76,11 @@ class Lookup:
 
     def has_run(self, name: str) -> bool:
         """Say whether a run and its whole output are on this machine; the shared store is not asked."""
-        whole: RunManifest | None = None
-        with self._failures.tolerated(f"load the run {name}"):
+        # Invariant 11: nothing is hidden: whoever loads the run says what is wrong with it.
+        with contextlib.suppress(CasstoreError):
             run = self._runs.load_run(name)
-            whole = run if run is not None and self._has_output(run, shared=False) else None
-        return whole is not None
+            return run is not None and self._has_output(run, shared=False)
+        return False
 
     def _has_output(self, run: RunManifest, *, shared: bool = True) -> bool:
         if run.status is RunStatus.RUNNING or run.output is None:

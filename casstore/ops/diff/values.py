@@ -90,6 +90,7 @@ def unequal_words(one: U8, other: U8, width: int) -> int:
 
 
 def _difference(one: Numbers, other: Numbers) -> Difference:
+    # Numbers that differ by more than a float holds differ by infinity, and so does their sum.
     with np.errstate(all="ignore"):
         if one.dtype == other.dtype and one.dtype.kind in "iu":
             # Distances of integers may need all bits of their unsigned type.
@@ -99,15 +100,15 @@ def _difference(one: Numbers, other: Numbers) -> Difference:
             return Difference(len(one), int(np.count_nonzero(gaps)), 0, float(gaps.max()), float(gaps.sum()))
         kind = np.complex128 if "c" in {one.dtype.kind, other.dtype.kind} else np.float64
         gaps = np.abs(np.subtract(one, other, dtype=kind, casting="unsafe"))
-    finite = np.isfinite(gaps)
-    if finite.all():
-        return Difference(len(one), int(np.count_nonzero(gaps)), 0, float(gaps.max()), float(gaps.sum()))
-    odd = ~finite
-    apart = (one[odd] != other[odd]) & ~(np.isnan(one[odd]) & np.isnan(other[odd]))
-    gaps = gaps[finite]
-    largest = float(gaps.max()) if gaps.size else 0.0
-    differing = int(np.count_nonzero(gaps)) + int(np.count_nonzero(apart))
-    return Difference(len(one), differing, int(apart.sum()), largest, float(gaps.sum()))
+        finite = np.isfinite(gaps)
+        if finite.all():
+            return Difference(len(one), int(np.count_nonzero(gaps)), 0, float(gaps.max()), float(gaps.sum()))
+        odd = ~finite
+        apart = (one[odd] != other[odd]) & ~(np.isnan(one[odd]) & np.isnan(other[odd]))
+        gaps = gaps[finite]
+        largest = float(gaps.max()) if gaps.size else 0.0
+        differing = int(np.count_nonzero(gaps)) + int(np.count_nonzero(apart))
+        return Difference(len(one), differing, int(apart.sum()), largest, float(gaps.sum()))
 
 
 # ---- blocks of GGUF (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h)

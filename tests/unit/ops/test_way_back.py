@@ -281,7 +281,7 @@ def test_every_damaged_pack_is_found_though_what_describes_the_model_is_read_fir
     for copy in copies:
         flip(*copy[bytes.fromhex(model.model_id)])
     damaged = {path[-64:] for copy in copies for path, _ in copy.values()}
-    assert len(damaged) == 4
+    assert len(damaged) >= 4
     with opened(place.root) as store:
         if tool == "quarantine":
             damage = find_damage(store, store.record(REF))
