@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.errors import CasstoreError
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.search import BaseSearch
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
+
+
+_FIRST_LARGE = 4
+"""Large tensors of a file that are compared before any other one."""
 
 
 class Window(NamedTuple):
@@ -81,18 +85,31 @@ class FileRelations:
                 continue
             if number not in self._found:
                 with self._lock:
-                    if number not in self._found:
-                        self._found[number] = self._relate(number, window)
+                    self._find(number, window)
             relation = self._found[number]
             if relation is not None:
                 yield relation
 
-    def _relate(self, number: int, window: Window) -> Relation | None:
+    def _find(self, number: int, window: Window) -> None:
+        """Look for the relation of a tensor, and before the first one for those of the first large tensors.
+
+        A file in which they are found serves the others, too. Which chunk gets here first is chance, and must decide nothing.
+        """
+        is_first = self._search is None
         if self._search is None:
             self._search = self._open_search()
+        for wanted in [*(self._large() if is_first else ()), number]:
+            if wanted not in self._found:
+                self._found[wanted] = self._relate(self._search, wanted, window)
+
+    def _large(self) -> Iterator[int]:
+        large = (number for number, span in enumerate(self._spans) if is_block(span) or has_sketch(span))
+        return islice(large, _FIRST_LARGE)
+
+    def _relate(self, search: BaseSearch, number: int, window: Window) -> Relation | None:
         span = self._spans[number]
         if not (is_block(span) or has_sketch(span)):
-            return self._search.by_name(span)
+            return search.by_name(span)
         # Invariant 11: whatever it is, reading the file shows it; without a relation, the tensor is encoded alone.
         with contextlib.suppress(CasstoreError), contextlib.ExitStack() as stack:
             opened: list[int] = []
@@ -113,7 +130,7 @@ class FileRelations:
                 return read(other.begin, other.end - other.begin)
 
             if is_block(span):
-                return self._search.of_blocks(number, BlockTarget(span, read))
+                return search.of_blocks(number, BlockTarget(span, read))
             data = window.of(span.begin, span.end)
-            return self._search.relate(number, TargetTensor(span, data, read=read, read_small=read_small))
+            return search.relate(number, TargetTensor(span, data, read=read, read_small=read_small))
         return None
