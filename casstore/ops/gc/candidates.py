@@ -96,9 +96,11 @@ def _shares(survey: Survey) -> _Shares:
 
 def _moved(survey: Survey) -> NDArray[np.bool_] | None:
     """Return the rows that are copied out of condemned packs as they are, None for none: what deltas among them rest on stays."""
-    if not survey.condemned():
+    if survey.condemned().isdisjoint(survey.packs.numbers()):
         return None
     copied = to_copy(survey)
+    if not copied.rows.size:
+        return None
     moved = np.zeros(len(survey.packs.table), np.bool_)
     moved[copied.rows[copied.as_stored]] = True
     return moved
