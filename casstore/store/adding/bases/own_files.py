@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     Place = tuple[SourceFile, int, int]
     """A file, and the first byte of a chunk and its length there."""
 
-_HEAD = 512
+HEAD = 512
+"""First bytes of a large file that say whether it is text, where there are several whose order matters."""
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -47,7 +48,8 @@ def bases_first(files: Sequence[tuple[SourceFile, bytes | None]]) -> list[tuple[
     without tensors stay where they are.
     """
     ordered = list(files)
-    places = [at for at, (file, _) in enumerate(files) if _may_have_tensors(file)]
+    large = [at for at, (file, _) in enumerate(files) if file.identity.size >= MIN_SIZE]
+    places = [at for at in large if _may_have_tensors(files[at][0])] if len(large) > 1 else []
     moved = sorted((files[at] for at in places), key=lambda item: _order(item[0]))
     for at, item in zip(places, moved, strict=True):
         ordered[at] = item
@@ -60,8 +62,8 @@ def _order(file: SourceFile) -> tuple[int, list[tuple[int, str]]]:
 
 
 def _may_have_tensors(file: SourceFile) -> bool:
-    """Say whether a file has tensors that may be bases, as far as its size and first bytes tell: text has no zero bytes."""
-    return file.identity.size >= MIN_SIZE and (is_onnx(file) or b"\0" in read_source(file, 0, _HEAD))
+    """Say whether a large file has tensors that may be bases, as far as its first bytes tell: text has no zero bytes."""
+    return is_onnx(file) or b"\0" in read_source(file, 0, HEAD)
 
 
 class OwnChunks:
