@@ -93,6 +93,21 @@ def test_both_stop_at_the_same_number_of_fields(limit, data):
         assert walked(data, COMPILED) == walked(data, None)
 
 
+def test_both_find_the_same_at_the_end_of_a_window():
+    """Names that are cut off there, in nodes that come last before it."""
+    for extra in range(40):
+        nodes = b"\x0a\x03\x2a\x01\x0f" * 1635 + b"\x12\x0b" + b"a" * 11 + b"\x0a\x02\x2a\x00" * extra
+        data = b"\x08\x07\x3a" + _varint(len(nodes)) + nodes
+        for cut in range(8):
+            assert walked(data[: len(data) - cut], COMPILED) == walked(data[: len(data) - cut], None)
+
+
+def _varint(value):
+    return bytes(
+        [value & 0x7F | 0x80, *([value >> 7 & 0x7F | 0x80, value >> 14] if value >> 14 else [value >> 7])]
+    )
+
+
 @pytest.mark.parametrize(("begin", "end"), [(-1, 3), (2, 1), (0, 4)])
 def test_a_message_outside_the_data_is_refused(begin, end):
     with pytest.raises(ValueError, match="message"):

@@ -98,7 +98,7 @@ static Py_ssize_t take_edges(Chunk *chunks, PyObject *edges, const Py_buffer *bo
             if (edge != 0) return 0;
             continue;
         }
-        if (edge > body->len || edge - begin < before + stride || (k == number) != (edge == body->len)) return 0;
+        if (edge <= begin || edge > body->len || edge - begin < before + stride || (k == number) != (edge == body->len)) return 0;
         if (k < number && (edge - phase) % stride) return 0;
         chunks[k - 1] = (Chunk){(const uint8_t *)body->buf + begin, edge - begin, before, first, (edge - begin - before) / stride};
         first += chunks[k - 1].elements;

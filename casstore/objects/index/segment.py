@@ -108,7 +108,14 @@ class Segment:
         """Verify these buckets; raise FormatError if one is damaged."""
         unchecked = buckets[~self.checked[buckets]]
         if unchecked.size:
-            self._judge(self._read_buckets(distinct(unchecked)[0])[0])
+            wanted = distinct(unchecked)[0]
+            rows = self._read_buckets(wanted)[0]
+            try:
+                self._judge(rows)
+            except FormatError:
+                # Invariant 5: they are judged again by whoever asks next, and sets the segment aside.
+                self.checked[wanted] = False
+                raise
 
     def verify(self) -> None:
         """Read and verify everything; raise FormatError if something is damaged."""

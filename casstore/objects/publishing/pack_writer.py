@@ -221,9 +221,9 @@ class PackWriter:
 
         Returns the packs that are durable and that nobody has taken yet. Raises nothing of what failed.
         """
-        if self._open is not None and self._open.size >= _WORTH_FINISHING and self._is_whole(self._open):
-            # Invariant 13: this only tries to save work; the original error is raised anyway.
-            with contextlib.suppress(CasstoreError):
+        # Invariant 13: this only tries to save work; the original error is raised anyway.
+        with contextlib.suppress(CasstoreError):
+            if self._open is not None and self._open.size >= _WORTH_FINISHING and self._is_whole(self._open):
                 self._close_pack()
         self.__exit__()
         return [commit.done.result() for commit in self._commits if commit.done.exception() is None]
@@ -236,7 +236,8 @@ class PackWriter:
             return False
         last = opened.headers[-1] if opened.headers else None
         end = opened.offsets[-1] + last.size + last.stored if last is not None and opened.offsets else 0
-        return len(opened.headers) == len(opened.offsets) and end == opened.size == opened.writer.offset
+        written = opened.writer.offset == opened.hashed == opened.size
+        return len(opened.headers) == len(opened.offsets) and written and end == opened.size
 
     def append(self, frames: EncodedFrames) -> None:
         """Append verified frames in the background; the pack is closed after them if it is full."""
@@ -326,11 +327,12 @@ class PackWriter:
 
 @dataclass(slots=True)
 class _OpenPack:
-    """A pack that is being written: `size` counts the bytes appended, `hasher` has hashed those written."""
+    """A pack that is being written: `size` counts the bytes appended, `hashed` those that were written and hashed."""
 
     writer: BlobWriter
     hasher: Hasher = field(default_factory=Hasher)
     size: int = 0
+    hashed: int = 0
     headers: list[FrameHeader] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     held: list[_Part] = field(default_factory=list)
@@ -347,6 +349,7 @@ def _write(target: _OpenPack, parts: Sequence[_Part]) -> None:
     target.writer.write([part.data for part in parts])
     for part in parts:
         target.hasher.update(part.data)
+        target.hashed += len(part.data)
         if part.then is not None:
             part.then()
 

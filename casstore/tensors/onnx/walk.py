@@ -224,7 +224,11 @@ class Walk:
         # Tensors in attributes of nodes are three levels further down.
         if _build.kernels is None or depth + 3 > MAX_NESTING:
             return position
-        whole = min(end - base, len(data))
+        # Where so few bytes are left, the loop moves the window first.
+        spare = 0 if base + len(data) >= self._size else _FIELD_HEAD
+        whole = min(end - base, len(data) - spare)
+        if whole <= position - base:
+            return position
         behind, fields, tensors = _build.kernels.skip_nodes(data, position - base, whole, tag)
         self._fields_left -= fields
         for first, last, *name in tensors:

@@ -581,7 +581,7 @@ def test_a_large_segment_that_hides_an_object_is_set_aside_before_it_counts_as_m
 
 
 @pytest.mark.parametrize("small", [10, 10_000], ids=["large", "small"])
-@pytest.mark.parametrize("ask", ["locate", "all_rows"])
+@pytest.mark.parametrize("ask", ["locate", "all_rows", "lacks, then locate"])
 def test_a_row_that_cannot_be_is_not_handed_out_though_its_checksum_fits(
     backend, monkeypatch, small, ask, caplog
 ):
@@ -594,7 +594,10 @@ def test_a_row_that_cannot_be_is_not_handed_out_though_its_checksum_fits(
     forged = index_format.encode(rows, footer.bases, {pack_id: footer.pack_size})
     backend.put(index_key(forged), [forged])
     index = Index(backend)
-    if ask == "locate":
+    if ask == "lacks, then locate":
+        index.refresh()
+        assert not index.lacks([bytes(32)])
+    if ask != "all_rows":
         expected.check(index, [ids[150]])
     else:
         rows = np.concatenate(list(index.all_rows()), dtype=ROW)

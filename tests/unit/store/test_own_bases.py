@@ -151,3 +151,21 @@ def test_bases_of_one_add_are_found_where_the_machine_keeps_nothing(tmp_path, fo
         store.add(folder, ref="model")
         assert encodings(store, "model")["delta"] > 0.9 * RAW / 2
         assert_kept(tmp_path, store, folder)
+
+
+@pytest.mark.parametrize("base", [None, "base"])
+@pytest.mark.parametrize("way", ["as it is", "forgotten", "removed and collected"])
+def test_a_file_that_the_store_has_is_a_base_for_those_beside_it(tmp_path, folder, base, way):
+    with made(tmp_path) as store:
+        store.add(folder, ref="base")
+        if way == "forgotten":
+            store.machine.run(lambda state: state.execute("DELETE FROM sketches"), None, writes=True)
+        if way == "removed and collected":
+            store.rm("base")
+            store.gc()
+        put(folder, "tuned.safetensors", safetensors_bytes(tuned(BASE, 1, 1e-3)))
+        if base is None or way != "removed and collected":
+            added = store.add(folder, ref="model", base=base, stat_cache=False)
+            own = RAW if way == "removed and collected" else 0
+            assert added.bytes_stored < own + 0.8 * RAW
+            assert_kept(tmp_path, store, folder)

@@ -107,8 +107,12 @@ class BaseFiles:
         return [list(self._of_record(record, may_read=True)) for record in records if record is not None]
 
     def add(self, file: BaseFile) -> None:
-        """Know a file whose layout the store does not have yet."""
-        self._known.setdefault(file.layout_id, file)
+        """Know a file of this add, in the place of what was known of its layout: its ranks are newer."""
+        known = self._known.get(file.layout_id)
+        sketches = self._sketches.of_layout(file.layout_id) if known is None else known.sketches
+        file.sketches = {**sketches, **file.sketches}
+        file.may_read = known is not None and known.may_read
+        self._known[file.layout_id] = file
 
     def of_layout(self, layout_id: bytes) -> BaseFile | None:
         """Return the file of a layout that the catalogue names; None if the store has it no more."""
@@ -134,6 +138,7 @@ class BaseFiles:
                 self._known[layout_id] = self._file(layout_id, layout, may_read=may_read)
             file = self._known.get(layout_id)
             if file is not None:
+                file.may_read = file.may_read or may_read
                 yield file
 
     def _file(self, layout_id: bytes, layout: Layout, *, may_read: bool) -> BaseFile:
