@@ -43,7 +43,7 @@ _NEAR = 2.0
 
 
 _LARGEST = 64 << 20
-"""Bytes of the largest tensor of floats of which all elements are looked at."""
+"""Bytes of the largest tensor of floats, as 32-bit ones, of which all elements are looked at: eight times as many are in memory then."""
 
 _CORRELATED = 0.5
 """The correlation of integers and floats from which they may be each other's; that of strangers is within 0.3 of zero."""
@@ -195,7 +195,7 @@ def learned(
         or len(shape) != 2
         or dtype not in FLOATS
         or dtype == "F64"
-        or tensor.size > _LARGEST
+        or 4 * target.elements > _LARGEST
     ):
         return
     kind = QUANTISED[target.span.dtype]
