@@ -298,7 +298,7 @@ class Ingest:
     def _predict(
         self, block: Block, part: range, ids: list[bytes], wanted: list[int]
     ) -> dict[int, EncodedFrames]:
-        """Encode those of the wanted chunks that something in the store predicts; return their frames."""
+        """Encode those of the wanted chunks that a base predicts; return their frames."""
         if self._deltas is None:
             return {}
         windows = list(block.windows())

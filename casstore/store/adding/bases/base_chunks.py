@@ -1,4 +1,4 @@
-"""Chunks of the store as bases: those that are needed again are read and decoded once while they are of use."""
+"""Chunks as bases, of the store or of the same add: those that are needed again are read and decoded once while they are of use."""
 
 from __future__ import annotations
 

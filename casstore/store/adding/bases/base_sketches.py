@@ -1,4 +1,4 @@
-"""The sketches of tensors in the store: from this machine's catalogue, or read where it has none."""
+"""The sketches of tensors that may be bases: from this machine's catalogue, or read where it has none."""
 
 from __future__ import annotations
 

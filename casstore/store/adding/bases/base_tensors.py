@@ -1,4 +1,4 @@
-"""The tensors of files in the store, and the chunks in which their bytes lie."""
+"""The tensors of files that may be bases, in the store or of the same add, and the chunks in which their bytes lie."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class BaseTensor:
 
 
 class BaseFile:
-    """A file of a model in the store: `ranks` are those of the frames of its chunks, None where there is none.
+    """A file that may be a base: `ranks` are those of the frames of its chunks, None where there is none.
 
     `may_read` says that chunks may be read for sketches that nobody has.
     """

@@ -121,7 +121,7 @@ class Deltas:
         if self._merged is None:
             self._merged = []
             if self._base is not None:
-                # Invariant 13: as below.
+                # Invariant 13: adapters are hints: what cannot be read now is no base.
                 with contextlib.suppress(CasstoreError):
                     self._merged = self._finder.adapters_of(self._base)
             self._merged += [file for file in self._named or () if is_adapter(file)]
