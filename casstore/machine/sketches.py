@@ -1,6 +1,6 @@
 """Sketches of the tensors in a store, kept on this machine: by which layout they lie in, and for finding like ones.
 
-store/adding/bases/sketch.py says what a sketch is. All of it can be made again from the store.
+store/adding/bases/tensors/sketch.py says what a sketch is. All of it can be made again from the store.
 """
 
 from __future__ import annotations

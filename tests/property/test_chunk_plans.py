@@ -17,12 +17,12 @@ from casstore.codecs.delta.operations.gguf_blocks import quantise_blocks
 from casstore.digest import digest
 from casstore.format.layout import Layout
 from casstore.format.spans import pack_spans
-from casstore.store.adding.bases.base_tensors import BaseFile
-from casstore.store.adding.bases.block_types import Blocks
-from casstore.store.adding.bases.chunk_plan import plan_chunk
-from casstore.store.adding.bases.quantising import Quantised, Scales
-from casstore.store.adding.bases.relation import Elementwise, Relation, Transposed, same
-from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.store.adding.bases.planning.chunk_plan import plan_chunk
+from casstore.store.adding.bases.rules.block_types import Blocks
+from casstore.store.adding.bases.rules.quantising import Quantised, Scales
+from casstore.store.adding.bases.rules.relation import Elementwise, Relation, Transposed, same
+from casstore.store.adding.bases.tensors.base_tensors import BaseFile
+from casstore.store.adding.bases.tensors.sketch import WIDTHS
 from casstore.tensors import TensorSpan
 
 DTYPES = ["F32", "BF16", "I8", "F64"]

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError
-from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.tensors.names import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

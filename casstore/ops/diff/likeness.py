@@ -10,7 +10,7 @@ import numpy as np
 from casstore.concurrency.workers import TaskGroup
 from casstore.ops.diff.relations import opened
 from casstore.ops.diff.values import numbers
-from casstore.store.adding.bases.sketch import SIZE, WIDTHS, positions
+from casstore.store.adding.bases.tensors.sketch import SIZE, WIDTHS, positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from casstore.ops.diff.reading import TensorReader
     from casstore.ops.diff.sides import Side
-    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.tensors.sketch import Words
 
 __all__ = ["find_alike"]
 

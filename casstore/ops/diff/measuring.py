@@ -16,9 +16,9 @@ from casstore.concurrency.workers import TaskGroup, worker_count
 from casstore.ops.diff.reading import SMALL
 from casstore.ops.diff.relations import Relation, relation_of
 from casstore.ops.diff.values import Difference, difference, numbers, unequal_words
-from casstore.store.adding.bases.block_types import Blocks
-from casstore.store.adding.bases.quantising import QUANTISED, Quantised
-from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.store.adding.bases.rules.block_types import Blocks
+from casstore.store.adding.bases.rules.quantising import QUANTISED, Quantised
+from casstore.store.adding.bases.tensors.sketch import WIDTHS
 from casstore.tensors.dtypes import DTYPES
 
 if TYPE_CHECKING:

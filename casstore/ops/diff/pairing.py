@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.tensors.names import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence

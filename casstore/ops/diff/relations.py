@@ -14,9 +14,10 @@ from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.codecs.delta.predict import predict
 from casstore.ops.diff.reading import SMALL
 from casstore.ops.diff.zero_points import with_zero_points
-from casstore.store.adding.bases.block_types import Blocks, made_of
-from casstore.store.adding.bases.quantising import QUANTISED, Quantised, quantised
-from casstore.store.adding.bases.sketch import (
+from casstore.store.adding.bases.rules.block_types import Blocks, made_of
+from casstore.store.adding.bases.rules.quantising import QUANTISED, Quantised, quantised
+from casstore.store.adding.bases.rules.target import TargetTensor
+from casstore.store.adding.bases.tensors.sketch import (
     RUN,
     WIDTHS,
     are_strangers,
@@ -24,7 +25,6 @@ from casstore.store.adding.bases.sketch import (
     order_of,
     share_left,
 )
-from casstore.store.adding.bases.target import TargetTensor
 from casstore.tensors import TensorSpan
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from casstore.codecs.delta import Step
     from casstore.ops.diff.reading import TensorReader
     from casstore.ops.diff.sides import Side
-    from casstore.store.adding.bases.base_tensors import BaseTensor
-    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.tensors.base_tensors import BaseTensor
+    from casstore.store.adding.bases.tensors.sketch import Words
 
     U8 = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from casstore.digest import DIGEST_SIZE
 from casstore.ops.diff.result import TensorSide
-from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
+from casstore.store.adding.bases.tensors.base_tensors import BaseFile, BaseTensor
 from casstore.tensors.dtypes import DTYPES
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import numpy as np
 
 from casstore.codecs.delta import Axis
 from casstore.ops.diff.values import numbers
-from casstore.store.adding.bases.quantising import QUANTISED, Quantised, fitted_zeros
+from casstore.store.adding.bases.rules.quantising import QUANTISED, Quantised, fitted_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casstore.ops.diff.reading import TensorReader
     from casstore.ops.diff.sides import Side
-    from casstore.store.adding.bases.quantising import Scales
+    from casstore.store.adding.bases.rules.quantising import Scales
 
 __all__ = ["with_zero_points"]
 

@@ -10,7 +10,7 @@ from casstore.chunking import MAX_CHUNK, Chunker, plan_regions
 from casstore.concurrency.buffers import BLOCK, take_block
 from casstore.digest import Hasher
 from casstore.machine.unchanged import flush
-from casstore.store.adding.bases.file_relations import Window
+from casstore.store.adding.bases.planning.file_relations import Window
 from casstore.store.adding.sources import check_unchanged, open_source, read_full
 from casstore.store.adding.tensor_spans import ElementHints, find_file_spans
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from casstore.codecs import ElementHint
     from casstore.store.adding.bases.deltas import Deltas
-    from casstore.store.adding.bases.file_relations import FileRelations
+    from casstore.store.adding.bases.planning.file_relations import FileRelations
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
 

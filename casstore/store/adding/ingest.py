@@ -25,7 +25,7 @@ from casstore.format.spans import pack_spans
 from casstore.machine.state import KnownFile
 from casstore.objects import encode_frames, encode_object
 from casstore.store.adding.bases.encoding import PlannedChunk, joined
-from casstore.store.adding.bases.own_files import bases_first
+from casstore.store.adding.bases.files.own_files import bases_first
 from casstore.store.adding.blocks import BlockReader
 from casstore.store.adding.known_content import Content, compare_content, sample_keys
 from casstore.store.adding.sources import is_onnx, read_source

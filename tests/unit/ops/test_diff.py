@@ -22,7 +22,7 @@ from casstore.ops.diff import compare_models, measuring, outline
 from casstore.ops.diff.reading import TensorReader
 from casstore.ops.diff.sides import Side, SideFile
 from casstore.ops.diff.values import Difference, difference, numbers
-from casstore.store.adding.bases.base_tensors import BaseTensor
+from casstore.store.adding.bases.tensors.base_tensors import BaseTensor
 
 LAYERS = 2
 PARTS = ("self_attn.q_proj", "self_attn.k_proj")

@@ -6,8 +6,8 @@ import pytest
 from fakes.stores import noise
 
 from casstore import Store
-from casstore.store.adding.bases.base_chunks import BaseChunks
-from casstore.store.adding.bases.own_files import OwnChunks
+from casstore.store.adding.bases.files.base_chunks import BaseChunks
+from casstore.store.adding.bases.files.own_files import OwnChunks
 
 
 class Counting:

@@ -29,10 +29,10 @@ from casstore.format.spans import pack_spans
 from casstore.machine.state import MachineState
 from casstore.ops.sync import execution
 from casstore.store.adding.bases import encoding
-from casstore.store.adding.bases.base_chunks import BaseChunks
-from casstore.store.adding.bases.base_sketches import BaseSketches
-from casstore.store.adding.bases.judge import Judge
-from casstore.store.adding.bases.search import BaseSearch
+from casstore.store.adding.bases.files.base_chunks import BaseChunks
+from casstore.store.adding.bases.planning.base_sketches import BaseSketches
+from casstore.store.adding.bases.planning.judge import Judge
+from casstore.store.adding.bases.planning.search import BaseSearch
 from casstore.store.identity import create_format
 from casstore.store.model_store import ModelStore
 

@@ -10,7 +10,7 @@ from fakes.model_files import gguf_bytes, onnx_bytes, safetensors_bytes
 
 from casstore import Store
 from casstore.machine.state import MachineState
-from casstore.store.adding.bases.own_files import OwnChunks, bases_first
+from casstore.store.adding.bases.files.own_files import OwnChunks, bases_first
 from casstore.store.adding.exclusion import Exclusion
 from casstore.store.adding.sources import list_sources
 

@@ -28,7 +28,7 @@ from fakes.stores import assert_clean, model_of, noise, read_folder, write_model
 from fakes.weights import weights
 
 from casstore import Store
-from casstore.store.adding.bases.own_files import HEAD
+from casstore.store.adding.bases.files.own_files import HEAD
 
 KIB = 1 << 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from casstore.store.adding.bases.names import plain_name
+from casstore.store.adding.bases.tensors.names import plain_name
 
 
 @pytest.mark.parametrize(

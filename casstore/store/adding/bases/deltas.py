@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import CasstoreError, RefNotFound
 from casstore.machine.sketches import SketchesOfAdd
-from casstore.store.adding.bases.adapters import is_adapter
-from casstore.store.adding.bases.base_chunks import BaseChunks
-from casstore.store.adding.bases.base_files import BaseFiles
-from casstore.store.adding.bases.base_sketches import BaseSketches
 from casstore.store.adding.bases.encoding import encode_planned
-from casstore.store.adding.bases.file_relations import FileRelations
-from casstore.store.adding.bases.own_files import OwnChunks, OwnFile, Unfinished
-from casstore.store.adding.bases.search import BaseSearch
+from casstore.store.adding.bases.files.base_chunks import BaseChunks
+from casstore.store.adding.bases.files.base_files import BaseFiles
+from casstore.store.adding.bases.files.own_files import OwnChunks, OwnFile, Unfinished
+from casstore.store.adding.bases.planning.base_sketches import BaseSketches
+from casstore.store.adding.bases.planning.file_relations import FileRelations
+from casstore.store.adding.bases.planning.search import BaseSearch
+from casstore.store.adding.bases.rules.adapters import is_adapter
 from casstore.store.resolve import find_model
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from casstore.format.record import Record
     from casstore.objects import EncodedFrames
     from casstore.refs.refs import Refs
-    from casstore.store.adding.bases.base_tensors import BaseFile
     from casstore.store.adding.bases.encoding import PlannedChunk
     from casstore.store.adding.bases.policy import DeltaPolicy
+    from casstore.store.adding.bases.tensors.base_tensors import BaseFile
     from casstore.store.adding.sources import SourceFile
     from casstore.store.model_store import ModelStore
     from casstore.tensors import TensorSpan

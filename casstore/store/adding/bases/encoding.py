@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from casstore.codecs import ElementHint
-    from casstore.store.adding.bases.base_chunks import BaseChunks
-    from casstore.store.adding.bases.chunk_plan import ChunkPlan
+    from casstore.store.adding.bases.files.base_chunks import BaseChunks
+    from casstore.store.adding.bases.planning.chunk_plan import ChunkPlan
     from casstore.store.adding.bases.policy import DeltaPolicy
 
 _SURE = 0.95

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casstore.objects import Base, ObjectStore
-    from casstore.store.adding.bases.own_files import OwnChunks
+    from casstore.store.adding.bases.files.own_files import OwnChunks
 
 KEPT = 32 << 20
 """Plain bytes of bases that stay in memory; those in use come on top."""

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casstore.store.adding.bases.base_sketches import Made
-from casstore.store.adding.bases.block_types import SOURCES, made_of, same_type
-from casstore.store.adding.bases.judge import Found, Judge, better
-from casstore.store.adding.bases.names import is_rotated
-from casstore.store.adding.bases.relation import Relation, same
-from casstore.store.adding.bases.rotary import rotated
-from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.store.adding.bases.planning.base_sketches import Made
+from casstore.store.adding.bases.planning.judge import Found, Judge, better
+from casstore.store.adding.bases.rules.block_types import SOURCES, made_of, same_type
+from casstore.store.adding.bases.rules.relation import Relation, same
+from casstore.store.adding.bases.rules.rotary import rotated
+from casstore.store.adding.bases.tensors.names import is_rotated
+from casstore.store.adding.bases.tensors.sketch import WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from casstore.machine.sketches import Sketch
-    from casstore.store.adding.bases.base_files import BaseFiles
-    from casstore.store.adding.bases.base_sketches import BaseSketches
-    from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
-    from casstore.store.adding.bases.block_target import BlockTarget
+    from casstore.store.adding.bases.files.base_files import BaseFiles
+    from casstore.store.adding.bases.planning.base_sketches import BaseSketches
     from casstore.store.adding.bases.policy import DeltaPolicy
-    from casstore.store.adding.bases.target import TargetTensor
+    from casstore.store.adding.bases.rules.block_target import BlockTarget
+    from casstore.store.adding.bases.rules.target import TargetTensor
+    from casstore.store.adding.bases.tensors.base_tensors import BaseFile, BaseTensor
     from casstore.tensors import TensorSpan
 
 _LARGE = 0.02

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.machine.sketches import UNSOUGHT, Sketch
-from casstore.store.adding.bases.sketch import (
+from casstore.store.adding.bases.rules.target import has_sketch
+from casstore.store.adding.bases.tensors.sketch import (
     FIRST,
     RUN,
     WIDTHS,
@@ -18,17 +19,16 @@ from casstore.store.adding.bases.sketch import (
     positions,
     signature,
 )
-from casstore.store.adding.bases.target import has_sketch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from casstore.machine.sketches import Sketches
-    from casstore.store.adding.bases.base_chunks import BaseChunks
-    from casstore.store.adding.bases.base_tensors import BaseTensor
-    from casstore.store.adding.bases.block_target import BlockTarget
-    from casstore.store.adding.bases.sketch import Words
-    from casstore.store.adding.bases.target import TargetTensor
+    from casstore.store.adding.bases.files.base_chunks import BaseChunks
+    from casstore.store.adding.bases.rules.block_target import BlockTarget
+    from casstore.store.adding.bases.rules.target import TargetTensor
+    from casstore.store.adding.bases.tensors.base_tensors import BaseTensor
+    from casstore.store.adding.bases.tensors.sketch import Words
 
 _FAR = 64.0
 

@@ -18,10 +18,10 @@ from casstore.digest import digest
 from casstore.errors import CasstoreError
 from casstore.format.rows import RANK_STEP
 from casstore.objects import Base
-from casstore.store.adding.bases.base_tensors import BaseFile
-from casstore.store.adding.bases.block_target import is_block
-from casstore.store.adding.bases.names import plain_name
-from casstore.store.adding.bases.target import MIN_SIZE, has_sketch
+from casstore.store.adding.bases.rules.block_target import is_block
+from casstore.store.adding.bases.rules.target import MIN_SIZE, has_sketch
+from casstore.store.adding.bases.tensors.base_tensors import BaseFile
+from casstore.store.adding.bases.tensors.names import plain_name
 from casstore.store.adding.sources import is_onnx, read_source
 
 if TYPE_CHECKING:

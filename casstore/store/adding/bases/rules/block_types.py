@@ -13,12 +13,12 @@ from casstore.codecs.delta import SAME, Extent, Order, Piece, Residual, Step, ca
 from casstore.codecs.delta.fit import estimate
 from casstore.codecs.delta.operations.gguf import BLOCKS
 from casstore.codecs.delta.predict import predict
-from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.store.adding.bases.tensors.sketch import WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casstore.store.adding.bases.base_tensors import BaseTensor, FrameBases
+    from casstore.store.adding.bases.tensors.base_tensors import BaseTensor, FrameBases
     from casstore.tensors import TensorSpan
 
     ReadBase = Callable[[BaseTensor, int, int], bytes]

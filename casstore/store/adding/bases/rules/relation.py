@@ -10,15 +10,15 @@ import numpy as np
 from casstore.codecs.delta import SAME, Extent, Piece, Step, transpose_step
 from casstore.codecs.delta.fit import residual_for
 from casstore.codecs.delta.predict import predict
-from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.store.adding.bases.tensors.sketch import WIDTHS
 from casstore.tensors.dtypes import element_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casstore.codecs.delta import Residual
-    from casstore.store.adding.bases.base_tensors import BaseTensor, FrameBases
-    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.tensors.base_tensors import BaseTensor, FrameBases
+    from casstore.store.adding.bases.tensors.sketch import Words
     from casstore.tensors import TensorSpan
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from casstore.store.adding.bases.base_tensors import BaseTensor
-from casstore.store.adding.bases.names import is_rotated
+from casstore.store.adding.bases.tensors.base_tensors import BaseTensor
+from casstore.store.adding.bases.tensors.names import is_rotated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

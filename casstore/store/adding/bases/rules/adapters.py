@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from casstore.codecs.delta import lora
 from casstore.codecs.delta.fit import fit_lora
 from casstore.codecs.delta.operations.lora import MAX_RANK
-from casstore.store.adding.bases.names import plain_name
-from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.store.adding.bases.tensors.names import plain_name
+from casstore.store.adding.bases.tensors.sketch import WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casstore.codecs.delta import Merge, Piece, Residual
-    from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor, FrameBases
-    from casstore.store.adding.bases.target import TargetTensor
+    from casstore.store.adding.bases.rules.target import TargetTensor
+    from casstore.store.adding.bases.tensors.base_tensors import BaseFile, BaseTensor, FrameBases
 
 _PAIRS = ((".lora_A.weight", ".lora_B.weight"), (".lora_A.default.weight", ".lora_B.default.weight"))
 """How PEFT names the two matrices of a weight."""

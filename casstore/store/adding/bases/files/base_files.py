@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from casstore.errors import ConfigError, IntegrityError, ObjectNotFound
 from casstore.format import layout as layout_format
-from casstore.store.adding.bases.adapters import is_adapter
-from casstore.store.adding.bases.base_tensors import BaseFile
-from casstore.store.adding.bases.block_target import is_block
-from casstore.store.adding.bases.target import has_sketch
+from casstore.store.adding.bases.rules.adapters import is_adapter
+from casstore.store.adding.bases.rules.block_target import is_block
+from casstore.store.adding.bases.rules.target import has_sketch
+from casstore.store.adding.bases.tensors.base_tensors import BaseFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

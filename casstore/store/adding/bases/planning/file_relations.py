@@ -9,10 +9,10 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.errors import CasstoreError
-from casstore.store.adding.bases.block_target import BlockTarget, is_block
-from casstore.store.adding.bases.chunk_plan import plan_chunk
-from casstore.store.adding.bases.quantising import MAX_SCALES
-from casstore.store.adding.bases.target import TargetTensor, has_sketch
+from casstore.store.adding.bases.planning.chunk_plan import plan_chunk
+from casstore.store.adding.bases.rules.block_target import BlockTarget, is_block
+from casstore.store.adding.bases.rules.quantising import MAX_SCALES
+from casstore.store.adding.bases.rules.target import TargetTensor, has_sketch
 from casstore.store.adding.sources import open_source, read_range
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casstore.machine.sketches import Sketch
-    from casstore.store.adding.bases.chunk_plan import ChunkPlan
-    from casstore.store.adding.bases.relation import Relation
-    from casstore.store.adding.bases.search import BaseSearch
+    from casstore.store.adding.bases.planning.chunk_plan import ChunkPlan
+    from casstore.store.adding.bases.planning.search import BaseSearch
+    from casstore.store.adding.bases.rules.relation import Relation
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from casstore.codecs.delta import LITERALS, Extent
 from casstore.digest import DIGEST_SIZE
-from casstore.store.adding.bases.names import endings, plain_name
-from casstore.store.adding.bases.sketch import WIDTHS
+from casstore.store.adding.bases.tensors.names import endings, plain_name
+from casstore.store.adding.bases.tensors.sketch import WIDTHS
 from casstore.tensors.dtypes import DTYPES
 
 if TYPE_CHECKING:

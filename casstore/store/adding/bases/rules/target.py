@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.store.adding.bases.names import is_rotated
-from casstore.store.adding.bases.quantising import find_scales
-from casstore.store.adding.bases.rotary import orders, source_row
-from casstore.store.adding.bases.sketch import SIZE, WIDTHS, elements_at, positions, transposed
+from casstore.store.adding.bases.rules.quantising import find_scales
+from casstore.store.adding.bases.rules.rotary import orders, source_row
+from casstore.store.adding.bases.tensors.names import is_rotated
+from casstore.store.adding.bases.tensors.sketch import SIZE, WIDTHS, elements_at, positions, transposed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casstore.format.layout import Span
-    from casstore.store.adding.bases.quantising import Scales
-    from casstore.store.adding.bases.sketch import Positions, Words
+    from casstore.store.adding.bases.rules.quantising import Scales
+    from casstore.store.adding.bases.tensors.sketch import Positions, Words
     from casstore.tensors import TensorSpan
 
 MIN_SIZE = 64 << 10

@@ -11,8 +11,8 @@ import numpy as np
 from casstore.codecs.delta import Axis, Piece, cast_step, quantise_step, transpose_step
 from casstore.codecs.delta.fit import fit_quantise
 from casstore.codecs.delta.operations.quantise import quantise_floats, read_step
-from casstore.store.adding.bases.combining import floats
-from casstore.store.adding.bases.sketch import FIRST, FLOATS, WIDTHS, positions
+from casstore.store.adding.bases.rules.combining import floats
+from casstore.store.adding.bases.tensors.sketch import FIRST, FLOATS, WIDTHS, positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.codecs.delta import Residual, Rule, Step
-    from casstore.store.adding.bases.base_tensors import BaseTensor, FrameBases
-    from casstore.store.adding.bases.sketch import Positions, Words
-    from casstore.store.adding.bases.target import TargetTensor
+    from casstore.store.adding.bases.rules.target import TargetTensor
+    from casstore.store.adding.bases.tensors.base_tensors import BaseTensor, FrameBases
+    from casstore.store.adding.bases.tensors.sketch import Positions, Words
 
 QUANTISED = {"I8": "|i1", "U8": "|u1"}
 """Types that are looked at, with those of numpy."""

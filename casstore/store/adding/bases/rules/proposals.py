@@ -9,18 +9,18 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.codecs.delta import SAME, Rounding, cast_step
-from casstore.store.adding.bases.quantising import QUANTISED, quantised
-from casstore.store.adding.bases.relation import Elementwise, Transposed, same
-from casstore.store.adding.bases.sketch import FLOATS, WIDTHS
+from casstore.store.adding.bases.rules.quantising import QUANTISED, quantised
+from casstore.store.adding.bases.rules.relation import Elementwise, Transposed, same
+from casstore.store.adding.bases.tensors.sketch import FLOATS, WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casstore.store.adding.bases.base_tensors import BaseTensor
     from casstore.store.adding.bases.policy import DeltaPolicy
-    from casstore.store.adding.bases.relation import Operation
-    from casstore.store.adding.bases.sketch import Words
-    from casstore.store.adding.bases.target import TargetTensor
+    from casstore.store.adding.bases.rules.relation import Operation
+    from casstore.store.adding.bases.rules.target import TargetTensor
+    from casstore.store.adding.bases.tensors.base_tensors import BaseTensor
+    from casstore.store.adding.bases.tensors.sketch import Words
 
 _EIGHT_BITS = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 

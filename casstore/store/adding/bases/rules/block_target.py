@@ -11,16 +11,16 @@ import numpy as np
 
 from casstore.codecs.delta import block_values
 from casstore.codecs.delta.operations.gguf import BLOCKS
-from casstore.store.adding.bases.combining import floats
-from casstore.store.adding.bases.sketch import FLOATS, RUN, positions, signature, signed_places
-from casstore.store.adding.bases.target import MIN_SIZE
+from casstore.store.adding.bases.rules.combining import floats
+from casstore.store.adding.bases.rules.target import MIN_SIZE
+from casstore.store.adding.bases.tensors.sketch import FLOATS, RUN, positions, signature, signed_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.tensors.sketch import Words
     from casstore.tensors import TensorSpan
 
     Floats = NDArray[np.float32]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from casstore.codecs.delta import LITERALS, Extent
 from casstore.codecs.delta.payload import MAX_EXTENTS, MAX_PIECES
-from casstore.store.adding.bases.base_tensors import FrameBases
+from casstore.store.adding.bases.tensors.base_tensors import FrameBases
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casstore.codecs.delta import Piece
-    from casstore.store.adding.bases.relation import Relation
+    from casstore.store.adding.bases.rules.relation import Relation
 
 _LITERALS = 0.5
 """The share of bytes between tensors, names and paddings, that plain encodings leave."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.format.rows import RANK_STEP
-from casstore.store.adding.bases.adapters import merged
-from casstore.store.adding.bases.combining import MAX_BASES, Near, combined
-from casstore.store.adding.bases.proposals import elementwise, propose
-from casstore.store.adding.bases.quantising import QUANTISED, learned
-from casstore.store.adding.bases.rotary import rotated
-from casstore.store.adding.bases.sketch import (
+from casstore.store.adding.bases.rules.adapters import merged
+from casstore.store.adding.bases.rules.combining import MAX_BASES, Near, combined
+from casstore.store.adding.bases.rules.proposals import elementwise, propose
+from casstore.store.adding.bases.rules.quantising import QUANTISED, learned
+from casstore.store.adding.bases.rules.rotary import rotated
+from casstore.store.adding.bases.tensors.sketch import (
     FIRST,
     are_strangers,
     differences,
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from casstore.store.adding.bases.base_sketches import BaseSketches
-    from casstore.store.adding.bases.base_tensors import BaseFile, BaseTensor
+    from casstore.store.adding.bases.planning.base_sketches import BaseSketches
     from casstore.store.adding.bases.policy import DeltaPolicy
-    from casstore.store.adding.bases.relation import Operation
-    from casstore.store.adding.bases.sketch import Words
-    from casstore.store.adding.bases.target import TargetTensor
+    from casstore.store.adding.bases.rules.relation import Operation
+    from casstore.store.adding.bases.rules.target import TargetTensor
+    from casstore.store.adding.bases.tensors.base_tensors import BaseFile, BaseTensor
+    from casstore.store.adding.bases.tensors.sketch import Words
 
 _NEGLIGIBLE = 0.04
 """Added to what is left before it is compared: at the cost of a delta more that is usual, one in a hundred does not count."""

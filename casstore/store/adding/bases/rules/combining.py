@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.codecs.delta.fit import fit_combine, fit_tasks
-from casstore.store.adding.bases.relation import Elementwise
-from casstore.store.adding.bases.sketch import FLOATS
+from casstore.store.adding.bases.rules.relation import Elementwise
+from casstore.store.adding.bases.tensors.sketch import FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.codecs.delta.fit import Fit
-    from casstore.store.adding.bases.base_tensors import BaseTensor
-    from casstore.store.adding.bases.sketch import Words
+    from casstore.store.adding.bases.tensors.base_tensors import BaseTensor
+    from casstore.store.adding.bases.tensors.sketch import Words
 
 MAX_BASES = 5
 """Tensors of which sums are tried, the nearest ones."""
