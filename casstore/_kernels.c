@@ -497,18 +497,22 @@ static PyObject *probe_literals(PyObject *self, PyObject *args) {
     return Py_BuildValue("nn", (Py_ssize_t)size, (Py_ssize_t)found);
 }
 
-static PyObject *count_columns(PyObject *self, PyObject *args) {
-    Py_buffer data, out;
+static PyObject *column_bits(PyObject *self, PyObject *args) {
+    Py_buffer data;
+    uint64_t bits[15];
+    PyObject *answer;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*w*", &data, &out)) return NULL;
-    if (out.len == 8 * 256 * (Py_ssize_t)sizeof(uint32_t) && (uintptr_t)out.buf % sizeof(uint32_t) == 0)
-        casstore_count_columns(data.buf, (size_t)data.len, out.buf);
-    else
-        PyErr_SetString(PyExc_ValueError, "the counts have no room");
+    if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
+    if (data.len >= 16 << 20) return refuse("the sample is too large", &data, 1);
+    casstore_column_bits(data.buf, (size_t)data.len, bits);
     PyBuffer_Release(&data);
-    PyBuffer_Release(&out);
-    if (PyErr_Occurred()) return NULL;
-    Py_RETURN_NONE;
+    answer = PyList_New(15);
+    for (int k = 0; answer != NULL && k < 15; k++) {
+        PyObject *item = PyLong_FromUnsignedLongLong(bits[k]);
+        if (item == NULL) Py_CLEAR(answer);
+        else PyList_SET_ITEM(answer, k, item);
+    }
+    return answer;
 }
 
 static PyObject *literals_room(PyObject *self, PyObject *args) {
@@ -537,7 +541,7 @@ static PyMethodDef methods[] = {
     {"literals", literals, METH_VARARGS, "literals(pieces, out): write a zstd frame of literals for each; return the sizes, 0 for none."},
     {"probe_literals", probe_literals, METH_VARARGS, "probe_literals(data): about the size of its frame of literals, 0 for none, and how many repeats it has."},
     {"probe_columns", probe_columns, METH_VARARGS, "probe_columns(data, stride, phase, step, pieces, rows, fields, move_sign): what probe_literals says of each field of a sample."},
-    {"count_columns", count_columns, METH_VARARGS, "count_columns(data, out): count the values of every eighth byte, from each of eight on."},
+    {"column_bits", column_bits, METH_VARARGS, "column_bits(data): the entropy of the columns of elements of 1, 2, 4 and 8 bytes, in 65536ths of a bit."},
     {"literals_room", literals_room, METH_VARARGS, "literals_room(size): the bytes that a frame may take while it is written."},
     {NULL, NULL, 0, NULL},
 };

@@ -27,7 +27,7 @@ __all__ = [
     "ColumnProbes",
     "LiteralsProbe",
     "RunData",
-    "count_columns",
+    "column_bits",
     "equal",
     "literal_frames",
     "merge_runs",
@@ -128,13 +128,12 @@ def repeats(data: U8, period: int) -> bool:
     return regroup.repeats(data, period)
 
 
-def count_columns(sample: U8) -> NDArray[np.uint32]:
-    """Return how often each value occurs in every eighth byte of a sample, from each of the first eight on: 8 rows."""
-    if _build.kernels is None:
-        return regroup.count_columns(sample)
-    counts = np.empty((8, 256), np.uint32)
-    _build.kernels.count_columns(sample, counts)
-    return counts
+def column_bits(sample: U8) -> list[int]:
+    """Return the entropy of a sample's columns, in 65536ths of a bit: of elements of 1 byte, then of 2, of 4 and of 8.
+
+    A sample has less than 16 MiB.
+    """
+    return literals.column_bits(sample) if _build.kernels is None else _build.kernels.column_bits(sample)
 
 
 def literal_frames(parts: Sequence[U8]) -> list[U8]:

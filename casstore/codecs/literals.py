@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     U8 = NDArray[np.uint8]
 
-__all__ = ["count_repeats", "frame_size", "write_frame"]
+__all__ = ["column_bits", "count_repeats", "frame_size", "write_frame"]
 
 _BLOCK = 128 << 10
 _LEAST_BLOCK = 256
@@ -25,6 +25,9 @@ _LEAST_BLOCK = 256
 
 _MAX_SIZE = (1 << 32) - 1
 _SLOTS_LOG = 11
+# In 65536ths of a bit, for each value but the first that occurs: few samples of many values look more skewed than they are
+# (Miller, "Note on the bias of information estimates", 1955).
+_MILLER = 47_274
 _RAW, _REPEATED, _COMPRESSED = range(3)
 """Types of blocks."""
 
@@ -32,6 +35,12 @@ _RAW, _REPEATED, _COMPRESSED = range(3)
 _LOG2 = (
     0, 11, 22, 33, 44, 54, 63, 73, 82, 92, 100, 109, 118, 126, 134, 142,
     150, 157, 165, 172, 179, 186, 193, 200, 207, 213, 220, 226, 232, 238, 244, 250,
+)
+
+_FINE_LOG2 = (
+    0, 2909, 5732, 8473, 11136, 13727, 16248, 18704, 21098, 23433, 25711,
+    27936, 30109, 32234, 34312, 36346, 38336, 40286, 42196, 44068, 45904, 47705,
+    49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65536,
 )
 # fmt: on
 
@@ -100,6 +109,29 @@ def count_repeats(data: U8) -> int:
     return 12 * int(np.count_nonzero(same))
 
 
+def column_bits(sample: U8) -> list[int]:
+    """Return the entropy of each column of elements of 1, 2, 4 and 8 bytes, in 65536ths of a bit."""
+    columns = np.arange(len(sample), dtype=np.int64) % 8 * 256 + sample
+    finest = np.bincount(columns, minlength=8 * 256).reshape(8, 256)
+    counts = np.concatenate([finest.reshape(-1, width, 256).sum(axis=0) for width in (1, 2, 4, 8)])
+    totals = counts.sum(axis=1)
+    bits = totals * _log2s(totals) - (counts * _log2s(counts)).sum(axis=1)
+    used = np.count_nonzero(counts, axis=1)
+    found: list[int] = np.where(totals > 0, bits + _MILLER * (used - 1), 0).tolist()
+    return found
+
+
+def _log2s(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return log2 of each value in 65536ths, to a 5,000th of a bit, 0 for 0: straight lines between 32 places of an octave."""
+    whole = np.maximum(np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1, 0)
+    left = (values << 16 >> whole) & 0xFFFF
+    place, rest = left >> 11, left & 0x7FF
+    parts = np.array(_FINE_LOG2, np.int64)
+    return np.where(
+        values > 0, (whole << 16) + parts[place] + ((parts[place + 1] - parts[place]) * rest >> 11), 0
+    )
+
+
 def _slots(windows: U8) -> NDArray[np.uint64]:
     words = np.ascontiguousarray(windows).view(np.uint64).ravel()
     return words * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - _SLOTS_LOG)
@@ -146,7 +178,7 @@ def _may_shrink(counts: list[int], size: int, used: int) -> bool:
 
 
 def _log2(value: int) -> int:
-    """Return log2 in 256ths, at most 1/100 of a bit too small."""
+    """Return log2 in 256ths, at most 1/20 of a bit too small."""
     whole = value.bit_length() - 1
     part = value >> (whole - 5) if whole >= 5 else value << (5 - whole)
     return whole << 8 | _LOG2[part & 31]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
     Words = np.ndarray[Any, np.dtype[Any]]
 
-__all__ = ["Columns", "PlacedRun", "count_columns", "equal", "merge_runs", "merges_to", "repeats", "scratch"]
+__all__ = ["Columns", "PlacedRun", "equal", "merge_runs", "merges_to", "repeats", "scratch"]
 
 _U16: np.dtype[Any] = np.dtype("<u2")
 _WORD: dict[int, np.dtype[Any]] = {2: _U16, 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -191,12 +191,6 @@ def _merge_halves(upper: U8, lower: U8, *, sign: bool, out: Words) -> None:
     np.bitwise_and(spread, 0x807F, out=spread)
     np.multiply(upper, 1 << 7, out=out, dtype=_U16)
     np.bitwise_or(out, spread, out=out)
-
-
-def count_columns(sample: U8) -> NDArray[np.uint32]:
-    """Return how often each value occurs in every eighth byte of a sample, from each of the first eight on: 8 rows."""
-    columns = np.arange(len(sample), dtype=np.int64) % 8 * 256 + sample
-    return np.bincount(columns, minlength=8 * 256).astype(np.uint32).reshape(8, 256)
 
 
 def equal(one: memoryview, other: memoryview) -> bool:

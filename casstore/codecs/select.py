@@ -12,10 +12,8 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from casstore.codecs.encoding import MAX_STRIDE, ElementHint
-from casstore.codecs.kernels import count_columns, probe_columns, probe_literals, repeats
+from casstore.codecs.kernels import column_bits, probe_columns, probe_literals, repeats
 from casstore.codecs.planes import Plan, RunPlan
 from casstore.codecs.sample import Sample
 from casstore.codecs.zstd import Method, compress
@@ -23,6 +21,7 @@ from casstore.codecs.zstd import Method, compress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from casstore.codecs.kernels import LiteralsProbe
@@ -38,7 +37,7 @@ _MAX_COLUMNS = 16
 _NOISE = 1 - 1 / 64
 # Repeats in less than this part of a sample save nothing; in a sample of fewer bytes they are not looked for.
 _RARE = 64
-_SHORT = 1 << 10
+_SHORT = 1 << 8
 _LITERAL = 9
 # Widths of elements that bytes of unknown type may have; columns that save less than this share of entropy are not worth it.
 _WIDTHS = (1, 2, 4, 8)
@@ -121,9 +120,11 @@ def _better(first: Choice, second: Choice) -> Choice:
 def _probe_whole(sample: U8) -> Choice:
     """Judge one zstd frame over the bytes as they are."""
     size = len(sample)
-    quick = len(compress(sample, Method.QUICK)) / size
-    left, method = _probed(probe_literals(sample), size, lambda: sample)
+    literals = probe_literals(sample)
+    left, method = _probed(literals, size, lambda: sample)
     skew = left / size
+    # Without repeats, a search for them only takes time.
+    quick = len(compress(sample, Method.QUICK)) / size if _may_repeat(literals, size) else 1.0
     if min(quick, skew) > _NOISE:
         return _RAW
     if skew <= 1.02 * quick:
@@ -178,12 +179,17 @@ def _probed(literals: LiteralsProbe, size: int, column: Callable[[], U8]) -> tup
     # A literal takes a bit or more: what is smaller was one value, and the next bytes may hold runs.
     if literals.size * _LITERAL > size:
         left = literals.size
-    if literals.repeats * _RARE >= size or size < _SHORT:
+    if _may_repeat(literals, size):
         # Some repeats are there by chance, where few values occur: then a search for them makes frames longer.
         searched = len(compress(column(), Method.HUFFMAN))
         if searched < left:
             left, method = searched, Method.HUFFMAN
     return (left, method) if left < _NOISE * size else (size, None)
+
+
+def _may_repeat(literals: LiteralsProbe, size: int) -> bool:
+    """Say whether repeats may save something."""
+    return literals.repeats * _RARE >= size or size < _SHORT
 
 
 def _joined(runs: list[RunPlan]) -> tuple[RunPlan, ...]:
@@ -212,17 +218,11 @@ def _likely_elements(sample: U8) -> tuple[int, int]:
     """
     if len(sample) < 2048:
         return 1, 0
-    finest = count_columns(sample)
-    # The columns of each width, one width after the other.
-    counts = np.concatenate([finest.reshape(-1, width, 256).sum(axis=0) for width in _WIDTHS])
-    totals = counts.sum(axis=1)
-    bits = totals * np.log2(totals) - (counts * np.log2(np.maximum(counts, 1))).sum(axis=1)
-    # Few samples of many values look more skewed than they are (Miller, "Note on the bias of information estimates", 1955).
-    bits += (np.count_nonzero(counts, axis=1) - 1) / (2 * np.log(2))
-    columns = np.split(bits, np.cumsum(_WIDTHS)[:-1])
-    left = [float(column.sum()) for column in columns]
+    bits = column_bits(sample)
+    columns = [bits[width - 1 : 2 * width - 1] for width in _WIDTHS]
+    left = [sum(column) for column in columns]
     if min(left) > _FLAT * left[0]:
         return 1, 0
     chosen = next(at for at, size in enumerate(left) if size <= _ALIKE * min(left))
     width = _WIDTHS[chosen]
-    return width, (int(columns[chosen].argmin()) + 1) % width
+    return width, (columns[chosen].index(min(columns[chosen])) + 1) % width

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore import _build
-from casstore.codecs import ElementHint, kernels, regroup
+from casstore.codecs import ElementHint, kernels
 from casstore.codecs.zstd import Method, compress, compress_all, decompress_all
 from casstore.digest import digest
 
@@ -167,14 +167,20 @@ def test_frames_stay_as_they_are(name, size, expected):
 
 
 @given(skewed())
-def test_columns_are_counted_as_numpy_counts_them(part):
-    assert np.array_equal(kernels.count_columns(part), regroup.count_columns(part))
+def test_columns_have_the_entropy_that_numpy_finds(part):
+    found = np.frombuffer(agreed(lambda: np.array(kernels.column_bits(part), np.int64).tobytes()), np.int64)
+    whole, counts = found[0] / 65536, np.bincount(part)
+    shares = counts[counts > 0] / max(len(part), 1)
+    expected = -(shares * np.log2(shares)).sum() * len(part) + max(np.count_nonzero(counts) - 1, 0) / (
+        2 * np.log(2)
+    )
+    assert abs(whole - expected) <= 0.001 * len(part) + 1
 
 
 def test_frames_without_room_are_refused():
     with pytest.raises(ValueError, match="room"):
         COMPILED.literals((bytes(2000), bytes(2000)), bytearray(COMPILED.literals_room(2000)))
-    with pytest.raises(ValueError, match="room"):
-        COMPILED.count_columns(bytes(100), np.empty(8 * 255, np.uint32))
+    with pytest.raises(ValueError, match="large"):
+        COMPILED.column_bits(np.empty(16 << 20, np.uint8))
     with pytest.raises(TypeError):
         COMPILED.literals((bytes(100), "text"), bytearray(1000))
