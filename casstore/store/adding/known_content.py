@@ -6,18 +6,21 @@ hash of the known one. Then nobody parses it, cuts it or hashes its chunks.
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import itertools
 import os
 from typing import TYPE_CHECKING
 
 from casstore.chunking import LAYOUT_VERSION
 from casstore.concurrency.buffers import give_block, take_block
+from casstore.concurrency.workers import TaskGroup
 from casstore.digest import Hasher, digest
 from casstore.machine.unchanged import flush
 from casstore.store.adding.sources import check_unchanged, is_onnx, open_source, read_full, read_range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from casstore.store.adding.sources import SourceFile
 
@@ -25,8 +28,8 @@ MIN_SIZE = 16 << 20
 """Bytes from which a file is sampled: for a smaller one, the samples cost too much where each read is a round trip."""
 
 _PART = 2 << 20
-"""Bytes that are read, then hashed: they are still in the cache of the cores, and enough to share among them. The system reads
-ahead meanwhile. A thread that read while another one hashed took a quarter more processor time."""
+"""Bytes that are hashed while a worker reads the next ones: they are still in the cache that the cores share. 4.6 GB/s from the page
+cache where one thread that did both had 3.3, for the same processor time (two cores)."""
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4 << 10
@@ -71,15 +74,14 @@ def compare_content(
     try:
         flushed = stable and flush(descriptor)
         check_unchanged(file, os.fstat(descriptor))
-        hasher = Hasher(max_threads=Hasher.AUTO)
+        hasher = Hasher()
         position = 0
-        while position <= file.identity.size:
-            count = read_full(descriptor, buffer[:_PART], position, file.shown)
-            if count == 0:
-                break
-            hasher.update(buffer[:count])
-            position += count
-            progress(count)
+        # Closed before the buffer is given back: a read that is under way would write to it.
+        with contextlib.closing(_parts(file, descriptor, buffer)) as parts:
+            for part in parts:
+                hasher.update(part)
+                position += len(part)
+                progress(len(part))
         check_unchanged(file, os.fstat(descriptor))
     finally:
         give_block(buffer)
@@ -88,6 +90,23 @@ def compare_content(
         return Content.SAME_FOR_GOOD if flushed else Content.SAME
     progress(-position)
     return Content.OTHER
+
+
+def _parts(file: SourceFile, descriptor: int, buffer: memoryview) -> Generator[memoryview, None, None]:
+    """Yield a file part by part, one more than its size says if it has that many; a part is in `buffer` until the next one but one."""
+    halves = buffer[:_PART], buffer[_PART : 2 * _PART]
+    position = 0
+    with TaskGroup() as tasks:
+        reading = tasks.submit(read_full, descriptor, halves[0], 0, file.shown)
+        for number in itertools.count(1):
+            half, count = halves[(number - 1) % 2], reading.result()
+            position += count
+            is_last = count < _PART or position > file.identity.size
+            if not is_last:
+                reading = tasks.submit(read_full, descriptor, halves[number % 2], position, file.shown)
+            yield half[:count]
+            if is_last:
+                break
 
 
 def _samples(file: SourceFile) -> bytes:

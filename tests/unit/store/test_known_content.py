@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fsspec import Callback
 
 from casstore import ConflictError, Store
 from casstore.objects import Publication
-from casstore.store.adding import blocks
+from casstore.store.adding import blocks, known_content
 from casstore.store.adding.known_content import MIN_SIZE, sample_keys
 from casstore.store.adding.sources import find_sources
 
@@ -139,3 +140,31 @@ def test_a_change_while_it_is_read_is_a_conflict(store, tmp_path):
 
 class Progress(Callback):
     """What a progress bar shows in the end."""
+
+
+def test_an_interrupted_comparison_leaves_no_read_behind(store, tmp_path, monkeypatch):
+    """The buffer is the next user's as soon as it is given back."""
+    path = write(tmp_path / "a" / "model.safetensors")
+    store.add(path)
+    reading = []
+    given_back = []
+
+    def slowly(*given):
+        reading.append(given)
+        time.sleep(0.2)
+        reading.pop()
+        return read_full(*given)
+
+    read_full, give_block = known_content.read_full, known_content.give_block
+    monkeypatch.setattr(known_content, "read_full", slowly)
+    monkeypatch.setattr(
+        known_content, "give_block", lambda buffer: given_back.append(bool(reading)) or give_block(buffer)
+    )
+
+    class Interrupted(Callback):
+        def relative_update(self, inc=1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.add(write(tmp_path / "b" / "model.safetensors"), ref="b", callback=Interrupted())
+    assert given_back == [False]
