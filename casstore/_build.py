@@ -24,7 +24,7 @@ class Kernels(Protocol):
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]
     equal: Callable[[Buffer, Buffer], bool]
     repeats: Callable[[Buffer, int], bool]
-    count_columns: Callable[[Buffer, Buffer], None]
+    column_bits: Callable[[Buffer], list[int]]
     subtract: Callable[[Buffer, Buffer, Buffer, int, bool], int]
     add: Callable[[Buffer, Buffer, Buffer, int, bool], None]
     cast: Callable[[Buffer, Buffer, int, int, int, bool], None]
@@ -44,9 +44,11 @@ def _load() -> Kernels | None:
         return None
     try:
         # Optional: without a compiler there are none, and numpy does the same work more slowly.
-        return importlib.import_module("casstore._kernels")
+        module = importlib.import_module("casstore._kernels")
     except ImportError:
         return None
+    # Beside newer sources, a module of an earlier build lacks some: after a pull in a checkout that was installed as editable.
+    return module if all(hasattr(module, name) for name in Kernels.__annotations__) else None
 
 
 kernels = _load()

@@ -42,6 +42,18 @@ def test_version():
     )
 
 
+def test_compiled_kernels_of_an_older_build_are_left_alone():
+    """In a checkout that was installed as editable, they are only built anew by another installation."""
+    program = (
+        "import sys, types\n"
+        "sys.modules['casstore._kernels'] = types.ModuleType('casstore._kernels')\n"
+        "from casstore.cli import app\n"
+        "app(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+    assert done.stdout.decode() == f"casstore {casstore.__version__} (numpy kernels)\n"
+
+
 def test_help_loads_neither_the_store_nor_rich():
     program = (
         "import sys\n"
