@@ -163,6 +163,8 @@ def test_an_interrupted_comparison_leaves_no_read_behind(store, tmp_path, monkey
 
     class Interrupted(Callback):
         def relative_update(self, inc=1):
+            while not reading:  # The next part is read meanwhile.
+                time.sleep(0.001)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
