@@ -153,6 +153,20 @@ def test_task_arithmetic_is_found(dtype):
         fit_tasks(made.tobytes(), [made.tobytes()] * 2, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F64", "BF16", "F16"])
+def test_task_vectors_that_are_added_before_they_are_scaled_are_found(dtype):
+    """As the authors of task arithmetic do it (https://arxiv.org/abs/2212.04089)."""
+    kind = TYPES[dtype]
+    wide = F32 if np.dtype(kind).itemsize == 2 else kind
+    base, one, other = (weights(seed, kind) for seed in range(3))
+    vectors = ((one - base) + (other - base)).astype(wide)
+    made = (base + (wide(0.8) * vectors).astype(kind)).astype(kind)
+    bases = [base, one, base, other, base]
+    fit = fit_tasks(made.tobytes(), [item.tobytes() for item in bases], dtype=dtype)
+    assert fit.share == 0
+    assert predicted_exactly(fit, made, bases)
+
+
 def test_bases_that_are_equal_have_a_mean():
     base = weights(0)
     fit = fit_combine(base.tobytes(), [base.tobytes()] * 2, dtype="F32")

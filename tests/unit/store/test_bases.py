@@ -403,6 +403,9 @@ SUMS = {
     "two tasks": lambda one, other, third: (
         np.float32(0.4) * (other - one) + np.float32(0.4) * (third - one) + one
     ),
+    "task vectors that are added first": lambda one, other, third: (
+        one + np.float32(0.8) * ((other - one) + (third - one))
+    ),
 }
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
 
 
+_SUMMED = (5, 7)
+"""Operands of two and of three task vectors that are added before they are scaled; more would take more steps than a piece may have."""
+
+
 def fit_mean(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
     """Return the best way to compute the mean of bases: divided at the end, or each multiplied by a share."""
     return best_of(target, bases, _means(len(bases), dtype), residual_for(dtype))
@@ -100,6 +104,25 @@ def _alpha(weight: float, dtype: str) -> tuple[Step, ...]:
     return (*widened(3, dtype), difference, total, cast_step(7, source="F32", target=dtype))
 
 
+def _scaled_sum(count: int, weight: float, dtype: str) -> tuple[Step, ...]:
+    """Return the steps of x + w·((a - b) + (c - d) + …): task vectors are added first, and scaled then."""
+    is_narrow = dtype not in {"F64", "F32"}
+    element, rounding = ("F32", dtype) if is_narrow else (dtype, None)
+    steps = [*widened(count, dtype)] if is_narrow else []
+    first = count if is_narrow else 0
+
+    def add(one: int, other: int, weights: Sequence[float]) -> int:
+        steps.append(combine_step([one, other], weights=weights, element=element, rounding=rounding))
+        return count + len(steps) - 1
+
+    differences = [add(first + at, first + at + 1, [1, -1]) for at in range(1, count, 2)]
+    total = differences[0]
+    for difference in differences[1:]:
+        total = add(total, difference, [1, 1])
+    total = add(first, total, [1, weight])
+    return (*steps, cast_step(total, source="F32", target=dtype)) if is_narrow else tuple(steps)
+
+
 def fit_tasks(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
     """Return the best task arithmetic: the first base, and multiples of the differences of the pairs that follow it.
 
@@ -117,6 +140,8 @@ def fit_tasks(target: Buffer, bases: Sequence[Buffer], *, dtype: str) -> Fit:
 
 def _task_rules(count: int, weights: list[list[float]], dtype: str) -> Iterator[tuple[Step, ...]]:
     for some in weights:
+        if count in _SUMMED and len(set(some)) == 1:
+            yield _scaled_sum(count, some[0], dtype)
         yield from _tasks(range(count), count, some, dtype, joint=True)
         if count == 3 and dtype not in {"F64", "F32"}:
             yield _alpha(some[0], dtype)
@@ -135,7 +160,8 @@ def as_floats(data: Buffer, dtype: str) -> NDArray[np.float64]:
 def _solved(values: NDArray[np.float64], target: NDArray[np.float64], dtype: str) -> list[list[float]] | None:
     """Return weights by least squares, first those that people write, with few digits; None if they are not determined.
 
-    Some libraries round weights to the type of the tensors, so those follow, too.
+    Of these, first what they become in the type of the tensors: in F32 that is what all libraries compute with, and few elements show
+    which of the two it was.
     """
     found, _, rank, _ = np.linalg.lstsq(values, target, rcond=None)
     if rank < values.shape[1] or not np.isfinite(found).all():
@@ -145,5 +171,5 @@ def _solved(values: NDArray[np.float64], target: NDArray[np.float64], dtype: str
         short = np.round(found, digits)
         if np.allclose(short, found, rtol=0, atol=2e-3):
             narrow = rounded(short.astype("<f4"), FORMATS[dtype])
-            tried += [some for some in (short.tolist(), narrow.tolist()) if some not in tried]
+            tried += [some for some in (narrow.tolist(), short.tolist()) if some not in tried]
     return [*tried, found.tolist()]

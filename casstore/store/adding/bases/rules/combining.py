@@ -11,7 +11,7 @@ from casstore.store.adding.bases.rules.relation import Elementwise
 from casstore.store.adding.bases.tensors.sketch import FLOATS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -73,22 +73,33 @@ def _fit(target: Words, dtype: str, parts: list[tuple[Near, float]]) -> Fit:
         if abs(one[1] + other[1]) < _NOTHING:
             parts[1:] = [one, other] if one[1] > 0 else [other, one]
             return _of(fit_tasks, target, dtype, parts)
-    best = _of(fit_combine, target, dtype, parts)
     if len(parts) != 3:
-        return best
-    # Sums of three differ with the order, and those of two differences with the base that they have in common.
+        return _of(fit_combine, target, dtype, parts)
+    # Sums of three differ with the order, and those of two differences with the base that they have in common: with that one,
+    # task vectors mostly have equal weights.
     first, second, third = parts
-    for rule, order in (
-        (fit_combine, [first, third, second]),
-        (fit_combine, [second, third, first]),
-        *((fit_tasks, [base, *_against(base, parts)]) for base in (first, second, third)),
-    ):
+    sums = [
+        (fit_combine, order)
+        for order in ([first, second, third], [first, third, second], [second, third, first])
+    ]
+    bases = sorted(parts, key=lambda base: _unlike(part[1] for part in parts if part is not base))
+    tasks = [(fit_tasks, [base, *_against(base, parts)]) for base in bases]
+    # Only one of the two has a negative weight, as a rule, and a few elements may follow from both.
+    is_sum = min(weight for _, weight in parts) > 0
+    best = None
+    for rule, order in [*sums, *tasks] if is_sum else [*tasks, *sums]:
+        fit = _of(rule, target, dtype, order)
+        if best is None or fit.share < best.share:
+            best, parts[:] = fit, order
         if best.share == 0:
             break
-        fit = _of(rule, target, dtype, order)
-        if fit.share < best.share:
-            best, parts[:] = fit, order
+    assert best is not None
     return best
+
+
+def _unlike(weights: Iterable[float]) -> float:
+    one, other = weights
+    return abs(one - other)
 
 
 def _against(base: tuple[Near, float], parts: list[tuple[Near, float]]) -> Iterator[tuple[Near, float]]:
