@@ -21,7 +21,7 @@ from fakes.predicting import predicting, relative
 from fakes.stores import assert_clean, model_of, noise, read_model, write_model
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
-from stateful.test_store_machine import WHICH, Content, Held, StoreMachine, assert_same
+from stateful.test_store_machine import WHICH, Content, Held, StoreMachine, assert_same, pick
 
 from casstore import GcPolicy, execute_gc, plan_gc
 from casstore.errors import ConfigError, IntegrityError, MissingObject, RefNotFound
@@ -150,7 +150,7 @@ class CollectedMachine(StoreMachine):
     @rule(which=WHICH, data=st.data())
     def unpin(self, which, data):
         pins = sorted(name for name in self.held if name.startswith("tags/pins/"))
-        pin = data.draw(st.sampled_from(pins), label="pin")
+        pin = pick(data, pins, "pin")
         assert self.stores[which].unpin(pin) == [pin]
         del self.held[pin]
         self.deleted.add(pin)
@@ -169,7 +169,7 @@ class CollectedMachine(StoreMachine):
     @precondition(lambda self: self.past)
     @rule(which=WHICH, data=st.data())
     def undelete(self, which, data):
-        name = data.draw(st.sampled_from(sorted(self.past)), label="ref")
+        name = pick(data, sorted(self.past), "ref")
         try:
             self.stores[which].undelete(name)
         except ConfigError:
@@ -293,7 +293,7 @@ class CollectedMachine(StoreMachine):
         """A model that an add stores as its difference from another one, if the store holds one."""
         content = Content({"model.safetensors": (fine_tune(number), False)})
         bases = [name for name in sorted(self.held) if name.startswith("models/tuned")]
-        base = data.draw(st.sampled_from([None, *bases]))
+        base = pick(data, [None, *bases], "base")
         name = f"models/tuned{number}"
         self._add(which, write_model(content, self._new_folder()), content, name, base=base)
         shutil.rmtree(self.folders.pop(name))
