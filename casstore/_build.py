@@ -18,7 +18,8 @@ class Kernels(Protocol):
     """The compiled functions; casstore/codecs/kernels.py and the modules of casstore/codecs/delta say what each does."""
 
     split: Callable[[Buffer, Buffer, int, bool, tuple[int, ...]], None]
-    skip_nodes: Callable[[Buffer, int, int, int], tuple[int, int, list[tuple[int, int, int, int]]]]
+    onnx_parts: Callable[..., tuple[int, int, list[tuple[Any, ...]]]]
+    onnx_tensor: Callable[..., tuple[int, list[tuple[Any, ...]]] | None]
     planes: Callable[..., list[int]]
     merge: Callable[[Buffer, int, bool, tuple[Any, ...]], None]
     merges_to: Callable[[Buffer, int, bool, tuple[Any, ...]], bool]

@@ -75,7 +75,8 @@ PyObject *refuse(const char *message, Py_buffer *buffers, int count);
 
 PyObject *planes(PyObject *self, PyObject *args);
 PyObject *probe_columns(PyObject *self, PyObject *args);
-PyObject *skip_nodes(PyObject *self, PyObject *args);
+PyObject *onnx_parts(PyObject *self, PyObject *args);
+PyObject *onnx_tensor(PyObject *self, PyObject *args);
 PyObject *subtract(PyObject *self, PyObject *args);
 PyObject *add(PyObject *self, PyObject *args);
 PyObject *cast(PyObject *self, PyObject *args);

@@ -5,6 +5,9 @@ Sources: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and https://prot
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 VARINT, FIXED64, BYTES, GROUP, GROUP_END, FIXED32 = range(6)
 
 # TensorProto.DataType; strings (8) have no fixed size.
@@ -77,3 +80,55 @@ WIRES = {
         10: BYTES,
     },
 }
+
+
+class Tags(NamedTuple):
+    """Whole tags of fields of a message, for compiled kernels: 0 where there is no such field, or its tag is not one byte.
+
+    `plain` has a bit for the number of each known, length-delimited field that leads nowhere.
+    """
+
+    node: int
+    tensor: int
+    plain: int
+
+
+def _tag(kind: str, child: str) -> int:
+    """Return the tag of the field of a message that holds `child`."""
+    numbers = (number for number, name in CHILDREN[kind].items() if name == child and number < 16)
+    return next((number << 3 | BYTES for number in numbers), 0)
+
+
+def _plain(kind: str) -> set[int]:
+    """Return the numbers of the known, length-delimited fields of a message that lead nowhere."""
+    return {number for number, wire in WIRES.get(kind, {}).items() if wire == BYTES} - set(CHILDREN[kind])
+
+
+def _steps(kind: str) -> list[tuple[str | None, bool] | None]:
+    """Return for each first byte of a field of a message: the message that it holds, and whether it names a node.
+
+    None where the byte is not the whole tag of a known, length-delimited field.
+    """
+    steps: list[tuple[str | None, bool] | None] = [None] * 256
+    for number in _plain(kind) | set(CHILDREN[kind]):
+        if number < 16:
+            steps[number << 3 | BYTES] = (CHILDREN[kind].get(number), kind == "Node" and number == 2)
+    return steps
+
+
+def _first_byte(number: int) -> int:
+    """Return the first byte of the tag of a length-delimited field."""
+    tag = number << 3 | BYTES
+    return tag if tag < 0x80 else tag & 0x7F | 0x80
+
+
+# Message → what compiled kernels find in it.
+TAGS = {
+    kind: Tags(
+        _tag(kind, "Node"), _tag(kind, "Tensor"), sum(1 << number for number in _plain(kind) if number < 16)
+    )
+    for kind in ("Graph", "Function")
+}
+STEPS = {kind: _steps(kind) for kind in CHILDREN}
+# The first bytes of the fields that lead from an attribute to a tensor.
+LEADS_ON = re.compile(b"[%b]" % re.escape(bytes({_first_byte(number) for number in CHILDREN["Attribute"]})))

@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.tensors.dtypes import DTYPES
+from casstore.tensors.onnx.contexts import ContextReader
 from casstore.tensors.onnx.schema import DTYPE_NAMES
 from casstore.tensors.onnx.walk import Walk
 from casstore.tensors.span import TensorSpan, UniqueNames, Unrecognised
@@ -91,7 +92,7 @@ def context_files(source: ByteSource) -> list[str]:
     Such a node holds what an execution provider compiled, or names the file that does: what is no relative path below the
     graph's directory is taken for the former. Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html.
     """
-    return list(dict.fromkeys(filter(_stays_below, Walk(source).contexts())))
+    return list(dict.fromkeys(filter(_stays_below, ContextReader(source).contexts())))
 
 
 def _outer_first(source: ByteSource) -> list[FoundTensor]:

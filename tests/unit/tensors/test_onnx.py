@@ -205,7 +205,7 @@ def test_a_graph_with_fields_of_another_type_is_unknown(field):
 
 def test_the_number_of_fields_has_a_limit(monkeypatch):
     assert names(onnx_model(GRAPH * 20))[:2] == ["w", "w#2"]
-    monkeypatch.setattr("casstore.tensors.onnx.walk.MAX_FIELDS", 50)
+    monkeypatch.setattr("casstore.tensors.onnx.wire.MAX_FIELDS", 50)
     assert names(onnx_model(GRAPH * 20)) == []
 
 
