@@ -64,10 +64,10 @@ def encode(layout: Layout) -> bytes:
     Raises ConfigError for a layout that `decode` would refuse, or that is too large for an object.
     """
     packed = pack_spans(layout.spans)
-    spans = packed.fields() if packed else None
     try:
         _check(layout)
-        unpack_spans(spans, layout.size)
+        if packed:
+            packed.check(layout.size)
     except FormatError as error:
         # Invariant 14: what a reader refuses is never written.
         raise ConfigError(f"This layout cannot be stored: {error}") from error
@@ -81,7 +81,7 @@ def encode(layout: Layout) -> bytes:
             "size": layout.size,
             "ids": layout.ids,
             "lengths": layout.lengths.astype("<u4").tobytes(),
-            "spans": spans,
+            "spans": packed.fields() if packed else None,
         }
     )
     if len(data) > MAX_OBJECT:
@@ -122,5 +122,5 @@ def _check(layout: Layout) -> None:
     lengths, size = layout.lengths, layout.size
     if len(layout.file_id) != DIGEST_SIZE or len(layout.ids) != DIGEST_SIZE * len(lengths):
         raise FormatError("A layout must have as many lengths as ids, and name its file.")
-    if np.any(lengths == 0) or np.any(lengths > MAX_CHUNK) or int(lengths.sum(dtype=np.int64)) != size:
+    if (lengths == 0).any() or (lengths > MAX_CHUNK).any() or int(lengths.sum(dtype=np.int64)) != size:
         raise FormatError("The chunks of a layout do not make up its file.")

@@ -119,6 +119,21 @@ class PackedSpans(Sequence[Span]):
             at = self._names.find(wanted, at + 1)
         return next((span for span in self if not span.name), None) if not wanted else None
 
+    def check(self, size: int) -> None:
+        """Raise FormatError unless a layout of a file of `size` bytes may hold them; for writers and readers."""
+        columns, dtypes = self._columns, self._dtypes
+        begins, ends, starts = columns["begins"], columns["ends"], self._name_ends - columns["name_lengths"]
+        if (begins > ends).any() or (ends > size).any():
+            raise _bad()
+        if self._name_ends[-1] != len(self._names) or self._shape_ends[-1] != len(columns["shapes"]):
+            raise _bad()
+        # Canonical form: types are listed once each, in the order of their first use, and none is unused.
+        if list(dict.fromkeys(columns["dtype"].tolist())) != list(range(len(dtypes))):
+            raise _bad()
+        if any(type(item) is not str for item in dtypes) or len(set(dtypes)) != len(dtypes):
+            raise _bad()
+        _check_names(self._names, starts)
+
     def fields(self) -> dict[str, Any]:
         """Return the form in which a layout keeps them."""
         columns = {name: self._columns[name].tobytes() for name in _COLUMNS}
@@ -156,7 +171,7 @@ def unpack_spans(value: Any, size: int) -> PackedSpans | tuple[()]:
         raise _bad()
     dtypes, names = value["dtypes"], value["names"]
     packed = {name: value[name] for name in _COLUMNS}
-    if type(names) is not bytes or type(dtypes) is not list or any(type(item) is not str for item in dtypes):
+    if type(names) is not bytes or type(dtypes) is not list:
         raise _bad()
     columns: dict[str, NDArray[Any]] = {}
     for name, data in packed.items():
@@ -167,32 +182,21 @@ def unpack_spans(value: Any, size: int) -> PackedSpans | tuple[()]:
     count = len(columns["begins"])
     if not count or {len(column) for name, column in columns.items() if name != "shapes"} != {count}:
         raise _bad()
-    begins, ends = columns["begins"], columns["ends"]
-    if np.any(begins > ends) or np.any(ends > size):
-        raise _bad()
-    if int(columns["name_lengths"].sum(dtype=np.int64)) != len(names):
-        raise _bad()
-    if int(columns["ranks"].sum(dtype=np.int64)) != len(columns["shapes"]):
-        raise _bad()
-    # Canonical form: types are listed once each, in the order of their first use, and none is unused.
-    used, first = np.unique(columns["dtype"], return_index=True)
-    if not np.array_equal(used, np.arange(len(dtypes))) or np.any(np.diff(first) < 0):
-        raise _bad()
-    if len(set(dtypes)) != len(dtypes):
-        raise _bad()
-    _check_names(names, columns["name_lengths"])
-    return PackedSpans(columns, dtypes, names)
+    spans = PackedSpans(columns, dtypes, names)
+    spans.check(size)
+    return spans
 
 
-def _check_names(names: bytes, lengths: NDArray[Any]) -> None:
+def _check_names(names: bytes, starts: NDArray[np.int64]) -> None:
     """Raise FormatError unless each name is UTF-8: all of them together are, and none begins inside a character."""
+    if names.isascii():
+        return
     try:
         names.decode()
     except UnicodeDecodeError as error:
         raise _bad() from error  # Invariant 4: bytes that are not text are an error.
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
     data = np.frombuffer(names, np.uint8)
-    if np.any(data[starts[starts < len(data)]] & 0xC0 == 0x80):
+    if (data[starts[starts < len(data)]] & 0xC0 == 0x80).any():
         raise _bad()
 
 

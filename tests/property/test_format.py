@@ -308,6 +308,50 @@ def test_names_that_are_text_only_together_are_refused():
         unpack_spans(torn, 0)
 
 
+TWO_SPANS = [layout.Span("a", "F32", (1,), 0, 4), layout.Span("b", "I8", (2, 1), 4, 6)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"begins": np.array([5, 4], "<u8")},
+        {"ends": np.array([4, 7], "<u8")},
+        {"name_lengths": np.array([1, 2], "<u4")},
+        {"name_lengths": np.array([1], "<u4")},
+        {"ranks": np.array([1, 1], "u1")},
+        {"dtype": np.array([1, 0], "<u4")},
+        {"dtype": np.array([0, 0], "<u4")},
+        {"dtype": np.array([0, 2], "<u4")},
+        {"dtypes": ["F32", "F32"]},
+        {"dtypes": ["F32"]},
+        {"dtypes": ["F32", 7]},
+        {"dtypes": ["F32", []]},
+        {"names": b"a\xff"},
+    ],
+)
+def test_columns_that_break_a_rule_are_refused(change):
+    sound = pack_spans(TWO_SPANS).fields()
+    assert unpack_spans(sound, 6) == pack_spans(TWO_SPANS)
+    broken = {name: item.tobytes() if isinstance(item, np.ndarray) else item for name, item in change.items()}
+    with pytest.raises(FormatError):
+        unpack_spans({**sound, **broken}, 6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        layout.Span("c", "F32", (), 8, 12),
+        layout.Span("c", "F32", (), 4, 3),
+        layout.Span("c", None, (), 0, 0),
+        layout.Span("\ud800", "F32", (), 0, 0),
+    ],
+)
+def test_spans_that_a_reader_refuses_are_not_written(wrong):
+    value = layout.Layout(bytes(32), 9, b"i" * 32, np.array([9], "<u4"), spans=(*TWO_SPANS, wrong))
+    with pytest.raises(ConfigError):
+        layout.encode(value)
+
+
 posix_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1).filter(
     lambda name: name not in (".", "..")
 )

@@ -14,7 +14,7 @@ from casstore.store.adding.sources import is_onnx, open_source, read_range
 from casstore.tensors.dtypes import element_width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
@@ -49,21 +49,18 @@ def find_file_spans(
     """Return the tensors in a file: those that `find_external_spans` found in it, else those it names itself."""
     if external is None:
         return ()
-    size = file.identity.size
-    return tensors.clip_spans(external, size) or tensors.find_spans(
-        _FileBytes(descriptor, size, file.location)
-    )
+    return external or tensors.find_spans(_FileBytes(descriptor, file.identity.size, file.location))
 
 
 def find_external_spans(
     files: Sequence[SourceFile], all_files: Sequence[SourceFile]
 ) -> dict[str, tuple[TensorSpan, ...] | None]:
-    """Return the tensors that ONNX graphs tell of, by the path of the file that holds them.
+    """Return the tensors that ONNX graphs tell of, checked, by the path of the file that holds them.
 
     Those are tensors in data files and in the graphs themselves, so that a graph is walked once; None stands for
-    a graph that holds none.
+    a graph that holds none, and () for a data file of which a graph tells something absurd.
     """
-    unread = {file.path for file in files}
+    unread = {file.path: file.identity.size for file in files}
     own: dict[str, tuple[TensorSpan, ...] | None] = {}
     found: dict[str, list[TensorSpan]] = {}
     for file in all_files:
@@ -81,10 +78,11 @@ def find_external_spans(
             path = _data_file(folder, location, unread)
             if path is not None:
                 found.setdefault(path, []).extend(items)
-    return {path: tuple(dict.fromkeys(items)) for path, items in found.items()} | own
+    checked = {path: tensors.clip_spans(dict.fromkeys(items), unread[path]) for path, items in found.items()}
+    return checked | own
 
 
-def _data_file(folder: str, location: str, unread: set[str]) -> str | None:
+def _data_file(folder: str, location: str, unread: Container[str]) -> str | None:
     """Return the path of the file that a graph in `folder` means; graphs from Windows may have backslashes."""
     for spelling in (location, location.replace("\\", "/")):
         path = posixpath.normpath(posixpath.join(folder, spelling))

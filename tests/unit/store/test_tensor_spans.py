@@ -70,6 +70,15 @@ def test_a_graph_is_walked_once(tmp_path, monkeypatch, external):
     assert [source.location for source in walks].count(str(tmp_path / "model.onnx")) == 1
 
 
+def test_the_tensors_of_a_graph_are_checked_once(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes(TENSORS))
+    checks = []
+    check = tensors.checked_spans
+    monkeypatch.setattr(tensors, "checked_spans", lambda *given: checks.append(given) or check(*given))
+    assert spans_of(tmp_path) == {"model.onnx": ["a", "b"]}
+    assert len(checks) == 1
+
+
 def test_small_files_are_not_opened_to_look_for_graphs(tmp_path, monkeypatch):
     for number in range(50):
         (tmp_path / f"{number}.json").write_bytes(b"{}")
