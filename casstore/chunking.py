@@ -68,15 +68,18 @@ def plan_regions(span_ranges: Iterable[tuple[int, int]], size: int) -> tuple[Reg
     """
     regions: list[Region] = []
     done = 0
-    previous_end = 0
-    for begin, end in sorted(set(span_ranges)):
+    previous_begin = previous_end = 0
+    # What comes in the file's order, as parsers give it, is sorted at once.
+    for begin, end in sorted(span_ranges):
         if not 0 <= begin <= end <= size:
             raise ValueError(f"The span [{begin}, {end}) is not inside a file of {size} bytes.")
         if begin == end:
             continue
         if begin < previous_end:
+            if (begin, end) == (previous_begin, previous_end):
+                continue
             raise ValueError(f"The span [{begin}, {end}) overlaps one that ends at {previous_end}.")
-        previous_end = end
+        previous_begin, previous_end = begin, end
         if end - begin < MIN_SPAN:
             continue
         if done < begin:
@@ -126,23 +129,23 @@ class Chunker:
         """
         if offset != self._position:
             raise ValueError(f"The buffer starts at byte {offset} of the file instead of {self._position}.")
-        parts: list[NDArray[np.int64]] = []
+        lengths: list[int] = []
         done = 0
         while done < len(buffer):
             end, fixed = self._rule()
             available = min(len(buffer) - done, end - self._position)
             complete = self._position + available == end or (final and done + available == len(buffer))
             if fixed:
-                lengths = _cut_fixed(available, complete=complete)
+                cut = _cut_fixed(available, complete=complete)
             else:
-                lengths = self._cut_opaque(buffer[done : done + available], complete=complete)
-            parts.append(lengths)
-            taken = int(lengths.sum())
+                cut = self._cut_opaque(buffer[done : done + available], complete=complete)
+            lengths += cut
+            taken = sum(cut)
             done += taken
             self._position += taken
             if taken < available:
                 break
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        return np.array(lengths, np.int64)
 
     def _rule(self) -> tuple[int, bool]:
         """Return the end of the region that the position is in, and whether it is fixed."""
@@ -153,8 +156,11 @@ class Chunker:
             self._current += 1
         return 1 << 63, False
 
-    def _cut_opaque(self, data: memoryview, *, complete: bool) -> NDArray[np.int64]:
-        lengths = np.array([chunk.length for chunk in self._engine.cut_buf(data)], np.int64)
+    def _cut_opaque(self, data: memoryview, *, complete: bool) -> list[int]:
+        if len(data) <= _MIN_OPAQUE:
+            # One chunk: most gaps between tensors are such.
+            return [len(data)] if complete else []
+        lengths = [chunk.length for chunk in self._engine.cut_buf(data)]
         # A cut with bytes behind it was found by content, or at the maximum; one at the very end may only be
         # where the buffer stops, unless the region stops there too.
         if not complete and lengths[-1] < MAX_CHUNK:
@@ -162,13 +168,10 @@ class Chunker:
         return lengths
 
 
-def _cut_fixed(available: int, *, complete: bool) -> NDArray[np.int64]:
+def _cut_fixed(available: int, *, complete: bool) -> list[int]:
     """Cut `available` bytes that start at a cut of their region."""
     whole, rest = divmod(available, FIXED_CHUNK)
-    lengths = np.full(whole + (1 if rest and complete else 0), FIXED_CHUNK, np.int64)
-    if rest and complete:
-        lengths[-1] = rest
-    return lengths
+    return [FIXED_CHUNK] * whole + ([rest] if rest and complete else [])
 
 
 def _warn_if_slow(engine: FastCDC) -> None:

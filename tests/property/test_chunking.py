@@ -86,6 +86,14 @@ def test_cuts_do_not_depend_on_the_blocks(data):
     assert lengths == cut_at_once(content, regions)
 
 
+@pytest.mark.parametrize("size", [1, 2, 64, 4095, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, 200_000])
+@pytest.mark.parametrize("content", [bytes(200_000), NOISE])
+def test_short_regions_are_cut_as_the_engine_cuts_them(content, size):
+    engine = Chunker([])._engine
+    want = [chunk.length for chunk in engine.cut_buf(memoryview(content[:size]))]
+    assert cut_at_once(content[:size], plan_regions([], size)) == want
+
+
 def test_tiny_blocks_cut_alike():
     size = 300_000
     regions = plan_regions([(100_001, 170_001)], size)
