@@ -85,6 +85,7 @@ class _Walk:
 
     def __init__(self, source: ByteSource) -> None:
         self._pages = Pages(source)
+        self._number = self._pages.number
         self._model = self._number(_U32, 0)
         self._buffers = self._vector(self._model, _MODEL_BUFFERS)
         self._known: dict[int, tuple[int, int]] = {}
@@ -148,10 +149,6 @@ class _Walk:
         if min(shape, default=0) < 0:
             raise Unrecognised("a negative dimension")
         return shape
-
-    def _number(self, form: struct.Struct, position: int) -> int:
-        (value,) = form.unpack(self._pages.take(position, form.size))
-        return int(value)
 
     def _at(self, position: int) -> int:
         """Return where the offset at `position` leads."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from casstore.tensors.span import Unrecognised
 
 if TYPE_CHECKING:
+    import struct
+
     from casstore.tensors.span import ByteSource
 
 __all__ = ["Pages", "Section", "Window", "read_exactly"]
@@ -104,6 +106,17 @@ class Pages:
             first += 1
             data += self._kept.get(first) or self._load(first)
         return data[offset : offset + length]
+
+    def number(self, form: struct.Struct, position: int) -> int:
+        """Return the integer of this form at `position`, or raise Unrecognised."""
+        page, offset = divmod(position, _PAGE)
+        data = self._kept.get(page, b"")
+        # Nearly all lie within a page that is kept.
+        if offset + form.size <= len(data):
+            value: int = form.unpack_from(data, offset)[0]
+        else:
+            (value,) = form.unpack(self.take(position, form.size))
+        return value
 
     def _load(self, number: int) -> bytes:
         self._left -= 1
