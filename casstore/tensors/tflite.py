@@ -86,6 +86,7 @@ class _Walk:
     def __init__(self, source: ByteSource) -> None:
         self._pages = Pages(source)
         self._number = self._pages.number
+        self._last = (-1, 0, 0)
         self._model = self._number(_U32, 0)
         self._buffers = self._vector(self._model, _MODEL_BUFFERS)
         self._known: dict[int, tuple[int, int]] = {}
@@ -156,14 +157,22 @@ class _Walk:
 
     def _field(self, table: int, number: int) -> int | None:
         """Return the place of a table's field, None where the table has its default."""
-        back = self._number(_U32, table)
-        # A signed number: tables of one form share one list of places, before or behind them.
-        places = table - (back - (1 << 32) if back >= 1 << 31 else back)
+        # The fields of a tensor are looked up one after the other.
+        if self._last[0] != table:
+            self._last = (table, *self._places(table))
+        _, places, size = self._last
         slot = 4 + 2 * number
-        if slot + 2 > self._number(_U16, places):
+        if slot + 2 > size:
             return None
         offset = self._number(_U16, places + slot)
         return table + offset if offset else None
+
+    def _places(self, table: int) -> tuple[int, int]:
+        """Return where the list of the places of a table's fields begins, and its size in bytes."""
+        back = self._number(_U32, table)
+        # A signed number: tables of one form share one list, before or behind them.
+        places = table - (back - (1 << 32) if back >= 1 << 31 else back)
+        return places, self._number(_U16, places)
 
     def _field_number(self, table: int, number: int, form: struct.Struct) -> int:
         place = self._field(table, number)
