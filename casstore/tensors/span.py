@@ -67,12 +67,13 @@ class UniqueNames:
 
     def claim(self, name: str) -> str:
         """Return `name`, or `name#n` with the lowest free n."""
-        unique = name
-        if name in self._taken:
-            count = self._next.get(name, 2)
-            while (unique := f"{name}#{count}") in self._taken:
-                count += 1
-            self._next[name] = count + 1
+        if name not in self._taken:
+            self._taken.add(name)
+            return name
+        count = self._next.get(name, 2)
+        while (unique := f"{name}#{count}") in self._taken:
+            count += 1
+        self._next[name] = count + 1
         self._taken.add(unique)
         return unique
 

@@ -51,14 +51,15 @@ def _own_spans(tensors: list[FoundTensor]) -> list[TensorSpan]:
     Tensors without a name (those in a node's attributes) take the name of the node's first output; a name that occurs
     again, deeper or later, gets a number. Values stored as varints have no bytes to point at and are left out.
     """
-    names = UniqueNames()
+    claim = UniqueNames().claim
     found = []
-    for tensor in tensors:
-        if tensor.place is not None and tensor.external is None:
-            begin, end = tensor.place
-            dtype = DTYPE_NAMES.get(tensor.data_type)
-            shape = tensor.shape if dtype else (end - begin,)
-            found.append(TensorSpan(names.claim(tensor.name or UNNAMED), dtype or "U8", shape, begin, end))
+    for _, name, data_type, shape, place, external in tensors:
+        if place is not None and external is None:
+            begin, end = place
+            dtype = DTYPE_NAMES.get(data_type)
+            if dtype is None:
+                dtype, shape = "U8", (end - begin,)  # noqa: PLW2901
+            found.append(TensorSpan(claim(name or UNNAMED), dtype, shape, begin, end))
     return found
 
 
