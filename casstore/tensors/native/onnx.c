@@ -10,11 +10,11 @@
 
 enum { VARINT, FIXED64, BYTES, FIXED32 = 5 };
 
-#define NAME_SIZE 255       /* a longer name of an output is left to Python */
-#define TEXT_SIZE 4096      /* MAX_NAME_BYTES in Python */
-#define MAX_DIMS 16         /* as in Python */
-#define MAX_ENTRIES 64      /* MAX_EXTERNAL_ENTRIES in Python */
-#define FIELD_HEAD 20       /* FIELD_HEAD in Python: an attribute is searched if so many bytes of the window are left beside it */
+#define NAME_SIZE 255  /* a longer name of an output is left to Python */
+#define TEXT_SIZE 4096 /* MAX_NAME_BYTES in Python */
+#define MAX_DIMS 16    /* as in Python */
+#define MAX_ENTRIES 64 /* MAX_EXTERNAL_ENTRIES in Python */
+#define FIELD_HEAD 20  /* FIELD_HEAD in Python: an attribute is searched if so many bytes of the window are left beside it */
 
 /* Bytes by their indices in the window; a message may end behind it. */
 typedef struct {
