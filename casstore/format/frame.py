@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"CFRM"
 _HEADER = struct.Struct("<4sBBBBII32sI")
+_CHECK = struct.Struct("<I")
 _COUNT = struct.Struct("<H")
 HEADER_SIZE = _HEADER.size
 
@@ -60,10 +61,35 @@ def header_sizes(bases: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 def encode_header(header: FrameHeader, *, key: str = "An unfinished pack") -> bytes:
     """Return the bytes that come before the payload; raise FormatError, naming `key`, for a header that readers refuse."""
-    _check_limits(header.kind, header.rank, len(header.bases), header.raw, header.stored, key=key)
-    bases = _COUNT.pack(len(header.bases)) + b"".join(header.bases) if header.bases else b""
-    head = _pack_fields(header, 0)
-    return _pack_fields(header, zlib.crc32(bases, zlib.crc32(head))) + bases
+    return encode_fields(
+        header.object_id,
+        header.kind,
+        header.encoding,
+        header.raw,
+        header.stored,
+        rank=header.rank,
+        bases=header.bases,
+        key=key,
+    )
+
+
+def encode_fields(
+    object_id: bytes,
+    kind: int,
+    encoding: int,
+    raw: int,
+    stored: int,
+    *,
+    rank: int,
+    bases: tuple[bytes, ...],
+    key: str,
+) -> bytes:
+    """Return what `encode_header` does for a header with these fields."""
+    _check_limits(kind, rank, len(bases), raw, stored, key=key)
+    tail = _COUNT.pack(len(bases)) + b"".join(bases) if bases else b""
+    head = _HEADER.pack(MAGIC, kind, encoding, rank, 0, raw, stored, object_id, 0)
+    check = zlib.crc32(tail, zlib.crc32(head))
+    return head[: -_CHECK.size] + _CHECK.pack(check) + tail
 
 
 def decode_header(data: Buffer, *, key: str) -> FrameHeader:
@@ -93,7 +119,8 @@ def decode_header(data: Buffer, *, key: str) -> FrameHeader:
         rank=rank,
         bases=tuple(bases[at : at + DIGEST_SIZE] for at in range(_COUNT.size, len(bases), DIGEST_SIZE)),
     )
-    if zlib.crc32(bases, zlib.crc32(_pack_fields(header, 0))) != check:
+    unchecked = bytes(view[: HEADER_SIZE - _CHECK.size]) + bytes(_CHECK.size)
+    if zlib.crc32(bases, zlib.crc32(unchecked)) != check:
         raise FormatError(f"A frame header of {key} fails its checksum.")
     return header
 
@@ -106,17 +133,3 @@ def _check_limits(kind: int, rank: int, bases: int, raw: int, stored: int, *, ke
         )
     if bases > MAX_BASES or (bases == 0) != (rank == 0):
         raise FormatError(f"{key} holds a frame with an impossible list of bases.")
-
-
-def _pack_fields(header: FrameHeader, check: int) -> bytes:
-    return _HEADER.pack(
-        MAGIC,
-        header.kind,
-        header.encoding,
-        header.rank,
-        0,
-        header.raw,
-        header.stored,
-        header.object_id,
-        check,
-    )

@@ -22,6 +22,7 @@ from casstore.objects.keys import pack_key
 from casstore.objects.publishing.delta_writer import Base
 from casstore.objects.publishing.presence import PresentPacks, read_quarantine
 from casstore.objects.publishing.publication import Publication
+from casstore.objects.reading.base_levels import KnownBases
 from casstore.objects.reading.chunk_cache import CHUNK_CACHE, ChunkCache
 from casstore.objects.reading.frames import decode_encoded, verify_frames
 from casstore.objects.reading.ranges import batches, plan_ranges
@@ -200,6 +201,7 @@ class ObjectStore:
         located = self.locate(ids)
         lengths, ranks = located.rows["raw"].tolist(), located.rows["rank"].tolist()
         parts: list[bytes | memoryview] = []
+        below: dict[int, int] = {}
         if self._is_far:
             parts += self.read_many(ids)
         else:
@@ -207,9 +209,15 @@ class ObjectStore:
             for group in batches(lengths, BLOCK):
                 edges = [0, *accumulate(lengths[group.start : group.stop])]
                 buffer = new(edges[-1])
-                self.fill(located, group, buffer, edges)
+                places = dict(zip(group, pairwise(edges), strict=True))
+                self._fill(located, places, buffer, verify=True, below=below)
                 parts += [buffer[begin:end].toreadonly() for begin, end in pairwise(edges)]
-        below = self._reader.sizes_of_bases(located, [at for at, rank in enumerate(ranks) if rank])
+        left = [at for at, rank in enumerate(ranks) if rank and at not in below]
+        if left:
+            # Anew: where something was read from another copy, that is what is located now.
+            again = self.locate([ids[at] for at in left])
+            sizes = self._reader.sizes_of_bases(again, range(len(left)))
+            below.update((left[at], size) for at, size in sizes.items())
         return [
             Base(ids[at], part, rank, below.get(at, 0))
             for at, (part, rank) in enumerate(zip(parts, ranks, strict=True))
@@ -248,6 +256,10 @@ class ObjectStore:
         pending = dict(zip(wanted, pairwise(edges), strict=True))
         self._fill(located, pending, buffer, verify=verify, cache=cache)
 
+    def know_bases(self, located: Located, positions: Sequence[int], cache: BaseCache) -> None:
+        """Look up at once where the bases of objects are that are read with `cache` next, a few thousand at most."""
+        cache.known = KnownBases(self._index, located, positions)
+
     def _fill(
         self,
         located: Located,
@@ -256,8 +268,9 @@ class ObjectStore:
         *,
         verify: bool,
         cache: BaseCache | None = None,
+        below: dict[int, int] | None = None,
     ) -> None:
-        self._reader.fill(located, pending, buffer, verify=verify, cache=cache)
+        self._reader.fill(located, pending, buffer, verify=verify, cache=cache, below=below)
 
     def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.

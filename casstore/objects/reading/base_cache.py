@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from casstore.objects.reading.base_levels import KnownBases
+
 BASE_CACHE = 48 << 20
 """Plain bytes of bases that one reader keeps, unless the bases of one group of deltas have more."""
 
@@ -25,6 +27,8 @@ class BaseCache:
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, memoryview] = OrderedDict()
         self._size = 0
+        self.known: KnownBases | None = None
+        """Where bases are that are read next (`ObjectStore.know_bases`)."""
 
     def get(self, ids: Iterable[bytes]) -> dict[bytes, memoryview]:
         """Return those of these bases that are here."""

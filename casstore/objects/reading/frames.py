@@ -37,6 +37,17 @@ class _Frame(NamedTuple):
     end: int
 
 
+class _Fetched(NamedTuple):
+    """A fetched frame, of which the header was checked."""
+
+    object_id: bytes
+    kind: int
+    encoding: int
+    rank: int
+    bases: tuple[bytes, ...]
+    payload: memoryview
+
+
 def decode_frames(
     located: Located,
     read: Range,
@@ -53,11 +64,11 @@ def decode_frames(
     `fetched` are the bytes of the range, `bases` plain bytes by id, all that deltas in it need. Raises an IntegrityError
     that names the pack. Unless `verify` is set, objects are not hashed.
     """
-    frames = []
-    for at in read.frames:
-        begin, end = places[at]
-        header, payload = _split(located, at, read, fetched, end - begin, key=key)
-        frames.append(_Frame(header.object_id, header.encoding, payload, header.bases, begin, end))
+    lengths = [places[at][1] - places[at][0] for at in read.frames]
+    frames = [
+        _Frame(item.object_id, item.encoding, item.payload, item.bases, *places[at])
+        for at, item in zip(read.frames, _split(located, read, fetched, lengths, key=key), strict=True)
+    ]
     for run in _adjacent(frames):
         _decode(run, out, bases, key=key)
     if verify:
@@ -75,14 +86,17 @@ def verify_frames(
     headers: list[FrameHeader] = []
     run: list[_Frame] = []
     size = 0
-    for at in read.frames:
-        raw = int(located.rows["raw"][at])
-        header, payload = _split(located, at, read, fetched, raw, key=key)
-        headers.append(header)
+    lengths = located.rows["raw"][list(read.frames)].tolist()
+    for item, raw in zip(_split(located, read, fetched, lengths, key=key), lengths, strict=True):
+        headers.append(
+            FrameHeader(
+                item.object_id, item.kind, item.encoding, raw, len(item.payload), item.rank, item.bases
+            )
+        )
         if run and size + raw > BLOCK:
             _verify_run(run, size, bases, key=key)
             run, size = [], 0
-        run.append(_Frame(header.object_id, header.encoding, payload, header.bases, size, size + raw))
+        run.append(_Frame(item.object_id, item.encoding, item.payload, item.bases, size, size + raw))
         size += raw
     if run:
         _verify_run(run, size, bases, key=key)
@@ -103,20 +117,27 @@ def decode_encoded(headers: Sequence[FrameHeader], data: memoryview) -> dict[byt
 
 
 def _split(
-    located: Located, at: int, read: Range, fetched: memoryview, raw: int, *, key: str
-) -> tuple[FrameHeader, memoryview]:
-    """Return the header that the index describes, after checking that the frame has it, and the frame's payload."""
-    object_id, offset, stored, _, _, _, kind, encoding, rank = ROW_FIELDS.unpack(located.rows[at].tobytes())
-    header = FrameHeader(object_id, kind, encoding, raw, stored, rank, located.bases(at))
-    framed = fetched[offset - read.begin :]
-    if framed[: header.size] != frame.encode_header(header, key=key):
-        try:
-            frame.decode_header(framed, key=key)
-        except FormatError as error:
-            # Invariant 4: damage is reported, with the way back.
-            raise FormatError(f"{error} {ADVICE}") from error
-        raise FormatError(f"{key} does not hold the frame that its index lists there. {ADVICE}")
-    return header, framed[header.size : header.size + stored]
+    located: Located, read: Range, fetched: memoryview, lengths: Sequence[int], *, key: str
+) -> Iterator[_Fetched]:
+    """Yield the frames of a range, after checking that each has the header that the index describes.
+
+    `lengths` are those of their plain bytes.
+    """
+    rows = located.rows[list(read.frames)].tobytes()
+    for at, raw, row in zip(read.frames, lengths, ROW_FIELDS.iter_unpack(rows), strict=True):
+        object_id, offset, stored, _, _, some, kind, encoding, rank = row
+        bases = located.bases(at) if some else ()
+        header = frame.encode_fields(object_id, kind, encoding, raw, stored, rank=rank, bases=bases, key=key)
+        begin = offset - read.begin
+        payload = begin + len(header)
+        if fetched[begin:payload] != header:
+            try:
+                frame.decode_header(fetched[begin:], key=key)
+            except FormatError as error:
+                # Invariant 4: damage is reported, with the way back.
+                raise FormatError(f"{error} {ADVICE}") from error
+            raise FormatError(f"{key} does not hold the frame that its index lists there. {ADVICE}")
+        yield _Fetched(object_id, kind, encoding, rank, bases, fetched[payload : payload + stored])
 
 
 def _verify_run(run: list[_Frame], size: int, bases: Mapping[bytes, memoryview], *, key: str) -> None:

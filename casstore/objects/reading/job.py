@@ -21,6 +21,7 @@ class Job:
     With `elsewhere`, other copies may be read, of a rank below the object's limit. `barred` are the packs in which an
     object cannot be read, by position, for objects that are deltas without a base somewhere; `reasons` says why something
     could not be read. `gone` are packs that the current round of reads found to be absent. `cache` has bases of earlier reads.
+    `below` gets the plain bytes of all bases of deltas.
     """
 
     located: Located
@@ -34,6 +35,7 @@ class Job:
     misses: Counter[int] = field(default_factory=Counter)
     gone: frozenset[int] = frozenset()
     cache: BaseCache | None = None
+    below: dict[int, int] | None = None
 
     def bar(self, positions: Iterable[int], reason: IntegrityError) -> None:
         """Do not look for objects again where they were located: nothing is wrong with that pack."""

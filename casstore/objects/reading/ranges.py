@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.format.frame import header_sizes
+from casstore.format.frame import header_size, header_sizes
+from casstore.format.rows import ROW_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -60,41 +63,67 @@ def plan_ranges(
     A range has at most `max_stored` bytes of the pack and `max_plain` decoded ones, or one frame. `waste` is the share of
     the wanted bytes that may be read along in gaps, all together: the smallest gaps are closed first.
     """
-    wanted = np.asarray(wanted, np.int64)
-    rows = located.rows[wanted]
-    order = np.lexsort((rows["offset"], rows["pack"]))
-    wanted, rows = wanted[order], rows[order]
-    sizes = frame_sizes(located, wanted)
-    begins = rows["offset"].astype(np.int64)
-    ends = begins + sizes
-    gaps = begins[1:] - ends[:-1]
-    # One object may be wanted several times; other frames that overlap are damage, and are read apart.
-    overlap = (gaps < 0) & (begins[1:] != begins[:-1])
-    apart = (rows["pack"][1:] != rows["pack"][:-1]) | (gaps > MAX_GAP) | overlap
+    frames = _frames(located, wanted.tolist() if isinstance(wanted, np.ndarray) else list(wanted))
+    cut = [_is_apart(one, other) for one, other in pairwise(frames)]
     if waste is not None:
-        open_ = np.flatnonzero(~apart & (gaps > 0))
-        open_ = open_[np.argsort(gaps[open_], kind="stable")]
-        apart[open_[np.cumsum(gaps[open_]) > waste * int(sizes.sum())]] = True
-    positions, packs, lengths = wanted.tolist(), rows["pack"].tolist(), sizes.tolist()
-    starts, stops, cut = begins.tolist(), ends.tolist(), apart.tolist()
-    plain = rows["raw"].tolist() if max_plain is not None else [0] * len(positions)
+        _cut_wide_gaps(frames, cut, waste * sum(frame.end - frame.begin for frame in frames))
     ranges: list[Range] = []
     first = decoded = 0
-    for at in range(len(positions)):
-        decoded += plain[at]
+    for at, frame in enumerate(frames):
+        decoded += frame.raw
         following = at + 1
         if (
-            following < len(positions)
+            following < len(frames)
             and not cut[at]
-            and stops[following] - starts[first] <= max_stored
-            and (max_plain is None or decoded + plain[following] <= max_plain)
+            and frames[following].end - frames[first].begin <= max_stored
+            and (max_plain is None or decoded + frames[following].raw <= max_plain)
         ):
             continue
-        begin, end = starts[first], stops[at]
-        dense = end - begin == sum(lengths[first:following])
-        ranges.append(Range(packs[first], begin, end, tuple(positions[first:following]), dense))
+        members = frames[first:following]
+        begin = members[0].begin
+        dense = frame.end - begin == sum(member.end - member.begin for member in members)
+        positions = tuple(member.position for member in members)
+        ranges.append(Range(frame.pack, begin, frame.end, positions, dense))
         first, decoded = following, 0
     return ranges
+
+
+class _Frame(NamedTuple):
+    """Bytes [`begin`, `end`) of a pack, the position of the frame that lies there, and its plain bytes."""
+
+    pack: int
+    begin: int
+    end: int
+    position: int
+    raw: int
+
+
+def _frames(located: Located, wanted: Sequence[int]) -> list[_Frame]:
+    """Return frames in the order of their packs. Most plans are of a few frames: numpy would take longer for those."""
+    rows, sources = located.rows[wanted].tobytes(), located.sources[wanted].tolist()
+    frames = []
+    for position, source, row in zip(wanted, sources, ROW_FIELDS.iter_unpack(rows), strict=True):
+        _, begin, stored, raw, pack, bases, *_ = row
+        count = located.lists[source].length(bases) if bases else 0
+        frames.append(_Frame(pack, begin, begin + header_size(count) + stored, position, raw))
+    frames.sort(key=itemgetter(0, 1))
+    return frames
+
+
+def _is_apart(one: _Frame, other: _Frame) -> bool:
+    """Say whether the next frame is not read along with one, however few they are."""
+    gap = other.begin - one.end
+    # One object may be wanted several times; other frames that overlap are damage, and are read apart.
+    return other.pack != one.pack or gap > MAX_GAP or (gap < 0 and other.begin != one.begin)
+
+
+def _cut_wide_gaps(frames: Sequence[_Frame], cut: list[bool], budget: float) -> None:
+    """Cut where gaps are, from the smallest on, more bytes than the budget has."""
+    gaps = [other.begin - one.end for one, other in pairwise(frames)]
+    total = 0
+    for at in sorted((at for at, gap in enumerate(gaps) if gap > 0 and not cut[at]), key=gaps.__getitem__):
+        total += gaps[at]
+        cut[at] = total > budget
 
 
 def batches(sizes: Iterable[int], limit: int) -> Iterator[range]:

@@ -90,6 +90,7 @@ class ReadThrough(ObjectStore):
         *,
         verify: bool,
         cache: BaseCache | None = None,
+        below: dict[int, int] | None = None,
     ) -> None:
         away = [at for at in pending if located.rows["pack"][at] == _ELSEWHERE]
         if away:
@@ -98,7 +99,7 @@ class ReadThrough(ObjectStore):
             spans = [pending.pop(at) for at in away]
             self._take(ids, [buffer[begin:end] for begin, end in spans], missing)
         try:
-            super()._fill(located, pending, buffer, verify=verify, cache=cache)
+            super()._fill(located, pending, buffer, verify=verify, cache=cache, below=below)
         except UnsupportedVersion:
             raise
         except (IntegrityError, ObjectNotFound) as error:

@@ -24,8 +24,10 @@ from casstore.objects.reading.base_levels import (
     find_bases,
     find_levels,
     look_harder,
+    needs_of,
     no_base,
     sizes_below,
+    sizes_in,
 )
 from casstore.objects.reading.frames import ADVICE, decode_frames
 from casstore.objects.reading.job import Job
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from casstore.objects.index.index import Index
     from casstore.objects.index.located import Located
     from casstore.objects.reading.base_cache import BaseCache
-    from casstore.objects.reading.base_levels import Level
+    from casstore.objects.reading.base_levels import Level, Needs
     from casstore.objects.reading.ranges import Range
 
     ReadInto = Callable[Concatenate[str, memoryview, ...], int]
@@ -74,6 +76,7 @@ class ObjectReader:
         elsewhere: bool = True,
         verify: bool = True,
         cache: BaseCache | None = None,
+        below: dict[int, int] | None = None,
     ) -> None:
         """Decode objects, verified, to where `pending` says in `buffer`, by their positions in `located`.
 
@@ -83,10 +86,11 @@ class ObjectReader:
         what does not decode counts as damaged: the caller must prove the bytes by another hash that covers
         them before anyone sees them (invariant 4). Bases take memory: MAX_BASE_BYTES at most,
         and as a rule not more than 4 MiB of the deltas that need them. `cache` keeps those that other reads with the same
-        `verify` need again. Raises MissingObject for a base that is gone.
+        `verify` need again. `below`, if given, gets the plain bytes of all bases of deltas, with the bases of those, by position,
+        as far as they are read. Raises MissingObject for a base that is gone.
         """
         with _reasons():
-            self._fill(Job(located, pending, buffer, elsewhere, verify, cache=cache), None)
+            self._fill(Job(located, pending, buffer, elsewhere, verify, cache=cache, below=below), None)
 
     def verify(self, located: Located, wanted: Sequence[int]) -> None:
         """Read objects where `located` says, and nowhere else; raises ObjectNotFound or an IntegrityError.
@@ -152,9 +156,9 @@ class ObjectReader:
         """Read what a job asks for. `bases` are at hand, and get more; None if each group has its own."""
         while True:
             job.gone = frozenset()
-            ranks = job.located.rows["rank"]
-            self._read(job, [at for at in job.pending if not ranks[at]], {})
-            deltas = [at for at in job.pending if ranks[at]]
+            ranks = job.located.rows["rank"][list(job.pending)].tolist()
+            deltas = [at for at, rank in zip(job.pending, ranks, strict=True) if rank]
+            self._read(job, [at for at, rank in zip(job.pending, ranks, strict=True) if not rank], {})
             for group in batches(job.located.rows["raw"][deltas].tolist(), BLOCK):
                 self._read_deltas(job, deltas[group.start : group.stop], bases)
             if not job.pending:
@@ -169,6 +173,7 @@ class ObjectReader:
             if not group:
                 return
         if bases is None and job.cache is not None:
+            held.known = job.cache.known
             held.plain.update(job.cache.get(base for at in group for base in job.located.bases(at)))
         try:
             self._load(job.located, group, held, verify=job.verify, cache=job.cache)
@@ -197,13 +202,16 @@ class ObjectReader:
         places = {at: job.pending[at] for at in group}
         alone = Job(job.located, places, job.buffer, elsewhere=False, verify=True)
         try:
-            self._load(job.located, group, bases, verify=False)
+            self._load(job.located, group, bases, verify=False, below=job.below)
             self._read(alone, group, bases.plain)
         except (IntegrityError, ObjectNotFound, LacksBaseError):
             # Invariant 11: nothing is hidden: what is wrong is met again by whoever reads the rest.
             pass
         finally:
             bases.release()
+        if job.below is not None:
+            for at in places:
+                job.below.pop(at, None)
         for at in set(group) - places.keys():
             del job.pending[at]
         return list(places)
@@ -309,21 +317,26 @@ class ObjectReader:
         *,
         verify: bool = True,
         cache: BaseCache | None = None,
+        below: dict[int, int] | None = None,
     ) -> None:
-        """Bring all bases that the frames at these positions name; raise LacksBaseError if one cannot be read."""
+        """Bring all bases that the frames at these positions name; raise LacksBaseError if one cannot be read.
+
+        `below`, if given, gets the plain bytes of all bases of each frame, unless some are at hand already.
+        """
         try:
-            levels = find_levels(self._index, located, positions, bases)
-            own = int(located.rows["raw"][list(positions)].sum(dtype=np.int64))
-            total = sum(int(level.located.rows["raw"].sum(dtype=np.int64)) for level in levels)
-            kept = cache if total > _SHARED * own else None
+            needs = needs_of(located, positions)
+            levels = find_levels(self._index, located, needs, bases)
+            if below is not None and not bases.plain:
+                below.update(sizes_in(levels, needs))
+            total = sum(level.size for level in levels)
+            kept = cache if total > _SHARED * sum(need.raw for need in needs) else None
             # What is kept must not be memory that is lent.
             bases.lending = bases.lending and kept is None
-            for rank in sorted({rank for level in levels for rank in level.located.rows["rank"].tolist()}):
+            for rank in sorted({need.rank for level in levels for need in level.needs}):
                 for level in levels:
                     self._decode_level(level, rank, bases, verify=verify)
             if kept is not None:
-                names = [name for level in levels for name in level.located.ids(range(len(level.limits)))]
-                kept.put({name: bases.plain[name] for name in names})
+                kept.put({name: bases.plain[name] for level in levels for name in level.ids})
         except LacksBaseError:
             # Invariant 7: a base may have another copy, whose own bases are there.
             for at in positions:
@@ -332,26 +345,26 @@ class ObjectReader:
 
     def _decode_level(self, level: Level, rank: int, bases: Bases, *, verify: bool) -> None:
         """Decode those bases of a level that have a rank; the bases that they need are at hand."""
-        wanted = np.flatnonzero(level.located.rows["rank"] == rank).tolist()
+        wanted = [need for need in level.needs if need.rank == rank]
         # In parts that fit into memory that is lent.
-        for part in batches(level.located.rows["raw"][wanted].tolist(), BLOCK):
+        for part in batches((need.raw for need in wanted), BLOCK):
             self._decode_part(level, wanted[part.start : part.stop], bases, verify=verify)
 
-    def _decode_part(self, level: Level, wanted: Sequence[int], bases: Bases, *, verify: bool) -> None:
-        edges = [0, *accumulate(level.located.rows["raw"][wanted].tolist())]
-        ids = level.located.ids(wanted)
-        spans = list(pairwise(edges))
+    def _decode_part(self, level: Level, wanted: Sequence[Needs], bases: Bases, *, verify: bool) -> None:
+        edges = list(accumulate((need.raw for need in wanted), initial=0))
         buffer = bases.take(edges[-1])
+        positions = [need.position for need in wanted]
         # A copy that is read instead of a damaged one must still rank below what needs it.
-        limits = {at: level.limits[at] for at in wanted}
-        places = dict(zip(wanted, spans, strict=True))
+        limits = {at: level.limits[at] for at in positions}
+        places = dict(zip(positions, pairwise(edges), strict=True))
         job = Job(level.located, places, buffer, elsewhere=True, verify=verify, limits=limits)
         try:
             self._fill(job, bases)
         except IntegrityError as error:
             # Invariant 4: what is above may be elsewhere without this base.
             raise LacksBaseError(error) from error
-        bases.plain.update((item, buffer[begin:end]) for item, (begin, end) in zip(ids, spans, strict=True))
+        for at, (begin, end) in zip(positions, pairwise(edges), strict=True):
+            bases.plain[level.ids[at]] = buffer[begin:end]
 
     def _bring(self, base: bytes, limit: int, bases: Bases) -> None:
         """Bring one base from any copy of a rank below the limit that decodes; none is tried twice in vain."""

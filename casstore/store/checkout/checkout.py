@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from casstore.objects import Located, ObjectStore
     from casstore.store.checkout.destination import FolderCalls
 
+_LOOKED_UP = 8192
+"""Chunks of which the bases are looked up at once: some gigabytes, and little memory."""
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -179,9 +182,13 @@ class Checkout:
         most_open, most_pieces = open_at_once()
         pending: deque[tuple[Batch, Future[None]]] = deque()
         bases = BaseCache()
+        known = 0
         try:
             with TaskGroup() as tasks:
                 for batch in plan_batches(tree.files, layouts, most_pieces):
+                    if batch.first + len(batch.lengths) > known:
+                        known = min(batch.first + _LOOKED_UP, len(located.rows))
+                        objects.know_bases(located, range(batch.first, known), bases)
                     self._open_targets(root, batch)
                     batch.buffer = take_block()
                     pending.append((batch, tasks.submit(_decode, objects, located, batch, bases)))

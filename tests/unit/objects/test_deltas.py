@@ -22,7 +22,8 @@ from casstore.errors import DigestMismatch, FormatError, IntegrityError, Missing
 from casstore.format import frame
 from casstore.format.rows import Kind
 from casstore.machine.state import MachineState
-from casstore.objects import Base, encode_delta
+from casstore.objects import Base, BaseCache, encode_delta
+from casstore.objects.index.index import Index
 from casstore.objects.keys import pack_key
 from casstore.objects.publishing.pack_writer import EncodedFrames, PackWriter, encode_object
 from casstore.ops.check import check
@@ -107,6 +108,53 @@ def test_a_chain_reads_whatever_is_asked_for(store):
     for data in everything:
         assert read(store, data)
     assert_clean(opened(store.backend))
+
+
+def test_bases_that_are_known_are_not_looked_up_again(memory, monkeypatch):
+    write_frames(memory, plain(BASE), plain(OTHER))
+    write_frames(memory, delta_frame(DELTA, 4, [BASE, OTHER]))
+    write_frames(memory, delta_frame(ABOVE, 8, [DELTA, BASE]))
+    store = opened(memory.backend)
+    located, cache = store.objects.locate([digest(ABOVE), digest(OTHER)]), BaseCache()
+    store.objects.know_bases(located, [0, 1], cache)
+    monkeypatch.setattr(Index, "_locate", lambda *_, **__: pytest.fail("it is looked up"))
+    buffer = memoryview(bytearray(3_000))
+    store.objects.fill(located, [0], buffer, [0, 3_000], cache=cache)
+    assert buffer == ABOVE
+
+
+def test_bases_that_moved_since_they_became_known_are_found(memory):
+    gone = write_frames(memory, plain(BASE))
+    write_frames(memory, delta_frame(DELTA, 4, [BASE]))
+    store = opened(memory.backend)
+    located, cache = store.objects.locate([digest(DELTA)]), BaseCache()
+    store.objects.know_bases(located, [0], cache)
+    forge(memory, plain(BASE))
+    memory.backend.delete(pack_key(gone))
+    for _ in range(2):
+        buffer = memoryview(bytearray(3_000))
+        store.objects.fill(located, [0], buffer, [0, 3_000], cache=cache)
+        assert buffer == DELTA
+
+
+def test_a_base_of_too_high_a_rank_is_no_base_though_it_is_known(memory):
+    write_frames(memory, plain(BASE), plain(OTHER))
+    forge(memory, delta_frame(DELTA, 8, [BASE]), delta_frame(ABOVE, 8, [DELTA, OTHER]))
+    store = opened(memory.backend)
+    located, cache = store.objects.locate([digest(ABOVE)]), BaseCache()
+    store.objects.know_bases(located, [0], cache)
+    with pytest.raises(MissingObject, match=digest(DELTA).hex()):
+        store.objects.fill(located, [0], memoryview(bytearray(3_000)), [0, 3_000], cache=cache)
+
+
+def test_a_base_that_is_read_from_another_copy_has_the_bases_of_that(memory):
+    write_frames(memory, plain(BASE), plain(OTHER))
+    damaged = write_frames(memory, delta_frame(DELTA, 4, [BASE]))
+    forge(memory, delta_frame(DELTA, 8, [BASE, OTHER]))
+    assert [item.below for item in opened(memory.backend).objects.read_bases([digest(DELTA)])] == [3_000]
+    flip(memory, damaged, place_of(memory, damaged, digest(DELTA))[1] + 5)
+    [found] = opened(memory.backend).objects.read_bases([digest(DELTA)])
+    assert (found.plain, found.below) == (DELTA, 6_000)
 
 
 TENSORS = {name: np.random.default_rng(7).normal(0, 0.02, (300, 500)).astype(np.float32) for name in "ab"}
