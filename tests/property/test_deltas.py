@@ -13,7 +13,6 @@ from fakes.payloads import decode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casstore import _build
 from casstore.codecs import Encoding
 from casstore.codecs.delta import (
     LITERALS,
@@ -24,6 +23,7 @@ from casstore.codecs.delta import (
     Order,
     Piece,
     Residual,
+    Rounding,
     Step,
     cast,
     combine,
@@ -31,11 +31,15 @@ from casstore.codecs.delta import (
     encode_delta,
     encode_deltas,
     encoder,
+    predicted,
     residual,
     same,
 )
+from casstore.codecs.delta.operations.floats import FORMATS
+from casstore.codecs.delta.operations.operation import Source
 from casstore.codecs.delta.payload import write_directory
 from casstore.codecs.delta.predict import MAX_RESULTS
+from casstore.codecs.delta.predicted import Task, add_each, subtract_each
 from casstore.codecs.delta.residual import Outcome
 from casstore.errors import FormatError, UnsupportedVersion
 
@@ -126,13 +130,13 @@ def test_wrong_residuals_prove_nothing(monkeypatch):
     base = data_of(0, 4096)
     item = DeltaInput(data_of(1, 4096), [base], [same(0, [Extent(0, 0, 4096)], Residual(Order.INTEGER, 1))])
     assert encode_deltas([item])[0].is_proved
-    subtract, encode_each = residual.subtract, encoder.encode_each
+    subtract, encode_each = encoder.subtract_each, encoder.encode_each
 
-    def wrong(actual, predicted, form, out):
-        assert subtract(actual, predicted, form, out) is Outcome.RESTORED
-        return Outcome.LOST
+    def wrong(tasks, out):
+        assert subtract(tasks, out) == [Outcome.RESTORED]
+        return [Outcome.LOST]
 
-    monkeypatch.setattr(residual, "subtract", wrong)
+    monkeypatch.setattr(encoder, "subtract_each", wrong)
     assert not encode_deltas([item])[0].is_proved
     monkeypatch.undo()
 
@@ -229,39 +233,114 @@ def test_residuals_are_those_of_the_specification(form, seed, count):
         data = np.array(values, f"<u{form.width}").view(np.uint8)
         return np.concatenate([np.zeros(shift, np.uint8), data])[shift:]
 
-    def run(function, one, other):
+    def subtracted():
         out = np.zeros(count * form.width + 1, np.uint8)[1:]
-        outcome = function(as_bytes(one), as_bytes(other), form, out)
-        if function is residual.subtract:
-            assert outcome is (Outcome.RESTORED if any(expected) else Outcome.EXACT)
+        task = Task(as_bytes(actual), Source([as_bytes(predicted)]), form)
+        assert subtract_each([task], out) == [Outcome.RESTORED if any(expected) else Outcome.EXACT]
         return out
 
-    differences = agreed(lambda: run(residual.subtract, actual, predicted))
-    assert np.frombuffer(differences, f"<u{form.width}").tolist() == expected
-    back = agreed(lambda: run(residual.add, expected, predicted))
-    assert np.frombuffer(back, f"<u{form.width}").tolist() == actual
+    def added():
+        out = np.zeros(count * form.width + 1, np.uint8)[1:]
+        add_each([Task(out, Source([as_bytes(predicted)]), form, as_bytes(expected))])
+        return out
+
+    assert np.frombuffer(agreed(subtracted), f"<u{form.width}").tolist() == expected
+    assert np.frombuffer(agreed(added), f"<u{form.width}").tolist() == actual
 
 
 def test_differences_that_do_not_restore_are_lost(monkeypatch):
-    monkeypatch.setattr(_build, "kernels", None)
     monkeypatch.setattr(residual, "add", lambda differences, predicted, form, out: out.fill(0))
     one, other = np.ones(8, np.uint8), np.arange(8, dtype=np.uint8)
     assert residual.subtract(one, other, RESIDUALS[0], np.empty(8, np.uint8)) is Outcome.LOST
 
 
+CASTS = [None, ("F32", "BF16"), ("F16", "F32"), ("F32", "F8_E4M3"), ("F8_E5M2", "F32"), ("F64", "F32")]
+"""Formats of what predictions are cast from and to."""
+
+
+@st.composite
+def tasks(draw):
+    """Draw predictions in parts, from a few bytes to some tiles, and what they are for: exact, nearly so, or not."""
+    chance = np.random.default_rng(draw(st.integers(0, 1000)))
+    made = []
+    for _ in range(draw(st.integers(1, 4))):
+        formats = draw(st.sampled_from(CASTS))
+        form = draw(st.sampled_from(RESIDUALS))
+        numbers = None
+        unit, width = 1, 1
+        if formats is not None:
+            source, target = (FORMATS[name] for name in formats)
+            rounding = draw(st.sampled_from(Rounding)) if source.width > target.width else 0
+            numbers = (
+                source.code,
+                target.code,
+                int(rounding),
+                source.width > target.width and draw(st.booleans()),
+            )
+            unit, width = source.width, target.width
+        # A whole number of elements of the residual, whatever the parts are.
+        counts = [draw(st.sampled_from([0, 1, 3, 700, 5000])) for _ in range(draw(st.integers(1, 3)))]
+        counts.append(-sum(counts) % 8 + 8)
+        parts = [chance.integers(0, 256, count * unit + 1, dtype=np.uint8)[1:] for count in counts]
+        source = Source(parts, numbers)
+        own = np.zeros(sum(counts) * width + 1, np.uint8)[1:]
+        add_each([Task(own, source, None)])
+        for at in draw(st.lists(st.integers(0, len(own) - 1), max_size=2)):
+            own[at] ^= 1
+        made.append(Task(own, source, form))
+    return made
+
+
+@given(tasks())
+def test_predictions_in_parts_are_compared_and_restored_as_one_by_one(made):
+    def run():
+        out = np.zeros(sum(len(task.own) for task in made), np.uint8)
+        outcomes = subtract_each(made, out)
+        back = [np.zeros(len(task.own) + 1, np.uint8)[1:] for task in made]
+        again, at = [], 0
+        for task, outcome, own in zip(made, outcomes, back, strict=True):
+            end = at if outcome is Outcome.EXACT else at + len(own)
+            again.append(Task(own, task.source, task.residual, out[at:end] if end > at else None))
+            at = end
+        add_each(again)
+        return b"".join([bytes(outcomes), *(own.tobytes() for own in back), out[:at].tobytes()])
+
+    expected, differences = [bytearray(), b""], bytearray()
+    for task in made:
+        predicted, out = np.empty_like(task.own), np.zeros(len(task.own), np.uint8)
+        add_each([Task(predicted, task.source, None)])
+        outcome = residual.subtract(task.own, predicted, task.residual, out)
+        expected[0].append(outcome)
+        expected[1] += task.own.tobytes()
+        differences += b"" if outcome is Outcome.EXACT else out.tobytes()
+    assert agreed(run) == bytes(expected[0]) + expected[1] + differences
+
+
+def test_what_is_made_for_predictions_is_worked_on_in_groups(monkeypatch):
+    monkeypatch.setattr(predicted, "_HELD", 100)
+    parts = [np.full(60, number, np.uint8) for number in range(5)]
+    out = [np.empty(60, np.uint8) for _ in parts]
+    add_each(Task(own, Source([part], made=60), None) for own, part in zip(out, parts, strict=True))
+    assert [own.tolist() for own in out] == [part.tolist() for part in parts]
+
+
 @pytest.mark.parametrize(
     "call",
     [
-        lambda c: c.subtract(bytes(8), bytes(8), bytearray(7), 4, True),
-        lambda c: c.subtract(bytes(8), bytes(4), bytearray(8), 4, True),
-        lambda c: c.subtract(bytes(6), bytes(6), bytearray(6), 4, True),
-        lambda c: c.add(bytes(6), bytes(6), bytearray(6), 3, False),
-        lambda c: c.add(bytes(6), bytes(6), bytearray(6), 0, False),
-        lambda c: c.add(b"", b"", bytearray(), -1, False),
+        lambda c: c.subtract_each(((bytes(8), (bytes(8),), None, 4, True, None),), bytearray(7)),
+        lambda c: c.subtract_each(((bytes(8), (bytes(4), bytes(3)), None, 4, True, None),), bytearray(8)),
+        lambda c: c.subtract_each(((bytes(6), (bytes(6),), None, 4, True, None),), bytearray(6)),
+        lambda c: c.subtract_each(((bytes(8), (bytes(8),), None, 3, True, None),), bytearray(8)),
+        lambda c: c.subtract_each(((bytes(4), (bytes(6),), None, 2, True, (2, 3, 0, False)),), bytearray(4)),
+        lambda c: c.subtract_each(((bytes(4), (bytes(8),), None, 2, True, (2, 2, 0, False)),), bytearray(4)),
+        lambda c: c.subtract_each(((bytes(4), (bytes(8),), None, 2, True, (2, 3, 9, False)),), bytearray(4)),
+        lambda c: c.add_each(((bytearray(8), (bytes(8),), bytes(7), 1, True, None),)),
+        lambda c: c.add_each(((bytearray(8), (bytes(9),), None, 1, True, None),)),
+        lambda c: c.add_each(((bytearray(8), (), None, 1, True, None),)),
     ],
 )
-def test_compiled_residuals_refuse_what_does_not_fit(call):
-    with pytest.raises(ValueError, match="fit"):
+def test_compiled_predictions_refuse_what_does_not_fit(call):
+    with pytest.raises(ValueError, match=r"fit|room"):
         call(COMPILED)
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from casstore.codecs.batch import decode_batch
-from casstore.codecs.delta import residual
+from casstore.codecs.delta.operations.operation import Source
 from casstore.codecs.delta.payload import (
     DIRECTORY,
     LITERAL,
     RESIDUALS,
     check_order,
     check_streams,
-    read_directory,
     read_head,
+    read_pieces,
 )
-from casstore.codecs.delta.predict import check_programs, predict, predict_to
+from casstore.codecs.delta.predict import check_programs, fills, predict_to, source_of
+from casstore.codecs.delta.predicted import Task, add_each
 from casstore.codecs.encoding import Encoding
 from casstore.codecs.regroup import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
@@ -47,7 +48,7 @@ class Delta(NamedTuple):
 class _Parsed(NamedTuple):
     """A delta that was checked: its pieces, the streams that are to be decoded, and where each of those begins."""
 
-    pieces: list[Piece]
+    pieces: Sequence[Piece]
     streams: list[Stream]
     size: int
     bases: list[U8]
@@ -78,7 +79,7 @@ def decode_deltas(deltas: Sequence[Delta], lengths: Sequence[int], out: Buffer) 
 
 def _parse(delta: Delta, raw: int) -> _Parsed:
     head = read_head(memoryview(delta.payload).cast("B"))
-    pieces = read_directory(_directory(head), head.pieces)
+    pieces = read_pieces(_directory(head), head.pieces)
     check_streams(pieces, head, check_order(pieces, raw))
     bases: list[U8] = [np.frombuffer(base, np.uint8) for base in delta.bases]
     check_programs(pieces, [len(base) for base in bases], head.plain(LITERAL))
@@ -101,33 +102,44 @@ def _decode_group(parsed: Sequence[_Parsed], out: U8, lengths: Sequence[int]) ->
     decode_batch(
         [(stream.encoding, stream.body) for stream in streams], [stream.plain for stream in streams], plain
     )
-    at = 0
-    for item, (begin, end) in zip(parsed, pairwise([0, *accumulate(lengths)]), strict=True):
-        _decode(item, plain[at : at + item.size], out[begin:end])
+    add_each(_tasks(parsed, plain, out, lengths))
+
+
+def _tasks(parsed: Sequence[_Parsed], plain: U8, out: U8, lengths: Sequence[int]) -> Iterator[Task]:
+    """Yield what is left to be made of deltas; `plain` is what the streams of all hold, one after the other."""
+    at = begin = 0
+    for item, length in zip(parsed, lengths, strict=True):
+        yield from _tasks_of(item, plain[at : at + item.size], out[begin : begin + length])
         at += item.size
+        begin += length
 
 
-def _decode(item: _Parsed, plain: U8, out: U8) -> None:
-    """Fill `out` with pieces and, between them, literals; `plain` is what the streams hold, one after the other."""
-    ends = [0, *accumulate(stream.plain for stream in item.streams)]
-    found = {
-        stream.number: plain[begin:end]
-        for stream, (begin, end) in zip(item.streams, pairwise(ends), strict=True)
-    }
+def _tasks_of(item: _Parsed, plain: U8, out: U8) -> Iterator[Task]:
+    """Yield pieces and, between them, literals."""
+    found: dict[int, U8] = {}
+    begin = 0
+    for stream in item.streams:
+        found[stream.number] = plain[begin : begin + stream.plain]
+        begin += stream.plain
     literals = found.get(LITERAL, plain[:0])
     taken = dict.fromkeys(found, 0)
     at = literal = 0
     for piece in item.pieces:
-        gap = piece.begin - at
-        out[at : piece.begin] = literals[literal : literal + gap]
-        at, literal = piece.end, literal + gap
-        actual = out[piece.begin : piece.end]
-        if piece.residual is None:
+        if piece.begin > at:
+            gap = piece.begin - at
+            yield Task(out[at : piece.begin], Source([literals[literal : literal + gap]]), None)
+            literal += gap
+        at = piece.end
+        actual = out[piece.begin : at]
+        differences = None
+        if piece.residual is not None:
+            number = RESIDUALS[piece.residual.width]
+            start = taken[number]
+            taken[number] += len(actual)
+            differences = found[number][start : start + len(actual)]
+        elif fills(piece):
             predict_to(piece, item.bases, literals, actual)
             continue
-        predicted = predict(piece, item.bases, literals)
-        number = RESIDUALS[piece.residual.width]
-        start = taken[number]
-        taken[number] += len(actual)
-        residual.add(found[number][start : start + len(actual)], predicted, piece.residual, actual)
-    out[at:] = literals[literal : literal + len(out) - at]
+        yield Task(actual, source_of(piece, item.bases, literals), piece.residual, differences)
+    if at < len(out):
+        yield Task(out[at:], Source([literals[literal : literal + len(out) - at]]), None)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.codecs.batch import decodes_to, encode_each
-from casstore.codecs.delta import residual
 from casstore.codecs.delta.payload import (
     DIRECTORY,
     LITERAL,
@@ -17,13 +16,15 @@ from casstore.codecs.delta.payload import (
     Stream,
     check_order,
     check_streams,
-    read_directory,
     read_head,
+    read_pieces,
     write_directory,
     write_head,
 )
 from casstore.codecs.delta.piece import LITERALS
-from casstore.codecs.delta.predict import check_programs, predict, strides
+from casstore.codecs.delta.predict import check_programs, source_of, strides
+from casstore.codecs.delta.predicted import Task, subtract_each
+from casstore.codecs.delta.residual import Outcome
 from casstore.codecs.encoding import ElementHint, Encoding
 from casstore.codecs.kernels import equal
 from casstore.codecs.regroup import scratch
@@ -57,10 +58,25 @@ class DeltaInput(NamedTuple):
 
 
 class EncodedDelta(NamedTuple):
-    """A payload. `is_proved` says that it was shown to decode to its input, so that decoding it would do the same again."""
+    """A payload, the end of `room`, which is the caller's from now on.
 
-    payload: bytes
+    `is_proved` says that it was shown to decode to its input, so that decoding it would do the same again.
+    """
+
+    payload: memoryview
     is_proved: bool
+    room: memoryview
+
+
+class _Checked(NamedTuple):
+    """An input that was checked: its bytes, those of bases and literals, how many no piece has, and the order of residuals."""
+
+    data: U8
+    bases: list[U8]
+    literals: U8
+    left: int
+    pieces: Sequence[Piece]
+    order: list[int]
 
 
 class _Parts(NamedTuple):
@@ -80,25 +96,27 @@ def encode_delta(
     plain: Buffer, bases: Sequence[Buffer], pieces: Sequence[Piece], *, side: bytes = b""
 ) -> bytes:
     """Return the payload of `plain`, given predictions for parts of it (`encode_deltas`)."""
-    return encode_deltas([DeltaInput(plain, bases, pieces, side)])[0].payload
+    return bytes(encode_deltas([DeltaInput(plain, bases, pieces, side)])[0].payload)
 
 
-def encode_deltas(inputs: Sequence[DeltaInput]) -> list[EncodedDelta]:
+def encode_deltas(inputs: Sequence[DeltaInput], *, leads: Sequence[int] | None = None) -> list[EncodedDelta]:
     """Return the payload of each input. Those of one tensor are best given together, a few megabytes of them.
 
     A piece whose prediction proves exact gets no residual. Raises ValueError for one that is not and names
-    none, FormatError for pieces that a reader would refuse. A payload may be longer than its plain bytes.
+    none, FormatError for pieces that a reader would refuse. A payload may be longer than its plain bytes. With `leads`, so
+    many bytes are left for the caller before each.
     """
     room = scratch("residuals", sum(memoryview(item.plain).nbytes for item in inputs))
-    parts: list[_Parts] = []
+    checked = list(map(_check, inputs))
+    outcomes = iter(subtract_each(_tasks(checked), room))
+    parts = [_parts(item, outcomes) for item in checked]
     cuts: list[tuple[int, int]] = []
     hints: list[ElementHint | None] = []
     at = 0
-    for item in inputs:
-        parts.append(_predict(item, room[at:]))
-        for width, size in sorted(parts[-1].sizes.items()):
+    for part in parts:
+        for width, size in sorted(part.sizes.items()):
             cuts.append((at, size))
-            hints.append(_residual_hint(parts[-1].pieces, width))
+            hints.append(_residual_hint(part.pieces, width))
             at += size
     # Adjoining residuals of one width are judged, taken apart and compressed together.
     out = scratch("encoded", at).data
@@ -107,40 +125,50 @@ def encode_deltas(inputs: Sequence[DeltaInput]) -> list[EncodedDelta]:
     streams = [(item.encoding, item.payload) for item in encoded]
     are_whole = decodes_to(streams, [size for _, size in cuts], room[:at].data)
     residuals = iter(encoded)
-    return [_payload(item, residuals, are_whole=are_whole) for item in parts]
+    return [
+        _payload(item, residuals, lead, are_whole=are_whole)
+        for item, lead in zip(parts, leads or [0] * len(parts), strict=True)
+    ]
 
 
-def _predict(item: DeltaInput, room: U8) -> _Parts:
-    """Write the residuals of an input to the start of `room`, those of small elements first."""
+def _check(item: DeltaInput) -> _Checked:
     data: U8 = np.frombuffer(item.plain, np.uint8)
     left = check_order(item.pieces, len(data))
     bases: list[U8] = [np.frombuffer(base, np.uint8) for base in item.bases]
     literals = _literals(item, data) if left or item.side else data[:0]
     check_programs(item.pieces, [len(base) for base in bases], len(literals))
+    # Residuals of small elements come first.
+    order = sorted(range(len(item.pieces)), key=lambda number: _width(item.pieces[number]))
+    return _Checked(data, bases, literals, left, item.pieces, order)
+
+
+def _tasks(checked: Sequence[_Checked]) -> Iterator[Task]:
+    """Yield all pieces of all inputs, in the order of their residuals."""
+    for item in checked:
+        for number in item.order:
+            piece = item.pieces[number]
+            source = source_of(piece, item.bases, item.literals)
+            yield Task(item.data[piece.begin : piece.end], source, piece.residual)
+
+
+def _parts(item: _Checked, outcomes: Iterator[Outcome]) -> _Parts:
+    """Return what becomes of an input, of which the outcomes come next."""
     kept = list(item.pieces)
     sizes: dict[int, int] = {}
     comes_back = True
-    at = 0
-    for number in sorted(range(len(kept)), key=lambda number: _width(item.pieces[number])):
-        piece = item.pieces[number]
-        predicted = predict(piece, bases, literals)
-        actual = data[piece.begin : piece.end]
+    for number in item.order:
+        piece, outcome = kept[number], next(outcomes)
+        if outcome is Outcome.EXACT:
+            kept[number] = piece if piece.residual is None else replace(piece, residual=None)
+            continue
         if piece.residual is None:
-            if not equal(actual.data, predicted.data):
-                raise ValueError(
-                    f"The prediction for bytes {piece.begin} to {piece.end} is not exact, and has no residual."
-                )
-            continue
-        size = len(actual)
-        outcome = residual.subtract(actual, predicted, piece.residual, room[at : at + size])
-        if outcome is residual.Outcome.EXACT:
-            kept[number] = replace(piece, residual=None)
-            continue
-        comes_back = comes_back and outcome is residual.Outcome.RESTORED
+            raise ValueError(
+                f"The prediction for bytes {piece.begin} to {piece.end} is not exact, and has no residual."
+            )
+        comes_back = comes_back and outcome is Outcome.RESTORED
         width = piece.residual.width
-        sizes[width] = sizes.get(width, 0) + size
-        at += size
-    return _Parts(kept, literals, sizes, left, comes_back)
+        sizes[width] = sizes.get(width, 0) + piece.end - piece.begin
+    return _Parts(kept, item.literals, sizes, item.left, comes_back)
 
 
 def _literals(item: DeltaInput, data: U8) -> U8:
@@ -156,7 +184,7 @@ def _width(piece: Piece) -> int:
     return 0 if piece.residual is None else piece.residual.width
 
 
-def _payload(parts: _Parts, residuals: Iterator[Encoded], *, are_whole: bool) -> EncodedDelta:
+def _payload(parts: _Parts, residuals: Iterator[Encoded], lead: int, *, are_whole: bool) -> EncodedDelta:
     """Return the payload of an input, of which the residuals come next; `are_whole` says that those decode to what they were."""
     directory, parsed = _directory(parts.pieces)
     plains: dict[int, U8] = {DIRECTORY: np.frombuffer(directory, np.uint8)}
@@ -167,8 +195,10 @@ def _payload(parts: _Parts, residuals: Iterator[Encoded], *, are_whole: bool) ->
     for width, size in sorted(parts.sizes.items()):
         encoded = next(residuals)
         streams.append(Stream(RESIDUALS[width], int(encoded.encoding), size, encoded.payload))
-    payload = b"".join([write_head(len(parts.pieces), streams), *(stream.body for stream in streams)])
-    head = read_head(memoryview(payload))
+    head_bytes = write_head(len(parts.pieces), streams)
+    room = memoryview(bytearray().join([bytes(lead), head_bytes, *(stream.body for stream in streams)]))
+    payload = room[lead:]
+    head = read_head(payload)
     check_streams(parts.pieces, head, parts.left)
     # A decoder makes the input out of predictions, residuals and literals. These predictions were made and compared; what
     # is left to show is that a decoder finds the same pieces, literals and residuals in the payload.
@@ -180,7 +210,7 @@ def _payload(parts: _Parts, residuals: Iterator[Encoded], *, are_whole: bool) ->
         and list(map(_place, head.streams.values())) == list(map(_place, streams))
         and all(_holds(head.streams[number], plain) for number, plain in plains.items())
     )
-    return EncodedDelta(payload, is_proved)
+    return EncodedDelta(payload, is_proved, room)
 
 
 def _place(stream: Stream) -> tuple[int, ...]:
@@ -214,13 +244,13 @@ def _residual_hint(pieces: Sequence[Piece], width: int) -> ElementHint:
     return ElementHint(width if found else stride)
 
 
-def _directory(pieces: Sequence[Piece]) -> tuple[bytes, list[Piece]]:
+def _directory(pieces: Sequence[Piece]) -> tuple[bytes, Sequence[Piece]]:
     """Return the directory, after checking that a reader takes it (invariant 14), and the pieces that a reader finds."""
     try:
         directory = write_directory(pieces)
     except struct.error as error:
         raise FormatError("A delta has more of something than its directory can count.") from error
-    return directory, read_directory(memoryview(directory), len(pieces))
+    return directory, read_pieces(memoryview(directory), len(pieces))
 
 
 def _stream(number: int, plain: U8, hint: ElementHint | None) -> Stream:

@@ -7,6 +7,7 @@ the literal bytes, and one for each width of elements has the residuals of the p
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.codecs.delta.piece import Extent, Order, Piece, Residual, Step
@@ -15,6 +16,8 @@ from casstore.errors import FormatError, UnsupportedVersion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from typing_extensions import Buffer
 
 VERSION = 1
 DIRECTORY, LITERAL = 0, 1
@@ -28,6 +31,9 @@ MAX_PIECES = 4096
 MAX_STEPS = 16
 MAX_EXTENTS = 65_536
 """Limits of the pieces of a delta, of the steps of a piece, and of the extents of a delta."""
+
+_SHORT = 512
+"""Bytes of a directory that may be remembered."""
 
 _HEADER = struct.Struct("<BBHI")
 _STREAM = struct.Struct("<BBHII")
@@ -112,10 +118,16 @@ def write_directory(pieces: Sequence[Piece]) -> bytes:
     return b"".join(parts)
 
 
-def read_directory(data: memoryview, count: int) -> list[Piece]:
+def read_pieces(data: memoryview, count: int) -> Sequence[Piece]:
+    """Return what `read_directory` does, which nobody may change: most deltas of a tensor have the same directory."""
+    return (_read_short if len(data) <= _SHORT else read_directory)(bytes(data), count)
+
+
+def read_directory(data: Buffer, count: int) -> list[Piece]:
     """Read a directory of so many pieces; raise FormatError unless that is exactly what it holds."""
     if not 0 < count <= MAX_PIECES:
         raise FormatError(f"A delta has {count} pieces.")
+    data = memoryview(data)
     pieces: list[Piece] = []
     at = extents = 0
     try:
@@ -152,6 +164,9 @@ def read_directory(data: memoryview, count: int) -> list[Piece]:
     if at != len(data):
         raise FormatError("A delta's directory does not end with its last piece.")
     return pieces
+
+
+_read_short = lru_cache(maxsize=64)(read_directory)
 
 
 def _read_extents(data: memoryview) -> list[Extent]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casstore.codecs.delta.operations import OPERATIONS
-from casstore.codecs.delta.operations.operation import joined
+from casstore.codecs.delta.operations.operation import Source, joined
 from casstore.codecs.delta.piece import LITERALS, Piece
 from casstore.errors import FormatError, UnsupportedVersion
 
@@ -83,15 +83,33 @@ def predict(piece: Piece, bases: Sequence[U8], literals: U8) -> U8:
     return joined(_values(piece, piece.steps, bases, literals)[-1])
 
 
-def predict_to(piece: Piece, bases: Sequence[U8], literals: U8, out: U8) -> None:
-    """Write the prediction of a piece that was checked to `out`, which has its size and is no part of a base."""
+def source_of(piece: Piece, bases: Sequence[U8], literals: U8) -> Source:
+    """Return what makes the prediction of a piece that was checked; results of all but its last step are made."""
     *steps, last = piece.steps
-    operation = _operation(last)
-    if operation.fill is None:
-        out[:] = predict(piece, bases, literals)
-        return
     values = _values(piece, steps, bases, literals)
-    operation.fill(last.parameters, [values[at] for at in last.operands], out)
+    operands = [values[at] for at in last.operands]
+    operation = _operation(last)
+    made = sum(len(part) for value in values[len(piece.inputs) :] for part in value)
+    if operation.source is None:
+        result = operation.apply(last.parameters, operands)
+        return Source([result], made=made + len(result))
+    source = operation.source(last.parameters, operands)
+    return source._replace(made=source.made + made) if made else source
+
+
+def fills(piece: Piece) -> bool:
+    """Say whether the prediction of a piece is best made where it belongs (`predict_to`)."""
+    last = _operation(piece.steps[-1])
+    return last.source is None and last.fill is not None
+
+
+def predict_to(piece: Piece, bases: Sequence[U8], literals: U8, out: U8) -> None:
+    """Write the prediction of a piece that `fills` to `out`, which has its size and is no part of a base."""
+    *steps, last = piece.steps
+    values = _values(piece, steps, bases, literals)
+    fill = _operation(last).fill
+    assert fill is not None
+    fill(last.parameters, [values[at] for at in last.operands], out)
 
 
 def _values(piece: Piece, steps: Sequence[Step], bases: Sequence[U8], literals: U8) -> list[Parts]:

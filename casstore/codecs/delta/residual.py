@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casstore import _build
 from casstore.codecs.delta.piece import Order
 from casstore.codecs.regroup import equal, scratch
 
@@ -46,9 +45,6 @@ def subtract(actual: U8, predicted: U8, residual: Residual, out: U8) -> Outcome:
 
     All three have the same length, whole elements.
     """
-    if _build.kernels is not None:
-        is_float = residual.order is Order.FLOAT
-        return Outcome(_build.kernels.subtract(actual, predicted, out, residual.width, is_float))
     if equal(actual.data, predicted.data):
         return Outcome.EXACT
     _subtract(actual, predicted, residual, out)
@@ -72,9 +68,6 @@ def _subtract(actual: U8, predicted: U8, residual: Residual, out: U8) -> None:
 
 def add(differences: U8, predicted: U8, residual: Residual, out: U8) -> None:
     """Write the actual elements to `out`: the inverse of `subtract`. `out` must not overlap the others."""
-    if _build.kernels is not None:
-        _build.kernels.add(differences, predicted, out, residual.width, residual.order is Order.FLOAT)
-        return
     for at, end in _blocks(len(differences)):
         value, spare = _words(residual.width, end - at)
         zigzagged = _view(differences, at, end, residual)

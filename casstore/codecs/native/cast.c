@@ -1,5 +1,6 @@
 /* Compiled twin of casstore/codecs/delta/operations/cast.py: floats in other formats. */
 
+#include "deltas.h"
 #include "floats.h"
 
 #define CAST_DOWN(NAME, WORD, OUT, NARROWED, FORMAT)                                                                   \
@@ -67,7 +68,15 @@ typedef void Down(const uint8_t *restrict, uint8_t *restrict, Py_ssize_t, int, i
 
 static int widths[] = {0, 8, 4, 2, 2, 1, 1, 1, 1};
 
-static void run(int source, int target, const uint8_t *from, uint8_t *out, Py_ssize_t count, int rounding, int saturate) {
+int casstore_is_cast(int source, int target, int rounding) {
+    return source >= F64 && source <= F8_E5M2FNUZ && target >= F64 && target <= F8_E5M2FNUZ && source != target &&
+           rounding >= NEAREST_EVEN && rounding <= NEAREST_AWAY &&
+           (source < target ? source <= F32 : target == F32 || source == F32);
+}
+
+int casstore_float_width(int format) { return widths[format]; }
+
+void casstore_cast(int source, int target, const uint8_t *from, uint8_t *out, Py_ssize_t count, int rounding, int saturate) {
     static Down *const wide[] = {NULL, NULL, f64_f32, f64_f16, f64_bf16, f64_e4m3, f64_e5m2, f64_e4m3fnuz, f64_e5m2fnuz};
     static Down *const single[] = {NULL, NULL, NULL, f32_f16, f32_bf16, f32_e4m3, f32_e5m2, f32_e4m3fnuz, f32_e5m2fnuz};
     if (target > source) (source == F64 ? wide : single)[target](from, out, count, rounding, saturate);
@@ -83,16 +92,13 @@ PyObject *cast(PyObject *self, PyObject *args) {
     Py_ssize_t count;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*w*iiip", &held[0], &held[1], &source, &target, &rounding, &saturate)) return NULL;
-    if (source < F64 || source > F8_E5M2FNUZ || target < F64 || target > F8_E5M2FNUZ || source == target ||
-        rounding < NEAREST_EVEN || rounding > NEAREST_AWAY ||
-        (source < target ? source > F32 : target != F32 && source != F32))
-        return refuse("there is no such cast", held, 2);
+    if (!casstore_is_cast(source, target, rounding)) return refuse("there is no such cast", held, 2);
     count = held[0].len / widths[source];
     if (held[0].len % widths[source] || held[1].len != count * widths[target])
         return refuse("the elements do not fit one another", held, 2);
     Py_BEGIN_ALLOW_THREADS
     FLOATS_BEGIN
-    run(source, target, held[0].buf, held[1].buf, count, rounding, saturate);
+    casstore_cast(source, target, held[0].buf, held[1].buf, count, rounding, saturate);
     FLOATS_END
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&held[0]);

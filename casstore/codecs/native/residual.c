@@ -1,6 +1,6 @@
 /* Compiled twin of casstore/codecs/delta/residual.py: differences of elements as small unsigned numbers. */
 
-#include "kernels.h"
+#include "deltas.h"
 
 /* The number of a bit pattern in the order of floats: where the sign is set, all other bits are inverted. */
 #define NUMBER(NAME, WORD, BITS)                                                                                       \
@@ -60,69 +60,20 @@ static Loop *const add_loops[2][4] = {
     {add_float_1, add_float_2, add_float_4, add_float_8},
 };
 
-/* What Python gave: two operands and the room for the result, whole elements of as many bytes. */
-typedef struct {
-    Py_buffer held[3];
-    Py_ssize_t width;
-    int floats, log;
-} Call;
-
-static int take_call(Call *call, PyObject *args) {
-    call->log = 0;
-    if (!PyArg_ParseTuple(args, "y*y*w*np", &call->held[0], &call->held[1], &call->held[2], &call->width, &call->floats))
-        return 0;
-    while (call->log < 4 && call->width != (Py_ssize_t)1 << call->log) call->log++;
-    if (call->log < 4 && call->held[0].len == call->held[1].len && call->held[0].len == call->held[2].len &&
-        call->held[0].len % call->width == 0)
-        return 1;
-    refuse("the elements do not fit one another", call->held, 3);
-    return 0;
+static int log_of(Py_ssize_t width) {
+    int log = 0;
+    while (log < 4 && width != (Py_ssize_t)1 << log) log++;
+    return log < 4 ? log : -1;
 }
 
-static void release_call(Call *call) {
-    for (int k = 0; k < 3; k++) PyBuffer_Release(&call->held[k]);
+int casstore_is_width(Py_ssize_t width) { return log_of(width) >= 0; }
+
+void casstore_subtract(const uint8_t *actual, const uint8_t *predicted, uint8_t *out, Py_ssize_t size, Py_ssize_t width,
+                       int floats) {
+    subtract_loops[floats][log_of(width)](actual, predicted, out, size / width);
 }
 
-/* Bytes that are subtracted and added again at once: all of them stay in the core's first cache. */
-#define TILE 4096
-
-enum { EXACT, RESTORED, LOST };
-
-/* Writes the differences and adds them again. Where nothing differs, nothing is written. */
-static int subtract_all(const Call *call) {
-    const uint8_t *actual = call->held[0].buf, *predicted = call->held[1].buf;
-    uint8_t *out = call->held[2].buf, again[TILE];
-    Py_ssize_t size = call->held[0].len;
-    int found = RESTORED;
-    if (memcmp(actual, predicted, (size_t)size) == 0) return EXACT;
-    for (Py_ssize_t at = 0; at < size; at += TILE) {
-        Py_ssize_t length = size - at < TILE ? size - at : TILE, count = length / call->width;
-        subtract_loops[call->floats][call->log](actual + at, predicted + at, out + at, count);
-        add_loops[call->floats][call->log](out + at, predicted + at, again, count);
-        if (memcmp(actual + at, again, (size_t)length) != 0) found = LOST;
-    }
-    return found;
-}
-
-PyObject *subtract(PyObject *self, PyObject *args) {
-    Call call;
-    int found;
-    (void)self;
-    if (!take_call(&call, args)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    found = subtract_all(&call);
-    Py_END_ALLOW_THREADS
-    release_call(&call);
-    return PyLong_FromLong(found);
-}
-
-PyObject *add(PyObject *self, PyObject *args) {
-    Call call;
-    (void)self;
-    if (!take_call(&call, args)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    add_loops[call.floats][call.log](call.held[0].buf, call.held[1].buf, call.held[2].buf, call.held[0].len / call.width);
-    Py_END_ALLOW_THREADS
-    release_call(&call);
-    Py_RETURN_NONE;
+void casstore_add(const uint8_t *differences, const uint8_t *predicted, uint8_t *out, Py_ssize_t size, Py_ssize_t width,
+                  int floats) {
+    add_loops[floats][log_of(width)](differences, predicted, out, size / width);
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from casstore.codecs.delta import Piece
+    from casstore.codecs.delta.encoder import EncodedDelta
 
 _AT_ONCE = 4 << 20
 """Plain bytes that are encoded and verified at once."""
@@ -76,7 +77,8 @@ def _encode(chunks: Sequence[DeltaChunk]) -> Iterator[EncodedFrames | None]:
         [
             codecs.DeltaInput(chunk.plain, [base.plain for base in chunk.bases], chunk.pieces, chunk.side)
             for chunk in tried
-        ]
+        ],
+        leads=[frame.header_size(len(chunk.bases)) for chunk in tried],
     )
     made = [
         (chunk, delta)
@@ -85,15 +87,16 @@ def _encode(chunks: Sequence[DeltaChunk]) -> Iterator[EncodedFrames | None]:
     ]
     # Invariant 9: of what is proved, the encoder has done and compared each step of a decoder.
     _verify([(chunk, delta.payload) for chunk, delta in made if not delta.is_proved])
-    frames = {id(chunk): _frame(chunk, delta.payload) for chunk, delta in made}
+    frames = {id(chunk): _frame(chunk, delta) for chunk, delta in made}
     return (frames.get(id(chunk)) for chunk in chunks)
 
 
-def _frame(chunk: DeltaChunk, payload: bytes) -> EncodedFrames:
+def _frame(chunk: DeltaChunk, delta: EncodedDelta) -> EncodedFrames:
     ids = tuple(base.object_id for base in chunk.bases)
-    raw, stored, rank = len(chunk.plain), len(payload), _rank(chunk.bases)
+    raw, stored, rank = len(chunk.plain), len(delta.payload), _rank(chunk.bases)
     header = FrameHeader(chunk.object_id, Kind.CHUNK, Encoding.DELTA, raw, stored, rank, ids)
-    return EncodedFrames([header], memoryview(frame.encode_header(header) + payload))
+    delta.room[: header.size] = frame.encode_header(header)
+    return EncodedFrames([header], delta.room)
 
 
 def _rank(bases: Sequence[Base]) -> int:
@@ -105,9 +108,11 @@ def _is_allowed(bases: Sequence[Base]) -> bool:
     return _rank(bases) <= MAX_RANK and len(bases) <= MAX_BASES and size <= MAX_BASE_BYTES
 
 
-def _verify(made: Sequence[tuple[DeltaChunk, bytes]]) -> None:
+def _verify(made: Sequence[tuple[DeltaChunk, memoryview]]) -> None:
     """Decode payloads before they are published (invariant 9). Bytes equal to those of the chunk have its hash."""
     sizes = [len(chunk.plain) for chunk, _ in made]
+    if not made:
+        return
     decoded = scratch(sum(sizes))
     codecs.decode_deltas(
         [codecs.Delta(payload, [base.plain for base in chunk.bases]) for chunk, payload in made],

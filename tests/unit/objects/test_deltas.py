@@ -16,7 +16,8 @@ from fakes.stores import assert_clean, model_of, noise, read_folder, read_model,
 from casstore import GcPolicy, execute_gc, plan_gc
 from casstore.backend import LocalBackend, MemoryBackend
 from casstore.backend.fsspec.backend import FsspecBackend
-from casstore.codecs.delta import Extent, Order, Residual, residual, same
+from casstore.codecs.delta import Extent, Order, Residual, encoder, same
+from casstore.codecs.delta.residual import Outcome
 from casstore.digest import digest
 from casstore.errors import DigestMismatch, FormatError, IntegrityError, MissingObject
 from casstore.format import frame
@@ -406,14 +407,14 @@ def test_a_delta_that_saves_nothing_is_not_written():
 
 
 def test_a_wrong_encoder_is_found_before_anything_is_written(monkeypatch):
-    subtract = residual.subtract
+    subtract = encoder.subtract_each
 
-    def wrong(actual, predicted, form, out):
-        subtract(actual, predicted, form, out)
+    def wrong(tasks, out):
+        outcomes = subtract(tasks, out)
         out[5] ^= 1
-        return residual.Outcome.LOST
+        return [Outcome.LOST] * len(outcomes)
 
-    monkeypatch.setattr(residual, "subtract", wrong)
+    monkeypatch.setattr(encoder, "subtract_each", wrong)
     base = Base(digest(relative(0)), relative(0))
     with pytest.raises(DigestMismatch, match="Nothing was added"):
         encode_delta(relative(1), bases=[base], pieces=pieces_of(40_000))

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casstore.codecs.delta import residual as residuals
 from casstore.codecs.delta.operations.floats import FORMATS
+from casstore.codecs.delta.operations.operation import Source
 from casstore.codecs.delta.piece import Extent, Order, Residual, Step
 from casstore.codecs.delta.predict import piece_of, predict
+from casstore.codecs.delta.predicted import Task, subtract_each
+from casstore.codecs.delta.residual import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,8 +46,8 @@ def estimate(actual: Buffer, predicted: Buffer, residual: Residual) -> float:
     """
     one: U8 = np.frombuffer(actual, np.uint8)
     differences = np.empty(len(one), np.uint8)
-    outcome = residuals.subtract(one, np.frombuffer(predicted, np.uint8), residual, differences)
-    if outcome is residuals.Outcome.EXACT:
+    task = Task(one, Source([np.frombuffer(predicted, np.uint8)]), residual)
+    if subtract_each([task], differences) == [Outcome.EXACT]:
         return 0.0
     bits = 0.0
     count = len(one) // residual.width

@@ -9,7 +9,14 @@ import numpy as np
 
 from casstore import _build
 from casstore.codecs.delta.operations.floats import CODES, FORMATS, Rounding, narrow, widen
-from casstore.codecs.delta.operations.operation import Operation, blocks, in_units, read_parameters, reject
+from casstore.codecs.delta.operations.operation import (
+    Operation,
+    Source,
+    blocks,
+    in_units,
+    read_parameters,
+    reject,
+)
 from casstore.codecs.delta.piece import CAST, Step
 
 if TYPE_CHECKING:
@@ -99,4 +106,11 @@ def cast_floats(
             found[block] = widen(words[block], source, target)
 
 
-OPERATION = Operation("cast", _size, _apply, fill=_fill)
+def _source(parameters: bytes, operands: Sequence[Parts]) -> Source:
+    source, target, rounding, saturate = _read(parameters)
+    parts = in_units(operands[0], source.width)
+    made = 0 if parts is operands[0] else len(parts[0])
+    return Source(parts, (source.code, target.code, int(rounding), saturate), made)
+
+
+OPERATION = Operation("cast", _size, _apply, fill=_fill, source=_source)

@@ -17,10 +17,22 @@ if TYPE_CHECKING:
     U8 = NDArray[np.uint8]
     Parts = Sequence[U8]
 
-__all__ = ["Operation", "blocks", "in_units", "joined", "read_parameters", "reject"]
+__all__ = ["Operation", "Source", "blocks", "in_units", "joined", "read_parameters", "reject"]
 
 _BLOCK = 32 << 10
 """Elements that numpy code works on at once: what they need stays in the core's caches, and small."""
+
+
+class Source(NamedTuple):
+    """A result that is not made yet: the bytes of parts, one after the other, or those cast, if `cast` is given.
+
+    That has the numbers of the formats, and of the rounding, and whether it saturates; the parts are whole elements. `made` are
+    the bytes of parts that are memory of their own.
+    """
+
+    parts: Parts
+    cast: tuple[int, int, int, bool] | None = None
+    made: int = 0
 
 
 class Operation(NamedTuple):
@@ -38,6 +50,8 @@ class Operation(NamedTuple):
     decides how well residuals and literals compress, and nothing else."""
     fill: Callable[[bytes, Sequence[Parts], U8], None] | None = None
     """Write what `apply` returns to memory of its size, at any address and apart from the operands; None if that saves nothing."""
+    source: Callable[[bytes, Sequence[Parts]], Source] | None = None
+    """Return what `apply` would make, unmade; None if there is nothing to be spared."""
 
 
 def reject(name: str, what: str) -> FormatError:

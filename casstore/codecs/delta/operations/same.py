@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casstore.codecs.delta.operations.operation import Operation, joined
+from casstore.codecs.delta.operations.operation import Operation, Source, joined
 from casstore.errors import FormatError
 
 if TYPE_CHECKING:
@@ -33,4 +33,8 @@ def _fill(_parameters: bytes, operands: Sequence[Parts], out: U8) -> None:
     np.concatenate(operands[0], out=out)
 
 
-OPERATION = Operation("same", _size, _apply, fill=_fill)
+def _source(_parameters: bytes, operands: Sequence[Parts]) -> Source:
+    return Source(operands[0])
+
+
+OPERATION = Operation("same", _size, _apply, fill=_fill, source=_source)
