@@ -38,6 +38,11 @@ class Kernels(Protocol):
     literals_room: Callable[[int], int]
     probe_columns: Callable[..., list[tuple[int, int]]]
     probe_literals: Callable[[Buffer], tuple[int, int]]
+    sketch_entropy: Callable[[Buffer, int], int]
+    sketch_compare: Callable[[Buffer, Buffer, int, bool, int, int], int]
+    sketch_distances: Callable[[Buffer, Buffer, Buffer, int, bool], None]
+    sketch_signs: Callable[[Buffer, int, int], int]
+    read_ranges: Callable[[int, Buffer, Buffer], None]
 
 
 def _load() -> Kernels | None:

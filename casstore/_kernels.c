@@ -544,6 +544,11 @@ static PyMethodDef methods[] = {
     {"probe_columns", probe_columns, METH_VARARGS, "probe_columns(data, stride, phase, step, pieces, rows, fields, move_sign): what probe_literals says of each field of a sample."},
     {"column_bits", column_bits, METH_VARARGS, "column_bits(data): the entropy of the columns of elements of 1, 2, 4 and 8 bytes, in 65536ths of a bit."},
     {"literals_room", literals_room, METH_VARARGS, "literals_room(size): the bytes that a frame may take while it is written."},
+    {"sketch_entropy", sketch_entropy, METH_VARARGS, "sketch_entropy(words, width): the entropies of byte columns times the elements, in 65536ths of bits."},
+    {"sketch_compare", sketch_compare, METH_VARARGS, "sketch_compare(actual, predicted, width, float, first, limit): the entropy of the differences, -1 if those of the first elements have more bits."},
+    {"sketch_distances", sketch_distances, METH_VARARGS, "sketch_distances(actual, rows, out, width, float): write the bits of the differences from each row."},
+    {"sketch_signs", sketch_signs, METH_VARARGS, "sketch_signs(words, width, count): the top bits of so many of the elements, equally far apart."},
+    {"read_ranges", read_ranges, METH_VARARGS, "read_ranges(descriptor, ranges, out): read ranges of a file, 64-bit offsets and lengths, one after the other."},
     {NULL, NULL, 0, NULL},
 };
 

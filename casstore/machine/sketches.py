@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 _NEWEST = 16
 """Sketches of one signature that are looked at, at most, however many models a store has."""
 
-
 UNSOUGHT = -1
 """The signature of what is not to be found by likeness: a tensor that follows from another one, which is found instead."""
 
 _WHOLE_MODEL = -1
 """The number of the span that says of a whole model, in the place of a layout, that its sketches are kept."""
+
+
+Asked = tuple[int, int]
+"""How many elements a tensor has, and its signature."""
 
 
 class Sketch(NamedTuple):
@@ -62,19 +65,29 @@ class Sketches:
 
         return self._machine.run(look_up, {})
 
-    def alike(self, wanted: Sequence[tuple[int, int]]) -> list[Sketch]:
-        """Return the newest sketches for each of these pairs of elements and signature."""
+    def stored(self, wanted: Sequence[Asked]) -> dict[Asked, list[Sketch]]:
+        """Return the newest sketches that are kept for each of these pairs of elements and signature."""
         sql = (
             "SELECT layout, span, elements, signature, data FROM sketches "
             "WHERE elements = ? AND signature = ? ORDER BY rowid DESC LIMIT ?"
         )
 
-        def look_up(state: sqlite3.Connection) -> list[Sketch]:
-            return [
-                Sketch(*row) for pair in wanted for row in state.execute(sql, (*pair, _NEWEST)).fetchall()
-            ]
+        def look_up(state: sqlite3.Connection) -> dict[Asked, list[Sketch]]:
+            return {
+                pair: [Sketch(*row) for row in state.execute(sql, (*pair, _NEWEST)).fetchall()]
+                for pair in wanted
+            }
 
-        return self._machine.run(look_up, [])
+        return self._machine.run(look_up, {pair: [] for pair in wanted}) if wanted else {}
+
+    def counts(self, wanted: Iterable[int]) -> set[int]:
+        """Return those of these numbers of elements that kept sketches have."""
+
+        def look_up(state: sqlite3.Connection) -> set[int]:
+            sql = "SELECT 1 FROM sketches WHERE elements = ? LIMIT 1"
+            return {count for count in wanted if state.execute(sql, (count,)).fetchone() is not None}
+
+        return self._machine.run(look_up, set())
 
     def keep(self, sketches: Iterable[Sketch]) -> None:
         """Keep sketches, in the place of those of the same tensors."""
@@ -102,7 +115,8 @@ class SketchesOfAdd(Sketches):
         super().__init__(machine)
         self._lock = threading.Lock()
         self._held: list[Sketch] = []
-        self._by_signature: dict[tuple[int, int], list[Sketch]] = {}
+        self._by_signature: dict[Asked, list[Sketch]] = {}
+        self._counts: dict[int, bool] = {}
 
     def hold(self, sketches: Iterable[Sketch]) -> None:
         """Know sketches from now on, which are not to be kept before the add is done."""
@@ -110,14 +124,25 @@ class SketchesOfAdd(Sketches):
             for sketch in sketches:
                 self._held.append(sketch)
                 self._by_signature.setdefault((sketch.elements, sketch.signature), []).append(sketch)
+                self._counts[sketch.elements] = True
 
-    def alike(self, wanted: Sequence[tuple[int, int]]) -> list[Sketch]:
-        """Return the newest sketches for each of these pairs of elements and signature."""
+    def held(self, wanted: Asked) -> list[Sketch]:
+        """Return the newest sketches that are held for these elements and this signature."""
         with self._lock:
-            held = [
-                sketch for pair in wanted for sketch in reversed(self._by_signature.get(pair, [])[-_NEWEST:])
-            ]
-        return held + super().alike(wanted)
+            return self._by_signature.get(wanted, [])[: -_NEWEST - 1 : -1]
+
+    def look_up_counts(self, wanted: Iterable[int]) -> None:
+        """Find out for which numbers of elements there are sketches: of most of another model's, there are none."""
+        unknown = set(wanted) - self._counts.keys()
+        if unknown:
+            there = self.counts(unknown)
+            with self._lock:
+                for count in unknown:
+                    self._counts.setdefault(count, count in there)
+
+    def may_have(self, count: int) -> bool:
+        """Say whether there may be sketches of so many elements: as far as this add has looked that up."""
+        return self._counts.get(count, True)
 
     def keep_held(self, model: bytes) -> None:
         """Keep what is held, and note that nothing more is to be kept of this model."""

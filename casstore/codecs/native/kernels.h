@@ -85,5 +85,10 @@ PyObject *quantise(PyObject *self, PyObject *args);
 PyObject *combine(PyObject *self, PyObject *args);
 PyObject *gguf(PyObject *self, PyObject *args);
 PyObject *lora(PyObject *self, PyObject *args);
+PyObject *sketch_entropy(PyObject *self, PyObject *args);
+PyObject *sketch_compare(PyObject *self, PyObject *args);
+PyObject *sketch_distances(PyObject *self, PyObject *args);
+PyObject *sketch_signs(PyObject *self, PyObject *args);
+PyObject *read_ranges(PyObject *self, PyObject *args);
 
 #endif

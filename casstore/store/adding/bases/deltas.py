@@ -80,10 +80,8 @@ class Deltas:
         if not layout.spans:
             return
         sketches = relations.take_sketches(layout_id)
-        file = OwnFile(source, layout_id, layout, self._own, self._ranks)
-        file.sketches.update((item.span, item.data) for item in sketches if item.layout == layout_id)
-        with self._lock:
-            self._finder.add(file)
+        made = {item.span: item.data for item in sketches if item.layout == layout_id}
+        self._finder.add(OwnFile(source, layout_id, layout, self._own, sketches=made, ranks=self._ranks))
         self._sketches.hold(sketches)
 
     def remember(self, model: bytes) -> None:
@@ -111,7 +109,7 @@ class Deltas:
         return BaseSearch(
             files=files,
             finder=self._finder,
-            sketches=BaseSketches(self._sketches, self._chunks),
+            sketches=BaseSketches(self._sketches, self._chunks, spans),
             policy=self._policy,
             adapters=self._adapters,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from casstore.format.layout import Layout
     from casstore.format.record import Record
     from casstore.machine.sketches import Sketches
+    from casstore.store.adding.bases.files.own_files import OwnFile
     from casstore.store.model_store import ModelStore
     from casstore.tensors import TensorSpan
 
@@ -36,8 +38,31 @@ MAX_FILES = 256
 """Files of one model that are looked at."""
 
 
+class StoredFile(BaseFile):
+    """A file of a model in the store."""
+
+    def __init__(
+        self,
+        layout_id: bytes,
+        layout: Layout,
+        *,
+        sketches: Sketches,
+        ranks: Callable[[Sequence[bytes]], list[int | None]],
+    ) -> None:
+        """`ranks` says of chunks which rank their frames have."""
+        super().__init__(layout_id, layout, (), may_read=False)
+        self._catalogue = sketches
+        self._ask_ranks = ranks
+
+    def _find_sketches(self) -> dict[int, bytes]:
+        return self._catalogue.of_layout(self.layout_id)
+
+    def _find_ranks(self) -> Sequence[int | None]:
+        return self._ask_ranks(self.layout.chunk_ids())
+
+
 class BaseFiles:
-    """Finds base files in one store. For one thread."""
+    """Finds base files in one store. For one thread, but for `add`."""
 
     def __init__(
         self,
@@ -51,6 +76,7 @@ class BaseFiles:
         self._sketches = sketches
         self._ranks = ranks
         self._known: dict[bytes, BaseFile | None] = {}
+        self._ended: deque[OwnFile] = deque()
 
     def of_lineage(self, base: bytes, find: Callable[[bytes], Record | None]) -> list[BaseFile]:
         """Return the files of a model and of its ancestors, nearest first; `find` returns the newest record of a model.
@@ -106,22 +132,26 @@ class BaseFiles:
         records = map(self._store.record, map(names.__getitem__, self._sketches.unmarked(list(names))))
         return [list(self._of_record(record, may_read=True)) for record in records if record is not None]
 
-    def add(self, file: BaseFile) -> None:
-        """Know a file of this add, in the place of what was known of its layout: its ranks are newer."""
-        known = self._known.get(file.layout_id)
-        sketches = self._sketches.of_layout(file.layout_id) if known is None else known.sketches
-        file.sketches = {**sketches, **file.sketches}
-        file.may_read = known is not None and known.may_read
-        self._known[file.layout_id] = file
+    def add(self, file: OwnFile) -> None:
+        """Know a file of this add, in the place of what was known of its layout: its ranks are newer. For any thread."""
+        self._ended.append(file)
+
+    def _take_ended(self) -> None:
+        while self._ended:
+            file = self._ended.popleft()
+            known = self._known.get(file.layout_id)
+            file.follow(known if known is not None else self._file(file.layout_id, file.layout))
+            self._known[file.layout_id] = file
 
     def of_layout(self, layout_id: bytes) -> BaseFile | None:
         """Return the file of a layout that the catalogue names; None if the store has it no more."""
+        self._take_ended()
         if layout_id not in self._known:
             plain, _ = self._store.objects.read_present([layout_id])
             layout = None
             if layout_id in plain:
                 layout = self._decode(plain[layout_id])
-            self._known[layout_id] = None if layout is None else self._file(layout_id, layout, may_read=False)
+            self._known[layout_id] = None if layout is None else self._file(layout_id, layout)
             if layout is None:
                 self._sketches.forget(layout_id)
         return self._known[layout_id]
@@ -133,18 +163,17 @@ class BaseFiles:
         except (IntegrityError, ObjectNotFound, ConfigError):
             # Invariant 11: nothing is hidden: `check` reports that model, and this one is stored without it.
             return
+        self._take_ended()
         for layout_id, layout in zip(model.layout_ids, layouts, strict=False):
             if layout.spans and layout_id not in self._known:
-                self._known[layout_id] = self._file(layout_id, layout, may_read=may_read)
+                self._known[layout_id] = self._file(layout_id, layout)
             file = self._known.get(layout_id)
             if file is not None:
                 file.may_read = file.may_read or may_read
                 yield file
 
-    def _file(self, layout_id: bytes, layout: Layout, *, may_read: bool) -> BaseFile:
-        file = BaseFile(layout_id, layout, self._ranks(layout.chunk_ids()), may_read=may_read)
-        file.sketches.update(self._sketches.of_layout(layout_id))
-        return file
+    def _file(self, layout_id: bytes, layout: Layout) -> BaseFile:
+        return StoredFile(layout_id, layout, sketches=self._sketches, ranks=self._ranks)
 
     @staticmethod
     def _decode(plain: bytes) -> Layout | None:

@@ -124,14 +124,31 @@ class OwnFile(BaseFile):
         layout_id: bytes,
         layout: Layout,
         chunks: OwnChunks,
+        *,
+        sketches: dict[int, bytes],
         ranks: Callable[[Sequence[bytes]], list[int | None]],
     ) -> None:
-        """`ranks` says which ranks the chunks have that the store knows already."""
-        ids = layout.chunk_ids()
-        found = [chunks.rank(item, rank) for item, rank in zip(ids, ranks(ids), strict=True)]
-        super().__init__(layout_id, layout, found, may_read=False)
+        """`sketches` are those that were made, `ranks` says which ranks the chunks have that the store knows already."""
+        super().__init__(layout_id, layout, (), may_read=False)
         self._source = source
         self._chunks_of_add = chunks
+        self._made = sketches
+        self._ask_ranks = ranks
+        self._before: BaseFile | None = None
+
+    def follow(self, before: BaseFile) -> None:
+        """Take over what is known of the same layout in the store, but for the ranks."""
+        self._before = before
+        self.may_read = before.may_read
+
+    def _find_sketches(self) -> dict[int, bytes]:
+        return {**({} if self._before is None else self._before.sketches), **self._made}
+
+    def _find_ranks(self) -> Sequence[int | None]:
+        ids = self.layout.chunk_ids()
+        return [
+            self._chunks_of_add.rank(item, rank) for item, rank in zip(ids, self._ask_ranks(ids), strict=True)
+        ]
 
     def parts(self, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         """Yield the parts of chunks that make up a range of the file (`BaseFile.parts`)."""

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from math import prod
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from casstore.machine.sketches import UNSOUGHT, Sketch
+from casstore.store.adding.bases.rules.block_target import is_block
 from casstore.store.adding.bases.rules.target import has_sketch
+from casstore.store.adding.bases.tensors.likeness import distances
 from casstore.store.adding.bases.tensors.sketch import (
     FIRST,
     RUN,
+    SIZE,
     WIDTHS,
-    differences,
-    distance,
     order_of,
     positions,
     signature,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from casstore.machine.sketches import Sketches
+    from numpy.typing import NDArray
+
+    from casstore.machine.sketches import Asked, SketchesOfAdd
     from casstore.store.adding.bases.files.base_chunks import BaseChunks
     from casstore.store.adding.bases.rules.block_target import BlockTarget
     from casstore.store.adding.bases.rules.target import TargetTensor
     from casstore.store.adding.bases.tensors.base_tensors import BaseTensor
     from casstore.store.adding.bases.tensors.sketch import Words
+    from casstore.tensors import TensorSpan
 
 _FAR = 64.0
+
+_KEPT = 128
+"""Answers of the catalogue that are kept for tensors which are looked at soon."""
 
 
 class Made(NamedTuple):
@@ -43,11 +52,15 @@ class Made(NamedTuple):
 
 
 class BaseSketches:
-    """Sketches for the files of one add. For one thread."""
+    """Sketches for one file of an add. For one thread."""
 
-    def __init__(self, catalogue: Sketches, chunks: BaseChunks) -> None:
+    def __init__(self, catalogue: SketchesOfAdd, chunks: BaseChunks, spans: Sequence[TensorSpan]) -> None:
+        """`spans` are the tensors of the file that is added."""
         self._catalogue = catalogue
         self._chunks = chunks
+        self._spans = spans
+        self._has_counts = False
+        self._answers: dict[Asked, list[Sketch]] = {}
         self._read: list[Sketch] = []
         self._firsts: dict[BaseTensor, bytes] = {}
 
@@ -57,16 +70,16 @@ class BaseSketches:
         width = WIDTHS.get(tensor.span.dtype)
         if width is None:
             return None
-        places = positions(tensor.elements)
         data = kept.get(tensor.key)
         if data is None and tensor.may_read and has_sketch(tensor.span):
-            data = kept[tensor.key] = self._read_sketch(tensor, places.tolist(), width)
+            places = positions(tensor.elements).tolist()
+            data = kept[tensor.key] = self._read_sketch(tensor, places, width)
             if data and tensor.key == tensor.number:
                 words = np.frombuffer(data, f"<u{width}")
                 self._read.append(
                     Sketch(tensor.file.layout_id, tensor.number, tensor.elements, signature(words), data)
                 )
-        return np.frombuffer(data, f"<u{width}") if data and len(data) == len(places) * width else None
+        return np.frombuffer(data, f"<u{width}") if data and len(data) == SIZE * width else None
 
     def first_of(self, tensor: BaseTensor) -> Words | None:
         """Return the first elements of the sketch of a base, FIRST of them, which are in a few chunks; None as `of` does."""
@@ -85,22 +98,50 @@ class BaseSketches:
         """Return bytes `begin` to `end` of a tensor in the store; none if a chunk is missing or damaged."""
         return self._joined(tensor, [(begin, end)])
 
-    def layouts_like(self, target: TargetTensor, *, turned: bool = False) -> list[bytes]:
+    def layouts_like(
+        self, target: TargetTensor, *, turned: bool, ahead: Callable[[], Iterable[TargetTensor]]
+    ) -> list[bytes]:
         """Return the layouts that have a tensor like the target, as the catalogue knows, the nearest first.
 
-        With `turned`, also such as have its rows in another order.
+        With `turned`, also such as have its rows in another order. Those `ahead` are asked for with it: few questions are faster.
         """
-        views = [*target.views(), *(target.turned if turned else ())]
-        signatures = dict.fromkeys(signature(words) for words in [*views, *target.centred()])
-        found = self._catalogue.alike([(target.elements, number) for number in signatures])
-        near = sorted(self._distances(target, views, found), key=itemgetter(0))
-        return list(dict.fromkeys(layout for _, layout in near))
+        if not self._may_know(target.elements):
+            return []
+        others = target.turned if turned else ()
+        wanted = _asked(target) | dict.fromkeys((target.elements, signature(words)) for words in others)
+        if not wanted.keys() <= self._answers.keys():
+            if len(self._answers) > _KEPT:
+                self._answers.clear()
+            following = [_asked(other) for other in ahead() if self._may_know(other.elements)]
+            asked = dict.fromkeys(chain(wanted, *following))
+            self._answers.update(self._catalogue.stored([at for at in asked if at not in self._answers]))
+        found = self._found(wanted, self._answers)
+        return _nearest(found, self._distances(target, [*target.views(), *others], found)) if found else []
 
     def layouts_like_blocks(self, target: BlockTarget) -> list[bytes]:
         """Return the layouts that have floats like those of blocks, as the catalogue knows, the nearest first."""
-        found = self._catalogue.alike([(target.elements, number) for number in target.signatures()])
-        near = sorted(((target.distance(sketch.data), sketch.layout) for sketch in found), key=itemgetter(0))
-        return list(dict.fromkeys(layout for _, layout in near))
+        if not self._may_know(target.elements):
+            return []
+        wanted = [(target.elements, number) for number in target.signatures()]
+        found = self._found(wanted, self._catalogue.stored(wanted))
+        return _nearest(found, [target.distance(sketch.data) for sketch in found])
+
+    def _found(self, wanted: Iterable[Asked], stored: Mapping[Asked, Sequence[Sketch]]) -> list[Sketch]:
+        """Return what there is for each question, that of the same add first."""
+        asked = list(wanted)
+        return [
+            *chain.from_iterable(map(self._catalogue.held, asked)),
+            *(s for at in asked for s in stored[at]),
+        ]
+
+    def _may_know(self, elements: int) -> bool:
+        """Say whether the catalogue may have sketches of tensors with so many elements."""
+        if not self._has_counts:
+            self._catalogue.look_up_counts(
+                prod(span.shape) for span in self._spans if has_sketch(span) or is_block(span)
+            )
+            self._has_counts = True
+        return self._catalogue.may_have(elements)
 
     def take(self, layout: bytes, made: Iterable[Made]) -> list[Sketch]:
         """Return sketches of spans of a layout, and those that were read since the last call."""
@@ -118,16 +159,17 @@ class BaseSketches:
         return [*read, *own]
 
     @staticmethod
-    def _distances(
-        target: TargetTensor, views: Sequence[Words], found: Sequence[Sketch]
-    ) -> Iterator[tuple[float, bytes]]:
+    def _distances(target: TargetTensor, views: Sequence[Words], found: Sequence[Sketch]) -> list[float]:
+        """Return how far each sketch is from the nearest view; those of other element types are far: values differ anyway."""
+        size = SIZE * target.width
+        alike = [len(sketch.data) == size for sketch in found]
+        rows = np.frombuffer(
+            b"".join(sketch.data for sketch in found if len(sketch.data) == size), f"<u{target.width}"
+        ).reshape(-1, SIZE)
         order = order_of(target.span.dtype)
-        for sketch in found:
-            if len(sketch.data) != len(target.sketch) * target.width:
-                yield _FAR, sketch.layout  # Of another element type: only values can be compared.
-                continue
-            words = np.frombuffer(sketch.data, f"<u{target.width}")
-            yield min(distance(differences(view, words, order)) for view in views), sketch.layout
+        near: NDArray[np.float64] = np.min([distances(view, rows, order) for view in views], axis=0)
+        following = iter(near.tolist())
+        return [next(following) if is_alike else _FAR for is_alike in alike]
 
     def _read_sketch(self, tensor: BaseTensor, places: Sequence[int], width: int) -> bytes:
         return self._joined(tensor, [(place * width, (place + RUN) * width) for place in places[::RUN]])
@@ -139,3 +181,13 @@ class BaseSketches:
         if any(chunk_id not in bases for chunk_id, _, _ in parts):
             return b""
         return b"".join(bytes(bases[chunk_id].plain[begin:end]) for chunk_id, begin, end in parts)
+
+
+def _asked(target: TargetTensor) -> dict[Asked, None]:
+    return dict.fromkeys((target.elements, number) for number in target.signatures())
+
+
+def _nearest(found: Sequence[Sketch], distances: Sequence[float]) -> list[bytes]:
+    """Return the layouts of sketches, the nearest first."""
+    near = sorted(zip(distances, found, strict=True), key=itemgetter(0))
+    return list(dict.fromkeys(sketch.layout for _, sketch in near))

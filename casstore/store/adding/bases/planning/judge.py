@@ -13,16 +13,8 @@ from casstore.store.adding.bases.rules.combining import MAX_BASES, Near, combine
 from casstore.store.adding.bases.rules.proposals import elementwise, propose
 from casstore.store.adding.bases.rules.quantising import QUANTISED, learned
 from casstore.store.adding.bases.rules.rotary import rotated
-from casstore.store.adding.bases.tensors.sketch import (
-    FIRST,
-    are_strangers,
-    differences,
-    distance,
-    is_negative,
-    order_of,
-    share_left,
-    strange_rows,
-)
+from casstore.store.adding.bases.tensors.likeness import distances
+from casstore.store.adding.bases.tensors.sketch import FIRST, is_negative, left_of, order_of, share_left
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,20 +22,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casstore.store.adding.bases.planning.base_sketches import BaseSketches
+    from casstore.store.adding.bases.planning.peers import Peers
     from casstore.store.adding.bases.policy import DeltaPolicy
     from casstore.store.adding.bases.rules.relation import Operation
     from casstore.store.adding.bases.rules.target import TargetTensor
     from casstore.store.adding.bases.tensors.base_tensors import BaseFile, BaseTensor
-    from casstore.store.adding.bases.tensors.sketch import Words
 
 _NEGLIGIBLE = 0.04
 """Added to what is left before it is compared: at the cost of a delta more that is usual, one in a hundred does not count."""
 
 _AGREE = 0.75
 """The share of signs in which relatives agree nearly always, and strangers hardly ever."""
-
-_MANY = 4
-"""Tensors from which it pays to compare a few elements of all at once first."""
 
 
 class Found(NamedTuple):
@@ -74,9 +63,13 @@ class Judge:
         self._target = target
         self._sketches = sketches
         self._policy = policy
-        self._order = order_of(target.span.dtype)
         self.best: Found | None = None
         self.near: list[Near] = []
+
+    @property
+    def elements(self) -> int:
+        """How many elements the target has."""
+        return self._target.elements
 
     @cached_property
     def plain_share(self) -> float:
@@ -113,74 +106,34 @@ class Judge:
         fits = False
         for view, actual in zip(views, target.turned, strict=True):
             for operation, predicted in elementwise(view, words, target.span.dtype):
-                residuals = differences(actual, predicted, self._order)
-                if not are_strangers(residuals[:FIRST], target.span.dtype):
-                    fits = self._take(share_left(residuals) if residuals.any() else 0.0, operation) or fits
+                share = left_of(actual, predicted, target.span.dtype)
+                fits = (share is not None and self._take(share, operation)) or fits
         return fits
 
-    def compare_others(self, file: BaseFile) -> bool:
-        """Compare with all tensors that have as many elements; say whether one is worth it.
+    def compare_others(self, peers: Peers) -> bool:
+        """Compare with tensors that have as many elements; say whether one is worth it.
 
         Those whose signs agree come first: after the first one that fits, the others are left out.
         """
         fits = False
-        for agreement, tensor in self._by_signs(
-            self._likely(file.by_elements.get(self._target.elements, []))
-        ):
+        target = self._target
+        for agreement, tensor in peers.likely(target.span.dtype, target.views(), self._signs):
             if fits and (agreement < _AGREE or (self.best is not None and self.best.share == 0)):
                 break
             fits = self.compare(tensor) or fits
         return fits
-
-    def _by_signs(self, tensors: list[BaseTensor]) -> list[tuple[float, BaseTensor]]:
-        """Return tensors with the share of elements that have the target's sign, those with the most first."""
-        if len(tensors) < 2:
-            return [(1.0, tensor) for tensor in tensors]
-        # Of a tensor whose sketch nobody has, only the first elements are read for that.
-        are_known = all(tensor.key in tensor.file.sketches for tensor in tensors)
-        words_of = self._sketches.of if are_known else self._sketches.first_of
-        found = [(tensor, words_of(tensor)) for tensor in tensors]
-        known = [(tensor, is_negative(words)) for tensor, words in found if words is not None]
-        if not known:
-            return []
-        table = np.stack([signs for _, signs in known])
-        count = table.shape[1]
-        shares = np.max([(table == signs[:count]).mean(axis=1) for signs in self._signs], axis=0)
-        # A stable order: of tensors that agree as much, the first one of the file.
-        order = np.argsort(-shares, kind="stable")
-        return [(float(shares[at]), known[at][0]) for at in order.tolist()]
 
     @cached_property
     def _signs(self) -> list[NDArray[np.bool_]]:
         """Which elements of each view of the target are negative."""
         return [is_negative(words) for words in self._target.centred() or self._target.views()]
 
-    def _likely(self, tensors: list[BaseTensor]) -> list[BaseTensor]:
-        """Leave out tensors of the same type that are strangers, by a few elements of all of them at once."""
-        dtype = self._target.span.dtype
-        alike = {tensor: words for tensor in tensors if (words := self._alike_in_type(tensor)) is not None}
-        if len(alike) < _MANY:
-            return tensors
-        first = np.stack(list(alike.values()))
-        near = np.zeros(len(alike), np.bool_)
-        for view in self._target.views():
-            actual = np.broadcast_to(view[:FIRST], first.shape)
-            residuals = differences(np.ascontiguousarray(actual), first, self._order)
-            near |= ~strange_rows(residuals, dtype)
-        kept = {tensor for tensor, is_near in zip(alike, near.tolist(), strict=True) if is_near}
-        return [tensor for tensor in tensors if tensor in kept or tensor not in alike]
-
-    def _alike_in_type(self, tensor: BaseTensor) -> Words | None:
-        if tensor.span.dtype != self._target.span.dtype or not self._policy.allows(tensor.rank):
-            return None
-        return self._sketches.first_of(tensor)
-
     def sum_up(self) -> bool:
         """Try sums of what is near; say whether one is better."""
         sketch, dtype = self._target.sketch, self._target.span.dtype
-        by_distance = sorted(
-            self.near, key=lambda item: distance(differences(sketch, item.words, self._order))
-        )
+        rows = np.stack([item.words for item in self.near])
+        order = np.argsort(distances(sketch, rows, order_of(dtype)), kind="stable")
+        by_distance = [self.near[at] for at in order.tolist()]
         different = list({item.words.tobytes(): item for item in by_distance}.values())
         found = combined(sketch, dtype, different[:MAX_BASES])
         return found is not None and self._take(*found)
@@ -204,13 +157,11 @@ class Judge:
         fits = False
         target = self._target
         for operation, predicted, actual in propose(target, tensor, words, self._policy):
-            first = differences(actual[:FIRST], predicted[:FIRST], self._order)
-            if are_strangers(first, target.span.dtype):
+            share = left_of(actual, predicted, target.span.dtype)
+            if share is None:
                 continue
             if predicted is words and actual is target.sketch:
                 self.near.append(Near(tensor, words))
-            residuals = differences(actual, predicted, self._order)
-            share = share_left(residuals) if residuals.any() else 0.0
             fits = self._take(share, operation) or fits
             if share == 0:
                 break
@@ -218,8 +169,8 @@ class Judge:
             for operation, predicted, actual in learned(
                 target, tensor, words, read=self._sketches.read, whole=self._policy.whole
             ):
-                residuals = differences(actual, predicted, self._order)
-                fits = self._take(share_left(residuals) if residuals.any() else 0.0, operation) or fits
+                share = left_of(actual, predicted, target.span.dtype)
+                fits = (share is not None and self._take(share, operation)) or fits
         return fits
 
     def _is_stranger(self, tensor: BaseTensor) -> bool:
@@ -229,7 +180,7 @@ class Judge:
             return False
         words = self._sketches.first_of(tensor)
         return words is None or all(
-            are_strangers(differences(actual[:FIRST], predicted[:FIRST], self._order), target.span.dtype)
+            left_of(actual[:FIRST], predicted[:FIRST], target.span.dtype) is None
             for _, predicted, actual in propose(target, tensor, words, self._policy)
         )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from casstore.store.adding.bases.planning.base_sketches import Made
 from casstore.store.adding.bases.planning.judge import Found, Judge, better
+from casstore.store.adding.bases.planning.peers import PeersOfFiles
 from casstore.store.adding.bases.rules.block_types import SOURCES, made_of, same_type
 from casstore.store.adding.bases.rules.relation import Relation, same
 from casstore.store.adding.bases.rules.rotary import rotated
@@ -60,6 +61,11 @@ class _Budget:
         self._fruitless += 1
         return self._fruitless <= self._patience or self._fruitless % _GLANCE == 0
 
+    @property
+    def is_patient(self) -> bool:
+        """Whether it allows the next one, too."""
+        return self._fruitless < self._patience
+
     def helped(self) -> None:
         """Begin again."""
         self._fruitless = 0
@@ -89,12 +95,18 @@ class BaseSearch:
         self._turning = _Budget(_TURNED)
         self._summing = _Budget()
         self._merging = _Budget()
+        self._peers = PeersOfFiles(sketches, policy)
         self._fitting: set[bytes] = set()
         self._made: list[Made] = []
         self._strangers = 0
 
-    def relate(self, number: int, target: TargetTensor) -> Relation | None:
-        """Return what predicts a tensor, number `number` of its file's spans; None if nothing does well enough."""
+    def relate(
+        self, number: int, target: TargetTensor, *, ahead: Callable[[], Iterable[TargetTensor]]
+    ) -> Relation | None:
+        """Return what predicts a tensor, number `number` of its file's spans; None if nothing does well enough.
+
+        `ahead` are tensors of which the next ones will be.
+        """
         judge = Judge(target, self._sketches, self._policy)
         for file in self._files:
             self._compare(judge, file)
@@ -103,7 +115,11 @@ class BaseSearch:
         if judge.may_be_better(_LARGE) and self._looking.allows():
             before = judge.best
             turned = is_rotated(target.span.name) and self._turning.allows()
-            for file in self._unknown(self._sketches.layouts_like(target, turned=turned)):
+            for file in self._unknown(
+                self._sketches.layouts_like(
+                    target, turned=turned, ahead=ahead if self._looking.is_patient else tuple
+                )
+            ):
                 self._files.append(file)
                 self._compare(judge, file)
             if judge.best is not before:
@@ -209,7 +225,7 @@ class BaseSearch:
             if file.may_read and not is_known:
                 return  # All sketches of another model would be read.
         comparing = self._comparing.setdefault(file.layout_id, _Budget())
-        if comparing.allows() and judge.compare_others(file):
+        if comparing.allows() and judge.compare_others(self._peers.of(file, judge.elements)):
             comparing.helped()
 
     def _unknown(self, layouts: Iterable[bytes]) -> Iterator[BaseFile]:

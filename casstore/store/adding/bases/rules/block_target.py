@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from casstore.store.adding.bases.rules.target import Gather
     from casstore.store.adding.bases.tensors.sketch import Words
     from casstore.tensors import TensorSpan
 
@@ -36,12 +37,13 @@ _ALIKE = 0.6
 
 
 class BlockTarget:
-    """The blocks of one tensor: `read` returns bytes of its file, by offset and length, fewer at the end. For one thread."""
+    """The blocks of one tensor: `read` returns bytes of its file, `gather` many ranges, as for a TargetTensor. For one thread."""
 
-    def __init__(self, span: TensorSpan, read: Callable[[int, int], bytes]) -> None:
+    def __init__(self, span: TensorSpan, read: Callable[[int, int], bytes], *, gather: Gather) -> None:
         self.span = span
         self.elements = prod(span.shape)
         self.read = read
+        self._gather = gather
 
     @property
     def is_large(self) -> bool:
@@ -90,22 +92,17 @@ class BlockTarget:
         block = BLOCKS[self.span.dtype]
         places = positions(self.elements)
         starts = places[::RUN] // block.elements
-        ends = (places[RUN - 1 :: RUN] // block.elements) + 1
-        rows, at = [], []
-        count = 0
-        for first, end, place in zip(starts.tolist(), ends.tolist(), places[::RUN].tolist(), strict=True):
-            length = (end - first) * block.size
-            # Of a file that became shorter: the add ends as soon as that is noticed.
-            rows.append(self.read(self.span.begin + first * block.size, length).ljust(length, b"\0"))
-            at.append(place - first * block.elements + count * block.elements)
-            count += end - first
-        values, apart = block_values(
-            self.span.dtype, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, block.size)
-        )
-        chosen = (np.array(at)[:, None] + np.arange(RUN)).ravel()
+        counts = places[RUN - 1 :: RUN] // block.elements + 1 - starts
+        ranges = np.stack((self.span.begin + starts * block.size, counts * block.size), axis=1)
+        rows = np.frombuffer(self._gather(ranges), np.uint8).reshape(-1, block.size)
+        values, apart = block_values(self.span.dtype, rows)
+        # Where the first blocks of each place are among all rows.
+        before = np.cumsum(counts) - counts
+        at = places[::RUN] + (before - starts) * block.elements
+        chosen = (at[:, None] + np.arange(RUN)).ravel()
         return values.ravel()[chosen], apart.ravel()[chosen]
 
 
 def is_block(span: TensorSpan) -> bool:
     """Say whether a tensor is of blocks that may be made of floats, enough of them to look for those."""
-    return span.dtype in BLOCKS and span.end - span.begin >= _SMALLEST
+    return span.end - span.begin >= _SMALLEST and span.dtype in BLOCKS

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _EIGHT_BITS = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 
 
+_CAST = _EIGHT_BITS | FLOATS.keys()
+
+
 class Proposal(NamedTuple):
     """An operation, elements that it makes, and those of the target at the same places."""
 
@@ -67,12 +70,21 @@ def elementwise(tensor: BaseTensor, words: Words, dtype: str) -> Iterator[tuple[
         yield operation, operation.of([words])
 
 
+def may_make(source: str, target: str) -> bool:
+    """Say whether any operation makes elements of one type of those of another."""
+    return (
+        source == target
+        or not {source, target} - _CAST
+        or (target in QUANTISED and source in FLOATS and source != "F64")
+    )
+
+
 def _casts(source: str, target: str) -> Iterator[tuple[list[str], Rounding, bool]]:
     """Yield the casts between two types of floats, the usual rounding first: the types on the way, rounding, saturation.
 
     Two types of which neither is F32 have it between them.
     """
-    if {source, target} - (FLOATS.keys() | _EIGHT_BITS):
+    if {source, target} - _CAST:
         return
     types = [source, target] if "F32" in {source, target} or source == "F64" else [source, "F32", target]
     yield types, Rounding.NEAREST_EVEN, False

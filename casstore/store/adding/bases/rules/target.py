@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -12,15 +11,28 @@ import numpy as np
 from casstore.store.adding.bases.rules.quantising import find_scales
 from casstore.store.adding.bases.rules.rotary import orders, source_row
 from casstore.store.adding.bases.tensors.names import is_rotated
-from casstore.store.adding.bases.tensors.sketch import SIZE, WIDTHS, elements_at, positions, transposed
+from casstore.store.adding.bases.tensors.sketch import (
+    WIDTHS,
+    elements_at,
+    positions,
+    signature,
+    signed_places,
+    transposed,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
     from casstore.format.layout import Span
     from casstore.store.adding.bases.rules.quantising import Scales
     from casstore.store.adding.bases.tensors.sketch import Positions, Words
     from casstore.tensors import TensorSpan
+
+    Gather = Callable[[NDArray[np.int64]], Buffer]
+    """What reads ranges of a file, each a first byte and a length."""
 
 MIN_SIZE = 64 << 10
 """Bytes from which a tensor has a sketch; smaller ones follow from their names."""
@@ -32,8 +44,9 @@ _AROUND = 4
 class TargetTensor:
     """The elements of one tensor: from memory where all of it is at hand, else from its file. For one thread.
 
-    `data` are its bytes, or None; `read` returns bytes of its file, by offset and length, fewer at the end. `read_small` returns
-    another tensor of the file, a small one, by its name and type.
+    `data` are its bytes, or None; `read` returns bytes of its file, by offset and length, fewer at the end, and `gather` many
+    such ranges one after the other, with zeros for what is missing. `read_small` returns another tensor of the file, a small
+    one, by its name and type.
     """
 
     def __init__(
@@ -43,6 +56,7 @@ class TargetTensor:
         *,
         read: Callable[[int, int], bytes],
         read_small: Callable[[str, str], bytes | None],
+        gather: Gather | None = None,
     ) -> None:
         self.span = span
         self.elements = prod(span.shape)
@@ -50,6 +64,7 @@ class TargetTensor:
         self._data = data
         self._read = read
         self._read_small = read_small
+        self._gather = gather or gather_by(read)
 
     @cached_property
     def sketch(self) -> Words:
@@ -93,6 +108,14 @@ class TargetTensor:
         """The sketch of its transpose."""
         return self.at(self.transposed_places)
 
+    def signatures(self) -> Iterator[int]:
+        """Yield the signatures under which it may be found."""
+        places = positions(self.elements)
+        signed = signed_places(len(places))
+        views = [places, self.transposed_places] if self.is_matrix else [places]
+        yield from (signature(self.at(view[signed])) for view in views)
+        yield from map(signature, self.centred())
+
     @property
     def transposed_places(self) -> Positions:
         """Where the elements of the sketch of its transpose are."""
@@ -114,17 +137,21 @@ class TargetTensor:
         """Return the elements at these positions."""
         if self._data is not None:
             return elements_at(self._data, places, self.width)
-        edges = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
-        parts = []
-        for first, (at, end) in zip(places[edges[:-1]].tolist(), pairwise(edges), strict=True):
-            length = (end - at) * self.width
-            part = self._read(self.span.begin + first * self.width, length)
-            # Of a file that became shorter: the add ends as soon as that is noticed.
-            parts.append(part.ljust(length, b"\0"))
-        return np.frombuffer(b"".join(parts), f"<u{self.width}")
+        edges = np.concatenate(([0], np.flatnonzero(np.diff(places) != 1) + 1, [len(places)]))
+        begins = self.span.begin + places[edges[:-1]] * self.width
+        ranges = np.stack((begins, np.diff(edges) * self.width), axis=1)
+        return np.frombuffer(self._gather(ranges), f"<u{self.width}")
+
+
+def gather_by(read: Callable[[int, int], bytes]) -> Gather:
+    """Return what reads many ranges by reading one after the other."""
+    # Zeros for what a file lacks that became shorter: the add ends as soon as that is noticed.
+    return lambda ranges: b"".join(
+        read(begin, length).ljust(length, b"\0") for begin, length in ranges.tolist()
+    )
 
 
 def has_sketch(span: Span | TensorSpan) -> bool:
     """Say whether a tensor has a sketch."""
-    width = WIDTHS.get(span.dtype)
-    return width is not None and span.end - span.begin >= max(MIN_SIZE, SIZE * width)
+    # Of 8 bytes at most, SIZE elements are no more than MIN_SIZE.
+    return span.end - span.begin >= MIN_SIZE and span.dtype in WIDTHS

@@ -20,6 +20,8 @@ from casstore.tensors.dtypes import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from casstore.format.layout import Layout, Span
 
 
@@ -64,7 +66,8 @@ class BaseTensor:
 class BaseFile:
     """A file that may be a base: `ranks` are those of the frames of its chunks, None where there is none.
 
-    `may_read` says that chunks may be read for sketches that nobody has.
+    `may_read` says that chunks may be read for sketches that nobody has. Most files are never looked at: what it costs to know of
+    one is asked for once it is. For one thread, but for `parts`.
     """
 
     def __init__(
@@ -73,10 +76,30 @@ class BaseFile:
         self.layout_id = layout_id
         self.layout = layout
         self.may_read = may_read
-        self.sketches: dict[int, bytes] = {}
+        self._given_ranks = ranks
+        self._ranks: NDArray[np.int64] | None = None
+        self._sketches: dict[int, bytes] | None = None
+        self._edges_if_known: list[int] | None = None
+
+    @property
+    def sketches(self) -> dict[int, bytes]:
+        """The sketches that are known, by the keys of tensors; more may be added."""
+        if self._sketches is None:
+            self._sketches = self._find_sketches()
+        return self._sketches
+
+    def _find_sketches(self) -> dict[int, bytes]:
+        return {}
+
+    def _find_ranks(self) -> Sequence[int | None]:
+        return self._given_ranks
+
+    @property
+    def _edges(self) -> list[int]:
         # A list: each look-up is of two numbers, for which numpy takes ten times as long.
-        self._edges: list[int] = layout.offsets().tolist()
-        self._ranks = np.array([-1 if rank is None else rank for rank in ranks], np.int64)
+        if self._edges_if_known is None:
+            self._edges_if_known = self.layout.offsets().tolist()
+        return self._edges_if_known
 
     @cached_property
     def tensors(self) -> list[BaseTensor]:
@@ -123,9 +146,12 @@ class BaseFile:
 
     def rank_of(self, begin: int, end: int) -> int | None:
         """Return the highest rank of the frames that hold a range of the file, None if one of them is missing."""
+        if self._ranks is None:
+            found = self._find_ranks()
+            self._ranks = np.array([-1 if rank is None else rank for rank in found], np.int64)
         first, last = self._chunks(begin, end)
         ranks = self._ranks[first:last]
-        return None if bool((ranks < 0).any()) else int(ranks.max())
+        return None if int(ranks.min()) < 0 else int(ranks.max())
 
     def parts(self, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         """Yield the parts of chunks that make up a range of the file: the chunk's id, and the bytes of it."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from functools import lru_cache
 
 _PREFIXES = (
     "_orig_mod.",
@@ -54,11 +51,11 @@ _WRAPPERS = 3
 """Parts of a name that unknown wrappers may have put before it."""
 
 
-def endings(name: str) -> Iterator[str]:
-    """Yield what is left of a plain name without its first part, the first two and so on, as long as it is still a path."""
+@lru_cache(maxsize=4096)
+def endings(name: str) -> tuple[str, ...]:
+    """Return what is left of a plain name without its first part, the first two and so on, as long as it is still a path."""
     parts = name.split(".")
-    for begin in range(1, min(_WRAPPERS + 1, len(parts) - 1)):
-        yield ".".join(parts[begin:])
+    return tuple(".".join(parts[begin:]) for begin in range(1, min(_WRAPPERS + 1, len(parts) - 1)))
 
 
 def is_rotated(name: str) -> bool:
@@ -66,6 +63,8 @@ def is_rotated(name: str) -> bool:
     return _ROTATED.search(plain_name(name)) is not None
 
 
+# The names of a file are looked for in one file after the other.
+@lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
     """Return a tensor's name without what wrappers and formats add to it, in the words of transformers."""
     name = _SECOND.sub("", name)
@@ -74,10 +73,11 @@ def plain_name(name: str) -> str:
     if block is not None:
         part, dot, kind = block[2].rpartition(".")
         return f"layers.{block[1]}.{_GGUF_PARTS.get(part, part)}{dot}{kind}"
-    shorter = True
-    while shorter:
-        shorter = False
+    while name.startswith(_PREFIXES):
+        before = name
         for prefix in _PREFIXES:
             if name.startswith(prefix) and len(name) > len(prefix):
-                name, shorter = name[len(prefix) :], True
+                name = name[len(prefix) :]
+        if name == before:
+            break
     return name

@@ -12,12 +12,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casstore.codecs.delta import Order
+from casstore.store.adding.bases.tensors.likeness import (
+    ONE,
+    bits_of,
+    compare,
+    differences,
+    distances,
+    entropy,
+    share_of,
+    top_bits,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Words = np.ndarray[Any, np.dtype[Any]]
     Positions = NDArray[np.int64]
+
+__all__ = [
+    "FIRST",
+    "FLOATS",
+    "INTEGERS",
+    "PLACES",
+    "RUN",
+    "SIZE",
+    "WIDTHS",
+    "are_strangers",
+    "differences",
+    "elements_at",
+    "is_negative",
+    "left_of",
+    "order_of",
+    "positions",
+    "share_left",
+    "signature",
+    "signed_places",
+    "strange_rows",
+    "transposed",
+]
 
 PLACES = 64
 RUN = 4
@@ -77,9 +109,7 @@ def elements_at(data: memoryview, places: Positions, width: int) -> Words:
 
 def signature(words: Words) -> int:
     """Return the top bits of some elements: like tensors mostly have the same, others rarely do."""
-    width = words.dtype.itemsize
-    top = (words[signed_places(len(words))] >> words.dtype.type(8 * width - 1)).astype(np.uint64)
-    return int((top << np.arange(_SIGNS, dtype=np.uint64)).sum())
+    return top_bits(words, _SIGNS)
 
 
 def signed_places(count: int) -> slice:
@@ -94,50 +124,32 @@ def is_negative(words: Words) -> NDArray[np.bool_]:
     return found
 
 
-def differences(actual: Words, predicted: Words, order: Order) -> Words:
-    """Return the residuals of elements, as format/README.md defines them."""
-    width = actual.dtype.itemsize
-    left, right = actual, predicted
-    if order is Order.FLOAT:
-        left, right = _numbered(actual), _numbered(predicted)
-    signed = (left - right).view(f"<i{width}")
-    found: Words = ((signed << 1) ^ (signed >> (8 * width - 1))).view(f"<u{width}")
-    return found
+def left_of(actual: Words, predicted: Words, dtype: str) -> float | None:
+    """Estimate what share is left of elements of a type that are predicted: 0 if the prediction is exact; None for strangers.
 
-
-def _numbered(words: Words) -> Words:
-    width = words.dtype.itemsize
-    mask = words.dtype.type((1 << (8 * width - 1)) - 1)
-    signs = (words.view(f"<i{width}") >> (8 * width - 1)).view(f"<u{width}")
-    found: Words = words ^ (signs & mask)
-    return found
-
-
-def distance(residuals: Words) -> float:
-    """Return the mean number of bits of residuals: relatives have few, strangers about a third of the element's."""
-    return float(np.log2(residuals.astype(np.float64) + 1.0).mean())
+    FIRST elements at most tell whether the tensors have nothing in common.
+    """
+    first = min(FIRST, len(actual))
+    limit = int(_strange(dtype, actual) * first * ONE)
+    found = compare(actual, predicted, order_of(dtype), first=first, limit=limit)
+    return None if found is None else share_of(found, actual)
 
 
 def are_strangers(residuals: Words, dtype: str) -> bool:
     """Say whether tensors of a type with such differences have nothing in common; a few residuals are enough."""
-    return bool(strange_rows(residuals[None], dtype)[0])
+    return int(bits_of(residuals)) > _strange(dtype, residuals) * len(residuals) * ONE
 
 
-def strange_rows(residuals: Words, dtype: str) -> NDArray[np.bool_]:
-    """Say for each row of differences whether such tensors have nothing in common."""
-    limit = _STRANGE.get(dtype, 7 * residuals.dtype.itemsize)
-    found: NDArray[np.bool_] = np.log2(residuals.astype(np.float64) + 1.0).mean(axis=1) > limit
+def strange_rows(actual: Words, rows: Words, dtype: str) -> NDArray[np.bool_]:
+    """Say for each row of elements whether such a tensor has nothing in common with one of a type that has the `actual` ones."""
+    found: NDArray[np.bool_] = distances(actual, rows, order_of(dtype)) > _strange(dtype, actual)
     return found
+
+
+def _strange(dtype: str, words: Words) -> float:
+    return _STRANGE.get(dtype, 7 * words.dtype.itemsize)
 
 
 def share_left(words: Words) -> float:
     """Estimate what planes leave of elements like these, as a share: the entropy of each byte column."""
-    count, width = len(words), words.dtype.itemsize
-    columns = np.ascontiguousarray(words).view(np.uint8).reshape(count, width)
-    numbered = columns + 256 * np.arange(width)
-    counts = np.bincount(numbered.ravel(), minlength=256 * width).reshape(width, 256)
-    shares = counts / count
-    bits = -(shares * np.log2(np.maximum(shares, 1 / count))).sum(axis=1)
-    # Miller's correction: few samples see too few values (Miller 1955, "Note on the bias of information estimates").
-    bits += (np.count_nonzero(counts, axis=1) - 1) / (2 * count * np.log(2))
-    return float(np.minimum(bits, 8).sum()) / (8 * width)
+    return share_of(entropy(words), words)
