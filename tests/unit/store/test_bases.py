@@ -223,6 +223,39 @@ def test_few_of_many_tensors_of_one_shape_are_compared(tmp_path, monkeypatch, dt
         assert len(compared) <= 2 * count
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_work_grows_with_the_tensors_of_one_shape_and_not_with_their_square(tmp_path, monkeypatch, dtype):
+    """Tensors of other names are looked at once for a file, and only few of them for each of its tensors."""
+    count = 40
+    rng = np.random.default_rng(3)
+    floats = [rng.normal(size=(192, 192)).astype("<f4") for _ in range(count)]
+    made_of = [array + rng.normal(0, 1e-3, array.shape).astype("<f4") for array in reversed(floats)]
+    others = [rng.normal(size=(192, 192)).astype("<f4") for _ in range(count)]
+    if dtype == "F16":
+        made_of, others = ([array.astype("<f2") for array in some] for some in (made_of, others))
+    looked_at = []
+    for name in ("of", "first_of"):
+        method = getattr(BaseSketches, name)
+
+        def counted(sketches, tensor, method=method):
+            looked_at.append(tensor)
+            return method(sketches, tensor)
+
+        monkeypatch.setattr(BaseSketches, name, counted)
+    with made(tmp_path) as store:
+        for name, arrays in (("base", floats), ("made", made_of), ("others", others)):
+            tensors = {f"{name}.{at}": array for at, array in enumerate(arrays)}
+            looked_at.clear()
+            added = store.add(
+                write_family_model(tmp_path / name, tensors),
+                ref=name,
+                base="base" if name != "base" else None,
+            )
+            assert len(looked_at) <= (12 if name == "others" else 6) * count
+            if name == "made":
+                assert encodings(store, name)["delta"] > 0.9 * added.bytes_new
+
+
 def test_a_chain_does_not_grow(tmp_path):
     tensors = BASE
     with made(tmp_path) as store:

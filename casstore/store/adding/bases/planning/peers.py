@@ -24,9 +24,9 @@ _TRIED = 16
 
 
 class _OfType(NamedTuple):
-    """Tensors of one element type, their first elements, and which of the elements of their sketches are negative."""
+    """Tensors of one element type, by their places among all, with their first elements, and which of their sketches are negative."""
 
-    tensors: Sequence[BaseTensor]
+    places: NDArray[np.intp]
     first: Words
     signs: NDArray[np.bool_]
 
@@ -40,16 +40,17 @@ class Peers:
         # Of a tensor whose sketch nobody has, only the first elements are read.
         is_read = any(tensor.may_read and tensor.key not in tensor.file.sketches for tensor in allowed)
         words_of = sketches.first_of if is_read else sketches.of
-        found: dict[str, list[tuple[BaseTensor, Words]]] = {}
-        for tensor in allowed:
-            words = words_of(tensor)
-            if words is not None:
-                found.setdefault(tensor.span.dtype, []).append((tensor, words))
+        words = [words_of(tensor) for tensor in allowed]
+        self._tensors = allowed
         self._types: dict[str, _OfType] = {}
-        for dtype, items in found.items():
-            rows = np.stack([words for _, words in items])
+        by_type: dict[str, list[int]] = {}
+        for place, tensor in enumerate(allowed):
+            if words[place] is not None:
+                by_type.setdefault(tensor.span.dtype, []).append(place)
+        for dtype, places in by_type.items():
+            rows = np.stack([own for place in places if (own := words[place]) is not None])
             first = np.ascontiguousarray(rows[:, :FIRST])
-            self._types[dtype] = _OfType([tensor for tensor, _ in items], first, is_negative(rows))
+            self._types[dtype] = _OfType(np.array(places), first, is_negative(rows))
 
     def likely(
         self, dtype: str, views: Sequence[Words], signs: Sequence[NDArray[np.bool_]]
@@ -60,25 +61,25 @@ class Peers:
         point that it may have. Strangers of its own type are left out.
         """
         shares: list[NDArray[np.float64]] = []
-        tensors: list[BaseTensor] = []
+        places: list[NDArray[np.intp]] = []
         for source, peers in self._types.items():
             if not may_make(source, dtype):
                 continue
-            at = np.arange(len(peers.tensors))
+            own, table = peers.places, peers.signs
             if source == dtype:
                 strange = [strange_rows(view[:FIRST], peers.first, dtype) for view in views]
-                at = np.flatnonzero(~np.logical_and.reduce(strange))
-            count = peers.signs.shape[1]
-            table = peers.signs[at]
-            shares.append(np.max([(table == own[:count]).mean(axis=1) for own in signs], axis=0))
-            tensors += [peers.tensors[number] for number in at.tolist()]
-        if not tensors:
+                near = ~np.logical_and.reduce(strange)
+                own, table = own[near], table[near]
+            count = table.shape[1]
+            shares.append(np.max([(table == view[:count]).mean(axis=1) for view in signs], axis=0))
+            places.append(own)
+        if not places:
             return []
-        share = np.concatenate(shares)
+        share, place = np.concatenate(shares), np.concatenate(places)
         # Of tensors that agree as much, the first one of the file.
-        numbers = np.array([tensor.number for tensor in tensors])
-        order = np.lexsort((numbers, -share))[:_TRIED]
-        return [(float(share[number]), tensors[number]) for number in order.tolist()]
+        order = np.lexsort((place, -share))[:_TRIED]
+        found = zip(share[order].tolist(), place[order].tolist(), strict=True)
+        return [(agreement, self._tensors[at]) for agreement, at in found]
 
 
 class PeersOfFiles:
