@@ -312,8 +312,8 @@ def test_small_tensors_among_strangers_are_soon_left_alone(tmp_path, monkeypatch
     found = {}
     by_name = BaseSearch.by_name
 
-    def noted(self, span):
-        found[span.name] = by_name(self, span)
+    def noted(self, span, data):
+        found[span.name] = by_name(self, span, data)
         return found[span.name]
 
     with made(tmp_path) as store:
@@ -453,8 +453,7 @@ def test_sums_of_models_take_nothing(tmp_path, base, how):
             other = write_family_model(tmp_path / f"other{number}", models[number])
             store.add(other, ref=f"other{number}", base="base")
         added = store.add(folder, ref="sum", base="base")
-        small = sum(array.nbytes for array in BASE.values() if array.ndim == 1)
-        assert added.bytes_stored < small + 0.01 * added.bytes_total
+        assert added.bytes_stored < 0.01 * added.bytes_total
         assert_same(store, "sum", folder, tmp_path / "out")
 
 

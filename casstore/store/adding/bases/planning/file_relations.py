@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casstore import _build
 from casstore.errors import CasstoreError
 from casstore.store.adding.bases.planning.chunk_plan import plan_chunk
+from casstore.store.adding.bases.planning.search import FIRST_LARGE
 from casstore.store.adding.bases.rules.block_target import BlockTarget, is_block
 from casstore.store.adding.bases.rules.quantising import MAX_SCALES
 from casstore.store.adding.bases.rules.target import TargetTensor, has_sketch
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from casstore.store.adding.sources import SourceFile
     from casstore.tensors import TensorSpan
 
-
-_FIRST_LARGE = 4
-"""Large tensors of a file that are compared before any other one."""
 
 _AHEAD = 16
 """Tensors for which the catalogue is asked at once."""
@@ -156,7 +154,7 @@ class FileRelations:
         large: Iterator[int] = iter(())
         if self._search is None:
             self._search = self._open_search()
-            large = islice(filter(self._is_large, range(len(self._spans))), _FIRST_LARGE)
+            large = islice(filter(self._is_large, range(len(self._spans))), FIRST_LARGE)
         for wanted in (*large, *numbers):
             if wanted not in self._found:
                 self._found[wanted] = self._relate(self._search, wanted, file)
@@ -167,10 +165,10 @@ class FileRelations:
 
     def _relate(self, search: BaseSearch, number: int, file: _WindowedFile) -> Relation | None:
         span = self._spans[number]
-        if not self._is_large(number):
-            return search.by_name(span)
         # Invariant 11: whatever it is, reading the file shows it; without a relation, the tensor is encoded alone.
         with contextlib.suppress(CasstoreError):
+            if not self._is_large(number):
+                return search.by_name(span, file.window.of(span.begin, span.end))
             if is_block(span):
                 return search.of_blocks(number, BlockTarget(span, file.read, gather=file.gather))
             return search.relate(number, self._target(span, file), ahead=lambda: self._ahead(number, file))

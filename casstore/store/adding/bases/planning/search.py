@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from casstore.store.adding.bases.planning.base_sketches import Made
 from casstore.store.adding.bases.planning.judge import Found, Judge, better
 from casstore.store.adding.bases.planning.peers import PeersOfFiles
+from casstore.store.adding.bases.planning.small_tensors import SmallTensors
 from casstore.store.adding.bases.rules.block_types import SOURCES, made_of, same_type
-from casstore.store.adding.bases.rules.relation import Relation, same
+from casstore.store.adding.bases.rules.relation import Relation
 from casstore.store.adding.bases.rules.rotary import rotated
 from casstore.store.adding.bases.tensors.names import is_rotated
-from casstore.store.adding.bases.tensors.sketch import WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from casstore.store.adding.bases.rules.target import TargetTensor
     from casstore.store.adding.bases.tensors.base_tensors import BaseFile, BaseTensor
     from casstore.tensors import TensorSpan
+
+FIRST_LARGE = 4
+"""Large tensors of a file that are compared before any other one."""
 
 _LARGE = 0.02
 """Of what is left without a base: where more is left with one, the catalogue may know a better one."""
@@ -72,7 +75,7 @@ class _Budget:
 
 
 class BaseSearch:
-    """Finds what predicts the tensors of one file. For one thread, but for `by_name`."""
+    """Finds what predicts the tensors of one file. For one thread."""
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class BaseSearch:
         self._fitting: set[bytes] = set()
         self._made: list[Made] = []
         self._strangers = 0
+        self._small = SmallTensors(policy, read=sketches.read, large=FIRST_LARGE)
 
     def relate(
         self, number: int, target: TargetTensor, *, ahead: Callable[[], Iterable[TargetTensor]]
@@ -130,6 +134,7 @@ class BaseSearch:
         if judge.may_be_better(0) and judge.near and self._merging.allows() and judge.merge(self._adapters()):
             self._merging.helped()
         best = judge.best
+        self._small.note(target.span.dtype, None if best is None else best.operation)
         self._strangers = self._strangers + 1 if best is None else 0
         # What follows from another tensor is found by that one; its own sketch is for those who name its model.
         self._made.append(Made(number, target.elements, target.sketch, best is None or best.share > 0))
@@ -193,20 +198,9 @@ class BaseSearch:
                 return view
         return tensor
 
-    def by_name(self, span: TensorSpan) -> Relation | None:
-        """Return what predicts a tensor that is too small for a sketch: the one of its name. For any thread."""
-        if span.dtype not in WIDTHS or self._strangers >= _STRANGERS:
-            return None
-        for file in self._files:
-            tensor = file.find(span.name)
-            if (
-                tensor is not None
-                and tensor.span.dtype == span.dtype
-                and tensor.span.shape == span.shape
-                and self._policy.allows(tensor.rank)
-            ):
-                return Relation(span, same(tensor))
-        return None
+    def by_name(self, span: TensorSpan, data: memoryview | None) -> Relation | None:
+        """Return what predicts a tensor that is too small for a sketch, by tensors of its name; `data` are its bytes, or None."""
+        return None if self._strangers >= _STRANGERS else self._small.find(span, data, self._files)
 
     def take_sketches(self, layout: bytes) -> list[Sketch]:
         """Return the sketches of the file's tensors, whose layout this is, and those of bases that were read for them."""
