@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from casstore.tensors import TensorSpan
 
 _EXACT = 0.5
-"""The share of a few elements that a sum must make exactly: where it does not, as in norms that were copied, few fit."""
+"""The share of a few elements that must be made exactly, where more than one operation may fit."""
 
 
 class _Recipe(NamedTuple):
@@ -67,14 +67,16 @@ class SmallTensors:
         recipe = self._recipe
         if recipe is None or span.dtype != recipe.dtype:
             return None
-        tensors = [
-            self._of_name(file, span, dtype) for file, dtype in zip(recipe.files, recipe.dtypes, strict=True)
-        ]
-        found = tuple(tensor for tensor in tensors if tensor is not None)
-        if len(found) < len(tensors):
-            return None
-        operation = Elementwise(found, recipe.steps, WIDTHS[span.dtype])
-        return operation if len(set(recipe.files)) == 1 or self._makes(operation, data) else None
+        pairs = zip(recipe.files, recipe.dtypes, strict=True)
+        found = [self._of_name(file, span, dtype) for file, dtype in pairs]
+        tensors = [tensor for tensor in found if tensor is not None]
+        made = Elementwise(tuple(tensors), recipe.steps, WIDTHS[span.dtype])
+        if len(set(recipe.files)) == 1:
+            return made if len(tensors) == len(found) else None
+        # A sum of several, or what was copied from one of them.
+        operations = [made] if len(tensors) == len(found) else []
+        operations += [same(tensor) for tensor in dict.fromkeys(tensors) if tensor.span.dtype == span.dtype]
+        return next((operation for operation in operations if self._makes(operation, data)), None)
 
     def _of_name(self, file: BaseFile, span: TensorSpan, dtype: str) -> BaseTensor | None:
         tensor = file.find(span.name)
