@@ -293,8 +293,15 @@ class FrameTable:
         return int((counts * DIGEST_SIZE + _LIST_BYTES).sum(dtype=np.int64))
 
     def bytes_of_bases(self, rows: Positions) -> int:
-        """Return the bytes of a frame of each base of each of these rows."""
-        return int(self.sizes[self._firsts[self._bases_of(rows)]].sum(dtype=np.int64))
+        """Return the bytes of a frame of each base of each of these rows, and of what those rest on themselves."""
+        total = 0
+        for _ in range(MAX_RANK):
+            frames = self._firsts[self._bases_of(rows)].astype(np.int64)
+            total += int(self.sizes[frames].sum(dtype=np.int64))
+            rows = np.unique(frames[self.are_deltas(frames)])
+            if not rows.size:
+                break
+        return total
 
     def with_bases(self, objects: Positions | NDArray[np.int32], rows: Positions) -> Positions:
         """Return these objects, ascending, and the bases that they need if `rows`, by object, are the frames that count."""
