@@ -265,21 +265,21 @@ class TestRetries:
 
     def test_in_a_thread_of_a_program_that_goes_on(self, place, model, monkeypatch):
         """A library's caller gets its own error, no thread hangs, and the store is of use at once."""
-        before = threading.active_count()
+
+        def serial():
+            return sum(thread.name.startswith("casstore-serial") for thread in threading.enumerate())
+
+        before, idle = threading.active_count(), serial()
         with Store(place) as store:
             for after in (1, 3, 9):
                 with monkeypatch.context() as patch:
                     interrupt(patch, KeyboardInterrupt(), after=after)
                     with pytest.raises(KeyboardInterrupt):
                         store.add(model, ref="models/m", stat_cache=False)
-                assert not [
-                    t
-                    for t in threading.enumerate()
-                    if t.name.startswith(("casstore-pack", "casstore-commit"))
-                ]
+                assert serial() <= max(idle, 2)  # One that hung would not be used again.
             store.add(model, ref="models/m")
             assert read_model(store, "models/m") == WHOLE
-        assert threading.active_count() <= before + packs.os.cpu_count() + 1
+        assert threading.active_count() <= before + packs.os.cpu_count() + 2
 
 
 class TestLeftovers:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casstore import codecs
 from casstore.concurrency.buffers import BLOCK_BUFFER, give_block, new_buffer, scratch, take_block
+from casstore.concurrency.workers import SerialThread
 from casstore.digest import Hasher, digest
 from casstore.errors import CasstoreError, ConfigError, DigestMismatch, ObjectExists
 from casstore.format import fields, frame, pack
@@ -200,8 +201,12 @@ class PackWriter:
         self._target = target or pack_target(backend)
         # The link is idle until the first pack is full.
         self._full = self._target if self._uploads is None else min(self._target, _FIRST_UPLOAD)
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="casstore-pack")
-        self._committer = ThreadPoolExecutor(self._uploads or 1, thread_name_prefix="casstore-commit")
+        self._writing = SerialThread()
+        self._committing = (
+            SerialThread()
+            if self._uploads is None
+            else ThreadPoolExecutor(self._uploads, thread_name_prefix="casstore-commit")
+        )
         self._writes: deque[Future[None]] = deque()
         self._commits: list[_Commit] = []
         self._open: _OpenPack | None = None
@@ -210,8 +215,8 @@ class PackWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writing.shutdown(wait=True)
-        self._committer.shutdown(wait=True)
+        with self._committing, self._writing:
+            pass  # Leaving them waits for their tasks.
         if self._open is not None:
             self._open.writer.discard()  # Invariant 2: a file without its final name is not part of the store.
             self._open = None
@@ -286,7 +291,7 @@ class PackWriter:
         # In this order: an interrupt in between must not leave a pack that nobody discards.
         sealed: Future[WrittenPack] = Future()
         self._commits.append(
-            _Commit(sealed, self._committer.submit(_commit, closing, footer, written, sealed))
+            _Commit(sealed, self._committing.submit(_commit, closing, footer, written, sealed))
         )
         self._open = None
         while self._uploads is not None:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casstore.concurrency.fan_out import ask_all
+from casstore.concurrency.workers import SerialThread
 from casstore.errors import (
     CasstoreError,
     ConflictError,
@@ -113,7 +113,7 @@ class Publication(Dependencies):
                 at_once=self._backend.is_remote,
             )
             self._condemned = condemned | self._damaged
-            self._keeper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="casstore-keep"))
+            self._keeper = stack.enter_context(SerialThread())
             self._writer = stack.enter_context(PackWriter(self._backend, target=self._pack_target))
             self._exit = stack.pop_all()
         return self
