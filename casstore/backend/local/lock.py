@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casstore.backend.local.held import is_still
-from casstore.backend.local.mount_types import is_one_kernels
 from casstore.backend.local.syscalls import close_quietly
 from casstore.backend.local.writer import LocalWriter
 from casstore.backend.oserrors import from_os_error
@@ -34,7 +33,7 @@ def acquire(directory: StoreDirectory, *, exclusive: bool, blocking: bool) -> in
     Raises ConflictError when the lock is taken and `blocking` is False.
     """
     calls = directory.calls
-    if not is_one_kernels(calls.file_system_type(directory.root)):
+    if not directory.sees_every_lock:
         return None
     path = f"{directory.root}/{LOCK}"
     operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if blocking else fcntl.LOCK_NB)

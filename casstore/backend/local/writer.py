@@ -32,7 +32,8 @@ HELD = ".held"
 _ATTEMPTS = 4
 """Files that are made before a writer does without a lock of its own."""
 
-_WRITEBACK = 8 << 20  # bytes after which the kernel is asked to start writing
+_WRITEBACK = 1 << 20
+"""Bytes after which the kernel is asked to start writing: of a pack of a few megabytes, too, little is left to the fsync."""
 
 
 class LocalWriter(BlobWriter):

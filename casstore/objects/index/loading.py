@@ -100,8 +100,11 @@ class LoadedSegments(ForkAware):
         self.load(None)
 
     def _listed(self) -> dict[str, int]:
+        known = self.segments.keys() | self.aside.keys()
         return {
-            entry.key: entry.size for entry in self.backend.list(INDEX_PREFIX) if not is_foreign(entry.key)
+            entry.key: entry.size
+            for entry in self.backend.list(INDEX_PREFIX)
+            if entry.key in known or not is_foreign(entry.key)
         }
 
     def load(self, listed: Mapping[str, int] | None) -> None:

@@ -137,10 +137,12 @@ class Upkeep:
         """Write a segment over packs that none covers, and remove damaged segments."""
         if not self._known.loaded:
             return  # Packs that `read_hinted` read are covered by segments that were never fetched.
-        covered = self._known.covered_packs(self._durable())
         by_hand = [
             segment for key, segment in self._known.segments.items() if not key.startswith(INDEX_PREFIX)
         ]
+        if not by_hand and not self._known.aside:
+            return
+        covered = self._known.covered_packs(self._durable())
         parts = [segment for segment in by_hand if not covered[segment.numbers].all()]
         if parts and self._write_merged(parts) is None:
             return

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from casstore.tensors import TensorSpan
 
 
+_FIRST_BLOCK = 256 << 10
+"""Bytes of the first block of a large file, beyond the largest chunk; each block may have twice those of the one before."""
+
 _LEAST_BLOCK = 1 << 20
 """Bytes of small files that are worth a block of their own, where few bytes are left for the workers."""
 
@@ -108,6 +111,8 @@ class BlockReader:
         self._window = window
         self._progress = progress
         self._deltas = deltas
+        self._most = _FIRST_BLOCK
+        self._left = 0
 
     def read(
         self,
@@ -119,7 +124,7 @@ class BlockReader:
         `external` are tensors that other files tell of (`find_external_spans`).
         """
         block = Block(take_block())
-        left = sum(file.identity.size for file, _ in files)
+        self._left = sum(file.identity.size for file, _ in files)
         for file, stat_key in files:
             descriptor = open_source(file)
             try:
@@ -129,7 +134,7 @@ class BlockReader:
                 if self._deltas is not None and self._deltas.begin_file(file, spans):
                     if block.parts:
                         yield block
-                        block = Block(take_block())
+                        block = self._next()
                     block.waits = True
                 reading = self._begin(file, key, spans)
                 chunker = Chunker(plan_regions([(s.begin, s.end) for s in reading.spans], file.identity.size))
@@ -137,11 +142,10 @@ class BlockReader:
                 carried = 0
                 while True:
                     begin = block.used
-                    # Blocks become smaller towards the end: otherwise all workers wait for the one with the last block.
-                    end = MAX_CHUNK + min(BLOCK, max(left // (2 * self._window), begin + carried))
+                    end = MAX_CHUNK + min(BLOCK, max(self._wanted(), begin + carried))
                     room = block.buffer[begin + carried : end]
                     count = read_full(descriptor, room, position, file.shown)
-                    left -= count
+                    self._left -= count
                     position += count
                     reading.hasher.update(room[:count])
                     self._progress(count)
@@ -156,17 +160,25 @@ class BlockReader:
                     carried = len(data) - (cut_to - begin)
                     if final:
                         break
-                    full, block = block, Block(take_block())
+                    full, block = block, self._next()
                     block.buffer[:carried] = full.buffer[cut_to : cut_to + carried]
                     yield full
                 check_unchanged(file, os.fstat(descriptor))
                 reading.size = position
             finally:
                 os.close(descriptor)
-            if block.used >= min(BLOCK // 2, max(_LEAST_BLOCK, left // (2 * self._window))):
+            if block.used >= min(BLOCK // 2, max(_LEAST_BLOCK, self._left // (2 * self._window))):
                 yield block
-                block = Block(take_block())
+                block = self._next()
         yield block
+
+    def _wanted(self) -> int:
+        """Return the bytes that a block should have, beyond the largest chunk: few where workers wait for it, the first or the last."""
+        return min(self._left // (2 * self._window), self._most)
+
+    def _next(self) -> Block:
+        self._most = min(2 * self._most, BLOCK)
+        return Block(take_block())
 
     def _begin(self, file: SourceFile, key: bytes | None, spans: tuple[TensorSpan, ...]) -> Reading:
         relations = self._deltas.open_file(file, spans) if self._deltas is not None and spans else None
