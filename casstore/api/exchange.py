@@ -5,6 +5,7 @@ Each imports its work when it is called: most programs start faster without.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["ExchangingStore"]
 
 
-class ExchangingStore(MaintainedStore):
+class ExchangingStore(MaintainedStore, ABC):
     """A store, and what moves between it and others."""
 
+    @abstractmethod
     def _open_other(
         self,
         place: str | os.PathLike[str],
@@ -37,7 +39,6 @@ class ExchangingStore(MaintainedStore):
         fallback: bool = True,
     ) -> ExchangingStore:
         """Open the store at a place as `Store` does, which says how."""
-        raise NotImplementedError
 
     def repair(
         self,

@@ -14,7 +14,7 @@ from fakes.stores import model_of, noise, write_model
 from casstore import ConfigError, Store
 from casstore.cli import app
 from casstore.machine.packs_read import PacksRead
-from casstore.objects import object_store
+from casstore.objects import stored_packs
 from casstore.objects.keys import PACK_PREFIX, pack_id_of
 from casstore.objects.reading import whole_pack
 
@@ -37,13 +37,13 @@ def root(tmp_path):
 def read(monkeypatch):
     """The packs that are read whole, in order."""
     found = []
-    inner = object_store.read_whole
+    inner = stored_packs.read_whole
 
     def read_whole(backend, index, pack, **options):
         found.append(pack)
         return inner(backend, index, pack, **options)
 
-    monkeypatch.setattr(object_store, "read_whole", read_whole)
+    monkeypatch.setattr(stored_packs, "read_whole", read_whole)
     return found
 
 
@@ -95,7 +95,7 @@ def test_damage_is_met_and_not_remembered_as_good(root, read):
 
 def test_an_interrupted_check_keeps_what_it_has_read(root, read, monkeypatch):
     lock = threading.Lock()
-    inner = object_store.read_whole
+    inner = stored_packs.read_whole
 
     def interrupted(*arguments, **options):
         with lock:
@@ -103,10 +103,10 @@ def test_an_interrupted_check_keeps_what_it_has_read(root, read, monkeypatch):
                 raise KeyboardInterrupt
             return inner(*arguments, **options)
 
-    monkeypatch.setattr(object_store, "read_whole", interrupted)
+    monkeypatch.setattr(stored_packs, "read_whole", interrupted)
     with Store(root) as store, pytest.raises(KeyboardInterrupt):
         store.check(read_data=True)
-    monkeypatch.setattr(object_store, "read_whole", inner)
+    monkeypatch.setattr(stored_packs, "read_whole", inner)
     with Store(root) as store:
         done = PacksRead(store.machine).last().keys()
         assert len(done) >= 1

@@ -25,7 +25,7 @@ from casstore.errors import (
 from casstore.format import frame, marks
 from casstore.format.rows import Kind
 from casstore.machine.user_folders import cache_folder
-from casstore.objects import object_store
+from casstore.objects import stored_packs
 from casstore.objects.footers import read_footer
 from casstore.objects.keys import PACK_PREFIX, pack_key
 from casstore.objects.publishing.presence import read_quarantine
@@ -524,7 +524,7 @@ def test_a_check_beside_a_collector_finds_nothing_wrong(place, monkeypatch):
             backend.delete(key)
         return read_quarantine(backend)
 
-    monkeypatch.setattr(object_store, "read_quarantine", collected_meanwhile)
+    monkeypatch.setattr(stored_packs, "read_quarantine", collected_meanwhile)
     with opened(place.root) as store:
         store.rm("models/other")
         assert_clean(store)
