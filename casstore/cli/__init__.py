@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import sys
+from gc import freeze  # Not the module, whose name is that of a command here.
 from typing import Any
 
 import click
@@ -121,3 +122,5 @@ def main() -> None:
                 sys.stdout.flush()
         except OSError:
             discard_output()  # Output that could not be written has been reported already, if it matters.
+        # Python looks for cycles as it exits, several times: that took a tenth of a short command, and what it frees the system frees.
+        freeze()

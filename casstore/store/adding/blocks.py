@@ -104,7 +104,7 @@ class BlockReader:
     """Reads files, hashes them whole, and cuts them. For one thread.
 
     `window` blocks are worked on at once; `progress` is called with the number of bytes read; `deltas` finds what predicts
-    tensors.
+    tensors. `left` is how many bytes are not read yet, by the sizes that stat gave.
     """
 
     def __init__(self, *, window: int, progress: Callable[[int], None], deltas: Deltas | None) -> None:
@@ -112,7 +112,7 @@ class BlockReader:
         self._progress = progress
         self._deltas = deltas
         self._most = _FIRST_BLOCK
-        self._left = 0
+        self.left = 0
 
     def read(
         self,
@@ -124,7 +124,7 @@ class BlockReader:
         `external` are tensors that other files tell of (`find_external_spans`).
         """
         block = Block(take_block())
-        self._left = sum(file.identity.size for file, _ in files)
+        self.left = sum(file.identity.size for file, _ in files)
         for file, stat_key in files:
             descriptor = open_source(file)
             try:
@@ -145,7 +145,7 @@ class BlockReader:
                     end = MAX_CHUNK + min(BLOCK, max(self._wanted(), begin + carried))
                     room = block.buffer[begin + carried : end]
                     count = read_full(descriptor, room, position, file.shown)
-                    self._left -= count
+                    self.left -= count
                     position += count
                     reading.hasher.update(room[:count])
                     self._progress(count)
@@ -167,14 +167,14 @@ class BlockReader:
                 reading.size = position
             finally:
                 os.close(descriptor)
-            if block.used >= min(BLOCK // 2, max(_LEAST_BLOCK, self._left // (2 * self._window))):
+            if block.used >= min(BLOCK // 2, max(_LEAST_BLOCK, self.left // (2 * self._window))):
                 yield block
                 block = self._next()
         yield block
 
     def _wanted(self) -> int:
         """Return the bytes that a block should have, beyond the largest chunk: few where workers wait for it, the first or the last."""
-        return min(self._left // (2 * self._window), self._most)
+        return min(self.left // (2 * self._window), self._most)
 
     def _next(self) -> Block:
         self._most = min(2 * self._most, BLOCK)

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 _FEW = 256 << 10
 """Bytes of a block that are not worth a worker: handing it over and waiting for it would take longer."""
 
+_LAST = 2 << 20
+"""Bytes left to read from which blocks are divided although the workers are busy: one would go on long after the others."""
+
 _KNOWN_FILES = 4096
 _KNOWN_BYTES = 64 << 30
 """Unchanged files whose layouts are looked up at once: fewer look-ups, bounded memory."""
@@ -149,8 +152,9 @@ class Ingest:
             if block.used <= _FEW and not self._working:
                 self._take_block(block, [self._work(block, range(len(block.cuts)))])
                 continue
-            # With idle workers, each gets a part of the block.
-            parts = block.divided(self._window - len(self._working), least=_FEW)
+            # With idle workers, each gets a part of the block; towards the end, all of them are idle soon.
+            busy = len(self._working) if reader.left > _LAST else 0
+            parts = block.divided(self._window - busy, least=_FEW)
             self._working.append((block, [self._tasks.submit(self._work, block, part) for part in parts]))
             if len(self._working) > self._window:
                 self._take_oldest()

@@ -42,6 +42,11 @@ def test_version():
     )
 
 
+def test_a_command_named_like_a_module_of_python_ends_well(place):
+    done = run("--store", str(place), "gc", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_compiled_kernels_of_an_older_build_are_left_alone():
     """In a checkout that was installed as editable, they are only built anew by another installation."""
     program = (
@@ -316,6 +321,19 @@ def test_files_never_get_the_numbers_of_closed_streams(place, tmp_path):
     line = f"{sys.executable} '{tmp_path / 'program.py'}' <&- >&- 2>&-"
     assert in_shell(line) == (0, b"", b"")
     assert run("check", "--read-data", "--store", place).returncode == 0
+
+
+def test_no_cycles_are_looked_for_at_the_end(place):
+    """They take a tenth of the time of a short command."""
+    program = (
+        "import atexit, gc, sys\n"
+        "from casstore.__main__ import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000 > len(gc.get_objects())))\n"
+        "sys.argv = ['casstore', 'ls', '--quiet', '--store', sys.argv[1]]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, place], capture_output=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == b"True"
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
