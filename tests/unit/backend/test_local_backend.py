@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 import subprocess
@@ -577,6 +578,39 @@ def test_a_lock_file_that_was_replaced_is_taken_again(root):
         with pytest.raises(ConflictError), LocalBackend(root).publish_lock(blocking=False):
             pass
     assert calls.times == 3
+
+
+def test_the_type_of_the_file_system_is_asked_for_once(root):
+    """The table of mounts is long on some machines, and each add takes the lock."""
+    asked = []
+
+    class Counting(SystemCalls):
+        def file_system_type(self, path):
+            asked.append(path)
+            return super().file_system_type(path)
+
+    backend = LocalBackend(root, create=True, calls=Counting())
+    for _ in range(3):
+        with backend.publish_lock() as held:
+            assert held
+        backend.put(f"packs/ab/{os.urandom(32).hex()}", [b"x"])
+    assert len(asked) == 1
+
+
+def test_the_disk_starts_on_the_first_megabytes_of_a_pack(root):
+    started = []
+
+    class Counting(SystemCalls):
+        def start_writeback(self, fd, offset, length):
+            started.append((offset, length))
+            super().start_writeback(fd, offset, length)
+
+    with LocalBackend(root, create=True, calls=Counting()).open_writer() as writer:
+        for _ in range(40):
+            writer.write([bytes(100_000)])
+    assert started
+    assert [offset for offset, _ in started] == [0, *itertools.accumulate(size for _, size in started)][:-1]
+    assert sum(size for _, size in started) >= 3_000_000
 
 
 class Network(SystemCalls):

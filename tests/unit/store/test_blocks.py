@@ -1,10 +1,15 @@
-"""Blocks of chunks are divided among workers that have nothing to do."""
+"""Blocks of chunks: how large they are, and how they are divided among workers that have nothing to do."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from casstore.store.adding.blocks import Block
+from casstore.chunking import MAX_CHUNK
+from casstore.concurrency.buffers import BLOCK, give_block
+from casstore.store.adding.blocks import Block, BlockReader
+from casstore.store.adding.sources import list_sources
 
 
 def block_of(*lengths):
@@ -34,3 +39,22 @@ def block_of(*lengths):
 def test_each_part_has_about_as_many_bytes(lengths, number, least, expected):
     parts = block_of(*lengths).divided(number, least=least)
     assert [(part.start, part.stop) for part in parts] == expected
+
+
+def test_blocks_are_small_where_workers_wait_for_them(tmp_path):
+    """For the first one at the start, and for the one with the last bytes at the end."""
+    size = 40 << 20
+    (tmp_path / "weights.bin").write_bytes(random.Random(1).randbytes(size))
+    sources = list_sources(str(tmp_path / "weights.bin"))
+    reader = BlockReader(window=2, progress=lambda _: None, deltas=None)
+    used, left = [], []
+    for block in reader.read([(file, None) for file in sources.files], {}):
+        used.append(block.used)
+        left.append(reader.left)
+        give_block(block.buffer)
+    assert sum(used) == size
+    assert used[0] <= MAX_CHUNK + BLOCK // 16
+    assert max(used) > BLOCK
+    assert used[-1] <= MAX_CHUNK + BLOCK // 4
+    assert sorted(left, reverse=True) == left
+    assert left[-1] == 0
