@@ -230,7 +230,7 @@ class FrameTable:
             np.minimum.at(best, self.objects[good], np.uint8(rank))
         return counts
 
-    def covered(self, rows: Mask) -> Mask:
+    def covered(self, rows: Mask | Positions) -> Mask:
         """Say of each object whether one of these rows is of it."""
         found = np.zeros(len(self._firsts), np.bool_)
         found[self.objects[rows]] = True

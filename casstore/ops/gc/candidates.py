@@ -69,10 +69,31 @@ def choose(survey: Survey) -> Candidates:
             unneeded.append(number)
         else:
             sparse.append(number)
+    moved = _moved(survey)
+    sparse = _without_bases_of_deltas(survey, sparse, moved)
     if not sparse:
         return Candidates(tuple(unneeded), young=tuple(young))
-    copied = to_copy(survey, without=sparse, of=sparse, moved=_moved(survey))
+    copied = to_copy(survey, without=sparse, of=sparse, moved=moved)
     return Candidates(tuple(unneeded), tuple(sparse), tuple(young), copied.packed, len(copied.rows))
+
+
+def _without_bases_of_deltas(survey: Survey, sparse: list[int], moved: NDArray[np.bool_] | None) -> list[int]:
+    """Leave out packs without which deltas, theirs or others', would be encoded anew: that takes more than rewriting them frees."""
+    packs, table = survey.packs, survey.packs.table
+    condemned = packs.mask(survey.condemned() & set(packs.numbers()))
+    while sparse:
+        copied = to_copy(survey, without=sparse, moved=moved)
+        # Those of condemned packs are encoded anew in any case.
+        anew = copied.rows[~copied.as_stored & ~condemned[table.packs[copied.rows]]]
+        objects = table.covered(anew)
+        objects |= table.bases_of(objects)
+        held = packs.mask([])
+        held[table.packs[objects[table.objects]]] = True
+        left = [number for number in sparse if not held[number]]
+        if len(left) == len(sparse):
+            break
+        sparse = left
+    return sparse
 
 
 def _shares(survey: Survey) -> _Shares:

@@ -41,6 +41,7 @@ from casstore.format.rows import Kind
 from casstore.machine.state import MachineState, machine_folder
 from casstore.objects.keys import INDEX_PREFIX, PACK_PREFIX, pack_key
 from casstore.objects.publishing.pack_writer import encode_object
+from casstore.ops.gc.candidates import choose
 from casstore.ops.gc.policy import DAY, HOUR, WEEK
 from casstore.ops.gc.roots import trim
 from casstore.ops.gc.survey import Survey
@@ -609,6 +610,26 @@ def test_a_delta_stays_one_where_its_base_stays_or_is_copied_as_well(bare, neede
         digest(plain): ranks[plain] for plain in ranks
     }
     assert readable(bare, D)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_pack_stays_where_deltas_would_be_encoded_anew_without_it(bare, elsewhere):
+    """A few bytes of it are needed, for a delta on a delta; without them that would be as large as its plain bytes."""
+    put_frames(bare, encode_object(Kind.CHUNK, X))
+    middle, top = delta_frame(Y, 4, [X]), delta_frame(D, 8, [Y])
+    junk = encode_object(Kind.CHUNK, JUNK)
+    if elsewhere:
+        put_frames(bare, middle, junk)
+        put_frames(bare, top)
+    else:
+        put_frames(bare, middle, top, junk)
+    for needed, sparse in (([D], 0), ([D, Y], 1)):
+        survey = survey_of(bare, *needed)
+        survey.repack = 0.9
+        survey.look()
+        found = choose(survey)
+        assert len(found.sparse) == sparse
+        assert found.unneeded == ()
 
 
 def test_who_copies_a_delta_makes_the_name_of_its_bases_pack_durable(bare, monkeypatch):
