@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from casstore.codecs.huffman_tables import MAX_DIRECT, HuffmanTable, make_table
+from casstore.codecs.logarithms import MILLER, logs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,9 +26,6 @@ _LEAST_BLOCK = 256
 
 _MAX_SIZE = (1 << 32) - 1
 _SLOTS_LOG = 11
-# In 65536ths of a bit, for each value but the first that occurs: few samples of many values look more skewed than they are
-# (Miller, "Note on the bias of information estimates", 1955).
-_MILLER = 47_274
 _RAW, _REPEATED, _COMPRESSED = range(3)
 """Types of blocks."""
 
@@ -35,12 +33,6 @@ _RAW, _REPEATED, _COMPRESSED = range(3)
 _LOG2 = (
     0, 11, 22, 33, 44, 54, 63, 73, 82, 92, 100, 109, 118, 126, 134, 142,
     150, 157, 165, 172, 179, 186, 193, 200, 207, 213, 220, 226, 232, 238, 244, 250,
-)
-
-_FINE_LOG2 = (
-    0, 2909, 5732, 8473, 11136, 13727, 16248, 18704, 21098, 23433, 25711,
-    27936, 30109, 32234, 34312, 36346, 38336, 40286, 42196, 44068, 45904, 47705,
-    49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65536,
 )
 # fmt: on
 
@@ -115,21 +107,15 @@ def column_bits(sample: U8) -> list[int]:
     finest = np.bincount(columns, minlength=8 * 256).reshape(8, 256)
     counts = np.concatenate([finest.reshape(-1, width, 256).sum(axis=0) for width in (1, 2, 4, 8)])
     totals = counts.sum(axis=1)
-    bits = totals * _log2s(totals) - (counts * _log2s(counts)).sum(axis=1)
+    bits = totals * _logs(totals) - (counts * _logs(counts)).sum(axis=1)
     used = np.count_nonzero(counts, axis=1)
-    found: list[int] = np.where(totals > 0, bits + _MILLER * (used - 1), 0).tolist()
+    found: list[int] = np.where(totals > 0, bits + MILLER * (used - 1), 0).tolist()
     return found
 
 
-def _log2s(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return log2 of each value in 65536ths, to a 5,000th of a bit, 0 for 0: straight lines between 32 places of an octave."""
-    whole = np.maximum(np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1, 0)
-    left = (values << 16 >> whole) & 0xFFFF
-    place, rest = left >> 11, left & 0x7FF
-    parts = np.array(_FINE_LOG2, np.int64)
-    return np.where(
-        values > 0, (whole << 16) + parts[place] + ((parts[place + 1] - parts[place]) * rest >> 11), 0
-    )
+def _logs(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the logarithms of numbers, 0 for 0."""
+    return logs(np.maximum(values, 1).astype(np.uint64)).astype(np.int64)
 
 
 def _slots(windows: U8) -> NDArray[np.uint64]:

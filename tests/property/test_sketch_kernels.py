@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casstore.codecs import logarithms
 from casstore.codecs.delta import Order
 from casstore.store.adding.bases.planning.file_relations import read_ranges
 from casstore.store.adding.bases.tensors import likeness
@@ -54,7 +55,7 @@ def elements(draw, least=1):
 def test_logarithms_are_nearly_exact(values):
     numbers = np.array(values, np.uint64)
     exact = np.array([np.log2(float(value)) for value in values])
-    found = likeness.logs(numbers) / likeness.ONE
+    found = logarithms.logs(numbers) / logarithms.ONE
     assert np.all(np.abs(found - exact) < 1e-4)
 
 
@@ -75,7 +76,7 @@ def test_entropies_agree(drawn):
 def test_comparisons_agree(drawn, first, bits):
     words, others, order = drawn
     first = min(first, len(words))
-    limit = bits * first * likeness.ONE
+    limit = bits * first * logarithms.ONE
     found = both(lambda: likeness.compare(words, others, order, first=first, limit=limit))
     residuals = likeness.differences(words, others, order)
     if found is None:

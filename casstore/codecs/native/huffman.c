@@ -6,6 +6,7 @@
  */
 
 #include "huffman.h"
+#include "logarithms.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -106,26 +107,6 @@ static uint32_t log2_of(uint32_t value) {
     return whole << 8 | parts[whole >= 5 ? (value >> (whole - 5)) & 31 : (value << (5 - whole)) & 31];
 }
 
-/* log2 in 65536ths of a bit, to a 5,000th of a bit: straight lines between 32 places of an octave. */
-static uint64_t log2_finely(uint32_t value) {
-    static const uint32_t parts[33] = {
-        0, 2909, 5732, 8473, 11136, 13727, 16248, 18704, 21098, 23433, 25711,
-        27936, 30109, 32234, 34312, 36346, 38336, 40286, 42196, 44068, 45904, 47705,
-        49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65536,
-    };
-    uint64_t left = (uint64_t)value << 16, whole = 0;
-    uint32_t place, rest;
-    while (value >> (whole + 1)) whole++;
-    left = (left >> whole) & 0xFFFF;
-    place = (uint32_t)(left >> 11);
-    rest = (uint32_t)(left & 0x7FF);
-    return (whole << 16) + parts[place] + (((parts[place + 1] - parts[place]) * rest) >> 11);
-}
-
-/* In 65536ths of a bit, for each value but the first that occurs: few samples of many values look more skewed than they are
- * (Miller, "Note on the bias of information estimates", 1955). */
-#define MILLER 47274
-
 void casstore_column_bits(const uint8_t *data, size_t size, uint64_t *bits) {
     uint32_t parts[8][SYMBOLS];
     count_columns(data, size, parts);
@@ -139,9 +120,9 @@ void casstore_column_bits(const uint8_t *data, size_t size, uint64_t *bits) {
                 if (count == 0) continue;
                 total += count;
                 used++;
-                product += count * log2_finely(count);
+                product += count * log_of(count);
             }
-            *bits = total ? total * log2_finely(total) - product + MILLER * (used - 1) : 0;
+            *bits = total ? total * log_of(total) - product + MILLER * (used - 1) : 0;
         }
     }
 }

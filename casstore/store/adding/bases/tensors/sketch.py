@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casstore.codecs.delta import Order
+from casstore.codecs.logarithms import ONE
 from casstore.store.adding.bases.tensors.likeness import (
-    ONE,
     bits_of,
     compare,
     differences,
