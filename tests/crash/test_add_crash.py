@@ -280,7 +280,7 @@ def test_a_crash_at_every_call_of_a_merge_of_segments(before, tmp_path, monkeypa
         ("inline", errno.EIO, 1),
         ("inline", errno.ENOSPC, 1 if THOROUGH else 3),
         ("inline", errno.EROFS, 1 if THOROUGH else 7),
-        ("threaded", errno.EIO, 1 if THOROUGH else 8),
+        ("threaded", errno.EIO, 1 if THOROUGH else 7),
     ],
     ids=lambda case: f"{case[0]}-{errno.errorcode[case[1]]}",
 )
