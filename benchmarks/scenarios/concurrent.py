@@ -112,16 +112,17 @@ def inspect(store: str) -> dict[str, Any]:
     """Check every byte of a store; return problems, the number of refs, and the bytes of superfluous frames."""
     with Store(store) as opened:
         report = check(opened, read_data=True)
-        smallest: dict[bytes, int] = {}
+        # Of several frames, readers take the one that rests on the fewest others.
+        chosen: dict[bytes, tuple[int, int]] = {}
         total = 0
         for entry in opened.backend.list(PACK_PREFIX):
             rows = opened.objects.footer(pack_id_of(entry.key)).rows
             sizes = (rows["stored"].astype(np.int64) + frame.HEADER_SIZE).tolist()
             total += sum(sizes)
-            for object_id, size in zip(row_ids(rows), sizes, strict=True):
-                smallest[object_id] = min(size, smallest.get(object_id, size))
+            for object_id, rank, size in zip(row_ids(rows), rows["rank"].tolist(), sizes, strict=True):
+                chosen[object_id] = min((rank, size), chosen.get(object_id, (rank, size)))
         return {
             "problems": [f"{problem.key}: {problem.message}" for problem in report.problems],
             "models": len(opened.refs()),
-            "twice": total - sum(smallest.values()),
+            "twice": total - sum(size for _, size in chosen.values()),
         }
